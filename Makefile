@@ -1,0 +1,32 @@
+# `make test` and `make demo` install what is missing; `make install` does only that.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+LOCK := requirements.lock
+PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check
+
+.PHONY: install test demo lint clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml $(LOCK)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Tandem needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}; run: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) -c $(LOCK) -e ".[torch,mlx,convert,dev]"
+	$(PIP) --no-deps mlx-image==0.1.10
+	touch $(STAMP)
+
+lint: install
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+
+demo: install
+	$(PY) -m training.demo
+
+clean:
+	rm -rf $(VENV) demo_out runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,232 @@
+"""The one interface between the training loop and an engine.
+
+Everything that crosses it is NumPy in canonical form: images uint8 `[N, H, W, 3]` RGB; weights float32 under
+timm's names in timm's layout (convolutions OIHW); logits float32 `[N, C]`. Nothing here imports a framework.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import ConfigError
+from models.registry import ModelSpec
+
+Weights = dict[str, NDArray[np.float32]]
+Precision = Literal["auto", "fp32", "bf16"]
+Which = Literal["live", "ema"]
+_Loss = TypeVar("_Loss")
+
+_BUFFERS = ("running_mean", "running_var")
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a canonical name is a running statistic, which no optimizer updates."""
+    return name.rpartition(".")[2] in _BUFFERS
+
+
+class Batch(NamedTuple):
+    """One training batch of fixed shape; a short last batch is padded with weight 0.
+
+    images: uint8 `[N, H, W, 3]`; targets: float32 `[N, C]`, rows that sum to one, already smoothed;
+    weights: float32 `[N]`, the share of each sample in the mean loss.
+    """
+
+    images: NDArray[np.uint8]
+    targets: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
+
+class MixPlan(NamedTuple):
+    """Mixup and CutMix of one batch, decided on the host and applied on the device.
+
+    With `p = permutation`, sample i becomes `blend[i] * x[i] + (1 - blend[i]) * x[p[i]]`; then the rectangle
+    `box[i] = (top, bottom, left, right)` (half open, pixels; all zero for none) is taken from `x[p[i]]`; its target is
+    `own[i] * t[i] + (1 - own[i]) * t[p[i]]`.
+    """
+
+    permutation: NDArray[np.int32]
+    blend: NDArray[np.float32]
+    box: NDArray[np.int32]
+    own: NDArray[np.float32]
+
+
+class Knobs(NamedTuple):
+    """What the schedules decide for one step. `array()` is what reaches the device, so that nothing retraces.
+
+    With `frozen`, only the parameters of `OptimSpec.head` are trained: the others, their moments and their running
+    statistics stay, and their normalisation uses those statistics. An engine has one trace for each of its two values.
+    """
+
+    lr: float
+    weight_decay: float
+    ema_decay: float
+    clip_norm: float
+    frozen: bool = False
+
+    def array(self) -> NDArray[np.float32]:
+        """float32 `[4]`, the first four fields; a `clip_norm` of 0 or less means no clipping."""
+        return np.asarray(self[:4], dtype=np.float32)
+
+
+# The losses that are, for each sample, a sum over the classes of target times cost.
+LINEAR_LOSSES = ("cross_entropy", "focal", "poly1")
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss by its name in both engines, with all of its options. Label smoothing is already in the targets.
+
+    `class_weights` has a factor for each class, or is empty. In `LINEAR_LOSSES` it multiplies the target, as in torch's
+    `cross_entropy(weight=)` with probabilities for targets. In the others, where absent classes cost as well, it
+    multiplies the sample's loss by `sum_c weight_c * target_c`, as Cui et al. 2019 do: weights on their columns would
+    not change which probabilities are best. The per-sample losses include it; the mean over the batch divides by the
+    sum of `Batch.weights` alone.
+    """
+
+    name: str = "cross_entropy"
+    options: Mapping[str, float] = field(default_factory=dict)
+    class_weights: tuple[float, ...] = ()
+
+    def of(self, losses: Mapping[str, Callable[..., _Loss]], engine: str) -> Callable[..., _Loss]:
+        """This one of an engine's functions of (logits, targets, **options), its options filled in.
+
+        Raises `ConfigError` for a name that the engine lacks, and for options that are not exactly the loss's own.
+        """
+        if self.name not in losses:
+            raise ConfigError(f"loss {self.name!r} is not known to the {engine} engine; choose {', '.join(losses)}")
+        takes = list(inspect.signature(losses[self.name]).parameters)[2:]
+        if set(takes) != set(self.options):
+            own, given = ", ".join(takes) or "none", ", ".join(self.options) or "none"
+            raise ConfigError(f"loss {self.name!r}: found the options {given}; give {own}")
+        return functools.partial(losses[self.name], **self.options)
+
+
+OptimizerName = Literal["adamw", "sgd", "lion", "muon"]
+
+
+@dataclass(frozen=True)
+class OptimSpec:
+    """An optimizer by its name in both engines: torch.optim's AdamW and SGD, Lion (Chen et al. 2023) and Muon (Jordan
+    2024) as timm's.
+
+    `multipliers` maps a canonical parameter name to (learning-rate multiplier, weight-decay multiplier); a name that
+    is absent has (1, 1). `matrices` are the parameters that Muon orthogonalises, each flattened to (outputs, rest); it
+    hands the others to AdamW. `head` names the classifier's parameters (see `Knobs.frozen`).
+    Gradients are limited in this order, 0 being no limit: each unit's norm to `clip_factor` of its weight's norm, the
+    head spared (Brock et al. 2021); each entry to +-`clip_value`; all together to `Knobs.clip_norm`.
+    `ema` says whether an exponential moving average of all weights is kept.
+    """
+
+    name: OptimizerName = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    nesterov: bool = True
+    ema: bool = False
+    multipliers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    matrices: frozenset[str] = frozenset()
+    head: frozenset[str] = frozenset()
+    clip_value: float = 0.0
+    clip_factor: float = 0.0
+
+    @property
+    def named(self) -> frozenset[str]:
+        """Every parameter that the spec speaks of."""
+        return self.matrices | self.head | self.multipliers.keys()
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """How an update is made to need less memory.
+
+    `micro_batch` images pass the network at a time (0: all) and their gradients are added up, which gives the whole
+    batch's gradients, except that BatchNorm takes the statistics of each part; it must divide the batch.
+    `recompute` keeps the input of each block only and computes the block again for its gradient (Chen et al. 2016).
+    """
+
+    micro_batch: int = 0
+    recompute: bool = False
+
+
+NO_SAVING = MemorySpec()
+
+
+@dataclass
+class TrainState:
+    """Everything a run needs to go on, on either engine.
+
+    `optimizer` holds `exp_avg.NAME` and `exp_avg_sq.NAME` (AdamW), `exp_avg.NAME` (Lion) or `momentum_buffer.NAME`
+    (SGD, Muon's matrices) in the layout of the weights; `step` counts the applied updates, `frozen_steps` those of them
+    in which only the head was trained, `calls` all calls of `train_step` (it keys the device's random numbers).
+    """
+
+    weights: Weights
+    ema: Weights | None = None
+    optimizer: Weights = field(default_factory=dict)
+    step: int = 0
+    calls: int = 0
+    frozen_steps: int = 0
+
+
+class StepResult(NamedTuple):
+    """What one update reports: unweighted per-sample losses float32 `[N]`, the gradient norm before clipping,
+    and whether all was finite (an update that was not is skipped by the engine)."""
+
+    losses: NDArray[np.float32]
+    grad_norm: float
+    finite: bool
+
+
+class Session(Protocol):
+    """A model with its optimizer on a device."""
+
+    rank: int
+    world_size: int
+
+    def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> Any:
+        """Enqueue one update and return a pending result; never waits for the device."""
+
+    def read(self, pending: Any) -> StepResult:
+        """Wait for one pending result: the only wait in training."""
+
+    def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode."""
+
+    def state(self) -> TrainState:
+        """A copy of the whole state in canonical form."""
+
+    def load(self, state: TrainState, strict: bool = True) -> None:
+        """Take over a whole state; `WeightsError` (and nothing changed) when names or shapes do not fit."""
+
+    def describe(self) -> dict[str, Any]:
+        """Device, precision, memory in bytes, library versions."""
+
+    def close(self) -> None:
+        """Free the device's memory."""
+
+
+class Backend(Protocol):
+    """A module that opens sessions."""
+
+    def open(
+        self,
+        spec: ModelSpec,
+        weights: Weights | None,
+        optim: OptimSpec,
+        loss: LossSpec,
+        precision: Precision = "fp32",
+        seed: int = 0,
+        compile: bool = True,
+        memory: MemorySpec = NO_SAVING,
+    ) -> Session:
+        """Build `spec` on this machine's best device and load `weights` (`None`: fresh, drawn from `seed`).
+
+        `precision` "auto" is bf16 where the device is fast at it (CUDA), else fp32.
+        """

@@ -1,0 +1,207 @@
+"""A model with its optimizer on this machine's MLX device: the engine's side of `backends.contract.Session`.
+
+What is computed stands in `step`; here arrays cross the border, calls are counted, and results are waited for.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.contract import (
+    Batch,
+    Knobs,
+    LossSpec,
+    MixPlan,
+    OptimSpec,
+    Precision,
+    StepResult,
+    TrainState,
+    Weights,
+    Which,
+)
+from backends.mlx import losses, model, step
+from config.errors import ConfigError
+from models.registry import ModelSpec
+from models.weights import check
+
+# Pixels of one evaluation chunk: 64 images at 224, 16 at 448. More gains nothing and takes memory.
+_CHUNK_PIXELS = 64 * 224 * 224
+_CHUNK_MOST = 64
+
+
+def open(
+    spec: ModelSpec,
+    weights: Weights | None,
+    optim: OptimSpec,
+    loss: LossSpec,
+    precision: Precision = "fp32",
+    seed: int = 0,
+    compile: bool = True,
+) -> Session:
+    """Build `spec` on Metal where there is one, else on the CPU; `weights` None draws fresh ones from `seed`.
+
+    `compile=False` runs the same functions eagerly. Raises `ConfigError` or `WeightsError` before anything runs.
+    """
+    if mx.metal.is_available():
+        _claim_memory()
+    return Session(spec, weights, optim, loss, precision, seed, compile)
+
+
+class Session:
+    """See `backends.contract.Session`. Used from the thread that opened it."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights | None,
+        optimizer: OptimSpec,
+        loss: LossSpec,
+        precision: Precision,
+        seed: int,
+        compile: bool,
+    ):
+        # Metal's bf16 is no faster than its fp32 on most chips: memory is the reason to ask for it.
+        precision = "fp32" if precision == "auto" else precision
+        self.traces = 0
+        self._optimizer, self._precision, self._seed, self._compiled = optimizer, precision, seed, compile
+        self._classes = spec.num_classes
+        self._network, arrays = model.build(spec, weights, precision, seed)
+        self._state = step.fresh(optimizer, arrays)
+        self._calls = 0
+        train = step.train(
+            self._network, optimizer, losses.make(loss), list(self._state["parameters"]), self._count_trace
+        )
+        evaluate = step.evaluate(self._network)
+        self._train = mx.compile(train, inputs=mx.random.state, outputs=mx.random.state) if compile else train
+        self._evaluate = mx.compile(evaluate) if compile else evaluate
+
+    def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> step.Report:
+        """Enqueue one update and return a pending result; never waits for the device."""
+        plan = {name: mx.array(value) for name, value in (mix or _identity(len(batch.images)))._asdict().items()}
+        arrays = {name: mx.array(value) for name, value in batch._asdict().items()}
+        with model.seeded(self._seed, "train", self._calls):
+            self._state, pending = self._train(self._state, arrays, plan, mx.array(knobs.array()))
+        self._calls += 1
+        mx.async_eval(self._state, pending)
+        return pending
+
+    def read(self, pending: step.Report) -> StepResult:
+        """Wait for one pending result."""
+        each, total, finite = pending
+        return StepResult(np.array(each), float(np.array(total)), bool(np.array(finite)))
+
+    def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode; a compiled session pads to whole chunks."""
+        arrays = self._arrays(which)
+        size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
+        parts = [self._chunk(arrays, images[i : i + size], size) for i in range(0, len(images), size)]
+        return np.concatenate(parts) if parts else np.zeros((0, self._classes), np.float32)
+
+    def state(self) -> TrainState:
+        """A copy of the whole state in canonical form; waits for the device."""
+        out = {slot: model.to_canonical(self._network, kept) for slot, kept in self._state["moments"].items()}
+        return TrainState(
+            weights=model.to_canonical(self._network, self._arrays("live")),
+            ema=model.to_canonical(self._network, self._state["ema"]) if self._optimizer.ema else None,
+            optimizer={f"{slot}.{name}": value for slot, kept in out.items() for name, value in kept.items()},
+            step=int(self._state["step"].item()),
+            calls=self._calls,
+        )
+
+    def load(self, state: TrainState, strict: bool = True) -> None:
+        """Take over a whole state; `WeightsError`, with nothing changed, when names or shapes do not fit.
+
+        With `strict=False` what the state lacks stays as it is here (an absent EMA begins at the weights), what the
+        model lacks is left out; a wrong shape is an error in both.
+        """
+        live = self._fitted("weights", state.weights, self._arrays("live"), strict)
+        held = {f"{slot}.{n}": v for slot, kept in self._state["moments"].items() for n, v in kept.items()}
+        moments = self._fitted("optimizer", state.optimizer, held, strict)
+        given = state.ema if state.ema is not None or strict else state.weights
+        ema = self._fitted("ema", given or {}, self._state["ema"], strict)
+        self._state = {
+            "parameters": {name: live[name] for name in self._state["parameters"]},
+            "buffers": {name: live[name] for name in self._state["buffers"]},
+            "ema": ema,
+            "moments": {s: {n: moments[f"{s}.{n}"] for n in kept} for s, kept in self._state["moments"].items()},
+            "step": mx.array(state.step, mx.int32),
+        }
+        self._calls = state.calls
+
+    def describe(self) -> dict[str, Any]:
+        """Device, precision, memory in bytes, library versions, and how often the update was traced."""
+        info = mx.device_info()
+        return {
+            "engine": "mlx",
+            "device": f"{mx.default_device().type.name}: {info.get('device_name', platform.processor())}",
+            "precision": self._precision,
+            "compiled": self._compiled,
+            "traces": self.traces,
+            "memory": {
+                "active": mx.get_active_memory(),
+                "peak": mx.get_peak_memory(),
+                "cache": mx.get_cache_memory(),
+            },
+            "versions": {"mlx": importlib.metadata.version("mlx"), "python": platform.python_version()},
+        }
+
+    def close(self) -> None:
+        """Free the arrays and MLX's cache; the session cannot be used afterwards."""
+        self._state = {"parameters": {}, "buffers": {}, "ema": {}, "moments": {}, "step": mx.array(0, mx.int32)}
+        mx.clear_cache()
+
+    def _arrays(self, which: Which) -> model.Arrays:
+        if which == "live":
+            both = {**self._state["parameters"], **self._state["buffers"]}
+            return {name: both[name] for name in self._network.homes if name in both}
+        if not self._optimizer.ema:
+            raise ConfigError(
+                "this session keeps no EMA weights; open it with OptimSpec(ema=True) or ask for live ones"
+            )
+        return dict(self._state["ema"])
+
+    def _chunk(self, arrays: model.Arrays, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+        count = len(images)
+        if self._compiled and count < size:
+            images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
+        return np.array(self._evaluate(arrays, mx.array(images)))[:count]
+
+    def _fitted(self, part: str, given: Weights, held: model.Arrays, strict: bool) -> model.Arrays:
+        """The arrays of `held` taken from `given`; keys end in parameter names."""
+        names = {key: key.partition(".")[2] if part == "optimizer" else key for key in held}
+        shapes = {key: model.canonical_shape(self._network, names[key], value) for key, value in held.items()}
+        if not strict:
+            given = {key: value for key, value in given.items() if key in held}
+            shapes = {key: shape for key, shape in shapes.items() if key in given}
+        check(given, shapes, f"{part} of the state")
+        return {
+            key: model.from_canonical(self._network, names[key], given[key]) if key in given else value
+            for key, value in held.items()
+        }
+
+    def _count_trace(self) -> None:
+        self.traces += 1
+
+
+def _identity(count: int) -> MixPlan:
+    """The plan that mixes nothing."""
+    ones, box = np.ones(count, np.float32), np.zeros((count, 4), np.int32)
+    return MixPlan(np.arange(count, dtype=np.int32), ones, box, ones)
+
+
+def _claim_memory() -> None:
+    # Wired memory keeps the weights resident between steps; a bounded cache leaves room for the data layer.
+    info = mx.device_info()
+    most = int(info["max_recommended_working_set_size"])
+    mx.set_wired_limit(most)
+    mx.set_cache_limit(most // 4)

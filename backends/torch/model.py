@@ -1,0 +1,94 @@
+"""timm's model of a spec, and the door between its state and canonical arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from backends.contract import Weights
+from config.errors import ConfigError
+from models import registry
+from models.registry import ModelSpec
+from models.weights import check, pool_power
+
+# These fix their position tables or windows to the input size when they are built.
+_TAKES_IMAGE_SIZE = ("vit", "swin", "swinv2", "eva", "maxvit")
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """timm's module of `spec`, drawn from torch's current generator, on the CPU, in training mode.
+
+    Arguments of `spec.args` that differ from the registry's are passed on to timm's entry point, as the tests' tiny
+    networks need. Raises `ConfigError` for a pooling that the architecture does not have.
+    """
+    options = dict(registry_overrides(spec))
+    if spec.family in _TAKES_IMAGE_SIZE:
+        options["img_size"] = spec.preprocessing.size
+    if spec.global_pool:
+        options["global_pool"] = "avg" if spec.global_pool == "gem" else spec.global_pool
+    model = timm.create_model(
+        spec.arch,
+        pretrained=False,
+        num_classes=spec.num_classes,
+        in_chans=spec.in_chans,
+        drop_rate=spec.drop_rate,
+        drop_path_rate=spec.drop_path_rate,
+        **options,
+    )
+    return _with_gem(model, spec) if spec.global_pool == "gem" else model
+
+
+def registry_overrides(spec: ModelSpec) -> dict[str, object]:
+    """The constructor arguments in which `spec` differs from the registry's row of its architecture."""
+    usual = registry.get(spec.name).args
+    return {key: value for key, value in spec.args.items() if key not in usual or usual[key] != value}
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling (Radenovic et al. 2018) with a learnable power, around timm's average pooling."""
+
+    def __init__(self, average: nn.Module, power: float = 3.0, eps: float = 1e-6):
+        super().__init__()
+        self.average = average
+        self.p = nn.Parameter(torch.full((1,), power))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The average's shape and the input's dtype; the powers are taken in fp32."""
+        powers = x.float().clamp(min=self.eps).pow(self.p)
+        return self.average(powers).pow(1 / self.p).to(x.dtype)
+
+
+def canonical_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own parameters and running statistics under their canonical names."""
+    return {n: t for n, t in model.state_dict(keep_vars=True).items() if not n.endswith("num_batches_tracked")}
+
+
+def to_arrays(tensors: dict[str, Tensor]) -> Weights:
+    """Copies as contiguous float32 arrays."""
+    return {n: np.ascontiguousarray(t.detach().float().cpu().numpy()).copy() for n, t in tensors.items()}
+
+
+def load_canonical(model: nn.Module, weights: Weights, source: str = "weights") -> None:
+    """Copy canonical arrays into the model; `WeightsError`, with nothing changed, when names or shapes differ."""
+    tensors = canonical_tensors(model)
+    check(weights, {n: tuple(t.shape) for n, t in tensors.items()}, source)
+    copy_into(tensors, weights)
+
+
+@torch.no_grad()
+def copy_into(tensors: dict[str, Tensor], arrays: Weights) -> None:
+    """Copy the arrays into the tensors of the same names, which have the same shapes."""
+    for name, array in arrays.items():
+        tensors[name].copy_(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)))
+
+
+def _with_gem(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    place = pool_power(spec).removesuffix(".p")
+    if place not in dict(model.named_modules()):
+        raise ConfigError(f"model {spec.name}: has no pooling that gem could replace; leave global_pool unset")
+    parent = model.get_submodule(place.rpartition(".")[0])
+    parent.global_pool = GeM(model.get_submodule(place))
+    return model

@@ -1,0 +1,262 @@
+"""A model with its optimizer on a torch device: the engine's side of `backends.contract.Session`.
+
+What is computed stands in `step`; here arrays cross the border, calls are counted, and results are waited for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from backends.contract import (
+    Batch,
+    Knobs,
+    LossSpec,
+    MixPlan,
+    OptimSpec,
+    Precision,
+    StepResult,
+    TrainState,
+    Weights,
+    Which,
+)
+from backends.torch import losses, model, optim, step
+from config.errors import BackendUnavailable, ConfigError
+from models.registry import ModelSpec
+from models.weights import check
+
+# Overrides the choice of device, such as "cpu" or "cuda:1".
+DEVICE_VARIABLE = "TANDEM_TORCH_DEVICE"
+# Pixels of one evaluation chunk: 64 images at 224, 16 at 448. More gains nothing and takes memory.
+_CHUNK_PIXELS = 64 * 224 * 224
+_CHUNK_MOST = 64
+
+
+class Pending(NamedTuple):
+    """The packed result of one update on its way to the host; `ready` is the CUDA event that says it has arrived."""
+
+    packed: Tensor
+    ready: torch.cuda.Event | None
+
+
+def open(
+    spec: ModelSpec,
+    weights: Weights | None,
+    optim: OptimSpec,
+    loss: LossSpec,
+    precision: Precision = "fp32",
+    seed: int = 0,
+    compile: bool = True,
+) -> Session:
+    """Build `spec` on CUDA, else Apple's MPS, else the CPU; `weights` None draws fresh ones from `seed`.
+
+    `compile` compiles the forward pass, on CUDA only. Raises `ConfigError`, `WeightsError` or `BackendUnavailable`.
+    """
+    return Session(spec, weights, optim, loss, precision, seed, compile, device=best_device())
+
+
+def best_device() -> torch.device:
+    """The device that sessions open on; `BackendUnavailable` when TANDEM_TORCH_DEVICE names one that is not there."""
+    wanted = os.environ.get(DEVICE_VARIABLE)
+    if not wanted:
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        return torch.zeros((), device=wanted).device
+    except (RuntimeError, AssertionError) as error:
+        raise BackendUnavailable(
+            f"{DEVICE_VARIABLE}={wanted}: torch {torch.__version__} has no such device here; unset it, or use cpu"
+        ) from error
+
+
+class Session:
+    """See `backends.contract.Session`."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights | None,
+        optimizer: OptimSpec,
+        loss: LossSpec,
+        precision: Precision,
+        seed: int,
+        compile: bool,
+        device: torch.device,
+    ):
+        if spec.in_chans not in (1, 3):
+            raise ConfigError(f"model {spec.name}: in_chans is {spec.in_chans}; images are RGB, so choose 1 or 3")
+        if precision == "auto":
+            precision = "bf16" if device.type == "cuda" else "fp32"
+        self._optimizer, self._precision, self._seed, self._device = optimizer, precision, seed, device
+        self._classes, self._calls = spec.num_classes, 0
+        self._compiled = compile and device.type == "cuda"
+        network = self._network(spec, weights)
+        self._parameters = dict(network.named_parameters())
+        self._tensors = model.canonical_tensors(network)
+        self._trainer = step.Trainer(
+            model=network,
+            forward=self._forward(network),
+            loss=losses.make(loss),
+            optimizer=optim.make(self._parameters, optimizer),
+            statistics=optim.Statistics(network),
+            average=optim.Average(network) if optimizer.ema else None,
+            count=torch.zeros((), dtype=torch.int64, device=device),
+        )
+        self._moments = optim.moments(self._trainer.optimizer, self._parameters, optimizer)
+        self._average_forward = self._forward(self._trainer.average.model) if self._trainer.average else None
+        prep = spec.preprocessing
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=device) for v in (prep.mean, prep.std))
+        self._input = step.Input(mean, std, spec.in_chans, precision)
+
+    def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> Pending:
+        """Enqueue one update and return a pending result; never waits for CUDA."""
+        rates = step.Rates(*(float(v) for v in knobs.array()))
+        plan = None if mix is None else [self._send(a) for a in mix]
+        self._trainer.model.train()
+        with step.randomness(self._seed, "train", self._calls, self._device):
+            packed = step.update(self._trainer, self._input, [self._send(a) for a in batch], plan, rates)
+        self._calls += 1
+        return self._returning(packed)
+
+    def read(self, pending: Pending) -> StepResult:
+        """Wait for one pending result, and not for updates that were enqueued after it."""
+        if pending.ready is not None:
+            pending.ready.synchronize()
+        packed = pending.packed.cpu().numpy()
+        return StepResult(packed[:-2].copy(), float(packed[-2]), bool(packed[-1]))
+
+    def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode; a compiled session pads to whole chunks."""
+        network, forward = self._weights_of(which)
+        network.eval()
+        size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
+        parts = [self._chunk(forward, images[i : i + size], size) for i in range(0, len(images), size)]
+        return np.concatenate(parts) if parts else np.zeros((0, self._classes), np.float32)
+
+    def state(self) -> TrainState:
+        """A copy of the whole state in canonical form; waits for the device."""
+        average = self._trainer.average
+        return TrainState(
+            weights=model.to_arrays(self._tensors),
+            ema=model.to_arrays(average.tensors) if average else None,
+            optimizer=model.to_arrays(self._moments),
+            step=int(self._trainer.count.item()),
+            calls=self._calls,
+        )
+
+    def load(self, state: TrainState, strict: bool = True) -> None:
+        """Take over a whole state; `WeightsError`, with nothing changed, when names or shapes do not fit.
+
+        With `strict=False` what the state lacks stays as it is here (an absent EMA begins at the weights), what the
+        session lacks is left out; a wrong shape is an error in both.
+        """
+        average = self._trainer.average
+        held = {"weights": self._tensors, "ema": average.tensors if average else {}, "optimizer": self._moments}
+        absent = {} if strict else state.weights
+        given = {
+            "weights": state.weights,
+            "ema": absent if state.ema is None else state.ema,
+            "optimizer": state.optimizer,
+        }
+        fitting = {part: _fitting(part, given[part], tensors, strict) for part, tensors in held.items()}
+        for part, tensors in held.items():
+            model.copy_into(tensors, fitting[part])
+        self._trainer.count.fill_(state.step)
+        optim.set_step(self._trainer.optimizer, state.step)
+        self._calls = state.calls
+
+    def describe(self) -> dict[str, Any]:
+        """Device, precision, memory in bytes, library versions."""
+        return {
+            "engine": "torch",
+            "device": self._device_name(),
+            "precision": self._precision,
+            "compiled": self._compiled,
+            "memory": self._memory(),
+            "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
+        }
+
+    def close(self) -> None:
+        """Free the device's memory; the session cannot be used afterwards."""
+        del self._trainer, self._tensors, self._parameters, self._moments, self._average_forward
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _network(self, spec: ModelSpec, weights: Weights | None) -> nn.Module:
+        with step.randomness(self._seed, "weights", 0, torch.device("cpu")):
+            network = model.build(spec)
+        if weights is not None:
+            model.load_canonical(network, weights)
+        # Tensor cores want channels last; on the CPU it makes no clear difference.
+        layout = torch.channels_last if self._device.type == "cuda" else torch.preserve_format
+        return network.to(self._device, memory_format=layout)
+
+    def _forward(self, network: nn.Module) -> step.Forward:
+        forward: step.Forward = torch.compile(network, dynamic=False) if self._compiled else network
+        return forward
+
+    def _weights_of(self, which: Which) -> tuple[nn.Module, step.Forward]:
+        if which == "live":
+            return self._trainer.model, self._trainer.forward
+        if self._trainer.average is None or self._average_forward is None:
+            raise ConfigError(
+                "this session keeps no EMA weights; open it with OptimSpec(ema=True) or ask for live ones"
+            )
+        return self._trainer.average.model, self._average_forward
+
+    def _chunk(self, forward: step.Forward, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+        count = len(images)
+        if self._compiled and count < size:
+            images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
+        logits = step.evaluate(forward, self._input, self._send(images))
+        return np.array(logits.cpu().numpy()[:count])
+
+    def _send(self, array: NDArray) -> Tensor:
+        """A copy on the device; from pinned memory to CUDA, as a pageable one would wait for the queue."""
+        tensor = torch.from_numpy(np.require(array, requirements=("C", "W")))
+        if self._device.type == "cuda":
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)
+
+    def _returning(self, packed: Tensor) -> Pending:
+        if self._device.type != "cuda":
+            return Pending(packed, None)
+        host = packed.to("cpu", non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(self._device))
+        return Pending(host, ready)
+
+    def _device_name(self) -> str:
+        if self._device.type == "cuda":
+            return f"{self._device}: {torch.cuda.get_device_name(self._device)}"
+        return f"{self._device}: {platform.processor() or platform.machine()}"
+
+    def _memory(self) -> dict[str, int]:
+        if self._device.type == "cuda":
+            active, peak = torch.cuda.memory_allocated(self._device), torch.cuda.max_memory_allocated(self._device)
+            return {"active": active, "peak": peak}
+        if self._device.type == "mps":
+            return {"active": torch.mps.current_allocated_memory()}
+        return {"active": psutil.Process().memory_info().rss}
+
+
+def _fitting(part: str, given: Weights, held: dict[str, Tensor], strict: bool) -> Weights:
+    """The arrays of `given` that `held` has; `WeightsError` when they do not fit."""
+    if not strict:
+        given = {name: array for name, array in given.items() if name in held}
+    expected = {name: tuple(t.shape) for name, t in held.items() if strict or name in given}
+    check(given, expected, f"{part} of the state")
+    return given

@@ -1,0 +1,1 @@
+"""Settings and the project's error types. Imports nothing else of the project."""

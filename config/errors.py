@@ -1,0 +1,45 @@
+"""Every error that Tandem raises on purpose.
+
+The text of each says what was found, where, and what to do, in one line. The entry points print that
+line and exit with `exit_code`; anything that is not a `TandemError` is a bug and keeps its traceback.
+"""
+
+
+class TandemError(Exception):
+    """Base of the errors that a user can mend."""
+
+    exit_code = 1
+
+
+class ConfigError(TandemError):
+    """A setting, a recipe or a command line is wrong."""
+
+    exit_code = 2
+
+
+class DataError(TandemError):
+    """An image, a table or a folder of the data set cannot be used as it is."""
+
+
+class WeightsError(TandemError):
+    """A weights file does not fit the model, is damaged, or cannot be had."""
+
+
+class CheckpointError(TandemError):
+    """A checkpoint or a run folder is damaged, incomplete or in use."""
+
+
+class BackendUnavailable(TandemError):
+    """A framework or runtime is not installed, or not on this platform."""
+
+
+class Diverged(TandemError):
+    """Training produced non-finite numbers more often than the settings allow."""
+
+
+class ConvertError(TandemError):
+    """A model could not be converted, or the converted one does not answer as the original."""
+
+
+class UnsupportedOperation(TandemError):
+    """The reference evaluator met an operation or an argument that it does not know."""

@@ -1,0 +1,120 @@
+"""What is wrong with the settings, one line each: the path, what was found and where, what is expected or meant.
+
+Texts only; who validates and raises is `load`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from config import usage
+from config.errors import ConfigError
+from config.schema import CHECK
+from config.yaml_file import Key, Layer
+
+Errors = dict[Key, ErrorDetails]
+_LONGEST = 60
+
+
+def several(faults: Sequence[str]) -> ConfigError:
+    """One error for all faults, a line each."""
+    if len(faults) == 1:
+        return ConfigError(faults[0])
+    return ConfigError("\n  ".join([f"{len(faults)} faults in the settings:", *faults]))
+
+
+def by_key(error: ValidationError, prefix: Key = ()) -> Errors:
+    """The first error of each setting; an entry of a list and a branch of a union count as the setting.
+
+    `prefix` is taken off the front of every location.
+    """
+    found: Errors = {}
+    for details in error.errors(include_url=False):
+        key = tuple(str(part) for part in details["loc"][len(prefix) :])
+        if details["type"] != "extra_forbidden":
+            key = next((key[:end] for end in range(1, len(key)) if ".".join(key[:end]) in usage.leaves()), key)
+        found.setdefault(key, details)
+    return found
+
+
+def is_cross(details: ErrorDetails) -> bool:
+    """Whether an error compares two settings, each of which is right by itself."""
+    return details["type"] == CHECK and "other" in details.get("ctx", {})
+
+
+def is_absent(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> bool:
+    """Whether a required setting is given nowhere (a list that is too short is "missing" to pydantic as well)."""
+    return details["type"] == "missing" and not any(key in layer.where for layer in layers)
+
+
+def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
+    """The line for one of pydantic's errors; the first layer that has the key is the one it speaks of."""
+    source = next((layer for layer in layers if key in layer.where), None)
+    where = source.where[key] if source else "default"
+    if details["type"] == "extra_forbidden":
+        return unknown(key, where)
+    path = ".".join(key)
+    leaf = usage.leaves()[path]
+    if is_absent(key, details, layers):
+        return f"{path}: not given; expected {leaf.accepts}, from --{path} VALUE or the file"
+    found = shown(_value(source.values, key)) if source else leaf.default.removeprefix("default ")
+    return f"{path}: found {found} ({where}); expected {details['msg'] if details['type'] == CHECK else leaf.accepts}"
+
+
+def unknown(key: Key, where: str) -> str:
+    """The line for a key that no setting has, with the nearest one and what there is."""
+    path = ".".join(key)
+    text = _short(usage.plain(path) or "''")
+    if path in usage.sections():
+        return f"{text}: is a section ({where}); set one of its keys: {', '.join(usage.keys_of(path))}"
+    if path in usage.leaves():
+        section, _, last = path.partition(".")
+        return f"{text}: a key with a dot ({where}); write `{section}:` and, indented below it, `{last}: VALUE`"
+    section = key[0] if key[0] in usage.sections() else ""
+    near = _nearest(path[:_LONGEST])
+    hint = f"; did you mean {near}?" if near else ";"
+    return (
+        f"{text}: no such setting ({where}){hint} {section or 'the top level'} has {', '.join(usage.keys_of(section))}"
+    )
+
+
+def shown(value: Any) -> str:
+    """A value as it was found, on one line and not too long; text in quotes."""
+    return _short(repr(value) if isinstance(value, str) and value.isprintable() else usage.plain(value))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean X?`, or `;` where nothing is near."""
+    near = difflib.get_close_matches(name[:_LONGEST], known, n=1)
+    return f"; did you mean {near[0]}?" if near else ";"
+
+
+def _nearest(path: str) -> str | None:
+    """The setting of the same key in another section, else the one spelled most alike, by path or by key."""
+    keys = _paths_by_key()
+    last = path.rpartition(".")[2]
+    if last in keys:
+        return keys[last]
+    near = difflib.get_close_matches(path, usage.leaves(), n=1)
+    return near[0] if near else next((keys[key] for key in difflib.get_close_matches(last, keys, n=1)), None)
+
+
+@functools.cache
+def _paths_by_key() -> Mapping[str, str]:
+    return {path.rpartition(".")[2]: path for path in reversed(usage.leaves())}
+
+
+def _value(values: Any, key: Key) -> Any:
+    for part in key:
+        values = values[part]
+    return values
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -1,0 +1,216 @@
+"""From recipe, file and command line to `Settings`, the later over the earlier, with all faults in one `ConfigError`.
+
+The schema is in `schema`, reading YAML in `yaml_file`, the texts in `usage` and `faults`. pydantic-settings layers and
+validates. Its own command-line source is not used: it reads JSON and not YAML values (`null` becomes a list of one),
+appends repeated lists, and stops at the first unknown option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from config import faults, usage, yaml_file
+from config.errors import ConfigError
+from config.schema import Settings
+from config.yaml_file import Key, Layer
+
+RECIPES = Path(__file__).parent / "recipes"
+_LINE = "command line"
+_FLAGS = {"--help": "help", "-h": "help", "--print_config": "print_config"}
+
+
+@dataclass
+class _CommandLine:
+    layer: Layer = field(default_factory=Layer)
+    configs: list[str] = field(default_factory=list)
+    flags: set[str] = field(default_factory=set)
+    faults: list[str] = field(default_factory=list)
+
+
+def parse(argv: Sequence[str], prog: str) -> Settings:
+    """The settings of a command line (without the program's name), such as `--config demo --train.epochs 3`.
+
+    Raises `ConfigError`, whose text has one line for each fault, and `SystemExit(0)` after `--help` and
+    `--print_config`, which print and stop.
+    """
+    line = _read_command_line(argv)
+    if "help" in line.flags:
+        print(usage.help_text(prog), end="")
+        raise SystemExit(0)
+    if len(line.configs) > 1:
+        line.faults.append(
+            f"config: given {len(line.configs)} times ({_LINE}); give one, its `recipe:` can name a base"
+        )
+    try:
+        layers = [line.layer, *(_layers(*_locate(line.configs[0])) if line.configs else [])]
+    except ConfigError as error:
+        raise faults.several([*line.faults, str(error)]) from error
+    settings = _resolve(layers, line.faults)
+    if "print_config" in line.flags:
+        print(to_yaml(settings), end="")
+        raise SystemExit(0)
+    return settings
+
+
+def read(path: Path) -> Settings:
+    """The settings in a YAML file, on top of the recipe that it names and the defaults; `ConfigError` as `parse`."""
+    return _resolve(_layers(Path(path), str(path)), [])
+
+
+def to_yaml(settings: Settings) -> str:
+    """All settings as YAML in the schema's order; `read` gives them back equal."""
+    return yaml_file.dump(settings.model_dump(mode="json"))
+
+
+def recipes() -> dict[str, Path]:
+    """The shipped recipes by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def _read_command_line(argv: Sequence[str]) -> _CommandLine:
+    line = _CommandLine()
+    rest = list(argv)[::-1]
+    while rest:
+        token = rest.pop()
+        if token in _FLAGS:
+            line.flags.add(_FLAGS[token])
+        elif not token.startswith("--"):
+            line.faults.append(f"{faults.shown(token)} ({_LINE}): belongs to no option; write --section.key VALUE")
+        else:
+            name, equals, text = token[2:].partition("=")
+            takes_next = not equals and rest and not rest[-1].startswith("--")
+            _take(line, name, text if equals else rest.pop() if takes_next else None)
+    return line
+
+
+def _take(line: _CommandLine, name: str, value: str | None) -> None:
+    key = tuple(name.split("."))
+    leaf = usage.leaves().get(name)
+    if leaf is None and name != "config":
+        line.faults.append(faults.unknown(key, _LINE))
+    elif value is None:
+        line.faults.append(f"{name}: no value given ({_LINE}); expected {leaf.accepts if leaf else 'a YAML file'}")
+    elif not yaml_file.writable(value):
+        line.faults.append(f"{name}: found {faults.shown(value)} ({_LINE}); expected text that a UTF-8 file can hold")
+    elif name == "config":
+        line.configs.append(value)
+    else:
+        line.layer.where[key] = _LINE
+        _put(line.layer.values, key, yaml_file.parse_value(value))
+
+
+def _put(values: dict[str, Any], key: Key, value: Any) -> None:
+    for part in key[:-1]:
+        values = values.setdefault(part, {})
+    values[key[-1]] = value
+
+
+def _locate(config: str) -> tuple[Path, str]:
+    """The file that `--config` means and how to call it: a path, or the bare name of a recipe."""
+    path = Path(config)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
+        return path, usage.plain(config or ".")
+    return _recipe(config, _LINE)
+
+
+def _recipe(name: str, where: str) -> tuple[Path, str]:
+    known = recipes()
+    if name in known:
+        return known[name], f"recipe {name}"
+    hint = f"{faults.nearest(name, list(known))} there are {', '.join(known)}"
+    raise ConfigError(f"{faults.shown(name)} ({where}) is no recipe{hint}; a file's name ends in .yaml")
+
+
+def _layers(path: Path, name: str) -> list[Layer]:
+    """The file's layer, then that of the recipe it builds on, and so on."""
+    layers: list[Layer] = []
+    seen: set[Path] = set()
+    while True:
+        layer = yaml_file.read(path, name)
+        layers.append(layer)
+        seen.add(path.resolve())
+        if "recipe" not in layer.values:
+            return layers
+        where = layer.where[("recipe",)]
+        base = layer.values.pop("recipe")
+        path, name = _recipe(base if isinstance(base, str) else usage.plain(base), where)
+        if path.resolve() in seen:
+            raise ConfigError(f"recipe: {name} builds on itself ({where}); name another or none")
+
+
+def _resolve(layers: Sequence[Layer], found: Sequence[str]) -> Settings:
+    found = [*found, *(fault for layer in layers for fault in _open_sections(layer))]
+    try:
+        settings = _validated([layer.values for layer in layers])
+    except ValidationError as error:
+        raise faults.several([*found, *_explain(error, layers)]) from None
+    if found:
+        raise faults.several(found)
+    return settings
+
+
+def _open_sections(layer: Layer) -> Iterator[str]:
+    """Take out of a layer each section that is empty, and each that is no mapping, which is a fault."""
+    for name in [name for name in layer.values if name in usage.sections()]:
+        if isinstance(layer.values[name], dict):
+            continue
+        value = layer.values.pop(name)
+        if value is not None:
+            where, keys = layer.where[(name,)], ", ".join(usage.keys_of(name))
+            yield f"{name}: found {faults.shown(value)} ({where}); expected a section with the keys {keys}"
+
+
+def _validated(values: Iterable[Mapping[str, Any]]) -> Settings:
+    """The settings of nested values, of which the first wins. The environment is no source."""
+    layers = [*values, {name: {} for name in usage.sections()}]
+
+    class Layered(BaseSettings):
+        model_config = SettingsConfigDict(case_sensitive=True)
+        settings: Settings
+
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *_: Any, **__: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return tuple(InitSettingsSource(settings_cls, {"settings": layer}) for layer in layers)
+
+    return Layered.model_validate({}).settings
+
+
+def _explain(error: ValidationError, layers: Sequence[Layer]) -> list[str]:
+    """A line for each fault. The schema compares settings only where each is right by itself, so the others are
+    looked at once more without the wrong ones."""
+    errors = faults.by_key(error, ("settings",))
+    if not all(faults.is_cross(details) for details in errors.values()):
+        errors |= _cross_errors(errors, layers)
+    return [faults.of(key, details, layers) for key, details in errors.items()]
+
+
+def _cross_errors(wrong: faults.Errors, layers: Sequence[Layer]) -> faults.Errors:
+    values = [_without(layer.values, wrong) for layer in layers]
+    for key, details in wrong.items():
+        if faults.is_absent(key, details, layers):
+            _put(values[0], key, "missing")
+    try:
+        _validated(values)
+    except ValidationError as error:
+        return {
+            key: details
+            for key, details in faults.by_key(error, ("settings",)).items()
+            if faults.is_cross(details) and not {key, tuple(details["ctx"]["other"].split("."))} & wrong.keys()
+        }
+    return {}
+
+
+def _without(values: Mapping[str, Any], keys: Container[Key], prefix: Key = ()) -> dict[str, Any]:
+    return {
+        name: _without(value, keys, (*prefix, name)) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if (*prefix, name) not in keys
+    }

@@ -1,0 +1,144 @@
+"""What the schema says of each setting, for people: `--help`, and the `expected ...` of an error.
+
+Everything is read from the JSON schema of `Settings`, so that a new section needs nothing here. A setting is named by
+its dotted path, at most `section.key`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from config.schema import Settings
+
+_WORDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+    "object": "a mapping",
+}
+_PLURALS = {"integer": "whole numbers", "number": "numbers", "string": "names"}
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+_ABOUT = "A setting on the command line wins over the file, the file over its recipe, the recipe over the default."
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One setting: its dotted path, meaning, the values it takes, and its default as YAML would write it."""
+
+    path: str
+    description: str
+    accepts: str
+    default: str
+
+
+@functools.cache
+def sections() -> dict[str, str]:
+    """Each section's name and its one-line meaning, in the schema's order."""
+    schema, found = _schema(), {}
+    for name, node in schema["properties"].items():
+        if "$ref" in node:
+            found[name] = str(_definition(node, schema)["description"]).partition("\n")[0]
+    return found
+
+
+@functools.cache
+def leaves() -> dict[str, Leaf]:
+    """Every setting by its dotted path, in the schema's order."""
+    schema = _schema()
+    found: dict[str, Leaf] = {}
+    for name, node in schema["properties"].items():
+        if "$ref" in node:
+            for key, inner in _definition(node, schema)["properties"].items():
+                found[f"{name}.{key}"] = _leaf(f"{name}.{key}", inner)
+        else:
+            found[name] = _leaf(name, node)
+    return found
+
+
+def keys_of(section: str) -> list[str]:
+    """The keys of a section; for "" those of the top level, sections included."""
+    if section:
+        return [path.partition(".")[2] for path in leaves() if path.startswith(f"{section}.")]
+    return [path for path in leaves() if "." not in path] + list(sections())
+
+
+def plain(value: Any) -> str:
+    """A value as a person would write it in YAML."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(plain(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{plain(key)}: {plain(item)}' for key, item in value.items())}}}"
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
+
+
+def help_text(prog: str) -> str:
+    """The whole `--help`, wrapped to the terminal."""
+    parser = argparse.ArgumentParser(
+        prog=prog, usage="%(prog)s [--config FILE] [--SECTION.KEY VALUE ...]", description=_ABOUT, add_help=False
+    )
+    general = parser.add_argument_group("general")
+    general.add_argument("--config", metavar="FILE", help="a YAML file, or the bare name of a shipped recipe")
+    general.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
+    general.add_argument("--help", action="store_true", help="print this and stop")
+    groups = {"": parser.add_argument_group("run")}
+    groups |= {name: parser.add_argument_group(name, text.replace("%", "%%")) for name, text in sections().items()}
+    for leaf in leaves().values():
+        text = f"{leaf.description} ({leaf.accepts}; {leaf.default})"
+        section = leaf.path.rpartition(".")[0]
+        groups[section].add_argument(f"--{leaf.path}", metavar="VALUE", help=text.replace("%", "%%"))
+    return parser.format_help()
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
+    return Settings.model_json_schema()
+
+
+def _definition(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    return dict(schema["$defs"][node["$ref"].rpartition("/")[2]])
+
+
+def _leaf(path: str, node: dict[str, Any]) -> Leaf:
+    default = f"default {plain(node['default'])}" if "default" in node else "required"
+    return Leaf(path, node.get("description", ""), _accepts(node), default)
+
+
+def _accepts(node: dict[str, Any]) -> str:
+    if "anyOf" in node:
+        return " or ".join(_accepts(option) for option in node["anyOf"])
+    if "const" in node:
+        return str(node["const"])
+    if "enum" in node:
+        return f"one of {', '.join(map(str, node['enum']))}"
+    if node.get("type") == "array":
+        return _list(node)
+    if node.get("type") == "string":
+        return _string(node)
+    return _WORDS[node.get("type", "object")] + _range(node)
+
+
+def _list(node: dict[str, Any]) -> str:
+    entries = node.get("prefixItems")
+    item = entries[0] if entries else node["items"]
+    count = f"{len(entries)} " if entries else ""
+    return f"a list of {count}{_PLURALS.get(item.get('type'), 'values')}{_range(item)}"
+
+
+def _string(node: dict[str, Any]) -> str:
+    if node.get("format") == "path":
+        return "a path"
+    return f"text of the form {node['pattern']}" if "pattern" in node else "text"
+
+
+def _range(node: dict[str, Any]) -> str:
+    if "minimum" in node and "maximum" in node:
+        return f" from {node['minimum']} to {node['maximum']}"
+    bounds = [f"{sign} {node[key]}" for key, sign in _BOUNDS.items() if key in node]
+    return f" {' and '.join(bounds)}" if bounds else ""

@@ -1,0 +1,44 @@
+"""From a checkpoint to ONNX and Core ML, and the proof that the result answers alike: `python -m convert`.
+
+`load` is the way to a format: its module, and so the frameworks it needs, is imported only then.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+from backends import installed
+from config.errors import BackendUnavailable
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format: the suffix of its artefacts and the frameworks that writing it needs."""
+
+    suffix: str
+    needs: tuple[str, ...]
+
+
+TARGETS = {
+    "onnx": Target(".onnx", ("torch", "timm", "onnx", "onnxscript")),
+    "coreml": Target(".mlpackage", ("torch", "timm", "coremltools")),
+}
+
+
+def require(target: str) -> None:
+    """Raise `BackendUnavailable`, naming the install command, when something that `target` needs is missing."""
+    missing = [module for module in TARGETS[target].needs if not installed(module)]
+    if missing:
+        wheels = " (coremltools: macOS and Linux x86-64 only)" if "coremltools" in missing else ""
+        raise BackendUnavailable(
+            f"writing {target} needs {' and '.join(missing)}, not installed here; "
+            f'run: pip install -e ".[convert]"{wheels}'
+        )
+
+
+def load(target: str) -> ModuleType:
+    """The module that writes `target` ("onnx", "coreml"): `export(weights, card, out, precision=...)`."""
+    require(target)
+    return importlib.import_module(f"convert.{target}")

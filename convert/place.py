@@ -1,0 +1,57 @@
+"""Puts an artefact in its place whole or not at all: written in a folder beside it, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from config.errors import ConvertError
+
+
+@contextlib.contextmanager
+def whole(target: Path, overwrite: bool) -> Iterator[Path]:
+    """Yields a path of the target's name in a temporary folder beside it; moved to `target` when all went well.
+
+    `target` may become a file or a folder. Raises `ConvertError` when it exists and may not be replaced, or when the
+    place cannot be written; what was there before stays until the new one is whole.
+    """
+    refuse_existing(target, overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    try:
+        yield folder / target.name
+        _move(folder / target.name, target, folder / "replaced")
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """`ConvertError` when `target` exists and may not be replaced: checked before any work."""
+    if target.exists() and not overwrite:
+        raise ConvertError(f"{target}: exists already; delete it, give another --out, or --overwrite")
+
+
+def _move(new: Path, target: Path, aside: Path) -> None:
+    if not target.is_dir():
+        new.replace(target)
+        return
+    target.replace(aside)
+    try:
+        new.replace(target)
+    except OSError:
+        aside.replace(target)
+        raise
+
+
+def _unwritable(target: Path, error: OSError) -> ConvertError:
+    remedy = "free some space" if error.errno == errno.ENOSPC else "give an --out that can be written"
+    return ConvertError(f"{target}: cannot be written ({error.strerror or error}); {remedy}")

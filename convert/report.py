@@ -1,0 +1,84 @@
+"""Keeps what a verification found beside the artefacts: `verify.json` for programs, `verify.md` for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from config.errors import ConvertError
+from convert.verify import Comparison
+
+_COLUMNS = {
+    "artefact": "artefact",
+    "runtime": "runtime",
+    "precision": "precision",
+    "images": "images",
+    "top1_agreement": "top-1 agreement",
+    "max_logit_difference": "max logit diff",
+    "mean_logit_difference": "mean logit diff",
+    "torch_error": "torch's own fp32 error",
+    "kl_divergence": "KL",
+    "log_loss": "log loss",
+    "log_loss_checkpoint": "of the checkpoint",
+}
+
+
+def write(folder: Path, comparisons: Sequence[Comparison]) -> Path:
+    """Write both files into `folder` and return the first; what they say of other artefacts there is kept."""
+    path = folder / "verify.json"
+    named = {c.artefact for c in comparisons}
+    rows = [r for r in _read(path) if r["artefact"] not in named] + [_plain(asdict(c)) for c in comparisons]
+    for file, text in ((path, json.dumps(rows, indent=1) + "\n"), (folder / "verify.md", markdown(rows))):
+        beside = file.with_name(f".{file.name}.part")
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(file)
+        except OSError as error:
+            raise ConvertError(f"{file}: cannot be written ({error.strerror or error})") from error
+        finally:
+            beside.unlink(missing_ok=True)
+    return path
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table, one line a comparison."""
+    lines = ["| " + " | ".join([*_COLUMNS.values(), "verdict"]) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
+    for row in rows:
+        verdict = "; ".join(row["faults"]) or "within the limits"
+        lines.append("| " + " | ".join([_cell(key, row[key]) for key in _COLUMNS] + [verdict]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def line(comparison: Comparison) -> str:
+    """One comparison in one line, for a terminal."""
+    c = comparison
+    return (
+        f"{c.artefact} on {c.runtime}: top-1 agreement {c.top1_agreement:.2%} of {c.images} images, logits differ by "
+        f"{c.max_logit_difference:.1e} at most (torch's own fp32 error {c.torch_error:.1e}), KL {c.kl_divergence:.1e}, "
+        f"log loss {c.log_loss:.5f} ({c.log_loss_checkpoint:.5f}): {'; '.join(c.faults) or 'within the limits'}"
+    )
+
+
+def _cell(key: str, value: Any) -> str:
+    if key == "top1_agreement" and value is not None:
+        return f"{value:.2%}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: numbers that are not finite become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [dict(row) for row in rows if row["artefact"] and set(_COLUMNS) <= set(row)]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConvertError(f"{path}: is no report of `convert` ({error}); move it away") from error

@@ -1,0 +1,145 @@
+"""From a file to RGB pixels, whatever the format. Resizing is `data.resize`, caching `data.images`.
+
+cv2 reads JPEG, PNG and WebP, Pillow the header of everything and the pixels of the rest: palettes, CMYK, TIFF, GIF,
+AVIF, animations. One EXIF rule holds for both: the orientation is applied here, by what Pillow reads from the header.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from config.errors import DataError
+
+Pixels = NDArray[np.uint8]
+
+PIXEL_LIMIT = 178_956_970
+_CV2_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+_CV2_MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16")
+_DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_WIDE_MODES = ("I", "F")
+# What Pillow's readers raise for damaged files.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    struct.error,
+)
+
+cv2.setNumThreads(0)  # the loader's threads share the cores
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it would print is raised as a DataError
+
+
+def decode(source: Path | bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
+    """The image as uint8 `[H, W, 3]` RGB: EXIF orientation applied, transparency over white, 16 bits scaled to 8.
+
+    The first frame of an animation counts. Raises `DataError` for a file that is missing, damaged, truncated, of an
+    unknown format, of 32-bit pixels, or of more than `pixel_limit` pixels (seen in the header, before decoding).
+    """
+    data, name = _read(source)
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            _check_header(header, name, pixel_limit)
+            image = _with_cv2(data) if _suits_cv2(header) else None
+            if image is not None:
+                return _orient(image, _orientation(header))
+            return _with_pillow(header)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: has more pixels than Pillow opens; scale it down or remove it") from error
+    except _DAMAGED as error:
+        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise DataError(f"{name}: cannot be decoded ({reason}); replace or remove the file") from error
+
+
+def _read(source: Path | bytes) -> tuple[bytes, str]:
+    if isinstance(source, bytes):
+        return source, f"image of {len(source)} bytes"
+    try:
+        return source.read_bytes(), str(source)
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def _check_header(header: Image.Image, name: str, pixel_limit: int) -> None:
+    width, height = header.size
+    if width * height > pixel_limit:
+        raise DataError(
+            f"{name}: {width} x {height} pixels, more than data.pixel_limit {pixel_limit}; scale it down or raise that"
+        )
+    if header.mode in _WIDE_MODES:
+        raise DataError(f"{name}: its pixels have 32 bits and no known range; save it with 8 or 16 bits a channel")
+
+
+def _suits_cv2(header: Image.Image) -> bool:
+    return (
+        header.format in _CV2_FORMATS
+        and header.mode in _CV2_MODES
+        and "transparency" not in header.info
+        and (header.format == "MPO" or not getattr(header, "is_animated", False))
+    )
+
+
+def _orientation(header: Image.Image) -> int:
+    try:
+        return int(header.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGED:  # unreadable EXIF beside good pixels
+        return 1
+
+
+def _with_cv2(data: bytes) -> Pixels | None:
+    """RGB pixels as they are stored, or None where cv2 finds the file damaged: Pillow then says how."""
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if image is None:
+        return None
+    eight = _to_8_bits(image)
+    if eight.ndim == 2:
+        return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
+    if eight.shape[2] == 3:
+        return cv2.cvtColor(eight, cv2.COLOR_BGR2RGB)
+    return _over_white(cv2.cvtColor(eight, cv2.COLOR_BGRA2RGBA))
+
+
+def _with_pillow(image: Image.Image) -> Pixels:
+    orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow itself turns a TIFF when it loads it
+    if image.mode in _DEEP_MODES:
+        return _orient(cv2.cvtColor(_to_8_bits(np.asarray(image)), cv2.COLOR_GRAY2RGB), orientation)
+    if image.has_transparency_data:
+        return _orient(_over_white(np.array(image.convert("RGBA"))), orientation)
+    return _orient(np.array(image.convert("RGB")), orientation)
+
+
+def _to_8_bits(image: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
+    if image.dtype == np.uint8:
+        return image.astype(np.uint8, copy=False)
+    return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _over_white(rgba: Pixels) -> Pixels:
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _orient(image: Pixels, orientation: int) -> Pixels:
+    """EXIF 2.32, tag 0x0112: how the stored rows and columns lie."""
+    if orientation in (5, 6, 7, 8):
+        image = cv2.transpose(image)
+    if orientation in (2, 3, 6, 7):
+        image = cv2.flip(image, 1)
+    if orientation in (3, 4, 7, 8):
+        image = cv2.flip(image, 0)
+    return image

@@ -1,0 +1,93 @@
+"""The embedded data set: the UCI handwritten digits of scikit-learn as image files, in the layout of a competition.
+
+`python -m data.demo DIR` writes it. Training sees train.csv and train/, inference test.csv and test/; the answers of
+the test images are in hidden_answers.csv, for the demo's last step alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from config.errors import DataError, TandemError
+from data import csvfile
+
+SIZE = 32
+_HEADER = ("ID", "target")
+
+
+def write(root: Path | str) -> Path:
+    """Write the 1,797 digits below `root` as grey PNGs of 32 x 32 pixels; what is there already is kept.
+
+    A quarter of each class are test images, the same ones every time. Raises `DataError` where `root` holds another
+    data set.
+    """
+    root = Path(root)
+    digits = load_digits()
+    targets = np.asarray(digits.target, dtype=np.int64)
+    names = [f"digit_{i:04d}.png" for i in range(len(targets))]
+    train, test = (np.sort(part) for part in _split(targets))
+    _claim(root, csvfile.encode(_HEADER, ((names[i], targets[i]) for i in train)))
+    for folder, part in (("train", train), ("test", test)):
+        (root / folder).mkdir(exist_ok=True)
+        for i in part:
+            _put(root / folder / names[i], _png(digits.images[i]))
+    _table(root / "test.csv", ("ID",), ((names[i],) for i in test))
+    _table(root / "sample_submission.csv", _HEADER, ((names[i], 0) for i in test))
+    _table(root / "hidden_answers.csv", _HEADER, ((names[i], targets[i]) for i in test))
+    return root
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m data.demo", description="Write the demo's data set of digits.")
+    parser.add_argument("root", type=Path, help="the folder to write; made where it is missing")
+    try:
+        print(f"wrote the digits to {write(parser.parse_args(argv).root)}")
+    except TandemError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _split(targets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    train, test = train_test_split(np.arange(len(targets)), test_size=0.25, stratify=targets, random_state=0)
+    return train, test
+
+
+def _claim(root: Path, table: bytes) -> None:
+    """Write train.csv first, so that a folder with another one, or with images and none, is seen to be foreign."""
+    listed = root / "train.csv"
+    foreign = listed.read_bytes() != table if listed.exists() else (root / "train").exists() or (root / "test").exists()
+    if foreign:
+        raise DataError(f"{root}: holds another data set; choose an empty or new folder for the demo")
+    root.mkdir(parents=True, exist_ok=True)
+    _put(listed, table)
+
+
+def _table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
+    _put(path, csvfile.encode(header, rows))
+
+
+def _png(image: NDArray[np.float64]) -> bytes:
+    """An 8 x 8 image of values 0 to 16 as PNG."""
+    small = np.rint(image * (255 / 16)).astype(np.uint8)
+    _, data = cv2.imencode(".png", cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC))
+    return data.tobytes()
+
+
+def _put(path: Path, content: bytes) -> None:
+    if not path.exists() or path.read_bytes() != content:
+        csvfile.replace(path, content)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""From an order of samples to batches of fixed shape, prepared ahead by threads. The order itself is `data.sampler`.
+
+The same (paths, transform, seed, order, epoch) gives the same batches for any number of workers and from any batch on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import DataError
+from data import keyed
+from data.decode import Pixels
+from data.images import Images
+
+Transform = Callable[[Pixels, np.random.Generator], Pixels]
+# Each batch is shared out among all workers, so this many batches ahead is a depth of 2 x workers.
+_AHEAD = 2
+
+
+class Loaded(NamedTuple):
+    """One batch: images uint8 `[B, S, S, 3]` RGB, index int64 `[B]`, weight float32 `[B]`.
+
+    A short last batch is padded by repeating its own samples with weight 0. A batch is the consumer's for as long as
+    it, or any array or tensor that shares its memory, is alive; the memory is reused afterwards.
+    """
+
+    images: Pixels
+    index: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.index, which no batch needs
+    weight: NDArray[np.float32]
+
+
+class Loader:
+    """Decodes, transforms and stacks images in threads of its own.
+
+    `transform(image, rng)` gets a decoded image (read-only) and a generator keyed by (seed, epoch, sample), and returns
+    uint8 `[size, size, 3]`; those of `data.augment` fit, for training and for evaluation. `workers=0` is one thread for
+    each core. Pass one `Images` to several loaders to decode a small set only once among them.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        transform: Transform,
+        size: int,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        images: Images | None = None,
+    ):
+        self.paths = list(paths)
+        self.batch_size = batch_size
+        self._images = images or Images()
+        self._transform = transform
+        self._workers = workers or _cores()
+        self._seed = seed
+        self._buffers = _Buffers((batch_size, size, size, 3))
+
+    def batches(self, samples: int) -> int:
+        """How many batches an order of `samples` makes."""
+        return -(-samples // self.batch_size)
+
+    def epoch(self, order: NDArray[np.int64], epoch: int = 0, first_batch: int = 0) -> Iterator[Loaded]:
+        """The batches of `order` (int64 positions in the paths) from `first_batch` on, in order.
+
+        An error of a thread is raised here, with the name of the image's file. The threads end with the iterator:
+        when it is used up, closed, dropped, or has raised.
+        """
+        order = np.asarray(order, dtype=np.int64)
+        numbers = iter(range(first_batch, self.batches(len(order))))
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="tandem-loader") as pool:
+            ahead = deque(self._start(pool, order, epoch, n) for n in itertools.islice(numbers, _AHEAD))
+            try:
+                while ahead:
+                    batch, parts = ahead.popleft()
+                    ahead.extend(self._start(pool, order, epoch, n) for n in itertools.islice(numbers, 1))
+                    for part in parts:
+                        part.result()
+                    yield _pad(batch)
+                    del batch  # so that its memory is free as soon as the consumer lets go
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start(
+        self, pool: ThreadPoolExecutor, order: NDArray[np.int64], epoch: int, number: int
+    ) -> tuple[Loaded, list[Future[None]]]:
+        mine = order[number * self.batch_size : (number + 1) * self.batch_size]
+        images = self._buffers.take()
+        shares = np.array_split(np.arange(len(mine)), min(self._workers, len(mine)))
+        parts = [pool.submit(self._fill, images, share, mine, epoch) for share in shares]
+        weight = np.ones(len(mine), dtype=np.float32)
+        return Loaded(images, mine, weight), parts
+
+    def _fill(self, images: Pixels, slots: NDArray[np.int64], index: NDArray[np.int64], epoch: int) -> None:
+        for slot in slots.tolist():
+            sample = int(index[slot])
+            try:
+                rng = keyed.rng(self._seed, "augment", epoch, sample)
+                images[slot] = self._transform(self._images(self.paths[sample]), rng)
+            except DataError:
+                raise
+            except Exception as error:
+                error.add_note(f"while preparing {self.paths[sample]}")
+                raise
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _pad(batch: Loaded) -> Loaded:
+    size, real = len(batch.images), len(batch.index)
+    if real == size:
+        return batch
+    repeat = np.arange(size) % real
+    batch.images[real:] = batch.images[repeat[real:]]
+    weight = np.zeros(size, dtype=np.float32)
+    weight[:real] = batch.weight
+    return Loaded(batch.images, batch.index[repeat], weight)
+
+
+class _Buffers:
+    """Batch memory that comes back by itself once no array shares it any more."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape = shape
+        self._free: deque[bytearray] = deque()
+
+    def take(self) -> Pixels:
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = bytearray(int(np.prod(self._shape)))
+        # Every view keeps this array alive, since its own base is no array: its end is the end of all use.
+        array = np.frombuffer(memory, dtype=np.uint8)
+        weakref.finalize(array, self._free.append, memory).atexit = False
+        return array.reshape(self._shape)

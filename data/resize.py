@@ -1,0 +1,85 @@
+"""How an image of any size becomes the square of a model: the deterministic ways. Random ones are `data.augment`."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from data.decode import Pixels
+from models.card import Interpolation
+
+# The grey that fills what an image does not cover.
+PAD = 128
+# LINEAR_EXACT: the same result on every CPU, and no crash on arm64 macOS (opencv#29794).
+_ENLARGE = {"bilinear": cv2.INTER_LINEAR_EXACT, "bicubic": cv2.INTER_CUBIC}
+
+
+def resize(image: Pixels, height: int, width: int, interpolation: Interpolation = "bilinear") -> Pixels:
+    """uint8 `[H, W, 3]` to `[height, width, 3]`; `interpolation` is how it is enlarged, means of areas how it shrinks.
+
+    Of what cv2 has, areas come nearest to Pillow's antialiased filters: on 66 photographs at 224 pixels the mean
+    difference is 0.8 of 255 levels from its bilinear and 1.1 from its bicubic one; interpolating has 1.7 and 2.2.
+    """
+    image = _shrink(image, image.shape[0] // (4 * height), image.shape[1] // (4 * width))
+    rows, columns = min(image.shape[0], height), min(image.shape[1], width)
+    if image.shape[:2] != (rows, columns):
+        image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+    if (rows, columns) != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=_ENLARGE[interpolation])
+    return image
+
+
+def crop(image: Pixels, size: int, crop_pct: float = 1.0, interpolation: Interpolation = "bilinear") -> Pixels:
+    """The short side to `floor(size / crop_pct)`, as timm's transforms do, then the centre `[size, size, 3]`.
+
+    Sides and offsets are rounded as torchvision's Resize and CenterCrop round them.
+    """
+    short = math.floor(size / crop_pct)
+    height, width = image.shape[:2]
+    if height <= width:
+        image = resize(image, short, int(short * width / height), interpolation)
+    else:
+        image = resize(image, int(short * height / width), short, interpolation)
+    top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
+    return image[top : top + size, left : left + size]
+
+
+def squash(image: Pixels, size: int, interpolation: Interpolation = "bilinear") -> Pixels:
+    """`[size, size, 3]` whatever the aspect ratio was."""
+    return resize(image, size, size, interpolation)
+
+
+def letterbox(image: Pixels, size: int, interpolation: Interpolation = "bilinear") -> Pixels:
+    """The whole image, its aspect ratio kept, in the middle of a grey `[size, size, 3]`."""
+    small = shrink_to_fit(image, size, interpolation)
+    return place(small, size, (size - small.shape[0]) // 2, (size - small.shape[1]) // 2)
+
+
+def shrink_to_fit(image: Pixels, side: int, interpolation: Interpolation = "bilinear") -> Pixels:
+    """The image scaled so that its long side is `side` pixels; the short one is at least 1."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    return resize(image, max(1, round(height * scale)), max(1, round(width * scale)), interpolation)
+
+
+def place(image: Pixels, size: int, top: int, left: int) -> Pixels:
+    """A grey `[size, size, 3]` with `image` at (top, left)."""
+    canvas = np.full((size, size, 3), PAD, dtype=np.uint8)
+    canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return canvas
+
+
+def _shrink(image: Pixels, down: int, across: int) -> Pixels:
+    """Means of whole `down` x `across` blocks: three times faster on large photographs.
+
+    What fills no block is cut off evenly, at most an eighth of a pixel of the final image on each side.
+    """
+    down, across = max(down, 1), max(across, 1)
+    if down == across == 1:
+        return image
+    rows, columns = image.shape[0] // down, image.shape[1] // across
+    top, left = image.shape[0] % down // 2, image.shape[1] % across // 2
+    part = image[top : top + rows * down, left : left + columns * across]
+    return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)

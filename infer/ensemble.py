@@ -1,0 +1,149 @@
+"""An ensemble: its YAML file, and the one place where the answers of members and views are mixed.
+
+How the weights are found stands in `fit`; how members are fed, in `runner`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from config.errors import ConfigError
+from infer import views
+from infer.calibration import Floats, log_softmax
+from infer.member import Member
+
+Combine = Literal["probabilities", "logits"]
+_SMALLEST = np.finfo(np.float64).tiny
+
+
+class Ensemble(BaseModel):
+    """Members, the views each of them sees, how all mix, and the temperature of the mixture.
+
+    `combine` is the weighted mean of probabilities or of logits, over members and views alike.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    combine: Combine = "probabilities"
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    views: tuple[str, ...] = ("original",)
+    members: tuple[Member, ...] = Field(min_length=1)
+
+    @field_validator("views")
+    @classmethod
+    def _known_views(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return views.expand(names)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Ensemble:
+        if sum(member.weight for member in self.members) <= 0:
+            raise ValueError("the weights of all members are 0")
+        return self
+
+
+def of(members: Sequence[str], names: Sequence[str] = ("original",)) -> Ensemble:
+    """Equal weights for members given as `PATH` or `PATH@RUNTIME`, with the views or presets `names`."""
+    return Ensemble(members=tuple(Member.parse(text) for text in members), views=views.expand(names))
+
+
+def read(path: Path) -> Ensemble:
+    """Read an ensemble's YAML file; member paths are relative to its folder.
+
+    `ConfigError` names every fault of the file at once: unknown keys, ill-typed values, members that do not exist.
+    """
+    raw = _mapping(path)
+    try:
+        ensemble = Ensemble.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {'; '.join(_fault(fault) for fault in error.errors())}") from error
+    placed = [member.model_copy(update={"path": path.parent / member.path}) for member in ensemble.members]
+    missing = [str(member.path) for member in placed if not member.path.exists()]
+    if missing:
+        raise ConfigError(f"{path}: names members that do not exist: {', '.join(missing)}")
+    return ensemble.model_copy(update={"members": tuple(placed)})
+
+
+def write(path: Path, ensemble: Ensemble) -> None:
+    """Write the YAML file, member paths relative to its folder; `ConfigError` when it exists already."""
+    raw = ensemble.model_dump(mode="json")
+    for entry, member in zip(raw["members"], ensemble.members, strict=True):
+        entry["path"] = Path(os.path.relpath(member.path.absolute(), path.parent.absolute())).as_posix()
+        if member.runtime is None:
+            del entry["runtime"]
+    refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("x", encoding="utf-8") as file:
+        yaml.safe_dump(raw, file, sort_keys=False)
+
+
+def refuse_existing(path: Path) -> None:
+    """`ConfigError` when `path` exists."""
+    if path.exists():
+        raise ConfigError(f"{path}: exists already and is not overwritten; give another name")
+
+
+class Mixture:
+    """The weighted mean of answers to the same images, added one by one in any number.
+
+    A weight is one number, or one for each row (0 where the answer is missing); each row is normalised by what it got.
+    """
+
+    def __init__(self, combine: Combine = "probabilities"):
+        self._combine = combine
+        self._sum: Floats | float = 0.0
+        self._weight: Floats | float = 0.0
+
+    def add(self, logits: ArrayLike, weight: float | NDArray[np.floating] = 1.0, temperature: float = 1.0) -> None:
+        """Add logits `[N, C]`, divided by `temperature`."""
+        part = log_softmax(logits, temperature)
+        if self._combine == "probabilities":
+            part = np.exp(part)
+        column = np.asarray(weight, dtype=np.float64).reshape(-1, 1)
+        self._sum = self._sum + column * part
+        self._weight = self._weight + column
+
+    def log_probabilities(self, temperature: float = 1.0) -> Floats:
+        """float64 `[N, C]`: the mixture's log probabilities, divided by `temperature` and normalised."""
+        mean = np.asarray(self._sum) / self._weight
+        if self._combine == "probabilities":
+            mean = np.log(np.maximum(mean, _SMALLEST))
+        return log_softmax(mean, temperature)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: is no ensemble file; it must be a mapping with the key `members`")
+    return raw
+
+
+def _fault(fault: Any) -> str:
+    """One of pydantic's findings as `where: what`, with the nearest key for an unknown one."""
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        keys = list((Member if len(fault["loc"]) > 1 else Ensemble).model_fields)
+        near = difflib.get_close_matches(str(fault["loc"][-1]), keys, n=1)
+        return f"{where}: unknown key; {f'did you mean {near[0]}?' if near else 'keys: ' + ', '.join(keys)}"
+    if fault["type"] == "missing":
+        return f"{where}: is missing"
+    text = fault["msg"].removeprefix("Value error, ")
+    text = text if fault["type"] == "value_error" else f"{text[0].lower()}{text[1:]}, found {fault['input']!r}"
+    return f"{where}: {text}" if where else text

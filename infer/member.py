@@ -1,0 +1,89 @@
+"""A member: an artefact with its weight in an ensemble, opened together with the others and checked against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from config.errors import ConfigError
+from infer import predictors
+from infer.predictors import RUNTIMES, Predictor
+
+
+class Member(BaseModel):
+    """One line of an ensemble: where the artefact is and what its answer counts.
+
+    `runtime` None leaves the choice to `predictors.open`; `group` names the run whose folds belong together;
+    `temperature` divides the logits before they mix.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    runtime: str | None = None
+    group: str = ""
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @staticmethod
+    def parse(text: str) -> Member:
+        """`PATH` or `PATH@RUNTIME`, as on the command line."""
+        path, at, runtime = text.rpartition("@")
+        if at and path and (runtime in RUNTIMES or not Path(text).exists()):
+            return Member(path=Path(path), runtime=runtime)
+        return Member(path=Path(text))
+
+    def __str__(self) -> str:
+        return f"{self.path}@{self.runtime}" if self.runtime else str(self.path)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A member with the predictor that answers for it."""
+
+    member: Member
+    predictor: Predictor
+
+
+def open_all(members: Sequence[Member], **options: Any) -> list[Opened]:
+    """Open every member; all must know the same classes in the same order (`check_classes`).
+
+    Paths and runtimes of all are checked before the first is opened. When one fails, those already open are closed.
+    """
+    for member in members:
+        predictors.choose(member.path, member.runtime)
+    opened: list[Opened] = []
+    try:
+        for member in members:
+            opened.append(Opened(member, predictors.open(member.path, member.runtime, **options)))
+        check_classes([(str(o.member), o.predictor.card.class_names) for o in opened])
+    except BaseException:
+        close_all(opened)
+        raise
+    return opened
+
+
+def close_all(opened: Sequence[Opened]) -> None:
+    """Free all predictors."""
+    for one in opened:
+        one.predictor.close()
+
+
+def check_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+    """`ConfigError`, naming two members and the first difference, unless all have the same class list."""
+    first, classes = named[0]
+    for name, other in named[1:]:
+        if other == classes:
+            continue
+        if sorted(other) == sorted(classes):
+            difference = "the same classes in another order"
+        elif len(other) != len(classes):
+            difference = f"{len(other)} classes where the other has {len(classes)}"
+        else:
+            ours, theirs = next((a, b) for a, b in zip(classes, other, strict=True) if a != b)
+            difference = f"class {theirs!r} where the other has {ours!r}"
+        raise ConfigError(f"{name}: has {difference} ({first}); only members trained on the same classes can mix")

@@ -1,0 +1,70 @@
+"""Checkpoint folders on an engine: the same predictor for torch, MLX and numpy, since their sessions are alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+import backends
+from backends.contract import LossSpec, OptimSpec, Precision, Session
+from config.errors import ConfigError, WeightsError
+from infer.predictors import images as pixels
+from models import manifest, registry, weights
+from models.card import CARD_KEY, Card
+from models.registry import ModelSpec
+
+
+class CheckpointPredictor:
+    """An engine's session that only answers; see `infer.predictors.Predictor`."""
+
+    def __init__(self, card: Card, runtime: str, session: Session):
+        self.card, self.runtime = card, runtime
+        self._session = session
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, S, S, 3]`."""
+        pixels.check(images, self.card)
+        return self._session.logits(images)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session.close()
+
+
+def open(path: Path, engine: str, precision: Precision = "fp32", compile: bool = False) -> CheckpointPredictor:
+    """The checkpoint's EMA weights where it has them, else its weights, on `engine`.
+
+    Every file is checked against the manifest first. Raises `CheckpointError`, `WeightsError`, `BackendUnavailable`.
+    """
+    backends.require(engine)
+    card = read_card(path)
+    spec = spec_of(card, str(path))
+    manifest.verify(path)
+    averaged = path / "ema.safetensors"
+    arrays, _ = weights.read(averaged if averaged.exists() else path / "model.safetensors")
+    session = backends.load(engine).open(spec, arrays, OptimSpec(), LossSpec(), precision=precision, compile=compile)
+    return CheckpointPredictor(card, engine, session)
+
+
+def read_card(path: Path) -> Card:
+    """The card in a checkpoint's weights file, without reading the weights."""
+    file = path / "model.safetensors"
+    try:
+        with safe_open(file, framework="np") as opened:
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{file}: is damaged or not a safetensors file ({error}); use another checkpoint") from error
+    return Card.from_json(metadata.get(CARD_KEY), str(file))
+
+
+def spec_of(card: Card, source: str) -> ModelSpec:
+    """The architecture that a card describes; its preprocessing wins over the registry's."""
+    try:
+        spec = registry.get(card.model, num_classes=len(card.class_names), **card.model_options)
+    except TypeError as error:
+        raise ConfigError(f"{source}: its card has unknown model options ({error}); update Tandem") from error
+    return dataclasses.replace(spec, preprocessing=card.preprocessing)

@@ -1,0 +1,81 @@
+"""Runs a saved Core ML package where Core ML does not exist: its own operations, one by one, for checking, not speed.
+
+What each operation does is in `mil_evaluate` and `mil_ops`; here it becomes a predictor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends import installed
+from config.errors import BackendUnavailable, WeightsError
+from infer.predictors import images as pixels
+from infer.predictors import mil_package, mil_program
+from infer.predictors.coreml import batch_sizes, split
+from infer.predictors.mil_program import Program
+from models.card import Card
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from infer.predictors.mil_evaluate import Evaluator
+
+Mode = Literal["native", "float64"]
+
+
+class MilReferencePredictor:
+    """The evaluator as a predictor; see `infer.predictors.Predictor`."""
+
+    runtime = "mil_reference"
+
+    def __init__(self, card: Card, evaluator: Evaluator, batches: tuple[int, ...]):
+        self.card = card
+        self._evaluator, self._batches = evaluator, batches
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, S, S, 3]`."""
+        return self.exact(images).astype(np.float32)
+
+    def exact(self, images: NDArray[np.uint8]) -> NDArray[np.floating]:
+        """`logits` in the evaluator's own dtype: float64 in that mode."""
+        pixels.check(images, self.card)
+        rows = [self._answer(part) for part in split(images, self._batches or (1,))]
+        empty = np.zeros((0, len(self.card.class_names)), np.float32)
+        return np.concatenate([empty.astype(rows[0].dtype if rows else np.float32), *rows])[: len(images)]
+
+    def _answer(self, part: NDArray[np.uint8]) -> NDArray[np.floating]:
+        floats = part.astype(np.float32)
+        feeds = {"images": floats} if self._batches else {"image": np.moveaxis(floats, 3, 1)}
+        return cast("Tensor", self._evaluator.run(feeds)["logits"]).reshape(len(part), -1).numpy()
+
+    def close(self) -> None:
+        """Nothing is held outside Python."""
+
+
+def open(path: Path, mode: Mode = "native") -> MilReferencePredictor:
+    """Read an `.mlpackage` and check that every operation is known.
+
+    Raises `CheckpointError`, `WeightsError` or `UnsupportedOperation`; `BackendUnavailable` without coremltools, whose
+    protocol definitions are used, or torch.
+    """
+    if not installed("torch"):
+        raise BackendUnavailable(f'{path}: needs torch, not installed here; run: pip install -e ".[convert]"')
+    from infer.predictors.mil_evaluate import Evaluator
+
+    package = mil_package.read(path)
+    program = mil_program.parse(package)
+    _check_interface(package, program)
+    return MilReferencePredictor(package.card, Evaluator(program, mode), batch_sizes(package))
+
+
+def _check_interface(package: mil_package.Package, program: Program) -> None:
+    inputs = [i.name for i in program.inputs]
+    if inputs not in (["image"], ["images"]) or "logits" not in program.outputs:
+        raise WeightsError(f"{package.path}: takes {inputs} and gives {list(program.outputs)}, not as `convert` writes")
+    for operation in program.operations:
+        if operation.kind == "classify" and operation.inputs.get("classes") != (package.card.class_names,):
+            raise WeightsError(f"{package.path}: its class labels differ from its card's; convert it again")

@@ -1,0 +1,95 @@
+"""ONNX files in ONNX Runtime. Only files that `convert.onnx` wrote: uint8 NHWC in, logits out, with a card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends import installed
+from config.errors import BackendUnavailable, CheckpointError, WeightsError
+from infer.predictors import images as pixels
+from models.card import CARD_KEY, Card
+
+_PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+class OnnxPredictor:
+    """A session of ONNX Runtime; see `infer.predictors.Predictor`."""
+
+    runtime = "onnx"
+
+    def __init__(self, card: Card, session: Any):
+        self.card = card
+        self._session = session
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that the session uses, the preferred first."""
+        return tuple(self._session.get_providers())
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, S, S, 3]`."""
+        pixels.check(images, self.card)
+        if not len(images):
+            return np.zeros((0, len(self.card.class_names)), np.float32)
+        return np.asarray(self._session.run(["logits"], {"images": images})[0], np.float32)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+def open(path: Path, providers: tuple[str, ...] | None = None) -> OnnxPredictor:
+    """Open an `.onnx` file; `providers` defaults to CUDA where this ONNX Runtime has it, then the CPU.
+
+    Raises `CheckpointError` for a missing file, `WeightsError` for a damaged one, one without a card or one with other
+    inputs and outputs than `convert.onnx` writes, `BackendUnavailable` without ONNX Runtime or for an absent provider.
+    """
+    if not installed("onnxruntime"):
+        raise BackendUnavailable(f'{path}: needs onnxruntime, not installed here; run: pip install -e ".[convert]"')
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such ONNX file")
+    session = _session(path, providers)
+    card = Card.from_json(session.get_modelmeta().custom_metadata_map.get(CARD_KEY), str(path))
+    _check_signature(session, card, path)
+    return OnnxPredictor(card, session)
+
+
+def _session(path: Path, providers: tuple[str, ...] | None) -> Any:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    available = onnxruntime.get_available_providers()
+    chosen = providers or tuple(p for p in _PREFERRED if p in available)
+    absent = [p for p in chosen if p not in available]
+    if absent:
+        raise BackendUnavailable(f"ONNX Runtime has no {', '.join(absent)} here; it has {', '.join(available)}")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=list(chosen))
+    except _cannot_load(errors) as error:
+        raise WeightsError(f"{path}: ONNX Runtime cannot load it ({_line(error)}); convert it again") from error
+
+
+def _cannot_load(errors: Any) -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a damaged or foreign file; its errors have no common base."""
+    return errors.InvalidProtobuf, errors.InvalidGraph, errors.InvalidArgument, errors.Fail, errors.NotImplemented
+
+
+def _check_signature(session: Any, card: Card, path: Path) -> None:
+    size, classes = card.preprocessing.size, len(card.class_names)
+    found = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
+    wanted = [("images", "tensor(uint8)", [size, size, 3])]
+    answers = [(o.name, o.shape[1:]) for o in session.get_outputs()]
+    if found != wanted or answers != [("logits", [classes])]:
+        raise WeightsError(
+            f"{path}: takes {found} and gives {answers}, its card says {wanted} and {classes} logits; convert it again"
+        )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,90 @@
+"""Whether a submission file is what the sample asks for: every fault is named, none stops the search."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from config.errors import DataError
+from infer.submission import Kind, Rows, kind_of, read_rows
+
+_SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from one
+
+
+def faults(path: Path, sample: Path, id_column: str = "ID") -> list[str]:
+    """All faults of the submission `path` against `sample`, one line each; empty for a good file.
+
+    Checked: columns and their order, IDs (missing, unknown, repeated, order), empty cells, dtypes, and for files with a
+    column a class that each is a probability and that rows sum to one. `DataError` when the sample itself is unusable.
+    """
+    wanted = read_rows(sample)
+    try:
+        found = read_rows(path)
+    except DataError as error:
+        return [str(error)]
+    key = id_column if id_column in wanted.header else wanted.header[0]
+    faults = _columns(found.header, wanted.header)
+    if key in found.header:
+        faults += _ids(_column(found, key), _column(wanted, key))
+    values = [name for name in wanted.header if name != key and name in found.header]
+    for name in values:
+        want = kind_of(_column(wanted, name))
+        faults += _cells(name, _column(found, name), "float" if len(values) > 1 and want == "int" else want)
+    if len(values) > 1 and not faults:
+        faults += _probabilities(found, key, values)
+    return [f"{path}: {fault}" for fault in faults]
+
+
+def _columns(found: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    if list(found) == list(wanted):
+        return []
+    missing = [f"column {name!r} is missing" for name in wanted if name not in found]
+    extra = [f"column {name!r} is not in the sample" for name in found if name not in wanted]
+    order = f"columns are in another order: {', '.join(found[:4])} where the sample has {', '.join(wanted[:4])}"
+    return [*missing, *extra] or [order]
+
+
+def _ids(found: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    faults = []
+    have, asked = set(found), set(wanted)
+    repeated = [name for name, count in Counter(found).items() if count > 1]
+    missing = [name for name in wanted if name not in have]
+    unknown = [name for name in found if name not in asked]
+    for names, text in ((repeated, "repeated"), (missing, "missing"), (unknown, "not in the sample")):
+        if names:
+            faults.append(f"{len(names)} IDs are {text}, such as {names[0]!r}")
+    if not faults and list(found) != list(wanted):
+        row = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
+        faults.append(f"IDs are in another order: row {row + 2} is {found[row]!r} where the sample has {wanted[row]!r}")
+    return faults
+
+
+def _cells(name: str, found: Sequence[str], want: Kind) -> list[str]:
+    empty = [row for row, cell in enumerate(found) if not cell.strip()]
+    if empty:
+        return [f"column {name!r}: {len(empty)} cells are empty, the first in row {empty[0] + 2}"]
+    have = kind_of(found)
+    fits = want in (have, "text") or (want, have) == ("float", "int")
+    return [] if fits or not found else [f"column {name!r}: holds {have} values where the sample has {want}"]
+
+
+def _probabilities(found: Rows, key: str, values: Sequence[str]) -> list[str]:
+    places = [found.header.index(name) for name in values]
+    if kind_of(row[place] for row in found.rows for place in places) == "text":
+        return []
+    faults = []
+    for number, row in enumerate(found.rows, start=2):
+        numbers = [float(row[place]) for place in places]
+        if not all(0 <= value <= 1 for value in numbers):
+            faults.append(f"row {number} ({row[found.header.index(key)]}): a value is no probability between 0 and 1")
+        elif abs(math.fsum(numbers) - 1) > _SUM_TOLERANCE:
+            faults.append(f"row {number} ({row[found.header.index(key)]}): sums to {math.fsum(numbers):.6g}, not to 1")
+    more = [f"and {len(faults) - 3} more such rows"] if len(faults) > 3 else []
+    return faults[:3] + more
+
+
+def _column(rows: Rows, name: str) -> list[str]:
+    place = rows.header.index(name)
+    return [row[place] for row in rows.rows]

@@ -1,0 +1,76 @@
+"""The card that every artefact carries: what to feed it and what its answers mean.
+
+A checkpoint keeps it in its safetensors metadata, an ONNX file in its metadata, a Core ML package in its
+user metadata, always as the one string `CARD_KEY -> JSON`. So no artefact can be fed wrongly.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from config.errors import WeightsError
+
+CARD_KEY = "tandem.card"
+CARD_VERSION = 1
+
+Fit = Literal["crop", "squash", "letterbox"]
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the model's input.
+
+    `size` is the square input in pixels. `fit` says how a photograph reaches it: `crop` resizes the short side
+    to `floor(size / crop_pct)`, as timm does, and takes the centre; `squash` ignores the aspect ratio; `letterbox`
+    pads.
+    `mean` and `std` are of RGB values scaled to [0, 1] and are applied on the device, not by the data layer.
+    """
+
+    size: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bilinear"
+    crop_pct: float = 1.0
+    fit: Fit = "crop"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a trained artefact is: its model, its preprocessing and its classes.
+
+    `model` is a registry name; `model_options` are the options that rebuild the same architecture from it
+    (see `models.registry.get`). `class_names` has one entry for each column of the logits, in order.
+    """
+
+    model: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    model_options: dict[str, Any] = field(default_factory=dict)
+    trained_with: str = ""
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
+        return json.dumps({"version": CARD_VERSION, **asdict(self)}, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str | None, source: str) -> Card:
+        """Read a card back; `source` names the artefact in the `WeightsError` of a bad one."""
+        if not text:
+            raise WeightsError(
+                f"{source}: carries no Tandem card (preprocessing and class names); convert or save it with Tandem"
+            )
+        try:
+            raw = json.loads(text)
+            version = raw.pop("version")
+            prep = raw.pop("preprocessing")
+            prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
+            raw["class_names"] = tuple(raw["class_names"])
+            card = Card(preprocessing=Preprocessing(**prep), **raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise WeightsError(f"{source}: its Tandem card is unreadable ({error})") from error
+        if version != CARD_VERSION:
+            raise WeightsError(f"{source}: card version {version}, this Tandem reads {CARD_VERSION}; update Tandem")
+        return card

@@ -1,0 +1,172 @@
+"""From a name, as people write it, to a `ModelSpec`: architecture, preprocessing, pretrained weights, defaults.
+
+The facts stand in `tables/*.json`, recorded from timm by `record_timm`. No framework is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from config.errors import ConfigError
+from models.card import Preprocessing
+
+# family -> the timm module that defines it; `ports` has a file of the family's name where MLX runs it.
+FAMILIES = {
+    "convnext": "convnext",
+    "efficientnet": "efficientnet",
+    "mobilenetv3": "mobilenetv3",
+    "swin": "swin_transformer",
+    "swinv2": "swin_transformer_v2",
+    "resnet": "resnet",
+    "regnet": "regnet",
+    "vit": "vision_transformer",
+    "eva": "eva",
+    "maxvit": "maxxvit",
+}
+Pool = Literal["", "avg", "max", "gem"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One architecture with everything needed to build it on either engine and to feed it.
+
+    `args` are timm's resolved constructor arguments; `hub_id` and `hub_classes` name the pretrained weights of `tag`.
+    `global_pool` "" keeps the architecture's own pooling.
+    """
+
+    arch: str
+    tag: str
+    family: str
+    cls: str
+    args: Mapping[str, Any]
+    preprocessing: Preprocessing
+    parameters: int
+    hub_id: str = ""
+    hub_filename: str = ""
+    hub_classes: int = 0
+    hub_size: int = 0
+    license: str = ""
+    classifier: str | tuple[str, ...] = ""
+    first_conv: str | tuple[str, ...] = ""
+    fixed_input_size: bool = False
+    num_classes: int = 1000
+    in_chans: int = 3
+    global_pool: Pool = ""
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """timm's full name, `arch.tag`."""
+        return f"{self.arch}.{self.tag}" if self.tag else self.arch
+
+
+def get(name: str, **options: Any) -> ModelSpec:
+    """The spec of `name`: an architecture, `arch.tag`, or an alias such as `convnext_base_384`.
+
+    Options: `num_classes`, `in_chans`, `image_size`, `global_pool`, `drop_rate`, `drop_path_rate`.
+    Raises `ConfigError` with the nearest names for an unknown one.
+    """
+    family, arch, tag = _resolve(name)
+    row = _table(family)[arch]
+    facts = row["tags"][tag]
+    kept = {k: v for k, v in options.items() if v is not None}
+    size = kept.pop("image_size", facts["size"])
+    spec = ModelSpec(
+        arch=arch,
+        tag=tag,
+        family=family,
+        cls=row["class"],
+        args=row["args"],
+        preprocessing=_preprocessing(facts, size),
+        parameters=row["parameters"],
+        hub_id=_hub_id(facts, arch, tag) if facts.get("pretrained") else "",
+        hub_filename=facts.get("hf_hub_filename", ""),
+        hub_classes=facts.get("num_classes", 0),
+        hub_size=facts["size"],
+        license=facts.get("license", ""),
+        classifier=_names(facts.get("classifier", "")),
+        first_conv=_names(facts.get("first_conv", "")),
+        fixed_input_size=facts.get("fixed_input_size", False),
+        options={k: v for k, v in {**kept, "image_size": size}.items() if k != "num_classes"},
+    )
+    return replace(spec, **kept)
+
+
+def names(pattern: str = "*") -> list[str]:
+    """All architectures, `arch` names, that match a shell pattern, sorted."""
+    return sorted(arch for arch in _index() if re.fullmatch(_glob(pattern), arch))
+
+
+def tags(arch: str) -> list[str]:
+    """The tags of an architecture, timm's default first."""
+    return list(_table(_index()[arch])[arch]["tags"])
+
+
+def _resolve(name: str) -> tuple[str, str, str]:
+    index = _index()
+    arch, dot, tag = name.removeprefix("timm/").partition(".")
+    if arch in index:
+        table = _table(index[arch])[arch]["tags"]
+        if not dot:
+            return index[arch], arch, next(iter(table))
+        if tag in table:
+            return index[arch], arch, tag
+        raise ConfigError(f"model {name!r}: {arch} has no tag {tag!r}; its tags: {', '.join(t for t in table if t)}")
+    stem, _, size = arch.rpartition("_")
+    if stem in index and size.isdigit() and not dot:
+        table = _table(index[stem])[stem]["tags"]
+        fitting = [t for t, facts in table.items() if facts["size"] == int(size)]
+        if fitting:
+            default = next(iter(table))
+            return (
+                index[stem],
+                stem,
+                next((t for t in fitting if t.startswith(default)), fitting[0]),
+            )
+    near = difflib.get_close_matches(arch, index, n=3, cutoff=0.6)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    raise ConfigError(f"model {name!r} is not known{hint} `python -m models list` shows all")
+
+
+def _preprocessing(facts: Mapping[str, Any], size: int) -> Preprocessing:
+    return Preprocessing(
+        size=size,
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        interpolation="bilinear" if facts["interpolation"] == "bilinear" else "bicubic",
+        crop_pct=facts["crop_pct"],
+        fit="squash" if facts.get("crop_mode") == "squash" else "crop",
+    )
+
+
+def _hub_id(facts: Mapping[str, Any], arch: str, tag: str) -> str:
+    hub = str(facts.get("hf_hub_id", "timm/"))
+    return f"{hub}{arch}.{tag}" if hub.endswith("/") else hub
+
+
+def _names(value: str | list[str]) -> str | tuple[str, ...]:
+    return value if isinstance(value, str) else tuple(value)
+
+
+def _glob(pattern: str) -> str:
+    return "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in pattern)
+
+
+@functools.cache
+def _table(family: str) -> dict[str, Any]:
+    path = Path(__file__).parent / "tables" / f"{family}.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+@functools.cache
+def _index() -> dict[str, str]:
+    return {arch: family for family in FAMILIES for arch in _table(family)}

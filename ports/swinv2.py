@@ -1,0 +1,139 @@
+"""Swin Transformer V2 (Liu et al. 2022) in MLX, as timm's `swin_transformer_v2`.
+
+Against `swin`: cosine attention with a learned scale, biases computed from log-spaced offsets by a small MLP, and
+norms after the branches. So its weights do not depend on the window size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from models.geometry import Stage, swin_stages
+from models.registry import ModelSpec
+from ports.layers import DropPath, LayerNorm, drop_path_rates
+from ports.swin import Swin, SwinStage, gather_2x2, shift_mask, windowed
+from ports.transformer import FeedForward, init_linears, read_args
+from ports.windows import relative_index, split_window_qkv, window_attention
+
+_MAX_LOG_SCALE = math.log(100.0)
+
+
+@dataclass(frozen=True)
+class Args:
+    """timm's constructor arguments that occur; an unknown one is refused."""
+
+    patch_size: int = 4
+    window_size: int | list[int] = 7
+    embed_dim: int = 96
+    depths: list[int] = field(default_factory=lambda: [2, 2, 6, 2])
+    num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])
+    pretrained_window_sizes: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    img_size: int = 224
+
+
+def log_offsets(window: int, pretrained: int) -> mx.array:
+    """All offsets of a window as log-spaced coordinates, float32 `[(2 * window - 1)**2, 2]`.
+
+    They are scaled by the window of pre-training where there was another, so that its MLP still fits.
+    """
+    line = np.arange(1 - window, window, dtype=np.float32) * 8 / max((pretrained or window) - 1, 1)
+    line = np.sign(line) * np.log2(np.abs(line) + 1) / math.log2(8)
+    grid = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1)
+    return mx.array(grid.reshape(-1, 2).astype(np.float32))
+
+
+def unit(x: mx.array) -> mx.array:
+    """`x` over its length along the last axis, in fp32; a zero vector stays zero and has a finite gradient."""
+    wide = x.astype(mx.float32)
+    length = mx.sum(wide * wide, axis=-1, keepdims=True)
+    return (wide * mx.rsqrt(mx.maximum(length, 1e-24))).astype(x.dtype)
+
+
+class WindowAttention(nn.Module):
+    """Cosine attention within windows; keys have no bias. The scale and the scores stay in fp32."""
+
+    keep_fp32: ClassVar[bool] = True
+
+    def __init__(self, dim: int, heads: int, stage: Stage, shift: int, pretrained: int):
+        super().__init__()
+        self.logit_scale = mx.full((heads, 1, 1), math.log(10))
+        self.cpb_mlp = [nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, heads, bias=False)]
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = mx.zeros((dim,))
+        self.v_bias = mx.zeros((dim,))
+        self.proj = nn.Linear(dim, dim)
+        self._heads, self._area = heads, stage.window**2
+        self._index = relative_index(stage.window)
+        self._offsets = log_offsets(stage.window, pretrained)
+        self._mask = shift_mask(stage) if shift else None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`[N, windows, L, C]` to the same shape."""
+        bias = mx.concatenate([self.q_bias, mx.zeros_like(self.q_bias), self.v_bias])
+        q, k, v = split_window_qkv(self.qkv(x) + bias.astype(x.dtype), self._heads)
+        scale = mx.exp(mx.minimum(self.logit_scale, _MAX_LOG_SCALE))
+        scores = (unit(q) @ unit(k).swapaxes(-1, -2)) * scale
+        return self.proj(window_attention(scores, v, self._position_bias(), self._mask))
+
+    def _position_bias(self) -> mx.array:
+        table = self._offsets.astype(self.cpb_mlp[0].weight.dtype)
+        for layer in self.cpb_mlp:
+            table = layer(table)
+        bias = table[self._index].reshape(self._area, self._area, self._heads).transpose(2, 0, 1)
+        return 16 * mx.sigmoid(bias)
+
+
+class Block(nn.Module):
+    """Residual post-norm: each branch is normalised before it is added."""
+
+    def __init__(self, dim: int, heads: int, stage: Stage, shift: int, pretrained: int, drop_path: float):
+        super().__init__()
+        self.attn = WindowAttention(dim, heads, stage, shift, pretrained)
+        self.norm1 = LayerNorm(dim, eps=1e-5)
+        self.mlp = FeedForward(dim, 4 * dim, nn.gelu)
+        self.norm2 = LayerNorm(dim, eps=1e-5)
+        self.drop_path = DropPath(drop_path)
+        self._stage, self._shift = stage, shift
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`[N, H, W, C]` to the same shape."""
+        x = x + self.drop_path(self.norm1(windowed(self, x, self._stage, self._shift)))
+        return x + self.drop_path(self.norm2(self.mlp(x)))
+
+
+class PatchMerging(nn.Module):
+    """Halves the resolution and doubles the width; norm last."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = LayerNorm(2 * dim, eps=1e-5)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`[N, H, W, C]` to `[N, ceil(H/2), ceil(W/2), 2 * C]`."""
+        return self.norm(self.reduction(gather_2x2(x)))
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """The Swin Transformer V2 of `spec`, freshly initialised as timm's: every residual branch starts at zero."""
+    args = read_args(Args, spec)
+    rates = drop_path_rates(spec.drop_path_rate, args.depths)
+    stages = []
+    for i, stage in enumerate(swin_stages(spec)):
+        dim, heads, pretrained = args.embed_dim * 2**i, args.num_heads[i], args.pretrained_window_sizes[i]
+        blocks = [
+            Block(dim, heads, stage, stage.shift * (j % 2), pretrained, rates[i][j]) for j in range(args.depths[i])
+        ]
+        stages.append(SwinStage(PatchMerging(dim // 2) if i else nn.Identity(), blocks))
+    model = Swin(spec, args.embed_dim, args.patch_size, stages)
+    init_linears(model)
+    for stage_module in model.layers:
+        for block in stage_module.blocks:
+            block.norm1.weight, block.norm2.weight = (mx.zeros_like(n.weight) for n in (block.norm1, block.norm2))
+    return model

@@ -1,0 +1,41 @@
+"""What many tests share: a small piece of the digits as image files."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+PER_CLASS = 8
+
+
+@pytest.fixture(scope="session")
+def all_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole demo data set."""
+    from data import demo
+
+    root = tmp_path_factory.mktemp("digits")
+    demo.write(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def digits(all_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`PER_CLASS` training digits of each class, in the competition layout."""
+    root = tmp_path_factory.mktemp("few_digits")
+    (root / "train").mkdir()
+    counts: dict[str, int] = {}
+    kept = []
+    with (all_digits / "train.csv").open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            if counts.setdefault(row["target"], 0) < PER_CLASS:
+                counts[row["target"]] += 1
+                kept.append(row)
+                shutil.copy(all_digits / "train" / row["ID"], root / "train" / row["ID"])
+    with (root / "train.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["ID", "target"])
+        writer.writeheader()
+        writer.writerows(kept)
+    return root

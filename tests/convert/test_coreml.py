@@ -1,0 +1,104 @@
+"""What a Core ML package says of itself: input, outputs, labels, card. Its numbers are `test_families`'s."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import coremltools as ct
+import numpy as np
+import pytest
+import torch
+
+from config.errors import BackendUnavailable, ConvertError
+from convert import coreml
+from infer import predictors
+from infer.predictors import mil_package, mil_reference
+from tests.convert.networks import CLASSES, Network, build
+
+MACOS_14 = 8
+
+
+def test_the_package_is_an_image_classifier_for_macos_14(vit: Network, vit_package: Path) -> None:
+    spec = mil_package.read(vit_package).spec
+    assert spec.specificationVersion == MACOS_14
+    (image,) = spec.description.input
+    kind = image.type.imageType
+    assert (image.name, kind.width, kind.height) == ("image", 32, 32)
+    assert kind.colorSpace == kind.ColorSpace.Value("RGB")
+    outputs = {o.name: o.type.WhichOneof("Type") for o in spec.description.output}
+    assert outputs == {
+        "classLabel": "stringType",
+        "classLabel_probs": "dictionaryType",
+        "logits": "multiArrayType",
+        "probabilities": "multiArrayType",
+    }
+    assert mil_reference.open(vit_package).card == vit.card
+
+
+def test_labels_are_written_as_coremltools_writes_them(vit_package: Path) -> None:
+    class Plain(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(x.mean((2, 3)), -1)
+
+    exported = torch.export.export(Plain(), (torch.zeros(1, len(CLASSES), 4, 4),)).run_decompositions({})
+    reference = ct.convert(
+        exported,
+        inputs=[ct.TensorType(name="x", shape=(1, len(CLASSES), 4, 4))],
+        classifier_config=ct.ClassifierConfig(list(CLASSES)),
+        compute_precision=ct.precision.FLOAT32,
+        minimum_deployment_target=ct.target.macOS14,
+        skip_model_load=True,
+    ).get_spec()
+    ours = mil_package.read(vit_package).spec
+    theirs_last, ours_last = _last(reference), _last(ours)
+    theirs_last.inputs["probabilities"].arguments[0].name = "probabilities"
+    theirs_last.attributes["name"].CopyFrom(ours_last.attributes["name"])
+    assert ours_last == theirs_last
+    for name in ("predictedFeatureName", "predictedProbabilitiesName"):
+        assert getattr(ours.description, name) == getattr(reference.description, name)
+    for one, other in zip(reference.description.output[:2], ours.description.output[:2], strict=True):
+        assert (one.name, one.type) == (other.name, other.type)
+
+
+def _last(spec: Any) -> Any:
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    return block.operations[-1]
+
+
+def test_a_tensor_input_takes_the_listed_batches(vit: Network, tmp_path: Path) -> None:
+    path = coreml.write(vit.classifier, vit.card, tmp_path / "x.mlpackage", batches=(1, 2))
+    array = mil_package.read(path).spec.description.input[0].type.multiArrayType
+    assert sorted(tuple(s.shape) for s in array.enumeratedShapes.shapes) == [(1, 32, 32, 3), (2, 32, 32, 3)]
+    logits = mil_reference.open(path).logits(vit.images)
+    assert np.abs(logits - vit.single).max() <= 5 * vit.floor
+
+
+def test_swin_takes_one_batch_size_and_refuses_several(tmp_path: Path) -> None:
+    network = build("swin")
+    with pytest.raises(ConvertError, match="one batch size"):
+        coreml.write(network.classifier, network.card, tmp_path / "x.mlpackage", batches=(1, 2))
+    assert not list(tmp_path.iterdir()), "something was left of the failed conversion"
+    path = coreml.write(network.classifier, network.card, tmp_path / "x.mlpackage", batches=(2,))
+    logits = mil_reference.open(path).logits(network.images)
+    assert np.abs(logits - network.single).max() <= 5 * network.floor
+
+
+def test_nothing_is_printed(vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    coreml.write(vit.classifier, vit.card, tmp_path / "x.mlpackage")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there")
+def test_core_ml_itself_is_refused_where_it_does_not_run(vit_package: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="macOS"):
+        predictors.open(vit_package, "coreml")
+
+
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs on macOS only")
+@pytest.mark.parametrize("units", ["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"])
+def test_core_ml_answers_as_torch_does(units: str, vit: Network, vit_package: Path) -> None:
+    logits = predictors.open(vit_package, "coreml", compute_units=units).logits(vit.images)
+    assert (logits.argmax(1) == vit.single.argmax(1)).all()
+    assert np.abs(logits - vit.single).max() <= 0.02 * vit.single.std()

@@ -1,0 +1,80 @@
+"""What an ONNX file says of itself and how it is opened. Its numbers are `test_families`'s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx as onnx_library
+import pytest
+
+from config.errors import BackendUnavailable, CheckpointError, WeightsError
+from convert import onnx
+from infer.predictors import onnx as predictor
+from tests.convert.networks import Network
+
+
+@pytest.fixture(scope="module")
+def file(vit: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnx.write(vit.classifier, vit.card, tmp_path_factory.mktemp("onnx") / "vit.onnx")
+
+
+def test_the_file_is_whole_in_itself(file: Path) -> None:
+    assert [p.name for p in file.parent.iterdir()] == ["vit.onnx"]
+    model = onnx_library.load(file)
+    onnx_library.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version >= 18
+    (images,), (logits,) = model.graph.input, model.graph.output
+    assert images.type.tensor_type.elem_type == onnx_library.TensorProto.UINT8
+    assert [d.dim_value for d in images.type.tensor_type.shape.dim] == [0, 32, 32, 3]
+    assert logits.type.tensor_type.elem_type == onnx_library.TensorProto.FLOAT
+
+
+def test_nothing_of_this_machine_is_in_it(file: Path) -> None:
+    assert b"site-packages" not in file.read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in file.read_bytes()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_any_number_of_images(count: int, vit: Network, file: Path) -> None:
+    opened = predictor.open(file)
+    assert opened.card == vit.card
+    logits = opened.logits(vit.images[:count])
+    assert logits.shape == (count, len(vit.card.class_names))
+    np.testing.assert_allclose(logits, vit.single[:count], atol=5 * vit.floor)
+
+
+def test_images_of_another_kind_are_refused(vit: Network, file: Path) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        predictor.open(file).logits(vit.images.astype(np.float32))
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such"):
+        predictor.open(tmp_path / "absent.onnx")
+
+
+@pytest.mark.parametrize("kept", [0, 1000, 100_000])
+def test_a_cut_file_is_refused(kept: int, file: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(WeightsError, match=r"cut\.onnx"):
+        predictor.open(cut)
+
+
+def test_a_file_without_a_card_is_refused(file: Path, tmp_path: Path) -> None:
+    model = onnx_library.load(file)
+    model.ClearField("metadata_props")
+    onnx_library.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(WeightsError, match="no Tandem card"):
+        predictor.open(tmp_path / "foreign.onnx")
+
+
+def test_an_absent_provider_is_named(file: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="NoSuchProvider"):
+        predictor.open(file, providers=("NoSuchProvider",))
+
+
+def test_nothing_is_printed(vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx")
+    assert capfd.readouterr() == ("", "")

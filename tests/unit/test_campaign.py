@@ -1,0 +1,173 @@
+"""Whole runs on the NumPy engine: the loop, its artefacts, exact resume, and refusals, with no framework."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from config import load
+from config.errors import CheckpointError, ConfigError, DataError
+from config.schema import Settings
+from models import weights
+from training import campaign, checkpoint, results, run
+
+NEVER: Callable[[], bool] = lambda: False  # noqa: E731
+
+
+def settings(root: Path, out: Path, *more: str) -> Settings:
+    words = ["--data.root", str(root), "--out", str(out), "--model", "convnext_atto", "--weights", "none"]
+    words += ["--data.image_size", "16", "--train.epochs", "3", "--train.batch_size", "8", "--optim.lr", "0.01"]
+    words += ["--folds.kind", "stratified", "--folds.count", "2", "--mix.mixup", "0.4", "--ema.decay", "0.9"]
+    words += ["--data.workers", "2"]
+    return load.parse([*words, *more], prog="test")
+
+
+class StopAfter:
+    """Asks to stop at the n-th question."""
+
+    def __init__(self, questions: int):
+        self.left = questions
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def final(folder: Path) -> dict[str, np.ndarray]:
+    """Everything that must be equal: weights, EMA, optimizer of each fold's last checkpoint, best weights, OOF."""
+    found = {}
+    for fold in sorted(folder.glob("fold_*/")):
+        last = checkpoint.newest(fold)
+        assert last is not None
+        for file in [*last.glob("*.safetensors"), fold / "best" / "model.safetensors"]:
+            arrays, _ = weights.read(file)
+            found.update({f"{fold.name}/{file.parent.name}/{file.name}/{k}": v for k, v in arrays.items()})
+        with np.load(fold / "oof.npz") as oof:
+            found.update({f"{fold.name}/oof/{k}": oof[k] for k in oof.files})
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return campaign.run_all("numpy", settings(digits, tmp_path_factory.mktemp("runs")), NEVER)
+
+
+def test_a_run_leaves_what_the_design_says(finished: Path, digits: Path) -> None:
+    for name in ("config.yaml", "environment.json", "folds.csv", "fold_results.yaml", "report.html"):
+        assert (finished / name).exists(), name
+    assert {p.name for p in (finished / "plots").iterdir()} == {"curves.png", "confusion.png"}
+    for fold in ("fold_0", "fold_1"):
+        assert (finished / fold / "history.csv").read_text().count("\n") == 4
+        assert (finished / fold / "best" / "manifest.json").exists()
+    ids, logits, _ = results.oof(finished)
+    assert len(set(ids)) == len(ids) == 80
+    assert logits.shape == (80, 10)
+    assert logits.dtype == np.float32
+    summary = yaml.safe_load((finished / "fold_results.yaml").read_text())
+    f1 = [fold["macro_f1"] for fold in summary["folds"]]
+    assert summary["mean"]["macro_f1"] == pytest.approx(np.mean(f1))
+    assert summary["std"]["macro_f1"] == pytest.approx(np.std(f1, ddof=1))
+    assert f1[summary["best_fold"]] == max(f1)
+    card = results.card(finished)
+    assert card.class_names == tuple("0123456789")
+    assert card.preprocessing.size == 16
+
+
+def test_the_reports_pictures_are_inside_it(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+@pytest.mark.parametrize("questions", [1, 7, 13, 26])
+def test_a_stopped_run_goes_on_bit_for_bit(questions: int, finished: Path, digits: Path, tmp_path: Path) -> None:
+    wanted = settings(digits, tmp_path)
+    with pytest.raises(campaign.Interrupted):
+        campaign.run_all("numpy", wanted, StopAfter(questions))
+    folder = campaign.run_all("numpy", wanted, NEVER)
+    assert len(list(tmp_path.iterdir())) == 1, "the same command goes on with the same run"
+    one, other = final(finished), final(folder)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_a_finished_run_is_not_trained_again(finished: Path, digits: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+    assert campaign.run_all("numpy", settings(digits, finished.parent), NEVER) == finished
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+
+
+def test_a_name_that_is_taken_by_other_settings_is_refused(finished: Path, digits: Path) -> None:
+    with pytest.raises(ConfigError, match="another run has this name"):
+        campaign.run_all("numpy", settings(digits, finished.parent, "--name", finished.name, "--seed", "5"), NEVER)
+
+
+def test_resuming_with_other_settings_says_what_differs(finished: Path, digits: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.weight_decay"):
+        wanted = settings(digits, finished.parent, "--resume", str(finished), "--optim.weight_decay", "0.3")
+        campaign.run_all("numpy", wanted, NEVER)
+
+
+def test_two_processes_cannot_work_in_one_folder(tmp_path: Path) -> None:
+    with (
+        run.locked(tmp_path),
+        pytest.raises(CheckpointError, match=r"process .* is working in this folder"),
+        run.locked(tmp_path),
+    ):
+        pass
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(digits: Path, tmp_path: Path) -> None:
+    wanted = settings(digits, tmp_path, "--folds.train", "[0]")
+    with pytest.raises(campaign.Interrupted):
+        campaign.run_all("numpy", wanted, StopAfter(14))
+    fold = next(tmp_path.glob("*/fold_0"))
+    damaged = checkpoint.steps(fold)[-1]
+    file = damaged / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    campaign.run_all("numpy", wanted, NEVER)
+    assert (fold / (damaged.name + ".corrupt")).exists()
+
+
+def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(digits: Path, tmp_path: Path) -> None:
+    wanted = settings(digits, tmp_path, "--folds.train", "[0]")
+    with pytest.raises(campaign.Interrupted):
+        campaign.run_all("numpy", wanted, StopAfter(1))
+    for path in checkpoint.steps(next(tmp_path.glob("*/fold_0"))):
+        (path / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no whole checkpoint is left"):
+        campaign.run_all("numpy", wanted, NEVER)
+
+
+def test_old_checkpoints_are_pruned_to_the_setting(finished: Path) -> None:
+    assert len(checkpoint.steps(finished / "fold_0")) == 3
+
+
+def test_an_unreadable_image_is_found_before_training(digits: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(digits, root)
+    victim = next((root / "train").iterdir())
+    victim.write_bytes(victim.read_bytes()[:60])
+    with pytest.raises(DataError, match=victim.name):
+        campaign.run_all("numpy", settings(root, tmp_path / "runs"), NEVER)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_fold_that_is_not_there_is_refused(finished: Path, digits: Path, tmp_path: Path) -> None:
+    more = ["--folds.file", str(finished / "folds.csv"), "--folds.train", "[7]"]
+    with pytest.raises(ConfigError, match=r"no fold 7"):
+        campaign.run_all("numpy", settings(digits, tmp_path, *more), NEVER)
+
+
+def test_runs_repeat_for_any_number_of_workers(finished: Path, digits: Path, tmp_path: Path) -> None:
+    folder = campaign.run_all("numpy", settings(digits, tmp_path, "--data.workers", "5"), NEVER)
+    one, other = final(finished), final(folder)
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)

@@ -1,0 +1,18 @@
+import numpy as np
+
+from data.sampler import epoch_order
+
+
+def test_an_order_is_a_permutation_that_only_its_key_decides():
+    order = epoch_order(1000, seed=1, epoch=2)
+    assert order.dtype == np.int64
+    np.testing.assert_array_equal(np.sort(order), np.arange(1000))
+    np.testing.assert_array_equal(order, epoch_order(1000, seed=1, epoch=2))
+    for other in (epoch_order(1000, 1, 3), epoch_order(1000, 2, 2)):
+        assert np.abs(np.corrcoef(order, other)[0, 1]) < 0.15
+
+
+def test_the_order_does_not_touch_numpys_global_generator():
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    epoch_order(10, 0, 0)
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002

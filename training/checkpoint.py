@@ -1,0 +1,155 @@
+"""Checkpoints on disk: written beside their place and renamed into it, found again, verified, pruned.
+
+A checkpoint is a folder of `model.safetensors`, `ema.safetensors` and `optimizer.safetensors` (canonical arrays),
+`state.json` (where the run stood) and `manifest.json` (SHA-256 of each). The loop decides when; this file only how.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from backends.contract import TrainState, Weights
+from config.errors import CheckpointError
+from models import manifest, weights
+from models.card import CARD_KEY, Card
+
+BEST = "best"
+_STEP = "step_"
+_PARTIAL = ".partial"
+_PREVIOUS = ".previous"
+
+
+def save(folder: Path, card: Card, state: TrainState, loop: dict[str, Any]) -> Path:
+    """Write the whole state as `folder/step_NNNNNNNN` and return that path. `loop` must be plain JSON values."""
+    path = folder / f"{_STEP}{state.calls:08d}"
+    files = {"model": state.weights, "optimizer": state.optimizer}
+    if state.ema is not None:
+        files["ema"] = state.ema
+    _publish(path, card, files, {**loop, "step": state.step, "calls": state.calls})
+    return path
+
+
+def save_best(folder: Path, card: Card, chosen: Weights, loop: dict[str, Any]) -> Path:
+    """Write the weights that scored best as `folder/best`, in the place of an earlier one."""
+    path = folder / BEST
+    _publish(path, card, {"model": chosen}, loop)
+    return path
+
+
+def load(path: Path) -> tuple[TrainState, dict[str, Any]]:
+    """The training state and the loop's state of one whole checkpoint; `CheckpointError` when it is not whole."""
+    manifest.verify(path)
+    loop = read_state(path)
+    model, _ = weights.read(path / "model.safetensors")
+    ema = weights.read(path / "ema.safetensors")[0] if (path / "ema.safetensors").exists() else None
+    optimizer, _ = weights.read(path / "optimizer.safetensors")
+    return TrainState(model, ema, optimizer, step=loop["step"], calls=loop["calls"]), loop
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint."""
+    try:
+        loop = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: state.json is unreadable ({error}); use an earlier checkpoint") from error
+    if not isinstance(loop, dict):
+        raise CheckpointError(f"{path}: state.json is not a mapping; use an earlier checkpoint")
+    return loop
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint. A damaged one is set aside as `.corrupt` and named on standard error by the caller's
+    log; when there were checkpoints and none is whole, that is a `CheckpointError`, never a silent fresh start."""
+    found = steps(folder)
+    for path in reversed(found):
+        try:
+            manifest.verify(path)
+        except CheckpointError:
+            set_aside(path)
+        else:
+            return path
+    if found or any(folder.glob(f"{_STEP}*.corrupt*")):
+        raise CheckpointError(f"{folder}: no whole checkpoint is left; start afresh with --resume never")
+    return None
+
+
+def steps(folder: Path) -> list[Path]:
+    """All step checkpoints, oldest first, whole or not."""
+    return sorted(p for p in folder.glob(f"{_STEP}*") if p.is_dir() and p.name.removeprefix(_STEP).isdigit())
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint so that it is never taken for a good one."""
+    target = path.with_name(path.name + ".corrupt")
+    number = 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.corrupt{number}")
+    path.rename(target)
+    return target
+
+
+def prune(folder: Path, keep: int) -> list[Path]:
+    """Remove all but the last `keep` step checkpoints, and what a killed process left; returns what was removed."""
+    gone = steps(folder)[:-keep] if keep > 0 else []
+    gone += [p for p in folder.glob(f"*{_PARTIAL}") if p.is_dir()]
+    for path in gone:
+        shutil.rmtree(path)
+    return gone
+
+
+def recover_best(folder: Path) -> None:
+    """Finish a replacement of `best` that a crash cut in two."""
+    best, previous = folder / BEST, folder / (BEST + _PREVIOUS)
+    if previous.exists():
+        if best.exists():
+            shutil.rmtree(previous)
+        else:
+            previous.rename(best)
+
+
+def _publish(path: Path, card: Card, files: dict[str, Weights], loop: dict[str, Any]) -> None:
+    """Write everything into `PATH.partial`, sync it to disk, and rename it into place."""
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        for name, arrays in files.items():
+            weights.write(partial / f"{name}.safetensors", arrays, {CARD_KEY: card.to_json()})
+        (partial / "state.json").write_text(json.dumps(loop, indent=1, sort_keys=True))
+        manifest.write(partial)
+        _sync([*partial.iterdir(), partial])
+        _replace(partial, path)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"{path}: could not be saved ({_reason(error, files)})") from error
+
+
+def _replace(partial: Path, path: Path) -> None:
+    previous = path.with_name(path.name + _PREVIOUS)
+    if path.exists():
+        path.rename(previous)
+    partial.rename(path)
+    _sync([path.parent])
+    if previous.exists():
+        shutil.rmtree(previous)
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: OSError, files: dict[str, Weights]) -> str:
+    need = sum(a.nbytes for arrays in files.values() for a in arrays.values())
+    return f"{error.strerror or error}; it needs {need / 2**20:.0f} MiB free"

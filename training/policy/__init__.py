@@ -1,0 +1,1 @@
+"""What is decided once, for every engine: schedules, mixing, parameter groups, stopping."""

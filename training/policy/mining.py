@@ -1,0 +1,70 @@
+"""Progressive hard-sample mining with a guard against label noise: a state machine over per-sample losses.
+
+Related: online hard example mining (Shrivastava et al. 2016) and small-loss selection against noisy labels (Han et al.
+2018). Off until `start`; then the share of draws that goes to hard samples grows linearly to `cap`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data import keyed
+
+_REMEMBER = 0.5  # weight of the older mean when a sample's newest loss arrives
+
+
+@dataclass
+class Mining:
+    """`losses` float32 `[N]` is the running mean of each sample's loss, NaN until it was seen.
+
+    The hardest `noise_share` of all samples are suspected of wrong labels: they are drawn once an epoch like the others
+    and never mined. The next hardest `hard_share` are the pool that mined draws come from.
+    """
+
+    count: int
+    start: int
+    ramp: int
+    cap: float
+    hard_share: float = 0.3
+    noise_share: float = 0.01
+    losses: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def __post_init__(self) -> None:
+        if not len(self.losses):
+            self.losses = np.full(self.count, np.nan, np.float32)
+
+    def observe(self, index: NDArray[np.int64], losses: NDArray[np.float32]) -> None:
+        """Take the losses of one batch; a sample that stands twice in it counts twice."""
+        for i, loss in zip(index.tolist(), losses.tolist(), strict=True):
+            old = self.losses[i]
+            self.losses[i] = loss if np.isnan(old) else _REMEMBER * old + (1 - _REMEMBER) * loss
+
+    def share(self, epoch: int) -> float:
+        """The share of an epoch's draws that are mined: 0 before `start`, `cap` from `start + ramp` on."""
+        if epoch < self.start or self.cap <= 0:
+            return 0.0
+        return self.cap * min((epoch - self.start + 1) / max(self.ramp, 1), 1.0)
+
+    def draw(self, total: int, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The mined samples of an epoch of `total` draws, spread evenly over the hard pool."""
+        count, pool = int(self.share(epoch) * total), self.hard()
+        if not count or not len(pool):
+            return np.zeros(0, np.int64)
+        rng = keyed.rng(seed, "mining", epoch)
+        return np.concatenate([rng.permutation(pool) for _ in range(-(-count // len(pool)))])[:count]
+
+    def hard(self) -> NDArray[np.int64]:
+        """The hard pool, hardest first, without the suspects."""
+        ranked, suspects = self._ranked(), len(self.suspects())
+        return ranked[suspects : suspects + max(int(self.hard_share * self.count), 1)]
+
+    def suspects(self) -> NDArray[np.int64]:
+        """The samples whose loss stays highest, hardest first: labels worth a look."""
+        return self._ranked()[: int(self.noise_share * self.count)]
+
+    def _ranked(self) -> NDArray[np.int64]:
+        seen = np.flatnonzero(~np.isnan(self.losses))
+        return seen[np.argsort(-self.losses[seen], kind="stable")]

@@ -1,0 +1,96 @@
+"""What a user sees while a fold trains: a progress bar on a terminal, plain lines elsewhere, and `history.csv`."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from config.schema import Settings
+from training.engine import Events
+
+_WAITING_TOO_LONG = 0.1
+
+
+class Progress:
+    """A context around one fold's training; `events` goes to the loop."""
+
+    def __init__(self, settings: Settings, fold: int, images: int, folder: Path):
+        self.settings, self.fold, self.folder = settings, fold, folder
+        self.steps = images // min(settings.train.batch_size or 1, images)
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.bar: Bar | None = None
+        self.rows: list[dict[str, float]] = []
+        self.events = Events(step=self._step, epoch=self._epoch, say=self._say)
+        self.window = (time.perf_counter(), 0)
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self.bar = Bar(
+                TextColumn("fold {task.fields[fold]}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+            )
+            total = self.steps * self.settings.train.epochs
+            self.task = self.bar.add_task("train", total=total, fold=self.fold, note="")
+            self.bar.start()
+        else:
+            self._say(f"fold {self.fold}: {self.steps} steps an epoch, {self.settings.train.epochs} epochs")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def _step(self, epoch: int, batch: int, samples: int, loss: float) -> None:
+        if not self.bar:
+            return
+        since, seen = self.window
+        elapsed = time.perf_counter() - since
+        rate = (seen + samples) / max(elapsed, 1e-9)
+        self.window = (since, seen + samples) if elapsed < 5 else (time.perf_counter(), 0)
+        memory = psutil.Process().memory_info().rss / 2**30
+        note = f"epoch {epoch + 1}  loss {loss:.4f}  {rate:.0f} images/s  {memory:.1f} GiB"
+        self.bar.update(self.task, completed=epoch * self.steps + batch, note=note)
+
+    def _epoch(self, row: dict[str, float], best: bool) -> None:
+        self._write(row)
+        text = (
+            f"fold {self.fold}  epoch {row['epoch']:.0f}/{self.settings.train.epochs}  lr {row['lr']:.2e}  "
+            f"train loss {row['train_loss']:.4f}  val loss {row['log_loss']:.4f}  accuracy {row['accuracy']:.4f}  "
+            f"macro-F1 {row['macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  "
+            f"waiting {row['waiting']:.0%}{'  best' if best else ''}"
+        )
+        self._say(text)
+        if row["waiting"] > _WAITING_TOO_LONG and row["seconds"] > 60:
+            self._say("  the device waits for data: raise data.workers, or make the images smaller on disk")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        """Append to `history.csv`; rows from this epoch on, of a run that was resumed earlier, are replaced."""
+        target = self.folder / "history.csv"
+        kept = []
+        if target.exists():
+            with target.open(newline="") as stream:
+                kept = [r for r in csv.DictReader(stream) if int(r["epoch"]) < int(row["epoch"])]
+        partial = target.with_suffix(".partial")
+        with partial.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(row), extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows([*kept, row])
+        partial.replace(target)

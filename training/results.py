@@ -1,0 +1,57 @@
+"""What a finished run left: read back for plots, reports and ensembles."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from config.errors import CheckpointError
+from models import weights
+from models.card import CARD_KEY, Card
+
+
+def oof(run: Path) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
+    """Ids, logits `[N, C]` and targets `[N]` of all folds' validation images, in fold order."""
+    parts = []
+    for path in sorted(run.glob("fold_*/oof.npz")):
+        with np.load(path) as file:
+            parts.append((file["ids"], file["logits"], file["targets"]))
+    if not parts:
+        raise CheckpointError(f"{run}: no fold_*/oof.npz; train it first with --resume {run}")
+    ids, logits, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return ids.tolist(), logits, targets
+
+
+def card(run: Path) -> Card:
+    """The card of the run's best checkpoints."""
+    for path in sorted(run.glob("fold_*/best/model.safetensors")):
+        _, metadata = weights.read(path)
+        return Card.from_json(metadata.get(CARD_KEY), str(path))
+    raise CheckpointError(f"{run}: no fold_*/best; train it first with --resume {run}")
+
+
+def class_names(run: Path) -> tuple[str, ...]:
+    """The classes, one for each column of the logits."""
+    return card(run).class_names
+
+
+def fold_results(run: Path) -> dict[str, Any]:
+    """`fold_results.yaml` of a finished run."""
+    path = run / "fold_results.yaml"
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing: the run is not finished; go on with --resume {run}")
+    return dict(yaml.safe_load(path.read_text()))
+
+
+def class_counts(run: Path) -> dict[str, int]:
+    """How many images of each class `folds.csv` holds."""
+    counts: dict[str, int] = {}
+    with (run / "folds.csv").open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            counts[row["target"]] = counts.get(row["target"], 0) + 1
+    return counts
