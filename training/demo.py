@@ -9,6 +9,7 @@ import csv
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def train() -> None:
         "--folds.train",
         "[1]",
         "--train.epochs",
-        "5",
+        "10",
     )
     moved = ["--weights", str(RUNS / "torch" / "fold_0" / "best"), "--folds.train", "[0]", "--train.epochs", "1"]
     command(
@@ -131,10 +132,11 @@ def score(submission: Path) -> bool:
     truth = [answers[key] for key in answers]
     files = [DIGITS / "test" / key for key in answers]
     print("\nmacro-F1 on the unseen test images")
-    for member in infer.load(ENSEMBLE).members():
-        names, probabilities = member.predict(files)
-        predicted = [names[i] for i in np.argmax(probabilities, axis=1)]
-        print(f"  {f1_score(truth, predicted, average='macro'):.4f}  {member.name}")
+    with warnings.catch_warnings(action="ignore"), infer.load(ENSEMBLE) as runner:
+        votes = np.concatenate([answers.votes for answers in runner.run(files)])
+        names = np.array(runner.class_names)
+        for member, column in zip(runner.members(), names[votes].T, strict=True):
+            print(f"  {f1_score(truth, column, average='macro'):.4f}  {member.name}")
     total = f1_score(truth, [said[key] for key in answers], average="macro")
     print(f"  {total:.4f}  the ensemble (goal {GOAL})")
     return bool(total >= GOAL)

@@ -88,11 +88,12 @@ def _preferred(path: Path, possible: tuple[str, ...]) -> str:
 
 
 def _engine(path: Path) -> str:
-    """numpy for the linear model that only it has; else torch where it is installed, else MLX."""
+    """The engine that trained the checkpoint; where it is not installed, the other one that runs the same weights."""
     from infer.predictors import checkpoint
 
-    if checkpoint.read_card(path).trained_with == "numpy":
-        return "numpy"
+    trained = checkpoint.read_card(path).trained_with
+    if trained == "numpy" or (trained in ENGINES and installed(trained)):
+        return trained
     return "torch" if installed("torch") or not installed("mlx") else "mlx"
 
 
