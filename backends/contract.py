@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -141,6 +141,12 @@ class OptimSpec:
         """Every parameter that the spec speaks of."""
         return self.matrices | self.head | self.multipliers.keys()
 
+    def trained(self, names: Iterable[str], frozen: bool) -> frozenset[str]:
+        """Those of the parameters `names` that an update moves; `ConfigError` when all but nothing is frozen."""
+        if frozen and not self.head:
+            raise ConfigError("optim.freeze_epochs freezes all but the classifier, and the model has none; leave it 0")
+        return self.head if frozen else frozenset(names)
+
 
 @dataclass(frozen=True)
 class MemorySpec:
@@ -153,6 +159,14 @@ class MemorySpec:
 
     micro_batch: int = 0
     recompute: bool = False
+
+    def size(self, batch: int) -> int:
+        """The images of a batch that pass at a time; `ConfigError` when they do not divide it."""
+        if self.micro_batch and batch % self.micro_batch:
+            raise ConfigError(
+                f"train.micro_batch {self.micro_batch} does not divide the batch of {batch}; choose a divisor of it"
+            )
+        return self.micro_batch or batch
 
 
 NO_SAVING = MemorySpec()

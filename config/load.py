@@ -1,5 +1,7 @@
 """From recipe, file and command line to `Settings`, the later over the earlier, with all faults in one `ConfigError`.
 
+Below them all lie the settings of the run that `--resume PATH` goes on with.
+
 The schema is in `schema`, reading YAML in `yaml_file`, the texts in `usage` and `faults`. pydantic-settings layers and
 validates. Its own command-line source is not used: it reads JSON and not YAML values (`null` becomes a list of one),
 appends repeated lists, and stops at the first unknown option.
@@ -48,7 +50,7 @@ def parse(argv: Sequence[str], prog: str) -> Settings:
             f"config: given {len(line.configs)} times ({_LINE}); give one, its `recipe:` can name a base"
         )
     try:
-        layers = [line.layer, *(_layers(*_locate(line.configs[0])) if line.configs else [])]
+        layers = [line.layer, *(_layers(*_locate(line.configs[0])) if line.configs else []), *_of_run(line.layer)]
     except ConfigError as error:
         raise faults.several([*line.faults, str(error)]) from error
     settings = _resolve(layers, line.faults)
@@ -56,6 +58,18 @@ def parse(argv: Sequence[str], prog: str) -> Settings:
         print(to_yaml(settings), end="")
         raise SystemExit(0)
     return settings
+
+
+def _of_run(line: Layer) -> list[Layer]:
+    """The settings of the run that `--resume PATH` names, so that nobody has to repeat them; its consents are not."""
+    resume = line.values.get("resume")
+    if not isinstance(resume, str) or resume in ("auto", "never"):
+        return []
+    file = Path(resume) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"resume: {resume} ({_LINE}) has no config.yaml, so it is no run; give the folder of a run")
+    layer = yaml_file.read(file, str(file))
+    return [Layer({k: v for k, v in layer.values.items() if k not in ("resume", "resume_anyway")}, layer.where)]
 
 
 def read(path: Path) -> Settings:

@@ -1,4 +1,4 @@
-"""Every setting: its name, type, default, range and meaning. The only home of defaults.
+"""Every setting: its name, type, default, range and meaning. With `sections` the only home of defaults.
 
 The descriptions are what `--help` prints. Reading files and command lines is in `load`. A new section is one class and
 one line in `Settings`; whether a *name* (a model, a view) exists is decided where such names live.
@@ -6,97 +6,30 @@ one line in `Settings`; whether a *name* (a model, a view) exists is decided whe
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-CHECK = "tandem_check"  # the error type whose message is the expectation itself; its ctx may name the `other` setting
-
-
-def _distinct(values: Items) -> Items:
-    if len(set(values)) < len(values):
-        raise PydanticCustomError(CHECK, "each entry once only")
-    return values
-
-
-Items = TypeVar("Items", bound=tuple[Hashable, ...])
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-FoldNumber = Annotated[int, Field(ge=0)]
-Column = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, closed to unknown keys, finite numbers only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Data(Section):
-    """The images and how they reach the model."""
-
-    root: Path = Field(
-        description="The data set: a folder with train.csv and its images, or a folder of class folders."
-    )
-    image_size: int | None = Field(
-        default=None, ge=16, le=4096, description="Side of the square input in pixels; null takes the model's own."
-    )
-    id_column: Column = Field(default="ID", description="Column of train.csv that names the image file.")
-    target_column: Column = Field(default="target", description="Column of train.csv that holds the class.")
-    workers: int = Field(default=0, ge=0, le=1024, description="Loader threads; 0 means one for each core.")
-    fit: Literal["crop", "squash", "letterbox"] | None = Field(
-        default=None,
-        description="How a picture that is not square becomes square: crop cuts the centre, squash ignores the aspect"
-        " ratio, letterbox pads and loses nothing; null takes the model's own.",
-    )
-    mean: tuple[float, float, float] | None = Field(
-        default=None, description="Mean of R, G and B in the range 0 to 1; null takes the model's own."
-    )
-    std: tuple[Positive, Positive, Positive] | None = Field(
-        default=None, description="Standard deviation of R, G and B in the range 0 to 1; null takes the model's own."
-    )
-    pixel_limit: int = Field(
-        default=178_956_970, ge=1, description="Most pixels an image may have before it is refused as unreadable."
-    )
-
-
-class Folds(Section):
-    """Which images train a model and which ones judge it."""
-
-    kind: Literal["holdout", "stratified"] = Field(
-        default="holdout",
-        description="holdout sets one stratified share aside; stratified makes `count` folds and a model for each.",
-    )
-    count: int = Field(default=5, ge=2, le=1000, description="Number of folds (stratified).")
-    val_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of the images set aside (holdout).")
-    train: Annotated[tuple[FoldNumber, ...], Field(min_length=1), AfterValidator(_distinct)] | None = Field(
-        default=None, description="Numbers of the folds to train now, such as [0, 2]; null trains them all."
-    )
-    file: Path | None = Field(default=None, description="An existing folds.csv to use in place of drawing folds.")
-
-
-class Augment(Section):
-    """Random changes to the training images."""
-
-    level: Literal["none", "minimal", "moderate", "hard"] = Field(
-        default="moderate", description="How strongly the training images are changed."
-    )
-    hflip: bool = Field(default=True, description="Mirror left to right half of the time; not for text or digits.")
-    vflip: bool = Field(default=False, description="Mirror top to bottom half of the time.")
-
-
-class Mix(Section):
-    """Blending pairs of images and their targets: Mixup (Zhang 2018) and CutMix (Yun 2019)."""
-
-    mixup: float = Field(default=0.0, ge=0, description="Alpha of Mixup's Beta distribution; 0 is off.")
-    cutmix: float = Field(default=0.0, ge=0, description="Alpha of CutMix's Beta distribution; 0 is off.")
-    prob: Probability = Field(default=1.0, description="Probability that a batch is mixed at all.")
-    switch_prob: Probability = Field(default=0.5, description="Probability of CutMix where both are on.")
-    off_epochs: int = Field(default=0, ge=0, description="Number of last epochs without mixing.")
+from config.sections import (
+    CHECK,
+    Augment,
+    ClassImbalance,
+    Column,
+    Data,
+    Folds,
+    Fraction,
+    Mining,
+    Mix,
+    Positive,
+    Probability,
+    Sampling,
+    Section,
+    Teacher,
+    _distinct,
+)
 
 
 class Train(Section):
@@ -107,6 +40,17 @@ class Train(Section):
     val_batch_size: int | None = Field(
         default=None, ge=1, description="Images in an evaluation batch; null takes batch_size."
     )
+    micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Images that pass the network at a time, their gradients added up to those of the whole batch; less"
+        " memory, and BatchNorm sees this many. A divisor of batch_size; null is all at once.",
+    )
+    checkpoint_gradients: bool = Field(
+        default=False,
+        description="Keep only the input of each block and compute the block again for its gradient: less memory, about"
+        " a third more time, the same numbers.",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="Arithmetic of the step; auto is bf16 where the device is fast at it, else fp32."
     )
@@ -115,25 +59,91 @@ class Train(Section):
     )
 
 
-class Optim(Section):
-    """The optimizer; both engines follow torch.optim's definitions."""
+# The options of each optimizer with their values where the settings leave them null. Muon's betas and eps are for the
+# parameters that it hands to AdamW.
+OPTIMIZER_OPTIONS: dict[str, dict[str, Any]] = {
+    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "sgd": {"momentum": 0.9, "nesterov": True},
+    "lion": {"betas": (0.9, 0.99)},
+    "muon": {"betas": (0.9, 0.95), "eps": 1e-8, "momentum": 0.95, "nesterov": True},
+}
 
-    name: Literal["adamw", "sgd"] = Field(default="adamw", description="The optimizer.")
-    lr: float | None = Field(default=None, gt=0, description="Peak learning rate; null takes the model's own.")
-    weight_decay: float = Field(default=0.05, ge=0, description="Weight decay; norms and biases have none.")
-    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="Decays of the two moments (adamw).")
-    eps: float = Field(default=1e-8, gt=0, description="Added to the denominator (adamw).")
-    momentum: Fraction = Field(default=0.9, description="Momentum (sgd).")
-    nesterov: bool = Field(default=True, description="Nesterov's form of momentum (sgd).")
-    clip_norm: float = Field(default=1.0, ge=0, description="Largest gradient norm; 0 clips nothing.")
+
+def _optimizer_option(key: str, meaning: str, **bounds: Any) -> Any:
+    own = [f"{_plain(options[key])} ({name})" for name, options in OPTIMIZER_OPTIONS.items() if key in options]
+    return Field(default=None, description=f"{meaning}; null takes {', '.join(own)}.", **bounds)
+
+
+def _plain(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value).lower()
+
+
+class Optim(Section):
+    """The optimizer, the rates of the network's parts, and the limits of the gradients; the same on both engines."""
+
+    name: Literal["adamw", "sgd", "lion", "muon"] = Field(
+        default="adamw",
+        description="The optimizer: AdamW and SGD as torch.optim's, Lion (Chen 2023), Muon (Jordan 2024: matrices and"
+        " kernels are orthogonalised, AdamW moves the rest). An option that it does not have must stay null.",
+    )
+    lr: float | None = Field(
+        default=None, gt=0, description="Peak learning rate; null takes the model's own, suited to the optimizer."
+    )
+    weight_decay: float = Field(default=0.05, ge=0, description="Weight decay; norms, biases and tables have none.")
+    betas: tuple[Fraction, Fraction] | None = _optimizer_option("betas", "Decays of the two moments")
+    eps: float | None = _optimizer_option("eps", "Added to the denominator", gt=0)
+    momentum: Fraction | None = _optimizer_option("momentum", "Momentum")
+    nesterov: bool | None = _optimizer_option("nesterov", "Nesterov's form of momentum")
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Factor of the learning rate from each layer to the one before it, such as 0.75 (timm's layers);"
+        " 1 gives all the same.",
+    )
+    head_lr: float = Field(default=1.0, gt=0, description="Factor of the classifier's learning rate.")
+    freeze_epochs: int = Field(
+        default=0, ge=0, description="First epochs in which only the classifier is trained; they are faster."
+    )
+    clip_norm: float = Field(default=1.0, ge=0, description="Largest norm of all gradients together; 0 is no limit.")
+    clip_value: float = Field(default=0.0, ge=0, description="Largest absolute gradient; 0 is no limit.")
+    clip_factor: float = Field(
+        default=0.0,
+        ge=0,
+        description="Largest norm of a unit's gradient as a share of its weights' norm, such as 0.01 (adaptive"
+        " clipping, Brock 2021; the classifier is spared); 0 is no limit.",
+    )
+
+    def options(self) -> dict[str, Any]:
+        """The chosen optimizer's own options, with their defaults where they are null."""
+        defaults = OPTIMIZER_OPTIONS[self.name]
+        return {key: default if getattr(self, key) is None else getattr(self, key) for key, default in defaults.items()}
 
 
 class Schedule(Section):
     """The learning rate over time, a function of the step."""
 
-    name: Literal["cosine", "constant"] = Field(default="cosine", description="Its course after the warm-up.")
+    name: Literal["cosine", "restarts", "one_cycle", "stable_decay", "linear", "step", "constant", "plateau"] = Field(
+        default="cosine", description="Its course after the warm-up."
+    )
     warmup_epochs: float = Field(default=1.0, ge=0, description="Epochs of linear rise to the peak; 0 starts there.")
     min_lr_ratio: Probability = Field(default=0.01, description="Learning rate at the end as a share of the peak.")
+    t_0: float = Field(default=10.0, gt=0, description="Epochs until the first warm restart (restarts).")
+    t_mult: int = Field(default=2, ge=1, description="How many times longer each next period is (restarts).")
+    decay_share: float = Field(
+        default=0.2, gt=0, le=1, description="Last share of the steps that falls (stable_decay)."
+    )
+    step_epochs: float = Field(default=10.0, gt=0, description="Epochs between two falls (step).")
+    gamma: float = Field(default=0.1, gt=0, le=1, description="Factor of each fall (step).")
+    plateau_factor: float = Field(default=0.1, gt=0, lt=1, description="Factor of each fall (plateau).")
+    plateau_patience: int = Field(default=5, ge=0, description="Epochs without improvement before a fall (plateau).")
+
+
+class Watchdog(Section):
+    """What happens when updates are not finite: skip, then go back at half the rate, then stop."""
+
+    max_skipped: int = Field(default=10, ge=1, description="Skipped updates in a row before going back.")
+    max_returns: int = Field(default=3, ge=0, description="Times to go back to the last checkpoint before stopping.")
 
 
 # The options of each loss with their values where the settings leave them null.
@@ -145,6 +155,11 @@ LOSS_OPTIONS: dict[str, dict[str, float]] = {
     "poly1": {"epsilon": 2.0},
     "asymmetric": {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
 }
+CLASS_WEIGHTS_BETA = 0.999
+
+
+def _option(loss: str, key: str, meaning: str, **bounds: Any) -> Any:
+    return Field(default=None, description=f"{loss}: {meaning}; null takes {LOSS_OPTIONS[loss][key]:g}.", **bounds)
 
 
 class Loss(Section):
@@ -154,41 +169,30 @@ class Loss(Section):
         default="cross_entropy", description="The loss; an option of another one than this must stay null."
     )
     label_smoothing: Fraction = Field(default=0.1, description="Share of each target spread over all classes.")
-    class_weights: Literal["none", "balanced", "effective_number"] | Annotated[
-        tuple[Positive, ...], Field(min_length=2)
-    ] = Field(
+    class_weights: Literal["none", "balanced", "effective_number"] | tuple[Positive, ...] = Field(
         default="none",
         description="Factors of the classes, against imbalance: balanced is in inverse proportion to their training"
         " images, effective_number is milder for large classes (Cui 2019), a list is in the order of the class names.",
     )
     class_weights_beta: Fraction | None = Field(
-        default=None, description="effective_number: nearer to 1 is nearer to balanced; null takes 0.999."
+        default=None,
+        description=f"effective_number: nearer to 1 is nearer to balanced; null takes {CLASS_WEIGHTS_BETA:g}.",
     )
-    gamma: float | None = Field(default=None, ge=0, description="focal: how little easy images count; null takes 2.")
-    alpha: Positive | None = Field(default=None, description="focal: factor of the whole loss; null takes 1.")
-    t1: Probability | None = Field(
-        default=None, description="bi_tempered: below 1 bounds the loss of an image; null takes 0.8."
+    gamma: float | None = _option("focal", "gamma", "the larger, the less do easy images count", ge=0)
+    alpha: float | None = _option("focal", "alpha", "factor of the whole loss", gt=0)
+    t1: float | None = _option("bi_tempered", "t1", "below 1 bounds what one image can cost", ge=0, le=1)
+    t2: float | None = _option("bi_tempered", "t2", "above 1 thickens the softmax's tail", ge=1, le=5)
+    epsilon: float | None = _option("poly1", "epsilon", "added to the first coefficient, which is 1", ge=-1)
+    gamma_neg: float | None = _option(
+        "asymmetric", "gamma_neg", "the larger, the less do easy absent classes count", ge=0
     )
-    t2: float | None = Field(
-        default=None, ge=1, le=5, description="bi_tempered: above 1 thickens the softmax's tail; null takes 1.2."
-    )
-    epsilon: float | None = Field(
-        default=None, ge=-1, description="poly1: what is added to the first coefficient, 1; null takes 2."
-    )
-    gamma_neg: float | None = Field(
-        default=None, ge=0, description="asymmetric: how little an easy absent class counts; null takes 4."
-    )
-    gamma_pos: float | None = Field(
-        default=None, ge=0, description="asymmetric: how little an easy present class counts; null takes 1."
-    )
-    clip: Fraction | None = Field(
-        default=None, description="asymmetric: probability below which an absent class costs nothing; null takes 0.05."
-    )
+    gamma_pos: float | None = _option("asymmetric", "gamma_pos", "the same for the present class", ge=0)
+    clip: float | None = _option("asymmetric", "clip", "probability up to which absent classes are free", ge=0, lt=1)
 
     def options(self) -> dict[str, float]:
-        """The chosen loss's own options, resolved."""
-        own = LOSS_OPTIONS[self.name]
-        return {key: value if getattr(self, key) is None else getattr(self, key) for key, value in own.items()}
+        """The chosen loss's own options, with their defaults where they are null."""
+        defaults = LOSS_OPTIONS[self.name]
+        return {key: default if getattr(self, key) is None else getattr(self, key) for key, default in defaults.items()}
 
 
 class Ema(Section):
@@ -272,9 +276,14 @@ class Settings(Section):
     folds: Folds = Folds()
     augment: Augment = Augment()
     mix: Mix = Mix()
+    teacher: Teacher = Teacher()
     train: Train = Train()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
+    sampling: Sampling = Sampling()
+    class_imbalance: ClassImbalance = ClassImbalance()
+    mining: Mining = Mining()
+    watchdog: Watchdog = Watchdog()
     loss: Loss = Loss()
     ema: Ema = Ema()
     drop: Drop = Drop()
@@ -296,13 +305,36 @@ def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
         yield CrossFault("data.target_column", "another column than data.id_column", "data.id_column")
     if settings.mix.off_epochs > epochs:
         yield CrossFault("mix.off_epochs", f"at most train.epochs ({epochs})", "train.epochs")
+    if settings.augment.off_epochs > epochs:
+        yield CrossFault("augment.off_epochs", f"at most train.epochs ({epochs})", "train.epochs")
     if settings.schedule.warmup_epochs > epochs:
         yield CrossFault("schedule.warmup_epochs", f"at most train.epochs ({epochs})", "train.epochs")
-    if settings.optim.name == "sgd" and settings.optim.nesterov and settings.optim.momentum == 0:
-        yield CrossFault("optim.nesterov", "false where optim.momentum is 0", "optim.momentum")
+    if settings.optim.freeze_epochs > epochs:
+        yield CrossFault("optim.freeze_epochs", f"at most train.epochs ({epochs})", "train.epochs")
+    batch, micro = settings.train.batch_size, settings.train.micro_batch
+    if batch and micro and batch % micro:
+        yield CrossFault("train.micro_batch", f"a divisor of train.batch_size ({batch})", "train.batch_size")
     if folds.train and not folds.file:
         yield from _fold_faults(folds.train, folds)
+    yield from _teacher_faults(settings.teacher)
+    yield from _optimizer_faults(settings.optim)
     yield from _loss_faults(settings.loss)
+
+
+def _teacher_faults(teacher: Teacher) -> Iterator[CrossFault]:
+    if teacher.extra_root and not teacher.extra_file:
+        yield CrossFault("teacher.extra_file", "a file of answers to teacher.extra_root", "teacher.extra_root")
+    if teacher.extra_file and not teacher.extra_root:
+        yield CrossFault("teacher.extra_root", "the images that teacher.extra_file answers", "teacher.extra_file")
+
+
+def _optimizer_faults(optim: Optim) -> Iterator[CrossFault]:
+    own = optim.options()
+    for key in sorted({key for options in OPTIMIZER_OPTIONS.values() for key in options} - own.keys()):
+        if getattr(optim, key) is not None:
+            yield CrossFault(f"optim.{key}", f"null where optim.name is {optim.name}", "optim.name")
+    if own.get("nesterov") and own["momentum"] == 0:
+        yield CrossFault("optim.momentum", "more than 0 where optim.nesterov is not false", "optim.nesterov")
 
 
 def _loss_faults(loss: Loss) -> Iterator[CrossFault]:

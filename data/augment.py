@@ -1,23 +1,28 @@
-"""What the loader does to each decoded image: one fixed way to evaluate, and four levels of chance to train.
+"""What the loader does to each decoded image: one fixed way to evaluate, and many with chance to train.
 
-A level is a table of blocks from `OPS`; how each block works is `data.ops` and `data.geometry`.
+What acts is decided by `config.schema.Augment`: its level is a table of blocks, which its switches change one by one,
+and its policy may take the level's place. How a block works is in `data.ops`, `data.documents`, `data.geometry` and
+`data.policies`. Blocks act in the order in which a picture comes to be: the paper, how it lies, the camera, the file.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from config.errors import ConfigError
-from data import geometry, ops, resize
+from config.schema import Augment
+from data import documents, geometry, ops, policies, resize
 from data.decode import Pixels
-from models.card import Fit, Preprocessing
+from data.loader import ByEpoch, Transform
+from models.card import Preprocessing
 
-OPS: dict[str, ops.Op] = {**geometry.OPS, **ops.OPS}
+_ON_PAPER = {**geometry.FLIPS, **documents.OPS}
+_SWITCHES = documents.SWITCHES | ops.SWITCHES
+_BESIDE_POLICY = ("erase",)  # what a policy leaves to the level
 
 
 class EvalTransform(Protocol):
@@ -27,52 +32,87 @@ class EvalTransform(Protocol):
         """uint8 `[H, W, 3]` to `[S, S, 3]`."""
 
 
-class Block(NamedTuple):
-    """A block of a level: its name in `OPS`, how often it acts, and how strongly (0 to 1)."""
+class Act(NamedTuple):
+    """How often a block acts (0 to 1), and how strongly (0 to 1)."""
 
-    name: str
     probability: float
-    strength: float
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
 class Level:
-    """`least_area` is the smallest share of an image that training may see (crop) or fill (letterbox)."""
+    """The blocks of a level, and the smallest share of the area that a crop may see or a letterboxed image may fill.
 
-    least_area: float
-    blocks: tuple[Block, ...]
+    Shares of None mean the fixed way of evaluation, and no flips.
+    """
 
+    blocks: Mapping[str, Act] = field(default_factory=dict)
+    least_seen: float | None = None
+    least_filled: float | None = None
+
+
+# Every block that can be switched, with how it acts where it is switched on and the level has none of it.
+BLOCKS = {
+    "rotate90": Act(1.0),
+    "bleed_through": Act(0.2),
+    "erosion": Act(0.2),
+    "dilation": Act(0.2),
+    "shadow": Act(0.3),
+    "affine": Act(0.7, 0.8),
+    "rotate": Act(0.5),
+    "rotate_any": Act(1.0),
+    "shear": Act(0.3),
+    "perspective": Act(0.3),
+    "brightness": Act(0.5),
+    "contrast": Act(0.5),
+    "saturation": Act(0.5),
+    "hue": Act(0.5, 0.7),
+    "gamma": Act(0.3, 0.8),
+    "greyscale": Act(0.1),
+    "posterize": Act(0.1, 0.8),
+    "solarize": Act(0.1, 0.8),
+    "blur": Act(0.2),
+    "noise": Act(0.2, 0.8),
+    "jpeg": Act(0.2, 0.8),
+    "erase": Act(0.25),
+}
 
 LEVELS = {
-    "none": Level(1.0, ()),
-    "minimal": Level(1.0, (Block("affine", 1.0, 0.35),)),
+    "none": Level(),
+    "minimal": Level({"affine": Act(1.0, 0.35)}, least_seen=1.0, least_filled=0.8),
     "moderate": Level(
-        0.5,
-        (
-            Block("affine", 0.5, 0.4),
-            Block("brightness", 0.5, 0.5),
-            Block("contrast", 0.5, 0.5),
-            Block("saturation", 0.5, 0.5),
-            Block("hue", 0.3, 0.5),
-            Block("erase", 0.1, 0.5),
-        ),
+        {
+            "affine": Act(0.5, 0.4),
+            "brightness": Act(0.5, 0.5),
+            "contrast": Act(0.5, 0.5),
+            "saturation": Act(0.5, 0.5),
+            "hue": Act(0.3, 0.5),
+            "erase": Act(0.1, 0.5),
+        },
+        least_seen=0.5,
+        least_filled=0.7,
     ),
     "hard": Level(
-        0.25,
-        (
-            Block("affine", 0.7, 0.8),
-            Block("brightness", 0.5, 1.0),
-            Block("contrast", 0.5, 1.0),
-            Block("saturation", 0.5, 1.0),
-            Block("hue", 0.5, 0.7),
-            Block("gamma", 0.3, 0.8),
-            Block("posterize", 0.1, 0.8),
-            Block("solarize", 0.1, 0.8),
-            Block("blur", 0.2, 1.0),
-            Block("noise", 0.2, 0.8),
-            Block("jpeg", 0.2, 0.8),
-            Block("erase", 0.3, 0.8),
-        ),
+        {
+            "erosion": Act(0.1, 0.7),
+            "dilation": Act(0.1, 0.7),
+            "shadow": Act(0.15, 0.8),
+            "affine": Act(0.7, 0.8),
+            "perspective": Act(0.2, 0.7),
+            "brightness": Act(0.5, 1.0),
+            "contrast": Act(0.5, 1.0),
+            "saturation": Act(0.5, 1.0),
+            "hue": Act(0.5, 0.7),
+            "gamma": Act(0.3, 0.8),
+            "posterize": Act(0.1, 0.8),
+            "solarize": Act(0.1, 0.8),
+            "blur": Act(0.2, 1.0),
+            "noise": Act(0.2, 0.8),
+            "jpeg": Act(0.2, 0.8),
+            "erase": Act(0.3, 0.8),
+        },
+        least_seen=0.25,
+        least_filled=0.55,
     ),
 }
 
@@ -90,38 +130,120 @@ def eval_transform(prep: Preprocessing) -> EvalTransform:
     return transform
 
 
-def train_transform(
-    level: str, size: int, fit: Fit = "crop", hflip: bool = True, vflip: bool = False
-) -> Callable[[Pixels, np.random.Generator], Pixels]:
-    """How an image is prepared to be trained on: uint8 `[H, W, 3]` and a generator to `[size, size, 3]`.
+def share_at(section: Augment, epoch: int, epochs: int) -> float:
+    """The share (0 to 1) of its full strength that augmentation has in `epoch` (from 0) of `epochs`.
 
-    Flips act on half of the images. Level `none` has no chance at all, so no flips. Raises `ConfigError` for a level
-    that is not in `LEVELS`.
+    A ramp rises to 1, or falls from it, in equal steps over the epochs before `off_epochs`; those last ones have 0.
     """
-    if level not in LEVELS:
-        near = difflib.get_close_matches(level, LEVELS, n=1)
-        hint = f", perhaps you mean {near[0]!r}" if near else ""
-        raise ConfigError(f"augment.level {level!r}: choose one of {', '.join(LEVELS)}{hint}")
-    if level == "none":
-        return eval_transform(Preprocessing(size=size, fit=fit))
-    flips = [Block(name, 0.5, 1.0) for name, wanted in (("hflip", hflip), ("vflip", vflip)) if wanted]
-    blocks = (*flips, *LEVELS[level].blocks)
+    active = epochs - section.off_epochs
+    if epoch >= active:
+        return 0.0
+    if section.ramp == "up":
+        return (epoch + 1) / active
+    return 1 - epoch / active if section.ramp == "down" else 1.0
 
-    def transform(image: Pixels, rng: np.random.Generator) -> Pixels:
-        image = _to_square(image, rng, size, fit, LEVELS[level].least_area)
-        for block in blocks:
-            if rng.random() < block.probability:
-                image = OPS[block.name](image, rng, block.strength)
+
+def alone(section: Augment, prep: Preprocessing) -> dict[str, Transform]:
+    """Each block that `section` lets act, by name: a transform in which it is the only one, and always acts."""
+    blocks = _acts(section, 1.0).items()
+    return {name: _Training(prep, {name: Act(1.0, act.strength)}, None, None) for name, act in blocks}
+
+
+def by_epoch(section: Augment, prep: Preprocessing, epochs: int) -> ByEpoch:
+    """What the loader of a training of `epochs` takes: `train_transform` at each epoch's share of the strength."""
+    return ByEpoch(lambda epoch: train_transform(section, prep, share_at(section, epoch, epochs)))
+
+
+def train_transform(section: Augment, prep: Preprocessing, share: float = 1.0) -> Transform:
+    """How an image is prepared to be trained on: uint8 `[H, W, 3]` and a generator to `[prep.size, prep.size, 3]`.
+
+    `share` (0 to 1) scales the strength of every block but the flips; where a block has no strength, how often it acts.
+    At 0, or where nothing is switched on, an image is prepared as for evaluation.
+    """
+    level, acts, policy = LEVELS[section.level], _acts(section, share), _policy(section, share)
+    least = level.least_filled if prep.fit == "letterbox" else level.least_seen
+    if section.least_area is not None:
+        least = section.least_area
+    if share == 0 or (least is None and not acts and policy is None):
+        return eval_transform(prep)
+    return _Training(prep, acts, policy, None if least is None else 1 - (1 - least) * share)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The stages of a training image; `least` as in `Level`, for the fit of `prep`."""
+
+    prep: Preprocessing
+    acts: Mapping[str, Act]
+    policy: Callable[[Pixels, np.random.Generator], Pixels] | None
+    least: float | None
+
+    def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        image = self._change(self._framed(image, rng), rng, _ON_PAPER)
+        image, padding = self._laid(image, rng)
+        if self.policy is not None:
+            image, padding = self.policy(image, rng), None  # it may have moved the padding
+        image = self._change(image, rng, ops.OPS)
+        if padding is not None:
+            np.copyto(image, resize.PAD, where=padding[..., None])  # as evaluation has it, whatever the colours became
         return image
 
-    return transform
+    def _framed(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        """The square that shows what training sees; to be letterboxed, the whole image at a moderate size."""
+        size = self.prep.size
+        if self.prep.fit == "letterbox":
+            return geometry.reduced(image, size)
+        if self.prep.fit == "squash" or self.least is None:
+            return eval_transform(self.prep)(image)
+        if self.least == 1:
+            return geometry.random_square(image, rng, size)
+        return geometry.random_crop(image, rng, size, self.least)
+
+    def _laid(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, NDArray[np.bool_] | None]:
+        """All motions in one warp, and for a letterboxed image its place and its size on the square; with the padding
+        that this leaves, bool `[S, S]`."""
+        quad = start = geometry.corners(*image.shape[:2])
+        for name, motion in geometry.MOTIONS.items():
+            if self._acts(name, rng):
+                quad = motion(quad, rng, self.acts[name].strength)
+        if self.prep.fit != "letterbox":
+            return (image if quad is start else geometry.cover(image, quad)), None
+        area = 1.0 if self.least is None else rng.uniform(self.least, 1)
+        if quad is start:
+            return geometry.random_letterbox(image, rng, self.prep.size, area)
+        return geometry.keep(image, quad, self.prep.size, area, rng)
+
+    def _change(self, image: Pixels, rng: np.random.Generator, stage: Mapping[str, ops.Op]) -> Pixels:
+        for name, op in stage.items():
+            if self._acts(name, rng):
+                image = op(image, rng, self.acts[name].strength)
+        return image
+
+    def _acts(self, name: str, rng: np.random.Generator) -> bool:
+        return name in self.acts and rng.random() < self.acts[name].probability
 
 
-def _to_square(image: Pixels, rng: np.random.Generator, size: int, fit: Fit, least_area: float) -> Pixels:
-    if fit == "squash":
-        return resize.squash(image, size)
-    if fit == "letterbox":
-        return geometry.random_letterbox(image, rng, size, least_area)
-    if least_area == 1.0:
-        return geometry.random_square(image, rng, size)
-    return geometry.random_crop(image, rng, size, least_area)
+def _acts(section: Augment, share: float) -> dict[str, Act]:
+    """The blocks that may act, flips among them, with what the level, the policy, the switches and `share` leave."""
+    level = LEVELS[section.level]
+    of_level = {n: act for n, act in level.blocks.items() if section.policy == "none" or n in _BESIDE_POLICY}
+    found = {}
+    for name, own in BLOCKS.items():
+        wanted = getattr(section, name)
+        if wanted or (wanted is None and name in of_level):
+            probability, strength = level.blocks.get(name, own)
+            often = probability * share if name in _SWITCHES else probability
+            found[name] = Act(often, strength * share)
+    if level.least_seen is not None:
+        found |= {name: Act(0.5) for name in geometry.FLIPS if getattr(section, name)}
+    return found
+
+
+def _policy(section: Augment, share: float) -> Callable[[Pixels, np.random.Generator], Pixels] | None:
+    if section.policy == "rand":
+        numbers = (section.operations, section.magnitude, section.magnitude_std)
+        return lambda image, rng: policies.rand(image, rng, share, *numbers)
+    if section.policy == "none":
+        return None
+    policy = policies.trivial if section.policy == "trivial" else policies.three
+    return lambda image, rng: policy(image, rng, share)

@@ -1,20 +1,38 @@
-"""Augmentations that move pixels: flips, turns, warps, and the random ways to a model's square.
+"""Blocks that move pixels, and the random ways to a model's square. Fixed ways are `data.resize`.
 
-`OPS` are blocks as in `data.ops`, which is about pixels in place. Warps are bilinear and mirrored at the borders.
+A motion says where the four corners of an image go: `motion(quad, rng, strength)`, so that any number of them is one
+warp. A quad is float64 `[4, 2]`, (x, y) in pixels from the middle, clockwise from the top left. `cover` then fills the
+frame with the image and with what continues it; `keep` loses nothing of it. Warps are bilinear.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from data.decode import Pixels
 from data.ops import Op
-from data.resize import place, resize, shrink_to_fit
+from data.resize import PAD, place, resize, shrink_to_fit
+
+Quad = NDArray[np.float64]
+Motion = Callable[[Quad, np.random.Generator, float], Quad]
+
+Colour = tuple[float, float, float]
 
 _TRIES = 10
+_NEAR, _MOSTLY = 24, 0.6  # levels; share of the border
+
+
+class Placed(NamedTuple):
+    """An image on the grey square: uint8 `[S, S, 3]`, and where it is padding: bool `[S, S]`."""
+
+    image: Pixels
+    padding: NDArray[np.bool_]
 
 
 def hflip(image: Pixels, _rng: np.random.Generator, _strength: float = 1.0) -> Pixels:
@@ -27,42 +45,119 @@ def vflip(image: Pixels, _rng: np.random.Generator, _strength: float = 1.0) -> P
     return cv2.flip(image, 0)
 
 
-def warp(
-    image: Pixels,
-    degrees: float = 0.0,
-    shear: float = 0.0,
-    zoom: float = 1.0,
-    shift: tuple[float, float] = (0.0, 0.0),
-) -> Pixels:
+FLIPS: dict[str, Op] = {"hflip": hflip, "vflip": vflip}
+
+
+def corners(height: float, width: float) -> Quad:
+    """The quad of an image that has not been moved."""
+    return np.array([[-width, -height], [width, -height], [width, height], [-width, height]]) / 2
+
+
+def moved(
+    quad: Quad, degrees: float = 0.0, shear: float = 0.0, zoom: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)
+) -> Quad:
     """Rotated (clockwise), sheared (degrees, along x), zoomed about the middle and shifted (right, down; pixels).
 
     The geometry of torchvision's `affine(angle, translate, scale, shear)`.
     """
-    height, width = image.shape[:2]
     turn, slant = math.radians(degrees), math.tan(math.radians(shear))
     cos, sin = zoom * math.cos(turn), zoom * math.sin(turn)
-    linear = np.array([[cos, -cos * slant - sin], [sin, -sin * slant + cos]])
-    middle = np.array([(width - 1) / 2, (height - 1) / 2])
-    offset = middle + shift - linear @ middle
-    matrix = np.column_stack([linear, offset])
-    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return quad @ np.array([[cos, -cos * slant - sin], [sin, -sin * slant + cos]]).T + shift
 
 
-def affine(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """All small movements in one warp: 30 degrees, 15 of shear, 25% of zoom, 15% of shift, each at most."""
+def affine(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
+    """All small movements at once: 30 degrees, 15 of shear, 25% of zoom, 15% of shift, each at most."""
     degrees, shear, zoom, right, down = rng.uniform(-1, 1, 5) * strength
-    side = 0.15 * min(image.shape[:2])
-    return warp(image, 30 * degrees, 15 * shear, 1.25**zoom, (side * right, side * down))
+    side = 0.15 * float(np.ptp(quad, axis=0).min())
+    return moved(quad, 30 * degrees, 15 * shear, 1.25**zoom, (side * right, side * down))
 
 
-def rotate(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
+def rotate(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
     """Turned by up to 30 degrees either way."""
-    return warp(image, degrees=rng.uniform(-30, 30) * strength)
+    return moved(quad, degrees=rng.uniform(-30, 30) * strength)
 
 
-def shear(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
+def rotate_any(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
+    """Turned by up to 180 degrees either way."""
+    return moved(quad, degrees=rng.uniform(-180, 180) * strength)
+
+
+def shear(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
     """Sheared along x by up to 20 degrees either way."""
-    return warp(image, shear=rng.uniform(-20, 20) * strength)
+    return moved(quad, shear=rng.uniform(-20, 20) * strength)
+
+
+def perspective(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
+    """Each corner drawn outwards by up to 20% of each of its two edges, so that a covered frame stays covered."""
+    shares = rng.uniform(0, 0.2, (4, 2, 1)) * strength
+    onwards, backwards = np.roll(quad, -1, axis=0), np.roll(quad, 1, axis=0)
+    return quad + shares[:, 0] * (quad - onwards) + shares[:, 1] * (quad - backwards)
+
+
+MOTIONS: dict[str, Motion] = {
+    "affine": affine,
+    "rotate": rotate,
+    "rotate_any": rotate_any,
+    "shear": shear,
+    "perspective": perspective,
+}
+
+
+def cover(image: Pixels, quad: Quad) -> Pixels:
+    """The image warped to `quad` in a frame of its own size; what that leaves uncovered is its background or, where it
+    has none, its mirror image."""
+    return _warp(image, quad, image.shape[0], image.shape[1], background(image))
+
+
+def background(image: Pixels) -> Colour | None:
+    """The colour of the border: the median of the outermost pixels, None where fewer than 60% of them are near it."""
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    colour = np.median(border, axis=0)
+    near = (np.abs(border - colour) <= _NEAR).all(axis=1).mean()
+    return (float(colour[0]), float(colour[1]), float(colour[2])) if near >= _MOSTLY else None
+
+
+def keep(image: Pixels, quad: Quad, size: int, area: float, rng: np.random.Generator) -> Placed:
+    """The whole image in the shape of `quad`, at a random place of the grey square.
+
+    `area` is the share (0 to 1) of the square that the smallest square around the quad has.
+    """
+    low, extent = quad.min(axis=0), np.ptp(quad, axis=0)
+    scale = size * math.sqrt(area) / float(extent.max())
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    middle = rng.uniform(-0.5, 0.5, 2) * np.maximum(size - extent * scale, 0)
+    target = (quad - low - extent / 2) * scale + middle
+    small = resize(image, height, width)
+    placed = _warp(small, target, size, size, (PAD, PAD, PAD))
+    shown = _warp(np.full(small.shape[:2], 255, dtype=np.uint8), target, size, size, (0, 0, 0))
+    return Placed(placed, shown < 128)
+
+
+def affine_by(image: Pixels, matrix: NDArray[np.float64], fill: int) -> Pixels:
+    """`matrix` float64 `[2, 3]` takes a place (x, y, 1) in the result to its source, as PIL's Image.transform does.
+
+    Places are counted from the corner of the first pixel; `fill` is the grey outside.
+    """
+    height, width = image.shape[:2]
+    inward = matrix.copy()
+    inward[:, 2] += 0.5 * inward[:, :2].sum(axis=1) - 0.5
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, inward, (width, height), None, flags, cv2.BORDER_CONSTANT, (fill, fill, fill))
+
+
+def reduced(image: Pixels, side: int) -> Pixels:
+    """The image shrunk by the largest whole factor that leaves its long side at least `side` pixels; that is fast.
+
+    What fills no whole pixel is cut off evenly, at most half a pixel of the result on each side.
+    """
+    height, width = image.shape[:2]
+    factor = min(max(height, width) // side, height, width)
+    if factor < 2:
+        return image
+    rows, columns = height // factor, width // factor
+    top, left = height % factor // 2, width % factor // 2
+    part = image[top : top + rows * factor, left : left + columns * factor]
+    return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
 
 
 def random_crop(
@@ -89,12 +184,13 @@ def random_square(image: Pixels, rng: np.random.Generator, size: int) -> Pixels:
     return _part(image, rng, size, side, side)
 
 
-def random_letterbox(image: Pixels, rng: np.random.Generator, size: int, least_area: float) -> Pixels:
-    """The whole image, at `least_area` to all of the area it could have, at a random place of a grey square."""
-    side = max(1, round(size * math.sqrt(rng.uniform(least_area, 1))))
-    small = shrink_to_fit(image, side)
+def random_letterbox(image: Pixels, rng: np.random.Generator, size: int, area: float) -> Placed:
+    """The whole image, its long side `sqrt(area)` of the square's, at a random place of the grey square."""
+    small = shrink_to_fit(image, max(1, round(size * math.sqrt(area))))
     top, left = rng.integers(size - small.shape[0] + 1), rng.integers(size - small.shape[1] + 1)
-    return place(small, size, top, left)
+    padding = np.ones((size, size), dtype=np.bool_)
+    padding[top : top + small.shape[0], left : left + small.shape[1]] = False
+    return Placed(place(small, size, top, left), padding)
 
 
 def _part(image: Pixels, rng: np.random.Generator, size: int, rows: int, columns: int) -> Pixels:
@@ -102,4 +198,21 @@ def _part(image: Pixels, rng: np.random.Generator, size: int, rows: int, columns
     return resize(image[top : top + rows, left : left + columns], size, size)
 
 
-OPS: dict[str, Op] = {"hflip": hflip, "vflip": vflip, "affine": affine, "rotate": rotate, "shear": shear}
+def _warp(image: Pixels, quad: Quad, height: int, width: int, fill: Colour | None) -> Pixels:
+    """The image with its corners at `quad`, from the middle of `height` x `width`; fill None mirrors."""
+    from_middle = np.array([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]])
+    to_middle = np.array([[1, 0, (1 - image.shape[1]) / 2], [0, 1, (1 - image.shape[0]) / 2], [0, 0, 1]])
+    matrix = from_middle @ _homography(quad, image.shape[0], image.shape[1]) @ to_middle
+    border = cv2.BORDER_REFLECT_101 if fill is None else cv2.BORDER_CONSTANT
+    colour = fill or (0, 0, 0)
+    if np.allclose(matrix[2], (0, 0, 1), rtol=0, atol=1e-9):
+        return cv2.warpAffine(image, matrix[:2], (width, height), None, cv2.INTER_LINEAR, border, colour)
+    return cv2.warpPerspective(image, matrix, (width, height), None, cv2.INTER_LINEAR, border, colour)
+
+
+def _homography(quad: Quad, height: int, width: int) -> NDArray[np.float64]:
+    """What takes the corners of a `height` x `width` image to `quad`: float64 `[3, 3]`, exactly affine where it is."""
+    across, down = (quad[1] - quad[0]) / width, (quad[3] - quad[0]) / height
+    if np.allclose(quad[0] + quad[2], quad[1] + quad[3], rtol=0, atol=1e-6):
+        return np.array([[across[0], down[0], quad[:, 0].mean()], [across[1], down[1], quad[:, 1].mean()], [0, 0, 1]])
+    return cv2.getPerspectiveTransform(corners(height, width).astype(np.float32), quad.astype(np.float32))

@@ -1,6 +1,7 @@
 """From an order of samples to batches of fixed shape, prepared ahead by threads. The order itself is `data.sampler`.
 
 The same (paths, transform, seed, order, epoch) gives the same batches for any number of workers and from any batch on.
+A sample that stands several times in an order is augmented differently each time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +23,18 @@ from config.errors import DataError
 from data import keyed
 from data.decode import Pixels
 from data.images import Images
+from data.sampler import occurrences
 
 Transform = Callable[[Pixels, np.random.Generator], Pixels]
 # Each batch is shared out among all workers, so this many batches ahead is a depth of 2 x workers.
 _AHEAD = 2
+
+
+@dataclass(frozen=True)
+class ByEpoch:
+    """A transform that changes over the training: `at(epoch)` is that of one epoch, and a pure function of it."""
+
+    at: Callable[[int], Transform]
 
 
 class Loaded(NamedTuple):
@@ -42,15 +52,16 @@ class Loaded(NamedTuple):
 class Loader:
     """Decodes, transforms and stacks images in threads of its own.
 
-    `transform(image, rng)` gets a decoded image (read-only) and a generator keyed by (seed, epoch, sample), and returns
-    uint8 `[size, size, 3]`; those of `data.augment` fit, for training and for evaluation. `workers=0` is one thread for
-    each core. Pass one `Images` to several loaders to decode a small set only once among them.
+    `transform(image, rng)` gets a decoded image (read-only) and a generator keyed by (seed, epoch, sample, how often it
+    stood before in the order), and returns uint8 `[size, size, 3]`; those of `data.augment` fit, for training and for
+    evaluation. A `ByEpoch` gives each epoch its own. `workers=0` is one thread for each core. Pass one `Images` to
+    several loaders to decode a small set only once among them.
     """
 
     def __init__(
         self,
         paths: Sequence[Path],
-        transform: Transform,
+        transform: Transform | ByEpoch,
         size: int,
         batch_size: int,
         workers: int = 0,
@@ -60,7 +71,7 @@ class Loader:
         self.paths = list(paths)
         self.batch_size = batch_size
         self._images = images or Images()
-        self._transform = transform
+        self._at = transform.at if isinstance(transform, ByEpoch) else lambda _epoch: transform
         self._workers = workers or _cores()
         self._seed = seed
         self._buffers = _Buffers((batch_size, size, size, 3))
@@ -76,13 +87,14 @@ class Loader:
         when it is used up, closed, dropped, or has raised.
         """
         order = np.asarray(order, dtype=np.int64)
+        work = _Epoch(self.paths, self._images, self._at(epoch), self._seed, epoch, order, occurrences(order))
         numbers = iter(range(first_batch, self.batches(len(order))))
         with ThreadPoolExecutor(self._workers, thread_name_prefix="tandem-loader") as pool:
-            ahead = deque(self._start(pool, order, epoch, n) for n in itertools.islice(numbers, _AHEAD))
+            ahead = deque(self._start(pool, work, n) for n in itertools.islice(numbers, _AHEAD))
             try:
                 while ahead:
                     batch, parts = ahead.popleft()
-                    ahead.extend(self._start(pool, order, epoch, n) for n in itertools.islice(numbers, 1))
+                    ahead.extend(self._start(pool, work, n) for n in itertools.islice(numbers, 1))
                     for part in parts:
                         part.result()
                     yield _pad(batch)
@@ -90,22 +102,34 @@ class Loader:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(
-        self, pool: ThreadPoolExecutor, order: NDArray[np.int64], epoch: int, number: int
-    ) -> tuple[Loaded, list[Future[None]]]:
-        mine = order[number * self.batch_size : (number + 1) * self.batch_size]
+    def _start(self, pool: ThreadPoolExecutor, work: _Epoch, number: int) -> tuple[Loaded, list[Future[None]]]:
+        first = number * self.batch_size
+        mine = work.order[first : first + self.batch_size]
         images = self._buffers.take()
         shares = np.array_split(np.arange(len(mine)), min(self._workers, len(mine)))
-        parts = [pool.submit(self._fill, images, share, mine, epoch) for share in shares]
-        weight = np.ones(len(mine), dtype=np.float32)
-        return Loaded(images, mine, weight), parts
+        parts = [pool.submit(work.fill, images, first, share) for share in shares]
+        return Loaded(images, mine, np.ones(len(mine), dtype=np.float32)), parts
 
-    def _fill(self, images: Pixels, slots: NDArray[np.int64], index: NDArray[np.int64], epoch: int) -> None:
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What the threads share: it prepares the image of any place in one epoch's order."""
+
+    paths: list[Path]
+    images: Images
+    transform: Transform
+    seed: int
+    epoch: int
+    order: NDArray[np.int64]
+    seen: NDArray[np.int64]
+
+    def fill(self, batch: Pixels, first: int, slots: NDArray[np.int64]) -> None:
+        """Fill the `slots` of a batch that starts at place `first` of the order."""
         for slot in slots.tolist():
-            sample = int(index[slot])
+            sample, seen = int(self.order[first + slot]), int(self.seen[first + slot])
             try:
-                rng = keyed.rng(self._seed, "augment", epoch, sample)
-                images[slot] = self._transform(self._images(self.paths[sample]), rng)
+                rng = keyed.rng(self.seed, "augment", self.epoch, sample, seen)
+                batch[slot] = self.transform(self.images(self.paths[sample]), rng)
             except DataError:
                 raise
             except Exception as error:

@@ -7,10 +7,11 @@ import fnmatch
 import sys
 from collections.abc import Sequence
 
-import ports
 from config.errors import TandemError
 from models import defaults, registry
 from models.registry import ModelSpec
+
+_ENGINES = {"torch": "torch", "mlx": "MLX"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,9 +52,9 @@ def description(name: str) -> list[str]:
     rows = [
         ("name", spec.name),
         ("family", spec.family),
-        ("engines", _engines(spec)),
+        ("engines", _why(spec)),
         ("parameters", f"{spec.parameters:,}"),
-        ("image size", f"{prep.size} pixels" + (", fixed by default" if spec.fixed_input_size else "")),
+        ("image size", _size(spec)),
         ("mean", ", ".join(f"{v:g}" for v in prep.mean)),
         ("std", ", ".join(f"{v:g}" for v in prep.std)),
         ("fit", f"{prep.fit}, crop_pct {prep.crop_pct:g}, {prep.interpolation}"),
@@ -74,7 +75,18 @@ def _candidates(pattern: str) -> list[ModelSpec]:
 
 
 def _engines(spec: ModelSpec) -> str:
-    return "torch, MLX" if ports.supported(spec.family) else "torch"
+    return ", ".join(_ENGINES[name] for name, refusal in registry.engines(spec).items() if not refusal)
+
+
+def _why(spec: ModelSpec) -> str:
+    """The engines, and why there are not two of them."""
+    refusals = "".join(f" ({reason})" for reason in registry.engines(spec).values() if reason)
+    return _engines(spec) + refusals
+
+
+def _size(spec: ModelSpec) -> str:
+    fixed = ", fixed by default" if spec.fixed_input_size else ""
+    return f"{spec.preprocessing.size} pixels{fixed}" + (f"; timm tests at {spec.test_size}" if spec.test_size else "")
 
 
 def _weights(spec: ModelSpec) -> str:

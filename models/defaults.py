@@ -5,7 +5,7 @@ Settings that are the same for every model have their defaults in `config.schema
 
 from __future__ import annotations
 
-from models.registry import ModelSpec
+from models.registry import ZOO, ModelSpec
 
 # AdamW, cosine, batches of 8 to 32, pretrained weights. Attention without convolutions wants gentler steps.
 _RATES = {
@@ -19,6 +19,9 @@ _RATES = {
     "vit": 3e-5,
     "eva": 3e-5,
     "maxvit": 5e-5,
+    # mlx-image's, by their class.
+    "VisionTransformer": 3e-5,
+    "SwinTransformer": 5e-5,
 }
 _OTHER_RATE = 1e-4
 _LARGE = 150_000_000
@@ -28,7 +31,7 @@ _BATCHES = ((480, 8), (384, 12), (65, 16), (0, 64))
 
 def learning_rate(spec: ModelSpec) -> float:
     """The peak AdamW rate to fine-tune `spec` with: its family's, halved from 150 million parameters on."""
-    rate = _RATES.get(spec.family, _OTHER_RATE)
+    rate = _RATES.get(spec.cls if spec.family == ZOO else spec.family, _OTHER_RATE)
     return rate / 2 if spec.parameters >= _LARGE else rate
 
 

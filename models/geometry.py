@@ -54,3 +54,11 @@ def maxvit_window(spec: ModelSpec) -> int:
     """Side of MaxViT's block windows and of its grids: the image size over the partition ratio."""
     config = spec.args["model_cfg"]["transformer_cfg"]
     return int(config["window_size"] or spec.preprocessing.size // config["partition_ratio"])
+
+
+def coatnet_grid(spec: ModelSpec, stage: int) -> int:
+    """Tokens along a side of a CoAtNet stage (from 0), whose attention sees them all; the stem halves, as each stage."""
+    side = spec.preprocessing.size // 2
+    for _ in range(stage + 1):
+        side = (side + 1) // 2
+    return side

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import inspect
 import json
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,9 +18,8 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg, is_model, list_modules, list_pretrained
 
-from models.registry import FAMILIES
+from models.registry import FAMILIES, TABLES
 
-TABLES = Path(__file__).parent / "tables"
 _NOT_ARCHITECTURE = {
     "pretrained_filter_fn",
     "feature_cfg",
@@ -52,7 +51,7 @@ def constructor(arch: str) -> tuple[str, dict[str, Any]]:
     module = importlib.import_module(entry.__module__)
 
     def record(cls: type, _variant: str, _pretrained: bool, **kwargs: Any) -> None:
-        kept = {k: v for k, v in kwargs.items() if k not in _NOT_ARCHITECTURE and v is not None}
+        kept = {k: v for k, v in kwargs.items() if k not in _NOT_ARCHITECTURE and (v is not None or _says_none(cls, k))}
         raise _Recorded(cls.__name__, {k: plain(v) for k, v in kept.items()})
 
     try:
@@ -61,6 +60,12 @@ def constructor(arch: str) -> tuple[str, dict[str, Any]]:
     except _Recorded as found:
         return found.args[0], found.args[1]
     raise RuntimeError(f"{arch}: timm built it without build_model_with_cfg")
+
+
+def _says_none(cls: type, argument: str) -> bool:
+    """Whether None is another value than the argument's default: ConvNeXt V2's `ls_init_value`, for one."""
+    taken = inspect.signature(cls).parameters
+    return argument in taken and taken[argument].default is not None
 
 
 def plain(value: Any) -> Any:
@@ -98,6 +103,7 @@ def _tag(name: str, pretrained: bool) -> dict[str, Any]:
     cfg = get_pretrained_cfg(name)
     row = {
         "size": cfg.input_size[1],
+        "test_size": cfg.test_input_size[1] if cfg.test_input_size else None,
         "mean": list(cfg.mean),
         "std": list(cfg.std),
         "interpolation": cfg.interpolation,

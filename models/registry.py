@@ -1,6 +1,7 @@
 """From a name, as people write it, to a `ModelSpec`: architecture, preprocessing, pretrained weights, defaults.
 
-The facts stand in `tables/*.json`, recorded from timm by `record_timm`. No framework is imported here.
+The facts stand in `tables/*.json`, recorded from timm by `record_timm`, from mlx-image and the ports by `record_mlx`.
+No framework is imported here.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ FAMILIES = {
     "eva": "eva",
     "maxvit": "maxxvit",
 }
+# mlx-image's own models, called `mlxim/NAME`: no family of timm's, and MLX's alone.
+ZOO = "zoo"
+TABLES = Path(__file__).parent / "tables"
 Pool = Literal["", "avg", "max", "gem"]
 
 
@@ -38,6 +42,7 @@ class ModelSpec:
     """One architecture with everything needed to build it on either engine and to feed it.
 
     `args` are timm's resolved constructor arguments; `hub_id` and `hub_classes` name the pretrained weights of `tag`.
+    `hub_size` is what they were trained at, and the default; `test_size` what timm evaluates them at, where larger.
     `global_pool` "" keeps the architecture's own pooling.
     """
 
@@ -52,6 +57,7 @@ class ModelSpec:
     hub_filename: str = ""
     hub_classes: int = 0
     hub_size: int = 0
+    test_size: int = 0
     license: str = ""
     classifier: str | tuple[str, ...] = ""
     first_conv: str | tuple[str, ...] = ""
@@ -92,6 +98,7 @@ def get(name: str, **options: Any) -> ModelSpec:
         hub_filename=facts.get("hf_hub_filename", ""),
         hub_classes=facts.get("num_classes", 0),
         hub_size=facts["size"],
+        test_size=facts.get("test_size", 0),
         license=facts.get("license", ""),
         classifier=_names(facts.get("classifier", "")),
         first_conv=_names(facts.get("first_conv", "")),
@@ -104,6 +111,17 @@ def get(name: str, **options: Any) -> ModelSpec:
 def names(pattern: str = "*") -> list[str]:
     """All architectures, `arch` names, that match a shell pattern, sorted."""
     return sorted(arch for arch in _index() if re.fullmatch(_glob(pattern), arch))
+
+
+def members(family: str) -> list[str]:
+    """The architectures of one family, `ZOO` or a key of `FAMILIES`."""
+    return list(_table(family))
+
+
+def engines(spec: ModelSpec) -> dict[str, str]:
+    """Why an engine cannot build `spec`'s architecture, by engine's name; "" where it can. No framework is asked."""
+    torch = "mlx-image's models are MLX's alone" if spec.family == ZOO else ""
+    return {"torch": torch, "mlx": _table("mlx_refused").get(spec.arch, "")}
 
 
 def tags(arch: str) -> list[str]:
@@ -163,10 +181,10 @@ def _glob(pattern: str) -> str:
 
 @functools.cache
 def _table(family: str) -> dict[str, Any]:
-    path = Path(__file__).parent / "tables" / f"{family}.json"
+    path = TABLES / f"{family}.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 @functools.cache
 def _index() -> dict[str, str]:
-    return {arch: family for family in FAMILIES for arch in _table(family)}
+    return {arch: family for family in (*FAMILIES, ZOO) for arch in _table(family)}

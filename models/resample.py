@@ -1,7 +1,7 @@
 """Fits position weights to another image size, as timm does when it loads a checkpoint. NumPy only.
 
-Position embeddings (ViT, EVA) are resized like pictures; relative-position bias tables (Swin, MaxViT) are read off
-a geometric grid, which keeps near offsets sharp. SwinV2 computes its biases, so its weights never change.
+Position embeddings (ViT, EVA) are resized like pictures; relative-position bias tables (Swin, MaxViT, CoAtNet) are
+read off a geometric grid, which keeps near offsets sharp. SwinV2 computes its biases, so its weights never change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import WeightsError
-from models.geometry import maxvit_window, patch_grid, position_prefix, swin_stages
+from models.geometry import coatnet_grid, maxvit_window, patch_grid, position_prefix, swin_stages
 from models.registry import ModelSpec
 
 Array = NDArray[np.float32]
@@ -40,7 +40,8 @@ def resample(weights: Mapping[str, Array], spec: ModelSpec) -> dict[str, Array]:
 
 def _window(name: str, spec: ModelSpec) -> int:
     if spec.family == "maxvit":
-        return maxvit_window(spec)
+        whole = re.match(r"stages\.(\d+)\.blocks\.\d+\.attn\.rel_pos\.", name)
+        return coatnet_grid(spec, int(whole[1])) if whole else maxvit_window(spec)
     found = re.match(r"layers\.(\d+)\.", name)
     stages = swin_stages(spec)
     if found is None or int(found[1]) >= len(stages):

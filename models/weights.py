@@ -78,7 +78,7 @@ def resolve(spec: ModelSpec, source: str | Path) -> Weights | None:
     if source == "none":
         return None
     if source == "pretrained":
-        return read(_from_hub(spec))[0]
+        return _canonical(read(_from_hub(spec))[0], spec)
     path = Path(source).expanduser()
     if path.is_dir():
         manifest.verify(path)
@@ -86,7 +86,7 @@ def resolve(spec: ModelSpec, source: str | Path) -> Weights | None:
         path = ema if ema.exists() else path / MODEL_FILE
     weights, metadata = read(path)
     _same_architecture(spec, metadata, path)
-    return weights
+    return weights if CARD_KEY in metadata else _canonical(weights, spec)
 
 
 def fit(weights: Mapping[str, NDArray[np.float32]], spec: ModelSpec, seed: int = 0) -> tuple[Weights, list[str]]:
@@ -169,6 +169,13 @@ def _from_hub(spec: ModelSpec) -> Path:
     return path
 
 
+def _canonical(weights: Weights, spec: ModelSpec) -> Weights:
+    """mlx-image's files hold convolutions in MLX's layout, OHWI, and nothing else that has four axes."""
+    if spec.family != registry.ZOO:
+        return weights
+    return {n: np.ascontiguousarray(v.transpose(0, 3, 1, 2)) if v.ndim == 4 else v for n, v in weights.items()}
+
+
 def _verify_blob(path: Path) -> None:
     # The hub's etag of a large file is its SHA-256, and the cache names the blob by the etag.
     etag = path.resolve().name
@@ -223,6 +230,8 @@ def _fit_classifier(weights: Weights, spec: ModelSpec, seed: int) -> list[str]:
 
 def _head_features(weights: Weights, spec: ModelSpec) -> int:
     """What the classifier of a headless checkpoint takes in: the width of the last stage."""
+    if spec.family == registry.ZOO:
+        return int(spec.args["features"])
     if "dims" in spec.args:
         return int(spec.args.get("head_hidden_size") or spec.args["dims"][-1])
     if isinstance(spec.args.get("embed_dim"), int):

@@ -101,7 +101,8 @@ class GlobalResponseNorm(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """`[N, H, W, C]` to the same shape and dtype."""
         wide = x.astype(mx.float32)
-        energy = mx.sum(mx.square(wide), axis=(1, 2), keepdims=True)
+        # One axis at a time: MLX adds naively on the CPU.
+        energy = mx.sum(mx.sum(mx.square(wide), axis=2, keepdims=True), axis=1, keepdims=True)
         # As torch's norm: the gradient at a channel that is zero everywhere is zero, not infinite.
         norm = mx.where(energy > 0, mx.sqrt(mx.where(energy > 0, energy, 1.0)), 0.0)
         relative = norm / (mx.mean(norm, axis=-1, keepdims=True) + self._eps)

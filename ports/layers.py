@@ -122,14 +122,25 @@ class BatchNorm2d(nn.Module):
         mean, var = self.running_mean, self.running_var
         if self.training:
             wide = x.astype(mx.float32)
-            axes = tuple(range(x.ndim - 1))
-            mean, var = mx.mean(wide, axis=axes), mx.var(wide, axis=axes)
+            mean = channel_means(wide)
+            # The variance has no slope in the mean, about which deviations sum to zero.
+            var = channel_means(mx.square(wide - mx.stop_gradient(mean)))
             count = x.size // x.shape[-1]
             keep, new = 1 - self._momentum, self._momentum
             self.running_mean = keep * self.running_mean + new * mx.stop_gradient(mean)
             self.running_var = keep * self.running_var + new * mx.stop_gradient(var) * (count / max(count - 1, 1))
         scale = mx.rsqrt(var + self._eps) * self.weight
         return ((x.astype(mx.float32) - mean) * scale + self.bias).astype(x.dtype)
+
+
+def channel_means(x: mx.array) -> mx.array:
+    """Means over all axes but the last, `[..., C]` to `[C]`, one axis at a time.
+
+    MLX adds naively on the CPU: over three axes of 16 x 112 x 112 at once, a mean is off by 1e-5 and a variance by 5e-5.
+    """
+    while x.ndim > 1:
+        x = mx.mean(x, axis=-2)
+    return x
 
 
 class DropPath(nn.Module):
@@ -185,13 +196,13 @@ class GeM(nn.Module):
         wide = mx.maximum(x.astype(mx.float32), self._eps)
         # Powers of shares of the maximum neither overflow nor cancel; the mean scales with it, so no gradient is lost.
         most = mx.stop_gradient(mx.max(wide, axis=(1, 2), keepdims=True))
-        share = mx.power(mx.mean(mx.power(wide / most, self.p), axis=(1, 2)), 1 / self.p)
+        share = mx.power(pool(mx.power(wide / most, self.p), "avg"), 1 / self.p)
         return (most[:, 0, 0] * share).astype(x.dtype)
 
 
 def pool(x: mx.array, kind: str) -> mx.array:
     """`avg` or `max` over the pixels of `[N, H, W, C]`, giving `[N, C]`."""
-    return mx.max(x, axis=(1, 2)) if kind == "max" else mx.mean(x, axis=(1, 2))
+    return mx.max(x, axis=(1, 2)) if kind == "max" else mx.mean(mx.mean(x, axis=2), axis=1)
 
 
 def pooling(kind: str) -> Callable[[mx.array], mx.array]:

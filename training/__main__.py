@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config.errors import TandemError
+from config.schema import Checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,22 +17,56 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m training", description="What can be done with runs after training."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    _checkpoint_options(commands.add_parser("checkpoint", help="look at checkpoints, verify them, remove old ones"))
     page = commands.add_parser("report", help="write report.html about one or more finished runs")
     page.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     page.add_argument("--ensemble", type=Path, help="an ensemble file made of these runs")
     page.add_argument("--submission", type=Path, help="a submission made with that ensemble")
     page.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
+    page.set_defaults(run=_report)
     arguments = parser.parse_args(argv)
     try:
-        from training import report  # after --help, which must not wait for these imports
-
-        out = arguments.out or arguments.runs[0] / "report.html"
-        report.write(arguments.runs, out, arguments.ensemble, arguments.submission)
+        return int(arguments.run(arguments))
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("info", "verify", "prune"), help="what to do")
+    parser.add_argument("path", type=Path, metavar="PATH", help="a checkpoint, a fold folder or a run")
+    default = Checkpoint().keep
+    parser.add_argument("--keep", type=_count, default=default, help=f"how many prune leaves (default {default})")
+    parser.set_defaults(run=_checkpoint)
+
+
+def _checkpoint(arguments: argparse.Namespace) -> int:
+    """The exit code is 1 when a checkpoint is damaged."""
+    from training import inventory  # after --help, which must not wait for these imports
+
+    if arguments.action == "prune":
+        for path in inventory.prune(arguments.path, arguments.keep):
+            print(f"removed {path}")
+        return 0
+    entries = [inventory.look(path) for path in inventory.find(arguments.path)]
+    for entry in entries:
+        print(inventory.line(entry) if arguments.action == "info" else entry.fault or f"{entry.path}: whole")
+    return int(any(entry.fault for entry in entries))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from training import report
+
+    out = arguments.out or arguments.runs[0] / "report.html"
+    report.write(arguments.runs, out, arguments.ensemble, arguments.submission)
     print(out)
     return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of checkpoints; give 1 or more")
+    return int(text)
 
 
 if __name__ == "__main__":

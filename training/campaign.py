@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from data.loader import Loader
 from models import defaults, registry, weights
 from models.card import Card, Preprocessing
 from models.registry import ModelSpec
-from training import engine, metrics, plots, report, run
-from training.policy import groups
+from training import checkpoint, engine, metrics, plots, report, run
+from training.loop import Loop
+from training.policy import loss as losses
+from training.policy import optimizer, sampling
 from training.progress import Progress
 from training.targets import smoothed
 
@@ -58,24 +61,30 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     images = Images(pixel_limit=settings.data.pixel_limit)
     check.readable(table.paths, images, settings.data.workers)
     folder = run.folder(settings, backend)
-    with run.locked(folder):
+    run.check_unedited(folder, settings)
+    with ExitStack() as held:
         card = Card(settings.model, table.class_names, spec.preprocessing, dict(spec.options), backend)
-        fold_of = _folds(settings, table, folder)
+        with run.briefly(folder):
+            fold_of = _folds(settings, table, folder)
+        numbers = fold_numbers(settings, fold_of)
+        for path in (folder / f"fold_{k}" for k in numbers):
+            path.mkdir(exist_ok=True)
+            held.enter_context(run.locked(path))
         campaign = Campaign(backend, settings, spec, card, table, images, fold_of, folder, stop_requested)
-        if (folder / run.FINISHED).exists():
+        if _finished(folder, numbers):
             print(f"{folder} is finished already; --resume never trains anew in a new folder")
             return folder
-        results = [_fold(campaign, k) for k in fold_numbers(settings, campaign.fold_of)]
-        summary = summarise(results, settings.stopping.metric)
-        _write_yaml(folder / run.FINISHED, summary)
-        plots.write(folder)
-        report.write([folder], folder / "report.html")
+        for k in numbers:
+            _fold(campaign, k)
+        with run.briefly(folder):
+            _sum_up(folder, settings.stopping.metric)
     return folder
 
 
 def prepare(settings: Settings) -> tuple[Settings, ModelSpec, index.Table]:
     """Read the data set and fill in what depends on it and on the model: size, classes, rate, batch."""
     table = index.load(settings.data.root, settings.data.id_column, settings.data.target_column)
+    losses.check(settings.loss, table.class_names)
     spec = registry.get(
         settings.model,
         num_classes=len(table.class_names),
@@ -87,7 +96,7 @@ def prepare(settings: Settings) -> tuple[Settings, ModelSpec, index.Table]:
     resolved = {
         "data": {"image_size": spec.preprocessing.size},
         "train": {"batch_size": settings.train.batch_size or defaults.batch_size(spec)},
-        "optim": {"lr": settings.optim.lr or defaults.learning_rate(spec)},
+        "optim": {"lr": optimizer.learning_rate(settings.optim, spec)},
     }
     updates = {k: getattr(settings, k).model_copy(update=v) for k, v in resolved.items()}
     return settings.model_copy(update=updates), spec, table
@@ -101,6 +110,20 @@ def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
     if unknown:
         raise ConfigError(f"folds.train: there is no fold {unknown[0]}; there are {there}")
     return wanted
+
+
+def _finished(folder: Path, numbers: list[int]) -> bool:
+    file = folder / run.FINISHED
+    summed = [row["fold"] for row in yaml.safe_load(file.read_text())["folds"]] if file.exists() else []
+    return set(numbers) <= set(summed)
+
+
+def _sum_up(folder: Path, metric: str) -> None:
+    """Summary, plots and report of all folds that are finished, whichever process trained them."""
+    done = [yaml.safe_load(path.read_text()) for path in folder.glob("fold_*/result.yaml")]
+    _write_yaml(folder / run.FINISHED, summarise(sorted(done, key=lambda row: row["fold"]), metric))
+    plots.write(folder)
+    report.write([folder], folder / "report.html")
 
 
 def summarise(results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -148,7 +171,7 @@ def _fold(campaign: Campaign, number: int) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     started = time.monotonic()
     data = _fold_data(campaign, number)
-    session = _session(campaign)
+    session = _session(campaign, number)
     try:
         run.write_environment(campaign.folder, campaign.backend, session.describe())
         with Progress(campaign.settings, number, len(data.train_targets), folder) as watcher:
@@ -163,20 +186,22 @@ def _fold(campaign: Campaign, number: int) -> dict[str, Any]:
     return _finish(folder, number, loop, time.monotonic() - started)
 
 
-def _session(campaign: Campaign) -> Session:
+def _session(campaign: Campaign, number: int) -> Session:
     settings, spec, backend = campaign.settings, campaign.spec, backends.load(campaign.backend)
-    start = _start(campaign, backend)
-    optim = OptimSpec(
-        settings.optim.name,
-        settings.optim.betas,
-        settings.optim.eps,
-        settings.optim.momentum,
-        settings.optim.nesterov,
-        ema=settings.ema.decay > 0,
-        multipliers=groups.multipliers(start),
+    labels = campaign.table.labels[campaign.fold_of != number]
+    start = _start(campaign, backend, number)
+    optim = optimizer.spec(settings.optim, settings.ema.decay > 0, spec, start)
+    loss, train = losses.spec(settings.loss, labels, spec.num_classes), settings.train
+    session = backend.open(
+        spec,
+        start,
+        optim,
+        loss,
+        train.precision,
+        settings.seed,
+        train.compile != "off",
+        optimizer.memory(train),
     )
-    loss, train = LossSpec(settings.loss.name), settings.train
-    session = backend.open(spec, start, optim, loss, train.precision, settings.seed, train.compile != "off")
     if train.compile == "on" and not session.describe()["compiled"]:
         raise ConfigError(
             f"train.compile on: the {campaign.backend} engine does not compile on this device; set it to auto"
@@ -184,8 +209,11 @@ def _session(campaign: Campaign) -> Session:
     return session
 
 
-def _start(campaign: Campaign, backend: Backend) -> Weights:
-    """The weights that training starts from: pretrained ones made to fit, or the engine's fresh ones."""
+def _start(campaign: Campaign, backend: Backend, number: int) -> Weights:
+    """The weights that training starts from: the fold's own, or pretrained ones made to fit, or fresh ones."""
+    begun = checkpoint.newest(campaign.folder / f"fold_{number}")
+    if begun:
+        return weights.read(begun / "model.safetensors")[0]
     spec, settings = campaign.spec, campaign.settings
     found = weights.resolve(spec, settings.weights)
     if found is not None:
@@ -208,10 +236,11 @@ def _fold_data(campaign: Campaign, number: int) -> engine.FoldData:
         raise DataError(f"fold {number} has {len(train)} training and {len(valid)} validation images; change folds")
     paths = np.array(table.paths, dtype=object)
     batch = min(settings.train.batch_size or 1, len(train))
-    level = settings.augment
-    transform = augment.train_transform(level.level, prep.size, prep.fit, level.hflip, level.vflip)
+    optimizer.memory(settings.train).size(batch)  # refuses a micro-batch that does not divide it
+    transform = augment.by_epoch(settings.augment, prep, settings.train.epochs)
     return engine.FoldData(
         train=Loader(list(paths[train]), transform, prep.size, batch, settings.data.workers, seed, campaign.images),
+        train_labels=table.labels[train],
         train_targets=smoothed(table.labels[train], len(table.class_names), settings.loss.label_smoothing),
         valid=Loader(
             list(paths[valid]),
@@ -225,10 +254,11 @@ def _fold_data(campaign: Campaign, number: int) -> engine.FoldData:
         valid_labels=table.labels[valid],
         valid_ids=[table.ids[i] for i in valid],
         size=prep.size,
+        raise_to=sampling.raise_to(settings.class_imbalance, table.class_names),
     )
 
 
-def _finish(folder: Path, number: int, loop: engine.Loop, seconds: float) -> dict[str, Any]:
+def _finish(folder: Path, number: int, loop: Loop, seconds: float) -> dict[str, Any]:
     with np.load(folder / "oof.npz") as oof:
         scores = metrics.scores(oof["logits"], oof["targets"])
     row = {

@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+from safetensors import SafetensorError
+
 from backends.contract import TrainState, Weights
 from config.errors import CheckpointError
+from config.schema import Settings
 from models import manifest, weights
 from models.card import CARD_KEY, Card
 
@@ -24,13 +28,18 @@ _PARTIAL = ".partial"
 _PREVIOUS = ".previous"
 
 
-def save(folder: Path, card: Card, state: TrainState, loop: dict[str, Any]) -> Path:
-    """Write the whole state as `folder/step_NNNNNNNN` and return that path. `loop` must be plain JSON values."""
+def save(folder: Path, card: Card, state: TrainState, loop: dict[str, Any], arrays: Weights | None = None) -> Path:
+    """Write the whole state as `folder/step_NNNNNNNN` and return that path.
+
+    `loop` is what the loop keeps in plain JSON values, `arrays` what it keeps in arrays, as `loop.safetensors`.
+    """
     path = folder / f"{_STEP}{state.calls:08d}"
     files = {"model": state.weights, "optimizer": state.optimizer}
     if state.ema is not None:
         files["ema"] = state.ema
-    _publish(path, card, files, {**loop, "step": state.step, "calls": state.calls})
+    if arrays:
+        files["loop"] = arrays
+    _publish(path, card, files, {**loop, "step": state.step, "frozen_steps": state.frozen_steps, "calls": state.calls})
     return path
 
 
@@ -48,7 +57,13 @@ def load(path: Path) -> tuple[TrainState, dict[str, Any]]:
     model, _ = weights.read(path / "model.safetensors")
     ema = weights.read(path / "ema.safetensors")[0] if (path / "ema.safetensors").exists() else None
     optimizer, _ = weights.read(path / "optimizer.safetensors")
-    return TrainState(model, ema, optimizer, step=loop["step"], calls=loop["calls"]), loop
+    return TrainState(model, ema, optimizer, loop["step"], loop["calls"], loop["frozen_steps"]), loop
+
+
+def load_arrays(path: Path) -> Weights:
+    """What the loop kept in arrays, by name; empty where it kept none."""
+    file = path / "loop.safetensors"
+    return weights.read(file)[0] if file.exists() else {}
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -62,20 +77,41 @@ def read_state(path: Path) -> dict[str, Any]:
     return loop
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint. A damaged one is set aside as `.corrupt` and named on standard error by the caller's
-    log; when there were checkpoints and none is whole, that is a `CheckpointError`, never a silent fresh start."""
+def config(path: Path) -> Settings | None:
+    """The settings that a checkpoint was trained with; None where it is damaged or holds none."""
+    try:
+        return Settings.model_validate(read_state(path)["config"])
+    except (CheckpointError, KeyError, ValidationError):
+        return None
+
+
+def newest(folder: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The newest whole checkpoint, by the number of updates and not by any clock.
+
+    A damaged one is set aside as `.corrupt`, and `say` is told. When there were checkpoints and none is whole, that is
+    a `CheckpointError`, never a silent fresh start.
+    """
+    recover(folder)
     found = steps(folder)
     for path in reversed(found):
-        try:
-            manifest.verify(path)
-        except CheckpointError:
-            set_aside(path)
-        else:
+        fault = damage(path)
+        if not fault:
             return path
+        say(f"{fault}; it is set aside as {set_aside(path)}")
     if found or any(folder.glob(f"{_STEP}*.corrupt*")):
         raise CheckpointError(f"{folder}: no whole checkpoint is left; start afresh with --resume never")
     return None
+
+
+def damage(path: Path) -> str:
+    """What is wrong with the files of a checkpoint, "" where it is whole."""
+    try:
+        manifest.verify(path)
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename or path}: cannot be read ({error.strerror})"
+    return ""
 
 
 def steps(folder: Path) -> list[Path]:
@@ -103,14 +139,14 @@ def prune(folder: Path, keep: int) -> list[Path]:
     return gone
 
 
-def recover_best(folder: Path) -> None:
-    """Finish a replacement of `best` that a crash cut in two."""
-    best, previous = folder / BEST, folder / (BEST + _PREVIOUS)
-    if previous.exists():
-        if best.exists():
+def recover(folder: Path) -> None:
+    """Finish the replacements of a checkpoint by one of the same name that a crash cut in two."""
+    for previous in folder.glob(f"*{_PREVIOUS}"):
+        path = previous.with_name(previous.name.removesuffix(_PREVIOUS))
+        if path.exists():
             shutil.rmtree(previous)
         else:
-            previous.rename(best)
+            previous.rename(path)
 
 
 def _publish(path: Path, card: Card, files: dict[str, Weights], loop: dict[str, Any]) -> None:
@@ -126,9 +162,9 @@ def _publish(path: Path, card: Card, files: dict[str, Weights], loop: dict[str, 
         manifest.write(partial)
         _sync([*partial.iterdir(), partial])
         _replace(partial, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"{path}: could not be saved ({_reason(error, files)})") from error
+        raise CheckpointError(f"{path}: could not be saved ({_reason(error, files)}") from error
 
 
 def _replace(partial: Path, path: Path) -> None:
@@ -150,6 +186,9 @@ def _sync(paths: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-def _reason(error: OSError, files: dict[str, Weights]) -> str:
+def _reason(error: OSError | SafetensorError, files: dict[str, Weights]) -> str:
+    found = (error.strerror if isinstance(error, OSError) else None) or str(error)
     need = sum(a.nbytes for arrays in files.values() for a in arrays.values())
-    return f"{error.strerror or error}; it needs {need / 2**20:.0f} MiB free"
+    return (
+        f"{found}); it needs {max(need / 2**20, 1):.0f} MiB free and a folder that may be written; then start it again"
+    )

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
+import backends
 from config import load
 from config.errors import TandemError
+
+# What a disk or a folder refuses, and what to do about it.
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "make the folder writable, or choose another --out",
+    errno.EACCES: "make the folder writable, or choose another --out",
+    errno.EPERM: "make the folder writable, or choose another --out",
+}
 
 
 class StopSignal:
@@ -28,17 +39,19 @@ class StopSignal:
         if self.received:
             os._exit(128 + number)
         self.received = number
-        print("\nstopping after this step; press Ctrl-C again to leave at once", file=sys.stderr)
+        # print() is not safe here: the signal may have come in the middle of another one.
+        os.write(2, b"\nstopping after this step; press Ctrl-C again to leave at once\n")
 
 
 def main(engine: str, argv: Sequence[str] | None = None) -> int:
     """Run `train_ENGINE.py`; returns the exit code (0, 1 data and the like, 2 settings, 130/143 interrupted)."""
     prog = f"train_{engine}.py"
     try:
+        backends.require(engine)
         settings = load.parse(sys.argv[1:] if argv is None else argv, prog=prog)
+        stop = StopSignal()
         from training import campaign  # after --help, which must not wait for these imports
 
-        stop = StopSignal()
         try:
             folder = campaign.run_all(engine, settings, stop)
         except campaign.Interrupted as interrupted:
@@ -47,5 +60,11 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        print(f"error: {what}; {_REMEDIES[error.errno]}, then start it again", file=sys.stderr)
+        return 1
     print(f"finished: {folder / 'report.html'}")
     return 0

@@ -4,93 +4,51 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.contract import Batch, Knobs, MixPlan, Session, StepResult, Which
+from backends.contract import Batch, Knobs, MixPlan, Session, StepResult, TrainState, Weights, Which
 from config.errors import Diverged
 from config.schema import Settings
 from data.loader import Loaded, Loader
-from data.sampler import epoch_order
 from models.card import Card
 from training import checkpoint, metrics
-from training.policy import mix, schedule
-from training.policy.stopping import Stopping
+from training.loop import Events, Loop, Totals
+from training.policy import mix, sampling, schedule, watch
+from training.policy.mining import Mining
+from training.saver import Saver
 
 _IN_FLIGHT = 4  # updates enqueued before the oldest one's result is read
-_MAX_SKIPPED = 20  # non-finite updates in a row that end a run
+_NAMED = 5  # files of a bad batch that are named
 
 
 @dataclass(frozen=True)
 class FoldData:
-    """What one fold trains and validates on. `targets` are float32 `[N, C]` rows for the loss, `labels` int64 `[M]`."""
+    """What one fold trains and validates on. Labels are int64 class numbers; `train_targets` are float32 `[N, C]`.
+
+    `raise_to` maps a class to the count that it is raised to in each epoch.
+    """
 
     train: Loader
+    train_labels: NDArray[np.int64]
     train_targets: NDArray[np.float32]
     valid: Loader
     valid_labels: NDArray[np.int64]
     valid_ids: list[str]
     size: int
+    raise_to: dict[int, int]
 
 
-@dataclass
-class Totals:
-    """Running sums of one epoch, saved in the middle of it. Times are seconds and stay out of every decision."""
-
-    loss: float = 0.0
-    samples: int = 0
-    skipped: int = 0
-    waited: float = 0.0
-    computed: float = 0.0
-    saved: float = 0.0
-
-
-@dataclass
-class Loop:
-    """Where a fold stands: all that a checkpoint keeps beside the session's own state."""
-
-    epoch: int = 0
-    batch: int = 0
-    skipped_in_a_row: int = 0
-    totals: Totals = field(default_factory=Totals)
-    stopping: Stopping = field(default_factory=lambda: Stopping("macro_f1"))
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(raw: dict[str, Any]) -> Loop:
-        """The inverse of `to_json`; other keys are left alone."""
-        return Loop(
-            raw["epoch"],
-            raw["batch"],
-            raw["skipped_in_a_row"],
-            Totals(**raw["totals"]),
-            Stopping(**raw["stopping"]),
-            raw["history"],
-        )
-
-
-def _ignore(*_: object) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class Events:
-    """What the loop tells whoever watches: a progress bar, a log, a tracker. Nothing they do changes the run."""
-
-    step: Callable[[int, int, int, float], None] = _ignore
-    epoch: Callable[[dict[str, float], bool], None] = _ignore
-    say: Callable[[str], None] = _ignore
+class _GoBack(Exception):
+    """Too many updates in a row were not finite."""
 
 
 class Fit:
@@ -109,40 +67,84 @@ class Fit:
         self.session, self.data, self.settings = session, data, settings
         self.card, self.folder, self.events = card, folder, events
         self.stop_requested = stop_requested
-        self.count = len(data.train_targets)
         self.batch_size = data.train.batch_size
-        self.steps = self.count // self.batch_size
+        self.steps = len(self._pool(0)) // self.batch_size
         self.schedule = schedule_of(settings, self.steps)
-        self.loop = Loop(
-            stopping=Stopping(settings.stopping.metric, settings.stopping.patience, settings.stopping.min_delta)
-        )
-        self.pending: deque[Any] = deque()
+        self.loop = Loop.start(settings)
+        self.mining = mining_of(settings, len(data.train_labels))
+        self.pending: deque[tuple[Any, NDArray[np.int64]]] = deque()
         self.saved_at = time.monotonic()
+        self.saver = Saver()
 
     def run(self) -> Loop:
-        """Train to the end or until the patience is used up; resumes from the newest whole checkpoint in `folder`."""
-        self._resume()
+        """Train to the end or until the patience is used up; resumes from the newest whole checkpoint in `folder`.
+
+        When it returns, everything is on disk.
+        """
+        with self.saver:
+            if not self._resume():
+                self.save()
+            self._train()
+        return self.loop
+
+    def _train(self) -> None:
         while self.loop.epoch < self.settings.train.epochs and not self.loop.stopping.stop:
-            self._train_epoch()
+            try:
+                self._train_epoch()
+            except _GoBack:
+                self._go_back()
+                continue
             if self.stop_requested():
                 break
             self._close_epoch()
-        return self.loop
 
-    def _resume(self) -> None:
-        checkpoint.recover_best(self.folder)
-        found = checkpoint.newest(self.folder)
-        if found:
-            state, raw = checkpoint.load(found)
-            self.session.load(state)
-            self.loop = Loop.from_json(raw["loop"])
-            self.events.say(f"resumed from {found}: epoch {self.loop.epoch + 1}, batch {self.loop.batch}")
+    def suspects(self) -> list[int]:
+        """Positions of the training samples whose loss stays highest, hardest first: labels worth a look."""
+        return self.mining.suspects().tolist() if self.settings.mining.cap > 0 else []
+
+    def _resume(self) -> bool:
+        self.saver.wait()
+        found = checkpoint.newest(self.folder, self.events.say)
+        if found is None:
+            return False
+        state, raw = checkpoint.load(found)
+        self.session.load(state)
+        self.loop = Loop.from_json(raw["loop"])
+        arrays = checkpoint.load_arrays(found)
+        if arrays:
+            self.mining.losses, self.mining.fresh = arrays["mining.losses"].copy(), arrays["mining.fresh"].copy()
+        if self.loop.epoch or self.loop.batch:
+            self.events.say(f"going on from {found}: epoch {self.loop.epoch + 1}, batch {self.loop.batch}")
+        return True
+
+    def _go_back(self) -> None:
+        """To the last checkpoint at half the rate."""
+        rate, times = self.loop.rate_scale / 2, self.loop.went_back + 1
+        self.pending.clear()
+        self._resume()
+        self.loop.rate_scale, self.loop.went_back, self.loop.skipped_in_a_row = rate, times, 0
+        self.events.say(f"went back to the last checkpoint; the learning rate is {rate:g} of the planned one now")
+
+    def _pool(self, epoch: int) -> NDArray[np.int64]:
+        settings = self.settings
+        return sampling.pool(self.data.train_labels, settings.sampling.kind, self.data.raise_to, settings.seed, epoch)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """The epoch's samples in order, whole batches only: what is left over differs from epoch to epoch."""
+        drawn, seed = self._pool(epoch), self.settings.seed
+        order = sampling.order(drawn, self.mining.draw(len(drawn), seed, epoch), seed, epoch)
+        order = order[: self.steps * self.batch_size]
+        if len(drawn) != len(np.unique(drawn)) or self.mining.share(epoch) > 0:
+            names = self.card.class_names
+            counts = np.bincount(self.data.train_labels[order], minlength=len(names))
+            said = "  ".join(f"{name}: {count}" for name, count in zip(names, counts, strict=True))
+            self.events.say(f"epoch {epoch + 1} draws  {said}")
+        return order
 
     def _train_epoch(self) -> None:
         loop = self.loop
-        order = epoch_order(self.count, self.settings.seed, loop.epoch)[: self.steps * self.batch_size]
         clock = time.perf_counter()
-        for loaded in self.data.train.epoch(order, loop.epoch, first_batch=loop.batch):
+        for loaded in self.data.train.epoch(self._order(loop.epoch), loop.epoch, first_batch=loop.batch):
             loop.totals.waited += time.perf_counter() - clock
             clock = time.perf_counter()
             self._step(loaded)
@@ -159,7 +161,7 @@ class Fit:
     def _step(self, loaded: Loaded) -> None:
         loop, step = self.loop, self.loop.epoch * self.steps + self.loop.batch
         batch = Batch(loaded.images, self.data.train_targets[loaded.index], loaded.weight)
-        self.pending.append(self.session.train_step(batch, self._mix(step), self._knobs(step)))
+        self.pending.append((self.session.train_step(batch, self._mix(step), self._knobs(step)), loaded.index))
         loop.batch += 1
         if len(self.pending) > _IN_FLIGHT:
             self._read_one()
@@ -171,26 +173,38 @@ class Fit:
         return mix.plan(self.settings.mix, self.batch_size, self.data.size, self.settings.seed, step, left)
 
     def _knobs(self, step: int) -> Knobs:
-        optim = self.settings.optim
-        rate = schedule.learning_rate(self.schedule, step)
-        return Knobs(rate, optim.weight_decay, schedule.ema_decay(self.settings.ema.decay, step), optim.clip_norm)
+        optim, loop = self.settings.optim, self.loop
+        rate = schedule.learning_rate(self.schedule, step) * loop.rate_scale * loop.plateau.scale
+        decay = schedule.ema_decay(self.settings.ema.decay, step)
+        return Knobs(rate, optim.weight_decay, decay, optim.clip_norm, step < optim.freeze_epochs * self.steps)
 
     def _read_one(self) -> None:
-        result: StepResult = self.session.read(self.pending.popleft())
-        totals = self.loop.totals
-        if result.finite:
-            self.loop.skipped_in_a_row = 0
-            totals.loss += float(result.losses.sum(dtype=np.float64))
-            totals.samples += len(result.losses)
+        pending, index = self.pending.popleft()
+        result: StepResult = self.session.read(pending)
+        if not result.finite:
+            self._skipped(index)
             return
-        totals.skipped += 1
-        self.loop.skipped_in_a_row += 1
-        self.events.say(f"epoch {self.loop.epoch + 1}: an update was not finite and was skipped")
-        if self.loop.skipped_in_a_row >= _MAX_SKIPPED:
-            raise Diverged(
-                f"{_MAX_SKIPPED} updates in a row were not finite (epoch {self.loop.epoch + 1}, "
-                f"batch {self.loop.batch}); lower optim.lr, or set train.precision fp32"
-            )
+        self.loop.skipped_in_a_row = 0
+        self.loop.totals.loss += float(result.losses.sum(dtype=np.float64))
+        self.loop.totals.samples += len(result.losses)
+        if self.settings.mining.cap > 0:
+            self.mining.observe(index, result.losses)
+
+    def _skipped(self, index: NDArray[np.int64]) -> None:
+        """An update that was not finite: counted and said, then reason to go back, then to stop."""
+        loop, dog = self.loop, self.settings.watchdog
+        loop.totals.skipped += 1
+        loop.skipped_in_a_row += 1
+        self.events.say(f"epoch {loop.epoch + 1}: an update was not finite and was skipped")
+        if loop.skipped_in_a_row < dog.max_skipped:
+            return
+        if loop.went_back < dog.max_returns:
+            raise _GoBack
+        files = ", ".join(str(self.data.train.paths[i]) for i in index[:_NAMED].tolist())
+        raise Diverged(
+            f"{dog.max_skipped} updates in a row were not finite, after going back {loop.went_back} times (epoch "
+            f"{loop.epoch + 1}, batch {loop.batch}, images {files}, ...); lower optim.lr, or set train.precision fp32"
+        )
 
     def _drain(self) -> None:
         while self.pending:
@@ -204,15 +218,17 @@ class Fit:
         row = self._row(metrics.scores(logits, self.data.valid_labels))
         loop.history.append(row)
         best = loop.stopping.update(row[loop.stopping.metric], loop.epoch)
-        if best:
-            state = self.session.state()
-            chosen = state.ema if state.ema is not None else state.weights
-            checkpoint.save_best(self.folder, self.card, chosen, {"epoch": loop.epoch, "scores": row})
-            write_oof(self.folder, self.data, logits)
+        write_best = functools.partial(self._write_best, {"epoch": loop.epoch, "scores": row}, logits)
+        self.mining.close_epoch()
+        if self.settings.schedule.name == "plateau":
+            loop.plateau.update(row[loop.plateau.metric])
         self.events.epoch(row, best)
+        if watch.overfitting(loop.history):
+            self.events.say("  overfitting: the validation loss rises while the training loss falls")
         loop.epoch, loop.batch, loop.totals = loop.epoch + 1, 0, Totals()
-        if loop.epoch % self.settings.checkpoint.every_epochs == 0 or loop.epoch == self.settings.train.epochs:
-            self.save()
+        due = loop.epoch % self.settings.checkpoint.every_epochs == 0 or loop.epoch == self.settings.train.epochs
+        if best or due:
+            self.save(write_best if best else None)
 
     def _row(self, scores: dict[str, float]) -> dict[str, float]:
         totals = self.loop.totals
@@ -234,27 +250,56 @@ class Fit:
         by_time = cadence.every_minutes > 0 and time.monotonic() - self.saved_at > 60 * cadence.every_minutes
         return by_steps or by_time
 
-    def save(self) -> None:
-        """Write a checkpoint of this moment and prune old ones."""
+    def save(self, before: Callable[[TrainState], None] | None = None) -> None:
+        """Copy this moment to the host and write it in the background as a checkpoint, `before` ahead of it."""
         clock = time.perf_counter()
         self._drain()
         if self.session.rank == 0:
-            checkpoint.save(self.folder, self.card, self.session.state(), {"loop": self.loop.to_json()})
-            checkpoint.prune(self.folder, self.settings.checkpoint.keep)
+            state, arrays = self.session.state(), self._arrays()
+            loop = {"loop": self.loop.to_json(), "config": self.settings.model_dump(mode="json")}
+
+            def write() -> None:
+                if before:
+                    before(state)
+                checkpoint.save(self.folder, self.card, state, loop, arrays)
+                checkpoint.prune(self.folder, self.settings.checkpoint.keep)
+
+            self.saver.save(write)
         self.loop.totals.saved += time.perf_counter() - clock
         self.saved_at = time.monotonic()
+
+    def _arrays(self) -> Weights:
+        if self.settings.mining.cap <= 0:
+            return {}
+        return {"mining.losses": self.mining.losses.copy(), "mining.fresh": self.mining.fresh.copy()}
+
+    def _write_best(self, scores: dict[str, Any], logits: NDArray[np.float32], state: TrainState) -> None:
+        chosen = state.ema if state.ema is not None else state.weights
+        checkpoint.save_best(self.folder, self.card, chosen, scores)
+        write_oof(self.folder, self.data, logits)
 
 
 def schedule_of(settings: Settings, steps_per_epoch: int) -> schedule.Schedule:
     """The run's learning-rate schedule; `settings.optim.lr` must be resolved to a number."""
-    peak = settings.optim.lr or 0.0
+    wish, peak = settings.schedule, settings.optim.lr or 0.0
     return schedule.Schedule(
-        settings.schedule.name,
+        wish.name,
         peak,
         total=settings.train.epochs * steps_per_epoch,
-        warmup=round(settings.schedule.warmup_epochs * steps_per_epoch),
-        floor=settings.schedule.min_lr_ratio * peak,
+        warmup=round(wish.warmup_epochs * steps_per_epoch),
+        floor=wish.min_lr_ratio * peak,
+        period=max(round(wish.t_0 * steps_per_epoch), 1),
+        growth=wish.t_mult,
+        every=max(round(wish.step_epochs * steps_per_epoch), 1),
+        gamma=wish.gamma,
+        decay_share=wish.decay_share,
     )
+
+
+def mining_of(settings: Settings, samples: int) -> Mining:
+    """The mining state of a fold that has seen nothing yet."""
+    wish = settings.mining
+    return Mining(samples, wish.start_epoch, wish.ramp_epochs, wish.cap, wish.hard_share, wish.noise_share)
 
 
 def write_oof(folder: Path, data: FoldData, logits: NDArray[np.float32]) -> None:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from config.schema import Settings
-from training.engine import Events
+from training.loop import Events
 
 _WAITING_TOO_LONG = 0.1
 

@@ -16,9 +16,11 @@ from models.card import CARD_KEY, Card
 
 
 def oof(run: Path) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
-    """Ids, logits `[N, C]` and targets `[N]` of all folds' validation images, in fold order."""
+    """Ids, logits `[N, C]` and targets `[N]` of all finished folds' validation images."""
     parts = []
     for path in sorted(run.glob("fold_*/oof.npz")):
+        if not (path.parent / "result.yaml").exists():  # another process is still training it
+            continue
         with np.load(path) as file:
             parts.append((file["ids"], file["logits"], file["targets"]))
     if not parts:

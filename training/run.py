@@ -21,10 +21,24 @@ from filelock import FileLock, Timeout
 from config import load
 from config.errors import CheckpointError, ConfigError
 from config.schema import Settings
+from training import checkpoint
 
+CONFIG = "config.yaml"
 FINISHED = "fold_results.yaml"
-# Settings that say where and how fast a run works, not what comes out of it.
-_CIRCUMSTANCES = {"resume", "resume_anyway", "out", "name"}
+# Settings that say where, how fast and in which portions a run works, not what comes out of it.
+_CIRCUMSTANCES = (
+    "resume",
+    "resume_anyway",
+    "out",
+    "name",
+    "checkpoint",
+    "data.workers",
+    "train.compile",
+    "folds.train",
+)
+# Settings that another machine may have to change; `folds.csv` says whether the images are the same.
+_PLACES = ("data.root", "folds.file")
+_WAIT = 60.0  # seconds for what another process does to the shared files of a run
 _PACKAGES = ("torch", "timm", "mlx", "numpy", "opencv-python-headless", "scikit-learn", "safetensors")
 
 
@@ -33,22 +47,49 @@ def folder(settings: Settings, engine: str) -> Path:
 
     `auto` takes the newest run of this engine with the same settings, finished or not; `never` always makes a new
     folder; a path goes on with that run, on either engine. Nothing is ever overwritten: a name that is taken by another
-    run is a `ConfigError`.
+    run is a `ConfigError`. Runs are numbered, so that no clock decides which is the newest.
     """
     if settings.resume not in ("auto", "never"):
         return _resumed(Path(settings.resume), settings)
-    if settings.resume == "auto":
-        for path in sorted(settings.out.glob(f"{settings.name or '*'}/config.yaml"), reverse=True):
-            if _engine_of(path.parent) in ("", engine) and not differences(load.read(path), settings):
-                return path.parent
+    found = _newest(settings, engine) if settings.resume == "auto" else None
+    if found:
+        return found
     path = settings.out / (settings.name or _name(settings, engine))
-    if (path / "config.yaml").exists():
+    path.mkdir(parents=True, exist_ok=True)
+    with briefly(path):
+        fresh = not (path / CONFIG).exists()
+        if fresh:
+            _write(path / CONFIG, load.to_yaml(settings))
+    if fresh:
+        return path
+    if settings.name and (settings.resume == "never" or not _fits(path, settings, engine)):
         raise ConfigError(
             f"{path}: another run has this name; choose another --name, or go on with it by --resume {path}"
         )
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "config.yaml").write_text(load.to_yaml(settings))
-    return path
+    return folder(settings, engine)  # another process has just made it
+
+
+def _newest(settings: Settings, engine: str) -> Path | None:
+    """The newest run of the same settings; one of the same data and model with others is said to differ."""
+    runs = [path.parent for path in settings.out.glob(f"{settings.name or '*'}/{CONFIG}")]
+    other = ""
+    for path in sorted(runs, key=lambda run: (_number(run), run.name), reverse=True):
+        try:
+            if _fits(path, settings, engine):
+                return path
+            begun = load.read(path / CONFIG)
+        except ConfigError as error:
+            print(f"{path} is passed over: {error}", file=sys.stderr)
+            continue
+        if (begun.data.root, begun.model) == (settings.data.root, settings.model) and _engine_of(path) == engine:
+            other = other or f"a new run, since {path} differs: {'; '.join(differences(begun, settings)[:3])}"
+    if other and not settings.name:
+        print(other)
+    return None
+
+
+def _fits(path: Path, settings: Settings, engine: str) -> bool:
+    return _engine_of(path) in ("", engine) and not differences(load.read(path / CONFIG), settings)
 
 
 def _engine_of(path: Path) -> str:
@@ -57,26 +98,40 @@ def _engine_of(path: Path) -> str:
     return str(json.loads(file.read_text())[0]["engine"]) if file.exists() else ""
 
 
-def differences(one: Settings, other: Settings) -> list[str]:
-    """The settings, as `path: one, other`, that change what a run computes and differ."""
+def differences(one: Settings, other: Settings, ignored: tuple[str, ...] = ()) -> list[str]:
+    """The settings, as `path: one, other`, that change what a run computes and differ; those `ignored` apart."""
+    passed = (*_CIRCUMSTANCES, *ignored)
     return [
         f"{key}: {a!r}, now {b!r}"
         for (key, a), (_, b) in zip(
             _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json")), strict=True
         )
-        if a != b and key.partition(".")[0] not in _CIRCUMSTANCES and key != "data.workers"
+        if a != b and key not in passed and key.partition(".")[0] not in passed
     ]
+
+
+def check_unedited(path: Path, settings: Settings) -> None:
+    """`ConfigError` when a fold of the run was trained so far with other settings than these."""
+    if settings.resume_anyway:
+        return
+    for fold in sorted(path.glob("fold_*")):
+        for begun in [checkpoint.config(step) for step in checkpoint.steps(fold)[-1:]]:
+            changed = differences(begun, settings, _PLACES) if begun else []
+            if changed:
+                raise _changed(path, f"{fold.name} was trained", changed)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a folder against a second process; the lock ends with the process, however it ends."""
+    """Hold a folder, such as a fold's, against a second process; the lock ends with the process, however it ends."""
     lock, owner = FileLock(path / ".lock"), path / ".lock.owner"
     try:
         lock.acquire(timeout=0)
     except Timeout:
         who = owner.read_text() if owner.exists() else "another process"
-        raise CheckpointError(f"{path}: {who} is working in this folder; wait for it, or stop it") from None
+        raise CheckpointError(
+            f"{path}: {who} is working in this folder; wait for it, stop it, or train other folds (--folds.train)"
+        ) from None
     try:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
@@ -85,42 +140,77 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def briefly(path: Path) -> Iterator[None]:
+    """Hold the files that all folds of a run share, after waiting for whoever writes them."""
+    try:
+        with FileLock(path / ".lock", timeout=_WAIT):
+            yield
+    except Timeout:
+        raise CheckpointError(f"{path}: another process has held its files for {_WAIT:.0f} s; stop it") from None
+
+
 def write_environment(path: Path, engine: str, session: dict[str, Any]) -> None:
     """Append what machine, versions and command this start of the run had to `environment.json`."""
     target = path / "environment.json"
-    starts = json.loads(target.read_text()) if target.exists() else []
-    starts.append(
-        {
-            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": " ".join(sys.argv),
-            "engine": engine,
-            "session": session,
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-            "cores": psutil.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        }
-    )
-    target.write_text(json.dumps(starts, indent=1))
+    with briefly(path):
+        starts = json.loads(target.read_text()) if target.exists() else []
+        _write(target, json.dumps([*starts, _environment(engine, session)], indent=1))
+
+
+def _environment(engine: str, session: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "engine": engine,
+        "session": session,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
 
 
 def _resumed(path: Path, settings: Settings) -> Path:
-    if not (path / "config.yaml").exists():
-        raise CheckpointError(f"{path}: no config.yaml, so this is no run folder; give --resume the folder of a run")
-    changed = differences(load.read(path / "config.yaml"), settings)
+    file = path / CONFIG
+    if not file.exists():
+        raise CheckpointError(f"{path}: no {CONFIG}, so this is no run folder; give --resume the folder of a run")
+    changed = differences(load.read(file), settings, _PLACES)
     if changed and not settings.resume_anyway:
-        raise ConfigError(
-            f"{path} was begun with other settings ({'; '.join(changed[:5])}); "
-            "start it with the same ones, or add --resume_anyway true"
-        )
+        raise _changed(path, "was begun", changed)
+    if changed:
+        print(f"{path} goes on with other settings: {'; '.join(changed)}")
+        with briefly(path):
+            file.rename(path / f"config_{len(list(path.glob('config*.yaml')))}.yaml")
+            _write(file, load.to_yaml(settings))
     return path
 
 
+def _changed(path: Path, what: str, changed: list[str]) -> ConfigError:
+    return ConfigError(
+        f"{path}: {what} with other settings ({'; '.join(changed[:5])}); "
+        "start it with the same ones, or add --resume_anyway true"
+    )
+
+
 def _name(settings: Settings, engine: str) -> str:
-    stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+    number = 1 + max((_number(path) for path in settings.out.glob("*")), default=0)
     model = re.sub(r"[^\w.-]+", "-", settings.model)
-    return f"{stamp}_{model}_{settings.data.image_size}px_{settings.optim.name}_{settings.augment.level}_{engine}"
+    size, augment = settings.data.image_size, settings.augment.level
+    return f"{number:04d}_{model}_{size}px_{settings.optim.name}_{augment}_{engine}"
+
+
+def _number(path: Path) -> int:
+    """The number that the name of a run begins with, 0 where the user named it."""
+    found = re.match(r"(\d{4,6})_", path.name)
+    return int(found[1]) if found else 0
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

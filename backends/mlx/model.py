@@ -69,13 +69,18 @@ def normalise(network: Network, images: mx.array) -> mx.array:
     return scaled if network.channels == 3 else mx.mean(scaled, axis=-1, keepdims=True)
 
 
-def forward(network: Network, arrays: Arrays, pixels: mx.array, training: bool) -> tuple[mx.array, Arrays]:
+def forward(
+    network: Network, arrays: Arrays, pixels: mx.array, training: bool, frozen: bool = False
+) -> tuple[mx.array, Arrays]:
     """float32 logits `[N, C]` of normalised pixels, and the running statistics after the call.
 
     In bf16 the float32 masters are cast here, inside what is differentiated; modules that say `keep_fp32` keep them.
+    `frozen` makes training use the running statistics, and leave them.
     """
     network.module.train(training)
     for name, (owner, key) in network.homes.items():
+        if frozen and is_buffer(name):
+            owner.train(False)
         keep = is_buffer(name) or getattr(owner, "keep_fp32", False)
         owner[key] = arrays[name] if keep else arrays[name].astype(network.dtype)
     logits = network.module(pixels.astype(network.dtype))

@@ -1,83 +1,108 @@
-"""AdamW and SGD as torch.optim defines them, gradient clipping and EMA, as functions of flat dicts of arrays.
+"""Optimizers, gradient clipping and EMA as functions of flat dicts of arrays. How one parameter moves is in `rules`.
 
 Rates reach them as arrays, so that a schedule never retraces. What the rates are is decided in `training/policy`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
 from backends.contract import OptimSpec
+from backends.mlx import rules
 from backends.mlx.model import Arrays
 from config.errors import ConfigError
 
 Moments = dict[str, Arrays]
-# (parameter, gradient, its moments, learning rate, weight decay) to (parameter, moments)
-Rule = Callable[[mx.array, mx.array, Arrays, mx.array, mx.array], tuple[mx.array, Arrays]]
+
+_SLOTS = {
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "sgd": ("momentum_buffer",),
+    "lion": ("exp_avg",),
+    "muon": ("momentum_buffer",),
+}
+# Floors of adaptive clipping, timm's: under the norm of a unit's weights, and of its gradient.
+_LEAST_WEIGHT, _LEAST_GRADIENT = 1e-3, 1e-6
 
 
-class Rates(NamedTuple):
-    """Learning rate and weight decay of each parameter, both float32 `[P]` in the order of the parameters."""
-
-    lr: mx.array
-    decay: mx.array
-
-
-def slots(spec: OptimSpec) -> tuple[str, ...]:
-    """The names of the moments that `spec` keeps for each parameter, as torch calls them."""
-    if spec.name == "adamw":
-        return ("exp_avg", "exp_avg_sq")
-    if spec.name == "sgd":
-        return ("momentum_buffer",) if spec.momentum else ()
-    raise ConfigError(f"optimizer {spec.name!r} is not known to the MLX engine; choose adamw or sgd")
+def slots(spec: OptimSpec, name: str) -> tuple[str, ...]:
+    """What `spec` keeps for the parameter `name`, as torch calls it."""
+    if spec.name == "sgd" and not spec.momentum:
+        return ()
+    return _SLOTS["adamw" if spec.name == "muon" and name not in spec.matrices else spec.name]
 
 
 def fresh(spec: OptimSpec, parameters: Arrays) -> Moments:
-    """All moments at zero."""
-    return {slot: {name: mx.zeros_like(p) for name, p in parameters.items()} for slot in slots(spec)}
-
-
-def multipliers(spec: OptimSpec, names: list[str]) -> mx.array:
-    """float32 `[2, P]`: the learning-rate and weight-decay multipliers of the parameters `names`."""
-    unknown = sorted(spec.multipliers.keys() - set(names))
+    """All moments at zero; `ConfigError` for an optimizer or a parameter that is not there."""
+    if spec.name not in _SLOTS:
+        raise ConfigError(f"optimizer {spec.name!r} is not known to the MLX engine; choose {', '.join(_SLOTS)}")
+    unknown = sorted(spec.named - parameters.keys())
     if unknown:
-        raise ConfigError(f"optimizer multipliers name {unknown[0]!r}, which is no parameter of this model")
-    pairs = [spec.multipliers.get(name, (1.0, 1.0)) for name in names]
-    return mx.array(np.asarray(pairs, np.float32).reshape(-1, 2).T)
+        raise ConfigError(f"the optimizer's settings name {unknown[0]!r}, which is no parameter of this model")
+    kept: Moments = {}
+    for name, parameter in parameters.items():
+        for slot in slots(spec, name):
+            kept.setdefault(slot, {})[name] = mx.zeros_like(parameter)
+    return kept
 
 
 def update(
-    spec: OptimSpec, parameters: Arrays, gradients: Arrays, moments: Moments, rates: Rates, step: mx.array
+    spec: OptimSpec,
+    parameters: Arrays,
+    gradients: Arrays,
+    moments: Moments,
+    rates: tuple[mx.array, mx.array],
+    counts: tuple[mx.array, mx.array],
+    dtype: mx.Dtype,
 ) -> tuple[Arrays, Moments]:
-    """New parameters and moments; `step` is the int32 number of this update, from 1."""
-    one = _adamw(spec, step) if spec.name == "adamw" else _sgd(spec)
+    """The parameters that have a gradient, moved, and all moments.
+
+    `rates` are learning rate and weight decay before the multipliers; `counts` the int32 numbers, from 1, of this
+    update for the head and for the rest. `dtype` is the one of the network's arithmetic.
+    """
+    rule_of = _rules(spec, counts, dtype)
     new: Arrays = {}
-    kept: Moments = {slot: {} for slot in moments}
-    for i, (name, parameter) in enumerate(parameters.items()):
-        before = {slot: arrays[name] for slot, arrays in moments.items()}
-        new[name], after = one(parameter, gradients[name], before, rates.lr[i], rates.decay[i])
+    kept: Moments = {slot: dict(arrays) for slot, arrays in moments.items()}
+    for name, gradient in gradients.items():
+        rate, decay = spec.multipliers.get(name, (1.0, 1.0))
+        before = {slot: moments[slot][name] for slot in slots(spec, name)}
+        new[name], after = rule_of(name)(parameters[name], gradient, before, rates[0] * rate, rates[1] * decay)
         for slot, value in after.items():
             kept[slot][name] = value
     return new, kept
 
 
+def _rules(spec: OptimSpec, counts: tuple[mx.array, mx.array], dtype: mx.Dtype) -> Callable[[str], rules.Rule]:
+    if spec.name in ("sgd", "lion"):
+        one = rules.sgd(spec) if spec.name == "sgd" else rules.lion(spec)
+        return lambda _: one
+    head, rest = (rules.adamw(spec, count) for count in counts)
+    muon = rules.muon(spec, dtype)
+    matrices = spec.matrices if spec.name == "muon" else frozenset()
+    return lambda name: muon if name in matrices else head if name in spec.head else rest
+
+
 def norm(gradients: Arrays) -> mx.array:
     """The L2 norm of all gradients together. Summed by rows first: one long float32 sum would lose digits."""
-    squares = [_total(mx.square(g.astype(mx.float32))) for g in gradients.values()]
+    squares = [_total(mx.square(g.astype(mx.float32)), 0) for g in gradients.values()]
     return mx.sqrt(mx.sum(mx.stack(squares)))
 
 
-def clipped(gradients: Arrays, total: mx.array, limit: mx.array) -> Arrays:
-    """Gradients scaled to a norm of `limit` where their norm `total` exceeds it, as `torch.nn.utils.clip_grad_norm_`.
+def limited(spec: OptimSpec, parameters: Arrays, gradients: Arrays, total: mx.array, clip_norm: mx.array) -> Arrays:
+    """Gradients within the limits of `spec` and a norm of `clip_norm` (0 or less: any); `total` is their norm.
 
-    A limit of 0 or less leaves them as they are.
+    As `timm.utils.adaptive_clip_grad`, `torch.nn.utils.clip_grad_value_` and `clip_grad_norm_`, one after the other.
     """
-    scale = mx.where(limit > 0, mx.minimum(limit / (total + 1e-6), 1.0), 1.0)
+    if spec.clip_factor:
+        gradients = {
+            n: g if n in spec.head else _adapted(g, parameters[n], spec.clip_factor) for n, g in gradients.items()
+        }
+    if spec.clip_value:
+        gradients = {n: mx.clip(g, -spec.clip_value, spec.clip_value) for n, g in gradients.items()}
+    if spec.clip_factor or spec.clip_value:
+        total = norm(gradients)
+    scale = mx.where(clip_norm > 0, mx.minimum(clip_norm / (total + 1e-6), 1.0), 1.0)
     return {name: g * scale for name, g in gradients.items()}
 
 
@@ -86,36 +111,21 @@ def averaged(ema: Arrays, arrays: Mapping[str, mx.array], decay: mx.array) -> Ar
     return {name: decay * value + (1 - decay) * arrays[name] for name, value in ema.items()}
 
 
-def _adamw(spec: OptimSpec, step: mx.array) -> Rule:
-    beta1, beta2 = spec.betas
-    count = step.astype(mx.float32)
-    # 1 - beta**t loses digits in float32 for small t; expm1 does not.
-    correction1 = -mx.expm1(count * math.log(beta1))
-    correction2 = mx.sqrt(-mx.expm1(count * math.log(beta2)))
-
-    def one(p: mx.array, g: mx.array, m: Arrays, lr: mx.array, decay: mx.array) -> tuple[mx.array, Arrays]:
-        p = p * (1 - lr * decay)
-        first = beta1 * m["exp_avg"] + (1 - beta1) * g
-        second = beta2 * m["exp_avg_sq"] + (1 - beta2) * mx.square(g)
-        p = p - (lr / correction1) * (first / (mx.sqrt(second) / correction2 + spec.eps))
-        return p, {"exp_avg": first, "exp_avg_sq": second}
-
-    return one
+def _adapted(gradient: mx.array, parameter: mx.array, factor: float) -> mx.array:
+    most = factor * mx.maximum(_unit_norms(parameter), _LEAST_WEIGHT)
+    size = _unit_norms(gradient)
+    return gradient * mx.where(size < most, 1.0, most / mx.maximum(size, _LEAST_GRADIENT))
 
 
-def _sgd(spec: OptimSpec) -> Rule:
-    def one(p: mx.array, g: mx.array, m: Arrays, lr: mx.array, decay: mx.array) -> tuple[mx.array, Arrays]:
-        g = g + decay * p
-        if not spec.momentum:
-            return p - lr * g, {}
-        buffer = spec.momentum * m["momentum_buffer"] + g
-        step = g + spec.momentum * buffer if spec.nesterov else buffer
-        return p - lr * step, {"momentum_buffer": buffer}
-
-    return one
+def _unit_norms(x: mx.array) -> mx.array:
+    """The norm of all that belongs to one output, of a vector as a whole; broadcastable to `x`."""
+    keep = 1 if x.ndim > 1 else 0
+    sizes = mx.sqrt(_total(mx.square(x), keep))
+    return sizes.reshape(sizes.shape + (1,) * (x.ndim - keep))
 
 
-def _total(x: mx.array) -> mx.array:
-    while x.ndim:
+def _total(x: mx.array, keep: int) -> mx.array:
+    """The sum over all axes but the first `keep`."""
+    while x.ndim > keep:
         x = mx.sum(x, axis=-1)
     return x

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -15,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.contract import (
+    NO_SAVING,
     Batch,
     Knobs,
     LossSpec,
+    MemorySpec,
     MixPlan,
     OptimSpec,
     Precision,
@@ -34,6 +37,8 @@ from models.weights import check
 # Pixels of one evaluation chunk: 64 images at 224, 16 at 448. More gains nothing and takes memory.
 _CHUNK_PIXELS = 64 * 224 * 224
 _CHUNK_MOST = 64
+# (state, batch, mix, knobs) to (state, report)
+Update = Callable[[step.State, model.Arrays, model.Arrays, mx.array], tuple[step.State, step.Report]]
 
 
 def open(
@@ -44,6 +49,7 @@ def open(
     precision: Precision = "fp32",
     seed: int = 0,
     compile: bool = True,
+    memory: MemorySpec = NO_SAVING,
 ) -> Session:
     """Build `spec` on Metal where there is one, else on the CPU; `weights` None draws fresh ones from `seed`.
 
@@ -51,7 +57,7 @@ def open(
     """
     if mx.metal.is_available():
         _claim_memory()
-    return Session(spec, weights, optim, loss, precision, seed, compile)
+    return Session(spec, weights, optim, loss, precision, seed, compile, memory)
 
 
 class Session:
@@ -69,28 +75,29 @@ class Session:
         precision: Precision,
         seed: int,
         compile: bool,
+        memory: MemorySpec,
     ):
         # Metal's bf16 is no faster than its fp32 on most chips: memory is the reason to ask for it.
         precision = "fp32" if precision == "auto" else precision
         self.traces = 0
         self._optimizer, self._precision, self._seed, self._compiled = optimizer, precision, seed, compile
-        self._classes = spec.num_classes
+        self._classes, self._memory = spec.num_classes, memory
         self._network, arrays = model.build(spec, weights, precision, seed)
         self._state = step.fresh(optimizer, arrays)
         self._calls = 0
-        train = step.train(
-            self._network, optimizer, losses.make(loss), list(self._state["parameters"]), self._count_trace
-        )
+        self._loss = losses.make(loss)
+        self._updates: dict[bool, Update] = {}
         evaluate = step.evaluate(self._network)
-        self._train = mx.compile(train, inputs=mx.random.state, outputs=mx.random.state) if compile else train
         self._evaluate = mx.compile(evaluate) if compile else evaluate
 
     def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> step.Report:
         """Enqueue one update and return a pending result; never waits for the device."""
         plan = {name: mx.array(value) for name, value in (mix or _identity(len(batch.images)))._asdict().items()}
         arrays = {name: mx.array(value) for name, value in batch._asdict().items()}
+        if knobs.frozen not in self._updates:
+            self._updates[knobs.frozen] = self._update(knobs.frozen)
         with model.seeded(self._seed, "train", self._calls):
-            self._state, pending = self._train(self._state, arrays, plan, mx.array(knobs.array()))
+            self._state, pending = self._updates[knobs.frozen](self._state, arrays, plan, mx.array(knobs.array()))
         self._calls += 1
         mx.async_eval(self._state, pending)
         return pending
@@ -116,6 +123,7 @@ class Session:
             optimizer={f"{slot}.{name}": value for slot, kept in out.items() for name, value in kept.items()},
             step=int(self._state["step"].item()),
             calls=self._calls,
+            frozen_steps=int(self._state["frozen_steps"].item()),
         )
 
     def load(self, state: TrainState, strict: bool = True) -> None:
@@ -135,6 +143,7 @@ class Session:
             "ema": ema,
             "moments": {s: {n: moments[f"{s}.{n}"] for n in kept} for s, kept in self._state["moments"].items()},
             "step": mx.array(state.step, mx.int32),
+            "frozen_steps": mx.array(state.frozen_steps, mx.int32),
         }
         self._calls = state.calls
 
@@ -157,8 +166,19 @@ class Session:
 
     def close(self) -> None:
         """Free the arrays and MLX's cache; the session cannot be used afterwards."""
-        self._state = {"parameters": {}, "buffers": {}, "ema": {}, "moments": {}, "step": mx.array(0, mx.int32)}
+        self._state = step.fresh(OptimSpec(), {})
         mx.clear_cache()
+
+    def _update(self, frozen: bool) -> Update:
+        """The compiled update; all of the batch at once, or in parts."""
+        trained = self._optimizer.trained(self._state["parameters"], frozen)
+        recipe = step.Recipe(self._network, self._optimizer, self._loss, trained, frozen, self._count_trace)
+        if not self._memory.micro_batch:
+            return self._fast(step.train(recipe))
+        return _in_parts(step.Parts(*map(self._fast, step.parts(recipe))), self._memory)
+
+    def _fast(self, function: Any) -> Any:
+        return mx.compile(function, inputs=mx.random.state, outputs=mx.random.state) if self._compiled else function
 
     def _arrays(self, which: Which) -> model.Arrays:
         if which == "live":
@@ -191,6 +211,26 @@ class Session:
 
     def _count_trace(self) -> None:
         self.traces += 1
+
+
+def _in_parts(parts: step.Parts, memory: MemorySpec) -> Update:
+    """The update as a loop over micro-batches, each enqueued before the next is begun."""
+
+    def update(
+        state: step.State, batch: model.Arrays, mix: model.Arrays, knobs: mx.array
+    ) -> tuple[step.State, step.Report]:
+        count = len(batch["images"])
+        size = memory.size(count)
+        inputs, sums, each = parts.prepare(batch, mix), parts.none(state), []
+        for start in range(0, count, size):
+            part = {name: value[start : start + size] for name, value in inputs.items()}
+            sums, losses_of_part = parts.add(state["parameters"], sums, part)
+            mx.async_eval(sums, losses_of_part)
+            each.append(losses_of_part)
+        state, total, finite = parts.apply(state, sums, knobs)
+        return state, (mx.concatenate(each), total, finite)
+
+    return update
 
 
 def _identity(count: int) -> MixPlan:

@@ -1,13 +1,14 @@
-"""The two functions that are compiled: one training update, and the evaluation of a batch. Nothing is decided here.
+"""The functions that are compiled: one training update, whole or in parts, and the evaluation of a batch.
 
-Both are pure: state in, state out. Everything that changes from step to step is an array of fixed shape, so that each
+All are pure: state in, state out. Everything that changes from step to step is an array of fixed shape, so that each
 is traced once. An update that is not finite is computed and then not taken, on the device, without a wait.
+Nothing is decided here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -15,10 +16,26 @@ from backends.contract import OptimSpec, is_buffer
 from backends.mlx import losses, optim
 from backends.mlx.model import Arrays, Network, forward, normalise
 
-# {"parameters", "buffers", "ema": Arrays, "moments": Moments, "step": int32 []}
+# {"parameters", "buffers", "ema": Arrays, "moments": Moments, "step", "frozen_steps": int32 []}
 State = dict[str, Any]
 # losses float32 [N], gradient norm float32 [], finite bool []
 Report = tuple[mx.array, mx.array, mx.array]
+# {"images": float32 [N, H, W, C], "targets": float32 [N, classes], "share": float32 [N], of the mean loss}
+Inputs = dict[str, mx.array]
+# {"gradients", "buffers": Arrays, "mean": float32 []}, summed over the parts of a batch that have been passed
+Sums = dict[str, Any]
+
+
+class Recipe(NamedTuple):
+    """What an update is made of. `trained` names the parameters that it moves, all or with `frozen` the head's;
+    `traced` is called whenever Python runs a step."""
+
+    network: Network
+    optimizer: OptimSpec
+    loss: losses.Loss
+    trained: frozenset[str]
+    frozen: bool
+    traced: Callable[[], None]
 
 
 def fresh(spec: OptimSpec, arrays: Arrays) -> State:
@@ -30,31 +47,96 @@ def fresh(spec: OptimSpec, arrays: Arrays) -> State:
         "ema": dict(arrays) if spec.ema else {},
         "moments": optim.fresh(spec, parameters),
         "step": mx.array(0, mx.int32),
+        "frozen_steps": mx.array(0, mx.int32),
     }
 
 
-def train(
-    network: Network, spec: OptimSpec, loss: losses.Loss, names: list[str], traced: Callable[[], None]
-) -> Callable[[State, Arrays, Arrays, mx.array], tuple[State, Report]]:
-    """The update as a function of (state, batch, mix, knobs); `traced` is called whenever Python runs it."""
-    multipliers = optim.multipliers(spec, names)
+def train(recipe: Recipe) -> Callable[[State, Arrays, Arrays, mx.array], tuple[State, Report]]:
+    """The update as a function of (state, batch, mix, knobs)."""
 
     def step(state: State, batch: Arrays, mix: Arrays, knobs: mx.array) -> tuple[State, Report]:
-        traced()
-        images, targets = mixed(normalise(network, batch["images"]), batch["targets"], mix)
-
-        def objective(parameters: Arrays) -> tuple[mx.array, mx.array, Arrays]:
-            logits, buffers = forward(network, {**parameters, **state["buffers"]}, images, training=True)
-            each = loss(logits, targets)
-            return losses.weighted_mean(each, batch["weights"]), each, buffers
-
-        (mean, each, buffers), gradients = mx.value_and_grad(objective)(state["parameters"])
-        total = optim.norm(gradients)
-        finite = mx.isfinite(mean) & mx.isfinite(total)
-        new = _updated(spec, state, gradients, buffers, total, multipliers, knobs)
-        return _chosen(finite, new, state), (each, total, finite)
+        recipe.traced()
+        inputs = _prepared(recipe.network, batch, mix)
+        sums, each = _slopes(recipe, state["parameters"], state["buffers"], inputs)
+        state, total, finite = _applied(recipe, state, sums, knobs)
+        return state, (each, total, finite)
 
     return step
+
+
+class Parts(NamedTuple):
+    """The same update in parts, for batches whose activations do not fit: `prepare` and `none` once, `add` for each
+    micro-batch of the prepared inputs, `apply` once."""
+
+    prepare: Callable[[Arrays, Arrays], Inputs]
+    none: Callable[[State], Sums]
+    add: Callable[[Arrays, Sums, Inputs], tuple[Sums, mx.array]]
+    apply: Callable[[State, Sums, mx.array], tuple[State, mx.array, mx.array]]
+
+
+def parts(recipe: Recipe) -> Parts:
+    """The functions of an update in parts; BatchNorm sees and averages each micro-batch for itself."""
+
+    def prepare(batch: Arrays, mix: Arrays) -> Inputs:
+        return _prepared(recipe.network, batch, mix)
+
+    def none(state: State) -> Sums:
+        zeros = {n: mx.zeros_like(p) for n, p in state["parameters"].items() if n in recipe.trained}
+        return {"gradients": zeros, "buffers": state["buffers"], "mean": mx.array(0.0)}
+
+    def add(parameters: Arrays, sums: Sums, inputs: Inputs) -> tuple[Sums, mx.array]:
+        recipe.traced()
+        new, each = _slopes(recipe, parameters, sums["buffers"], inputs)
+        gradients = {name: g + new["gradients"][name] for name, g in sums["gradients"].items()}
+        return {**new, "gradients": gradients, "mean": sums["mean"] + new["mean"]}, each
+
+    def apply(state: State, sums: Sums, knobs: mx.array) -> tuple[State, mx.array, mx.array]:
+        return _applied(recipe, state, sums, knobs)
+
+    return Parts(prepare, none, add, apply)
+
+
+def _prepared(network: Network, batch: Arrays, mix: Arrays) -> Inputs:
+    images, targets = mixed(normalise(network, batch["images"]), batch["targets"], mix)
+    return {"images": images, "targets": targets, "share": batch["weights"] / mx.sum(batch["weights"])}
+
+
+def _slopes(recipe: Recipe, parameters: Arrays, buffers: Arrays, inputs: Inputs) -> tuple[Sums, mx.array]:
+    """The gradients of the inputs' part in the mean loss, and their losses `[N]`."""
+
+    def objective(trained: Arrays) -> tuple[mx.array, mx.array, Arrays]:
+        arrays = {**parameters, **trained, **buffers}
+        logits, moved = forward(recipe.network, arrays, inputs["images"], training=True, frozen=recipe.frozen)
+        each = recipe.loss(logits, inputs["targets"])
+        return mx.sum(each * inputs["share"]), each, moved
+
+    trained = {name: value for name, value in parameters.items() if name in recipe.trained}
+    (mean, each, moved), gradients = mx.value_and_grad(objective)(trained)
+    return {"gradients": gradients, "buffers": moved, "mean": mean}, each
+
+
+def _applied(recipe: Recipe, state: State, sums: Sums, knobs: mx.array) -> tuple[State, mx.array, mx.array]:
+    """The state after the update, or as it was if that is not finite; the gradients' norm; whether it is finite."""
+    spec, gradients = recipe.optimizer, sums["gradients"]
+    lr, weight_decay, ema_decay, clip_norm = (knobs[i] for i in range(4))
+    total = optim.norm(gradients)
+    finite = mx.isfinite(sums["mean"]) & mx.isfinite(total)
+    count = state["step"] + 1
+    gradients = optim.limited(spec, state["parameters"], gradients, total, clip_norm)
+    counts = (count, count - state["frozen_steps"])
+    moved, moments = optim.update(
+        spec, state["parameters"], gradients, state["moments"], (lr, weight_decay), counts, recipe.network.dtype
+    )
+    parameters = {**state["parameters"], **moved}
+    new = {
+        "parameters": parameters,
+        "buffers": sums["buffers"],
+        "ema": optim.averaged(state["ema"], {**parameters, **sums["buffers"]}, ema_decay),
+        "moments": moments,
+        "step": count,
+        "frozen_steps": state["frozen_steps"] + int(recipe.frozen),
+    }
+    return _chosen(finite, new, state), total, finite
 
 
 def evaluate(network: Network) -> Callable[[Arrays, mx.array], mx.array]:
@@ -75,24 +157,6 @@ def mixed(images: mx.array, targets: mx.array, mix: Arrays) -> tuple[mx.array, m
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
     images = mx.where(inside[..., None], other, blend * images + (1 - blend) * other)
     return images, own * targets + (1 - own) * targets[mix["permutation"]]
-
-
-def _updated(
-    spec: OptimSpec,
-    state: State,
-    gradients: Arrays,
-    buffers: Arrays,
-    total: mx.array,
-    multipliers: mx.array,
-    knobs: mx.array,
-) -> State:
-    lr, weight_decay, ema_decay, clip_norm = (knobs[i] for i in range(4))
-    count = state["step"] + 1
-    gradients = optim.clipped(gradients, total, clip_norm)
-    rates = optim.Rates(lr * multipliers[0], weight_decay * multipliers[1])
-    parameters, moments = optim.update(spec, state["parameters"], gradients, state["moments"], rates, count)
-    ema = optim.averaged(state["ema"], {**parameters, **buffers}, ema_decay)
-    return {"parameters": parameters, "buffers": buffers, "ema": ema, "moments": moments, "step": count}
 
 
 def _chosen(finite: mx.array, new: Any, old: Any) -> Any:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 import platform
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends.contract import (
+    NO_SAVING,
     Batch,
     Knobs,
     LossSpec,
+    MemorySpec,
     MixPlan,
     OptimSpec,
     Precision,
@@ -38,10 +41,14 @@ def open(
     precision: Precision = "fp32",
     seed: int = 0,
     compile: bool = True,
+    memory: MemorySpec = NO_SAVING,
 ) -> Session:
-    """A linear session for `spec`; it computes in fp32 whatever the precision, and compiles nothing."""
+    """A linear session for `spec`; it computes in fp32 whatever the precision, compiles nothing, and has no
+    activations that a micro-batch would save."""
     del precision, compile
-    return Session(spec, weights, optim, loss, seed)
+    if memory.recompute:
+        raise ConfigError("train.checkpoint_gradients: the numpy engine has no blocks to compute again; leave it off")
+    return Session(spec, weights, optim, loss, seed, memory)
 
 
 class Session:
@@ -50,23 +57,37 @@ class Session:
     rank = 0
     world_size = 1
 
-    def __init__(self, spec: ModelSpec, weights: Weights | None, optimizer: OptimSpec, loss: LossSpec, seed: int):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights | None,
+        optimizer: OptimSpec,
+        loss: LossSpec,
+        seed: int,
+        memory: MemorySpec,
+    ):
         if loss.name != "cross_entropy" or loss.options:
             raise ConfigError(f"loss {loss.name!r}: the numpy engine has only cross_entropy, without options")
         self._class_weights = np.asarray(loss.class_weights or (1.0,), np.float32)
         self._shapes = model.shapes(spec)
-        unknown = sorted(optimizer.multipliers.keys() - self._shapes.keys())
+        if optimizer.name not in optim.MOMENTS:
+            raise ConfigError(
+                f"optimizer {optimizer.name!r} is not known to the numpy engine; choose {', '.join(optim.MOMENTS)}"
+            )
+        unknown = sorted(optimizer.named - self._shapes.keys())
         if unknown:
-            raise ConfigError(f"optimizer multipliers name {unknown[0]!r}, which is no parameter of this model")
+            raise ConfigError(f"the optimizer's settings name {unknown[0]!r}, which is no parameter of this model")
         if weights is not None:
             check(weights, self._shapes)
         own = _copied(weights) if weights is not None else model.fresh(spec, seed)
-        self._spec, self._optimizer = spec, optimizer
+        self._spec, self._optimizer, self._memory = spec, optimizer, memory
         ema = _copied(own) if optimizer.ema else None
         self._state = TrainState(weights=own, ema=ema, optimizer=optim.fresh(own, optimizer))
 
     def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> StepResult:
         """Apply one update at once; the pending result is the result."""
+        self._memory.size(len(batch.images))
+        trained = self._optimizer.trained(self._shapes, knobs.frozen)
         state = self._state
         state.calls += 1
         pixels, targets = model.normalise(batch.images, self._spec), batch.targets
@@ -76,10 +97,11 @@ class Session:
             losses, gradients = model.losses_and_gradients(
                 state.weights, model.features(pixels), targets * self._class_weights, batch.weights
             )
+            gradients = {name: g for name, g in gradients.items() if name in trained}
             norm = optim.norm(gradients)
         finite = math.isfinite(norm) and bool(np.isfinite((losses * batch.weights).sum()))
         if finite:
-            self._apply(gradients, norm, knobs)
+            self._apply(gradients, knobs)
         return StepResult(losses.astype(np.float32), norm, finite)
 
     def read(self, pending: StepResult) -> StepResult:
@@ -99,7 +121,7 @@ class Session:
         """A copy of the whole state."""
         kept = self._state
         ema = None if kept.ema is None else _copied(kept.ema)
-        return TrainState(_copied(kept.weights), ema, _copied(kept.optimizer), kept.step, kept.calls)
+        return replace(kept, weights=_copied(kept.weights), ema=ema, optimizer=_copied(kept.optimizer))
 
     def load(self, state: TrainState, strict: bool = True) -> None:
         """Take over a whole state; with `strict=False` names may be absent (kept as here) or unknown (left out)."""
@@ -110,7 +132,7 @@ class Session:
         average = _fitted("ema", ema, held.ema or {}, strict)
         moments = _fitted("optimizer", state.optimizer, held.optimizer, strict)
         kept = average if self._optimizer.ema else None
-        self._state = TrainState(weights, kept, moments, state.step, state.calls)
+        self._state = replace(state, weights=weights, ema=kept, optimizer=moments)
 
     def describe(self) -> dict[str, Any]:
         """Device, precision, memory in bytes, library versions."""
@@ -127,14 +149,14 @@ class Session:
     def close(self) -> None:
         """Nothing is held outside this object."""
 
-    def _apply(self, gradients: Weights, norm: float, knobs: Knobs) -> None:
-        state = self._state
-        if 0 < knobs.clip_norm < norm:
-            gradients = {n: g * np.float32(knobs.clip_norm / (norm + 1e-6)) for n, g in gradients.items()}
+    def _apply(self, gradients: Weights, knobs: Knobs) -> None:
+        state, spec = self._state, self._optimizer
+        state.frozen_steps += int(knobs.frozen)
+        gradients = optim.limited(state.weights, gradients, spec, knobs.clip_norm)
         state.step += 1
-        state.weights, state.optimizer = optim.update(
-            state.weights, gradients, state.optimizer, self._optimizer, knobs, state.step
-        )
+        counts = {name: state.step - (0 if name in spec.head else state.frozen_steps) for name in gradients}
+        moved, state.optimizer = optim.update(state.weights, gradients, state.optimizer, spec, knobs, counts)
+        state.weights = {**state.weights, **moved}
         if state.ema is not None:
             share = np.float32(1 - knobs.ema_decay)
             state.ema = {n: e + share * (state.weights[n] - e) for n, e in state.ema.items()}

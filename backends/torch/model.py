@@ -23,6 +23,8 @@ def build(spec: ModelSpec) -> nn.Module:
     Arguments of `spec.args` that differ from the registry's are passed on to timm's entry point, as the tests' tiny
     networks need. Raises `ConfigError` for a pooling that the architecture does not have.
     """
+    if spec.family == registry.ZOO:
+        raise ConfigError(f"model {spec.name}: mlx-image's models are MLX's alone; train it with train_mlx.py")
     options = dict(registry_overrides(spec))
     if spec.family in _TAKES_IMAGE_SIZE:
         options["img_size"] = spec.preprocessing.size

@@ -1,83 +1,129 @@
-"""torch.optim's own AdamW and SGD, with canonical state, per-parameter multipliers and a guard for non-finite steps.
+"""The optimizers of a session, with canonical state, per-parameter multipliers and a guard for non-finite steps.
 
-Also the moving average of the weights (EMA). The rates themselves are decided by the caller, step by step.
+AdamW and SGD are torch.optim's own; Lion and Muon are in `rules`. Also gradient clipping and the moving average of the
+weights (EMA). The rates themselves are decided by the caller, step by step.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from timm.utils import adaptive_clip_grad
 from torch import Tensor, nn
 
 from backends.contract import OptimSpec
+from backends.torch import rules
 from backends.torch.model import canonical_tensors
 from config.errors import ConfigError
 
-_MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+_MOMENTS = {
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "sgd": ("momentum_buffer",),
+    "lion": ("exp_avg",),
+    "muon": ("momentum_buffer",),
+}
+Parameters = Mapping[str, nn.Parameter]
 
 
-def make(parameters: Mapping[str, nn.Parameter], spec: OptimSpec) -> torch.optim.Optimizer:
-    """The optimizer of `spec` over named parameters: one group for each pair of multipliers, moments at zero.
+def make(parameters: Parameters, spec: OptimSpec, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """The optimizers of `spec` over named parameters: one group for each pair of multipliers, moments at zero.
 
-    It is torch's fused implementation, which alone can skip an update on the device, without waiting.
-    Raises `ConfigError` when `spec.multipliers` name what is no parameter.
+    There are two for Muon, which moves matrices only. Torch's own are the fused implementations, which alone can skip
+    an update on the device, without waiting. `dtype` is the one that Muon may iterate in.
+    Raises `ConfigError` when `spec` names what is no parameter, or an unknown optimizer.
     """
-    unknown = sorted(spec.multipliers.keys() - parameters.keys())
+    unknown = sorted(spec.named - parameters.keys())
     if unknown:
-        raise ConfigError(f"optimizer multipliers name {unknown[0]!r}, which is no parameter of this model")
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        raise ConfigError(f"the optimizer's settings name {unknown[0]!r}, which is no parameter of this model")
+    kinds: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        groups.setdefault(spec.multipliers.get(name, (1.0, 1.0)), []).append(parameter)
-    rows = [{"params": members, "lr_mult": rate, "wd_mult": decay} for (rate, decay), members in groups.items()]
+        kind = "adamw" if spec.name == "muon" and name not in spec.matrices else spec.name
+        kinds.setdefault(kind, {})[name] = parameter
+    return [_made(kind, members, spec, dtype) for kind, members in kinds.items()]
+
+
+def _made(kind: str, parameters: Parameters, spec: OptimSpec, dtype: torch.dtype) -> torch.optim.Optimizer:
+    rows = _groups(parameters, spec)
     optimizer: torch.optim.Optimizer
-    if spec.name == "adamw":
+    if kind == "adamw":
         optimizer = torch.optim.AdamW(rows, betas=spec.betas, eps=spec.eps, fused=True)
-    else:
+    elif kind == "sgd":
         nesterov = spec.nesterov and spec.momentum > 0
         optimizer = torch.optim.SGD(rows, momentum=spec.momentum, nesterov=nesterov, fused=True)
+    elif kind == "lion":
+        optimizer = rules.Lion(rows, spec.betas)
+    elif kind == "muon":
+        optimizer = rules.Muon(rows, spec.momentum, spec.nesterov, dtype)
+    else:
+        raise ConfigError(f"optimizer {kind!r} is not known to the torch engine; choose {', '.join(_MOMENTS)}")
+    kept = () if kind == "sgd" and spec.momentum == 0 else _MOMENTS[kind]
     for parameter in parameters.values():
-        optimizer.state[parameter] = {kind: torch.zeros_like(parameter) for kind in _kinds(spec)}
-        if spec.name == "adamw":
+        optimizer.state[parameter] = {slot: torch.zeros_like(parameter) for slot in kept}
+        if kind == "adamw":
             optimizer.state[parameter]["step"] = torch.zeros((), device=parameter.device)
     return optimizer
 
 
-def moments(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], spec: OptimSpec
-) -> dict[str, Tensor]:
-    """The optimizer's own tensors as `KIND.NAME`, such as `exp_avg.head.weight`."""
-    return {f"{k}.{n}": optimizer.state[p][k] for k in _kinds(spec) for n, p in parameters.items()}
+def _groups(parameters: Parameters, spec: OptimSpec) -> list[dict[str, Any]]:
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(spec.multipliers.get(name, (1.0, 1.0)), []).append(parameter)
+    return [{"params": members, "lr_mult": rate, "wd_mult": decay} for (rate, decay), members in groups.items()]
+
+
+def moments(optimizers: list[torch.optim.Optimizer], parameters: Parameters) -> dict[str, Tensor]:
+    """The optimizers' own tensors as `KIND.NAME`, such as `exp_avg.head.weight`."""
+    states = {n: o.state[p] for o in optimizers for n, p in parameters.items() if p in o.state}
+    return {f"{kind}.{n}": t for n, state in states.items() for kind, t in state.items() if kind != "step"}
 
 
 @torch.no_grad()
-def set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Set AdamW's counts of updates, which its bias correction takes."""
-    for entry in optimizer.state.values():
-        if "step" in entry:
-            entry["step"].fill_(step)
+def set_step(
+    optimizers: list[torch.optim.Optimizer], parameters: Parameters, spec: OptimSpec, step: int, frozen_steps: int
+) -> None:
+    """Set AdamW's counts of updates, which its bias correction takes; the head had `frozen_steps` more."""
+    for optimizer in optimizers:
+        for name, parameter in parameters.items():
+            if "step" in optimizer.state.get(parameter, {}):
+                optimizer.state[parameter]["step"].fill_(step if name in spec.head else step - frozen_steps)
 
 
-def update(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, finite: Tensor) -> None:
-    """One update at these rates; weights, moments and counts stay as they are where `finite` (bool, 0-d) is false."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_mult"]
-        group["weight_decay"] = weight_decay * group["wd_mult"]
-    if finite.device.type == "mps":
+def update(optimizers: list[torch.optim.Optimizer], lr: float, weight_decay: float, finite: Tensor) -> None:
+    """One update at these rates; weights, moments and counts stay as they are where `finite` (bool, 0-d) is false.
+
+    Parameters without a gradient, which are frozen, stay too.
+    """
+    if finite.device.type == "mps" and not finite.item():
         # Its fused kernels are not known to take the flag; the wait costs little beside an eager MPS step.
-        if finite.item():
-            optimizer.step()
         return
-    # What torch.amp.GradScaler hands to a fused optimizer: 1.0 skips the update inside the kernel.
-    optimizer.found_inf = (~finite).float()
-    optimizer.step()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_mult"]
+            group["weight_decay"] = weight_decay * group["wd_mult"]
+        # What torch.amp.GradScaler hands to a fused optimizer: 1.0 skips the update inside the kernel.
+        optimizer.found_inf = (~finite).float()
+        optimizer.step()
 
 
-def clip_(parameters: list[nn.Parameter], norm: Tensor, limit: float) -> None:
-    """Scale the gradients, whose global norm is `norm`, down to `limit`; 0 or less: leave them."""
-    if limit > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+def limit_(parameters: Parameters, spec: OptimSpec, norm: Tensor, clip_norm: float) -> None:
+    """Bring the gradients, whose global norm is `norm`, within the limits of `spec`, then of `clip_norm` (0: any)."""
+    if spec.clip_factor:
+        adaptive_clip_grad([p for n, p in parameters.items() if n not in spec.head], spec.clip_factor)
+    if spec.clip_value:
+        nn.utils.clip_grad_value_(parameters.values(), spec.clip_value)
+    if clip_norm <= 0:
+        return
+    if spec.clip_factor or spec.clip_value:
+        norm = total_norm(parameters)
+    nn.utils.clip_grads_with_norm_(parameters.values(), clip_norm, norm)
+
+
+def total_norm(parameters: Parameters) -> Tensor:
+    """The L2 norm of all gradients together, float32 0-d."""
+    return nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
 
 
 class Average:
@@ -108,15 +154,11 @@ class Statistics:
         return torch.cat([t.flatten() for t in self._tensors]) if self._tensors else None
 
     @torch.no_grad()
-    def restore(self, kept: Tensor | None, finite: Tensor) -> None:
-        """Put the copy back where `finite` is false."""
-        if kept is None:
+    def restore(self, kept: Tensor | None, moved: Tensor) -> None:
+        """Put the copy back where `moved` (bool, 0-d) is false."""
+        now = self.kept()
+        if kept is None or now is None:
             return
-        now = torch.cat([t.flatten() for t in self._tensors])
-        chosen = torch.where(finite, now, kept).split([t.numel() for t in self._tensors])
+        chosen = torch.where(moved, now, kept).split([t.numel() for t in self._tensors])
         for tensor, value in zip(self._tensors, chosen, strict=True):
             tensor.copy_(value.view_as(tensor))
-
-
-def _kinds(spec: OptimSpec) -> tuple[str, ...]:
-    return () if spec.name == "sgd" and spec.momentum == 0 else _MOMENTS[spec.name]

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backends.contract import (
+    NO_SAVING,
     Batch,
     Knobs,
     LossSpec,
+    MemorySpec,
     MixPlan,
     OptimSpec,
     Precision,
@@ -56,12 +58,13 @@ def open(
     precision: Precision = "fp32",
     seed: int = 0,
     compile: bool = True,
+    memory: MemorySpec = NO_SAVING,
 ) -> Session:
     """Build `spec` on CUDA, else Apple's MPS, else the CPU; `weights` None draws fresh ones from `seed`.
 
     `compile` compiles the forward pass, on CUDA only. Raises `ConfigError`, `WeightsError` or `BackendUnavailable`.
     """
-    return Session(spec, weights, optim, loss, precision, seed, compile, device=best_device())
+    return Session(spec, weights, optim, loss, precision, seed, compile, memory, device=best_device())
 
 
 def best_device() -> torch.device:
@@ -94,6 +97,7 @@ class Session:
         precision: Precision,
         seed: int,
         compile: bool,
+        memory: MemorySpec,
         device: torch.device,
     ):
         if spec.in_chans not in (1, 3):
@@ -110,12 +114,16 @@ class Session:
             model=network,
             forward=self._forward(network),
             loss=losses.make(loss),
-            optimizer=optim.make(self._parameters, optimizer),
+            spec=optimizer,
+            memory=memory,
+            parameters=self._parameters,
+            optimizers=optim.make(self._parameters, optimizer, step.dtype_of(precision)),
             statistics=optim.Statistics(network),
             average=optim.Average(network) if optimizer.ema else None,
             count=torch.zeros((), dtype=torch.int64, device=device),
+            frozen_count=torch.zeros((), dtype=torch.int64, device=device),
         )
-        self._moments = optim.moments(self._trainer.optimizer, self._parameters, optimizer)
+        self._moments = optim.moments(self._trainer.optimizers, self._parameters)
         self._average_forward = self._forward(self._trainer.average.model) if self._trainer.average else None
         prep = spec.preprocessing
         mean, std = (torch.tensor(v, dtype=torch.float32, device=device) for v in (prep.mean, prep.std))
@@ -125,9 +133,9 @@ class Session:
         """Enqueue one update and return a pending result; never waits for CUDA."""
         rates = step.Rates(*(float(v) for v in knobs.array()))
         plan = None if mix is None else [self._send(a) for a in mix]
-        self._trainer.model.train()
+        step.set_mode(self._trainer, knobs.frozen)
         with step.randomness(self._seed, "train", self._calls, self._device):
-            packed = step.update(self._trainer, self._input, [self._send(a) for a in batch], plan, rates)
+            packed = step.update(self._trainer, self._input, [self._send(a) for a in batch], plan, rates, knobs.frozen)
         self._calls += 1
         return self._returning(packed)
 
@@ -155,6 +163,7 @@ class Session:
             optimizer=model.to_arrays(self._moments),
             step=int(self._trainer.count.item()),
             calls=self._calls,
+            frozen_steps=int(self._trainer.frozen_count.item()),
         )
 
     def load(self, state: TrainState, strict: bool = True) -> None:
@@ -175,7 +184,8 @@ class Session:
         for part, tensors in held.items():
             model.copy_into(tensors, fitting[part])
         self._trainer.count.fill_(state.step)
-        optim.set_step(self._trainer.optimizer, state.step)
+        self._trainer.frozen_count.fill_(state.frozen_steps)
+        optim.set_step(self._trainer.optimizers, self._parameters, self._optimizer, state.step, state.frozen_steps)
         self._calls = state.calls
 
     def describe(self) -> dict[str, Any]:

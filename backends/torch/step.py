@@ -13,23 +13,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from backends.contract import Precision
+from backends.contract import MemorySpec, OptimSpec, Precision
 from backends.torch import optim
-from backends.torch.losses import PerSample, weighted_mean
+from backends.torch.losses import PerSample
 
 Forward = Callable[[Tensor], Tensor]
 
 
 class Trainer(NamedTuple):
-    """What one update works on. `forward` is the model, or its compiled form; `count` (int64, 0-d) counts updates."""
+    """What one update works on. `forward` is the model, or its compiled form.
+
+    `count` and `frozen_count` (int64, 0-d) count the updates and those with a frozen backbone.
+    """
 
     model: nn.Module
     forward: Forward
     loss: PerSample
-    optimizer: torch.optim.Optimizer
+    spec: OptimSpec
+    memory: MemorySpec
+    parameters: dict[str, nn.Parameter]
+    optimizers: list[torch.optim.Optimizer]
     statistics: optim.Statistics
     average: optim.Average | None
     count: Tensor
+    frozen_count: Tensor
 
 
 class Input(NamedTuple):
@@ -55,33 +62,60 @@ class Rates(NamedTuple):
     clip_norm: float
 
 
-def update(trainer: Trainer, prepare: Input, batch: list[Tensor], plan: list[Tensor] | None, rates: Rates) -> Tensor:
+def set_mode(trainer: Trainer, frozen: bool) -> None:
+    """Training mode; with `frozen` only the head has gradients, and normalisation uses its running statistics."""
+    trained = trainer.spec.trained(trainer.parameters, frozen)
+    trainer.model.train()
+    for name, parameter in trainer.parameters.items():
+        parameter.requires_grad_(name in trained)
+    for module in trainer.model.modules() if frozen else ():
+        if isinstance(getattr(module, "running_mean", None), Tensor):
+            module.eval()
+
+
+def update(
+    trainer: Trainer, prepare: Input, batch: list[Tensor], plan: list[Tensor] | None, rates: Rates, frozen: bool
+) -> Tensor:
     """Apply one update; float32 `[N + 2]` on the device: per-sample losses, gradient norm, 1.0 if all was finite.
 
-    An update that is not finite changes nothing: weights, moments, running statistics, average and count stay.
+    An update that is not finite changes nothing: weights, moments, running statistics, average and counts stay.
     """
     images, targets, weights = batch
     kept = trainer.statistics.kept()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    for optimizer in trainer.optimizers:
+        optimizer.zero_grad(set_to_none=True)
     pixels = prepare(images)
     if plan is not None:
         pixels, targets = mixed(pixels, targets, plan)
-    with precision_of(prepare.precision, images.device):
-        logits = trainer.forward(pixels)
-    losses = trainer.loss(logits, targets)
-    mean = weighted_mean(losses, weights)
-    mean.backward()
+    share = weights / weights.sum()
+    size = trainer.memory.size(len(images))
+    parts = zip(pixels.split(size), targets.split(size), share.split(size), strict=True)
+    losses = torch.cat([_passed(trainer, prepare.precision, *part) for part in parts])
 
-    parameters = [p for p in trainer.model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
-    finite = mean.detach().isfinite() & norm.isfinite()
-    optim.clip_(parameters, norm, rates.clip_norm)
-    optim.update(trainer.optimizer, rates.lr, rates.weight_decay, finite)
+    norm = optim.total_norm(trainer.parameters)
+    finite = (share * losses).sum().isfinite() & norm.isfinite()
+    optim.limit_(trainer.parameters, trainer.spec, norm, rates.clip_norm)
+    optim.update(trainer.optimizers, rates.lr, rates.weight_decay, finite)
     trainer.statistics.restore(kept, finite)
     if trainer.average is not None:
         trainer.average.update(rates.ema_decay, finite)
     trainer.count.add_(finite)
-    return torch.cat([losses.detach(), norm[None], finite[None].float()])
+    if frozen:
+        trainer.frozen_count.add_(finite)
+    return torch.cat([losses, norm[None], finite[None].float()])
+
+
+def _passed(trainer: Trainer, precision: Precision, pixels: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+    """The losses of a part of the batch; its gradients are added to those that are there."""
+    with precision_of(precision, pixels.device):
+        logits = trainer.forward(pixels)
+    losses = trainer.loss(logits, targets)
+    # Computing a block again for its gradient moves its running statistics once more.
+    once = trainer.statistics.kept() if trainer.memory.recompute else None
+    (share * losses).sum().backward()
+    if once is not None:
+        trainer.statistics.restore(once, torch.zeros((), dtype=torch.bool, device=once.device))
+    return losses.detach()
 
 
 def mixed(pixels: Tensor, targets: Tensor, plan: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -103,6 +137,11 @@ def evaluate(forward: Forward, prepare: Input, images: Tensor) -> Tensor:
     """float32 `[N, C]` of uint8 `[N, H, W, 3]`; the model is in evaluation mode already."""
     with precision_of(prepare.precision, images.device):
         return forward(prepare(images)).float()
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """The dtype of the network's arithmetic."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def precision_of(precision: Precision, device: torch.device) -> torch.autocast:

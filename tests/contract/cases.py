@@ -17,7 +17,7 @@ OPTIMIZERS = {"adamw": OptimSpec(ema=True), "sgd": OptimSpec(name="sgd", momentu
 
 
 def session(engine: str, optim: OptimSpec | None = None, seed: int = 0, **options: Any) -> Any:
-    kept = {k: options.pop(k) for k in ("weights", "precision", "loss") if k in options}
+    kept = {k: options.pop(k) for k in ("weights", "precision", "loss", "memory") if k in options}
     weights, loss = kept.pop("weights", None), kept.pop("loss", LossSpec())
     spec = tiny.spec(options.pop("family", "convnext"), num_classes=CLASSES, **options)
     module = backends.load(engine)

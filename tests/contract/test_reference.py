@@ -196,17 +196,20 @@ def test_the_device_is_chosen_by_the_variable(monkeypatch: pytest.MonkeyPatch) -
         load("torch").open(tiny.spec("convnext"), None, OptimSpec(), LossSpec())
 
 
-def test_the_fused_guard_skips_inside_the_kernel() -> None:
-    """What CUDA relies on, held where it can be run: torch's fused kernels leave all alone when the flag is set."""
+@pytest.mark.parametrize("kind", ["adamw", "nesterov", "lion", "muon"])
+def test_the_guard_skips_on_the_device(kind: str) -> None:
+    """What CUDA relies on, held where it can be run: the flag makes each optimizer leave everything alone."""
     from backends.torch import optim
 
-    for kind in ("adamw", "nesterov"):
-        parameter = torch.nn.Parameter(torch.ones(3))
-        one = optim.make({"w": parameter}, spec_of(kind))
-        parameter.grad = torch.full((3,), torch.nan)
-        optim.update(one, 0.1, 0.1, torch.tensor(False))
-        assert torch.equal(parameter.detach(), torch.ones(3))
-        assert all(not tensor.any() for tensor in one.state[parameter].values())
+    parameter = torch.nn.Parameter(torch.ones(3, 2))
+    spec = OptimSpec(name=kind, matrices=frozenset({"w"})) if kind in ("lion", "muon") else spec_of(kind)  # type: ignore[arg-type]
+    (one,) = optim.make({"w": parameter}, spec, torch.float32)
+    for gradient, finite in ((0.5, True), (torch.nan, False), (torch.inf, False)):
+        before = [parameter.detach().clone(), *(t.clone() for t in one.state[parameter].values())]
+        parameter.grad = torch.full((3, 2), gradient)
+        optim.update([one], 0.1, 0.1, torch.tensor(finite))
+        after = [parameter.detach(), *one.state[parameter].values()]
+        assert all(torch.equal(a, b) != finite for a, b in zip(before, after, strict=True))
 
 
 def test_a_wrong_state_says_what_is_wrong() -> None:

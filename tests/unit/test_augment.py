@@ -1,151 +1,25 @@
-import io
+import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageOps
-from scipy import ndimage
+from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as tv
-from torchvision.transforms.v2 import functional as tvf
 
-from config.errors import ConfigError
-from data import augment, geometry, keyed, ops, resize
+from config.schema import Augment
+from data import augment, geometry, resize
 from models.card import Preprocessing
+from tests.unit.pictures import PHOTO, chance, difference, photograph
 
 LEVELS = ["none", "minimal", "moderate", "hard"]
 FITS = ["crop", "squash", "letterbox"]
+POLICIES = ["rand", "trivial", "three"]
 
 
-def photograph(height: int = 150, width: int = 211) -> np.ndarray:
-    """Textures from coarse to fine, as photographs have them (spectrum 1 / f), in colour."""
-    rng = np.random.default_rng(0)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]) + 1 / width
-    planes = [np.fft.ifft2(np.fft.fft2(rng.normal(size=(height, width))) / frequency).real for _ in range(3)]
-    image = np.stack(planes, -1) @ np.array([[1, 0.8, 0.6], [0, 0.6, 0.3], [0.1, 0, 0.7]])
-    image = (image - image.mean()) / image.std() * 55 + 120
-    return np.clip(image, 0, 255).astype(np.uint8)
-
-
-PHOTO = photograph()
-
-
-def chance(number: int = 0) -> np.random.Generator:
-    return keyed.rng(0, "augment", 0, number)
-
-
-def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    assert one.dtype == np.uint8 and one.shape == other.shape
-    return np.abs(one.astype(int) - np.asarray(other).astype(int))
-
-
-# The plain functions, against the public ones.
-
-
-@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.7])
-@pytest.mark.parametrize(
-    ("ours", "enhancer"),
-    [
-        (ops.adjust_brightness, ImageEnhance.Brightness),
-        (ops.adjust_contrast, ImageEnhance.Contrast),
-        (ops.adjust_saturation, ImageEnhance.Color),
-    ],
-)
-def test_brightness_contrast_and_saturation_are_pils(ours, enhancer, factor):
-    expected = np.asarray(enhancer(Image.fromarray(PHOTO)).enhance(factor))
-    assert difference(ours(PHOTO, factor), expected).max() <= 2
-
-
-@pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.05, 0.3])
-def test_hue_is_torchvisions(turn):
-    expected = np.asarray(tvf.adjust_hue(Image.fromarray(PHOTO), turn))
-    found = difference(ops.adjust_hue(PHOTO, turn), expected)
-    assert found.mean() < 1.5 and np.percentile(found, 99) <= 6
-
-
-@pytest.mark.parametrize("gamma", [0.5, 1.0, 1.6])
-def test_gamma_is_torchvisions(gamma):
-    expected = tvf.adjust_gamma(torch.from_numpy(PHOTO).permute(2, 0, 1), gamma).permute(1, 2, 0).numpy()
-    assert difference(ops.adjust_gamma(PHOTO, gamma), expected).max() <= 1
-
-
-@pytest.mark.parametrize("bits", [1, 3, 8])
-def test_posterize_is_pils(bits):
-    np.testing.assert_array_equal(
-        ops.posterize_to(PHOTO, bits), np.asarray(ImageOps.posterize(Image.fromarray(PHOTO), bits))
-    )
-
-
-@pytest.mark.parametrize("threshold", [0, 100, 256])
-def test_solarize_is_pils(threshold):
-    expected = np.asarray(ImageOps.solarize(Image.fromarray(PHOTO), threshold))
-    np.testing.assert_array_equal(ops.solarize_from(PHOTO, threshold), expected)
-
-
-@pytest.mark.parametrize("sigma", [0.6, 2.0])
-def test_blur_is_scipys(sigma):
-    expected = ndimage.gaussian_filter(PHOTO.astype(float), (sigma, sigma, 0), mode="mirror")
-    assert difference(ops.blur_by(PHOTO, sigma), np.rint(expected)).max() <= 2
-
-
-def test_jpeg_damage_is_that_of_pils_encoder_at_the_same_quality():
-    data = io.BytesIO()
-    Image.fromarray(PHOTO).save(data, "JPEG", quality=30)
-    assert difference(ops.compress(PHOTO, 30), np.asarray(Image.open(data))).max() <= 2
-
-
-def test_a_warp_moves_pixels_as_torchvision_does():
-    image = np.zeros((101, 121, 3), dtype=np.uint8)
-    image[30:70, 40:90] = ndimage.zoom(photograph(10, 10), (4, 5, 1), order=1)
-    found = geometry.warp(image, degrees=20, shear=-12, zoom=1.1, shift=(9, -4))
-    tensor = torch.from_numpy(image).permute(2, 0, 1)
-    expected = tvf.affine(tensor, 20, [9, -4], 1.1, [-12, 0], interpolation=InterpolationMode.BILINEAR)
-    found_differences = difference(found, expected.permute(1, 2, 0).numpy())
-    assert found_differences.mean() < 0.3 and np.percentile(found_differences, 99) <= 3
-
-
-def test_a_warp_by_nothing_changes_nothing():
-    np.testing.assert_array_equal(geometry.warp(PHOTO), PHOTO)
-
-
-# Each block.
-
-
-@pytest.mark.parametrize("name", augment.OPS)
-def test_a_block_keeps_shape_input_and_promise(name):
-    op, image = augment.OPS[name], PHOTO.copy()
-    image.flags.writeable = False
-    strongest = [op(image, chance(i), 1.0) for i in range(8)]
-    assert all(found.shape == image.shape and found.dtype == np.uint8 for found in strongest)
-    assert any((found != image).any() for found in strongest)
-    np.testing.assert_array_equal(op(image, chance(3), 1.0), strongest[3])
-    np.testing.assert_array_equal(image, PHOTO)
-    if name not in ("hflip", "vflip"):
-        assert difference(op(image, chance(), 0.0), image).mean() < 0.5  # hue rounds on its way to HSV and back
-
-
-@pytest.mark.parametrize("name", augment.OPS)
-def test_blocks_take_the_smallest_images(name):
-    for shape in ((1, 1, 3), (1, 7, 3), (8, 8, 3)):
-        for i in range(5):
-            assert augment.OPS[name](np.full(shape, 90, dtype=np.uint8), chance(i), 1.0).shape == shape
-
-
-def test_flips_are_numpys():
-    np.testing.assert_array_equal(augment.OPS["hflip"](PHOTO, chance(), 1.0), PHOTO[:, ::-1])
-    np.testing.assert_array_equal(augment.OPS["vflip"](PHOTO, chance(), 1.0), PHOTO[::-1])
-
-
-def test_erasing_takes_a_rectangle_of_the_promised_size():
-    blank = np.full((80, 100, 3), 77, dtype=np.uint8)
-    shares = []
-    for i in range(100):
-        changed = (ops.erase(blank, chance(i), 1.0) != 77).any(axis=-1)
-        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
-        box = changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        assert box.all()
-        shares.append(changed.mean())
-    assert min(shares) < 0.05 and 0.25 < max(shares) <= 0.34
+def training(level="none", size=48, fit="crop", share=1.0, **settings):
+    return augment.train_transform(Augment(level=level, **settings), Preprocessing(size=size, fit=fit), share)
 
 
 # To the square of a model.
@@ -158,7 +32,7 @@ def test_the_centre_crop_shows_what_torchvisions_shows(shape, size, share, inter
     image = photograph(*shape)
     found = augment.eval_transform(Preprocessing(size=size, crop_pct=share, interpolation=interpolation))(image)
     reference = tv.Compose(
-        [tv.Resize(round(size / share), interpolation=InterpolationMode(interpolation)), tv.CenterCrop(size)]
+        [tv.Resize(math.floor(size / share), interpolation=InterpolationMode(interpolation)), tv.CenterCrop(size)]
     )
     expected = np.asarray(reference(Image.fromarray(image)))
     fit = difference(found, expected)[2:-2, 2:-2].mean()
@@ -233,30 +107,27 @@ def test_a_random_crop_is_a_part_of_the_promised_area_and_shape():
 # The levels.
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("settings", [*({"level": level} for level in LEVELS), *({"policy": p} for p in POLICIES)])
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("shape", [(150, 211), (32, 32), (1, 300), (300, 1), (5, 4)])
-def test_every_level_takes_every_image_and_only_its_key_decides(level, fit, shape):
+def test_everything_takes_every_image_and_only_its_key_decides(settings, fit, shape):
     image = photograph(*shape)
+    given = image.copy()
     image.flags.writeable = False
-    transform = augment.train_transform(level, 48, fit)
+    transform = training(fit=fit, rotate_any=True, perspective=True, rotate90=True, erosion=True, **settings)
     found = transform(image, chance(7))
     assert found.shape == (48, 48, 3) and found.dtype == np.uint8
     np.testing.assert_array_equal(found, transform(image, chance(7)))
+    np.testing.assert_array_equal(image, given)
 
 
 def test_none_is_what_evaluation_sees_and_the_levels_grow_stronger():
     for fit in FITS:
         plain = augment.eval_transform(Preprocessing(size=64, fit=fit))(PHOTO)
-        np.testing.assert_array_equal(augment.train_transform("none", 64, fit)(PHOTO, chance()), plain)
+        np.testing.assert_array_equal(training("none", 64, fit)(PHOTO, chance()), plain)
     square = photograph(64, 64)
     change = [
-        np.mean(
-            [
-                difference(augment.train_transform(level, 64, hflip=False)(square, chance(i)), square).mean()
-                for i in range(60)
-            ]
-        )
+        np.mean([difference(training(level, 64, hflip=False)(square, chance(i)), square).mean() for i in range(60)])
         for level in LEVELS
     ]
     assert change[0] == 0 and change == sorted(change) and change[1] > 1
@@ -265,8 +136,7 @@ def test_none_is_what_evaluation_sees_and_the_levels_grow_stronger():
 def test_minimal_keeps_a_digit_whole():
     digit = np.zeros((32, 32, 3), dtype=np.uint8)
     digit[5:27, 10:22] = 255
-    transform = augment.train_transform("minimal", 32, hflip=False)
-    found = [transform(digit, chance(i)) for i in range(100)]
+    found = [training("minimal", 32, hflip=False)(digit, chance(i)) for i in range(100)]
     assert all(0.7 < image.sum() / digit.sum() < 1.4 for image in found)
     assert all(not image[0].any() and not image[-1].any() for image in found)
     assert len({image.tobytes() for image in found}) > 95
@@ -276,7 +146,7 @@ def test_minimal_keeps_a_digit_whole():
 def test_flips_act_on_half_of_the_images_and_only_where_asked(flips):
     image = np.zeros((48, 48, 3), dtype=np.uint8)
     image[8:20, 8:20] = 255
-    transform = augment.train_transform("minimal", 48, hflip=flips[0], vflip=flips[1])
+    transform = training("minimal", hflip=flips[0], vflip=flips[1])
     found = [transform(image, chance(i))[..., 0].astype(float) for i in range(200)]
     right = np.mean([image[:, 24:].sum() > image[:, :24].sum() for image in found])
     down = np.mean([image[24:].sum() > image[:24].sum() for image in found])
@@ -284,6 +154,104 @@ def test_flips_act_on_half_of_the_images_and_only_where_asked(flips):
         assert 0.38 < share < 0.62 if wanted else share == 0
 
 
-def test_an_unknown_level_names_the_nearest():
-    with pytest.raises(ConfigError, match=r"'moderat': choose one of none, minimal, moderate, hard.*'moderate'"):
-        augment.train_transform("moderat", 32)
+@pytest.mark.parametrize("level", LEVELS[1:])
+@pytest.mark.parametrize("shape", [(60, 140), (140, 60), (90, 90)])
+def test_letterboxing_loses_nothing_and_its_padding_stays_as_evaluation_has_it(level, shape):
+    # A white sheet with a black line around it: the line must be seen on all four sides, and grey beyond it.
+    page = np.full((*shape, 3), 255, np.uint8)
+    page[:8] = page[-8:] = page[:, :8] = page[:, -8:] = 0
+    blocks = {"erase": False, "solarize": False, "bleed_through": False, "dilation": False}
+    transform = training(level, 96, "letterbox", rotate_any=True, perspective=True, **blocks)
+    for i in range(40):
+        image = transform(page, chance(i)).astype(int)
+        padding = (np.abs(image - resize.PAD) <= 1).all(axis=-1)
+        assert padding.mean() > 0.02
+        for side in (image, image[::-1], image.transpose(1, 0, 2), image.transpose(1, 0, 2)[::-1]):
+            content = (np.abs(side - resize.PAD) > 30).any(axis=-1)
+            first = np.argmax(content.any(axis=1))
+            assert side[first : first + 3][content[first : first + 3]].min() < 110  # the line, not the white inside it
+
+
+def test_mirrored_slivers_are_gone_from_letterboxed_images():
+    stripe = np.zeros((40, 80, 3), np.uint8)
+    stripe[..., 0] = 255
+    for i in range(40):
+        image = training("moderate", 64, "letterbox", brightness=False, hue=False, erase=False, contrast=False)(
+            stripe, chance(i)
+        )
+        red = np.argwhere(image[..., 0].astype(int) - image[..., 1] > 60)
+        hull = np.abs(np.diff(red[np.lexsort(red.T[::-1])][:, 1]))
+        assert (hull[np.diff(red[np.lexsort(red.T[::-1])][:, 0]) == 0] == 1).all()  # one piece in each row
+
+
+# Switches, policies and the ramp.
+
+
+def acting(**settings):
+    return set(augment.alone(Augment(**settings), Preprocessing(size=32)))
+
+
+def test_a_switch_adds_or_removes_its_block_alone():
+    usual = acting(level="hard", hflip=False)
+    assert usual == set(augment.LEVELS["hard"].blocks)
+    assert acting(level="hard", hflip=False, erosion=False) == usual - {"erosion"}
+    assert acting(level="hard", hflip=False, rotate90=True, jpeg=True) == usual | {"rotate90"}
+    assert acting(level="none", shadow=True) == {"shadow"}
+
+
+@pytest.mark.parametrize("name", augment.BLOCKS)
+def test_each_block_can_be_switched_on_by_itself_and_then_acts(name):
+    image = photograph(64, 64)
+    plain = augment.eval_transform(Preprocessing(size=64))(image)
+    found = [training("none", 64, **{name: True})(image, chance(i)) for i in range(40)]
+    assert any((x != plain).any() for x in found)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_takes_the_place_of_the_levels_blocks_but_not_of_erasing_and_switches(policy):
+    assert acting(level="hard", policy=policy, hflip=False, blur=True) == {"erase", "blur"}
+
+
+def test_the_smallest_area_can_be_set():
+    y, x = np.mgrid[:120, :120]
+    place = np.stack([x * 2, y * 2, x], -1).astype(np.uint8)
+    widths = [
+        np.ptp(training("none", 32, least_area=0.1)(place, chance(i))[..., 0].astype(int)) / 238 for i in range(60)
+    ]
+    assert min(widths) < 0.45 and max(widths) > 0.85
+    filled = [
+        (training("minimal", 32, "letterbox", least_area=0.2, affine=False)(place * 0, chance(i)) < 100).mean()
+        for i in range(60)
+    ]
+    assert 0.15 < min(filled) < 0.4 and max(filled) > 0.85
+
+
+def test_the_ramp_is_a_function_of_the_epoch():
+    def shares(ramp, off):
+        section = Augment(ramp=ramp, off_epochs=off)
+        return [round(augment.share_at(section, epoch, 6), 4) for epoch in range(6)]
+
+    assert shares("constant", 0) == [1] * 6
+    assert shares("constant", 2) == [1, 1, 1, 1, 0, 0]
+    assert shares("up", 2) == [0.25, 0.5, 0.75, 1, 0, 0]
+    assert shares("down", 1) == [1, 0.8, 0.6, 0.4, 0.2, 0]
+    assert shares("up", 6) == [0] * 6
+
+
+@pytest.mark.parametrize(
+    "settings", [{"level": "hard", "erase": False}, {"policy": "rand"}, {"policy": "three"}, {"rotate": True}]
+)
+def test_a_smaller_share_changes_less_and_none_is_evaluation(settings):
+    square = photograph(64, 64)
+    change = [
+        np.mean(
+            [
+                difference(training(size=64, share=share, hflip=False, **settings)(square, chance(i)), square).mean()
+                for i in range(80)
+            ]
+        )
+        for share in (0.0, 0.3, 0.6, 1.0)
+    ]
+    assert change[0] == 0 and all(one < other for one, other in pairwise(change))
+    epochs = augment.by_epoch(Augment(**settings, off_epochs=1), Preprocessing(size=64), 3)
+    np.testing.assert_array_equal(epochs.at(2)(PHOTO, chance()), augment.eval_transform(Preprocessing(size=64))(PHOTO))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
+from backends.contract import Batch, Knobs, MixPlan, StepResult
+from backends.numpy import session
 from config import load
-from config.errors import CheckpointError, ConfigError, DataError
+from config.errors import CheckpointError, ConfigError, DataError, Diverged
 from config.schema import Settings
 from models import weights
 from training import campaign, checkpoint, results, run
@@ -23,7 +26,17 @@ def settings(root: Path, out: Path, *more: str) -> Settings:
     words = ["--data.root", str(root), "--out", str(out), "--model", "convnext_atto", "--weights", "none"]
     words += ["--data.image_size", "16", "--train.epochs", "3", "--train.batch_size", "8", "--optim.lr", "0.01"]
     words += ["--folds.kind", "stratified", "--folds.count", "2", "--mix.mixup", "0.4", "--ema.decay", "0.9"]
-    words += ["--data.workers", "2"]
+    words += [
+        "--data.workers",
+        "2",
+        "--mining.cap",
+        "0.3",
+        "--mining.start_epoch",
+        "1",
+        "--sampling.kind",
+        "square_root",
+    ]
+    words += ["--class_imbalance.classes", "[3]", "--class_imbalance.max_samples", "9"]
     return load.parse([*words, *more], prog="test")
 
 
@@ -171,3 +184,46 @@ def test_runs_repeat_for_any_number_of_workers(finished: Path, digits: Path, tmp
     one, other = final(finished), final(folder)
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+class Faulty:
+    """Makes the numpy engine's results of the given calls not finite."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, calls: range):
+        self.calls, self.seen, self.rates = calls, 0, []
+        original, train_step = session.Session.read, session.Session.train_step
+
+        def read(this: session.Session, pending: object) -> StepResult:
+            result = original(this, pending)
+            self.seen += 1
+            return result._replace(finite=self.seen not in self.calls)
+
+        def step(this: session.Session, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> object:
+            self.rates.append(knobs.lr)
+            return train_step(this, batch, mix, knobs)
+
+        monkeypatch.setattr(session.Session, "read", read)
+        monkeypatch.setattr(session.Session, "train_step", step)
+
+
+WATCHED = ("--folds.train", "[0]", "--watchdog.max_skipped", "2", "--schedule.name", "constant")
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(digits, tmp_path, monkeypatch) -> None:
+    Faulty(monkeypatch, range(3, 4))
+    folder = campaign.run_all("numpy", settings(digits, tmp_path, *WATCHED), NEVER)
+    with (folder / "fold_0" / "history.csv").open(newline="") as stream:
+        assert [row["skipped"] for row in csv.DictReader(stream)] == ["1", "0", "0"]
+
+
+def test_too_many_in_a_row_go_back_at_half_the_rate(digits, tmp_path, monkeypatch) -> None:
+    faulty = Faulty(monkeypatch, range(3, 5))
+    campaign.run_all("numpy", settings(digits, tmp_path, *WATCHED, "--schedule.warmup_epochs", "0"), NEVER)
+    assert faulty.rates[0] == pytest.approx(0.01)
+    assert faulty.rates[-1] == pytest.approx(0.005)
+
+
+def test_a_run_that_never_recovers_stops_and_names_the_images(digits, tmp_path, monkeypatch) -> None:
+    Faulty(monkeypatch, range(3, 100))
+    with pytest.raises(Diverged, match=r"going back 3 times .*digit_.*png"):
+        campaign.run_all("numpy", settings(digits, tmp_path, *WATCHED), NEVER)

@@ -117,7 +117,13 @@ def test_a_wrong_value_says_what_was_found_where_and_what_is_allowed(
         (["--folds.train", "[1]"], "folds.train: found [1] (command line); expected null or [0], as a holdout"),
         (["--folds.kind=stratified", "--folds.train=[5]"], "expected numbers below folds.count (5)"),
         (["--data.target_column=ID"], "data.target_column: found 'ID' (command line); expected another column"),
-        (["--optim.name=sgd", "--optim.momentum=0"], "optim.nesterov: found true (default); expected false where"),
+        (["--optim.name=sgd", "--optim.momentum=0"], "expected more than 0 where optim.nesterov is not false"),
+        (
+            ["--optim.momentum=0.5"],
+            "optim.momentum: found '0.5' (command line); expected null where optim.name is adamw",
+        ),
+        (["--optim.freeze_epochs=21"], "expected at most train.epochs (20)"),
+        (["--train.batch_size=8", "--train.micro_batch=3"], "expected a divisor of train.batch_size (8)"),
     ],
 )
 def test_settings_that_do_not_fit_together(argv: list[str], line: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from config.errors import DataError
+from config.schema import Augment
 from data import augment, images, loader
 from data.sampler import epoch_order
 from models.card import Preprocessing
@@ -26,7 +27,7 @@ def paths(tmp_path_factory):
 
 
 def training(paths, workers=2, batch_size=5, seed=1, **options):
-    transform = augment.train_transform("hard", SIZE)
+    transform = augment.train_transform(Augment(level="hard"), Preprocessing(size=SIZE))
     return loader.Loader(paths, transform, SIZE, batch_size, workers, seed, **options)
 
 
@@ -88,8 +89,27 @@ def test_an_order_may_be_a_part_repeat_samples_or_be_empty(paths):
     made = training(paths, batch_size=4)
     batches = copies(made.epoch(np.array([3, 3, 9]), 0))
     assert batches[0][1].tolist() == [3, 3, 9, 3]
-    np.testing.assert_array_equal(batches[0][0][0], batches[0][0][1])
     assert list(made.epoch(np.array([], dtype=np.int64), 0)) == []
+
+
+def test_a_sample_that_stands_several_times_is_augmented_differently_each_time_wherever_a_run_resumes(paths):
+    order = np.array([3, 9, 3, 3, 1, 9, 3, 2])
+    batches = copies(training(paths, batch_size=3).epoch(order, 0))
+    threes = [x for images, index, weight in batches for x in images[(index == 3) & (weight > 0)]]
+    assert len({image.tobytes() for image in threes}) == len(threes) == 4
+    for workers in (1, 5):
+        again = copies(training(paths, workers=workers, batch_size=3).epoch(order, 0, first_batch=2))
+        assert_same(again, batches[2:])
+    np.testing.assert_array_equal(threes[0], copies(training(paths, batch_size=1).epoch(np.array([3]), 0))[0][0][0])
+
+
+def test_a_transform_may_change_with_the_epoch(paths):
+    section, prep = Augment(level="hard", off_epochs=1), Preprocessing(size=SIZE)
+    made = loader.Loader(paths, augment.by_epoch(section, prep, 3), SIZE, 5, 2, seed=1)
+    plain = copies(loader.Loader(paths, augment.eval_transform(prep), SIZE, 5).epoch(np.arange(COUNT)))
+    for epoch in (0, 1):
+        assert_same(copies(made.epoch(np.arange(COUNT), epoch)), copies(training(paths).epoch(np.arange(COUNT), epoch)))
+    assert_same(copies(made.epoch(np.arange(COUNT), 2)), plain)
 
 
 def test_a_batch_stays_as_it_is_while_any_piece_of_it_is_held(paths):

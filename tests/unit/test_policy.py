@@ -7,10 +7,13 @@ import pytest
 import timm
 import torch
 from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
 
 from config.schema import Mix
 from training.policy import groups, mix, schedule
+from training.policy.plateau import Plateau
 from training.policy.stopping import Stopping
+from training.policy.watch import overfitting
 
 
 def test_cosine_with_warmup_is_torchs() -> None:
@@ -32,6 +35,82 @@ def test_cosine_with_warmup_is_torchs() -> None:
         reference.step()
 
 
+def torch_rates(scheduler: type, steps: int, peak: float, **options: float) -> list[float]:
+    """The rates of a torch scheduler, one a step."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    reference, rates = scheduler(optimizer, **options), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        (
+            schedule.Schedule("restarts", 1e-3, 100, floor=1e-6, period=10, growth=2),
+            "CosineAnnealingWarmRestarts",
+            {"T_0": 10, "T_mult": 2, "eta_min": 1e-6},
+        ),
+        (schedule.Schedule("one_cycle", 1e-3, 100), "OneCycleLR", {"max_lr": 1e-3, "total_steps": 100}),
+        (
+            schedule.Schedule("linear", 1e-3, 100, floor=1e-5),
+            "LinearLR",
+            {"start_factor": 1.0, "end_factor": 0.01, "total_iters": 100},
+        ),
+        (schedule.Schedule("step", 1e-3, 100, every=7, gamma=0.5), "StepLR", {"step_size": 7, "gamma": 0.5}),
+        (schedule.Schedule("constant", 1e-3, 100), "ConstantLR", {"factor": 1.0}),
+    ],
+    ids=lambda value: value.name if isinstance(value, schedule.Schedule) else "",
+)
+def test_schedules_are_torchs(ours: schedule.Schedule, theirs: str, options: dict) -> None:
+    if theirs == "OneCycleLR":
+        options = {**options, "cycle_momentum": False}
+    reference = torch_rates(getattr(torch.optim.lr_scheduler, theirs), 99, ours.peak, **options)
+    assert [schedule.learning_rate(ours, step) for step in range(99)] == pytest.approx(reference, rel=1e-9)
+
+
+def test_stable_decay_is_torchs_constant_then_linear() -> None:
+    ours = schedule.Schedule("stable_decay", 1e-3, 100, floor=1e-5, decay_share=0.25)
+    rates = [schedule.learning_rate(ours, step) for step in range(100)]
+    assert rates[:75] == [1e-3] * 75
+    falling = torch_rates(torch.optim.lr_scheduler.LinearLR, 25, 1e-3, start_factor=1, end_factor=0.01, total_iters=25)
+    assert rates[75:] == pytest.approx(falling, rel=1e-9)
+
+
+def test_cosine_without_warmup_is_timms() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    reference = CosineLRScheduler(optimizer, t_initial=60, lr_min=1e-5, t_in_epochs=False)
+    ours = schedule.Schedule("cosine", 1e-3, 60, floor=1e-5)
+    for step in range(60):
+        reference.step_update(step)
+        assert schedule.learning_rate(ours, step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("log_loss", "min"), ("macro_f1", "max")])
+def test_plateau_is_torchs(metric: str, mode: str) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode=mode, factor=0.5, patience=2, min_lr=0.05)
+    ours = Plateau(metric, factor=0.5, patience=2, floor=0.05)
+    for score in np.random.default_rng(0).choice([0.3, 0.5, 0.50001, 0.7], 60).tolist():
+        reference.step(score)
+        ours.update(score)
+        assert ours.scale == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert ours.scale == 0.05
+
+
+def test_overfitting_is_said_only_when_both_losses_part() -> None:
+    def course(train: list[float], valid: list[float]) -> list[dict[str, float]]:
+        return [{"train_loss": t, "log_loss": v} for t, v in zip(train, valid, strict=True)]
+
+    assert overfitting(course([1.0, 0.9, 0.8, 0.7], [0.5, 0.6, 0.7, 0.8]))
+    assert not overfitting(course([1.0, 0.9, 0.8, 0.7], [0.5, 0.6, 0.55, 0.8]))
+    assert not overfitting(course([1.0, 1.1, 1.2, 1.3], [0.5, 0.6, 0.7, 0.8]))
+    assert not overfitting(course([1.0, 0.9], [0.5, 0.6]))
+
+
 def test_ema_decay_warms_up_to_its_value() -> None:
     values = [schedule.ema_decay(0.99, step) for step in range(2000)]
     assert values == sorted(values)
@@ -46,12 +125,12 @@ def test_no_decay_set_is_timms(name: str) -> None:
     # timm lists Swin's tables by a keyword, the others by full name.
     reference = param_groups_weight_decay(model, 0.05, no_weight_decay_list=skip)[0]["params"]
     undecayed = {id(p) for p in reference}
-    ours = groups.multipliers({n: p.detach().numpy() for n, p in model.named_parameters()})
     for parameter_name, parameter in model.named_parameters():
+        ours = groups.undecayed(parameter_name, parameter.detach().numpy())
         if "relative_position_bias_table" in parameter_name:
-            assert ours[parameter_name] == (1.0, 0.0)
+            assert ours
         else:
-            assert (ours[parameter_name][1] == 0.0) == (id(parameter) in undecayed), parameter_name
+            assert ours == (id(parameter) in undecayed), parameter_name
 
 
 def test_stopping_keeps_tiny_gains_but_does_not_wait_for_them() -> None:

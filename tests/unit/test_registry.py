@@ -39,6 +39,9 @@ def test_reference_models_carry_timms_preprocessing(written: str, name: str, siz
     assert (spec.preprocessing.interpolation, spec.preprocessing.crop_pct) == (config.interpolation, config.crop_pct)
     assert spec.hub_id == f"timm/{name}"
     assert spec.hub_classes == config.num_classes
+    assert spec.test_size == (config.test_input_size or [0, 0])[1]
+    assert registry.get(name) == registry.get(f"timm/{name}") == spec
+    assert registry.engines(spec) == {"torch": "", "mlx": ""}
 
 
 @pytest.mark.parametrize("family", registry.FAMILIES)

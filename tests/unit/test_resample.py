@@ -20,6 +20,7 @@ from models.resample import resample, resize, resize_bias_table
 
 VIT = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
 SWIN = {"embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": 7}
+COATNET = {"embed_dim": [32, 32], "depths": [1, 2], "block_type": ["C", "T"], "stem_width": [8, 8]}
 MAXVIT = {"embed_dim": [32, 32], "depths": [1, 1], "block_type": ["M", "M"], "stem_width": [8, 8]}
 
 
@@ -54,6 +55,9 @@ def model_of(spec: ModelSpec, args: dict[str, Any]) -> torch.nn.Module:
         ("swinv2_tiny_window8_256", SWIN, 64, 20),
         ("maxvit_tiny_tf_224", {**MAXVIT, "head_hidden_size": 8}, 64, 224),
         ("maxvit_nano_rw_256", MAXVIT, 224, 64),
+        # Attention over the whole map of a stage, 16 and 24 tokens a side.
+        ("coatnet_nano_rw_224", COATNET, 64, 96),
+        ("coatnext_nano_rw_224", COATNET, 96, 64),
     ],
 )
 def test_as_timm_loads_a_checkpoint(arch: str, args: dict, old: int, new: int) -> None:
@@ -86,6 +90,15 @@ def test_bias_table_is_timms(old: int, new: int) -> None:
         warnings.simplefilter("ignore")
         want = timm.layers.resize_rel_pos_bias_table(torch.from_numpy(table), (new, new), ((2 * new - 1) ** 2, 3))
     np.testing.assert_allclose(resize_bias_table(table, new), want, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("arch", [*registry.names("coat*_224"), "maxvit_tiny_tf_384", "swin_base_patch4_window12_384"])
+def test_at_its_own_size_nothing_is_changed(arch: str) -> None:
+    spec = registry.get(arch)
+    with torch.device("meta"):
+        shapes = {n: tuple(t.shape) for n, t in timm.create_model(arch).state_dict().items() if "position" in n}
+    kept = {n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items() if not n.endswith("index")}
+    assert {n: v.shape for n, v in resample(kept, spec).items()} == {n: v.shape for n, v in kept.items()}
 
 
 def test_what_fits_is_the_same_array() -> None:

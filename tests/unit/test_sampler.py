@@ -1,6 +1,6 @@
 import numpy as np
 
-from data.sampler import epoch_order
+from data.sampler import epoch_order, occurrences
 
 
 def test_an_order_is_a_permutation_that_only_its_key_decides():
@@ -16,3 +16,10 @@ def test_the_order_does_not_touch_numpys_global_generator():
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     epoch_order(10, 0, 0)
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_occurrences_count_how_often_a_sample_stood_before():
+    order = np.array([5, 2, 5, 5, 2, 9])
+    np.testing.assert_array_equal(occurrences(order), [0, 0, 1, 2, 1, 0])
+    assert not occurrences(epoch_order(50, 0, 0)).any()
+    assert occurrences(order[:0]).shape == (0,)

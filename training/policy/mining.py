@@ -18,7 +18,8 @@ _REMEMBER = 0.5  # weight of the older mean when a sample's newest loss arrives
 
 @dataclass
 class Mining:
-    """`losses` float32 `[N]` is the running mean of each sample's loss, NaN until it was seen.
+    """`losses` float32 `[N]` is the running mean of each sample's loss, NaN until it was seen; `fresh` is what the
+    current epoch adds. An epoch's draws rest on `losses` alone, so that they can be drawn again in its middle.
 
     The hardest `noise_share` of all samples are suspected of wrong labels: they are drawn once an epoch like the others
     and never mined. The next hardest `hard_share` are the pool that mined draws come from.
@@ -30,17 +31,23 @@ class Mining:
     cap: float
     hard_share: float = 0.3
     noise_share: float = 0.01
-    losses: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    losses: NDArray[np.float32] = field(init=False)
+    fresh: NDArray[np.float32] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not len(self.losses):
-            self.losses = np.full(self.count, np.nan, np.float32)
+        self.losses = np.full(self.count, np.nan, np.float32)
+        self.fresh = self.losses.copy()
 
     def observe(self, index: NDArray[np.int64], losses: NDArray[np.float32]) -> None:
-        """Take the losses of one batch; a sample that stands twice in it counts twice."""
-        for i, loss in zip(index.tolist(), losses.tolist(), strict=True):
-            old = self.losses[i]
-            self.losses[i] = loss if np.isnan(old) else _REMEMBER * old + (1 - _REMEMBER) * loss
+        """Take the losses of one batch; of a sample that is drawn several times in an epoch the last one counts."""
+        self.fresh[index] = losses
+
+    def close_epoch(self) -> None:
+        """Take the epoch's losses into the running means."""
+        old = np.where(np.isnan(self.losses), self.fresh, self.losses)
+        mean = np.float32(_REMEMBER) * old + np.float32(1 - _REMEMBER) * self.fresh
+        self.losses = np.where(np.isnan(self.fresh), self.losses, mean)
+        self.fresh = np.full(self.count, np.nan, np.float32)
 
     def share(self, epoch: int) -> float:
         """The share of an epoch's draws that are mined: 0 before `start`, `cap` from `start + ramp` on."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from backends.contract import MixPlan
 from config.schema import Mix
@@ -14,35 +17,61 @@ def plan(settings: Mix, batch: int, size: int, seed: int, step: int, epochs_left
 
     A run that mixes gets a plan for every step, the identity where this step does not mix, so that the engine's step
     keeps one shape. `size` is the side of the square images in pixels; `epochs_left` counts the current epoch.
+    Probabilities, shares and boxes are those of `timm.data.Mixup`, whose modes `batch` and `elem` are ours; an image's
+    partner is drawn at random, where timm takes the batch in reverse.
     """
     if settings.mixup <= 0 and settings.cutmix <= 0:
         return None
-    rng = keyed.rng(seed, "mix", step)
-    if epochs_left <= settings.off_epochs or rng.random() >= settings.prob:
+    if epochs_left <= settings.off_epochs:
         return _identity(batch)
-    cutmix = settings.mixup <= 0 or (settings.cutmix > 0 and rng.random() < settings.switch_prob)
-    alpha = settings.cutmix if cutmix else settings.mixup
-    lam = float(rng.beta(alpha, alpha))
-    permutation = rng.permutation(batch).astype(np.int32)
-    return _cutmix(permutation, lam, size, rng) if cutmix else _mixup(permutation, lam)
+    rng = keyed.rng(seed, "mix", step)
+    draws = batch if settings.mode == "elementwise" else 1
+    mixes = rng.random(draws) < settings.prob
+    cuts = _cuts(settings, rng.random(draws))
+    lam = np.where(mixes, _shares(settings, cuts, rng), 1.0)
+    boxes = _boxes(np.where(cuts, lam, 1.0), size, rng.integers(0, size, (draws, 2)))
+    area = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
+    own = np.where(cuts, 1 - area / size**2, lam)
+    return MixPlan(
+        rng.permutation(batch).astype(np.int32),
+        _each(np.where(cuts, 1.0, lam), batch, np.float32),
+        _each(boxes, batch, np.int32),
+        _each(own, batch, np.float32),
+    )
+
+
+def weights(plan: MixPlan | None, each: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The weights float32 `[N]` of a batch after mixing: a pair weighs what its two shares weigh."""
+    return each if plan is None else plan.own * each + (1 - plan.own) * each[plan.permutation]
 
 
 def _identity(batch: int) -> MixPlan:
-    return _mixup(np.arange(batch, dtype=np.int32), 1.0)
+    own = np.ones(batch, np.float32)
+    return MixPlan(np.arange(batch, dtype=np.int32), own, np.zeros((batch, 4), np.int32), own)
 
 
-def _mixup(permutation: np.ndarray, lam: float) -> MixPlan:
-    own = np.full(len(permutation), lam, np.float32)
-    return MixPlan(permutation, own, np.zeros((len(permutation), 4), np.int32), own)
+def _cuts(settings: Mix, draws: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where it is CutMix."""
+    if settings.mixup > 0 and settings.cutmix > 0:
+        return draws < settings.switch_prob
+    return np.full(len(draws), settings.cutmix > 0)
 
 
-def _cutmix(permutation: np.ndarray, lam: float, size: int, rng: np.random.Generator) -> MixPlan:
-    """A box of (1 - lam) of the area around a uniform centre, cut at the border; the label's share is its true area."""
-    half = int(size * np.sqrt(1 - lam)) // 2
-    centre = rng.integers(0, size, 2)
-    top, left = np.clip(centre - half, 0, size)
-    bottom, right = np.clip(centre + half, 0, size)
-    own = 1 - (bottom - top) * (right - left) / size**2
-    n = len(permutation)
-    box = np.tile(np.array([top, bottom, left, right], np.int32), (n, 1))
-    return MixPlan(permutation, np.ones(n, np.float32), box, np.full(n, own, np.float32))
+def _shares(settings: Mix, cuts: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float64]:
+    """What an image keeps of itself, from the Beta distribution of its kind of mixing."""
+    mixup, cutmix = (
+        rng.beta(alpha, alpha, len(cuts)) if alpha > 0 else 1.0 for alpha in (settings.mixup, settings.cutmix)
+    )
+    return np.where(cuts, cutmix, mixup)
+
+
+def _boxes(lam: NDArray[np.float64], size: int, centres: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Squares of (1 - lam) of the area around `centres` `[n, 2]`, cut at the border: `[n, 4]` as in `MixPlan.box`."""
+    side = (size * np.sqrt(1 - lam)).astype(np.int64)[:, None]
+    low, high = np.clip(centres - side // 2, 0, size), np.clip(centres + (side + 1) // 2, 0, size)
+    return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
+
+
+def _each(values: NDArray[Any], batch: int, dtype: type) -> NDArray[Any]:
+    """One row for each image, also where one was drawn for all."""
+    return np.ascontiguousarray(np.broadcast_to(values, (batch, *values.shape[1:])), dtype=dtype)

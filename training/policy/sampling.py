@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from config.errors import ConfigError
+from config.schema import ClassImbalance
 from data import keyed
+from data.sampler import epoch_order
 
 Index = NDArray[np.int64]
 
@@ -34,26 +37,25 @@ def pool(labels: Index, kind: str, raise_to: Mapping[int, int], seed: int, epoch
     return np.concatenate([_draw(np.flatnonzero(labels == c), int(k), rng) for c, k in enumerate(wanted) if counts[c]])
 
 
+def raise_to(settings: ClassImbalance, class_names: Sequence[str]) -> dict[int, int]:
+    """The classes to raise, by number, and their counts; `ConfigError` for a class that the data does not have."""
+    unknown = [name for name in settings.classes if name not in class_names]
+    if unknown:
+        shown = ", ".join(list(class_names)[:10])
+        raise ConfigError(
+            f"class_imbalance.classes: the data has no class {unknown[0]!r}; its classes are {shown}, ..."
+        )
+    return {list(class_names).index(name): settings.max_samples for name in settings.classes if settings.max_samples}
+
+
 def order(drawn: Index, hard: Index, seed: int, epoch: int) -> Index:
     """One global order of an epoch. The first `len(hard)` places of the shuffled `drawn` go to mined samples, and all
     is shuffled again, so that an epoch's length does not depend on mining."""
-    rng = keyed.rng(seed, "order", epoch)
-    shuffled = drawn[rng.permutation(len(drawn))]
+    shuffled = drawn[epoch_order(len(drawn), seed, epoch)]
     if not len(hard):
         return shuffled
     shuffled[: len(hard)] = hard
-    return shuffled[rng.permutation(len(shuffled))]
-
-
-def occurrences(drawn: Index) -> Index:
-    """For each place of an order, how often its sample stood before: repeated samples are augmented differently."""
-    by_sample = np.argsort(drawn, kind="stable")
-    values = drawn[by_sample]
-    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-    run = np.arange(len(drawn)) - np.repeat(starts, np.diff(np.r_[starts, len(drawn)]))
-    seen = np.empty(len(drawn), np.int64)
-    seen[by_sample] = run
-    return seen
+    return shuffled[keyed.rng(seed, "mined order", epoch).permutation(len(shuffled))]
 
 
 def effective_number_weights(labels: Index, classes: int, beta: float = 0.999) -> NDArray[np.float32]:

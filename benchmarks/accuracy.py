@@ -1,0 +1,254 @@
+"""Does it learn? One small network from scratch on a CIFAR-10 subset, with Tandem and with timm, in accuracy.
+
+The network, image size, epochs, batch, optimizer, rate and its warm-up are equal in all arms; what a recipe adds differs:
+
+- `tandem`: this project's, through `training.campaign`, as a user runs it.
+- `timm`: what timm's `train.py` is published with for its own from-scratch models (RandAugment, Mixup and CutMix, random
+  erasing, label smoothing, EMA with warm-up, cosine), through timm's public API in the order of its training loop.
+- `timm_same`: timm's API again with the nearest counterparts of the `tandem` arm's settings: what remains between
+  these two is implementation, not recipe.
+
+Every figure is the accuracy after the last epoch on test images that decided nothing. Results: docs/accuracy.md.
+Command: `python benchmarks/accuracy.py --data cifar10-subset.tar.xz --seeds 3`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import shutil
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import psutil
+import timm
+import torch
+from timm.data import Mixup, create_dataset, create_loader, resolve_data_config
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad, random_seed
+from torch import nn
+
+from config import load
+from training import campaign
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10-subset.tar.xz"
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all arms share; `size` in pixels, the rate is AdamW's peak."""
+
+    model: str = "test_resnet"
+    size: int = 32
+    epochs: int = 10
+    batch_size: int = 64
+    lr: float = 4e-3
+    weight_decay: float = 0.05
+    warmup_epochs: int = 1
+    min_lr_ratio: float = 0.01
+    smoothing: float = 0.1
+
+
+@dataclass(frozen=True)
+class TimmRecipe:
+    """The arguments of timm's `train.py` in which its recipes differ, under its names."""
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    aa: str | None = None
+    color_jitter: float = 0.4
+    reprob: float = 0.0
+    scale: tuple[float, float] = (0.08, 1.0)
+    model_ema_decay: float = 0.0
+    clip_grad: float | None = None
+
+
+# The from-scratch recipe published with timm for DeiT, Swin and ConvNeXt: train.py's flags for it.
+TIMM = TimmRecipe(mixup=0.8, cutmix=1.0, aa="rand-m9-mstd0.5-inc1", reprob=0.25, model_ema_decay=0.9998)
+TANDEM = ("--augment.level", "minimal", "--augment.least_area", "0.5")
+TIMM_SAME = TimmRecipe(scale=(0.5, 1.0), color_jitter=0.0, clip_grad=1.0)
+
+
+def tandem(data: Path, common: Common, seed: int) -> float:
+    """The test accuracy of this project's recipe."""
+    with tempfile.TemporaryDirectory() as out:
+        words = ["--data.root", str(data), "--folds.file", str(data / "folds.csv"), "--out", out, "--seed", str(seed)]
+        words += ["--model", common.model, "--weights", "none", "--data.image_size", str(common.size)]
+        words += ["--train.epochs", str(common.epochs), "--train.batch_size", str(common.batch_size)]
+        words += ["--train.precision", "fp32", "--train.compile", "off", "--data.workers", "1"]
+        words += ["--optim.lr", str(common.lr), "--optim.weight_decay", str(common.weight_decay)]
+        words += ["--schedule.warmup_epochs", str(common.warmup_epochs)]
+        words += ["--schedule.min_lr_ratio", str(common.min_lr_ratio), "--loss.label_smoothing", str(common.smoothing)]
+        folder = campaign.run_all("torch", load.parse([*words, *TANDEM], prog="accuracy"), lambda: False)
+        with (folder / "fold_0" / "history.csv").open(newline="") as stream:
+            return float(list(csv.DictReader(stream))[-1]["accuracy"])
+
+
+def through_timm(recipe: TimmRecipe, data: Path, common: Common, seed: int) -> float:
+    """The test accuracy of a recipe of timm's."""
+    random_seed(seed)
+    model = timm.create_model(common.model, num_classes=10)
+    train, test = loaders(recipe, data, common, model)
+    mixing = recipe.mixup > 0 or recipe.cutmix > 0
+    mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=common.smoothing, num_classes=10) if mixing else None
+    loss = SoftTargetCrossEntropy() if mixing else LabelSmoothingCrossEntropy(common.smoothing)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=common.lr, weight_decay=common.weight_decay)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=common.epochs,
+        warmup_epochs=common.warmup_epochs,
+        min_lr=common.lr * common.min_lr_ratio,
+        step_on_epochs=False,
+        updates_per_epoch=len(train),
+    )
+    average = ModelEmaV3(model, decay=recipe.model_ema_decay, use_warmup=True) if recipe.model_ema_decay else None
+    update = 0
+    for epoch in range(common.epochs):
+        model.train()
+        for images, targets in train:
+            mixed = mix(images, targets) if mix else (images, targets)
+            optimizer.zero_grad()
+            loss(model(mixed[0]), mixed[1]).backward()
+            if recipe.clip_grad:
+                dispatch_clip_grad(model.parameters(), recipe.clip_grad)
+            optimizer.step()
+            update += 1
+            if average:
+                average.update(model, step=update)
+            schedule.step_update(num_updates=update)
+        score = accuracy(average.module if average else model, test)
+        print(f"  epoch {epoch + 1}: accuracy {score:.4f}", flush=True)
+    return score
+
+
+def loaders(recipe: TimmRecipe, data: Path, common: Common, model: nn.Module) -> tuple[Any, Any]:
+    """timm's loaders of the training and the test images, on the CPU and in this process."""
+    config = resolve_data_config({"input_size": (3, common.size, common.size)}, model=model)
+    shared: dict[str, Any] = {
+        "input_size": config["input_size"],
+        "mean": config["mean"],
+        "std": config["std"],
+        "batch_size": common.batch_size,
+        "use_prefetcher": False,
+        "num_workers": 0,
+        "persistent_workers": False,
+        "device": torch.device("cpu"),
+    }
+    train = create_loader(
+        create_dataset("", root=str(data / "train")),
+        is_training=True,
+        scale=recipe.scale,
+        color_jitter=recipe.color_jitter,
+        auto_augment=recipe.aa,
+        re_prob=recipe.reprob,
+        re_mode="pixel",
+        interpolation="random",
+        **shared,
+    )
+    test = create_loader(
+        create_dataset("", root=str(data / "test")),
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"],
+        **shared,
+    )
+    return train, test
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, loader: Any) -> float:
+    """The share of a loader's images whose largest logit is the right one."""
+    model.eval()
+    hits = [(model(images).argmax(1) == targets).float() for images, targets in loader]
+    return float(torch.cat(hits).mean())
+
+
+@contextmanager
+def unpacked(source: Path) -> Iterator[Path]:
+    """The data set as a folder of our own: `train/CLASS/` and `test/CLASS/`, with both in train.csv and test as fold 0."""
+    with tempfile.TemporaryDirectory() as folder:
+        if source.is_dir():
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+        else:
+            with tarfile.open(source) as archive:
+                archive.extractall(folder, filter="data")
+        root = next(path.parent for path in sorted(Path(folder).rglob("train")))
+        paths = [path.relative_to(root) for part in ("train", "test") for path in sorted((root / part).rglob("*.jpg"))]
+        rows = [(path.as_posix(), path.parts[1], 0 if path.parts[0] == "test" else -1) for path in paths]
+        for name, columns in (("train.csv", ("ID", "target")), ("folds.csv", ("ID", "target", "fold"))):
+            with (root / name).open("w", newline="") as stream:
+                csv.writer(stream).writerows([columns, *(row[: len(columns)] for row in rows)])
+        yield root
+
+
+ARMS = {
+    "tandem": tandem,
+    "timm": lambda *rest: through_timm(TIMM, *rest),
+    "timm_same": lambda *rest: through_timm(TIMM_SAME, *rest),
+}
+
+
+def measure(arms: Sequence[str], data: Path, common: Common, seeds: int) -> dict[str, list[float]]:
+    """The accuracy of each arm for seeds 0, 1, ...; a seed of all arms before the next one."""
+    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    for seed in range(seeds):
+        for arm in arms:
+            start, cpu = time.perf_counter(), time.process_time()
+            found[arm].append(ARMS[arm](data, common, seed))
+            spent, cpu = time.perf_counter() - start, time.process_time() - cpu
+            print(f"{arm}, seed {seed}: {found[arm][-1]:.4f} ({spent:.0f} s, {cpu:.0f} s of CPU)", flush=True)
+    return found
+
+
+def summary(found: dict[str, list[float]], common: Common) -> dict[str, Any]:
+    """Everything that the figures depend on beside them."""
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores",
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "common": asdict(common),
+        "tandem": list(TANDEM),
+        "arms": {
+            arm: {
+                "accuracies": values,
+                "mean": statistics.mean(values),
+                "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+            }
+            for arm, values in found.items()
+        },
+    }
+
+
+def main() -> None:
+    """Run the arms and print, or with --json write, what they reached."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="the subset's .tar.xz, or a folder with train/ and test/")
+    parser.add_argument("--epochs", type=int, default=Common.epochs)
+    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each arm")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    given = parser.parse_args()
+    common = Common(epochs=given.epochs)
+    with unpacked(given.data) as data:
+        results = summary(measure(given.arms, data, common, given.seeds), common)
+    for arm, row in results["arms"].items():
+        print(f"{arm:10} {row['mean']:.4f} +- {row['std']:.4f} over {given.seeds} seeds")
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The settings about images: what they are, how they are drawn, changed, mixed and labelled by a teacher.
+
+A part of `schema`, which has the other sections, what must fit together, and `Settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+CHECK = "tandem_check"  # the error type whose message is the expectation itself; its ctx may name the `other` setting
+
+
+def _distinct(values: Items) -> Items:
+    if len(set(values)) < len(values):
+        raise PydanticCustomError(CHECK, "each entry once only")
+    return values
+
+
+Items = TypeVar("Items", bound=tuple[Hashable, ...])
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+FoldNumber = Annotated[int, Field(ge=0)]
+Column = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, closed to unknown keys, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Section):
+    """The images and how they reach the model."""
+
+    root: Path = Field(
+        description="The data set: a folder with train.csv and its images, or a folder of class folders."
+    )
+    image_size: int | None = Field(
+        default=None, ge=16, le=4096, description="Side of the square input in pixels; null takes the model's own."
+    )
+    id_column: Column = Field(default="ID", description="Column of train.csv that names the image file.")
+    target_column: Column = Field(default="target", description="Column of train.csv that holds the class.")
+    workers: int = Field(default=0, ge=0, le=1024, description="Loader threads; 0 means one for each core.")
+    fit: Literal["crop", "squash", "letterbox"] | None = Field(
+        default=None,
+        description="How a picture that is not square becomes square: crop cuts the centre, squash ignores the aspect"
+        " ratio, letterbox pads and loses nothing; null takes the model's own.",
+    )
+    mean: tuple[float, float, float] | None = Field(
+        default=None, description="Mean of R, G and B in the range 0 to 1; null takes the model's own."
+    )
+    std: tuple[Positive, Positive, Positive] | None = Field(
+        default=None, description="Standard deviation of R, G and B in the range 0 to 1; null takes the model's own."
+    )
+    pixel_limit: int = Field(
+        default=178_956_970, ge=1, description="Most pixels an image may have before it is refused as unreadable."
+    )
+
+
+class Folds(Section):
+    """Which images train a model and which ones judge it."""
+
+    kind: Literal["holdout", "stratified"] = Field(
+        default="holdout",
+        description="holdout sets one stratified share aside; stratified makes `count` folds and a model for each.",
+    )
+    count: int = Field(default=5, ge=2, le=1000, description="Number of folds (stratified).")
+    val_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of the images set aside (holdout).")
+    train: Annotated[tuple[FoldNumber, ...], Field(min_length=1), AfterValidator(_distinct)] | None = Field(
+        default=None, description="Numbers of the folds to train now, such as [0, 2]; null trains them all."
+    )
+    file: Path | None = Field(default=None, description="An existing folds.csv to use in place of drawing folds.")
+
+
+class Augment(Section):
+    """Random changes to the training images; a block's switch of null means as the level says."""
+
+    level: Literal["none", "minimal", "moderate", "hard"] = Field(
+        default="moderate", description="How strongly the training images are changed: which blocks act, and how much."
+    )
+    hflip: bool = Field(
+        default=True, description="Mirror left to right half of the time, not at level none; not for text or digits."
+    )
+    vflip: bool = Field(default=False, description="Mirror top to bottom half of the time, not at level none.")
+    least_area: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Smallest share of the area that a random crop sees or a letterboxed image fills; null as the level"
+        " says.",
+    )
+    policy: Literal["none", "rand", "trivial", "three"] = Field(
+        default="none",
+        description="A published policy in place of the level's blocks (erase and those set true still act):"
+        " RandAugment, TrivialAugment or 3-Augment.",
+    )
+    operations: int = Field(default=2, ge=1, le=15, description="Operations on an image (rand).")
+    magnitude: float = Field(default=9.0, ge=0, le=10, description="Mean magnitude (rand).")
+    magnitude_std: float = Field(default=0.5, ge=0, description="Standard deviation of the magnitude (rand).")
+    ramp: Literal["constant", "up", "down"] = Field(
+        default="constant", description="Whether the strength stays, grows or shrinks over the epochs."
+    )
+    off_epochs: int = Field(
+        default=0, ge=0, description="Number of last epochs that see the images as evaluation does."
+    )
+    rotate90: bool | None = Field(default=None, description="Block: quarter turns.")
+    bleed_through: bool | None = Field(default=None, description="Block: the back of a page shows through.")
+    erosion: bool | None = Field(default=None, description="Block: dark strokes grow.")
+    dilation: bool | None = Field(default=None, description="Block: dark strokes thin out.")
+    shadow: bool | None = Field(default=None, description="Block: a soft shadow from one side.")
+    affine: bool | None = Field(default=None, description="Block: turn, shear, zoom and shift, all small.")
+    rotate: bool | None = Field(default=None, description="Block: turn by up to 30 degrees.")
+    rotate_any: bool | None = Field(default=None, description="Block: turn by any angle.")
+    shear: bool | None = Field(default=None, description="Block: shear by up to 20 degrees.")
+    perspective: bool | None = Field(default=None, description="Block: seen from the side.")
+    brightness: bool | None = Field(default=None, description="Block: brightness.")
+    contrast: bool | None = Field(default=None, description="Block: contrast.")
+    saturation: bool | None = Field(default=None, description="Block: saturation.")
+    hue: bool | None = Field(default=None, description="Block: hue.")
+    gamma: bool | None = Field(default=None, description="Block: gamma.")
+    greyscale: bool | None = Field(default=None, description="Block: no colour.")
+    posterize: bool | None = Field(default=None, description="Block: fewer bits.")
+    solarize: bool | None = Field(default=None, description="Block: bright values inverted.")
+    blur: bool | None = Field(default=None, description="Block: Gaussian blur.")
+    noise: bool | None = Field(default=None, description="Block: Gaussian noise.")
+    jpeg: bool | None = Field(default=None, description="Block: JPEG damage.")
+    erase: bool | None = Field(default=None, description="Block: a rectangle becomes noise (random erasing).")
+
+
+class Mix(Section):
+    """Blending pairs of images and their targets: Mixup (Zhang 2018) and CutMix (Yun 2019)."""
+
+    mixup: float = Field(default=0.0, ge=0, description="Alpha of Mixup's Beta distribution; 0 is off.")
+    cutmix: float = Field(default=0.0, ge=0, description="Alpha of CutMix's Beta distribution; 0 is off.")
+    prob: Probability = Field(default=1.0, description="Probability that a batch (elementwise: an image) is mixed.")
+    switch_prob: Probability = Field(default=0.5, description="Probability of CutMix where both are on.")
+    mode: Literal["batch", "elementwise"] = Field(
+        default="batch", description="Whether a whole batch is mixed in one way, or each of its images in its own."
+    )
+    off_epochs: int = Field(default=0, ge=0, description="Number of last epochs without mixing.")
+
+
+class Sampling(Section):
+    """How often each image is drawn in an epoch."""
+
+    kind: Literal["plain", "balanced", "square_root"] = Field(
+        default="plain",
+        description="plain draws every image once; balanced draws all classes equally often, square_root in proportion"
+        " to the root of their sizes, both without changing the length of an epoch.",
+    )
+
+
+class ClassImbalance(Section):
+    """Raising single classes to a number of images, each repetition augmented anew."""
+
+    classes: tuple[str, ...] = Field(default=(), description="Names of the classes to raise, such as [1, 13, 14].")
+    max_samples: int = Field(default=0, ge=0, description="Images of each of these classes in an epoch; 0 is off.")
+
+
+class Mining(Section):
+    """Progressive hard-sample mining: images of high loss are drawn more often, but not those of the highest."""
+
+    cap: Fraction = Field(default=0.0, description="Largest share of an epoch's draws that are mined; 0 is off.")
+    start_epoch: int = Field(default=3, ge=1, description="First epoch (counted from 0) with mined draws.")
+    ramp_epochs: int = Field(default=5, ge=1, description="Epochs in which the share grows to the cap.")
+    hard_share: float = Field(default=0.3, gt=0, le=1, description="Share of the images that count as hard.")
+    noise_share: Fraction = Field(
+        default=0.01, description="Share of highest losses that are suspected of wrong labels: listed, never mined."
+    )
+
+
+class Teacher(Section):
+    """Learning from an ensemble's answers, as `python -m infer teacher` writes them: distillation and pseudo labels."""
+
+    file: Path | None = Field(
+        default=None, description="An .npz of a teacher's answers to the training images; null trains on labels alone."
+    )
+    weight: Probability = Field(
+        default=0.5,
+        description="Share of the teacher's answer in the target of a training image; the rest is its label.",
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, le=100, description="Softens the teacher's answers, as softmax(logits / temperature)."
+    )
+    extra_root: Path | None = Field(
+        default=None, description="Images without labels to train on besides: a folder, or a CSV with their IDs."
+    )
+    extra_file: Path | None = Field(
+        default=None, description="An .npz of a teacher's answers to the images of extra_root: their pseudo labels."
+    )
+    extra_labels: Literal["soft", "hard"] = Field(
+        default="soft", description="Pseudo labels: the teacher's answer itself, or the class that it is surest of."
+    )
+    extra_weight: float = Field(
+        default=1.0, gt=0, le=100, description="Weight of a pseudo-labelled image in the loss; a labelled one has 1."
+    )
+    min_confidence: Fraction = Field(
+        default=0.0, description="Images of extra_root whose likeliest class has a lower probability are left out."
+    )

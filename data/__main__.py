@@ -1,0 +1,66 @@
+"""`python -m data preview --root DIR --augment hard`: a picture of what training will see."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from config import load
+from config.errors import TandemError
+
+_PROG = "python -m data"
+_SETTINGS = (
+    "Any setting of a training may follow as --section.key VALUE, such as --augment.erosion false, or --config FILE"
+)
+# The short options of `preview` and the settings that they stand for.
+_SHORT = {"root": "data.root", "augment": "augment.level", "seed": "seed", "size": "data.image_size"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
+    arguments, rest = _parser().parse_known_args(argv)
+    try:
+        from data import preview  # after --help, which must not wait for these imports
+
+        given = [(_SHORT[name], getattr(arguments, name)) for name in _SHORT]
+        line = [token for name, value in given if value is not None for token in (f"--{name}", value)]
+        settings = load.parse([*line, *rest], f"{_PROG} preview")
+        print(preview.write(settings, arguments.out, arguments.images, arguments.columns, arguments.blocks))
+    except TandemError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=_PROG, description="What can be done with a data set before training.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    sheet = commands.add_parser(
+        "preview",
+        help="write a picture of what training will see of some images",
+        description="Write a contact sheet: a row for each image, the original first.",
+        epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
+        allow_abbrev=False,
+    )
+    sheet.add_argument("--root", help="the data set, or any folder of images")
+    sheet.add_argument("--augment", metavar="LEVEL", help="none, minimal, moderate or hard")
+    sheet.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture (default: preview.png)")
+    sheet.add_argument("--images", type=_count, default=8, help="how many images (default: 8)")
+    sheet.add_argument("--columns", type=_count, default=8, help="how many epochs to show (default: 8)")
+    sheet.add_argument("--blocks", action="store_true", help="a column for each block, alone, in place of epochs")
+    sheet.add_argument("--seed", help="decides the images and the draws (default: 0)")
+    sheet.add_argument("--size", help="side of the model's input in pixels (default: the model's)")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 1 to 1000")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

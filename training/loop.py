@@ -1,0 +1,70 @@
+"""Where a fold's training stands: all that a checkpoint keeps beside the session's own state, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from config.schema import Settings
+from training.policy.plateau import Plateau
+from training.policy.stopping import Stopping
+
+
+@dataclass
+class Totals:
+    """Running sums of one epoch, saved in the middle of it. Times are seconds and stay out of every decision."""
+
+    loss: float = 0.0
+    samples: int = 0
+    skipped: int = 0
+    waited: float = 0.0
+    computed: float = 0.0
+    saved: float = 0.0
+
+
+@dataclass
+class Loop:
+    """`epoch` and `batch` are the next ones to train; `rate_scale` is what going back left of the learning rate."""
+
+    stopping: Stopping
+    plateau: Plateau
+    epoch: int = 0
+    batch: int = 0
+    skipped_in_a_row: int = 0
+    went_back: int = 0
+    rate_scale: float = 1.0
+    totals: Totals = field(default_factory=Totals)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @staticmethod
+    def start(settings: Settings) -> Loop:
+        """The beginning of a fold."""
+        wish, schedule = settings.stopping, settings.schedule
+        return Loop(
+            Stopping(wish.metric, wish.patience, wish.min_delta),
+            Plateau(wish.metric, schedule.plateau_factor, schedule.plateau_patience, floor=schedule.min_lr_ratio),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(raw: dict[str, Any]) -> Loop:
+        """The inverse of `to_json`."""
+        parts = {"stopping": Stopping, "plateau": Plateau, "totals": Totals}
+        return Loop(**{key: parts[key](**value) if key in parts else value for key, value in raw.items()})
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Events:
+    """What the loop tells whoever watches: a progress bar, a log, a tracker. Nothing they do changes the run."""
+
+    step: Callable[[int, int, int, float], None] = _ignore
+    epoch: Callable[[dict[str, float], bool], None] = _ignore
+    say: Callable[[str], None] = _ignore
