@@ -19,7 +19,8 @@ from config.errors import ConfigError
 from models.registry import ModelSpec
 
 Weights = dict[str, NDArray[np.float32]]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's
 Which = Literal["live", "ema"]
 _Loss = TypeVar("_Loss")
 
@@ -179,6 +180,7 @@ class TrainState:
     `optimizer` holds `exp_avg.NAME` and `exp_avg_sq.NAME` (AdamW), `exp_avg.NAME` (Lion) or `momentum_buffer.NAME`
     (SGD, Muon's matrices) in the layout of the weights; `step` counts the applied updates, `frozen_steps` those of them
     in which only the head was trained, `calls` all calls of `train_step` (it keys the device's random numbers).
+    `loss_scale` is the factor of an fp16 loss, `scale_age` the updates since it changed.
     """
 
     weights: Weights
@@ -187,11 +189,14 @@ class TrainState:
     step: int = 0
     calls: int = 0
     frozen_steps: int = 0
+    loss_scale: float = FIRST_LOSS_SCALE
+    scale_age: int = 0
 
 
 class StepResult(NamedTuple):
     """What one update reports: unweighted per-sample losses float32 `[N]`, the gradient norm before clipping,
-    and whether all was finite (an update that was not is skipped by the engine)."""
+    and whether all was finite (an update that was not is skipped by the engine; one of fp16 that only wants a smaller
+    loss scale is skipped too, but is no fault and counts as finite)."""
 
     losses: NDArray[np.float32]
     grad_norm: float
@@ -212,6 +217,10 @@ class Session(Protocol):
 
     def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode."""
+
+    def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
+        """Take BatchNorm's running statistics anew, as the mean over `batches` (uint8 `[N, H, W, 3]`, one shape) of
+        each batch's own, with dropout off; nothing is taken from `batches` where the model has no BatchNorm."""
 
     def state(self) -> TrainState:
         """A copy of the whole state in canonical form."""

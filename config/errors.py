@@ -33,6 +33,10 @@ class BackendUnavailable(TandemError):
     """A framework or runtime is not installed, or not on this platform."""
 
 
+class OutOfMemory(TandemError):
+    """What the device has to hold at once does not fit into its memory."""
+
+
 class Diverged(TandemError):
     """Training produced non-finite numbers more often than the settings allow."""
 

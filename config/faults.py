@@ -57,14 +57,16 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
     """The line for one of pydantic's errors; the first layer that has the key is the one it speaks of."""
     source = next((layer for layer in layers if key in layer.where), None)
     where = source.where[key] if source else "default"
+    prefix = source.prefix if source else ""
     if details["type"] == "extra_forbidden":
-        return unknown(key, where)
+        return f"{prefix}{unknown(key, where)}"
     path = ".".join(key)
     leaf = usage.leaves()[path]
     if is_absent(key, details, layers):
         return f"{path}: not given; expected {leaf.accepts}, from --{path} VALUE or the file"
     found = shown(_value(source.values, key)) if source else leaf.default.removeprefix("default ")
-    return f"{path}: found {found} ({where}); expected {details['msg'] if details['type'] == CHECK else leaf.accepts}"
+    expected = details["msg"] if details["type"] == CHECK else leaf.accepts
+    return f"{prefix}{path}: found {found} ({where}); expected {expected}"
 
 
 def unknown(key: Key, where: str) -> str:

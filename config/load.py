@@ -17,13 +17,15 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from config import faults, usage, yaml_file
+from config import faults, members, usage, yaml_file
 from config.errors import ConfigError
+from config.members import Member
 from config.schema import Settings
 from config.yaml_file import Key, Layer
 
 RECIPES = Path(__file__).parent / "recipes"
 _LINE = "command line"
+_OPTIONS = {"config": "a YAML file", "member": "the name of a member"}
 _FLAGS = {"--help": "help", "-h": "help", "--print_config": "print_config"}
 
 
@@ -31,6 +33,7 @@ _FLAGS = {"--help": "help", "-h": "help", "--print_config": "print_config"}
 class _CommandLine:
     layer: Layer = field(default_factory=Layer)
     configs: list[str] = field(default_factory=list)
+    members: list[str] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
 
@@ -38,22 +41,14 @@ class _CommandLine:
 def parse(argv: Sequence[str], prog: str) -> Settings:
     """The settings of a command line (without the program's name), such as `--config demo --train.epochs 3`.
 
-    Raises `ConfigError`, whose text has one line for each fault, and `SystemExit(0)` after `--help` and
-    `--print_config`, which print and stop.
+    Where the file lists members, they are those of the one that `--member` names. Raises `ConfigError`, whose text has
+    one line for each fault, and `SystemExit(0)` after `--help` and `--print_config`, which print and stop.
     """
     line = _read_command_line(argv)
     if "help" in line.flags:
         print(usage.help_text(prog), end="")
         raise SystemExit(0)
-    if len(line.configs) > 1:
-        line.faults.append(
-            f"config: given {len(line.configs)} times ({_LINE}); give one, its `recipe:` can name a base"
-        )
-    try:
-        layers = [line.layer, *(_layers(*_locate(line.configs[0])) if line.configs else []), *_of_run(line.layer)]
-    except ConfigError as error:
-        raise faults.several([*line.faults, str(error)]) from error
-    settings = _resolve(layers, line.faults)
+    settings = members.choose(_resolve(_line_layers(line), line.faults), line.members)
     if "print_config" in line.flags:
         print(to_yaml(settings), end="")
         raise SystemExit(0)
@@ -72,9 +67,18 @@ def _of_run(line: Layer) -> list[Layer]:
     return [Layer({k: v for k, v in layer.values.items() if k not in ("resume", "resume_anyway")}, layer.where)]
 
 
+def parse_members(argv: Sequence[str]) -> tuple[Member, ...]:
+    """All members that the file or recipe of a command line lists, in order; a nameless one where it lists none.
+
+    `ConfigError` as `parse`.
+    """
+    line = _read_command_line(argv)
+    return _resolve(_line_layers(line), line.faults)
+
+
 def read(path: Path) -> Settings:
     """The settings in a YAML file, on top of the recipe that it names and the defaults; `ConfigError` as `parse`."""
-    return _resolve(_layers(Path(path), str(path)), [])
+    return members.choose(_resolve(_layers(Path(path), str(path)), []), [])
 
 
 def to_yaml(settings: Settings) -> str:
@@ -85,6 +89,18 @@ def to_yaml(settings: Settings) -> str:
 def recipes() -> dict[str, Path]:
     """The shipped recipes by name."""
     return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def _line_layers(line: _CommandLine) -> list[Layer]:
+    """The command line, its file with the recipes below it, and the run that it resumes."""
+    if len(line.configs) > 1:
+        line.faults.append(
+            f"config: given {len(line.configs)} times ({_LINE}); give one, its `recipe:` can name a base"
+        )
+    try:
+        return [line.layer, *(_layers(*_locate(line.configs[0])) if line.configs else []), *_of_run(line.layer)]
+    except ConfigError as error:
+        raise faults.several([*line.faults, str(error)]) from error
 
 
 def _read_command_line(argv: Sequence[str]) -> _CommandLine:
@@ -106,14 +122,16 @@ def _read_command_line(argv: Sequence[str]) -> _CommandLine:
 def _take(line: _CommandLine, name: str, value: str | None) -> None:
     key = tuple(name.split("."))
     leaf = usage.leaves().get(name)
-    if leaf is None and name != "config":
+    if leaf is None and name not in _OPTIONS:
         line.faults.append(faults.unknown(key, _LINE))
     elif value is None:
-        line.faults.append(f"{name}: no value given ({_LINE}); expected {leaf.accepts if leaf else 'a YAML file'}")
+        line.faults.append(f"{name}: no value given ({_LINE}); expected {leaf.accepts if leaf else _OPTIONS[name]}")
     elif not yaml_file.writable(value):
         line.faults.append(f"{name}: found {faults.shown(value)} ({_LINE}); expected text that a UTF-8 file can hold")
     elif name == "config":
         line.configs.append(value)
+    elif name == "member":
+        line.members.append(value)
     else:
         line.layer.where[key] = _LINE
         _put(line.layer.values, key, yaml_file.parse_value(value))
@@ -158,15 +176,24 @@ def _layers(path: Path, name: str) -> list[Layer]:
             raise ConfigError(f"recipe: {name} builds on itself ({where}); name another or none")
 
 
-def _resolve(layers: Sequence[Layer], found: Sequence[str]) -> Settings:
-    found = [*found, *(fault for layer in layers for fault in _open_sections(layer))]
+def _resolve(layers: Sequence[Layer], found: Sequence[str]) -> tuple[Member, ...]:
+    """The members, or a nameless one where none are listed; one `ConfigError` for all faults and `found`."""
+    entries, wrong = members.take(layers)
+    examined = [(entry, *_examine(entry.layers)) for entry in entries]
+    # What is wrong above the members is found again with each of them.
+    said = list(dict.fromkeys([*found, *wrong, *(fault for *_, of_one in examined for fault in of_one)]))
+    if said:
+        raise faults.several(said)
+    return tuple(Member(entry.name, entry.weight, settings) for entry, settings, _ in examined if settings)
+
+
+def _examine(layers: Sequence[Layer]) -> tuple[Settings | None, list[str]]:
+    """The settings of layers, or all that is wrong with them."""
+    found = [fault for layer in layers for fault in _open_sections(layer)]
     try:
-        settings = _validated([layer.values for layer in layers])
+        return _validated([layer.values for layer in layers]), found
     except ValidationError as error:
-        raise faults.several([*found, *_explain(error, layers)]) from None
-    if found:
-        raise faults.several(found)
-    return settings
+        return None, [*found, *_explain(error, layers)]
 
 
 def _open_sections(layer: Layer) -> Iterator[str]:
@@ -176,8 +203,8 @@ def _open_sections(layer: Layer) -> Iterator[str]:
             continue
         value = layer.values.pop(name)
         if value is not None:
-            where, keys = layer.where[(name,)], ", ".join(usage.keys_of(name))
-            yield f"{name}: found {faults.shown(value)} ({where}); expected a section with the keys {keys}"
+            found, keys = f"{faults.shown(value)} ({layer.where[(name,)]})", ", ".join(usage.keys_of(name))
+            yield f"{layer.prefix}{name}: found {found}; expected a section with the keys {keys}"
 
 
 def _validated(values: Iterable[Mapping[str, Any]]) -> Settings:

@@ -18,6 +18,7 @@ from config.sections import (
     Augment,
     ClassImbalance,
     Column,
+    Count,
     Data,
     Folds,
     Fraction,
@@ -36,23 +37,29 @@ class Train(Section):
     """Length, batch size and arithmetic of the training."""
 
     epochs: int = Field(default=20, ge=1, description="Passes over the training images.")
-    batch_size: int | None = Field(default=None, ge=1, description="Images in an update; null takes the model's own.")
+    batch_size: Count | Literal["auto"] | None = Field(
+        default=None,
+        description="Images in an update; null takes the model's own, auto too, with as many of them at a time as fit"
+        " (micro_batch).",
+    )
     val_batch_size: int | None = Field(
         default=None, ge=1, description="Images in an evaluation batch; null takes batch_size."
     )
-    micro_batch: int | None = Field(
+    micro_batch: Count | Literal["auto"] | None = Field(
         default=None,
-        ge=1,
         description="Images that pass the network at a time, their gradients added up to those of the whole batch; less"
-        " memory, and BatchNorm sees this many. A divisor of batch_size; null is all at once.",
+        " memory, and BatchNorm sees this many. A divisor of batch_size; auto tries what fits, null is all at once."
+        " It is halved where the memory runs out.",
     )
     checkpoint_gradients: bool = Field(
         default=False,
         description="Keep only the input of each block and compute the block again for its gradient: less memory, about"
         " a third more time, the same numbers.",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="Arithmetic of the step; auto is bf16 where the device is fast at it, else fp32."
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="Arithmetic of the step; auto is bf16 where the device is fast at it, else fp32. tf32 (NVIDIA) and"
+        " fp16 with a scaled loss are torch's alone.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="Compile the step; auto does where it pays, off is slower but starts at once."
@@ -201,6 +208,12 @@ class Ema(Section):
     decay: Fraction = Field(default=0.0, description="Share of the average kept at each step, such as 0.999; 0 is off.")
 
 
+class Swa(Section):
+    """Stochastic weight averaging (Izmailov 2018): the mean of the last epochs' weights, for where it is better."""
+
+    epochs: int = Field(default=0, ge=0, description="Last epochs whose weights are averaged at their ends; 0 is off.")
+
+
 class Drop(Section):
     """Parts of the network left out at random in training."""
 
@@ -235,6 +248,13 @@ class Tta(Section):
     )
 
 
+class MemberKeys(Section):
+    """What an entry of `members` has beside settings of its own."""
+
+    name: str = Field(pattern=r"^\w[\w.+-]*$", max_length=128, description="What --member calls it.")
+    weight: float = Field(default=1.0, ge=0, description="Its share in the ensemble, over the sum of all weights.")
+
+
 class CrossFault(NamedTuple):
     """A setting whose value is allowed by itself but not beside another one (both as dotted names)."""
 
@@ -257,6 +277,11 @@ class Settings(Section):
         min_length=1,
         description="Where training starts: pretrained (from the Hugging Face hub), none, or a .safetensors file.",
     )
+    global_pool: Literal["avg", "max", "gem"] | None = Field(
+        default=None,
+        description="How the features of all places become one vector: average, maximum, or the generalised mean with a"
+        " learned power (convolutional networks and Swin); null keeps the model's own.",
+    )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Decides every random number of the run.")
     out: Path = Field(default=Path("runs"), description="Folder that collects the runs.")
     name: str | None = Field(
@@ -272,6 +297,11 @@ class Settings(Section):
         " path of a run goes on with that one, whichever engine began it.",
     )
     resume_anyway: bool = Field(default=False, description="Go on with a run whose settings differ from these.")
+    soup: bool = Field(
+        default=False,
+        description="At the end of a fold, average the best and the kept checkpoints as far as the score does not fall"
+        " (greedy soup, Wortsman 2022), and keep that where it is better.",
+    )
     data: Data
     folds: Folds = Folds()
     augment: Augment = Augment()
@@ -286,6 +316,7 @@ class Settings(Section):
     watchdog: Watchdog = Watchdog()
     loss: Loss = Loss()
     ema: Ema = Ema()
+    swa: Swa = Swa()
     drop: Drop = Drop()
     stopping: Stopping = Stopping()
     checkpoint: Checkpoint = Checkpoint()
@@ -303,16 +334,11 @@ def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
     data, folds, epochs = settings.data, settings.folds, settings.train.epochs
     if data.target_column == data.id_column:
         yield CrossFault("data.target_column", "another column than data.id_column", "data.id_column")
-    if settings.mix.off_epochs > epochs:
-        yield CrossFault("mix.off_epochs", f"at most train.epochs ({epochs})", "train.epochs")
-    if settings.augment.off_epochs > epochs:
-        yield CrossFault("augment.off_epochs", f"at most train.epochs ({epochs})", "train.epochs")
-    if settings.schedule.warmup_epochs > epochs:
-        yield CrossFault("schedule.warmup_epochs", f"at most train.epochs ({epochs})", "train.epochs")
-    if settings.optim.freeze_epochs > epochs:
-        yield CrossFault("optim.freeze_epochs", f"at most train.epochs ({epochs})", "train.epochs")
+    for path in ("mix.off_epochs", "augment.off_epochs", "schedule.warmup_epochs", "optim.freeze_epochs", "swa.epochs"):
+        if _value(settings, path) > epochs:
+            yield CrossFault(path, f"at most train.epochs ({epochs})", "train.epochs")
     batch, micro = settings.train.batch_size, settings.train.micro_batch
-    if batch and micro and batch % micro:
+    if isinstance(batch, int) and isinstance(micro, int) and batch % micro:
         yield CrossFault("train.micro_batch", f"a divisor of train.batch_size ({batch})", "train.batch_size")
     if folds.train and not folds.file:
         yield from _fold_faults(folds.train, folds)
@@ -355,8 +381,12 @@ def _fold_faults(train: tuple[int, ...], folds: Folds) -> Iterator[CrossFault]:
 
 
 def _detail(settings: Settings, fault: CrossFault) -> InitErrorDetails:
-    value: Any = settings
-    for key in fault.path.split("."):
-        value = getattr(value, key)
     error = PydanticCustomError(CHECK, "{expected}", {"expected": fault.expected, "other": fault.other})
-    return InitErrorDetails(type=error, loc=tuple(fault.path.split(".")), input=value)
+    return InitErrorDetails(type=error, loc=tuple(fault.path.split(".")), input=_value(settings, fault.path))
+
+
+def _value(settings: Settings, path: str) -> Any:
+    value: Any = settings
+    for key in path.split("."):
+        value = getattr(value, key)
+    return value

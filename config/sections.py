@@ -26,6 +26,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 FoldNumber = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 Column = Annotated[str, Field(min_length=1)]
 
 
@@ -57,6 +58,10 @@ class Data(Section):
     )
     std: tuple[Positive, Positive, Positive] | None = Field(
         default=None, description="Standard deviation of R, G and B in the range 0 to 1; null takes the model's own."
+    )
+    on_bad_image: Literal["error", "skip"] = Field(
+        default="error",
+        description="An image that cannot be read: error stops; skip leaves it out of its batch and counts it.",
     )
     pixel_limit: int = Field(
         default=178_956_970, ge=1, description="Most pixels an image may have before it is refused as unreadable."

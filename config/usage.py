@@ -85,6 +85,9 @@ def help_text(prog: str) -> str:
     )
     general = parser.add_argument_group("general")
     general.add_argument("--config", metavar="FILE", help="a YAML file, or the bare name of a shipped recipe")
+    general.add_argument(
+        "--member", metavar="NAME", help="which of the file's members to train, where it lists several"
+    )
     general.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
     general.add_argument("--help", action="store_true", help="print this and stop")
     groups = {"": parser.add_argument_group("run")}

@@ -25,10 +25,15 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of settings: `values` as nested dicts, lists, text and None; `where` each key stands, for people."""
+    """One source of settings: `values` as nested dicts, lists, text and None; `where` each key stands, for people.
+
+    An entry of a list counts as a key, "0" and so on. `prefix` comes before the keys of a layer that is a part of a
+    document, where people are told of them.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     where: dict[Key, str] = field(default_factory=dict)
+    prefix: str = ""
 
 
 def read(path: Path, name: str) -> Layer:
@@ -136,7 +141,7 @@ def _value(node: yaml.Node, path: Key, lines: dict[Key, int]) -> Any:
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, path, lines)
     if isinstance(node, yaml.SequenceNode):
-        return [_value(item, path, {}) for item in node.value]
+        return [_value(item, (*path, str(i)), lines) for i, item in enumerate(node.value)]
     if node.tag == _NULL:
         return None
     if node.tag != _TEXT:

@@ -40,7 +40,8 @@ class ByEpoch:
 class Loaded(NamedTuple):
     """One batch: images uint8 `[B, S, S, 3]` RGB, index int64 `[B]`, weight float32 `[B]`.
 
-    A short last batch is padded by repeating its own samples with weight 0. A batch is the consumer's for as long as
+    A short last batch is padded by repeating its own samples with weight 0; so is the place of an image that was left
+    out as unreadable, which keeps its index. A batch is the consumer's for as long as
     it, or any array or tensor that shares its memory, is alive; the memory is reused afterwards.
     """
 
@@ -54,7 +55,8 @@ class Loader:
 
     `transform(image, rng)` gets a decoded image (read-only) and a generator keyed by (seed, epoch, sample, how often it
     stood before in the order), and returns uint8 `[size, size, 3]`; those of `data.augment` fit, for training and for
-    evaluation. A `ByEpoch` gives each epoch its own. `workers=0` is one thread for each core. Pass one `Images` to
+    evaluation. With `skip_bad`, an image that cannot be read is left out of its batch, and `bad` says why, by its path.
+    A `ByEpoch` gives each epoch its own. `workers=0` is one thread for each core. Pass one `Images` to
     several loaders to decode a small set only once among them.
     """
 
@@ -67,6 +69,7 @@ class Loader:
         workers: int = 0,
         seed: int = 0,
         images: Images | None = None,
+        skip_bad: bool = False,
     ):
         self.paths = list(paths)
         self.batch_size = batch_size
@@ -74,6 +77,8 @@ class Loader:
         self._at = transform.at if isinstance(transform, ByEpoch) else lambda _epoch: transform
         self._workers = workers or _cores()
         self._seed = seed
+        self.bad: dict[Path, str] = {}
+        self._skip_bad = skip_bad
         self._buffers = _Buffers((batch_size, size, size, 3))
 
     def batches(self, samples: int) -> int:
@@ -87,7 +92,8 @@ class Loader:
         when it is used up, closed, dropped, or has raised.
         """
         order = np.asarray(order, dtype=np.int64)
-        work = _Epoch(self.paths, self._images, self._at(epoch), self._seed, epoch, order, occurrences(order))
+        seen, bad = occurrences(order), self.bad if self._skip_bad else None
+        work = _Epoch(self.paths, self._images, self._at(epoch), self._seed, epoch, order, seen, bad)
         numbers = iter(range(first_batch, self.batches(len(order))))
         with ThreadPoolExecutor(self._workers, thread_name_prefix="tandem-loader") as pool:
             ahead = deque(self._start(pool, work, n) for n in itertools.islice(numbers, _AHEAD))
@@ -97,7 +103,7 @@ class Loader:
                     ahead.extend(self._start(pool, work, n) for n in itertools.islice(numbers, 1))
                     for part in parts:
                         part.result()
-                    yield _pad(batch)
+                    yield _pad(_cover(batch, self.bad))
                     del batch  # so that its memory is free as soon as the consumer lets go
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -107,8 +113,8 @@ class Loader:
         mine = work.order[first : first + self.batch_size]
         images = self._buffers.take()
         shares = np.array_split(np.arange(len(mine)), min(self._workers, len(mine)))
-        parts = [pool.submit(work.fill, images, first, share) for share in shares]
-        return Loaded(images, mine, np.ones(len(mine), dtype=np.float32)), parts
+        batch = Loaded(images, mine, np.ones(len(mine), dtype=np.float32))
+        return batch, [pool.submit(work.fill, batch, first, share) for share in shares]
 
 
 @dataclass(frozen=True)
@@ -122,16 +128,20 @@ class _Epoch:
     epoch: int
     order: NDArray[np.int64]
     seen: NDArray[np.int64]
+    bad: dict[Path, str] | None
 
-    def fill(self, batch: Pixels, first: int, slots: NDArray[np.int64]) -> None:
-        """Fill the `slots` of a batch that starts at place `first` of the order."""
+    def fill(self, batch: Loaded, first: int, slots: NDArray[np.int64]) -> None:
+        """Fill the `slots` of a batch that starts at place `first` of the order; weight 0 where the image is bad."""
         for slot in slots.tolist():
             sample, seen = int(self.order[first + slot]), int(self.seen[first + slot])
             try:
                 rng = keyed.rng(self.seed, "augment", self.epoch, sample, seen)
-                batch[slot] = self.transform(self.images(self.paths[sample]), rng)
-            except DataError:
-                raise
+                batch.images[slot] = self.transform(self.images(self.paths[sample]), rng)
+            except DataError as error:
+                if self.bad is None:
+                    raise
+                self.bad[self.paths[sample]] = str(error)
+                batch.weight[slot] = 0
             except Exception as error:
                 error.add_note(f"while preparing {self.paths[sample]}")
                 raise
@@ -141,6 +151,15 @@ def _cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _cover(batch: Loaded, bad: dict[Path, str]) -> Loaded:
+    """Put good images of the batch in the places of bad ones, which then do no harm to any statistics."""
+    good, gaps = np.flatnonzero(batch.weight > 0), np.flatnonzero(batch.weight == 0)
+    if not len(good):
+        raise DataError(f"a whole batch of {len(batch.weight)} images cannot be read; the last: {[*bad.values()][-1]}")
+    batch.images[gaps] = batch.images[good[np.arange(len(gaps)) % len(good)]]
+    return batch
 
 
 def _pad(batch: Loaded) -> Loaded:

@@ -1,4 +1,5 @@
-"""The command line: `python -m infer` answers images, `fit` fits an ensemble, `validate` checks a submission.
+"""The command line: `python -m infer` answers images, `fit` fits an ensemble, `validate` checks a submission,
+`teacher` writes what a student learns from.
 
 Errors of `config.errors` become one line on standard error and an exit code; everything else is a bug.
 """
@@ -12,19 +13,21 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from config.errors import ConfigError, DataError, TandemError
-from data import index
-from infer import ensemble, fit, submission, summary, validate, views
-from infer.ensemble import Ensemble
-from infer.member import Member
-from infer.runner import Runner
+from infer import views
 
+if TYPE_CHECKING:
+    from infer.ensemble import Ensemble
+    from infer.member import Member
+
+# What a command needs is imported after its arguments are read: --help does not wait for SciPy and scikit-learn.
 _ABOUT = (
-    "Answer images with one model or an ensemble. Other commands: `infer fit` and `infer validate` (--help of each)."
+    "Answer images with one model or an ensemble. Other commands: `infer fit`, `infer validate` and `infer teacher`"
+    " (--help of each)."
 )
 _MEMBER = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
 
@@ -32,7 +35,7 @@ _MEMBER = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among to
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    commands = {"fit": _fit, "validate": _validate}
+    commands = {"fit": _fit, "validate": _validate, "teacher": _teacher}
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -68,6 +71,8 @@ def _predict(words: list[str]) -> int:
     parser.add_argument("--id_column", default="ID", help="the images' column in CSV files (default: %(default)s)")
     parser.add_argument("--target_column", default="target", help="the label column without --sample (%(default)s)")
     options = parser.parse_args(words)
+    from infer import ensemble
+
     chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble.of(options.member)
     if options.tta:
         chosen = chosen.model_copy(update={"views": views.expand(options.tta)})
@@ -77,6 +82,10 @@ def _predict(words: list[str]) -> int:
 
 def _submit(chosen: Ensemble, options: argparse.Namespace) -> None:
     """Everything that can be refused is, before the first image is decoded."""
+    from data import index
+    from infer import submission, summary
+    from infer.runner import Runner
+
     submission.prepare(options.out)
     table = index.load_test(options.images, id_column=options.id_column)
     with Runner(chosen) as runner:
@@ -119,6 +128,8 @@ def _fit(words: list[str]) -> int:
         help=f"what stands for the best checkpoint of a fold: a {_MEMBER}",
     )
     options = parser.parse_args(words)
+    from infer import ensemble, fit
+
     ensemble.refuse_existing(options.out)
     fitted = fit.fit(options.runs, views.expand(options.tta), dict(map(_replacement, options.replace)))
     ensemble.write(options.out, fitted.ensemble)
@@ -135,6 +146,8 @@ def _validate(words: list[str]) -> int:
         "--id_column", default="ID", help="the ID column (default: %(default)s, else the sample's first)"
     )
     options = parser.parse_args(words)
+    from infer import validate
+
     faults = validate.faults(options.file, options.sample, options.id_column)
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
@@ -143,10 +156,38 @@ def _validate(words: list[str]) -> int:
     return DataError.exit_code if faults else 0
 
 
+def _teacher(words: list[str]) -> int:
+    about = "Write what finished runs say of images, fold by fold, as teacher.file or teacher.extra_file of a new run."
+    parser = _parser(" teacher", about)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folder; several must have the same folds"
+    )
+    parser.add_argument(
+        "--images", type=Path, help="images to pseudo-label: a folder or a CSV (default: the runs' own training images)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="the new file of answers")
+    parser.add_argument("--tta", nargs="+", default=["none"], metavar="VIEW", help="views or presets (default: none)")
+    parser.add_argument("--batch_size", type=_positive, default=64, help="images a batch (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
+    parser.add_argument("--id_column", default="ID", help="the images' column in a CSV (default: %(default)s)")
+    asked = parser.parse_args(words)
+    from infer import ensemble, teacher
+
+    ensemble.refuse_existing(asked.out)
+    seen = views.expand(asked.tta)
+    answers = teacher.answer(asked.runs, asked.images, seen, asked.id_column, asked.batch_size, asked.workers)
+    teacher.write(asked.out, answers)
+    folds = np.unique(answers.fold)
+    print(f"wrote {asked.out}: {len(answers.ids)} answers for {len(folds)} folds, {len(np.unique(answers.ids))} images")
+    return 0
+
+
 def _replacement(text: str) -> tuple[Path, Member]:
     fold, equals, artefact = text.partition("=")
     if not equals or not fold or not artefact:
         raise ConfigError(f"--replace {text!r}: expected RUN/fold_K=ARTEFACT")
+    from infer.member import Member
+
     return Path(fold), Member.parse(artefact)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,19 @@ from infer.predictors import checkpoint
 
 BEST = "best"
 OOF = "oof.npz"
+# What NumPy and zipfile raise for damaged files; NotImplementedError and RuntimeError speak of zip features.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    TypeError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -98,12 +112,13 @@ def _load(path: Path, classes: int) -> tuple[NDArray[np.str_], NDArray[np.float3
     try:
         with np.load(path, allow_pickle=False) as file:
             ids, logits, targets = file["ids"], file["logits"], file["targets"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise CheckpointError(f"{path}: is damaged or not Tandem's ({error}); train this fold again") from error
-    if logits.shape != (len(ids), classes) or targets.shape != ids.shape or not np.isfinite(logits).all():
-        raise CheckpointError(
-            f"{path}: its arrays do not fit {classes} classes or are not finite; train the fold again"
-        )
+    kinds = ids.dtype.kind, logits.dtype.kind, targets.dtype.kind
+    if kinds != ("U", "f", "i") or ids.ndim != 1 or logits.shape != (len(ids), classes) or targets.shape != ids.shape:
+        raise CheckpointError(f"{path}: its arrays do not fit {classes} classes; train the fold again")
+    if not np.isfinite(logits).all():
+        raise CheckpointError(f"{path}: its logits are not finite; train the fold again")
     if len(targets) and not (targets.min() >= 0 and targets.max() < classes):
         raise CheckpointError(f"{path}: holds targets outside 0..{classes - 1}; train the fold again")
     return ids, logits, targets

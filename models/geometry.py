@@ -57,7 +57,7 @@ def maxvit_window(spec: ModelSpec) -> int:
 
 
 def coatnet_grid(spec: ModelSpec, stage: int) -> int:
-    """Tokens along a side of a CoAtNet stage (from 0), whose attention sees them all; the stem halves, as each stage."""
+    """Tokens along a side of a CoAtNet stage (from 0), whose attention sees them all; stem and stages halve."""
     side = spec.preprocessing.size // 2
     for _ in range(stage + 1):
         side = (side + 1) // 2

@@ -136,7 +136,7 @@ class BatchNorm2d(nn.Module):
 def channel_means(x: mx.array) -> mx.array:
     """Means over all axes but the last, `[..., C]` to `[C]`, one axis at a time.
 
-    MLX adds naively on the CPU: over three axes of 16 x 112 x 112 at once, a mean is off by 1e-5 and a variance by 5e-5.
+    MLX adds naively on the CPU: over the axes of 16 x 112 x 112 at once, a mean is off by 1e-5, a variance by 5e-5.
     """
     while x.ndim > 1:
         x = mx.mean(x, axis=-2)

@@ -32,7 +32,9 @@ def entries() -> dict[str, tuple[Callable[..., nn.Module], Any]]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "mlxim":
             raise
-        raise BackendUnavailable(f"the models of {PREFIX} need mlx-image, not installed here; run: {INSTALL}") from error
+        raise BackendUnavailable(
+            f"the models of {PREFIX} need mlx-image, not installed here; run: {INSTALL}"
+        ) from error
     return {name: (make, MODEL_CONFIG[name]) for name, make in MODEL_ENTRYPOINT.items()}
 
 

@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     page.add_argument("--submission", type=Path, help="a submission made with that ensemble")
     page.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
     page.set_defaults(run=_report)
+    mixed = commands.add_parser("soup", help="average a fold's checkpoints as far as its score does not fall")
+    mixed.add_argument("fold", type=Path, metavar="RUN/fold_K", help="a trained fold; its `soup` is written there")
+    mixed.set_defaults(run=_soup)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -60,6 +63,15 @@ def _report(arguments: argparse.Namespace) -> int:
     out = arguments.out or arguments.runs[0] / "report.html"
     report.write(arguments.runs, out, arguments.ensemble, arguments.submission)
     print(out)
+    return 0
+
+
+def _soup(arguments: argparse.Namespace) -> int:
+    from training import campaign, checkpoint, inventory
+
+    made = campaign.soup(arguments.fold)
+    print(inventory.line(inventory.look(made)))
+    print(f"ingredients: {', '.join(checkpoint.read_state(made)['members'])}")
     return 0
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import gc
+import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,7 +18,8 @@ from numpy.typing import NDArray
 
 import backends
 from backends.contract import Backend, LossSpec, OptimSpec, Session, Weights
-from config.errors import ConfigError, DataError
+from config import load
+from config.errors import CheckpointError, ConfigError, DataError, OutOfMemory
 from config.schema import Settings
 from data import augment, check, folds, index
 from data.images import Images
@@ -23,12 +27,11 @@ from data.loader import Loader
 from models import defaults, registry, weights
 from models.card import Card, Preprocessing
 from models.registry import ModelSpec
-from training import checkpoint, engine, metrics, plots, report, run
-from training.loop import Loop
+from training import checkpoint, engine, memory, metrics, plots, report, results, run, teacher
+from training.loop import Events, Loop
 from training.policy import loss as losses
 from training.policy import optimizer, sampling
 from training.progress import Progress
-from training.targets import smoothed
 
 
 class Interrupted(Exception):
@@ -50,16 +53,20 @@ class Campaign:
     table: index.Table
     images: Images
     fold_of: NDArray[np.int64]
+    teaching: teacher.Teaching
     folder: Path
     stop_requested: Callable[[], bool]
 
 
 def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]) -> Path:
     """Train every fold that is not finished yet; returns the run's folder. All bad input is found before training."""
+    _refuse(settings, backend)
     backends.require(backend)
     settings, spec, table = prepare(settings)
     images = Images(pixel_limit=settings.data.pixel_limit)
-    check.readable(table.paths, images, settings.data.workers)
+    teaching = teacher.read(settings, table)
+    if settings.data.on_bad_image == "error":
+        check.readable([*table.paths, *teaching.paths()], images, settings.data.workers)
     folder = run.folder(settings, backend)
     run.check_unedited(folder, settings)
     with ExitStack() as held:
@@ -67,10 +74,11 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
         with run.briefly(folder):
             fold_of = _folds(settings, table, folder)
         numbers = fold_numbers(settings, fold_of)
+        teacher.check(teaching, table, fold_of, numbers)
         for path in (folder / f"fold_{k}" for k in numbers):
             path.mkdir(exist_ok=True)
             held.enter_context(run.locked(path))
-        campaign = Campaign(backend, settings, spec, card, table, images, fold_of, folder, stop_requested)
+        campaign = Campaign(backend, settings, spec, card, table, images, fold_of, teaching, folder, stop_requested)
         if _finished(folder, numbers):
             print(f"{folder} is finished already; --resume never trains anew in a new folder")
             return folder
@@ -81,6 +89,35 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     return folder
 
 
+def _refuse(settings: Settings, backend: str) -> None:
+    """`ConfigError` for a setting that the engine cannot honour."""
+    precision = settings.train.precision
+    if precision in ("tf32", "fp16") and backend != "torch":
+        raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")
+
+
+def soup(fold: Path) -> Path:
+    """Make the greedy soup of a trained fold's checkpoints, on the engine that trained it; where it was written."""
+    number, folder = re.fullmatch(r"fold_(\d+)", fold.name), fold.parent
+    if not number or not (fold / checkpoint.BEST).exists():
+        raise CheckpointError(f"{fold}: no fold of a run with a best checkpoint; give RUN/fold_0 or the like")
+    settings, spec, table = prepare(load.read(folder / run.CONFIG))
+    card, fold_of = results.card(folder), folds.read(folder / "folds.csv", table)
+    backends.require(card.trained_with)
+    images, teaching = Images(pixel_limit=settings.data.pixel_limit), teacher.read(settings, table)
+    campaign = Campaign(
+        card.trained_with, settings, spec, card, table, images, fold_of, teaching, folder, stop_requested=lambda: False
+    )
+    with run.locked(fold):
+        session = _session(campaign, int(number[1]), memory.remembered(fold))
+        try:
+            data, events = _fold_data(campaign, int(number[1])), Events(say=print)
+            engine.Fit(session, data, settings, card, fold, events).soup()
+        finally:
+            session.close()
+    return fold / checkpoint.SOUP
+
+
 def prepare(settings: Settings) -> tuple[Settings, ModelSpec, index.Table]:
     """Read the data set and fill in what depends on it and on the model: size, classes, rate, batch."""
     table = index.load(settings.data.root, settings.data.id_column, settings.data.target_column)
@@ -89,17 +126,25 @@ def prepare(settings: Settings) -> tuple[Settings, ModelSpec, index.Table]:
         settings.model,
         num_classes=len(table.class_names),
         image_size=settings.data.image_size,
+        global_pool=settings.global_pool,
         drop_rate=settings.drop.rate,
         drop_path_rate=settings.drop.path,
     )
     spec = replace(spec, preprocessing=_preprocessing(settings, spec))
     resolved = {
         "data": {"image_size": spec.preprocessing.size},
-        "train": {"batch_size": settings.train.batch_size or defaults.batch_size(spec)},
+        "train": _batch(settings, spec),
         "optim": {"lr": optimizer.learning_rate(settings.optim, spec)},
     }
     updates = {k: getattr(settings, k).model_copy(update=v) for k, v in resolved.items()}
     return settings.model_copy(update=updates), spec, table
+
+
+def _batch(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
+    wish = settings.train.batch_size
+    if wish == "auto":
+        return {"batch_size": defaults.batch_size(spec), "micro_batch": settings.train.micro_batch or "auto"}
+    return {"batch_size": wish or defaults.batch_size(spec)}
 
 
 def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
@@ -171,22 +216,42 @@ def _fold(campaign: Campaign, number: int) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     started = time.monotonic()
     data = _fold_data(campaign, number)
-    session = _session(campaign, number)
-    try:
-        run.write_environment(campaign.folder, campaign.backend, session.describe())
-        with Progress(campaign.settings, number, len(data.train_targets), folder) as watcher:
-            fit = engine.Fit(
-                session, data, campaign.settings, campaign.card, folder, watcher.events, campaign.stop_requested
-            )
-            loop = fit.run()
-    finally:
-        session.close()
+    loop = _trained_as_it_fits(campaign, number, data, folder)
     if campaign.stop_requested():
         raise Interrupted(campaign.folder)
     return _finish(folder, number, loop, time.monotonic() - started)
 
 
-def _session(campaign: Campaign, number: int) -> Session:
+def _trained_as_it_fits(campaign: Campaign, number: int, data: engine.FoldData, folder: Path) -> Loop:
+    """Train, in halved micro-batches from the last checkpoint on where the device's memory runs out."""
+    micro, batch = memory.remembered(folder), data.train.batch_size
+    while True:
+        try:
+            return _trained(campaign, number, data, folder, micro)
+        except OutOfMemory as error:
+            micro = memory.halved(micro or optimizer.memory(campaign.settings.train).size(batch), batch, error)
+        memory.remember(folder, micro)
+        print(f"fold {number}: out of memory; going on with {micro} of the batch's {batch} images at a time")
+        gc.collect()  # what the broken update held
+
+
+def _trained(campaign: Campaign, number: int, data: engine.FoldData, folder: Path, micro: int) -> Loop:
+    settings = campaign.settings
+    session = _session(campaign, number, micro)
+    try:
+        if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
+            memory.attempt(session, data.train.batch_size, data.size, campaign.spec.num_classes)
+        run.write_environment(campaign.folder, campaign.backend, session.describe())
+        with Progress(settings, number, len(data.train_targets), folder) as watcher:
+            fit = engine.Fit(session, data, settings, campaign.card, folder, watcher.events, campaign.stop_requested)
+            loop = fit.run()
+            _write_suspects(campaign, folder, fit)
+    finally:
+        session.close()
+    return loop
+
+
+def _session(campaign: Campaign, number: int, micro_batch: int) -> Session:
     settings, spec, backend = campaign.settings, campaign.spec, backends.load(campaign.backend)
     labels = campaign.table.labels[campaign.fold_of != number]
     start = _start(campaign, backend, number)
@@ -200,7 +265,7 @@ def _session(campaign: Campaign, number: int) -> Session:
         train.precision,
         settings.seed,
         train.compile != "off",
-        optimizer.memory(train),
+        optimizer.memory(train, micro_batch),
     )
     if train.compile == "on" and not session.describe()["compiled"]:
         raise ConfigError(
@@ -234,22 +299,25 @@ def _fold_data(campaign: Campaign, number: int) -> engine.FoldData:
     train, valid = np.flatnonzero(campaign.fold_of != number), np.flatnonzero(campaign.fold_of == number)
     if not len(train) or not len(valid):
         raise DataError(f"fold {number} has {len(train)} training and {len(valid)} validation images; change folds")
-    paths = np.array(table.paths, dtype=object)
-    batch = min(settings.train.batch_size or 1, len(train))
+    skip = settings.data.on_bad_image == "skip"
+    lesson = teacher.lesson(campaign.teaching, table, train, number)
+    batch = min(int(settings.train.batch_size or 1), len(lesson.paths))
     optimizer.memory(settings.train).size(batch)  # refuses a micro-batch that does not divide it
     transform = augment.by_epoch(settings.augment, prep, settings.train.epochs)
     return engine.FoldData(
-        train=Loader(list(paths[train]), transform, prep.size, batch, settings.data.workers, seed, campaign.images),
-        train_labels=table.labels[train],
-        train_targets=smoothed(table.labels[train], len(table.class_names), settings.loss.label_smoothing),
+        train=Loader(lesson.paths, transform, prep.size, batch, settings.data.workers, seed, campaign.images, skip),
+        train_labels=lesson.labels,
+        train_targets=lesson.targets,
+        train_weights=lesson.weights,
         valid=Loader(
-            list(paths[valid]),
+            [table.paths[i] for i in valid],
             augment.eval_transform(prep),
             prep.size,
             settings.train.val_batch_size or batch,
             settings.data.workers,
             seed,
             campaign.images,
+            skip,
         ),
         valid_labels=table.labels[valid],
         valid_ids=[table.ids[i] for i in valid],
@@ -265,11 +333,29 @@ def _finish(folder: Path, number: int, loop: Loop, seconds: float) -> dict[str, 
         "fold": number,
         **{name: round(value, 6) for name, value in scores.items()},
         "best_epoch": loop.stopping.best_epoch + 1,
+        "weights": checkpoint.read_state(folder / checkpoint.BEST).get("averaged", "epoch"),
         "epochs": len(loop.history),
+        "unreadable": int(sum(row["unreadable"] for row in loop.history)),
         "seconds": round(seconds, 1),
     }
     _write_yaml(folder / "result.yaml", row)
     return row
+
+
+def _write_suspects(campaign: Campaign, folder: Path, fit: engine.Fit) -> None:
+    """`suspects.csv`: id, target and mean loss of the training images whose labels mining suspects, hardest first."""
+    found = fit.suspects()
+    if not found:
+        return
+    id_of = dict(zip(campaign.table.paths, campaign.table.ids, strict=True))
+    partial = folder / "suspects.partial"
+    with partial.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("id", "target", "loss"))
+        for i in found:
+            path, target = fit.data.train.paths[i], campaign.table.class_names[fit.data.train_labels[i]]
+            writer.writerow((id_of.get(path, str(path)), target, f"{fit.mining.losses[i]:.6f}"))
+    partial.replace(folder / "suspects.csv")
 
 
 def _write_yaml(path: Path, value: Any) -> None:

@@ -23,8 +23,10 @@ from models import manifest, weights
 from models.card import CARD_KEY, Card
 
 BEST = "best"
+SOUP = "soup"
 _STEP = "step_"
 _PARTIAL = ".partial"
+_NUMBERS = ("step", "calls", "frozen_steps", "loss_scale", "scale_age")  # of TrainState, in state.json
 _PREVIOUS = ".previous"
 
 
@@ -39,13 +41,13 @@ def save(folder: Path, card: Card, state: TrainState, loop: dict[str, Any], arra
         files["ema"] = state.ema
     if arrays:
         files["loop"] = arrays
-    _publish(path, card, files, {**loop, "step": state.step, "frozen_steps": state.frozen_steps, "calls": state.calls})
+    _publish(path, card, files, {**loop, **{name: getattr(state, name) for name in _NUMBERS}})
     return path
 
 
-def save_best(folder: Path, card: Card, chosen: Weights, loop: dict[str, Any]) -> Path:
-    """Write the weights that scored best as `folder/best`, in the place of an earlier one."""
-    path = folder / BEST
+def save_best(folder: Path, card: Card, chosen: Weights, loop: dict[str, Any], name: str = BEST) -> Path:
+    """Write the weights that scored best as `folder/best` (or another name), in the place of an earlier one."""
+    path = folder / name
     _publish(path, card, {"model": chosen}, loop)
     return path
 
@@ -57,7 +59,8 @@ def load(path: Path) -> tuple[TrainState, dict[str, Any]]:
     model, _ = weights.read(path / "model.safetensors")
     ema = weights.read(path / "ema.safetensors")[0] if (path / "ema.safetensors").exists() else None
     optimizer, _ = weights.read(path / "optimizer.safetensors")
-    return TrainState(model, ema, optimizer, loop["step"], loop["calls"], loop["frozen_steps"]), loop
+    numbers = {name: loop[name] for name in _NUMBERS if name in loop}
+    return TrainState(model, ema, optimizer, **numbers), loop
 
 
 def load_arrays(path: Path) -> Weights:

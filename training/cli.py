@@ -47,8 +47,8 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
     """Run `train_ENGINE.py`; returns the exit code (0, 1 data and the like, 2 settings, 130/143 interrupted)."""
     prog = f"train_{engine}.py"
     try:
-        backends.require(engine)
         settings = load.parse(sys.argv[1:] if argv is None else argv, prog=prog)
+        backends.require(engine)
         stop = StopSignal()
         from training import campaign  # after --help, which must not wait for these imports
 

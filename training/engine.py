@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from config.errors import Diverged
 from config.schema import Settings
 from data.loader import Loaded, Loader
 from models.card import Card
-from training import checkpoint, metrics
+from training import averaging, checkpoint, evaluation, metrics
 from training.loop import Events, Loop, Totals
 from training.policy import mix, sampling, schedule, watch
 from training.policy.mining import Mining
@@ -32,7 +32,8 @@ _NAMED = 5  # files of a bad batch that are named
 
 @dataclass(frozen=True)
 class FoldData:
-    """What one fold trains and validates on. Labels are int64 class numbers; `train_targets` are float32 `[N, C]`.
+    """What one fold trains and validates on. Labels are int64 class numbers; `train_targets` are float32 `[N, C]`,
+    `train_weights` float32 `[N]` the images' weights in the mean loss.
 
     `raise_to` maps a class to the count that it is raised to in each epoch.
     """
@@ -40,6 +41,7 @@ class FoldData:
     train: Loader
     train_labels: NDArray[np.int64]
     train_targets: NDArray[np.float32]
+    train_weights: NDArray[np.float32]
     valid: Loader
     valid_labels: NDArray[np.int64]
     valid_ids: list[str]
@@ -72,9 +74,11 @@ class Fit:
         self.schedule = schedule_of(settings, self.steps)
         self.loop = Loop.start(settings)
         self.mining = mining_of(settings, len(data.train_labels))
-        self.pending: deque[tuple[Any, NDArray[np.int64]]] = deque()
+        self.swa = averaging.Swa(start=settings.train.epochs - settings.swa.epochs)
+        self.pending: deque[tuple[Any, NDArray[np.int64], NDArray[np.bool_]]] = deque()
         self.saved_at = time.monotonic()
         self.saver = Saver()
+        self.named: set[Path] = set()  # unreadable images that were told of
 
     def run(self) -> Loop:
         """Train to the end or until the patience is used up; resumes from the newest whole checkpoint in `folder`.
@@ -85,6 +89,8 @@ class Fit:
             if not self._resume():
                 self.save()
             self._train()
+            if self.loop.epoch == self.settings.train.epochs or self.loop.stopping.stop:
+                self._average()
         return self.loop
 
     def _train(self) -> None:
@@ -111,7 +117,8 @@ class Fit:
         self.session.load(state)
         self.loop = Loop.from_json(raw["loop"])
         arrays = checkpoint.load_arrays(found)
-        if arrays:
+        self.swa.restore(arrays)
+        if self.settings.mining.cap > 0:
             self.mining.losses, self.mining.fresh = arrays["mining.losses"].copy(), arrays["mining.fresh"].copy()
         if self.loop.epoch or self.loop.batch:
             self.events.say(f"going on from {found}: epoch {self.loop.epoch + 1}, batch {self.loop.batch}")
@@ -160,8 +167,12 @@ class Fit:
 
     def _step(self, loaded: Loaded) -> None:
         loop, step = self.loop, self.loop.epoch * self.steps + self.loop.batch
-        batch = Batch(loaded.images, self.data.train_targets[loaded.index], loaded.weight)
-        self.pending.append((self.session.train_step(batch, self._mix(step), self._knobs(step)), loaded.index))
+        data, plan = self.data, self._mix(step)
+        kept = _kept(loaded, plan)
+        weights = mix.weights(plan, loaded.weight * data.train_weights[loaded.index]) * kept
+        batch = Batch(loaded.images, data.train_targets[loaded.index], weights)
+        self.pending.append((self.session.train_step(batch, plan, self._knobs(step)), loaded.index, kept))
+        loop.totals.unreadable += int((loaded.weight == 0).sum())
         loop.batch += 1
         if len(self.pending) > _IN_FLIGHT:
             self._read_one()
@@ -179,16 +190,17 @@ class Fit:
         return Knobs(rate, optim.weight_decay, decay, optim.clip_norm, step < optim.freeze_epochs * self.steps)
 
     def _read_one(self) -> None:
-        pending, index = self.pending.popleft()
+        pending, index, kept = self.pending.popleft()
         result: StepResult = self.session.read(pending)
         if not result.finite:
             self._skipped(index)
             return
         self.loop.skipped_in_a_row = 0
-        self.loop.totals.loss += float(result.losses.sum(dtype=np.float64))
-        self.loop.totals.samples += len(result.losses)
+        losses = result.losses[kept]
+        self.loop.totals.loss += float(losses.sum(dtype=np.float64))
+        self.loop.totals.samples += len(losses)
         if self.settings.mining.cap > 0:
-            self.mining.observe(index, result.losses)
+            self.mining.observe(index[kept], losses)
 
     def _skipped(self, index: NDArray[np.int64]) -> None:
         """An update that was not finite: counted and said, then reason to go back, then to stop."""
@@ -214,15 +226,19 @@ class Fit:
         """Validate, follow the best, write the epoch's row and a checkpoint."""
         loop = self.loop
         which: Which = "ema" if self.settings.ema.decay > 0 else "live"
-        logits = evaluate(self.session, self.data.valid, len(self.data.valid_labels), which)
-        row = self._row(metrics.scores(logits, self.data.valid_labels))
+        logits = evaluation.evaluate(self.session, self.data.valid, len(self.data.valid_labels), which)
+        row = self._row(self._scores(logits), len(logits) - int(evaluation.answered(logits).sum()))
         loop.history.append(row)
         best = loop.stopping.update(row[loop.stopping.metric], loop.epoch)
         write_best = functools.partial(self._write_best, {"epoch": loop.epoch, "scores": row}, logits)
         self.mining.close_epoch()
+        if loop.epoch >= self.swa.start:
+            self.swa.observe(self.session.state().weights)
         if self.settings.schedule.name == "plateau":
             loop.plateau.update(row[loop.plateau.metric])
         self.events.epoch(row, best)
+        for fault in self._new_faults():
+            self.events.say(f"  left out: {fault}")
         if watch.overfitting(loop.history):
             self.events.say("  overfitting: the validation loss rises while the training loss falls")
         loop.epoch, loop.batch, loop.totals = loop.epoch + 1, 0, Totals()
@@ -230,7 +246,7 @@ class Fit:
         if best or due:
             self.save(write_best if best else None)
 
-    def _row(self, scores: dict[str, float]) -> dict[str, float]:
+    def _row(self, scores: dict[str, float], unreadable: int) -> dict[str, float]:
         totals = self.loop.totals
         spent = max(totals.waited + totals.computed + totals.saved, 1e-9)
         return {
@@ -239,10 +255,17 @@ class Fit:
             "train_loss": totals.loss / max(totals.samples, 1),
             **scores,
             "skipped": totals.skipped,
+            "unreadable": totals.unreadable + unreadable,
             "seconds": round(spent, 3),
             "images_per_second": round(self.steps * self.batch_size / spent, 1),
             "waiting": round(totals.waited / spent, 3),
         }
+
+    def _new_faults(self) -> list[str]:
+        found = {**self.data.train.bad, **self.data.valid.bad}
+        new = [fault for path, fault in found.items() if path not in self.named]
+        self.named |= found.keys()
+        return new
 
     def _checkpoint_due(self) -> bool:
         cadence = self.settings.checkpoint
@@ -270,13 +293,70 @@ class Fit:
 
     def _arrays(self) -> Weights:
         if self.settings.mining.cap <= 0:
-            return {}
-        return {"mining.losses": self.mining.losses.copy(), "mining.fresh": self.mining.fresh.copy()}
+            return self.swa.arrays()
+        mining = {"mining.losses": self.mining.losses.copy(), "mining.fresh": self.mining.fresh.copy()}
+        return {**mining, **self.swa.arrays()}
 
     def _write_best(self, scores: dict[str, Any], logits: NDArray[np.float32], state: TrainState) -> None:
         chosen = state.ema if state.ema is not None else state.weights
         checkpoint.save_best(self.folder, self.card, chosen, scores)
-        write_oof(self.folder, self.data, logits)
+        self._write_oof(logits)
+
+    def _average(self) -> None:
+        """Averages take the place of the best epoch's weights where they score better; once, as the best then says."""
+        self.saver.wait()
+        place, metric = self.folder / checkpoint.BEST, self.loop.stopping.metric
+        if not place.exists() or "averaged" in checkpoint.read_state(place):
+            return
+        made = {"swa": self._judge(self.swa.mean, True)} if self.swa.count else {}
+        if self.settings.soup:
+            made["soup"] = self.soup()
+        least = averaging.goodness({metric: self.loop.stopping.best}, metric)
+        for name, judged in made.items():
+            reached = averaging.goodness(judged.scores, metric)
+            self.events.say(f"{name}: {metric} {judged.scores[metric]:.4f}, best epoch {self.loop.stopping.best:.4f}")
+            if reached > least:
+                least = reached
+                said = {"epoch": self.loop.stopping.best_epoch, "scores": judged.scores, "averaged": name}
+                self.saver.save(functools.partial(self._write_averaged, said, judged))
+
+    def _write_averaged(self, said: dict[str, Any], judged: averaging.Judged) -> None:
+        self._write_oof(judged.logits)
+        checkpoint.save_best(self.folder, self.card, judged.weights, said)
+
+    def soup(self) -> averaging.Judged:
+        """The greedy soup of the best and the kept checkpoints, written as the checkpoint `soup`. Ends the training."""
+        self.saver.wait()
+        metric, paths = self.loop.stopping.metric, [self.folder / checkpoint.BEST, *checkpoint.steps(self.folder)]
+        judged, members = averaging.soup([path for path in paths if not checkpoint.damage(path)], self._judge, metric)
+        names = [path.name for path in members]
+        checkpoint.save_best(
+            self.folder, self.card, judged.weights, {"scores": judged.scores, "members": names}, checkpoint.SOUP
+        )
+        self.events.say(f"soup of {', '.join(names)}")
+        return judged
+
+    def _judge(self, given: Weights, averaged: bool) -> averaging.Judged:
+        self.session.load(TrainState(given), strict=False)
+        if averaged:
+            self.session.recalibrate(self._seen())
+            given = self.session.state().weights
+        logits = evaluation.evaluate(self.session, self.data.valid, len(self.data.valid_labels))
+        return averaging.Judged(given, logits, self._scores(logits))
+
+    def _write_oof(self, logits: NDArray[np.float32]) -> None:
+        evaluation.write_oof(self.folder, self.data.valid_ids, logits, self.data.valid_labels)
+
+    def _scores(self, logits: NDArray[np.float32]) -> dict[str, float]:
+        kept = evaluation.answered(logits)
+        return metrics.scores(logits[kept], self.data.valid_labels[kept])
+
+    def _seen(self) -> Iterator[NDArray[np.uint8]]:
+        """Whole batches of training images as the last epoch augments them."""
+        epoch = self.settings.train.epochs - 1
+        order = sampling.order(self._pool(epoch), np.zeros(0, np.int64), self.settings.seed, epoch)
+        for loaded in self.data.train.epoch(order[: self.steps * self.batch_size], epoch):
+            yield loaded.images
 
 
 def schedule_of(settings: Settings, steps_per_epoch: int) -> schedule.Schedule:
@@ -302,16 +382,7 @@ def mining_of(settings: Settings, samples: int) -> Mining:
     return Mining(samples, wish.start_epoch, wish.ramp_epochs, wish.cap, wish.hard_share, wish.noise_share)
 
 
-def write_oof(folder: Path, data: FoldData, logits: NDArray[np.float32]) -> None:
-    """`oof.npz` of a fold: ids, logits and targets of its validation images under the best weights so far."""
-    partial = folder / "oof.partial.npz"
-    np.savez(partial, ids=np.array(data.valid_ids), logits=logits, targets=data.valid_labels)
-    partial.replace(folder / "oof.npz")
-
-
-def evaluate(session: Session, loader: Loader, count: int, which: Which = "live") -> NDArray[np.float32]:
-    """Logits float32 `[count, C]` of all images of a loader, in order."""
-    parts = [
-        session.logits(loaded.images, which)[loaded.weight > 0] for loaded in loader.epoch(np.arange(count), epoch=0)
-    ]
-    return np.concatenate(parts)
+def _kept(loaded: Loaded, plan: MixPlan | None) -> NDArray[np.bool_]:
+    """bool `[B]`: the samples that train; neither an unreadable image nor one that is mixed with it does."""
+    read = loaded.weight > 0
+    return read if plan is None else read & read[plan.permutation]

@@ -18,6 +18,7 @@ class Totals:
     loss: float = 0.0
     samples: int = 0
     skipped: int = 0
+    unreadable: int = 0
     waited: float = 0.0
     computed: float = 0.0
     saved: float = 0.0

@@ -24,7 +24,7 @@ class Progress:
 
     def __init__(self, settings: Settings, fold: int, images: int, folder: Path):
         self.settings, self.fold, self.folder = settings, fold, folder
-        self.steps = images // min(settings.train.batch_size or 1, images)
+        self.steps = images // min(int(settings.train.batch_size or 1), images)
         self.console = Console(soft_wrap=True, highlight=False)
         self.bar: Bar | None = None
         self.rows: list[dict[str, float]] = []

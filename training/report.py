@@ -56,6 +56,7 @@ def _run(run: Path) -> dict[str, Any]:
         "pictures": [_picture(path) for path in sorted((run / "plots").glob("*.png"), reverse=True)],
         "classes": _classes(logits, targets, names),
         "mistakes": _mistakes(run, ids, logits, targets, names),
+        "suspects": _suspects(run),
         "config": (run / "config.yaml").read_text(),
         "environment": environment[-1],
     }
@@ -80,11 +81,7 @@ def _mistakes(
     wrong = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:_WORST]
     if not len(wrong):
         return []
-    data = load.read(run / "config.yaml").data
-    if data.root is None or not data.root.exists():
-        return []
-    table = index.load(data.root, data.id_column, data.target_column)
-    path_of = dict(zip(table.ids, table.paths, strict=True))
+    path_of = _paths(run)
     return [
         {
             "id": ids[i],
@@ -96,6 +93,22 @@ def _mistakes(
         for i in wrong
         if ids[i] in path_of
     ]
+
+
+def _suspects(run: Path) -> list[dict[str, Any]]:
+    """The first of the labels worth a look, with a thumbnail where the image is still there."""
+    rows = results.suspects(run)[:_WORST]
+    path_of = _paths(run) if rows else {}
+    return [{**row, "picture": _thumbnail(path_of[row["id"]])} for row in rows if row["id"] in path_of]
+
+
+def _paths(run: Path) -> dict[str, Path]:
+    """The image files by id; empty where the data set is gone."""
+    data = load.read(run / "config.yaml").data
+    if data.root is None or not data.root.exists():
+        return {}
+    table = index.load(data.root, data.id_column, data.target_column)
+    return dict(zip(table.ids, table.paths, strict=True))
 
 
 def _submission(path: Path) -> dict[str, Any]:

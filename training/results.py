@@ -50,6 +50,21 @@ def fold_results(run: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(path.read_text()))
 
 
+def suspects(run: Path) -> list[dict[str, Any]]:
+    """The images whose labels hard-sample mining suspects: `id`, `target`, mean `loss` and the number of `folds` that
+    suspect them; those of most folds and highest loss first. Empty where nothing was mined."""
+    losses: dict[tuple[str, str], list[float]] = {}
+    for path in sorted(run.glob("fold_*/suspects.csv")):
+        with path.open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                losses.setdefault((row["id"], row["target"]), []).append(float(row["loss"]))
+    rows = [
+        {"id": name, "target": target, "loss": sum(each) / len(each), "folds": len(each)}
+        for (name, target), each in losses.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["folds"], -row["loss"]))
+
+
 def class_counts(run: Path) -> dict[str, int]:
     """How many images of each class `folds.csv` holds."""
     counts: dict[str, int] = {}

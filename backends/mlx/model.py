@@ -49,6 +49,8 @@ def build(spec: ModelSpec, weights: Weights | None, precision: Precision, seed: 
     """
     if spec.in_chans not in (1, 3):
         raise ConfigError(f"model {spec.name}: in_chans is {spec.in_chans}; images are RGB, so choose 1 or 3")
+    if precision not in _DTYPES:
+        raise ConfigError(f"train.precision {precision}: the MLX engine has {', '.join(_DTYPES)}; choose one of them")
     with seeded(seed, "weights", 0):
         module = ports.create(spec)
     if weights is not None:
@@ -70,17 +72,18 @@ def normalise(network: Network, images: mx.array) -> mx.array:
 
 
 def forward(
-    network: Network, arrays: Arrays, pixels: mx.array, training: bool, frozen: bool = False
+    network: Network, arrays: Arrays, pixels: mx.array, training: bool, frozen: bool = False, measured: bool = False
 ) -> tuple[mx.array, Arrays]:
     """float32 logits `[N, C]` of normalised pixels, and the running statistics after the call.
 
     In bf16 the float32 masters are cast here, inside what is differentiated; modules that say `keep_fp32` keep them.
-    `frozen` makes training use the running statistics, and leave them.
+    `frozen` makes training use the running statistics, and leave them; `measured` moves them, and only them, outside of
+    training too.
     """
     network.module.train(training)
     for name, (owner, key) in network.homes.items():
-        if frozen and is_buffer(name):
-            owner.train(False)
+        if (frozen or measured) and is_buffer(name):
+            owner.train(measured)
         keep = is_buffer(name) or getattr(owner, "keep_fp32", False)
         owner[key] = arrays[name] if keep else arrays[name].astype(network.dtype)
     logits = network.module(pixels.astype(network.dtype))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import mlx.core as mx
@@ -29,7 +29,8 @@ from backends.contract import (
     Weights,
     Which,
 )
-from backends.mlx import losses, model, step
+from backends.mlx import losses, model, recompute, statistics, step
+from backends.mlx.memory import memory_errors
 from config.errors import ConfigError
 from models.registry import ModelSpec
 from models.weights import check
@@ -41,6 +42,7 @@ _CHUNK_MOST = 64
 Update = Callable[[step.State, model.Arrays, model.Arrays, mx.array], tuple[step.State, step.Report]]
 
 
+@memory_errors()
 def open(
     spec: ModelSpec,
     weights: Weights | None,
@@ -83,6 +85,8 @@ class Session:
         self._optimizer, self._precision, self._seed, self._compiled = optimizer, precision, seed, compile
         self._classes, self._memory = spec.num_classes, memory
         self._network, arrays = model.build(spec, weights, precision, seed)
+        if memory.recompute:
+            recompute.wrap(self._network, spec.name)
         self._state = step.fresh(optimizer, arrays)
         self._calls = 0
         self._loss = losses.make(loss)
@@ -90,6 +94,7 @@ class Session:
         evaluate = step.evaluate(self._network)
         self._evaluate = mx.compile(evaluate) if compile else evaluate
 
+    @memory_errors()
     def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> step.Report:
         """Enqueue one update and return a pending result; never waits for the device."""
         plan = {name: mx.array(value) for name, value in (mix or _identity(len(batch.images)))._asdict().items()}
@@ -102,17 +107,29 @@ class Session:
         mx.async_eval(self._state, pending)
         return pending
 
+    @memory_errors()
     def read(self, pending: step.Report) -> StepResult:
         """Wait for one pending result."""
         each, total, finite = pending
         return StepResult(np.array(each), float(np.array(total)), bool(np.array(finite)))
 
+    @memory_errors()
     def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode; a compiled session pads to whole chunks."""
         arrays = self._arrays(which)
         size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
         parts = [self._chunk(arrays, images[i : i + size], size) for i in range(0, len(images), size)]
         return np.concatenate(parts) if parts else np.zeros((0, self._classes), np.float32)
+
+    @memory_errors()
+    def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
+        """Take BatchNorm's running statistics of the live weights anew, as torch's `swa_utils.update_bn` does."""
+        kept = self._state["buffers"]
+        of_batch = self._fast(statistics.of_batch(self._network))
+        for count, images in enumerate(batches if kept else (), start=1):
+            kept = statistics.mean(kept, of_batch(self._arrays("live"), mx.array(images)), count)
+            mx.eval(kept)
+        self._state = {**self._state, "buffers": kept}
 
     def state(self) -> TrainState:
         """A copy of the whole state in canonical form; waits for the device."""

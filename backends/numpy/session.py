@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -116,6 +117,9 @@ class Session:
                 "this session keeps no EMA weights; open it with OptimSpec(ema=True) or ask for live ones"
             )
         return model.logits(weights, model.features(model.normalise(images, self._spec)))
+
+    def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
+        """Nothing: there is no BatchNorm."""
 
     def state(self) -> TrainState:
         """A copy of the whole state."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backends.contract import (
+    FIRST_LOSS_SCALE,
     NO_SAVING,
     Batch,
     Knobs,
@@ -31,7 +33,9 @@ from backends.contract import (
     Weights,
     Which,
 )
-from backends.torch import losses, model, optim, step
+from backends.torch import losses, model, optim, statistics, step
+from backends.torch.memory import memory_errors
+from backends.torch.precision import LossScale, resolved
 from config.errors import BackendUnavailable, ConfigError
 from models.registry import ModelSpec
 from models.weights import check
@@ -50,6 +54,7 @@ class Pending(NamedTuple):
     ready: torch.cuda.Event | None
 
 
+@memory_errors()
 def open(
     spec: ModelSpec,
     weights: Weights | None,
@@ -102,12 +107,13 @@ class Session:
     ):
         if spec.in_chans not in (1, 3):
             raise ConfigError(f"model {spec.name}: in_chans is {spec.in_chans}; images are RGB, so choose 1 or 3")
-        if precision == "auto":
-            precision = "bf16" if device.type == "cuda" else "fp32"
+        precision = resolved(precision, device)
         self._optimizer, self._precision, self._seed, self._device = optimizer, precision, seed, device
         self._classes, self._calls = spec.num_classes, 0
         self._compiled = compile and device.type == "cuda"
         network = self._network(spec, weights)
+        if memory.recompute:
+            step.checkpoint_blocks(network, spec.name)
         self._parameters = dict(network.named_parameters())
         self._tensors = model.canonical_tensors(network)
         self._trainer = step.Trainer(
@@ -122,6 +128,7 @@ class Session:
             average=optim.Average(network) if optimizer.ema else None,
             count=torch.zeros((), dtype=torch.int64, device=device),
             frozen_count=torch.zeros((), dtype=torch.int64, device=device),
+            scale=LossScale(device) if precision == "fp16" else None,
         )
         self._moments = optim.moments(self._trainer.optimizers, self._parameters)
         self._average_forward = self._forward(self._trainer.average.model) if self._trainer.average else None
@@ -129,6 +136,7 @@ class Session:
         mean, std = (torch.tensor(v, dtype=torch.float32, device=device) for v in (prep.mean, prep.std))
         self._input = step.Input(mean, std, spec.in_chans, precision)
 
+    @memory_errors()
     def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> Pending:
         """Enqueue one update and return a pending result; never waits for CUDA."""
         rates = step.Rates(*(float(v) for v in knobs.array()))
@@ -139,6 +147,7 @@ class Session:
         self._calls += 1
         return self._returning(packed)
 
+    @memory_errors()
     def read(self, pending: Pending) -> StepResult:
         """Wait for one pending result, and not for updates that were enqueued after it."""
         if pending.ready is not None:
@@ -146,6 +155,7 @@ class Session:
         packed = pending.packed.cpu().numpy()
         return StepResult(packed[:-2].copy(), float(packed[-2]), bool(packed[-1]))
 
+    @memory_errors()
     def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode; a compiled session pads to whole chunks."""
         network, forward = self._weights_of(which)
@@ -154,9 +164,14 @@ class Session:
         parts = [self._chunk(forward, images[i : i + size], size) for i in range(0, len(images), size)]
         return np.concatenate(parts) if parts else np.zeros((0, self._classes), np.float32)
 
+    @memory_errors()
+    def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
+        """Take BatchNorm's running statistics of the live weights anew, as `swa_utils.update_bn` does."""
+        statistics.recalibrate(self._trainer.model, self._input, self._precision, map(self._send, batches))
+
     def state(self) -> TrainState:
         """A copy of the whole state in canonical form; waits for the device."""
-        average = self._trainer.average
+        average, scale = self._trainer.average, self._trainer.scale
         return TrainState(
             weights=model.to_arrays(self._tensors),
             ema=model.to_arrays(average.tensors) if average else None,
@@ -164,6 +179,8 @@ class Session:
             step=int(self._trainer.count.item()),
             calls=self._calls,
             frozen_steps=int(self._trainer.frozen_count.item()),
+            loss_scale=float(scale.value.item()) if scale else FIRST_LOSS_SCALE,
+            scale_age=int(scale.age.item()) if scale else 0,
         )
 
     def load(self, state: TrainState, strict: bool = True) -> None:
@@ -186,6 +203,9 @@ class Session:
         self._trainer.count.fill_(state.step)
         self._trainer.frozen_count.fill_(state.frozen_steps)
         optim.set_step(self._trainer.optimizers, self._parameters, self._optimizer, state.step, state.frozen_steps)
+        if self._trainer.scale:
+            self._trainer.scale.value.fill_(state.loss_scale)
+            self._trainer.scale.age.fill_(state.scale_age)
         self._calls = state.calls
 
     def describe(self) -> dict[str, Any]:

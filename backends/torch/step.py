@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from backends.contract import MemorySpec, OptimSpec, Precision
 from backends.torch import optim
 from backends.torch.losses import PerSample
+from backends.torch.precision import LossScale, autocast
+from config.errors import ConfigError
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -37,6 +39,7 @@ class Trainer(NamedTuple):
     average: optim.Average | None
     count: Tensor
     frozen_count: Tensor
+    scale: LossScale | None
 
 
 class Input(NamedTuple):
@@ -62,6 +65,13 @@ class Rates(NamedTuple):
     clip_norm: float
 
 
+def checkpoint_blocks(model: nn.Module, name: str) -> None:
+    """Have each block computed again for its gradient, by timm; `ConfigError` where `model`, called `name`, cannot."""
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise ConfigError(f"train.checkpoint_gradients: timm's model {name} does not offer it; set it to false")
+    model.set_grad_checkpointing(True)
+
+
 def set_mode(trainer: Trainer, frozen: bool) -> None:
     """Training mode; with `frozen` only the head has gradients, and normalisation uses its running statistics."""
     trained = trainer.spec.trained(trainer.parameters, frozen)
@@ -76,7 +86,8 @@ def set_mode(trainer: Trainer, frozen: bool) -> None:
 def update(
     trainer: Trainer, prepare: Input, batch: list[Tensor], plan: list[Tensor] | None, rates: Rates, frozen: bool
 ) -> Tensor:
-    """Apply one update; float32 `[N + 2]` on the device: per-sample losses, gradient norm, 1.0 if all was finite.
+    """Apply one update; float32 `[N + 2]` on the device: per-sample losses, gradient norm, 1.0 if all was finite,
+    or not so only because the scale of an fp16 loss is too large yet.
 
     An update that is not finite changes nothing: weights, moments, running statistics, average and counts stay.
     """
@@ -92,27 +103,35 @@ def update(
     parts = zip(pixels.split(size), targets.split(size), share.split(size), strict=True)
     losses = torch.cat([_passed(trainer, prepare.precision, *part) for part in parts])
 
+    if trainer.scale is not None:
+        trainer.scale.unscale_(trainer.parameters.values())
     norm = optim.total_norm(trainer.parameters)
-    finite = (share * losses).sum().isfinite() & norm.isfinite()
+    sound = (share * losses).sum().isfinite()
+    finite = sound & norm.isfinite()
+    told = finite
     optim.limit_(trainer.parameters, trainer.spec, norm, rates.clip_norm)
     optim.update(trainer.optimizers, rates.lr, rates.weight_decay, finite)
     trainer.statistics.restore(kept, finite)
     if trainer.average is not None:
         trainer.average.update(rates.ema_decay, finite)
+    if trainer.scale is not None:
+        told = sound & (norm.isfinite() | trainer.scale.curable())
+        trainer.scale.update(finite)
     trainer.count.add_(finite)
     if frozen:
         trainer.frozen_count.add_(finite)
-    return torch.cat([losses, norm[None], finite[None].float()])
+    return torch.cat([losses, norm[None], told[None].float()])
 
 
 def _passed(trainer: Trainer, precision: Precision, pixels: Tensor, targets: Tensor, share: Tensor) -> Tensor:
     """The losses of a part of the batch; its gradients are added to those that are there."""
-    with precision_of(precision, pixels.device):
+    with autocast(precision, pixels.device):
         logits = trainer.forward(pixels)
     losses = trainer.loss(logits, targets)
     # Computing a block again for its gradient moves its running statistics once more.
     once = trainer.statistics.kept() if trainer.memory.recompute else None
-    (share * losses).sum().backward()
+    mean = (share * losses).sum()
+    (mean if trainer.scale is None else mean * trainer.scale.value).backward()
     if once is not None:
         trainer.statistics.restore(once, torch.zeros((), dtype=torch.bool, device=once.device))
     return losses.detach()
@@ -135,18 +154,13 @@ def mixed(pixels: Tensor, targets: Tensor, plan: list[Tensor]) -> tuple[Tensor, 
 @torch.no_grad()
 def evaluate(forward: Forward, prepare: Input, images: Tensor) -> Tensor:
     """float32 `[N, C]` of uint8 `[N, H, W, 3]`; the model is in evaluation mode already."""
-    with precision_of(prepare.precision, images.device):
+    with autocast(prepare.precision, images.device):
         return forward(prepare(images)).float()
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
     """The dtype of the network's arithmetic."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def precision_of(precision: Precision, device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 over float32 weights, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 @contextmanager

@@ -38,9 +38,11 @@ def read(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> ND
             _, version = _HEADER.unpack(_exactly(file.read(_HEADER.size), _HEADER.size))
             file.seek(offset)
             sentinel, kind, size, start = _RECORD.unpack(_exactly(file.read(_RECORD.size), _RECORD.size))
+            if start + size > path.stat().st_size:
+                raise EOFError(f"it would end at {start + size}, after the end of the file")
             file.seek(start)
             data = _exactly(file.read(size), size)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, ValueError, OverflowError) as error:
         raise WeightsError(f"{path}: the blob at {offset} cannot be read ({error}); convert it again") from error
     if version != _VERSION:
         raise UnsupportedOperation(f"{path}: blob storage version {version}, only {_VERSION} is known")

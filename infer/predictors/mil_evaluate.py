@@ -47,13 +47,13 @@ class Evaluator:
                 values[declared.name] = self._settle(result, declared, operation.kind)
             for name in self._last_use.get(step, ()):
                 del values[name]
-        return {name: values[name] for name in self.program.outputs}
+        return {name: self._lookup(name, values) for name in self.program.outputs}
 
     def _results(self, operation: Operation, values: Mapping[str, Result]) -> Sequence[Result]:
         arguments = {name: self._argument(name, given, values) for name, given in operation.inputs.items()}
         try:
             result = OPERATIONS[operation.kind](**arguments)
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             where = operation.outputs[0].name
             raise UnsupportedOperation(f"{operation.kind} ({where}) cannot be computed: {error}") from error
         many = isinstance(result, (tuple, list))

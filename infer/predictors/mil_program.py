@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from config.errors import UnsupportedOperation
+from config.errors import UnsupportedOperation, WeightsError
 from infer.predictors import mil_blob
 from infer.predictors.mil_package import Package, coremltools
 
@@ -71,7 +71,17 @@ class Program:
 
 
 def parse(package: Package) -> Program:
-    """Decode the package's only function. `UnsupportedOperation` for what is not a plain ML Program."""
+    """Decode the package's only function.
+
+    `UnsupportedOperation` for what is not a plain ML Program, `WeightsError` for one that contradicts itself.
+    """
+    try:
+        return _parse(package)
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
+        raise WeightsError(f"{package.path}: its program is damaged ({error}); convert it again") from error
+
+
+def _parse(package: Package) -> Program:
     kind = package.spec.WhichOneof("Type")
     if kind != "mlProgram":
         raise UnsupportedOperation(f"{package.path}: is a {kind}, not an ML Program")
@@ -141,7 +151,7 @@ class _Reader:
 
     def _file(self, name: str) -> Path:
         relative = name.removeprefix("@model_path/")
-        if relative == name or ".." in Path(relative).parts:
+        if relative == name or Path(relative).is_absolute() or ".." in Path(relative).parts:
             raise UnsupportedOperation(f"weights in {name!r}, only files under @model_path are known")
         return self._folder / relative
 

@@ -50,7 +50,11 @@ class MilReferencePredictor:
     def _answer(self, part: NDArray[np.uint8]) -> NDArray[np.floating]:
         floats = part.astype(np.float32)
         feeds = {"images": floats} if self._batches else {"image": np.moveaxis(floats, 3, 1)}
-        return cast("Tensor", self._evaluator.run(feeds)["logits"]).reshape(len(part), -1).numpy()
+        logits = cast("Tensor", self._evaluator.run(feeds)["logits"]).reshape(len(part), -1).numpy()
+        if logits.shape[1] != len(self.card.class_names):
+            found, said = logits.shape[1], len(self.card.class_names)
+            raise WeightsError(f"its program gives {found} logits, its card says {said} classes; convert it again")
+        return logits
 
     def close(self) -> None:
         """Nothing is held outside Python."""

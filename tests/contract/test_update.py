@@ -177,3 +177,25 @@ def test_a_resumed_run_goes_on_bit_for_bit(engine: str, name: str) -> None:
 def test_parameters_that_are_not_there_are_refused(engine: str, wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         session(engine, OptimSpec(**wrong))
+
+
+@pytest.mark.parametrize("framework", ["torch", "mlx"])
+@pytest.mark.parametrize("family", ["convnext", "resnet"])
+def test_computing_blocks_again_changes_no_number(framework: str, family: str) -> None:
+    """With dropped paths, dropout and BatchNorm: the same masks, and statistics that move once a step."""
+    runs = []
+    for memory in (MemorySpec(), MemorySpec(recompute=True), MemorySpec(recompute=True, micro_batch=4)):
+        one = session(
+            framework, OptimSpec(ema=True), family=family, drop_rate=0.3, drop_path_rate=0.5, seed=1, memory=memory
+        )
+        results = [step(one, batch(i)) for i in range(4)]
+        runs.append((np.array([r.losses for r in results]), [r.grad_norm for r in results], one))
+    (want, norms, plain), (found, again, checked), (parts, _, _) = runs
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    np.testing.assert_allclose(again, norms, rtol=1e-6)
+    state, other = plain.state(), checked.state()
+    for name, value in state.weights.items():
+        np.testing.assert_allclose(other.weights[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+    np.testing.assert_array_equal(checked.logits(batch(9).images), checked.logits(batch(9).images))
+    np.testing.assert_allclose(checked.logits(batch(9).images), plain.logits(batch(9).images), rtol=1e-4, atol=1e-5)
+    assert np.isfinite(parts).all()

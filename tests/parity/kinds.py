@@ -31,7 +31,9 @@ def representatives(family: str) -> list[str]:
     return [min(members)[1] for members in kinds.values()]
 
 
-def tiny(arch: str, patch: pytest.MonkeyPatch, size: int | None = None, act: str | None = None, **options: Any) -> ModelSpec:
+def tiny(
+    arch: str, patch: pytest.MonkeyPatch, size: int | None = None, act: str | None = None, **options: Any
+) -> ModelSpec:
     """`arch` with few and narrow layers for five classes; `act` replaces its activation (convolutional families).
 
     timm builds the same one as long as `patch` lasts.
@@ -122,4 +124,12 @@ ORDINARY = {
     "vit": "vit_tiny_patch16_224",
     "eva": "eva02_tiny_patch14_336",
     "maxvit": "maxvit_tiny_tf_224",
+}
+# What has no influence in training, and so an exact gradient of zero, by family.
+_SHIFTED = "a shift of a linear bottleneck, which the BatchNorm after the next 1x1 convolution takes out again"
+_BEFORE_NORM = "a constant per channel before BatchNorm"
+ZERO = {
+    "efficientnet": {"blocks.2.0.bn2.bias": _SHIFTED, "blocks.[34].0.bn3.bias": _SHIFTED},
+    "mobilenetv3": {"blocks.0.0.bn2.bias": _SHIFTED, "blocks.*.bn3.bias": _SHIFTED},
+    "maxvit": {"stem.conv1.bias": _BEFORE_NORM, "stages.*.conv.pre_norm.bias": _BEFORE_NORM},
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from timm.layers import DropPath as TimmDropPath
 
 import ports
 from backends.torch import model as torch_model
@@ -29,24 +28,6 @@ def test_weights_have_timms_spread(arch: str) -> None:
             near = 6 / value.size**0.5
             assert abs(ours[name].std() / value.std() - 1) < near, name
             assert abs(ours[name].mean() - value.mean()) < near * 1.5 * value.std(), name
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-def test_drop_path_rates_are_timms_block_by_block(arch: str) -> None:
-    spec = registry.get(arch, drop_path_rate=0.3)
-    theirs = [m.drop_prob for m in torch_model.build(spec).modules() if isinstance(m, TimmDropPath)]
-    found = [(name, m._rate) for name, m in ports.create(spec).named_modules() if isinstance(m, layers.DropPath)]
-    rates = sorted(rate for _, rate in found if rate)
-    np.testing.assert_allclose(rates, sorted(theirs), rtol=1e-6)
-
-
-@pytest.mark.parametrize("arch", ["resnet18", "test_efficientnet", "mobilenetv3_small_050", "regnetx_002"])
-def test_dropout_rate_reaches_the_classifier(arch: str) -> None:
-    model = ports.create(registry.get(arch, drop_rate=0.25))
-    drop = (model.head if arch.startswith("regnet") else model).drop
-    out = np.array(drop(mx.ones((10_000,))))
-    assert abs((out == 0).mean() - 0.25) < 0.03
-    np.testing.assert_allclose(out[out != 0], 4 / 3, rtol=1e-6)
 
 
 @pytest.mark.parametrize("arch", ["ecaresnet26t", "resnetblur18", "test_efficientnet", "mobilenetv4_conv_small_035"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 import ports
@@ -11,35 +9,12 @@ from config.errors import ConfigError
 from models import registry
 from tests.parity import harness, shallow
 
-ARCHS = [
-    "mobilenetv3_small_050",
-    "mobilenetv3_rw",
-    "tf_mobilenetv3_small_075",
-    "tf_mobilenetv3_small_minimal_100",
-    "mobilenetv4_conv_small_035",
-    "mobilenetv4_conv_aa_medium",
-    "mobilenetv4_conv_blur_medium",
-    "fbnetv3_b",
-    "lcnet_035",
-]
 SHIFTED = "a shift without an activation, which the BatchNorm after the next 1x1 convolution takes out again"
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-def test_logits(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    harness.check_logits(shallow.spec(monkeypatch, arch))
 
 
 @pytest.mark.parametrize("arch", ["tf_mobilenetv3_small_075", "mobilenetv4_conv_small_035"])
 def test_logits_at_an_odd_size(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     harness.check_logits(shallow.spec(monkeypatch, arch), size=71)
-
-
-@pytest.mark.parametrize(
-    "option", [{"global_pool": "max"}, {"global_pool": "gem"}, {"in_chans": 1}, {"num_classes": 0}]
-)
-def test_heads_and_channels(option: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    harness.check_logits(shallow.spec(monkeypatch, "mobilenetv3_small_050", **option))
 
 
 @pytest.mark.parametrize(
@@ -54,10 +29,6 @@ def test_gradients(arch: str, size: int, zero: list[str], monkeypatch: pytest.Mo
     # SiLU in all: a ReLU network's gradient jumps where a rounding error flips a sign, in torch against itself too.
     net = shallow.spec(monkeypatch, arch, size, act="silu")
     harness.check_gradients(net, dict.fromkeys(zero, SHIFTED))
-
-
-def test_twenty_steps_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    harness.check_training(shallow.spec(monkeypatch, "mobilenetv4_conv_small_035", 64, act="silu"))
 
 
 def test_the_hybrid_with_attention_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""ResNet and its kin in MLX against timm: every kind of stem, block, shortcut, gate and anti-aliasing."""
+"""ResNet and its kin in MLX against timm: odd sizes, slopes of each kind of block and gate, refusals."""
 
 from __future__ import annotations
 
@@ -16,18 +16,11 @@ from tests.parity import harness
 SMALL = {"layers": [1, 1, 2, 1], "channels": [8, 16, 16, 24]}
 VARIANTS: dict[str, dict[str, Any]] = {
     "resnet18": {},
-    "resnet50": {},
     "resnet26d": {"stem_width": 8},
-    "resnet26t": {"stem_width": 8},
     "resnext50_32x4d": {"cardinality": 4, "base_width": 16},
-    "seresnext26d_32x4d": {"stem_width": 8, "cardinality": 4, "base_width": 16},
     "ecaresnet26t": {"stem_width": 8},
     "senet154": {"stem_width": 8, "cardinality": 4, "base_width": 16},
-    "resnetrs50": {"stem_width": 8},
-    "resnetaa50d": {"stem_width": 8},
     "resnetblur18": {},
-    "seresnetaa50d": {"stem_width": 8},
-    "test_resnet": {},
 }
 
 
@@ -35,25 +28,12 @@ def tiny(arch: str, size: int = 64, **options: Any) -> ModelSpec:
     """The architecture with few and narrow blocks, on `size` pixels, five classes."""
     act = options.pop("act", None)
     spec = registry.get(arch, image_size=size, **{"num_classes": 5, **options})
-    small = {} if arch == "test_resnet" else {**SMALL, **VARIANTS[arch]}
-    return replace(spec, args={**spec.args, **small, **({"act_layer": act} if act else {})})
-
-
-@pytest.mark.parametrize("arch", VARIANTS)
-def test_logits(arch: str) -> None:
-    harness.check_logits(tiny(arch))
+    return replace(spec, args={**spec.args, **SMALL, **VARIANTS[arch], **({"act_layer": act} if act else {})})
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet26d", "resnetblur18"])
 def test_logits_at_an_odd_size(arch: str) -> None:
     harness.check_logits(tiny(arch), size=71)
-
-
-@pytest.mark.parametrize(
-    "option", [{"global_pool": "max"}, {"global_pool": "gem"}, {"in_chans": 1}, {"num_classes": 0}]
-)
-def test_heads_and_channels(option: dict[str, Any]) -> None:
-    harness.check_logits(tiny("resnet26d", **option))
 
 
 # SiLU: a ReLU network's gradient jumps where a rounding error flips a sign, in torch against itself too.
@@ -66,10 +46,6 @@ def test_gradients(arch: str) -> None:
 
 def test_gradients_at_an_odd_size_with_gem() -> None:
     harness.check_gradients(tiny("resnet26d", size=71, act="silu", global_pool="gem"))
-
-
-def test_twenty_steps_of_training() -> None:
-    harness.check_training(tiny("resnet26d", act="silu"))
 
 
 @pytest.mark.parametrize("arch", ["ecaresnet50d_pruned", "resnet50_gn"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parity.harness import check_gradients, check_logits, check_training
+from tests.parity.harness import check_gradients, check_logits
 from tests.parity.shrink import check_fresh, shrunk
 
 ARCH = "swinv2_tiny_window8_256"
@@ -13,21 +13,14 @@ TWO = {"embed_dim": 16, "depths": [2, 2], "num_heads": [1, 2], "window_size": 4}
 PRETRAINED = {**TWO, "depths": [2, 1, 1], "num_heads": [1, 2, 4], "pretrained_window_sizes": [3, 3, 2]}
 
 
-@pytest.mark.parametrize(
-    ("size", "args", "options"),
-    [(48, TWO, {}), (61, TWO, {"global_pool": "max"}), (16, PRETRAINED, {}), (40, PRETRAINED, {"in_chans": 1})],
-)
-def test_logits(size: int, args: dict, options: dict) -> None:
-    check_logits(shrunk(ARCH, size, args, **options))
+@pytest.mark.parametrize(("size", "args"), [(61, TWO), (16, PRETRAINED), (40, PRETRAINED)])
+def test_logits_with_padding_and_with_windows_of_pretraining(size: int, args: dict) -> None:
+    check_logits(shrunk(ARCH, size, args))
 
 
 def test_gradients() -> None:
     # 11 tokens a side: padded tokens have keys of zero length, whose gradient must stay finite.
     check_gradients(shrunk(ARCH, 44, {**TWO, "depths": [2, 1]}))
-
-
-def test_training() -> None:
-    check_training(shrunk(ARCH, 32, {**TWO, "depths": [2, 1]}))
 
 
 def test_fresh_weights() -> None:

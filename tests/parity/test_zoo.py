@@ -94,7 +94,9 @@ def test_logits_are_those_of_mlx_image_itself(name: str) -> None:
     model = ports.create(registry.get(name, image_size=size, num_classes=classes))
     values = drawn(canonical_shapes(model))
     layers.load_canonical(model, values)
-    theirs.load_weights([(n, mx.array(layers.mlx_layout(*layers.places(model)[n], v))) for n, v in values.items()], False)
+    theirs.load_weights(
+        [(n, mx.array(layers.mlx_layout(*layers.places(model)[n], v))) for n, v in values.items()], False
+    )
     x = mx.array(np.random.default_rng(1).standard_normal((1, size, size, 3)).astype(np.float32))
     got, want = np.array(model.eval()(x)), np.array(theirs.eval()(x))
     assert np.abs(got - want).max() <= 1e-5 * want.std()

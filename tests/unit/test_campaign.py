@@ -227,3 +227,40 @@ def test_a_run_that_never_recovers_stops_and_names_the_images(digits, tmp_path, 
     Faulty(monkeypatch, range(3, 100))
     with pytest.raises(Diverged, match=r"going back 3 times .*digit_.*png"):
         campaign.run_all("numpy", settings(digits, tmp_path, *WATCHED), NEVER)
+
+
+def test_a_frozen_start_with_micro_batches_goes_on_bit_for_bit(digits: Path, tmp_path: Path) -> None:
+    more = ["--model", "vit_tiny_patch16_224", "--optim.freeze_epochs", "2", "--train.micro_batch", "4"]
+    more += ["--optim.name", "lion", "--folds.train", "[0]"]
+    one, other = settings(digits, tmp_path / "a", *more), settings(digits, tmp_path / "b", *more)
+    whole = campaign.run_all("numpy", one, NEVER)
+    with pytest.raises(campaign.Interrupted):
+        campaign.run_all("numpy", other, StopAfter(3))
+    folder = campaign.run_all("numpy", other, NEVER)
+    for name, value in final(whole).items():
+        np.testing.assert_array_equal(value, final(folder)[name], err_msg=name)
+    last = checkpoint.newest(folder / "fold_0")
+    assert last is not None
+    state, _ = checkpoint.load(last)
+    assert state.frozen_steps * 3 == state.step * 2
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            ("--train.batch_size", "100", "--train.micro_batch", "50"),
+            r"train\.micro_batch 50 does not divide the batch",
+        ),
+        (("--optim.freeze_epochs", "1"), r"optim\.freeze_epochs"),
+        (("--train.checkpoint_gradients", "true"), r"train\.checkpoint_gradients"),
+        (("--optim.name", "muon"), "muon"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_said_before_training(
+    more: tuple[str, ...], said: str, digits: Path, tmp_path: Path
+) -> None:
+    wanted = settings(digits, tmp_path, "--folds.train", "[0]", *more)
+    with pytest.raises(ConfigError, match=said):
+        campaign.run_all("numpy", wanted, NEVER)
+    assert not list(tmp_path.glob("*/fold_0/step_*"))

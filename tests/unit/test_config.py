@@ -119,7 +119,7 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 
 @pytest.mark.parametrize("name", list(load.recipes()))
 def test_every_shipped_recipe_loads(name: str) -> None:
-    assert isinstance(parse("--config", name), Settings)
+    assert all(isinstance(member.settings, Settings) for member in load.parse_members([*ROOT, "--config", name]))
 
 
 def test_the_finetune_recipe_is_the_defaults_as_it_says() -> None:

@@ -225,7 +225,8 @@ def test_an_unreadable_file_is_told_beside_the_options_at_fault(tmp_path: Path) 
 
 
 def test_an_unknown_recipe_names_the_shipped_ones(write: Any) -> None:
-    assert "did you mean demo? there are demo" in faults(*ROOT, "--config", "dmo")[0]
+    (line,) = faults(*ROOT, "--config", "dmo")
+    assert f"did you mean demo? there are {', '.join(load.recipes())};" in line
     path = write("seed: 1\nrecipe: finetun\n")
     assert f"({path}, line 2) is no recipe; did you mean finetune?" in faults(*ROOT, "--config", path)[0]
 

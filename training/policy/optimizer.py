@@ -58,6 +58,7 @@ def multipliers(settings: Optim, model: ModelSpec, weights: Mapping[str, np.ndar
     }
 
 
-def memory(settings: Train) -> MemorySpec:
-    """How the update saves memory."""
-    return MemorySpec(settings.micro_batch or 0, settings.checkpoint_gradients)
+def memory(settings: Train, micro_batch: int = 0) -> MemorySpec:
+    """How the update saves memory; a `micro_batch` that was found by trying goes before that of the settings."""
+    wished = settings.micro_batch if isinstance(settings.micro_batch, int) else 0
+    return MemorySpec(micro_batch or wished, settings.checkpoint_gradients)

@@ -1,0 +1,137 @@
+"""Several models in one recipe: `members:`, a list of entries with a name, a weight and settings of their own.
+
+Here entries become layers and one member is chosen; validating the settings is in `load`. An entry's settings stand
+over those of the file that lists it, and under those of a file that builds on that one and of the command line. A list
+of a later file replaces that of its recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from config import faults
+from config.errors import ConfigError
+from config.schema import MemberKeys, Settings
+from config.yaml_file import Key, Layer
+
+_KEY = "members"
+# What one data set, one folder and one folds.csv for all of them rest on.
+_SHARED: tuple[Key, ...] = (
+    ("out",),
+    ("resume",),
+    ("resume_anyway",),
+    ("folds",),
+    ("data", "root"),
+    ("data", "id_column"),
+    ("data", "target_column"),
+)
+_EXPECTED = {"name": "a name of letters, digits, . _ + -", "weight": "a number >= 0"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a recipe: its share in the ensemble is `weight` over the sum of all, its settings are complete."""
+
+    name: str
+    weight: float
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A member as it was read; `layers` are those of its settings, the first wins."""
+
+    name: str
+    weight: float
+    layers: list[Layer]
+
+
+def take(layers: Sequence[Layer]) -> tuple[list[Entry], list[str]]:
+    """Take `members` out of all layers: the entries of the first list, and what is wrong with them but for settings.
+
+    Where no layer has members there is one entry without a name.
+    """
+    owner = next((i for i, layer in enumerate(layers) if _KEY in layer.values), 0)
+    lists = [layer.values.pop(_KEY) for layer in layers if _KEY in layer.values]
+    entries, found = [Entry("", 1.0, list(layers))], list[str]()
+    if not lists or lists[0] in (None, []):
+        return entries, found
+    if not isinstance(lists[0], list):
+        where = layers[owner].where[(_KEY,)]
+        return entries, [f"{_KEY}: found {faults.shown(lists[0])} ({where}); expected a list of `- name: NAME`"]
+    entries.clear()
+    for i, values in enumerate(lists[0]):
+        part = _part(layers[owner], i, values)
+        keys, wrong = _keys(part, values)
+        found += [*wrong, *_shared(part), *_repeated(part, keys.name, [entry.name for entry in entries])]
+        entries.append(Entry(keys.name, keys.weight, [*layers[:owner], part, *layers[owner:]]))
+    return entries, found
+
+
+def choose(members: Sequence[Member], wanted: Sequence[str]) -> Settings:
+    """The settings of the member that `--member` named last, or of the nameless one.
+
+    `ConfigError`, which lists the members, for another name or none.
+    """
+    settings = {member.name: member.settings for member in members}
+    name, known = wanted[-1] if wanted else "", ", ".join(settings)
+    if name in settings:
+        return settings[name]
+    if not name:
+        raise ConfigError(f"member: not given, and there are several; choose one of {known} by --member NAME")
+    found = f"member: found {faults.shown(name)} (command line)"
+    if not known:
+        raise ConfigError(f"{found}, but neither file nor recipe lists members; leave it out")
+    raise ConfigError(f"{found}{faults.nearest(name, list(settings))} there are {known}")
+
+
+def _part(owner: Layer, index: int, values: Any) -> Layer:
+    """The layer of entry `index`; its place as a whole is that of its first key."""
+    prefix = (_KEY, str(index))
+    where = {key[2:]: place for key, place in owner.where.items() if key[:2] == prefix}
+    where[()] = next(iter(where.values()), owner.where[(_KEY,)])
+    return Layer(dict(values) if isinstance(values, dict) else {}, where, f"{_KEY}[{index}].")
+
+
+def _keys(part: Layer, values: Any) -> tuple[MemberKeys, list[str]]:
+    """Name and weight, taken out of the layer of the entry `values`, and what is wrong with them."""
+    nameless = MemberKeys.model_construct(name="")
+    if not isinstance(values, dict):
+        place = f"{part.prefix.rstrip('.')}: found {faults.shown(values)} ({part.where[()]})"
+        return nameless, [f"{place}; expected `name: NAME` with settings of its own"]
+    given = {key: part.values.pop(key) for key in _EXPECTED if key in part.values}
+    try:
+        return MemberKeys.model_validate(given), []
+    except ValidationError as error:
+        keys = {str(details["loc"][0]) for details in error.errors(include_url=False)}
+        return nameless, [_fault(part, key, given) for key in sorted(keys)]
+
+
+def _fault(part: Layer, key: str, given: dict[str, Any]) -> str:
+    found = f"found {faults.shown(given[key])}" if key in given else "not given"
+    return f"{part.prefix}{key}: {found} ({part.where.get((key,), part.where[()])}); expected {_EXPECTED[key]}"
+
+
+def _shared(part: Layer) -> Iterator[str]:
+    """The settings that no member can have for itself, taken out of an entry's layer."""
+    for key in _SHARED:
+        if _pop(part.values, key):
+            yield f"{part.prefix}{'.'.join(key)}: is the same for all members ({part.where[key]}); write it above them"
+
+
+def _repeated(part: Layer, name: str, before: Sequence[str]) -> Iterator[str]:
+    if name and name in before:
+        other = f"{_KEY}[{before.index(name)}]"
+        yield f"{part.prefix}name: found {name!r} ({part.where[('name',)]}), which {other} has; give each its own"
+
+
+def _pop(values: dict[str, Any], key: Key) -> bool:
+    for part in key[:-1]:
+        if not isinstance(values.get(part), dict):
+            return False
+        values[part] = values = dict(values[part])
+    return values.pop(key[-1], values) is not values

@@ -1,0 +1,101 @@
+"""`data.on_bad_image`: an image that cannot be read stops the run, or is left out and counted, the same on resume."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from config.errors import DataError
+from data import augment
+from data.loader import Loader
+from models.card import Preprocessing
+from tests.unit.test_campaign import NEVER, StopAfter, final, settings
+from training import campaign, results
+
+SKIP = ("--data.on_bad_image", "skip")
+
+
+@pytest.fixture
+def damaged(digits: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """The digits, three of them cut short, and their names."""
+    root = tmp_path / "data"
+    shutil.copytree(digits, root)
+    victims = sorted((root / "train").iterdir())[:9:4]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:60])
+    return root, [victim.name for victim in victims]
+
+
+def loader(root: Path, **options: bool) -> Loader:
+    paths = sorted((root / "train").iterdir())[:12]
+    return Loader(paths, augment.eval_transform(Preprocessing(16)), 16, batch_size=8, workers=2, **options)
+
+
+def test_a_bad_image_weighs_nothing_and_another_one_stands_in_its_place(damaged: tuple[Path, list[str]]) -> None:
+    root, names = damaged
+    source = loader(root, skip_bad=True)
+    first, last = source.epoch(np.arange(12))
+    np.testing.assert_array_equal(first.weight, [0, 1, 1, 1, 0, 1, 1, 1])
+    np.testing.assert_array_equal(first.index, np.arange(8))
+    np.testing.assert_array_equal(first.images[0], first.images[1])
+    np.testing.assert_array_equal(last.weight, [0, 1, 1, 1, 0, 0, 0, 0])
+    assert sorted(path.name for path in source.bad) == names
+    with pytest.raises(DataError, match=names[0]):
+        list(loader(root).epoch(np.arange(12)))
+
+
+def test_a_batch_without_any_readable_image_is_an_error(damaged: tuple[Path, list[str]]) -> None:
+    root, _ = damaged
+    with pytest.raises(DataError, match="a whole batch of 2 images cannot be read"):
+        list(loader(root, skip_bad=True).epoch(np.array([0, 4])))
+
+
+def test_a_run_leaves_them_out_counts_them_and_resumes_exactly(
+    damaged: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, names = damaged
+    straight = campaign.run_all("numpy", settings(root, tmp_path / "a", *SKIP), NEVER)
+    said = capsys.readouterr().out
+    ids, logits, _ = results.oof(straight)
+    assert len(ids) == 80 - 3
+    assert np.isfinite(logits).all()
+    assert not set(names) & set(ids)
+    for name in names:
+        assert f"{name}: cannot be decoded" in said
+    assert "9 unreadable images left out" in (straight / "report.html").read_text()
+    with (straight / "fold_0" / "history.csv").open(newline="") as stream:
+        assert [row["unreadable"] for row in csv.DictReader(stream)] == ["3", "3", "3"]
+    assert [fold["unreadable"] for fold in yaml.safe_load((straight / "fold_results.yaml").read_text())["folds"]] == [
+        9
+    ] * 2
+    with pytest.raises(campaign.Interrupted):
+        campaign.run_all("numpy", settings(root, tmp_path / "b", *SKIP), StopAfter(8))
+    resumed = campaign.run_all("numpy", settings(root, tmp_path / "b", *SKIP), NEVER)
+    one, other = final(straight), final(resumed)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_what_stands_in_their_place_trains_nothing(
+    damaged: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were they black or white: the weights come out the same, under Mixup too."""
+    root, _ = damaged
+    covered = campaign.run_all("numpy", settings(root, tmp_path / "a", *SKIP), NEVER)
+    from data import loader as module
+
+    def white(batch: module.Loaded, bad: dict[Path, str]) -> module.Loaded:
+        batch.images[batch.weight == 0] = 255
+        return batch
+
+    monkeypatch.setattr(module, "_cover", white)
+    bleached = campaign.run_all("numpy", settings(root, tmp_path / "b", *SKIP), NEVER)
+    one, other = final(covered), final(bleached)
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)

@@ -1,0 +1,34 @@
+"""Answers to validation images, and the file that keeps them. How they are scored is `metrics`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.contract import Session, Which
+from data.loader import Loader
+
+
+def evaluate(session: Session, loader: Loader, count: int, which: Which = "live") -> NDArray[np.float32]:
+    """Logits float32 `[count, C]` of all images of a loader, in order; -inf for those that cannot be read."""
+    found: dict[int, NDArray[np.float32]] = {}
+    for loaded in loader.epoch(np.arange(count), epoch=0):
+        kept = loaded.weight > 0
+        found.update(zip(loaded.index[kept].tolist(), session.logits(loaded.images, which)[kept], strict=True))
+    absent = np.full_like(next(iter(found.values())), -np.inf)
+    return np.stack([found.get(i, absent) for i in range(count)])
+
+
+def answered(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """bool `[N]`: the rows of images that could be read."""
+    return np.asarray(~np.isneginf(logits).all(axis=1))
+
+
+def write_oof(folder: Path, ids: Sequence[str], logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    """`oof.npz` of a fold: ids, logits and targets of the validation images that could be read."""
+    partial, kept = folder / "oof.partial.npz", answered(logits)
+    np.savez(partial, ids=np.array(ids)[kept], logits=logits[kept], targets=labels[kept])
+    partial.replace(folder / "oof.npz")

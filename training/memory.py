@@ -1,0 +1,50 @@
+"""How many images pass the network at a time on a device whose memory is not known beforehand.
+
+The effective batch never changes: only the part of it that is computed at once, in `train.micro_batch`. It is found by
+trying, halved when the memory runs out, and kept in the fold's folder, since BatchNorm sees it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from backends.contract import Batch, Knobs, Session
+from config.errors import OutOfMemory
+
+_FILE = "micro_batch.txt"
+
+
+def remembered(fold: Path) -> int:
+    """The micro-batch that an earlier start of the fold came to; 0 where it came to none."""
+    file = fold / _FILE
+    return int(file.read_text()) if file.exists() else 0
+
+
+def remember(fold: Path, size: int) -> None:
+    """Keep the micro-batch for the next start."""
+    partial = fold / f"{_FILE}.partial"
+    partial.write_text(f"{size}\n")
+    partial.replace(fold / _FILE)
+
+
+def halved(size: int, batch: int, cause: OutOfMemory) -> int:
+    """The largest divisor of the batch up to half of `size`; where that was one image, the cause as an error."""
+    if size <= 1:
+        raise OutOfMemory(
+            f"not even one image at a time fits ({cause}); set train.checkpoint_gradients true, or choose a smaller "
+            "data.image_size or model"
+        ) from None
+    return max(part for part in range(1, size // 2 + 1) if batch % part == 0)
+
+
+def attempt(session: Session, batch: int, size: int, classes: int) -> None:
+    """One update with `batch` empty images of `size` pixels, taken back afterwards; `OutOfMemory` where it does not
+    fit."""
+    before = session.state()
+    images = np.zeros((batch, size, size, 3), np.uint8)
+    targets = np.full((batch, classes), 1 / classes, np.float32)
+    knobs = Knobs(lr=0.0, weight_decay=0.0, ema_decay=0.0, clip_norm=1.0)
+    session.read(session.train_step(Batch(images, targets, np.ones(batch, np.float32)), None, knobs))
+    session.load(before)

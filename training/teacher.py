@@ -1,0 +1,160 @@
+"""What a fold learns from: its labelled images, a teacher's answers to them, and pseudo-labelled images besides.
+
+A fold never learns from a teacher that saw its validation images. The file of answers and who may use which of them
+stand in `infer.teacher`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import ConfigError, DataError
+from config.schema import Settings, Teacher
+from data import index
+from infer import teacher
+from infer.teacher import Answers
+from training.targets import blended, smoothed, softened
+
+
+class Lesson(NamedTuple):
+    """The N images that a fold is trained on: labels int64 `[N]`, targets float32 `[N, C]`, and `weights` float32 `[N]`
+    in the mean loss. The label of a pseudo-labelled image is its likeliest class."""
+
+    paths: list[Path]
+    labels: NDArray[np.int64]
+    targets: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Teaching:
+    """A run's teacher: its answers to the labelled images and to the `images` without labels, where there are any."""
+
+    settings: Teacher
+    smoothing: float
+    labelled: Answers | None = None
+    extra: Answers | None = None
+    images: index.Table | None = None
+
+    def paths(self) -> list[Path]:
+        """The files of the images without labels."""
+        return self.images.paths if self.images else []
+
+
+def read(settings: Settings, table: index.Table) -> Teaching:
+    """The teacher that the settings name, if any; its classes and the images besides are checked against the data."""
+    wish, smoothing = settings.teacher, settings.loss.label_smoothing
+    labelled = _of_classes(teacher.read(wish.file), table.class_names) if wish.file else None
+    if not wish.extra_root or not wish.extra_file:
+        return Teaching(wish, smoothing, labelled)
+    extra = _of_classes(teacher.read(wish.extra_file), table.class_names)
+    images = index.load_test(wish.extra_root, settings.data.id_column)
+    both = {path.resolve() for path in images.paths} & {path.resolve() for path in table.paths}
+    if both:
+        raise DataError(
+            f"{min(both)}: is a labelled image and in teacher.extra_root as well ({len(both)} such); "
+            "give a folder of other images"
+        )
+    return Teaching(wish, smoothing, labelled, extra, images)
+
+
+def check(teaching: Teaching, table: index.Table, fold_of: NDArray[np.int64], folds: Iterable[int]) -> None:
+    """Everything that could stop one of the `folds` later on, now, and how many images are pseudo-labelled in each.
+
+    `ConfigError` where a fold has no teacher, or one that saw an image which validates this fold, or too few answers.
+    """
+    for fold in folds:
+        for answers in filter(None, (teaching.labelled, teaching.extra)):
+            _check_unseen(answers, [table.ids[i] for i in np.flatnonzero(fold_of == fold)], fold)
+        train = np.flatnonzero(fold_of != fold)
+        more = len(lesson(teaching, table, train, fold).paths) - len(train)
+        if teaching.images:
+            found, root = len(teaching.images.ids), teaching.settings.extra_root
+            print(f"fold {fold}: {more} of {found} images of {root} are pseudo-labelled")
+
+
+def _check_unseen(answers: Answers, validation: list[str], fold: int) -> None:
+    if not (answers.fold == fold).any():
+        there = ", ".join(str(k) for k in np.unique(answers.fold))
+        raise ConfigError(
+            f"{answers.source}: has no answers for fold {fold}, only for {there}; set folds.train to those"
+        )
+    seen = [name for name in validation if answers.split.get(name) != fold]
+    if seen:
+        raise ConfigError(
+            f"{answers.source}: its teacher of fold {fold} may have seen {len(seen)} images that validate fold {fold} "
+            f"here ({seen[0]}, ...); set folds.file to the folds.csv of the teacher's run"
+        )
+
+
+def lesson(teaching: Teaching, table: index.Table, train: NDArray[np.int64], fold: int) -> Lesson:
+    """What fold `fold` is trained on: the images at `train` of the table, then the pseudo-labelled ones."""
+    labels = table.labels[train]
+    targets = smoothed(labels, len(table.class_names), teaching.smoothing)
+    if teaching.labelled:
+        answers = _find(teaching.labelled, [table.ids[i] for i in train], fold)
+        targets = blended(targets, softened(answers, teaching.settings.temperature), teaching.settings.weight)
+    own = Lesson([table.paths[i] for i in train], labels, targets, np.ones(len(train), np.float32))
+    return _joined(own, _pseudo(teaching, fold))
+
+
+def _joined(own: Lesson, more: Lesson | None) -> Lesson:
+    if more is None:
+        return own
+    return Lesson(
+        own.paths + more.paths,
+        np.concatenate([own.labels, more.labels]),
+        np.concatenate([own.targets, more.targets]),
+        np.concatenate([own.weights, more.weights]),
+    )
+
+
+def _pseudo(teaching: Teaching, fold: int) -> Lesson | None:
+    """The images without labels that the fold's teacher is sure enough of."""
+    wish, extra, images = teaching.settings, teaching.extra, teaching.images
+    if not extra or not images:
+        return None
+    answers = _find(extra, images.ids, fold)
+    sure = np.flatnonzero(np.exp(answers.max(axis=1)) >= wish.min_confidence)
+    if not len(sure):
+        raise ConfigError(
+            f"teacher.min_confidence {wish.min_confidence:g}: the teacher of fold {fold} is not as sure of any image "
+            f"of {wish.extra_root}; lower it"
+        )
+    labels = answers[sure].argmax(axis=1).astype(np.int64)
+    soft = wish.extra_labels == "soft"
+    targets = (
+        softened(answers[sure], wish.temperature) if soft else smoothed(labels, answers.shape[1], teaching.smoothing)
+    )
+    weights = np.full(len(sure), wish.extra_weight, np.float32)
+    return Lesson([images.paths[i] for i in sure], labels, targets, weights)
+
+
+def _find(answers: Answers, ids: list[str], fold: int) -> NDArray[np.float32]:
+    """The log probabilities `[N, C]` of the images `ids` from the members that never saw the fold's validation."""
+    rows = answers.rows(fold)
+    missing = [name for name in ids if name not in rows]
+    if missing:
+        raise ConfigError(
+            f"{answers.source}: has no answer for {len(missing)} of {len(ids)} images in fold {fold} ({missing[0]}, "
+            "...); write it anew for these images with `python -m infer teacher`"
+        )
+    return answers.log_probabilities[[rows[name] for name in ids]]
+
+
+def _of_classes(answers: Answers, names: tuple[str, ...]) -> Answers:
+    """The answers with their columns in the order of `names`."""
+    if set(answers.class_names) != set(names) or len(answers.class_names) != len(names):
+        odd = sorted(set(answers.class_names) ^ set(names))
+        raise ConfigError(
+            f"{answers.source}: knows {len(answers.class_names)} classes and the data set has {len(names)}; "
+            f"{odd[0]!r} is not in both, take a teacher of the same classes"
+        )
+    order = [answers.class_names.index(name) for name in names]
+    return Answers(answers.source, answers.ids, answers.log_probabilities[:, order], names, answers.fold, answers.split)
