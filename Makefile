@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 LOCK := requirements.lock
 PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install test demo lint clean
+.PHONY: install test demo parity lint clean
 
 install: $(STAMP)
 
@@ -27,6 +27,10 @@ test: lint
 
 demo: install
 	$(PY) -m training.demo
+
+# Long: every architecture at its real size. It goes on where it was stopped.
+parity: install
+	$(PY) -m benchmarks.parity
 
 clean:
 	rm -rf $(VENV) demo_out runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -130,7 +130,8 @@ def torch_moments(model: nn.Module, spec: ModelSpec, state: TrainState, batch: B
     torch_model.load_canonical(model, state.weights)
     adamw, named = _adamw(model.train()), dict(model.named_parameters())
     for name, parameter in named.items():
-        moments = {slot: torch.from_numpy(state.optimizer[f"{slot}.{name}"]).to(parameter.dtype) for slot in MOMENTS}
+        # Copies: torch.optim updates its moments in place.
+        moments = {slot: torch.tensor(state.optimizer[f"{slot}.{name}"], dtype=parameter.dtype) for slot in MOMENTS}
         adamw.state[parameter] = {"step": torch.tensor(float(state.step)), **moments}
     _update(model, adamw, spec, batch, at)
     return {f"{slot}.{name}": _array(adamw.state[p][slot]) for name, p in named.items() for slot in MOMENTS}

@@ -190,7 +190,7 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str], monkeyp
     for path, description in leaves().items():
         assert description, path
         assert f"--{path} VALUE {description}" in flowing
-    assert "one of auto, fp32, bf16; default auto" in flowing
+    assert "one of auto, fp32, tf32, bf16, fp16; default auto" in flowing
     assert "a whole number >= 1; default 20" in flowing
     assert "a path; required" in flowing
     assert "usage: train_mlx.py" in flowing

@@ -77,7 +77,7 @@ def test_a_dotted_key_beside_its_section_is_told_apart(write: Any) -> None:
         ("train.epochs", "true", "a whole number >= 1"),
         ("train.epochs", "null", "a whole number >= 1"),
         ("train.epochs", "0", "a whole number >= 1"),
-        ("train.precision", "fp8", "one of auto, fp32, bf16"),
+        ("train.precision", "fp8", "one of auto, fp32, tf32, bf16, fp16"),
         ("data.fit", "zoom", "one of crop, squash, letterbox or null"),
         ("augment.hflip", "maybe", "true or false"),
         ("optim.lr", "nan", "a number > 0 or null"),

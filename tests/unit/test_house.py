@@ -70,7 +70,10 @@ def run_without(blocked: set[str], *argv: str) -> subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("program", ["train_torch.py", "train_mlx.py", "infer", "convert", "models", "training", "data"])
+PROGRAMS = ("train_torch.py", "train_mlx.py", "infer", "convert", "models", "training", "data")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_help_needs_no_framework(program: str) -> None:
     done = run_without(TORCH_SIDE | MLX_SIDE, program, "--help")
     assert done.returncode == 0, done.stderr
