@@ -33,7 +33,8 @@ STEPS, N = 20, 8
 LOSS = 1e-5
 ENGINES = {"mlx": mlx_session, "torch": torch_session}
 CONVNEXT = tiny.spec("convnext")
-_RESNET = tiny.spec("resnet")
+# At 32 pixels the last stage has one pixel, and BatchNorm the variance of four numbers: torch is 1e-4 from its float64.
+_RESNET = tiny.spec("resnet", image_size=64)
 # ReLU under BatchNorm diverges between any two correct implementations.
 RESNET = replace(_RESNET, args={**_RESNET.args, "act_layer": "silu"})
 
