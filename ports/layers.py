@@ -16,7 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from config.errors import ConfigError, WeightsError
+from config.errors import ConfigError
+from models.weights import check
 
 Padding = int | tuple[int, int] | str
 
@@ -259,32 +260,16 @@ def load_canonical(model: nn.Module, weights: dict[str, np.ndarray], source: str
     `num_batches_tracked` and other entries that only torch keeps must be left out by the caller.
     """
     homes = places(model)
-    for name, value in fitted(model, weights, source).items():
-        module, key = homes[name]
-        module[key] = mx.array(value)
+    check(weights, {name: timm_shape(module, key) for name, (module, key) in homes.items()}, source)
+    for name, (module, key) in homes.items():
+        module[key] = mx.array(mlx_layout(module, key, weights[name]))
 
 
-def fitted(model: nn.Module, weights: dict[str, np.ndarray], source: str = "weights") -> dict[str, np.ndarray]:
-    """`weights` in MLX's layout, in the model's order; `WeightsError` naming the first three of each kind of misfit."""
-    homes = places(model)
-    new = {n: mlx_layout(m, k, weights[n]) for n, (m, k) in homes.items() if n in weights}
-    misfits = {
-        "missing": sorted(homes.keys() - weights.keys()),
-        "unexpected": sorted(weights.keys() - homes.keys()),
-        "of another shape": [n for n, v in new.items() if v.shape != tuple(homes[n][0][homes[n][1]].shape)],
-    }
-    if any(misfits.values()):
-        found = "; ".join(f"{kind} {', '.join(names[:3])}" for kind, names in misfits.items() if names)
-        raise WeightsError(f"{source}: does not fit the model ({found})")
-    return new
-
-
-def to_mlx(model: nn.Module, name: str, value: np.ndarray) -> mx.array:
-    """One canonical array (a weight, or a moment of it) in MLX's layout for the parameter `name` of `model`."""
-    home = places(model).get(name)
-    if home is None:
-        raise WeightsError(f"no parameter {name!r} in this model")
-    return mx.array(mlx_layout(*home, value))
+def timm_shape(module: nn.Module, key: str) -> tuple[int, ...]:
+    """The shape of `module`'s array `key` in timm's layout."""
+    shape = tuple(module[key].shape)
+    turned = isinstance(module, Conv2d) and key == "weight"
+    return tuple(shape[i] for i in (0, 3, 1, 2)) if turned else shape
 
 
 def mlx_layout(module: nn.Module, key: str, value: np.ndarray) -> np.ndarray:

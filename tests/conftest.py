@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import backends.mlx  # noqa: F401 - before any test imports MLX, so that it finds the fast and accurate BLAS
+
 PER_CLASS = 8
 
 

@@ -91,6 +91,9 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
 
 def _refuse(settings: Settings, backend: str) -> None:
     """`ConfigError` for a setting that the engine cannot honour."""
+    reason = registry.engines(registry.get(settings.model)).get(backend)
+    if reason:
+        raise ConfigError(f"model {settings.model}: {reason}; train it with the other engine, or choose another model")
     precision = settings.train.precision
     if precision in ("tf32", "fp16") and backend != "torch":
         raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")

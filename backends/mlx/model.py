@@ -54,7 +54,7 @@ def build(spec: ModelSpec, weights: Weights | None, precision: Precision, seed: 
     with seeded(seed, "weights", 0):
         module = ports.create(spec)
     if weights is not None:
-        layers.load_canonical(module, weights)
+        layers.load_canonical(module, weights, f"the weights for {spec.name}")
     homes = layers.places(module)
     arrays = {name: owner[key] for name, (owner, key) in homes.items()}
     prep = spec.preprocessing

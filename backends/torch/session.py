@@ -229,7 +229,7 @@ class Session:
         with step.randomness(self._seed, "weights", 0, torch.device("cpu")):
             network = model.build(spec)
         if weights is not None:
-            model.load_canonical(network, weights)
+            model.load_canonical(network, weights, f"the weights for {spec.name}")
         # Tensor cores want channels last; on the CPU it makes no clear difference.
         layout = torch.channels_last if self._device.type == "cuda" else torch.preserve_format
         return network.to(self._device, memory_format=layout)

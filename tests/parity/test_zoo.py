@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,9 +16,11 @@ import ports
 from backends.contract import Batch, Knobs, LossSpec, OptimSpec
 from backends.mlx import session
 from backends.torch import model as torch_model
-from config.errors import ConfigError
+from config import load
+from config.errors import BackendUnavailable, ConfigError
 from models import record_mlx, registry, weights
 from ports import layers, zoo
+from training import campaign
 
 NAMES = [f"{arch}.{tag}" if tag else arch for arch in registry.members(registry.ZOO) for tag in registry.tags(arch)]
 # mlx-image's weights are torchvision's; these have its names as well, but for MLX's `layers` of a Sequential.
@@ -148,3 +151,17 @@ def test_stochastic_depth_and_dropout_follow_the_settings() -> None:
 def test_torch_refuses_them_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"train it with train_mlx\.py"):
         torch_model.build(registry.get("mlxim/resnet18"))
+
+
+@pytest.mark.parametrize(("engine", "name"), [("torch", "mlxim/resnet18"), ("mlx", "mixnet_s")])
+def test_a_run_on_the_wrong_engine_is_refused_before_anything_is_written(engine, name, tmp_path: Path) -> None:
+    words = ["--data.root", str(tmp_path / "absent"), "--out", str(tmp_path / "runs"), "--model", name]
+    with pytest.raises(ConfigError, match=name):
+        campaign.run_all(engine, load.parse(words, prog="test"), lambda: False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_mlx_image_the_line_names_the_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxim.model._registry", None)
+    with pytest.raises(BackendUnavailable, match="pip install --no-deps mlx-image"):
+        ports.create(registry.get("mlxim/resnet18"))

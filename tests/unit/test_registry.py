@@ -128,6 +128,21 @@ def test_show_prints_preprocessing_and_defaults(capsys: pytest.CaptureFixture[st
         assert part in out
 
 
+def test_list_and_show_say_which_engine_runs_a_model_and_why_not_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "mixnet_s"]) == main(["list", "mlxim/resnet18"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if not line.startswith("name ")]
+    assert [row[4:5] for row in rows] == [["torch"], ["MLX"]]
+    assert main(["show", "mixnet_s"]) == main(["show", "mlxim/vit_base_patch16_224.swag_lin"]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "torch (MLX has no port of block_args",
+        "MLX (mlx-image",
+        "huggingface.co/mlx-vision/vit_base",
+        "3e-05",
+    ):
+        assert part in out
+
+
 def test_an_unknown_name_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "convnxt_base"]) == 2
     captured = capsys.readouterr()

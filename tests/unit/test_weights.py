@@ -231,6 +231,7 @@ def test_features_have_no_head() -> None:
         "mobilenetv3_small_050.lamb_in1k",
         "resnet50.bamboo",
         "regnety_320.seer",
+        "coatnet_nano_rw_224.sw_in1k",
     ],
 )
 def test_each_kind_of_pretrained_model_gets_a_head_that_fits(name: str) -> None:
