@@ -20,8 +20,9 @@ from training import campaign
 
 # Each start is a process of its own, made from one that has imported everything already.
 FRESH = multiprocessing.get_context("forkserver")
+# As tests/conftest.py does, MLX's BLAS first: it is process-wide, and the bits of all runs here must come from one.
 FRESH.set_forkserver_preload(
-    ["training.campaign", "backends.numpy.session", "backends.torch.session", "tests.e2e.test_kill"]
+    ["backends.mlx", "training.campaign", "backends.numpy.session", "backends.torch.session", "tests.e2e.test_kill"]
 )
 
 
