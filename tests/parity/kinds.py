@@ -102,8 +102,8 @@ def _maxvit(args: Args) -> Args:
 # Family to what makes it tiny (None: `shallow` does) and to the image size in pixels.
 _TINY: dict[str, tuple[Callable[[Args], Args] | None, int]] = {
     "convnext": (_convnext, 32),
-    "efficientnet": (None, 64),
-    "mobilenetv3": (None, 64),
+    "efficientnet": (None, 72),
+    "mobilenetv3": (None, 72),
     "swin": (_swin, 48),
     "swinv2": (_swinv2, 48),
     "resnet": (_resnet, 64),

@@ -10,7 +10,7 @@ from tests.parity import harness, kinds
 
 # ReLU with BatchNorm diverges chaotically, torch from itself too: these train with SiLU in its place.
 SMOOTHED = ("efficientnet", "mobilenetv3", "resnet", "regnet")
-SIZE = {"swin": 44, "swinv2": 32}
+SIZE = {"swin": 44, "swinv2": 32, "efficientnet": 64, "mobilenetv3": 64}
 
 
 def network(family: str, patch: pytest.MonkeyPatch) -> ModelSpec:
