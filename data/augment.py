@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from config.schema import Augment
+from config.data_sections import Augment
 from data import documents, geometry, ops, policies, resize
 from data.decode import Pixels
 from data.loader import ByEpoch, Transform

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config.errors import TandemError
-from config.schema import Checkpoint
+from config.train_sections import Checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:

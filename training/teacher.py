@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from config.data_sections import Teacher
 from config.errors import ConfigError, DataError
-from config.schema import Settings, Teacher
+from config.schema import Settings
 from data import index
 from infer import teacher
 from infer.teacher import Answers

@@ -19,7 +19,7 @@ from backends.numpy import session as numpy_session
 from backends.torch import losses as torch_losses
 from backends.torch import session as torch_session
 from config.errors import ConfigError
-from config.schema import LOSS_OPTIONS, Loss
+from config.train_sections import LOSS_OPTIONS, Loss
 from tests import tiny
 from tests.parity import harness
 from tests.parity.test_training_parity import knobs, mix

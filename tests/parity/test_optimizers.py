@@ -23,7 +23,7 @@ from backends.mlx import session as mlx_session
 from backends.torch import model as torch_model
 from backends.torch import rules as torch_rules
 from backends.torch import session as torch_session
-from config.schema import Optim
+from config.train_sections import Optim
 from models.registry import ModelSpec
 from tests import tiny
 from tests.parity import harness

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as tv
 
-from config.schema import Augment
+from config.data_sections import Augment
 from data import augment, geometry, resize
 from models.card import Preprocessing
 from tests.unit.pictures import PHOTO, chance, difference, photograph

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from config.data_sections import Augment
 from config.errors import DataError
-from config.schema import Augment
 from data import augment, images, loader
 from data.sampler import epoch_order
 from models.card import Preprocessing

@@ -14,7 +14,7 @@ from timm.loss import compute_class_weights
 from backends.contract import LossSpec
 from config import load
 from config.errors import ConfigError
-from config.schema import LOSS_OPTIONS, Loss
+from config.train_sections import LOSS_OPTIONS, Loss
 from training import campaign
 from training.policy import loss
 

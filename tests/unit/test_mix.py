@@ -18,8 +18,8 @@ from timm.data import mixup as timms
 from backends.contract import MixPlan
 from backends.torch.step import mixed
 from config import load
+from config.data_sections import Mix
 from config.errors import ConfigError
-from config.schema import Mix
 from training.policy import mix
 
 BATCH, SIZE, CLASSES = 8, 33, 5  # an odd size: halves of boxes must be rounded alike

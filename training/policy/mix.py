@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.contract import MixPlan
-from config.schema import Mix
+from config.data_sections import Mix
 from data import keyed
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from config.data_sections import ClassImbalance
 from config.errors import ConfigError
-from config.schema import ClassImbalance
 from data import keyed
 from data.sampler import epoch_order
 

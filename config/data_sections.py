@@ -1,39 +1,13 @@
-"""The settings about images: what they are, how they are drawn, changed, mixed and labelled by a teacher.
-
-A part of `schema`, which has the other sections, what must fit together, and `Settings`.
-"""
+"""The settings about images: what they are, how they are drawn, changed, mixed and labelled by a teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field
 
-CHECK = "tandem_check"  # the error type whose message is the expectation itself; its ctx may name the `other` setting
-
-
-def _distinct(values: Items) -> Items:
-    if len(set(values)) < len(values):
-        raise PydanticCustomError(CHECK, "each entry once only")
-    return values
-
-
-Items = TypeVar("Items", bound=tuple[Hashable, ...])
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-FoldNumber = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Column = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, closed to unknown keys, finite numbers only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from config.section import Column, FoldNumber, Fraction, Positive, Probability, Section, distinct
 
 
 class Data(Section):
@@ -77,7 +51,7 @@ class Folds(Section):
     )
     count: int = Field(default=5, ge=2, le=1000, description="Number of folds (stratified).")
     val_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of the images set aside (holdout).")
-    train: Annotated[tuple[FoldNumber, ...], Field(min_length=1), AfterValidator(_distinct)] | None = Field(
+    train: Annotated[tuple[FoldNumber, ...], Field(min_length=1), AfterValidator(distinct)] | None = Field(
         default=None, description="Numbers of the folds to train now, such as [0, 2]; null trains them all."
     )
     file: Path | None = Field(default=None, description="An existing folds.csv to use in place of drawing folds.")

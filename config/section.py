@@ -1,0 +1,33 @@
+"""What every section of the settings is made of: its base class and the types that several of them use."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+CHECK = "tandem_check"  # the error type whose message is the expectation itself; its ctx may name the `other` setting
+
+
+def distinct(values: Items) -> Items:
+    """The values as they are; a validator that refuses one that comes twice."""
+    if len(set(values)) < len(values):
+        raise PydanticCustomError(CHECK, "each entry once only")
+    return values
+
+
+Items = TypeVar("Items", bound=tuple[Hashable, ...])
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+FoldNumber = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Column = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, closed to unknown keys, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
