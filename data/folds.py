@@ -77,6 +77,20 @@ def read(path: Path, table: Table) -> NDArray[np.int64]:
     return folds
 
 
+def with_vanished(path: Path, table: Table) -> Table:
+    """`table` in the order of the file, with the images that only the file remembers; their paths lead to nothing.
+
+    The table as it is where none is gone, and where a class would be another one.
+    """
+    rows = csvfile.read(path, _HEADER)
+    names = [row.cells["ID"] for row in rows]
+    if set(names) <= set(table.ids) or not {row.cells["target"] for row in rows} <= set(table.class_names):
+        return table
+    paths, number = dict(zip(table.ids, table.paths, strict=True)), {n: i for i, n in enumerate(table.class_names)}
+    labels = np.array([number[row.cells["target"]] for row in rows], dtype=np.int64)
+    return Table(names, [paths.get(n, table.root / n) for n in names], labels, table.class_names, table.root)
+
+
 def _targets(table: Table) -> list[str]:
     return [table.class_names[label] for label in table.labels.tolist()]
 

@@ -166,7 +166,7 @@ def _folds(path: Path) -> dict[str, int]:
 
 def _own(run: Path) -> index.Table:
     data = load.read(run / "config.yaml").data
-    return index.load(data.root, data.id_column, data.target_column)
+    return index.load(data.root, data.id_column, data.target_column, keep_missing=data.on_bad_image == "skip")
 
 
 def _by_fold(runs: Sequence[oof.Run]) -> Iterator[tuple[int, tuple[Member, ...]]]:

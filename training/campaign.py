@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import gc
+import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,15 +24,17 @@ from config.errors import CheckpointError, ConfigError, DataError, OutOfMemory
 from config.schema import Settings
 from data import augment, check, folds, index
 from data.images import Images
-from data.loader import Loader
+from data.loader import ByEpoch, Loader, Transform
 from models import defaults, registry, weights
 from models.card import Card, Preprocessing
 from models.registry import ModelSpec
 from training import checkpoint, engine, memory, metrics, plots, report, results, run, teacher
 from training.loop import Events, Loop
 from training.policy import loss as losses
-from training.policy import optimizer, sampling
+from training.policy import optimizer, resizing, sampling
 from training.progress import Progress
+
+FOLDS = "folds.csv"
 
 
 class Interrupted(Exception):
@@ -72,6 +75,8 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     with ExitStack() as held:
         card = Card(settings.model, table.class_names, spec.preprocessing, dict(spec.options), backend)
         with run.briefly(folder):
+            if settings.data.on_bad_image == "skip" and (folder / FOLDS).exists():
+                table = folds.with_vanished(folder / FOLDS, table)
             fold_of = _folds(settings, table, folder)
         numbers = fold_numbers(settings, fold_of)
         teacher.check(teaching, table, fold_of, numbers)
@@ -105,7 +110,7 @@ def soup(fold: Path) -> Path:
     if not number or not (fold / checkpoint.BEST).exists():
         raise CheckpointError(f"{fold}: no fold of a run with a best checkpoint; give RUN/fold_0 or the like")
     settings, spec, table = prepare(load.read(folder / run.CONFIG))
-    card, fold_of = results.card(folder), folds.read(folder / "folds.csv", table)
+    card, fold_of = results.card(folder), folds.read(folder / FOLDS, table)
     backends.require(card.trained_with)
     images, teaching = Images(pixel_limit=settings.data.pixel_limit), teacher.read(settings, table)
     campaign = Campaign(
@@ -123,7 +128,8 @@ def soup(fold: Path) -> Path:
 
 def prepare(settings: Settings) -> tuple[Settings, ModelSpec, index.Table]:
     """Read the data set and fill in what depends on it and on the model: size, classes, rate, batch."""
-    table = index.load(settings.data.root, settings.data.id_column, settings.data.target_column)
+    data = settings.data
+    table = index.load(data.root, data.id_column, data.target_column, keep_missing=data.on_bad_image == "skip")
     losses.check(settings.loss, table.class_names)
     spec = registry.get(
         settings.model,
@@ -134,6 +140,7 @@ def prepare(settings: Settings) -> tuple[Settings, ModelSpec, index.Table]:
         drop_path_rate=settings.drop.path,
     )
     spec = replace(spec, preprocessing=_preprocessing(settings, spec))
+    resizing.check(settings.progressive, spec)
     resolved = {
         "data": {"image_size": spec.preprocessing.size},
         "train": _batch(settings, spec),
@@ -197,7 +204,7 @@ def _preprocessing(settings: Settings, spec: ModelSpec) -> Preprocessing:
 
 def _folds(settings: Settings, table: index.Table, folder: Path) -> NDArray[np.int64]:
     """The fold of each image: the run's own `folds.csv`, else the user's, else drawn; written to the run."""
-    path, split = folder / "folds.csv", settings.folds
+    path, split = folder / FOLDS, settings.folds
     if path.exists():
         return folds.read(path, table)
     if split.file:
@@ -227,7 +234,7 @@ def _fold(campaign: Campaign, number: int) -> dict[str, Any]:
 
 def _trained_as_it_fits(campaign: Campaign, number: int, data: engine.FoldData, folder: Path) -> Loop:
     """Train, in halved micro-batches from the last checkpoint on where the device's memory runs out."""
-    micro, batch = memory.remembered(folder), data.train.batch_size
+    micro, batch = memory.remembered(folder), math.gcd(*(stage.batch for stage in data.stages))
     while True:
         try:
             return _trained(campaign, number, data, folder, micro)
@@ -243,9 +250,9 @@ def _trained(campaign: Campaign, number: int, data: engine.FoldData, folder: Pat
     session = _session(campaign, number, micro)
     try:
         if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
-            memory.attempt(session, data.train.batch_size, data.size, campaign.spec.num_classes)
+            memory.attempt(session, data.stages[-1].batch, data.stages[-1].size, campaign.spec.num_classes)
         run.write_environment(campaign.folder, campaign.backend, session.describe())
-        with Progress(settings, number, len(data.train_targets), folder) as watcher:
+        with Progress(settings, number, folder) as watcher:
             fit = engine.Fit(session, data, settings, campaign.card, folder, watcher.events, campaign.stop_requested)
             loop = fit.run()
             _write_suspects(campaign, folder, fit)
@@ -298,35 +305,42 @@ def _start(campaign: Campaign, backend: Backend, number: int) -> Weights:
 
 def _fold_data(campaign: Campaign, number: int) -> engine.FoldData:
     settings, table = campaign.settings, campaign.table
-    prep, seed = campaign.card.preprocessing, settings.seed
     train, valid = np.flatnonzero(campaign.fold_of != number), np.flatnonzero(campaign.fold_of == number)
     if not len(train) or not len(valid):
         raise DataError(f"fold {number} has {len(train)} training and {len(valid)} validation images; change folds")
-    skip = settings.data.on_bad_image == "skip"
     lesson = teacher.lesson(campaign.teaching, table, train, number)
     batch = min(int(settings.train.batch_size or 1), len(lesson.paths))
     optimizer.memory(settings.train).size(batch)  # refuses a micro-batch that does not divide it
-    transform = augment.by_epoch(settings.augment, prep, settings.train.epochs)
+    stages = resizing.stages(settings.progressive, settings.train, campaign.spec, batch, len(lesson.paths))
     return engine.FoldData(
-        train=Loader(lesson.paths, transform, prep.size, batch, settings.data.workers, seed, campaign.images, skip),
+        stages=stages,
+        train=tuple(_train_loader(campaign, stage, lesson.paths) for stage in stages),
         train_labels=lesson.labels,
         train_targets=lesson.targets,
         train_weights=lesson.weights,
-        valid=Loader(
-            [table.paths[i] for i in valid],
-            augment.eval_transform(prep),
-            prep.size,
-            settings.train.val_batch_size or batch,
-            settings.data.workers,
-            seed,
-            campaign.images,
-            skip,
-        ),
+        valid=_valid_loader(campaign, [table.paths[i] for i in valid], settings.train.val_batch_size or batch),
         valid_labels=table.labels[valid],
         valid_ids=[table.ids[i] for i in valid],
-        size=prep.size,
         raise_to=sampling.raise_to(settings.class_imbalance, table.class_names),
     )
+
+
+def _train_loader(campaign: Campaign, stage: resizing.Stage, paths: Sequence[Path]) -> Loader:
+    settings = campaign.settings
+    prep = replace(campaign.card.preprocessing, size=stage.size)
+    transform = augment.by_epoch(settings.augment, prep, settings.train.epochs)
+    return _loader(campaign, paths, transform, stage.size, stage.batch)
+
+
+def _valid_loader(campaign: Campaign, paths: Sequence[Path], batch: int) -> Loader:
+    prep = campaign.card.preprocessing
+    return _loader(campaign, paths, augment.eval_transform(prep), prep.size, batch)
+
+
+def _loader(campaign: Campaign, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int) -> Loader:
+    settings = campaign.settings
+    skip = settings.data.on_bad_image == "skip"
+    return Loader(paths, transform, size, batch, settings.data.workers, settings.seed, campaign.images, skip)
 
 
 def _finish(folder: Path, number: int, loop: Loop, seconds: float) -> dict[str, Any]:
@@ -356,7 +370,7 @@ def _write_suspects(campaign: Campaign, folder: Path, fit: engine.Fit) -> None:
         writer = csv.writer(stream)
         writer.writerow(("id", "target", "loss"))
         for i in found:
-            path, target = fit.data.train.paths[i], campaign.table.class_names[fit.data.train_labels[i]]
+            path, target = fit.data.train[-1].paths[i], campaign.table.class_names[fit.data.train_labels[i]]
             writer.writerow((id_of.get(path, str(path)), target, f"{fit.mining.losses[i]:.6f}"))
     partial.replace(folder / "suspects.csv")
 
