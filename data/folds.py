@@ -92,6 +92,13 @@ def _numbered(
     return folds
 
 
+def united(folds: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The folds with every image of a group (int64 `[N]`) in the fold of the group's first one, so that no copy of a
+    picture judges a model that was trained on another. Meant for few and small groups: the folds' sizes change."""
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    return np.asarray(folds[first][group], dtype=np.int64)
+
+
 def numbers(folds: NDArray[np.int64]) -> list[int]:
     """The numbers of all folds, in order."""
     return [int(n) for n in np.unique(folds) if n != TRAIN_ONLY]

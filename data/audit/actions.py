@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from config.data_sections import Data
 from config.errors import DataError
 from data import csvfile, index
 from data.audit.findings import ACTIONS
-from data.decode import Pixels
 
 # What turns an image by degrees clockwise.
 TURNS = {"90": cv2.ROTATE_90_CLOCKWISE, "180": cv2.ROTATE_180, "270": cv2.ROTATE_90_COUNTERCLOCKWISE}
@@ -34,15 +33,10 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Applied:
-    """A data set as the user wants it: its table, the groups that were asked for, the files to be turned, the steps.
-
-    `groups` is int64 `[N]`, a number of its own for an image that was put into none, or None where no row says `group`.
-    """
+    """A data set as the user wants it, its turns and groups in the table, and the steps that made it so."""
 
     table: index.Table
-    groups: NDArray[np.int64] | None
-    turns: dict[Path, int]
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] = ()
 
     def summary(self) -> str:
         """What was done, in a line."""
@@ -53,12 +47,7 @@ class Applied:
 def load(data: Data) -> Applied:
     """The training set that the settings name, with their `audit_actions` applied where they name any."""
     table = index.load(data.root, data.id_column, data.target_column)
-    return apply(table, read(data.audit_actions), data.audit_actions) if data.audit_actions else untouched(table)
-
-
-def untouched(table: index.Table) -> Applied:
-    """A table to which nothing was done."""
-    return Applied(table, None, {}, ())
+    return apply(table, read(data.audit_actions), data.audit_actions) if data.audit_actions else Applied(table)
 
 
 def read(path: Path) -> list[Step]:
@@ -96,25 +85,17 @@ def apply(table: index.Table, steps: Sequence[Step], source: Path) -> Applied:
     names = index.sort_classes(targets)
     if len(names) < 2:
         raise DataError(f"{source}: leaves {len(kept)} images of {len(names)} classes; take some of its rows back")
+    ids, paths = [table.ids[i] for i in kept], [table.paths[i] for i in kept]
     after = index.Table(
-        [table.ids[i] for i in kept],
-        [table.paths[i] for i in kept],
+        ids,
+        paths,
         np.array([names.index(target) for target in targets], dtype=np.int64),
         names,
         table.root,
+        {path: turned[name] for name, path in zip(ids, paths, strict=True) if name in turned},
+        _groups(ids, steps),
     )
-    turns = {path: turned[name] for name, path in zip(after.ids, after.paths, strict=True) if name in turned}
-    return Applied(after, _groups(after.ids, steps), turns, tuple(step for step in steps if step.id in known))
-
-
-def turning(images: Callable[[Path], Pixels], turns: dict[Path, int]) -> Callable[[Path], Pixels]:
-    """`images` with those of `turns` turned; itself where there are none."""
-
-    def turned(path: Path) -> Pixels:
-        code = turns.get(path)
-        return images(path) if code is None else cv2.rotate(images(path), code)
-
-    return turned if turns else images
+    return Applied(after, tuple(step for step in steps if step.id in known))
 
 
 def _step(path: Path, row: csvfile.Row) -> Step:

@@ -15,27 +15,25 @@ from config.errors import DataError
 from data import index
 from data.audit import copies, images
 from data.audit.copies import Entry
-from data.audit.duplicates import groups
 from data.audit.findings import Finding, ordered
 from data.audit.images import Measure, Split
 from data.audit.survey import Stopped, survey
 
-__all__ = ["Audit", "Stopped", "audit", "joined", "test_images"]
+__all__ = ["Audit", "Stopped", "audit", "test_images"]
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
     """What was found. `groups` int64 `[N]` numbers the training images: copies of one picture share a number.
 
-    `paths` are the files by (split, ID); `looked` of them were not in the cache; `faults` are those of unreadable
-    training images, a sentence each.
+    `paths` are the files by (split, ID); `looked` of them were not in the cache; `unreadable` are training images.
     """
 
     findings: list[Finding]
     measures: list[Measure]
     groups: NDArray[np.int64]
     paths: dict[tuple[str, str], Path]
-    faults: list[str]
+    unreadable: list[Path]
     looked: int
     seconds: float
 
@@ -68,7 +66,7 @@ def audit(
         measures,
         copies.grouped(seen.facts[:count], [pair for pair in seen.pairs if max(pair.first, pair.second) < count]),
         {(entry.split, entry.id): path for entry, path in zip(entries, paths, strict=True)},
-        [f"{path}: {facts.fault}" for path, facts in zip(train.paths, seen.facts, strict=False) if facts.fault],
+        [path for path, facts in zip(train.paths, seen.facts, strict=False) if facts.fault],
         seen.looked,
         time.monotonic() - started,
     )
@@ -83,15 +81,3 @@ def test_images(data: Data) -> index.Table | None:
     except DataError as error:
         print(f"audit: the test images are left out: {error}")
         return None
-
-
-def joined(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The finest groups int64 `[N]` that keep together what either of two groupings keeps together."""
-    links = [(first, i) for grouping in (one, other) for i, first in enumerate(_firsts(grouping))]
-    return groups(len(one), links)
-
-
-def _firsts(grouping: NDArray[np.int64]) -> list[int]:
-    """For each image the first one of its group."""
-    _, first, inverse = np.unique(grouping, return_index=True, return_inverse=True)
-    return [int(i) for i in first[inverse]]

@@ -19,7 +19,7 @@ from data.audit import actions
 from data.audit import audit as whole
 from data.audit import survey as surveys
 from data.audit.survey import Stopped
-from data.decode import decode
+from data.images import Images
 from tests.unit.test_audit_duplicates import scene
 
 
@@ -115,8 +115,7 @@ def test_the_data_set_as_a_whole(found: whole.Audit, root: Path) -> None:
 def test_a_copy_is_turned_back_by_what_is_proposed(found: whole.Audit) -> None:
     (finding,) = [finding for finding in found.findings if finding.kind == "wrong_way_up"]
     path = found.paths["train", finding.id]
-    turned = actions.turning(decode, {path: actions.TURNS[finding.value]})
-    np.testing.assert_array_equal(turned(path), scene(2))
+    np.testing.assert_array_equal(Images(turns={path: actions.TURNS[finding.value]})(path), scene(2))
 
 
 def test_the_command_writes_what_can_be_edited_and_never_over_it(root, tmp_path, capsys) -> None:
