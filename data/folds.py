@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -92,6 +93,13 @@ def _numbered(
     return folds
 
 
+def united(folds: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The folds with every image of a group (int64 `[N]`) in the fold of the group's first one, so that no copy of a
+    picture judges a model that was trained on another. Meant for few and small groups: the folds' sizes change."""
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    return np.asarray(folds[first][group], dtype=np.int64)
+
+
 def numbers(folds: NDArray[np.int64]) -> list[int]:
     """The numbers of all folds, in order."""
     return [int(n) for n in np.unique(folds) if n != TRAIN_ONLY]
@@ -151,7 +159,7 @@ def with_vanished(path: Path, table: Table) -> Table:
         return table
     paths, number = dict(zip(table.ids, table.paths, strict=True)), {n: i for i, n in enumerate(table.class_names)}
     labels = np.array([number[row.cells["target"]] for row in rows], dtype=np.int64)
-    return Table(names, [paths.get(n, table.root / n) for n in names], labels, table.class_names, table.root)
+    return replace(table, ids=names, paths=[paths.get(n, table.root / n) for n in names], labels=labels, groups=None)
 
 
 def _targets(table: Table) -> list[str]:

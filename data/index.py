@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -28,7 +28,9 @@ class Table:
     """The images of a data set in a fixed order.
 
     `labels` is int64 `[N]`, a position in `class_names`, or -1 where it is unknown. `ids` are as in the CSV, or the
-    path below the folder with `/` between its parts.
+    path below the folder with `/` between its parts. `turns` says how files are to be turned once they are decoded
+    (OpenCV's rotate codes), `groups` int64 `[N]` which images no fold may part, None for each by itself; both are
+    decisions about the data (see `data.audit`) and not read from it.
     """
 
     ids: list[str]
@@ -36,6 +38,8 @@ class Table:
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
     root: Path
+    turns: Mapping[Path, int] = field(default_factory=dict)
+    groups: NDArray[np.int64] | None = None
 
 
 def load(root: Path | str, id_column: str = "ID", target_column: str = "target", keep_missing: bool = False) -> Table:

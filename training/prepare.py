@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from config.errors import ConfigError
 from config.schema import Settings
 from data import folds, groups, index
+from data.audit import actions
 from models import defaults, registry
 from models.card import Preprocessing
 from models.registry import ModelSpec
@@ -33,8 +34,7 @@ def refuse(settings: Settings, backend: str) -> None:
 
 def prepare(settings: Settings) -> tuple[Settings, ModelSpec, index.Table]:
     """Read the data set and fill in what depends on it and on the model: size, classes, rate, batch."""
-    data = settings.data
-    table = index.load(data.root, data.id_column, data.target_column, keep_missing=data.on_bad_image == "skip")
+    table = actions.load(settings.data).table
     losses.check(settings.loss, table.class_names)
     spec = registry.get(
         settings.model,
@@ -100,7 +100,9 @@ def draw_folds(settings: Settings, table: index.Table) -> NDArray[np.int64]:
     together = None
     if split.kind == "stratified_group":
         together = groups.read(table, data.root, data.id_column, split.group_column, split.groups)
-    return folds.make(
+    if together is not None and table.groups is not None:
+        together = groups.joined([together, table.groups])
+    fold_of = folds.make(
         table.labels,
         split.kind,
         split.count,
@@ -110,3 +112,4 @@ def draw_folds(settings: Settings, table: index.Table) -> NDArray[np.int64]:
         split.repeats,
         together,
     )
+    return fold_of if table.groups is None else folds.united(fold_of, table.groups)
