@@ -48,6 +48,11 @@ def make(
     return folds
 
 
+def validates(folds: NDArray[np.int64], number: int) -> NDArray[np.bool_]:
+    """bool `[N]`: the images that judge the model of fold `number`; all others train it."""
+    return np.asarray((folds.reshape(len(folds), -1) == number).any(axis=1))
+
+
 def write(path: Path, table: Table, folds: NDArray[np.int64]) -> None:
     """Write columns ID, target, fold in the order of `table`; an existing file with other content is never replaced."""
     rows = zip(table.ids, _targets(table), folds.tolist(), strict=True)
