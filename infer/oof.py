@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import CheckpointError, DataError
+from infer import repeats
 from infer.member import check_classes
 from infer.predictors import checkpoint
 
@@ -74,7 +75,9 @@ def read(path: Path) -> Run:
     parts = [_load(fold / OOF, len(cards[0][1])) for fold in folds]
     ids, logits, targets = (np.concatenate([part[i] for part in parts]) for i in range(3))
     unique, counts = np.unique(ids, return_counts=True)
-    if (counts > 1).any():
+    if (counts > 1).any() and repeats.of_run(path):
+        ids, logits, targets = repeats.merged(repeats.Answers(ids, logits, targets))
+    elif (counts > 1).any():
         twice = str(unique[counts > 1][0])
         raise DataError(f"{path}: two folds both answer image {twice!r}; they are not of one split")
     return Run(path, tuple(folds), cards[0][1], ids, logits, targets)

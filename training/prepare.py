@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from config.errors import ConfigError
 from config.schema import Settings
-from data import folds, index
+from data import folds, groups, index
 from models import defaults, registry
 from models.card import Preprocessing
 from models.registry import ModelSpec
@@ -68,7 +68,7 @@ def _preprocessing(settings: Settings, spec: ModelSpec) -> Preprocessing:
 
 def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
     """The folds to train, in order; `ConfigError` for a number that the split does not have."""
-    there = sorted(int(k) for k in np.unique(fold_of) if k >= 0)
+    there = folds.numbers(fold_of)
     wanted = there if settings.folds.train is None else list(settings.folds.train)
     unknown = [k for k in wanted if k not in there]
     if unknown:
@@ -78,14 +78,27 @@ def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
 
 def keep_folds(settings: Settings, table: index.Table, folder: Path) -> NDArray[np.int64]:
     """The fold of each image: the run's own `folds.csv`, else the user's, else drawn; written to the run."""
-    path, split = folder / "folds.csv", settings.folds
+    path, split = folder / FOLDS, settings.folds
     if path.exists():
         return folds.read(path, table)
-    if split.file:
-        fold_of = folds.read(split.file, table)
-    else:
-        fold_of = folds.make(
-            table.labels, split.kind, split.count, split.val_fraction, settings.seed, table.class_names
-        )
+    fold_of = folds.read(split.file, table) if split.file else draw_folds(settings, table)
     folds.write(path, table, fold_of)
     return fold_of
+
+
+def draw_folds(settings: Settings, table: index.Table) -> NDArray[np.int64]:
+    """The folds that the settings ask for; `DataError` where the images do not allow them."""
+    split, data = settings.folds, settings.data
+    together = None
+    if split.kind == "stratified_group":
+        together = groups.read(table, data.root, data.id_column, split.group_column, split.groups)
+    return folds.make(
+        table.labels,
+        split.kind,
+        split.count,
+        split.val_fraction,
+        settings.seed,
+        table.class_names,
+        split.repeats,
+        together,
+    )

@@ -38,7 +38,7 @@ _CIRCUMSTANCES = (
     "folds.train",
 )
 # Settings that another machine may have to change; `folds.csv` says whether the images are the same.
-_PLACES = ("data.root", "folds.file")
+_PLACES = ("data.root", "folds.file", "folds.groups")
 _WAIT = 60.0  # seconds for what another process does to the shared files of a run
 _PACKAGES = ("torch", "timm", "mlx", "numpy", "opencv-python-headless", "scikit-learn", "safetensors")
 
