@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,13 @@ def epochs(fold: Path) -> list[dict[str, Any]]:
     """The rows of a fold's `history.jsonl`, one an epoch, with the machine's figures; empty where there is none."""
     path = fold / "history.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_epochs(fold: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put rows in the place of a fold's `history.jsonl`, in one step."""
+    partial = fold / "history.jsonl.partial"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    partial.replace(fold / "history.jsonl")
 
 
 def answers(run: Path) -> Iterator[Answers]:

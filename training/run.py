@@ -33,6 +33,7 @@ _CIRCUMSTANCES = (
     "out",
     "name",
     "checkpoint",
+    "track",
     "data.workers",
     "train.compile",
     "folds.train",
@@ -104,9 +105,7 @@ def differences(one: Settings, other: Settings, ignored: tuple[str, ...] = ()) -
     passed = (*_CIRCUMSTANCES, *ignored)
     return [
         f"{key}: {a!r}, now {b!r}"
-        for (key, a), (_, b) in zip(
-            _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json")), strict=True
-        )
+        for (key, a), (_, b) in zip(flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json")), strict=True)
         if a != b and key not in passed and key.partition(".")[0] not in passed
     ]
 
@@ -219,9 +218,10 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as (dotted name, value), by name."""
     if isinstance(value, dict):
-        return [pair for key in sorted(value) for pair in _flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
+        return [pair for key in sorted(value) for pair in flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
     return [(prefix, value)]
 
 

@@ -200,9 +200,9 @@ def test_396_classes_stay_readable_and_small(large: Path, opened: Opener) -> Non
 
 def test_the_page_says_what_went_wrong_before(opened: Opener, tmp_path: Path) -> None:
     run = runs.finished(tmp_path, ("ant", "bee"), 12)
-    (run / "failures.yaml").write_text("- {name: big, reason: out of memory}\n")
+    (run / "failed.yaml").write_text("- {member: big, fold: 3, reason: out of memory}\n")
     csvfile.write(run / "audit.csv", ("id", "kind", "detail"), [("1.png", "near_duplicate", "of 2.png")])
     page = opened(report.write([run], run / "report.html"))
-    assert page.locator(".note").inner_text() == "Left out: big. out of memory"
+    assert page.locator(".note").inner_text() == "Left out: big, fold 3. out of memory"
     assert column(page, "table.audit", 2) == ["near_duplicate"]
     assert np.isin(["Audit", "Reproduce"], page.locator("nav a").all_inner_texts()).all()

@@ -46,6 +46,8 @@ def write(
         runs=[_run(run, said["counts"] if said else {}, explain) for run in runs],
         ensemble=findings.ensemble(ensemble) if ensemble else None,
         submission=said,
+        failures=findings.failures(out, runs),
+        audit=findings.audit([out.parent, *runs]),
     )
     partial = out.with_suffix(".partial")
     partial.write_text(page, encoding="utf-8")
@@ -77,8 +79,6 @@ def _run(run: Path, test: dict[str, int], explain: bool) -> dict[str, Any]:
         "mistakes": mistakes,
         "wrong": int((logits.argmax(axis=1) != targets).sum()),
         "suspects": pictures.with_thumbnails(results.suspects(run)[: pictures.WORST], path_of),
-        "audit": findings.audit(run),
-        "failures": findings.failures(run),
         "machine": findings.machine(run),
         "config": (run / "config.yaml").read_text(),
         "environment": yaml.safe_dump(starts[-1], sort_keys=False) if starts else "",

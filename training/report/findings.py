@@ -12,6 +12,7 @@ import yaml
 from training import results
 
 _SHOWN = 200
+_FAILED = "failed.yaml"
 # What the rows of `history.jsonl` say about the machine: column, title, and which of a fold's values is shown.
 _MACHINE = (
     ("cpu_percent", "CPU, mean %", "mean"),
@@ -63,10 +64,10 @@ def submission(path: Path) -> dict[str, Any]:
     return {"name": path.name, "rows": len(rows), "counts": counts}
 
 
-def audit(run: Path) -> dict[str, Any] | None:
-    """The first findings of `audit.csv` and how many there are of each kind; None where no audit was made."""
-    path = run / "audit.csv"
-    if not path.exists():
+def audit(places: list[Path]) -> dict[str, Any] | None:
+    """The first findings of the first `audit.csv` in `places`, and how many there are of each kind; None without."""
+    path = next((place / "audit.csv" for place in places if (place / "audit.csv").exists()), None)
+    if path is None:
         return None
     with path.open(newline="", encoding="utf-8-sig") as stream:
         titles, *rows = list(csv.reader(stream)) or [[]]
@@ -77,10 +78,14 @@ def audit(run: Path) -> dict[str, Any] | None:
     return {"titles": titles, "rows": rows[:_SHOWN], "total": len(rows), "counts": list(counts.items())}
 
 
-def failures(run: Path) -> list[dict[str, Any]]:
-    """`failures.yaml`: what was given up, as `name` and `reason`; empty where everything was trained."""
-    path = run / "failures.yaml"
-    return list(yaml.safe_load(path.read_text()) or []) if path.exists() else []
+def failures(out: Path, runs: list[Path]) -> list[dict[str, Any]]:
+    """What was given up, as `member`, `fold` and `reason`: those of the campaign in whose folder the page is, or else
+    of the runs' folds."""
+    whole = out.parent / _FAILED
+    if whole.exists():
+        return list(yaml.safe_load(whole.read_text()))
+    files = [path for run in runs for path in sorted(run.glob(f"fold_*/{_FAILED}"))]
+    return [yaml.safe_load(path.read_text()) for path in files if not (path.parent / "result.yaml").exists()]
 
 
 def machine(run: Path) -> dict[str, Any]:
