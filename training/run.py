@@ -102,12 +102,17 @@ def _engine_of(path: Path) -> str:
 
 def differences(one: Settings, other: Settings, ignored: tuple[str, ...] = ()) -> list[str]:
     """The settings, as `path: one, other`, that change what a run computes and differ; those `ignored` apart."""
-    passed = (*_CIRCUMSTANCES, *ignored)
     return [
         f"{key}: {a!r}, now {b!r}"
         for (key, a), (_, b) in zip(flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json")), strict=True)
-        if a != b and key not in passed and key.partition(".")[0] not in passed
+        if a != b and decides(key, ignored)
     ]
+
+
+def decides(key: str, ignored: tuple[str, ...] = ()) -> bool:
+    """Whether a setting, by its dotted name, changes what a run computes; those `ignored` do not count."""
+    passed = (*_CIRCUMSTANCES, *ignored)
+    return key not in passed and key.partition(".")[0] not in passed
 
 
 def check_unedited(path: Path, settings: Settings) -> None:

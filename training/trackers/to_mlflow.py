@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from training.trackers import Title
 
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # its news about its database are none of the training
 _LONGEST = 500  # characters of a value that every MLflow store takes
 
 
