@@ -31,9 +31,10 @@ def refuse(settings: Settings, backend: str) -> None:
         raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")
 
 
-def prepare(settings: Settings) -> tuple[Settings, ModelSpec, index.Table]:
-    """Read the data set and fill in what depends on it and on the model: size, classes, rate, batch."""
-    table = index.load(settings.data.root, settings.data.id_column, settings.data.target_column)
+def prepare(settings: Settings, table: index.Table | None = None) -> tuple[Settings, ModelSpec, index.Table]:
+    """Read the data set, where it is not given, and fill in what depends on it and on the model: size, classes, rate,
+    batch."""
+    table = table or index.load(settings.data.root, settings.data.id_column, settings.data.target_column)
     losses.check(settings.loss, table.class_names)
     spec = registry.get(
         settings.model,
