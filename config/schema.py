@@ -27,6 +27,7 @@ from config.train_sections import (
     Schedule,
     Stopping,
     Swa,
+    Track,
     Train,
     Tta,
     Watchdog,
@@ -107,6 +108,7 @@ class Settings(Section):
     stopping: Stopping = Stopping()
     checkpoint: Checkpoint = Checkpoint()
     tta: Tta = Tta()
+    track: Track = Track()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:

@@ -32,9 +32,10 @@ def refuse(settings: Settings, backend: str) -> None:
         raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")
 
 
-def prepare(settings: Settings) -> tuple[Settings, ModelSpec, index.Table]:
-    """Read the data set and fill in what depends on it and on the model: size, classes, rate, batch."""
-    table = actions.load(settings.data).table
+def prepare(settings: Settings, table: index.Table | None = None) -> tuple[Settings, ModelSpec, index.Table]:
+    """Read the data set, where it is not given, and fill in what depends on it and on the model: size, classes, rate,
+    batch."""
+    table = table or actions.load(settings.data).table
     losses.check(settings.loss, table.class_names)
     spec = registry.get(
         settings.model,
