@@ -23,6 +23,7 @@ from data.images import Images
 from data.loader import Loaded, Loader
 from infer import views
 from infer.ensemble import Ensemble, Mixture
+from infer.finish import Finish
 from infer.member import Opened, close_all, open_all
 from models.card import Preprocessing
 
@@ -61,6 +62,7 @@ class Runner:
         self._opened = list(opened or open_all(ensemble.members, **options))
         self.class_names = self._opened[0].predictor.card.class_names
         self.models = [one.predictor.card.model for one in self._opened]
+        self.finish = Finish(ensemble, self.class_names)
         self._inputs = _by_input(self._opened)
 
     def run(self, paths: Sequence[Path], batch_size: int = _BATCH, workers: int = 0) -> Iterator[Answers]:
@@ -96,10 +98,7 @@ class Runner:
     def members(self) -> list[Runner]:
         """Each member alone, with all views. They share what this runner has opened, and end with its `close`."""
         alone = [Opened(o.member.model_copy(update={"weight": 1.0}), o.predictor) for o in self._opened]
-        return [
-            Runner(self.ensemble.model_copy(update={"members": (one.member,), "temperature": 1.0}), [one])
-            for one in alone
-        ]
+        return [Runner(self.ensemble.alone(one.member), [one]) for one in alone]
 
     @property
     def name(self) -> str:
@@ -126,13 +125,9 @@ class Runner:
                 seen = views.apply(view, images)
                 for place in places:
                     one = self._opened[place]
-                    alone[place].add(one.predictor.logits(seen), temperature=one.member.temperature)
-        together = Mixture(self.ensemble.combine)
+                    alone[place].add(one.predictor.logits(seen), temperature=self.finish.view_temperature(one.member))
         answers = [mixture.log_probabilities() for mixture in alone]
-        for one, answer in zip(self._opened, answers, strict=True):
-            together.add(answer, one.member.weight)
-        probabilities = np.exp(together.log_probabilities(self.ensemble.temperature)).astype(np.float32)
-        return probabilities, np.stack([answer.argmax(axis=1) for answer in answers], axis=1)
+        return self.finish.probabilities(answers), np.stack([answer.argmax(axis=1) for answer in answers], axis=1)
 
 
 def _by_input(opened: Sequence[Opened]) -> dict[Preprocessing, list[int]]:
