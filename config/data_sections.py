@@ -40,21 +40,45 @@ class Data(Section):
     pixel_limit: int = Field(
         default=178_956_970, ge=1, description="Most pixels an image may have before it is refused as unreadable."
     )
+    audit: bool = Field(
+        default=True,
+        description="Look for damaged, duplicate, leaking and odd images before training (once, then cached), and keep"
+        " copies of one picture in one fold.",
+    )
+    audit_actions: Path | None = Field(
+        default=None,
+        description="An audit.csv as `python -m data audit` writes it, edited: what it says is done with the images"
+        " (drop, relabel, group, rotate), in memory only.",
+    )
 
 
 class Folds(Section):
     """Which images train a model and which ones judge it."""
 
-    kind: Literal["holdout", "stratified"] = Field(
+    kind: Literal["holdout", "stratified", "stratified_group", "repeated"] = Field(
         default="holdout",
-        description="holdout sets one stratified share aside; stratified makes `count` folds and a model for each.",
+        description="holdout sets one stratified share aside; stratified makes `count` folds and a model for each;"
+        " stratified_group likewise, and parts no group of images; repeated draws stratified folds `repeats` times.",
     )
-    count: int = Field(default=5, ge=2, le=1000, description="Number of folds (stratified).")
+    count: int = Field(default=5, ge=2, le=1000, description="Number of folds (all kinds but holdout).")
+    repeats: int = Field(
+        default=2, ge=2, le=100, description="Times that the folds are drawn (repeated); count * repeats models."
+    )
     val_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of the images set aside (holdout).")
+    group_column: Column = Field(
+        default="group", description="Column of train.csv that says which images belong together (stratified_group)."
+    )
+    groups: Path | None = Field(
+        default=None,
+        description="A CSV with columns ID and group of images that belong together, such as near-duplicates"
+        " (stratified_group); joined with the column, where train.csv has it.",
+    )
     train: Annotated[tuple[FoldNumber, ...], Field(min_length=1), AfterValidator(distinct)] | None = Field(
         default=None, description="Numbers of the folds to train now, such as [0, 2]; null trains them all."
     )
-    file: Path | None = Field(default=None, description="An existing folds.csv to use in place of drawing folds.")
+    file: Path | None = Field(
+        default=None, description="An existing CSV with columns ID and fold to use in place of drawing folds."
+    )
 
 
 class Augment(Section):

@@ -17,25 +17,37 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from config import faults, members, usage, yaml_file
+from config import command, faults, members, usage, yaml_file
+from config.command import Wish
 from config.errors import ConfigError
 from config.members import Member
 from config.schema import Settings
 from config.yaml_file import Key, Layer
 
 RECIPES = Path(__file__).parent / "recipes"
+RUN, CAMPAIGN = "config.yaml", "campaign.yaml"  # the settings in the folder of a run, or of a campaign
 _LINE = "command line"
-_OPTIONS = {"config": "a YAML file", "member": "the name of a member"}
-_FLAGS = {"--help": "help", "-h": "help", "--print_config": "print_config"}
 
 
 @dataclass
 class _CommandLine:
     layer: Layer = field(default_factory=Layer)
-    configs: list[str] = field(default_factory=list)
-    members: list[str] = field(default_factory=list)
+    options: dict[str, list[str]] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line: what it wishes for, and all members of its file (a nameless one where it lists none)."""
+
+    wish: Wish
+    members: tuple[Member, ...]
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the single run that it asks for; `ConfigError` where one of several is to be chosen."""
+        return members.choose(self.members, self.wish.member)
 
 
 def parse(argv: Sequence[str], prog: str) -> Settings:
@@ -44,25 +56,36 @@ def parse(argv: Sequence[str], prog: str) -> Settings:
     Where the file lists members, they are those of the one that `--member` names. Raises `ConfigError`, whose text has
     one line for each fault, and `SystemExit(0)` after `--help` and `--print_config`, which print and stop.
     """
+    return parse_command(argv, prog).settings
+
+
+def parse_command(argv: Sequence[str], prog: str) -> Command:
+    """All that a command line says; `ConfigError` and `SystemExit` as `parse`."""
     line = _read_command_line(argv)
     if "help" in line.flags:
         print(usage.help_text(prog), end="")
         raise SystemExit(0)
-    settings = members.choose(_resolve(_line_layers(line), line.faults), line.members)
+    wish, wrong = command.wish(line.options, line.flags)
+    line.faults += wrong
+    if wish.fold is not None:
+        line.layer.where[("folds", "train")] = _LINE
+        _put(line.layer.values, ("folds", "train"), [str(wish.fold)])
+    found = Command(wish, _resolve(_line_layers(line), line.faults))
     if "print_config" in line.flags:
-        print(to_yaml(settings), end="")
+        print(members_yaml(found.members) if wish.mode else to_yaml(found.settings), end="")
         raise SystemExit(0)
-    return settings
+    return found
 
 
 def _of_run(line: Layer) -> list[Layer]:
-    """The settings of the run that `--resume PATH` names, so that nobody has to repeat them; its consents are not."""
+    """The settings of the run or campaign that `--resume PATH` names, so that nobody has to repeat them; its consents
+    are not."""
     resume = line.values.get("resume")
     if not isinstance(resume, str) or resume in ("auto", "never"):
         return []
-    file = Path(resume) / "config.yaml"
-    if not file.is_file():
-        raise ConfigError(f"resume: {resume} ({_LINE}) has no config.yaml, so it is no run; give the folder of a run")
+    file = next((Path(resume) / name for name in (CAMPAIGN, RUN) if (Path(resume) / name).is_file()), None)
+    if file is None:
+        raise ConfigError(f"resume: {resume} ({_LINE}) has no {RUN}, so it is no run; give the folder of a run")
     layer = yaml_file.read(file, str(file))
     return [Layer({k: v for k, v in layer.values.items() if k not in ("resume", "resume_anyway")}, layer.where)]
 
@@ -78,7 +101,17 @@ def parse_members(argv: Sequence[str]) -> tuple[Member, ...]:
 
 def read(path: Path) -> Settings:
     """The settings in a YAML file, on top of the recipe that it names and the defaults; `ConfigError` as `parse`."""
-    return members.choose(_resolve(_layers(Path(path), str(path)), []), [])
+    return members.choose(read_members(path), "")
+
+
+def read_members(path: Path) -> tuple[Member, ...]:
+    """The members in a YAML file such as a campaign's, a nameless one where it lists none; `ConfigError` as `parse`."""
+    return _resolve(_layers(Path(path), str(path)), [])
+
+
+def members_yaml(found: Sequence[Member]) -> str:
+    """All settings of all members as YAML; `read_members` gives them back equal."""
+    return yaml_file.dump(members.dump(found))
 
 
 def to_yaml(settings: Settings) -> str:
@@ -93,12 +126,11 @@ def recipes() -> dict[str, Path]:
 
 def _line_layers(line: _CommandLine) -> list[Layer]:
     """The command line, its file with the recipes below it, and the run that it resumes."""
-    if len(line.configs) > 1:
-        line.faults.append(
-            f"config: given {len(line.configs)} times ({_LINE}); give one, its `recipe:` can name a base"
-        )
+    configs = line.options.get("config", [])
+    if len(configs) > 1:
+        line.faults.append(f"config: given {len(configs)} times ({_LINE}); give one, its `recipe:` can name a base")
     try:
-        return [line.layer, *(_layers(*_locate(line.configs[0])) if line.configs else []), *_of_run(line.layer)]
+        return [line.layer, *(_layers(*_locate(configs[0])) if configs else []), *_of_run(line.layer)]
     except ConfigError as error:
         raise faults.several([*line.faults, str(error)]) from error
 
@@ -108,8 +140,8 @@ def _read_command_line(argv: Sequence[str]) -> _CommandLine:
     rest = list(argv)[::-1]
     while rest:
         token = rest.pop()
-        if token in _FLAGS:
-            line.flags.add(_FLAGS[token])
+        if token in command.FLAGS:
+            line.flags.add(command.FLAGS[token])
         elif not token.startswith("--"):
             line.faults.append(f"{faults.shown(token)} ({_LINE}): belongs to no option; write --section.key VALUE")
         else:
@@ -122,16 +154,16 @@ def _read_command_line(argv: Sequence[str]) -> _CommandLine:
 def _take(line: _CommandLine, name: str, value: str | None) -> None:
     key = tuple(name.split("."))
     leaf = usage.leaves().get(name)
-    if leaf is None and name not in _OPTIONS:
+    if leaf is None and name not in command.OPTIONS:
         line.faults.append(faults.unknown(key, _LINE))
     elif value is None:
-        line.faults.append(f"{name}: no value given ({_LINE}); expected {leaf.accepts if leaf else _OPTIONS[name]}")
+        line.faults.append(
+            f"{name}: no value given ({_LINE}); expected {leaf.accepts if leaf else command.OPTIONS[name]}"
+        )
     elif not yaml_file.writable(value):
         line.faults.append(f"{name}: found {faults.shown(value)} ({_LINE}); expected text that a UTF-8 file can hold")
-    elif name == "config":
-        line.configs.append(value)
-    elif name == "member":
-        line.members.append(value)
+    elif name in command.OPTIONS:
+        line.options.setdefault(name, []).append(value)
     else:
         line.layer.where[key] = _LINE
         _put(line.layer.values, key, yaml_file.parse_value(value))

@@ -72,21 +72,56 @@ def take(layers: Sequence[Layer]) -> tuple[list[Entry], list[str]]:
     return entries, found
 
 
-def choose(members: Sequence[Member], wanted: Sequence[str]) -> Settings:
-    """The settings of the member that `--member` named last, or of the nameless one.
+def choose(members: Sequence[Member], name: str) -> Settings:
+    """The settings of the member that `--member` named, or of the nameless one.
 
     `ConfigError`, which lists the members, for another name or none.
     """
+    check(members, name)
     settings = {member.name: member.settings for member in members}
-    name, known = wanted[-1] if wanted else "", ", ".join(settings)
     if name in settings:
         return settings[name]
-    if not name:
-        raise ConfigError(f"member: not given, and there are several; choose one of {known} by --member NAME")
+    known = ", ".join(settings)
+    raise ConfigError(
+        f"member: not given, and there are several; choose one of {known} by --member NAME, or all by --mode full"
+    )
+
+
+def check(members: Sequence[Member], name: str) -> None:
+    """`ConfigError` where `--member` names one that is not there; "" names none."""
+    settings = {member.name: member.settings for member in members}
+    if not name or name in settings:
+        return
     found = f"member: found {faults.shown(name)} (command line)"
-    if not known:
+    if "" in settings:
         raise ConfigError(f"{found}, but neither file nor recipe lists members; leave it out")
-    raise ConfigError(f"{found}{faults.nearest(name, list(settings))} there are {known}")
+    raise ConfigError(f"{found}{faults.nearest(name, list(settings))} there are {', '.join(settings)}")
+
+
+def dump(members: Sequence[Member]) -> dict[str, Any]:
+    """All settings as plain values: what all members share on top, the rest in `members`."""
+    whole = [member.settings.model_dump(mode="json") for member in members]
+    if not members[0].name:
+        return whole[0]
+    top: dict[str, Any] = {"name": whole[0]["name"]}
+    for key in _SHARED:
+        place = top
+        for part in key[:-1]:
+            place = place.setdefault(part, {})
+        place[key[-1]] = _at(whole[0], key)
+    entries = []
+    for member, values in zip(members, whole, strict=True):
+        del values["name"]
+        for key in _SHARED:
+            _pop(values, key)
+        entries.append({"name": member.name, "weight": member.weight, **values})
+    return {**top, _KEY: entries}
+
+
+def _at(values: Any, key: Key) -> Any:
+    for part in key:
+        values = values[part]
+    return values
 
 
 def _part(owner: Layer, index: int, values: Any) -> Layer:
@@ -124,8 +159,9 @@ def _shared(part: Layer) -> Iterator[str]:
 
 
 def _repeated(part: Layer, name: str, before: Sequence[str]) -> Iterator[str]:
-    if name and name in before:
-        other = f"{_KEY}[{before.index(name)}]"
+    alike = [other.casefold() for other in before]  # a name is a folder's, and not all file systems tell A from a
+    if name and name.casefold() in alike:
+        other = f"{_KEY}[{alike.index(name.casefold())}]"
         yield f"{part.prefix}name: found {name!r} ({part.where[('name',)]}), which {other} has; give each its own"
 
 

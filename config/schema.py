@@ -23,6 +23,7 @@ from config.train_sections import (
     Ema,
     Loss,
     Optim,
+    Progressive,
     Schedule,
     Stopping,
     Swa,
@@ -92,6 +93,7 @@ class Settings(Section):
     mix: Mix = Mix()
     teacher: Teacher = Teacher()
     train: Train = Train()
+    progressive: Progressive = Progressive()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     sampling: Sampling = Sampling()
@@ -126,16 +128,30 @@ def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
         yield CrossFault("train.micro_batch", f"a divisor of train.batch_size ({batch})", "train.batch_size")
     if folds.train and not folds.file:
         yield from _fold_faults(folds.train, folds)
-    yield from _teacher_faults(settings.teacher)
+    if folds.groups and folds.kind != "stratified_group":
+        yield CrossFault("folds.groups", f"null where folds.kind is {folds.kind}", "folds.kind")
+    yield from _teacher_faults(settings.teacher, folds)
+    yield from _progressive_faults(settings.progressive, epochs)
     yield from _optimizer_faults(settings.optim)
     yield from _loss_faults(settings.loss)
 
 
-def _teacher_faults(teacher: Teacher) -> Iterator[CrossFault]:
+def _teacher_faults(teacher: Teacher, folds: Folds) -> Iterator[CrossFault]:
+    for key in ("file", "extra_file"):
+        if getattr(teacher, key) and folds.kind == "repeated":
+            yield CrossFault(f"teacher.{key}", "null where folds.kind is repeated", "folds.kind")
     if teacher.extra_root and not teacher.extra_file:
         yield CrossFault("teacher.extra_file", "a file of answers to teacher.extra_root", "teacher.extra_root")
     if teacher.extra_file and not teacher.extra_root:
         yield CrossFault("teacher.extra_root", "the images that teacher.extra_file answers", "teacher.extra_file")
+
+
+def _progressive_faults(progressive: Progressive, epochs: int) -> Iterator[CrossFault]:
+    stages = len(progressive.sizes)
+    if len(progressive.epochs) != stages:
+        yield CrossFault("progressive.epochs", f"one number for each of {stages} sizes", "progressive.sizes")
+    elif sum(progressive.epochs) >= epochs:
+        yield CrossFault("progressive.epochs", f"less than train.epochs ({epochs}) together", "train.epochs")
 
 
 def _optimizer_faults(optim: Optim) -> Iterator[CrossFault]:
@@ -160,8 +176,11 @@ def _loss_faults(loss: Loss) -> Iterator[CrossFault]:
 def _fold_faults(train: tuple[int, ...], folds: Folds) -> Iterator[CrossFault]:
     if folds.kind == "holdout" and train != (0,):
         yield CrossFault("folds.train", "null or [0], as a holdout has one fold", "folds.kind")
-    if folds.kind == "stratified" and max(train) >= folds.count:
+    if folds.kind in ("stratified", "stratified_group") and max(train) >= folds.count:
         yield CrossFault("folds.train", f"numbers below folds.count ({folds.count})", "folds.count")
+    if folds.kind == "repeated" and max(train) >= folds.count * folds.repeats:
+        total = folds.count * folds.repeats
+        yield CrossFault("folds.train", f"numbers below folds.count * folds.repeats ({total})", "folds.repeats")
 
 
 def _detail(settings: Settings, fault: CrossFault) -> InitErrorDetails:

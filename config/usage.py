@@ -22,6 +22,16 @@ _WORDS = {
 }
 _PLURALS = {"integer": "whole numbers", "number": "numbers", "string": "names"}
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+# The stages of a campaign in their order, and the two words for several of them.
+MODES = {
+    "audit": "look for damaged, repeated and mislabelled images",
+    "tune": "search for better settings, as tune.space says",
+    "train": "train every member on every fold",
+    "fit": "fit the ensemble on the out-of-fold answers",
+    "predict": "answer the test images and write the submission",
+    "report": "write report.html",
+    "full": "all of them that are not done yet (tune with --tune alone)",
+}
 _ABOUT = "A setting on the command line wins over the file, the file over its recipe, the recipe over the default."
 
 
@@ -85,9 +95,13 @@ def help_text(prog: str) -> str:
     )
     general = parser.add_argument_group("general")
     general.add_argument("--config", metavar="FILE", help="a YAML file, or the bare name of a shipped recipe")
+    modes = "; ".join(f"{mode}: {meaning}" for mode, meaning in MODES.items())
+    general.add_argument("--mode", help=f"work on a campaign, all members on all folds ({modes}); without it, one run")
     general.add_argument(
         "--member", metavar="NAME", help="which of the file's members to train, where it lists several"
     )
+    general.add_argument("--fold", metavar="K", help="train this fold alone, as folds.train [K]")
+    general.add_argument("--tune", action="store_true", help="search for better settings first (--mode full)")
     general.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
     general.add_argument("--help", action="store_true", help="print this and stop")
     groups = {"": parser.add_argument_group("run")}

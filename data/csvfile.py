@@ -35,6 +35,12 @@ def read(path: Path, columns: Sequence[str]) -> list[Row]:
     return [_row(path, line, header, cells, columns) for line, cells in lines[1:]]
 
 
+def header(path: Path) -> list[str]:
+    """The names of a table's columns; `DataError` where the file cannot be read."""
+    lines = _lines(path)
+    return [name.strip() for name in lines[0][1]] if lines else []
+
+
 def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table beside its place and rename it into it, so that it is whole or absent."""
     replace(path, encode(header, rows))

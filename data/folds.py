@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import (
+    RepeatedStratifiedKFold,
+    StratifiedGroupKFold,
+    StratifiedKFold,
+    StratifiedShuffleSplit,
+)
 
 from config.errors import DataError
 from data import csvfile, keyed
 from data.index import Table
 
-Kind = Literal["holdout", "stratified"]
+Kind = Literal["holdout", "stratified", "stratified_group", "repeated"]
 TRAIN_ONLY = -1
-_HEADER = ("ID", "target", "fold")
+_FEWER = "set folds.count lower"
 
 
 def make(
@@ -26,70 +33,155 @@ def make(
     val_fraction: float = 0.2,
     seed: int = 0,
     class_names: Sequence[str] = (),
+    repeats: int = 1,
+    groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """The fold int64 `[N]` that each image validates, -1 for one that is always trained on.
 
-    `stratified` is scikit-learn's StratifiedKFold over `count` folds; `holdout` its StratifiedShuffleSplit: fold 0 is
-    the share `val_fraction`. Raises `DataError` naming the class that has too few images.
+    `stratified` is scikit-learn's StratifiedKFold over `count` folds; `stratified_group` its StratifiedGroupKFold,
+    which parts no group (`groups` int64 `[N]`); `holdout` its StratifiedShuffleSplit: fold 0 is the share
+    `val_fraction`; `repeated` its RepeatedStratifiedKFold, int64 `[N, repeats]` with folds 0 to count * repeats - 1, a
+    column a repetition. Raises `DataError` naming the class that has too few images.
     """
     labels = np.asarray(labels, dtype=np.int64)
     state = keyed.number(seed, "folds") % 2**32
-    folds = np.full(len(labels), TRAIN_ONLY, dtype=np.int64)
+    if kind == "holdout":
+        return _holdout(labels, val_fraction, state, class_names)
+    if kind == "stratified_group":
+        return _by_group(labels, np.arange(len(labels)) if groups is None else groups, count, state, class_names)
+    _check_classes(labels, count, f"{count} folds", _FEWER, class_names)
     if kind == "stratified":
-        _check_classes(labels, count, f"{count} folds", "set folds.count lower", class_names)
-        splits = StratifiedKFold(count, shuffle=True, random_state=state).split(labels, labels)
-        for fold, (_, validation) in enumerate(splits):
-            folds[validation] = fold
-        return folds
+        return _numbered(len(labels), StratifiedKFold(count, shuffle=True, random_state=state).split(labels, labels))
+    splits = list(RepeatedStratifiedKFold(n_splits=count, n_repeats=repeats, random_state=state).split(labels, labels))
+    parts = [_numbered(len(labels), splits[i : i + count], i) for i in range(0, len(splits), count)]
+    return np.stack(parts, axis=1)
+
+
+def _holdout(
+    labels: NDArray[np.int64], val_fraction: float, state: int, class_names: Sequence[str]
+) -> NDArray[np.int64]:
     _check_classes(labels, 2, "a hold-out", "", class_names)
     _check_holdout(labels, val_fraction)
     splits = StratifiedShuffleSplit(1, test_size=val_fraction, random_state=state).split(labels, labels)
-    folds[next(splits)[1]] = 0
+    return _numbered(len(labels), splits)
+
+
+def _by_group(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], count: int, state: int, class_names: Sequence[str]
+) -> NDArray[np.int64]:
+    _check_classes(labels, count, f"{count} folds", _FEWER, class_names)
+    pairs = np.unique(np.stack([labels, groups]), axis=1)
+    purpose = "stratified_group, so that it is trained in every fold,"
+    _check_classes(pairs[0], 2, purpose, "split its group", class_names, "groups")
+    found = len(np.unique(groups))
+    if found < count:
+        raise DataError(f"there are only {found} groups of images for {count} folds; {_FEWER}, or make smaller groups")
+    splits = StratifiedGroupKFold(count, shuffle=True, random_state=state).split(labels, labels, groups)
+    folds = _numbered(len(labels), splits)
+    empty = sorted(set(range(count)) - set(folds.tolist()))
+    if empty:
+        raise DataError(f"{found} groups of images leave fold {empty[0]} of {count} without any; {_FEWER}")
     return folds
 
 
+def _numbered(
+    images: int, splits: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]], first: int = 0
+) -> NDArray[np.int64]:
+    folds = np.full(images, TRAIN_ONLY, dtype=np.int64)
+    for fold, (_, validation) in enumerate(splits, start=first):
+        folds[validation] = fold
+    return folds
+
+
+def united(folds: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The folds with every image of a group (int64 `[N]`) in the fold of the group's first one, so that no copy of a
+    picture judges a model that was trained on another. Meant for few and small groups: the folds' sizes change."""
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    return np.asarray(folds[first][group], dtype=np.int64)
+
+
+def numbers(folds: NDArray[np.int64]) -> list[int]:
+    """The numbers of all folds, in order."""
+    return [int(n) for n in np.unique(folds) if n != TRAIN_ONLY]
+
+
+def validates(folds: NDArray[np.int64], number: int) -> NDArray[np.bool_]:
+    """bool `[N]`: the images that judge the model of fold `number`; all others train it."""
+    return np.asarray((folds.reshape(len(folds), -1) == number).any(axis=1))
+
+
 def write(path: Path, table: Table, folds: NDArray[np.int64]) -> None:
-    """Write columns ID, target, fold in the order of `table`; an existing file with other content is never replaced."""
-    rows = zip(table.ids, _targets(table), folds.tolist(), strict=True)
-    content = csvfile.encode(_HEADER, rows)
+    """Write columns ID, target, fold in the order of `table`; of repeated folds also fold_2 and so on.
+
+    An existing file with other content is never replaced: `DataError`.
+    """
+    columns = folds.reshape(len(folds), -1)
+    names = ["fold", *(f"fold_{i}" for i in range(2, columns.shape[1] + 1))]
+    rows = ((*known, *row) for *known, row in zip(table.ids, _targets(table), columns.tolist(), strict=True))
+    content = csvfile.encode(("ID", "target", *names), rows)
     if path.exists() and path.read_bytes() != content:
         raise DataError(f"{path}: exists with other folds; read it with folds.file, or choose another run name")
     csvfile.replace(path, content)
 
 
 def read(path: Path, table: Table) -> NDArray[np.int64]:
-    """The folds int64 `[N]` in the order of `table`; `DataError` where the file and the data set differ."""
-    rows = csvfile.read(path, _HEADER)
+    """The folds as `make` gives them, in the order of `table`; `DataError` where the file and the data set differ.
+
+    A file without the column target is taken too: then it is not checked that the labels are still the same.
+    """
+    rows = csvfile.read(path, ("ID", "fold"))
     by_id = {row.cells["ID"]: row for row in rows}
     if len(by_id) < len(rows):
         raise DataError(f"{path}: an ID occurs twice; keep one line for each image")
     _check_ids(path, set(by_id), set(table.ids))
-    folds = np.empty(len(table.ids), dtype=np.int64)
+    names = [name for name in rows[0].cells if re.fullmatch(r"fold(_\d+)?", name)]
+    folds = np.empty((len(table.ids), len(names)), dtype=np.int64)
     for i, (name, target) in enumerate(zip(table.ids, _targets(table), strict=True)):
         row = by_id[name]
-        if row.cells["target"] != target:
+        if row.cells.get("target", target) != target:
             raise DataError(
                 f"{path}: line {row.line} has target {row.cells['target']!r} for {name!r}, the data set "
                 f"has {target!r}; the labels changed since, make new folds"
             )
-        folds[i] = _fold(path, row)
+        folds[i] = [_fold(path, row, column) for column in names]
     _check_numbers(path, folds)
-    return folds
+    return folds if len(names) > 1 else folds[:, 0]
+
+
+def with_vanished(path: Path, table: Table) -> Table:
+    """`table` in the order of the file, with the images that only the file remembers; their paths lead to nothing.
+
+    The table as it is where none is gone, and where a class would be another one.
+    """
+    rows = csvfile.read(path, ("ID", "target", "fold"))
+    names = [row.cells["ID"] for row in rows]
+    if set(names) <= set(table.ids) or not {row.cells["target"] for row in rows} <= set(table.class_names):
+        return table
+    paths, number = dict(zip(table.ids, table.paths, strict=True)), {n: i for i, n in enumerate(table.class_names)}
+    labels = np.array([number[row.cells["target"]] for row in rows], dtype=np.int64)
+    return replace(table, ids=names, paths=[paths.get(n, table.root / n) for n in names], labels=labels, groups=None)
 
 
 def _targets(table: Table) -> list[str]:
     return [table.class_names[label] for label in table.labels.tolist()]
 
 
-def _fold(path: Path, row: csvfile.Row) -> int:
-    text = row.cells["fold"]
+def _fold(path: Path, row: csvfile.Row, column: str) -> int:
+    text = row.cells[column]
     if text != str(TRAIN_ONLY) and not (text.isascii() and text.isdigit()):
-        raise DataError(f"{path}: line {row.line} has fold {text!r}; write 0, 1, ... or -1 for 'always in training'")
+        raise DataError(
+            f"{path}: line {row.line} has {column} {text!r}; write 0, 1, ... or -1 for 'always in training'"
+        )
     return int(text)
 
 
 def _check_classes(
-    labels: NDArray[np.int64], least: int, purpose: str, remedy: str, class_names: Sequence[str]
+    labels: NDArray[np.int64],
+    least: int,
+    purpose: str,
+    remedy: str,
+    class_names: Sequence[str],
+    what: str = "images",
 ) -> None:
     if (labels < 0).any():
         raise DataError(f"{int((labels < 0).sum())} images have no label; folds are made of labelled images only")
@@ -98,7 +190,7 @@ def _check_classes(
     if counts[few] < least:
         name = class_names[classes[few]] if class_names else str(classes[few])
         advice = " or ".join(filter(None, ["add images", "remove the class", remedy]))
-        raise DataError(f"class {name!r} has only {counts[few]} of the {least} images that {purpose} needs; {advice}")
+        raise DataError(f"class {name!r} has only {counts[few]} of the {least} {what} that {purpose} needs; {advice}")
 
 
 def _check_holdout(labels: NDArray[np.int64], val_fraction: float) -> None:
@@ -121,6 +213,9 @@ def _check_ids(path: Path, found: set[str], wanted: set[str]) -> None:
 
 
 def _check_numbers(path: Path, folds: NDArray[np.int64]) -> None:
-    numbers = [int(n) for n in np.unique(folds) if n != TRAIN_ONLY]
-    if not numbers or numbers != list(range(len(numbers))):
-        raise DataError(f"{path}: its folds are {numbers}; they must be 0, 1, 2, ... without a gap")
+    found = numbers(folds)
+    if not found or found != list(range(len(found))):
+        raise DataError(f"{path}: its folds are {found}; they must be 0, 1, 2, ... without a gap")
+    columns = [numbers(column) for column in folds.T]
+    if sum(map(len, columns)) > len(found):
+        raise DataError(f"{path}: a fold stands in two of its columns; number the repetitions' folds on")

@@ -20,6 +20,7 @@ _ABOUT = (
 )
 _METHODS = ("convex", "equal", "fixed", "greedy", "stacking")
 _COMBINE = ("probabilities", "logits", "ranks")
+_MERGES = ("probabilities", "logits", "geometric", "max")
 _METRICS = ("log_loss", "macro_f1", "accuracy")
 _CALIBRATIONS = ("none", "temperature", "vector", "isotonic")
 _RULES = ("none", "prior", "thresholds")
@@ -38,6 +39,7 @@ def main(words: Sequence[str]) -> int:
         dict(map(_replacement, options.replace)),
         plan=_plan(options),
         aliases=aliases.parse(options.alias),
+        merge=options.merge,
     )
     files = fit.write(options.out, fitted)
     print(fit.report(fitted))
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="VIEW",
         help=f"what each member will see: presets ({', '.join(views.PRESETS)}) or views",
     )
+    add("--merge", choices=_MERGES, help="how a member's views merge (default: as --combine; ranks: probabilities)")
     add(
         "--replace",
         nargs="+",

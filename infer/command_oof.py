@@ -23,10 +23,10 @@ def main(words: Sequence[str]) -> int:
         "--tta", nargs="+", required=True, metavar="VIEW", help=f"presets ({', '.join(views.PRESETS)}) or views"
     )
     parser.add_argument(
-        "--combine",
-        choices=("probabilities", "logits", "ranks"),
+        "--merge",
+        choices=("probabilities", "logits", "geometric", "max"),
         default="probabilities",
-        help="how the views mix, the same as for `infer fit` (default: %(default)s)",
+        help="how the views merge, the same as for `infer fit` (default: %(default)s)",
     )
     parser.add_argument("--batch_size", type=int, default=64, help="images a batch (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
@@ -37,6 +37,6 @@ def main(words: Sequence[str]) -> int:
 
     seen = views.expand(options.tta)
     for run in options.runs:
-        for line in views_oof.answer(run, seen, options.combine, options.batch_size, options.workers):
+        for line in views_oof.answer(run, seen, options.merge, options.batch_size, options.workers):
             print(line, flush=True)
     return 0

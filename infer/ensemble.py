@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import yaml
@@ -22,8 +22,10 @@ from config.errors import ConfigError
 from infer import views
 from infer.calibration import Floats, log_softmax
 from infer.member import Member
+from infer.options import RunOptions
 
 Combine = Literal["probabilities", "logits", "ranks"]
+Merge = Literal["probabilities", "logits", "geometric", "max"]
 Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _OPTIONAL = ("tempered", "layers", "clip", "class_multipliers", "aliases")  # left out of the file where not used
 _SMALLEST = np.finfo(np.float64).tiny
@@ -32,11 +34,12 @@ _SMALLEST = np.finfo(np.float64).tiny
 class Ensemble(BaseModel):
     """Members, the views each of them sees, how all mix, and what the mixture goes through.
 
-    `combine` is the weighted mean of probabilities, of logits, or of the classes' ranks, over members and views alike.
-    A member's temperature divides the logits of each of its `views`, or of their `mean`. After the mixture's own
-    `temperature` come the `layers`, a safetensors file (`infer.layers`), and `clip`, the lowest probability.
-    `class_multipliers` weigh the classes where a label is chosen, not the probabilities. `aliases` are groups of names
-    of one and the same class, which share its probability in a submission.
+    `combine` is the weighted mean of probabilities, of logits, or of the classes' ranks over members; `merge` is how a
+    member's views merge (see `merge`), where it is not given as `combine`, and for ranks by probabilities. A member's
+    temperature divides the logits of each of its `views`, or of their `mean`. After the mixture's own `temperature` come
+    the `layers`, a safetensors file (`infer.layers`), and `clip`, the lowest probability. `class_multipliers` weigh the
+    classes where a label is chosen, not the probabilities. `aliases` are groups of names of one class, which share its
+    probability in a submission.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +48,7 @@ class Ensemble(BaseModel):
     combine: Combine = "probabilities"
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     views: tuple[str, ...] = ("original",)
+    merge: Merge | None = None
     members: tuple[Member, ...] = Field(min_length=1)
     tempered: Literal["views", "mean"] = "views"
     layers: Path | None = None
@@ -67,6 +71,11 @@ class Ensemble(BaseModel):
         return self
 
     @property
+    def view_merge(self) -> Merge:
+        """How a member's views merge."""
+        return self.merge or default_merge(self.combine)
+
+    @property
     def plain(self) -> bool:
         """Whether weights and temperatures say all, so that nothing else has to be applied to get the probabilities."""
         return self.combine != "ranks" and self.layers is None and not self.clip and self.tempered == "views"
@@ -77,12 +86,27 @@ class Ensemble(BaseModel):
 
     def alone(self, member: Member) -> Ensemble:
         """One member with all views, without what was fitted to the mixture."""
-        return Ensemble(combine=self.combine, views=self.views, tempered=self.tempered, members=(member,))
+        return Ensemble(
+            combine=self.combine, views=self.views, merge=self.merge, tempered=self.tempered, members=(member,)
+        )
+
+
+def default_merge(combine: Combine) -> Merge:
+    """How views merge where nothing else is said."""
+    return "probabilities" if combine == "ranks" else combine
 
 
 def of(members: Sequence[str], names: Sequence[str] = ("original",)) -> Ensemble:
     """Equal weights for members given as `PATH` or `PATH@RUNTIME`, with the views or presets `names`."""
     return Ensemble(members=tuple(Member.parse(text) for text in members), views=views.expand(names))
+
+
+def seen(ensemble: Ensemble, names: Sequence[str] | None, merge: str | None) -> Ensemble:
+    """The ensemble with other views or presets, or another merge of views; None leaves its own."""
+    changed: dict[str, Any] = {} if names is None else {"views": views.expand(names)}
+    if merge is not None and merge not in get_args(Merge):
+        raise ConfigError(f"merge {merge!r} is not known; there are {', '.join(get_args(Merge))}")
+    return ensemble.model_copy(update=changed | ({} if merge is None else {"merge": merge}))
 
 
 def read(path: Path) -> Ensemble:
@@ -115,6 +139,11 @@ def write(path: Path, ensemble: Ensemble) -> None:
         entry["path"] = _relative(member.path, path)
         if member.runtime is None:
             del entry["runtime"]
+        entry["options"] = member.options.given()
+        if not entry["options"]:
+            del entry["options"]
+    if ensemble.merge is None:
+        del raw["merge"]
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:
@@ -177,7 +206,8 @@ def _fault(fault: Any) -> str:
     """One of pydantic's findings as `where: what`, with the nearest key for an unknown one."""
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        keys = list((Member if len(fault["loc"]) > 1 else Ensemble).model_fields)
+        described: dict[int, type[BaseModel]] = {1: Ensemble, 3: Member}
+        keys = list(described.get(len(fault["loc"]), RunOptions).model_fields)
         near = difflib.get_close_matches(str(fault["loc"][-1]), keys, n=1)
         return f"{where}: unknown key; {f'did you mean {near[0]}?' if near else 'keys: ' + ', '.join(keys)}"
     if fault["type"] == "missing":

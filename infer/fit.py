@@ -16,7 +16,7 @@ import numpy as np
 from config.errors import ConfigError
 from infer import analysis, blend, ensemble, layers, nested, oof, reliability, scores, weights
 from infer.blend import Blend, Plan, Pool, mix
-from infer.ensemble import Ensemble
+from infer.ensemble import Ensemble, Merge
 from infer.member import Member
 from infer.nested import Nested
 from infer.scores import Score
@@ -50,13 +50,15 @@ def fit(
     *,
     plan: Plan = Plan(),  # noqa: B008
     aliases: tuple[tuple[str, ...], ...] = (),
+    merge: Merge | None = None,
 ) -> Fitted:
-    """Fit the runs in `paths` as `plan` says; `replaced` maps `RUN/fold_K` to what stands for its checkpoint.
+    """Fit the runs in `paths` as `plan` says; `replaced` maps `RUN/fold_K` to what stands for its checkpoint, `merge`
+    is how a member's views merge.
 
     Raises `CheckpointError`, `DataError` or `ConfigError` for runs that cannot be read or do not fit together.
     """
     weights.check(plan.weights(), len(paths))
-    runs = _read(paths, views, plan)
+    runs = _read(paths, views, merge or ensemble.default_merge(plan.combine))
     members = _members(runs, replaced or {})
     table, names = oof.align(runs), _names(runs)
     pool = blend.fit_pool(table, plan)
@@ -69,7 +71,9 @@ def fit(
     honest = scores.score("cross-fitted", found.kept, table.targets, found.predicted)
     alone = [_alone(name, table, g) for g, name in enumerate(names)]
     return Fitted(
-        _ensemble(best, runs, members, names, tuple(views), aliases),
+        _ensemble(best, runs, members, names).model_copy(
+            update={"views": tuple(views), "aliases": aliases, "merge": merge}
+        ),
         best,
         alone,
         _equal(table),
@@ -149,9 +153,9 @@ def _line(score: Score, width: int) -> str:
     )
 
 
-def _read(paths: Sequence[Path], views: Sequence[str], plan: Plan) -> list[oof.Run]:
+def _read(paths: Sequence[Path], views: Sequence[str], merge: Merge) -> list[oof.Run]:
     """The runs' answers with these views where all have such, else all of the original view."""
-    runs = [oof.read(path, views, plan.combine) for path in paths]
+    runs = [oof.read(path, views, merge) for path in paths]
     if len({run.views for run in runs}) > 1:
         return [run if run.views == oof.ORIGINAL else oof.read(run.path) for run in runs]
     return runs
@@ -174,8 +178,6 @@ def _ensemble(
     runs: Sequence[oof.Run],
     members: Sequence[Sequence[Member]],
     names: Sequence[str],
-    views: tuple[str, ...],
-    aliases: tuple[tuple[str, ...], ...],
 ) -> Ensemble:
     """A run's folds share its weight; runs of no weight are left out, unless a stack needs them."""
     shares = np.ones(len(runs)) if best.layers.stack else best.weights
@@ -186,11 +188,9 @@ def _ensemble(
     return Ensemble(
         combine=best.combine,
         temperature=best.temperature,
-        views=views,
         tempered="views" if runs[0].views == oof.ORIGINAL else "mean",
         clip=best.clip,
         class_multipliers=multipliers,
-        aliases=aliases,
         members=tuple(
             member.model_copy(
                 update={"group": name, "weight": float(share) / len(mine), "temperature": best.temperatures[g]}

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import DTypeLike, NDArray
 
 from config.errors import CheckpointError, DataError
-from infer import npz
+from infer import npz, repeats
+from infer.calibration import log_softmax
 from infer.member import check_classes
 from infer.predictors import checkpoint
 
@@ -42,13 +42,16 @@ _DAMAGED = (
     zlib.error,
 )
 
+_TINY = np.finfo(np.float32).tiny
+
 Ints = NDArray[np.int64]
 
 
 class Gathered:
     """float32 `[N, C]` logits whose rows lie in several files; rows are copied when they are asked for.
 
-    Row i is the mean of `parts[part[r, i]][row[r, i]]` over the repeats r that have one (`part` not -1), 0 for none.
+    Row i is `parts[part[r, i]][row[r, i]]` for the repeats r that have one (`part` not -1), 0 for none. Of several the
+    logarithm of the mean probability is taken, as `repeats` does.
     """
 
     def __init__(self, parts: Sequence[NDArray[np.floating]], part: Ints, row: Ints):
@@ -60,14 +63,12 @@ class Gathered:
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> NDArray[np.float32]:
         part, row = self.part[:, rows], self.row[:, rows]
-        total = np.zeros((part.shape[1], self.shape[1]), dtype=np.float32)
-        for which, place in zip(part, row, strict=True):
+        found = np.zeros((*part.shape, self.shape[1]), dtype=np.float32)
+        for logits, which, place in zip(found, part, row, strict=True):
             for number in np.unique(which[which >= 0]):
                 mine = which == number
-                total[mine] += self.parts[number][place[mine]]
-        if len(part) > 1:
-            total /= np.maximum((part >= 0).sum(axis=0), 1, dtype=np.float32)[:, None]
-        return total
+                logits[mine] = self.parts[number][place[mine]]
+        return found[0] if len(part) == 1 else _averaged(found, part >= 0)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return self[:].astype(dtype or np.float32, copy=False)
@@ -121,12 +122,12 @@ class Table:
         return np.logical_and.reduce(self.present)
 
 
-def view_file(views: Sequence[str], combine: str = "probabilities") -> str:
-    """The name of the file of a fold's OOF answers with these views, mixed by `combine`."""
-    return OOF if tuple(views) == ORIGINAL else f"oof_{combine}_{','.join(views)}.npz"
+def view_file(views: Sequence[str], merge: str = "probabilities") -> str:
+    """The name of the file of a fold's OOF answers with these views, merged by `merge`."""
+    return OOF if tuple(views) == ORIGINAL else f"oof_{merge}_{','.join(views)}.npz"
 
 
-def read(path: Path, views: Sequence[str] = ORIGINAL, combine: str = "probabilities") -> Run:
+def read(path: Path, views: Sequence[str] = ORIGINAL, merge: str = "probabilities") -> Run:
     """Read `RUN/fold_K/oof.npz` and the class names of `RUN/fold_K/best` of all finished folds.
 
     Answers that were made with `views` are taken where all folds have them, else those of the original view.
@@ -136,14 +137,14 @@ def read(path: Path, views: Sequence[str] = ORIGINAL, combine: str = "probabilit
     folds = finished(path)
     cards = [(str(fold), checkpoint.read_card(fold / BEST).class_names) for fold in folds]
     check_classes(cards)
-    name = view_file(views, combine)
+    name = view_file(views, merge)
     if not all((fold / name).is_file() for fold in folds):
         name, views = OOF, ORIGINAL
     parts = [_load(fold / name, len(cards[0][1])) for fold in folds]
     ids, part, row = _places([part[0] for part in parts], path)
     targets, fold_of = _targets(parts, part, row, ids, path), np.array([number(fold) for fold in folds])
     logits = Gathered([part[1] for part in parts], part, row)
-    return Run(path, tuple(folds), cards[0][1], ids, logits, targets, fold_of[part.max(axis=0)], tuple(views))
+    return Run(path, tuple(folds), cards[0][1], ids, logits, targets, fold_of[part[0]], tuple(views))
 
 
 def finished(path: Path) -> list[Path]:
@@ -194,7 +195,7 @@ def _places(named: Sequence[NDArray[np.str_]], path: Path) -> tuple[NDArray[np.s
     unique, first, inverse, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
     if (counts > 1).any():
         twice = str(unique[counts > 1][0])
-        if not _repeated(path) or any(len(np.unique(part)) < len(part) for part in named):
+        if not repeats.of_run(path) or any(len(np.unique(part)) < len(part) for part in named):
             raise DataError(f"{path}: two folds both answer image {twice!r}; they are not of one split")
     order = np.argsort(inverse, kind="stable")
     again = np.empty(len(ids), dtype=np.int64)
@@ -206,15 +207,12 @@ def _places(named: Sequence[NDArray[np.str_]], path: Path) -> tuple[NDArray[np.s
     return unique[by_appearance], part_of[:, by_appearance], row_of[:, by_appearance]
 
 
-def _repeated(path: Path) -> bool:
-    """Whether the run's own settings say that its folds are drawn several times over the same images."""
-    file = path / "config.yaml"
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({' '.join(str(error).split())}); mend it") from error
-    folds = raw.get("folds") if isinstance(raw, dict) else None
-    return isinstance(folds, dict) and "repeat" in str(folds.get("kind"))
+def _averaged(logits: NDArray[np.float32], there: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """float32 `[N, C]` of the repeats' logits `[R, N, C]`, of which those `there` `[R, N]` count."""
+    probabilities = np.exp(log_softmax(logits)) * there[:, :, None]
+    mean = probabilities.sum(axis=0) / np.maximum(there.sum(axis=0), 1)[:, None]
+    several = there.sum(axis=0, keepdims=True).T > 1
+    return np.where(several, np.log(np.maximum(mean, _TINY)), logits.sum(axis=0)).astype(np.float32)
 
 
 def _targets(parts: Sequence[tuple[Any, Any, Ints]], part: Ints, row: Ints, ids: NDArray[np.str_], path: Path) -> Ints:

@@ -1,6 +1,6 @@
 """Out-of-fold answers with TTA views: each fold's best checkpoint sees its own validation images in every view.
 
-They stand beside `oof.npz`, one file for each set of views and way to mix them, and `oof.read` finds them there.
+They stand beside `oof.npz`, one file for each set of views and way to merge them, and `oof.read` finds them there.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from config import load
 from config.errors import ConfigError, DataError
 from data import index
 from infer import npz, oof
-from infer.ensemble import Combine, Ensemble
+from infer.ensemble import Ensemble, Merge
 from infer.member import Member
 from infer.runner import Runner
 
 _TINY = np.finfo(np.float32).tiny
 
 
-def answer(run: Path, views: Sequence[str], combine: Combine, batch_size: int, workers: int) -> Iterator[str]:
+def answer(run: Path, views: Sequence[str], merge: Merge, batch_size: int, workers: int) -> Iterator[str]:
     """Write the answers of each finished fold that has none yet; one line for each.
 
     `CheckpointError` for a run without finished folds, `DataError` when an image of its OOF answers is gone.
     """
-    name = oof.view_file(views, combine)
+    name = oof.view_file(views, merge)
     if name == oof.OOF:
         raise ConfigError("--tta: the original view alone is what training has answered already; name more views")
     folds = oof.finished(run)
@@ -39,7 +39,7 @@ def answer(run: Path, views: Sequence[str], combine: Combine, batch_size: int, w
             yield f"{target}: is there already"
             continue
         arrays = npz.read(fold / oof.OOF)
-        ensemble = Ensemble(combine=combine, views=tuple(views), members=(Member(path=fold / oof.BEST),))
+        ensemble = Ensemble(merge=merge, views=tuple(views), members=(Member(path=fold / oof.BEST),))
         logits = _answered(ensemble, [_path(paths, str(name), run) for name in arrays["ids"]], batch_size, workers)
         partial = fold / f".{name}"
         with partial.open("wb") as file:

@@ -11,12 +11,13 @@ import yaml
 from numpy.typing import NDArray
 
 from config.errors import CheckpointError
+from infer import repeats
 from models import weights
 from models.card import CARD_KEY, Card
 
 
 def oof(run: Path) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
-    """Ids, logits `[N, C]` and targets `[N]` of all finished folds' validation images."""
+    """Ids, logits `[N, C]` and targets `[N]` of all finished folds' validation images, each once."""
     parts = []
     for path in sorted(run.glob("fold_*/oof.npz")):
         if not (path.parent / "result.yaml").exists():  # another process is still training it
@@ -25,8 +26,8 @@ def oof(run: Path) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
             parts.append((file["ids"], file["logits"], file["targets"]))
     if not parts:
         raise CheckpointError(f"{run}: no fold_*/oof.npz; train it first with --resume {run}")
-    ids, logits, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return ids.tolist(), logits, targets
+    said = repeats.merged(repeats.Answers(*(np.concatenate(column) for column in zip(*parts, strict=True))))
+    return said.ids.tolist(), said.logits, said.targets
 
 
 def card(run: Path) -> Card:

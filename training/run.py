@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 from filelock import FileLock, Timeout
 
 from config import load
@@ -37,7 +38,7 @@ _CIRCUMSTANCES = (
     "folds.train",
 )
 # Settings that another machine may have to change; `folds.csv` says whether the images are the same.
-_PLACES = ("data.root", "folds.file")
+_PLACES = ("data.root", "folds.file", "folds.groups")
 _WAIT = 60.0  # seconds for what another process does to the shared files of a run
 _PACKAGES = ("torch", "timm", "mlx", "numpy", "opencv-python-headless", "scikit-learn", "safetensors")
 
@@ -156,6 +157,11 @@ def write_environment(path: Path, engine: str, session: dict[str, Any]) -> None:
     with briefly(path):
         starts = json.loads(target.read_text()) if target.exists() else []
         _write(target, json.dumps([*starts, _environment(engine, session)], indent=1))
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """Write plain values as YAML, whole or not at all."""
+    _write(path, yaml.safe_dump(value, sort_keys=False))
 
 
 def _environment(engine: str, session: dict[str, Any]) -> dict[str, Any]:

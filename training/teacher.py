@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from config.data_sections import Teacher
 from config.errors import ConfigError, DataError
 from config.schema import Settings
+from data import folds as split
 from data import index
 from infer import teacher
 from infer.teacher import Answers
@@ -72,8 +73,8 @@ def check(teaching: Teaching, table: index.Table, fold_of: NDArray[np.int64], fo
     """
     for fold in folds:
         for answers in filter(None, (teaching.labelled, teaching.extra)):
-            _check_unseen(answers, [table.ids[i] for i in np.flatnonzero(fold_of == fold)], fold)
-        train = np.flatnonzero(fold_of != fold)
+            _check_unseen(answers, [table.ids[i] for i in np.flatnonzero(split.validates(fold_of, fold))], fold)
+        train = np.flatnonzero(~split.validates(fold_of, fold))
         more = len(lesson(teaching, table, train, fold).paths) - len(train)
         if teaching.images:
             found, root = len(teaching.images.ids), teaching.settings.extra_root

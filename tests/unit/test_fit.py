@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from scipy.special import softmax
 from sklearn.model_selection import LeaveOneGroupOut
 
 import infer
@@ -56,12 +57,13 @@ PLANS = [
 @pytest.mark.parametrize("views", [("original",), ("original", "hflip")], ids=["plain", "views"])
 def test_inference_gives_what_was_fitted(campaign, tmp_path, plan, views):
     runs, paths, _ = campaign
+    merge = {"logits": "logits", "ranks": "max"}.get(plan.combine) if len(views) > 1 else None
     if len(views) > 1:
-        [list(views_oof.answer(run, views, plan.combine, 16, 1)) for run in runs]
-    fitted = fit.fit(runs, views, plan=plan)
+        [list(views_oof.answer(run, views, merge or "probabilities", 16, 1)) for run in runs]
+    fitted = fit.fit(runs, views, plan=plan, merge=merge)
     files = fit.write(tmp_path / "e.yaml", fitted)
     assert all(file.exists() for file in files) and not any("fitted on the original" in n for n in fitted.notes)
-    given = oof.align([oof.read(run, views, plan.combine) for run in runs])
+    given = oof.align([oof.read(run, views, merge or "probabilities") for run in runs])
     expected = blend.mix(fitted.blend, given)
     with Runner(ensemble.read(tmp_path / "e.yaml")) as runner:
         answers = np.concatenate([part.probabilities for part in runner.run(paths)])
@@ -151,11 +153,12 @@ def test_repeated_folds_are_averaged(tmp_path):
         (other / "oof.npz").rename(runs[0] / f"fold_{fold + 2}" / "oof.npz")
     with pytest.raises(DataError, match="two folds both answer"):
         oof.read(runs[0])
-    (runs[0] / "config.yaml").write_text("folds: {kind: repeated}\n")
+    (runs[0] / "folds.csv").write_text("ID,target,fold,fold_2\n")
     run = oof.read(runs[0])
     order = np.argsort(np.concatenate([np.arange(60)[0::2], np.arange(60)[1::2]]))
     assert np.array_equal(run.ids, first.ids)
-    assert np.allclose(np.asarray(run.logits)[order], (answers[0] + answers[1]) / 2, atol=1e-5)
+    mean = (softmax(answers[0], axis=1) + softmax(answers[1], axis=1)) / 2
+    assert np.allclose(np.exp(np.asarray(run.logits)[order]), mean, atol=1e-5)
     assert np.array_equal(run.targets[order], targets)
 
 

@@ -90,7 +90,7 @@ def test_the_settings_of_a_member_are_written_and_read_as_a_plain_file(write: An
 def test_without_a_choice_the_members_are_listed(write: Any) -> None:
     path = write(TWO)
     assert faults("--config", path) == [
-        "member: not given, and there are several; choose one of small, big by --member NAME"
+        "member: not given, and there are several; choose one of small, big by --member NAME, or all by --mode full"
     ]
     with pytest.raises(ConfigError, match="choose one of small, big"):
         load.read(Path(write(f"{TWO}\ndata: {{root: images}}\n")))
@@ -174,3 +174,42 @@ def test_whatever_members_holds_is_settings_or_a_fault_of_one_line_each(write: A
         assert len(str(error).splitlines()) < 60
     else:
         assert all(isinstance(member.settings, Settings) for member in found)
+
+
+def test_members_are_written_as_one_file_and_read_back(write: Any) -> None:
+    found = load.parse_members([*ROOT, "--config", write(TWO), "--folds.kind", "stratified", "--tta.views", "[hflip]"])
+    assert load.read_members(Path(write(load.members_yaml(found), "campaign.yaml"))) == found
+    alone = load.parse_members([*ROOT, "--optim.lr", "0.5"])
+    assert load.read_members(Path(write(load.members_yaml(alone), "campaign.yaml"))) == alone
+
+
+def test_names_that_are_one_folder_on_a_mac_are_refused(write: Any) -> None:
+    path = write("members:\n  - name: Swin\n  - name: swin\n")
+    (line,) = faults("--config", path)
+    assert line.startswith("members[1].name: found 'swin'")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--mode", "ful"], "mode: found 'ful' (command line); did you mean full? there are audit, tune, train"),
+        (["--mode"], "mode: no value given (command line); expected one of audit, tune, train"),
+        (["--mode", "full", "--fold", "1"], "fold: --mode full (command line) is for all members and folds"),
+        (["--mode", "fit", "--member", "big"], "member: --mode fit (command line) is for all members and folds"),
+        (["--mode", "train", "--fold", "-1"], "fold: found '-1' (command line); expected a whole number >= 0"),
+        (["--mode", "train", "--tune"], "tune: goes with --mode full (command line)"),
+    ],
+)
+def test_what_is_wrong_with_a_mode_is_said(words: list[str], said: str, write: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load.parse_command([*ROOT, "--config", write(TWO), *words], "train_torch.py")
+    assert said in str(caught.value)
+
+
+def test_one_fold_of_one_member_is_asked_for_in_short(write: Any) -> None:
+    words = [*ROOT, "--config", write(TWO), "--folds.kind", "stratified", "--member", "big", "--fold", "2"]
+    assert load.parse(words, "test").folds.train == (2,)
+    got = load.parse_command([*words, "--mode", "train"], "test")
+    assert (got.wish.mode, got.wish.member, got.wish.fold, len(got.members)) == ("train", "big", 2, 2)
+    with pytest.raises(ConfigError, match=r"folds\.train: found \[7\] \(command line\); expected numbers below folds"):
+        load.parse([*words, "--fold", "7"], "test")

@@ -1,0 +1,78 @@
+"""Images that belong together, such as pages of one document or near-duplicates, so that no fold parts them.
+
+They come from a column of train.csv, from a CSV with columns ID and group, or from both: then what either joins is one
+group. The folds made of them are in `data.folds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from config.errors import DataError
+from data import csvfile
+from data.index import Table
+
+COLUMN = "group"
+
+
+def read(table: Table, root: Path, id_column: str, column: str, file: Path | None) -> NDArray[np.int64]:
+    """The group int64 `[N]` of each image of `table`, counted from 0.
+
+    `column` of `root/train.csv` is taken where it is there, and must be where there is no `file`. An image
+    that the file does not name is a group of its own. Raises `DataError` for a wrong file.
+    """
+    listed = root / "train.csv"
+    found = []
+    if file is None or (listed.is_file() and column in csvfile.header(listed)):
+        found.append(_of_column(table, listed, id_column, column))
+    if file is not None:
+        found.append(_of_file(table, file))
+    return joined(found)
+
+
+def joined(groupings: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """One grouping int64 `[N]` of several: images that share a group in any of them are together, transitively."""
+    count = len(groupings[0])
+    rows, columns, first = [], [], count
+    for groups in groupings:
+        rows.append(np.arange(count))
+        columns.append(groups + first)
+        first += int(groups.max()) + 1
+    rows_, columns_ = np.concatenate(rows), np.concatenate(columns)
+    graph = coo_array((np.ones(len(rows_), np.int8), (rows_, columns_)), shape=(first, first))
+    return np.asarray(connected_components(graph, directed=False)[1][:count], dtype=np.int64)
+
+
+def _of_column(table: Table, listed: Path, id_column: str, column: str) -> NDArray[np.int64]:
+    if not listed.is_file():
+        raise DataError(
+            f"{table.root}: has no train.csv with a column {column!r}; give a CSV of ID and {COLUMN} as folds.groups"
+        )
+    rows = {row.cells[id_column]: row.cells[column] for row in csvfile.read(listed, (id_column, column))}
+    return _numbered([rows[name] for name in table.ids])
+
+
+def _of_file(table: Table, file: Path) -> NDArray[np.int64]:
+    rows = csvfile.read(file, ("ID", COLUMN))
+    group_of = {row.cells["ID"]: row.cells[COLUMN] for row in rows}
+    if len(group_of) < len(rows):
+        raise DataError(f"{file}: an ID occurs twice; keep one line for each image")
+    foreign = sorted(group_of.keys() - set(table.ids))
+    if foreign:
+        raise DataError(
+            f"{file}: {len(foreign)} of its IDs are not in the data set (first: {', '.join(foreign[:3])}); "
+            "make the groups anew, or remove these lines"
+        )
+    # A tuple is no text, so that an image without a group shares none.
+    return _numbered([group_of.get(name, (name,)) for name in table.ids])
+
+
+def _numbered(names: Sequence[object]) -> NDArray[np.int64]:
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([number[name] for name in names], dtype=np.int64)

@@ -1,0 +1,234 @@
+"""One fold of a run: its data, its session, its training in as much memory as there is, and its result.
+
+Which folds there are and who trains which stands in `campaign`; the loop itself in `engine`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+import backends
+from backends.contract import Backend, LossSpec, OptimSpec, Session, Weights
+from config.errors import ConfigError, DataError, OutOfMemory
+from config.schema import Settings
+from data import augment, folds, index
+from data.images import Images
+from data.loader import ByEpoch, Loader, Transform
+from models import weights
+from models.card import Card
+from models.registry import ModelSpec
+from training import checkpoint, engine, memory, metrics, run, teacher
+from training.loop import Loop
+from training.policy import loss as losses
+from training.policy import optimizer, resizing, sampling
+from training.progress import Progress
+
+RESULT = "result.yaml"
+OnEpoch = Callable[[dict[str, float], bool], None]
+
+
+def unheard(row: dict[str, float], best: bool) -> None:
+    """Nobody follows the epochs."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything is saved in `folder`."""
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all folds of a run share. `fold_of` is as `data.folds` makes it; `on_epoch` gets each epoch's row."""
+
+    backend: str
+    settings: Settings
+    spec: ModelSpec
+    card: Card
+    table: index.Table
+    images: Images
+    fold_of: NDArray[np.int64]
+    teaching: teacher.Teaching
+    folder: Path
+    stop_requested: Callable[[], bool]
+    on_epoch: OnEpoch = unheard
+
+
+def train(job: Job, number: int) -> dict[str, Any]:
+    """Train one fold, or read its result where it is finished."""
+    folder = job.folder / f"fold_{number}"
+    done = folder / RESULT
+    if done.exists():
+        return dict(yaml.safe_load(done.read_text()))
+    folder.mkdir(exist_ok=True)
+    started = time.monotonic()
+    data = load_data(job, number)
+    loop = _trained_as_it_fits(job, number, data, folder)
+    if job.stop_requested():
+        raise Interrupted(job.folder)
+    return _finish(folder, number, loop, time.monotonic() - started)
+
+
+def _trained_as_it_fits(job: Job, number: int, data: engine.FoldData, folder: Path) -> Loop:
+    """Train, in halved micro-batches from the last checkpoint on where the device's memory runs out."""
+    micro, batch = memory.remembered(folder), math.gcd(*(stage.batch for stage in data.stages))
+    while True:
+        try:
+            return _trained(job, number, data, folder, micro)
+        except OutOfMemory as error:
+            micro = memory.halved(micro or optimizer.memory(job.settings.train).size(batch), batch, error)
+        memory.remember(folder, micro)
+        print(f"fold {number}: out of memory; going on with {micro} of the batch's {batch} images at a time")
+        gc.collect()  # what the broken update held
+
+
+def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: int) -> Loop:
+    settings = job.settings
+    session = open_session(job, number, micro)
+    try:
+        if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
+            memory.attempt(session, data.stages[-1].batch, data.stages[-1].size, job.spec.num_classes)
+        run.write_environment(job.folder, job.backend, session.describe())
+        with Progress(settings, number, folder) as watcher:
+            events = replace(watcher.events, epoch=_both(watcher.events.epoch, job.on_epoch))
+            fit = engine.Fit(session, data, settings, job.card, folder, events, job.stop_requested)
+            loop = fit.run()
+            _write_suspects(job, folder, fit)
+    finally:
+        session.close()
+    return loop
+
+
+def _both(one: OnEpoch, other: OnEpoch) -> OnEpoch:
+    def each(row: dict[str, float], best: bool) -> None:
+        one(row, best)
+        other(row, best)
+
+    return each
+
+
+def open_session(job: Job, number: int, micro_batch: int) -> Session:
+    """The fold's session with the weights that it starts from; `micro_batch` 0 is what the settings say."""
+    settings, spec, backend = job.settings, job.spec, backends.load(job.backend)
+    labels = job.table.labels[~folds.validates(job.fold_of, number)]
+    start = _start(job, backend, number)
+    optim = optimizer.spec(settings.optim, settings.ema.decay > 0, spec, start)
+    loss, train = losses.spec(settings.loss, labels, spec.num_classes), settings.train
+    session = backend.open(
+        spec,
+        start,
+        optim,
+        loss,
+        train.precision,
+        settings.seed,
+        train.compile != "off",
+        optimizer.memory(train, micro_batch),
+    )
+    if train.compile == "on" and not session.describe()["compiled"]:
+        raise ConfigError(f"train.compile on: the {job.backend} engine does not compile on this device; set it to auto")
+    return session
+
+
+def _start(job: Job, backend: Backend, number: int) -> Weights:
+    """The weights that training starts from: the fold's own, or pretrained ones made to fit, or fresh ones."""
+    begun = checkpoint.newest(job.folder / f"fold_{number}")
+    if begun:
+        return weights.read(begun / "model.safetensors")[0]
+    spec, settings = job.spec, job.settings
+    found = weights.resolve(spec, settings.weights)
+    if found is not None:
+        fitted, notes = weights.fit(found, spec)
+        for note in notes:
+            print(note)
+        return fitted
+    session = backend.open(spec, None, OptimSpec(), LossSpec(), seed=settings.seed)
+    try:
+        return session.state().weights
+    finally:
+        session.close()
+
+
+def load_data(job: Job, number: int) -> engine.FoldData:
+    """What a fold trains and validates on; `DataError` where one side is empty."""
+    settings, table = job.settings, job.table
+    judged = folds.validates(job.fold_of, number)
+    train, valid = np.flatnonzero(~judged), np.flatnonzero(judged)
+    if not len(train) or not len(valid):
+        raise DataError(f"fold {number} has {len(train)} training and {len(valid)} validation images; change folds")
+    lesson = teacher.lesson(job.teaching, table, train, number)
+    batch = min(int(settings.train.batch_size or 1), len(lesson.paths))
+    optimizer.memory(settings.train).size(batch)  # refuses a micro-batch that does not divide it
+    stages = resizing.stages(settings.progressive, settings.train, job.spec, batch, len(lesson.paths))
+    return engine.FoldData(
+        stages=stages,
+        train=tuple(_train_loader(job, stage, lesson.paths) for stage in stages),
+        train_labels=lesson.labels,
+        train_targets=lesson.targets,
+        train_weights=lesson.weights,
+        valid=_valid_loader(job, [table.paths[i] for i in valid], settings.train.val_batch_size or batch),
+        valid_labels=table.labels[valid],
+        valid_ids=[table.ids[i] for i in valid],
+        raise_to=sampling.raise_to(settings.class_imbalance, table.class_names),
+    )
+
+
+def _train_loader(job: Job, stage: resizing.Stage, paths: Sequence[Path]) -> Loader:
+    prep = replace(job.card.preprocessing, size=stage.size)
+    transform = augment.by_epoch(job.settings.augment, prep, job.settings.train.epochs)
+    return _loader(job, paths, transform, stage.size, stage.batch)
+
+
+def _valid_loader(job: Job, paths: Sequence[Path], batch: int) -> Loader:
+    prep = job.card.preprocessing
+    return _loader(job, paths, augment.eval_transform(prep), prep.size, batch)
+
+
+def _loader(job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int) -> Loader:
+    data = job.settings.data
+    skip = data.on_bad_image == "skip"
+    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, job.images, skip)
+
+
+def _finish(folder: Path, number: int, loop: Loop, seconds: float) -> dict[str, Any]:
+    with np.load(folder / "oof.npz") as oof:
+        scores = metrics.scores(oof["logits"], oof["targets"])
+    row = {
+        "fold": number,
+        **{name: round(value, 6) for name, value in scores.items()},
+        "best_epoch": loop.stopping.best_epoch + 1,
+        "weights": checkpoint.read_state(folder / checkpoint.BEST).get("averaged", "epoch"),
+        "epochs": len(loop.history),
+        "unreadable": int(sum(row["unreadable"] for row in loop.history)),
+        "seconds": round(seconds, 1),
+    }
+    run.write_yaml(folder / RESULT, row)
+    return row
+
+
+def _write_suspects(job: Job, folder: Path, fit: engine.Fit) -> None:
+    """`suspects.csv`: id, target and mean loss of the training images whose labels mining suspects, hardest first."""
+    found = fit.suspects()
+    if not found:
+        return
+    id_of = dict(zip(job.table.paths, job.table.ids, strict=True))
+    partial = folder / "suspects.partial"
+    with partial.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("id", "target", "loss"))
+        for i in found:
+            path, target = fit.data.train[-1].paths[i], job.table.class_names[fit.data.train_labels[i]]
+            writer.writerow((id_of.get(path, str(path)), target, f"{fit.mining.losses[i]:.6f}"))
+    partial.replace(folder / "suspects.csv")

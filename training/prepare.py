@@ -1,0 +1,115 @@
+"""What a run rests on before anything is trained: settings resolved against model and data, refusals, the folds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import ConfigError
+from config.schema import Settings
+from data import folds, groups, index
+from data.audit import actions
+from models import defaults, registry
+from models.card import Preprocessing
+from models.registry import ModelSpec
+from training.policy import loss as losses
+from training.policy import optimizer, resizing
+
+FOLDS = "folds.csv"
+
+
+def refuse(settings: Settings, backend: str) -> None:
+    """`ConfigError` for a setting that the engine cannot honour."""
+    reason = registry.engines(registry.get(settings.model)).get(backend)
+    if reason:
+        raise ConfigError(f"model {settings.model}: {reason}; train it with the other engine, or choose another model")
+    precision = settings.train.precision
+    if precision in ("tf32", "fp16") and backend != "torch":
+        raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")
+
+
+def prepare(settings: Settings) -> tuple[Settings, ModelSpec, index.Table]:
+    """Read the data set and fill in what depends on it and on the model: size, classes, rate, batch."""
+    table = actions.load(settings.data).table
+    losses.check(settings.loss, table.class_names)
+    spec = registry.get(
+        settings.model,
+        num_classes=len(table.class_names),
+        image_size=settings.data.image_size,
+        global_pool=settings.global_pool,
+        drop_rate=settings.drop.rate,
+        drop_path_rate=settings.drop.path,
+    )
+    spec = replace(spec, preprocessing=_preprocessing(settings, spec))
+    resizing.check(settings.progressive, spec)
+    resolved = {
+        "data": {"image_size": spec.preprocessing.size},
+        "train": _batch(settings, spec),
+        "optim": {"lr": optimizer.learning_rate(settings.optim, spec)},
+    }
+    updates = {k: getattr(settings, k).model_copy(update=v) for k, v in resolved.items()}
+    return settings.model_copy(update=updates), spec, table
+
+
+def _batch(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
+    wish = settings.train.batch_size
+    if wish == "auto":
+        return {"batch_size": defaults.batch_size(spec), "micro_batch": settings.train.micro_batch or "auto"}
+    return {"batch_size": wish or defaults.batch_size(spec)}
+
+
+def _preprocessing(settings: Settings, spec: ModelSpec) -> Preprocessing:
+    """The model's own preprocessing, with the user's wishes over it."""
+    own, data = spec.preprocessing, settings.data
+    return replace(own, fit=data.fit or own.fit, mean=data.mean or own.mean, std=data.std or own.std)
+
+
+def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
+    """The folds to train, in order; `ConfigError` for a number that the split does not have."""
+    there = folds.numbers(fold_of)
+    wanted = there if settings.folds.train is None else list(settings.folds.train)
+    unknown = [k for k in wanted if k not in there]
+    if unknown:
+        raise ConfigError(f"folds.train: there is no fold {unknown[0]}; there are {there}")
+    return wanted
+
+
+def with_vanished(settings: Settings, table: index.Table, folder: Path) -> index.Table:
+    """The table with the images that the run's folds remember and the data set lost, where these are to be skipped."""
+    path = folder / FOLDS
+    return folds.with_vanished(path, table) if settings.data.on_bad_image == "skip" and path.exists() else table
+
+
+def keep_folds(settings: Settings, table: index.Table, folder: Path) -> NDArray[np.int64]:
+    """The fold of each image: the run's own `folds.csv`, else the user's, else drawn; written to the run."""
+    path, split = folder / FOLDS, settings.folds
+    if path.exists():
+        return folds.read(path, table)
+    fold_of = folds.read(split.file, table) if split.file else draw_folds(settings, table)
+    folds.write(path, table, fold_of)
+    return fold_of
+
+
+def draw_folds(settings: Settings, table: index.Table) -> NDArray[np.int64]:
+    """The folds that the settings ask for; `DataError` where the images do not allow them."""
+    split, data = settings.folds, settings.data
+    together = None
+    if split.kind == "stratified_group":
+        together = groups.read(table, data.root, data.id_column, split.group_column, split.groups)
+    if together is not None and table.groups is not None:
+        together = groups.joined([together, table.groups])
+    fold_of = folds.make(
+        table.labels,
+        split.kind,
+        split.count,
+        split.val_fraction,
+        settings.seed,
+        table.class_names,
+        split.repeats,
+        together,
+    )
+    return fold_of if table.groups is None else folds.united(fold_of, table.groups)
