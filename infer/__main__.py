@@ -107,7 +107,7 @@ def _submit(chosen: Ensemble, options: argparse.Namespace) -> None:
     probabilities = np.concatenate([part.probabilities for part in answers])[rows]
     labels = runner.finish.labels(probabilities)
     beside = submission.write(path, layout, probabilities, names, labels=labels, aliases=chosen.aliases)
-    print(summary.text(probabilities, names, layout.ids))
+    print(summary.text(probabilities, names, layout.ids, labels=labels))
     print(
         f"images: {len(rows)}; members: {len(chosen.members)}; views: {len(chosen.views)}; answered in {seconds:.1f} s"
     )

@@ -98,14 +98,15 @@ def fit_blend(table: oof.Table, plan: Plan = Plan()) -> Blend:  # noqa: B008
 def write(path: Path, fitted: Fitted) -> list[Path]:
     """Write the ensemble's YAML file and, beside it, its layers, the analysis and the reliability diagram.
 
-    Returns what was written; `ConfigError` when one of them exists already.
+    Returns what was written; `ConfigError` when the YAML file or its layers exist already. Analysis and picture of an
+    ensemble that is gone are replaced.
     """
     files = [path, *(path.with_name(f"{path.stem}{end}") for end in ("_analysis.json", "_reliability.png"))]
     found, arrays = fitted.ensemble, path.with_name(f"{path.stem}_layers.safetensors")
     if fitted.blend.layers:
         files.append(arrays)
         found = found.model_copy(update={"layers": arrays})
-    for file in files:
+    for file in (path, arrays):
         ensemble.refuse_existing(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     if fitted.blend.layers:

@@ -149,11 +149,16 @@ def read(path: Path, views: Sequence[str] = ORIGINAL, merge: str = "probabilitie
 
 def finished(path: Path) -> list[Path]:
     """The finished folds of a run, in the order of their numbers; `CheckpointError` when there is none."""
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: there is no such run folder; train it first with train_torch.py or train_mlx.py"
+        )
     numbered = [(re.fullmatch(r"fold_(\d+)", fold.name), fold) for fold in path.glob("fold_*")]
     ordered = [fold for _, fold in sorted((int(match[1]), fold) for match, fold in numbered if match)]
     folds = [fold for fold in ordered if (fold / OOF).is_file() and (fold / BEST).is_dir()]
     if not folds:
-        raise CheckpointError(f"{path}: has no finished fold (fold_K/{BEST} and fold_K/{OOF}); train it first")
+        lacking = f"has no finished fold (fold_K/{BEST} and fold_K/{OOF})"
+        raise CheckpointError(f"{path}: {lacking}; train it first, with --resume {path} where it was begun")
     return folds
 
 
