@@ -6,6 +6,7 @@ Nothing here overwrites a file. `validate` checks a finished file; `summary` des
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -90,16 +91,25 @@ def align(ids: Sequence[str], layout: Layout, source: str) -> NDArray[np.int64]:
     return np.array([places[name] for name in asked], dtype=np.int64)
 
 
-def write(path: Path, layout: Layout, probabilities: Probabilities, class_names: Sequence[str]) -> Path:
+def write(
+    path: Path,
+    layout: Layout,
+    probabilities: Probabilities,
+    class_names: Sequence[str],
+    errors: Sequence[str] | None = None,
+) -> Path:
     """Write the submission and, beside it, `STEM_probabilities.csv`; returns the path of the latter.
 
-    `probabilities` float32 `[N, C]` in the order of `layout.ids`. `ConfigError` when a file exists already.
+    `probabilities` float32 `[N, C]` in the order of `layout.ids`; the cells of a row of NaN stay empty. `errors` become
+    one more column of the probabilities. `ConfigError` when a file exists already.
     """
     beside = probabilities_path(path)
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     header = list(layout.columns) if layout.target is None else [layout.id_column, *class_names]
-    _write_rows(beside, header, _wide(header, layout, probabilities, class_names))
+    wide = _wide(header, layout, probabilities, class_names)
+    told = wide if errors is None else ([*cells, error] for cells, error in zip(wide, errors, strict=True))
+    _write_rows(beside, [*header, *["error"] * (errors is not None)], told)
     if layout.target is None:
         _write_rows(path, header, _wide(header, layout, probabilities, class_names))
     else:
@@ -203,8 +213,10 @@ def _column_fault(others: Sequence[str], class_names: Sequence[str]) -> str:
 def _labels(layout: Layout, probabilities: Probabilities, class_names: Sequence[str]) -> Iterable[list[str]]:
     cells = [_label(name, layout.kind) for name in class_names]
     first = layout.columns[0] == layout.id_column
-    for name, best in zip(layout.ids, probabilities.argmax(axis=1), strict=True):
-        yield [name, cells[best]] if first else [cells[best], name]
+    known = np.isfinite(probabilities[:, 0])
+    for name, best, answered in zip(layout.ids, probabilities.argmax(axis=1), known, strict=True):
+        cell = cells[best] if answered else ""
+        yield [name, cell] if first else [cell, name]
 
 
 def _label(name: str, kind: Kind) -> str:
@@ -220,15 +232,16 @@ def _wide(
     at = header.index(layout.id_column)
     place = {name: column for column, name in enumerate(class_names)}
     order = [place[name] for name in header if name != layout.id_column]
-    for name, row in zip(layout.ids, probabilities[:, order], strict=True):
-        cells = [f"{value:.9g}" for value in row]
+    for name, row in zip(layout.ids, probabilities, strict=True):
+        cells = [f"{value:.9g}" if np.isfinite(value) else "" for value in row[order]]
         yield [*cells[:at], name, *cells[at:]]
 
 
 def _write_rows(path: Path, header: Sequence[str], rows: Iterable[list[str]]) -> None:
-    content = csvfile.encode(header, rows)
-    with path.open("xb") as file:
-        file.write(content)
+    with path.open("x", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def _stem(name: str) -> str:
