@@ -6,6 +6,7 @@ Nothing here overwrites a file. `validate` checks a finished file; `summary` des
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -103,25 +104,29 @@ def write(
     *,
     labels: NDArray[np.int64] | None = None,
     aliases: Groups = (),
+    errors: Sequence[str] | None = None,
 ) -> Path:
     """Write the submission and, beside it, `STEM_probabilities.csv`; returns the path of the latter.
 
     `probabilities` float32 `[N, C]` in the order of `layout.ids`; `labels` int64 `[N]` are the chosen classes, else the
     most probable ones. In a wide file `aliases` share the probability of their class, and the numbers of a row, as they
-    are printed, sum to one. `ConfigError` when a file exists already.
+    are printed, sum to one; the cells of a row of NaN stay empty. `errors` become one more column of the probabilities.
+    `ConfigError` when a file exists already.
     """
     beside = probabilities_path(path)
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     chosen = probabilities.argmax(axis=1) if labels is None else labels
     header = [layout.id_column, *class_names]
-    _write_rows(beside, header, _wide(header, layout, probabilities))
+    wide = _wide(header, layout, probabilities)
+    told = wide if errors is None else ([*cells, error] for cells, error in zip(wide, errors, strict=True))
+    _write_rows(beside, [*header, *["error"] * (errors is not None)], told)
     if layout.target is None:
         asked = [name for name in layout.columns if name != layout.id_column]
         shared = alias.shared(probabilities, class_names, aliases, asked)
         _write_rows(path, layout.columns, _wide(layout.columns, layout, shared))
     else:
-        _write_rows(path, layout.columns, _labels(layout, chosen, class_names))
+        _write_rows(path, layout.columns, _labels(layout, chosen, np.isfinite(probabilities[:, 0]), class_names))
     return beside
 
 
@@ -220,11 +225,14 @@ def _column_fault(others: Sequence[str], class_names: Sequence[str]) -> str:
     return " and ".join(parts)
 
 
-def _labels(layout: Layout, chosen: NDArray[np.int64], class_names: Sequence[str]) -> Iterable[list[str]]:
+def _labels(
+    layout: Layout, chosen: NDArray[np.int64], known: NDArray[np.bool_], class_names: Sequence[str]
+) -> Iterable[list[str]]:
     cells = [_label(name, layout.kind) for name in class_names]
     first = layout.columns[0] == layout.id_column
-    for name, best in zip(layout.ids, chosen, strict=True):
-        yield [name, cells[best]] if first else [cells[best], name]
+    for name, best, answered in zip(layout.ids, chosen, known, strict=True):
+        cell = cells[best] if answered else ""
+        yield [name, cell] if first else [cell, name]
 
 
 def _label(name: str, kind: Kind) -> str:
@@ -242,7 +250,9 @@ def _wide(header: Sequence[str], layout: Layout, probabilities: Probabilities) -
 
 
 def _printed(row: Probabilities) -> list[str]:
-    """Nine digits, which keep a float32 exactly; the largest number is what the others leave of one."""
+    """Nine digits, which keep a float32 exactly; the largest is what the others leave of one. Nothing for NaN."""
+    if not np.isfinite(row).all():
+        return [""] * len(row)
     exact = row.astype(np.float64)
     largest = int(exact.argmax())
     cells = [f"{value:.9g}" for value in exact / exact.sum()]
@@ -251,9 +261,10 @@ def _printed(row: Probabilities) -> list[str]:
 
 
 def _write_rows(path: Path, header: Sequence[str], rows: Iterable[list[str]]) -> None:
-    content = csvfile.encode(header, rows)
-    with path.open("xb") as file:
-        file.write(content)
+    with path.open("x", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def _stem(name: str) -> str:

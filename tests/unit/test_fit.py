@@ -207,5 +207,5 @@ def test_a_run_whose_images_are_gone_is_one_line(campaign, tmp_path):
         (tmp_path / "fold_0").symlink_to(runs[0] / "fold_0")
         list(views_oof.answer(tmp_path, ("original", "rot90"), "probabilities", 8, 1))
     assert "/nowhere" in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match="no finished fold"):
+    with pytest.raises(CheckpointError, match="no such run folder"):
         oof.finished(tmp_path / "nothing")
