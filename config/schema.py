@@ -30,6 +30,7 @@ from config.train_sections import (
     Tta,
     Watchdog,
 )
+from config.tune_section import Tune
 
 
 class MemberKeys(Section):
@@ -105,6 +106,7 @@ class Settings(Section):
     stopping: Stopping = Stopping()
     checkpoint: Checkpoint = Checkpoint()
     tta: Tta = Tta()
+    tune: Tune = Tune()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:

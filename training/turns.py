@@ -65,7 +65,7 @@ def train(campaign: Campaign, wish: Wish) -> None:
     listed.check(campaign.members, wish.member)
     able = _able(campaign, wish)
     backends.require(campaign.engine)
-    stock = _stock(campaign)
+    stock = open_stock(campaign)
     team = [_ready(campaign, member, stock) for member in able]
     folders = [folder for one in team for folder in one.folds(stock.numbers)]
     if wish.member:
@@ -122,7 +122,8 @@ def _able(campaign: Campaign, wish: Wish) -> list[Member]:
     return able
 
 
-def _stock(campaign: Campaign) -> Stock:
+def open_stock(campaign: Campaign) -> Stock:
+    """Read the images' table and the folds, which are drawn and kept where they are not there yet."""
     settings = campaign.settings
     table = index.load(settings.data.root, settings.data.id_column, settings.data.target_column)
     with run.briefly(campaign.folder):
