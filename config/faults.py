@@ -58,7 +58,8 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
     where = source.where[key] if source else "default"
     prefix = source.prefix if source else ""
     path = ".".join(key)
-    if details["type"] == "extra_forbidden" and path not in usage.leaves():
+    inside = path in usage.leaves() and "." not in key[-1]  # a wrong key in a setting that is a mapping
+    if details["type"] == "extra_forbidden" and not inside:
         return f"{prefix}{unknown(key, where)}"
     leaf = usage.leaves()[path]
     if is_absent(key, details, layers):
