@@ -22,9 +22,8 @@ _WAITING_TOO_LONG = 0.1
 class Progress:
     """A context around one fold's training; `events` goes to the loop."""
 
-    def __init__(self, settings: Settings, fold: int, images: int, folder: Path):
+    def __init__(self, settings: Settings, fold: int, folder: Path):
         self.settings, self.fold, self.folder = settings, fold, folder
-        self.steps = images // min(int(settings.train.batch_size or 1), images)
         self.console = Console(soft_wrap=True, highlight=False)
         self.bar: Bar | None = None
         self.rows: list[dict[str, float]] = []
@@ -42,11 +41,8 @@ class Progress:
                 console=self.console,
                 transient=True,
             )
-            total = self.steps * self.settings.train.epochs
-            self.task = self.bar.add_task("train", total=total, fold=self.fold, note="")
+            self.task = self.bar.add_task("train", total=None, fold=self.fold, note="")
             self.bar.start()
-        else:
-            self._say(f"fold {self.fold}: {self.steps} steps an epoch, {self.settings.train.epochs} epochs")
         return self
 
     def __exit__(
@@ -55,7 +51,7 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
-    def _step(self, epoch: int, batch: int, samples: int, loss: float) -> None:
+    def _step(self, epoch: int, update: int, updates: int, samples: int, loss: float) -> None:
         if not self.bar:
             return
         since, seen = self.window
@@ -64,7 +60,7 @@ class Progress:
         self.window = (since, seen + samples) if elapsed < 5 else (time.perf_counter(), 0)
         memory = psutil.Process().memory_info().rss / 2**30
         note = f"epoch {epoch + 1}  loss {loss:.4f}  {rate:.0f} images/s  {memory:.1f} GiB"
-        self.bar.update(self.task, completed=epoch * self.steps + batch, note=note)
+        self.bar.update(self.task, completed=update, total=updates, note=note)
 
     def _epoch(self, row: dict[str, float], best: bool) -> None:
         self._write(row)

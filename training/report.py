@@ -103,12 +103,12 @@ def _suspects(run: Path) -> list[dict[str, Any]]:
 
 
 def _paths(run: Path) -> dict[str, Path]:
-    """The image files by id; empty where the data set is gone."""
+    """The image files by id, those that are still there; none where the data set is gone."""
     data = load.read(run / "config.yaml").data
     if data.root is None or not data.root.exists():
         return {}
-    table = index.load(data.root, data.id_column, data.target_column)
-    return dict(zip(table.ids, table.paths, strict=True))
+    table = index.load(data.root, data.id_column, data.target_column, keep_missing=True)
+    return {name: path for name, path in zip(table.ids, table.paths, strict=True) if path.exists()}
 
 
 def _submission(path: Path) -> dict[str, Any]:

@@ -21,16 +21,20 @@ from config import members as listed
 from config.command import Wish
 from config.errors import CheckpointError, ConfigError, DataError
 from data import index
+from data.audit import command as look
+from data.audit import page
 from infer import ensemble, fit, submission, summary, views
 from infer.runner import Runner
 from training import report, run, trial, tune, turns, worklist
 from training.fold import Interrupted
 from training.members import Campaign
 
+AUDIT = "audit"
 ENSEMBLE = "ensemble.yaml"
 SUBMISSIONS = "submissions"
 REPORT = "report.html"
 _DONE = "stages.yaml"
+_FEW = 10  # images that a class should have
 _SAMPLE = "sample_submission.csv"
 BEGINNING = ("full", "audit", "tune", "train")  # the modes that a campaign may begin with
 LEFT_OUT = 3  # the exit code that tells of folds that were left out
@@ -45,6 +49,11 @@ def work(campaign: Campaign, wish: Wish) -> int:
 
     Raises `Interrupted` where a stop was asked for, and the `TandemError` of the stage that cannot go on.
     """
+    if wish.mode == "audit":
+        audited(campaign)
+        return 0
+    if wish.mode == "full" and campaign.settings.data.audit and not (campaign.folder / AUDIT / page.NAME).exists():
+        audited(campaign)
     if wish.mode == "tune":
         tuned(campaign, wish, go_on=False)
         return 0
@@ -77,6 +86,12 @@ def _afterwards(campaign: Campaign, stages: Iterable[Callable[[Campaign], None]]
                 if not several:
                     raise
                 print(f"no submission: {error}")
+
+
+def audited(campaign: Campaign) -> None:
+    """`audit.csv` and `audit.html`: what is odd about the images and their labels, before anything is trained."""
+    with _alone(campaign):
+        look.run(campaign.settings.data, campaign.folder / AUDIT, _FEW)
 
 
 def tuned(campaign: Campaign, wish: Wish, go_on: bool) -> None:

@@ -77,6 +77,7 @@ def thinned(
         ids=[table.ids[i] for i in rows],
         paths=[table.paths[i] for i in rows],
         labels=table.labels[rows],
+        groups=None,
     )
     return thin, fold_of[rows]
 

@@ -21,13 +21,14 @@ from config.errors import ConfigError
 from config.members import Member
 from config.schema import Settings
 from data import check, index
+from data.audit import actions
 from data.images import Images
 from models.card import Card
 from models.registry import ModelSpec
+from training import audit, failures, fold, run, teacher, worklist
 from training import campaign as single
-from training import failures, fold, run, teacher, worklist
 from training.members import Campaign
-from training.prepare import FOLDS, fold_numbers, keep_folds, prepare, refuse
+from training.prepare import FOLDS, fold_numbers, keep_folds, prepare, refuse, with_vanished
 from training.worklist import Claim, Worklist
 
 
@@ -48,12 +49,14 @@ class Ready:
 
 @dataclass(frozen=True)
 class Stock:
-    """What all members of a campaign share: images, labels, folds, and the numbers of the folds to train."""
+    """What the members of a campaign share: images, labels, folds, the numbers of those to train, and the files that
+    the audit could not read."""
 
     table: index.Table
     images: Images
     fold_of: NDArray[np.int64]
     numbers: list[int]
+    suspects: list[Path]
 
 
 def train(campaign: Campaign, wish: Wish) -> None:
@@ -65,12 +68,13 @@ def train(campaign: Campaign, wish: Wish) -> None:
     listed.check(campaign.members, wish.member)
     able = _able(campaign, wish)
     backends.require(campaign.engine)
-    stock = open_stock(campaign)
+    if wish.member:
+        for place in campaign.run(able[0]).glob("fold_*/"):
+            if wish.fold is None or place.name == f"fold_{wish.fold}":
+                failures.forget(place)
+    stock = open_stock(campaign, lambda numbers: all(done(path) for path in _folders(campaign, able, numbers)))
     team = [_ready(campaign, member, stock) for member in able]
     folders = [folder for one in team for folder in one.folds(stock.numbers)]
-    if wish.member:
-        for folder in folders:
-            failures.forget(folder)
     work = Worklist(folders, done)
     left = work.left()
     print(f"{len(folders) - len(left)} of {len(folders)} folds are done")
@@ -105,6 +109,10 @@ def given_up(campaign: Campaign) -> list[dict[str, Any]]:
     return failures.collect(campaign.folder, begun)
 
 
+def _folders(campaign: Campaign, members: Sequence[Member], numbers: Sequence[int]) -> list[Path]:
+    return [campaign.run(member) / f"fold_{k}" for member in members for k in numbers]
+
+
 def _able(campaign: Campaign, wish: Wish) -> list[Member]:
     """The members that this engine can train; those that it cannot are left to the other one."""
     wanted = [member for member in campaign.members if wish.member in ("", member.name)]
@@ -122,13 +130,26 @@ def _able(campaign: Campaign, wish: Wish) -> list[Member]:
     return able
 
 
-def open_stock(campaign: Campaign) -> Stock:
-    """Read the images' table and the folds, which are drawn and kept where they are not there yet."""
-    settings = campaign.settings
-    table = index.load(settings.data.root, settings.data.id_column, settings.data.target_column)
-    with run.briefly(campaign.folder):
-        fold_of = keep_folds(settings, table, campaign.folder)
-    return Stock(table, Images(pixel_limit=settings.data.pixel_limit), fold_of, fold_numbers(settings, fold_of))
+def open_stock(campaign: Campaign, ended: Callable[[list[int]], bool] = lambda _: False) -> Stock:
+    """Read the images' table, audit it, and read the folds, which are drawn and kept where they are not there yet.
+
+    Where `ended` says of the folds' numbers that nothing is left to do, no image is looked at.
+    """
+    settings, folder = campaign.settings, campaign.folder
+    table = actions.load(settings.data).table
+    images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
+    drawn = (folder / FOLDS).exists()
+    if drawn:
+        known = with_vanished(settings, table, folder)
+        fold_of = keep_folds(settings, known, folder)
+        numbers = fold_numbers(settings, fold_of)
+        if ended(numbers):
+            return Stock(known, images, fold_of, numbers, [])
+    table, suspects = audit.before(settings, table, campaign.stop_requested, lambda: folder)
+    with run.briefly(folder):
+        table = with_vanished(settings, table, folder)
+        fold_of = keep_folds(settings, table, folder)
+    return Stock(table, images, fold_of, fold_numbers(settings, fold_of), suspects)
 
 
 def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
@@ -146,7 +167,7 @@ def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
 def _look_at_images(team: Sequence[Ready], stock: Stock) -> None:
     strict = [one for one in team if one.settings.data.on_bad_image == "error"]
     if strict:
-        paths = {path: None for one in strict for path in (*stock.table.paths, *one.teaching.paths())}
+        paths = {path: None for one in strict for path in (*stock.suspects, *one.teaching.paths())}
         check.readable(list(paths), stock.images, strict[0].settings.data.workers)
 
 
