@@ -14,6 +14,7 @@ import yaml
 from config import load
 from config.errors import BackendUnavailable, ConfigError
 from data import folds, index
+from training import campaign as single
 from training import cli, fold, members, stages, trial, tune
 
 TUNE = """
@@ -38,6 +39,14 @@ OPTIMIZED = "train_optimized_*.yaml"
 def words(digits: Path, tmp_path: Path) -> list[str]:
     (tmp_path / "tune.yaml").write_text(TUNE)
     return ["--config", str(tmp_path / "tune.yaml"), "--data.root", str(digits), "--out", str(tmp_path / "runs")]
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the plots, the pages and the audits of single runs, which have tests of their own."""
+    for part in (single.plots, single.report):
+        monkeypatch.setattr(part, "write", lambda *_: None)
+    monkeypatch.setattr(single.audit, "after", lambda _: [])
 
 
 def trials(root: Path) -> list[dict[str, str]]:
