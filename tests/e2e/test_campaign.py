@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,10 +20,14 @@ from config import load
 from infer import validate
 from models import registry
 from tests.e2e.commands import start, wait_for
-from tests.e2e.test_faults import HANG_WHILE_SAVING
 from tests.e2e.test_recipes import SMALL, few, members  # noqa: F401 - few is a fixture
-from training import cli
+from tests.unit.test_stages import undrawn  # noqa: F401 - a fixture
+from training import checkpoint, cli, fold, stages
+from training import members as campaign
 
+# Processes of their own, made from one that has imported everything already.
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["backends.mlx", "training.stages", "backends.numpy.session", "tests.e2e.test_campaign"])
 TWO = """
 weights: none
 folds: {kind: stratified, count: 3}
@@ -36,6 +46,30 @@ def words(root: Path, tmp_path: Path, epochs: int) -> list[str]:
     return [*given, "--name", "shared", "--mode", "train", "--train.epochs", str(epochs)]
 
 
+def works(given: list[str]) -> None:
+    sys.exit(cli.main("numpy", given))
+
+
+def stands_still(given: list[str]) -> None:
+    """A worker that never comes to the end of its first save."""
+    whole = checkpoint.save
+
+    def save(place: Path, *more: Any) -> Path:
+        if checkpoint.steps(place):
+            signal.pause()
+        return whole(place, *more)
+
+    checkpoint.save = save
+    works(given)
+
+
+def until(what: Callable[[], bool], process: ForkServerProcess) -> None:
+    """Until `what` is so; fails when the process ends before."""
+    while not what():
+        assert process.is_alive(), f"it ended with {process.exitcode}"
+        time.sleep(0.05)
+
+
 def claims(folder: Path) -> dict[str, list[str]]:
     """Who held each fold, one name a claim."""
     found: dict[str, list[str]] = {}
@@ -48,16 +82,19 @@ def test_three_processes_share_the_folds_and_a_killed_ones_is_taken_over(digits:
     """The first stands still in its first fold and is killed. Others go on with that; no other fold is begun twice."""
     folder = tmp_path / "runs" / "shared"
     given = words(digits, tmp_path, 10)
-    victim = start("numpy", given, before=HANG_WHILE_SAVING)
-    wait_for(lambda: any(folder.glob("members/first/fold_0/step_*")), victim)
-    others = [start("numpy", given) for _ in range(2)]
-    wait_for(lambda: len(claims(folder)) == 6, others[0])
+    victim = FRESH.Process(target=stands_still, args=(given,))
+    victim.start()
+    until(lambda: any(folder.glob("members/first/fold_0/step_*")), victim)
+    others = [FRESH.Process(target=works, args=(given,)) for _ in range(2)]
+    for process in others:
+        process.start()
+    until(lambda: len(claims(folder)) == 6, others[0])
     assert len(claims(folder)["first/fold_0"]) == 1
     victim.kill()
-    victim.communicate()
+    victim.join()
     for process in others:
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, out + err
+        process.join(200)
+        assert process.exitcode == 0
     held = claims(folder)
     assert len(held["first/fold_0"]) == 2
     assert held["first/fold_0"][0].startswith(f"process {victim.pid} on ")
@@ -77,11 +114,16 @@ def test_ctrl_c_says_how_to_go_on_and_that_command_does(digits: Path, tmp_path: 
     assert process.returncode == 130
     assert f"Go on with: python train_numpy.py --mode train --resume {folder}" in out
     assert "Traceback" not in err
-    again = start("numpy", ["--mode", "train", "--resume", str(folder)])
-    wait_for(lambda: len(claims(folder).get("first/fold_0", [])) == 2, again)
-    again.send_signal(signal.SIGTERM)
-    out, err = again.communicate(timeout=60)
-    assert again.returncode == 143, out + err
+    command, left = load.parse_command(["--mode", "train", "--resume", str(folder)], "test"), 5
+
+    def stop() -> bool:
+        nonlocal left
+        left -= 1
+        return left < 0
+
+    with pytest.raises(fold.Interrupted):
+        stages.work(campaign.begin("numpy", command.members, stop), command.wish)
+    assert [len(names) for names in claims(folder).values()] == [2], "the same fold goes on"
 
 
 @pytest.fixture
@@ -98,6 +140,7 @@ def documents(few: Path, all_digits: Path, tmp_path: Path) -> Path:  # noqa: F81
     return root
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_recipe_of_seven_models_makes_a_submission(documents: Path, tmp_path: Path) -> None:
     """Each member on the smallest network of its family, one epoch of one fold."""
     small = []
