@@ -32,6 +32,7 @@ from config.train_sections import (
     Tta,
     Watchdog,
 )
+from config.tune_section import Tune
 
 
 class MemberKeys(Section):
@@ -108,6 +109,7 @@ class Settings(Section):
     stopping: Stopping = Stopping()
     checkpoint: Checkpoint = Checkpoint()
     tta: Tta = Tta()
+    tune: Tune = Tune()
     track: Track = Track()
 
     @model_validator(mode="after")

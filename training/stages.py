@@ -7,26 +7,34 @@ other ones is renamed, never overwritten. Training itself is in `turns`, tuning 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
+from config import members as listed
 from config.command import Wish
 from config.errors import CheckpointError, ConfigError, DataError
 from data import index
+from data.audit import command as look
+from data.audit import page
 from infer import ensemble, fit, submission, summary, views
 from infer.runner import Runner
-from training import report, run, turns, worklist
+from training import report, run, trial, tune, turns, worklist
 from training.fold import Interrupted
 from training.members import Campaign
 
+AUDIT = "audit"
 ENSEMBLE = "ensemble.yaml"
 SUBMISSIONS = "submissions"
 REPORT = "report.html"
 _DONE = "stages.yaml"
+_FEW = 10  # images that a class should have
 _SAMPLE = "sample_submission.csv"
 BEGINNING = ("full", "audit", "tune", "train")  # the modes that a campaign may begin with
 LEFT_OUT = 3  # the exit code that tells of folds that were left out
@@ -41,6 +49,17 @@ def work(campaign: Campaign, wish: Wish) -> int:
 
     Raises `Interrupted` where a stop was asked for, and the `TandemError` of the stage that cannot go on.
     """
+    if wish.mode == "audit":
+        audited(campaign)
+        return 0
+    if wish.mode == "full" and campaign.settings.data.audit and not (campaign.folder / AUDIT / page.NAME).exists():
+        audited(campaign)
+    if wish.mode == "tune":
+        tuned(campaign, wish, go_on=False)
+        return 0
+    if wish.tune:
+        tuned(campaign, wish, go_on=True)
+    campaign = _in_effect(campaign)
     if wish.mode == "full":
         turns.train(campaign, wish)
         _afterwards(campaign, [fitted, predicted, reported])
@@ -57,7 +76,7 @@ def work(campaign: Campaign, wish: Wish) -> int:
 def _afterwards(campaign: Campaign, stages: Iterable[Callable[[Campaign], None]]) -> None:
     """What one process does alone; the others wait for it and find it done."""
     several = len(list(stages := list(stages))) > 1
-    with worklist.alone(campaign.folder / ".stages", campaign.stop_requested):
+    with _alone(campaign):
         for stage in stages:
             if campaign.stop_requested():
                 raise Interrupted(campaign.folder)
@@ -67,6 +86,57 @@ def _afterwards(campaign: Campaign, stages: Iterable[Callable[[Campaign], None]]
                 if not several:
                     raise
                 print(f"no submission: {error}")
+
+
+def audited(campaign: Campaign) -> None:
+    """`audit.csv` and `audit.html`: what is odd about the images and their labels, before anything is trained."""
+    with _alone(campaign):
+        look.run(campaign.settings.data, campaign.folder / AUDIT, _FEW)
+
+
+def tuned(campaign: Campaign, wish: Wish, go_on: bool) -> None:
+    """Search for better settings of all members, or of the one that `wish` names, and write them as a file.
+
+    With `go_on` the campaign has them from now on.
+    """
+    listed.check(campaign.members, wish.member)
+    wanted = [member for member in campaign.members if wish.member in ("", member.name)]
+    key = tune.key(wanted)
+    if go_on and "tuned" not in _done(campaign) and any(campaign.run(member).exists() for member in wanted):
+        raise ConfigError(
+            f"{campaign.folder}: is being trained with settings that were not searched; go on without --tune, or begin "
+            "a new campaign with --resume never"
+        )
+    if not _is_done(campaign, "tune", key):
+        found = tune.search(campaign, wanted)
+        with _alone(campaign):
+            if not _is_done(campaign, "tune", key):  # else another process was first
+                values = {one.member.name: one.values for one in found}
+                _note(campaign, "tune", key, [tune.write(campaign, found)], values)
+    noted = _done(campaign)["tune"]
+    print(f"tuned settings: {campaign.folder / noted['files'][0]}")
+    if go_on and _done(campaign).get("tuned") != noted:
+        with _alone(campaign):
+            run.write_yaml(campaign.folder / _DONE, {**_done(campaign), "tuned": noted})
+
+
+def _in_effect(campaign: Campaign) -> Campaign:
+    """The campaign with the tuned settings that it was told to go on with, if any."""
+    values = _done(campaign).get("tuned", {}).get("values", {})
+    members = tuple(
+        replace(member, settings=trial.applied(member.settings, values.get(member.name, {})))
+        for member in campaign.members
+    )
+    return replace(campaign, members=members) if values else campaign
+
+
+@contextmanager
+def _alone(campaign: Campaign) -> Iterator[None]:
+    """What one process does at a time; the others wait for it. `Interrupted` where a stop is asked for meanwhile."""
+    with worklist.alone(campaign.folder / ".stages", campaign.stop_requested) as claim:
+        if claim is None:
+            raise Interrupted(campaign.folder)
+        yield
 
 
 def fitted(campaign: Campaign) -> None:
@@ -179,12 +249,16 @@ def _is_done(campaign: Campaign, stage: str, key: str) -> bool:
     return noted["inputs"] == key and all((campaign.folder / name).exists() for name in noted["files"])
 
 
-def _note(campaign: Campaign, stage: str, key: str, files: list[Path]) -> None:
-    names = [path.relative_to(campaign.folder).as_posix() for path in files]
-    when = datetime.now().astimezone().isoformat(timespec="seconds")
-    run.write_yaml(
-        campaign.folder / _DONE, {**_done(campaign), stage: {"inputs": key, "files": names, "finished": when}}
-    )
+def _note(
+    campaign: Campaign, stage: str, key: str, files: list[Path], values: dict[str, dict[str, Any]] | None = None
+) -> None:
+    noted = {
+        "inputs": key,
+        "files": [path.relative_to(campaign.folder).as_posix() for path in files],
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **({"values": values} if values else {}),
+    }
+    run.write_yaml(campaign.folder / _DONE, {**_done(campaign), stage: noted})
 
 
 def _make_room(path: Path) -> None:
