@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+import json
+from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from config.schema import Settings
+from data.decode import decode
 from data.loader import Loaded
 from infer.predictors.checkpoint import read_card
 from training import metrics, plots, results, run, trackers
@@ -52,23 +55,34 @@ class Broadcast:
             feed.close()
 
 
-def publish(
-    settings: Settings, folder: Path, name: str, scores: Mapping[str, float], say: Callable[[str], None] = print
-) -> None:
-    """Tell the trackers of what a campaign ends with, such as a submission, as a run of its name with its scores."""
+def publish(settings: Settings, folder: Path, submission: Path, say: Callable[[str], None] = print) -> None:
+    """Tell the trackers of a campaign's submission, as a run of the same name: the scores that the fit expects of it,
+    its images, and the reliability diagram."""
     chosen = trackers.chosen(settings.track)
     if not chosen:
         return
+    name = submission.stem
     place = folder / "tracked" / name
     place.mkdir(parents=True, exist_ok=True)
-    results.write_epochs(place, [{"epoch": 1, **scores}])
-    title = title_of(settings, folder)
-    title = Title(name, title.name, title.project, title.home, place, title.settings)
+    results.write_epochs(place, [{"epoch": 1, **_expected(folder, submission)}])
+    of_campaign = title_of(settings, folder)
+    title = replace(of_campaign, name=name, group=of_campaign.name, folder=place)
     feeds = [Feed(one, trackers.opener(one), title, say) for one in chosen]
+    diagram = folder / "ensemble_reliability.png"
     for feed in feeds:
         feed.epoch(1)
+        if diagram.exists():
+            feed.picture("reliability", lambda: decode(diagram), 1)
     for feed in feeds:
         feed.close()
+
+
+def _expected(folder: Path, submission: Path) -> dict[str, float]:
+    analysis = folder / "ensemble_analysis.json"
+    expected = json.loads(analysis.read_text())["expected"] if analysis.exists() else {}
+    with submission.open() as stream:
+        rows = sum(1 for _ in stream) - 1
+    return {"images": rows, **{f"expected/{name}": found["value"] for name, found in expected.items()}}
 
 
 def title_of(settings: Settings, folder: Path) -> Title:
