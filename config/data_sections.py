@@ -40,6 +40,16 @@ class Data(Section):
     pixel_limit: int = Field(
         default=178_956_970, ge=1, description="Most pixels an image may have before it is refused as unreadable."
     )
+    audit: bool = Field(
+        default=True,
+        description="Look for damaged, duplicate, leaking and odd images before training (once, then cached), and keep"
+        " copies of one picture in one fold.",
+    )
+    audit_actions: Path | None = Field(
+        default=None,
+        description="An audit.csv as `python -m data audit` writes it, edited: what it says is done with the images"
+        " (drop, relabel, group, rotate), in memory only.",
+    )
 
 
 class Folds(Section):

@@ -23,6 +23,7 @@ from config.train_sections import (
     Ema,
     Loss,
     Optim,
+    Progressive,
     Schedule,
     Stopping,
     Swa,
@@ -93,6 +94,7 @@ class Settings(Section):
     mix: Mix = Mix()
     teacher: Teacher = Teacher()
     train: Train = Train()
+    progressive: Progressive = Progressive()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     sampling: Sampling = Sampling()
@@ -131,6 +133,7 @@ def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
     if folds.groups and folds.kind != "stratified_group":
         yield CrossFault("folds.groups", f"null where folds.kind is {folds.kind}", "folds.kind")
     yield from _teacher_faults(settings.teacher, folds)
+    yield from _progressive_faults(settings.progressive, epochs)
     yield from _optimizer_faults(settings.optim)
     yield from _loss_faults(settings.loss)
 
@@ -143,6 +146,14 @@ def _teacher_faults(teacher: Teacher, folds: Folds) -> Iterator[CrossFault]:
         yield CrossFault("teacher.extra_file", "a file of answers to teacher.extra_root", "teacher.extra_root")
     if teacher.extra_file and not teacher.extra_root:
         yield CrossFault("teacher.extra_root", "the images that teacher.extra_file answers", "teacher.extra_file")
+
+
+def _progressive_faults(progressive: Progressive, epochs: int) -> Iterator[CrossFault]:
+    stages = len(progressive.sizes)
+    if len(progressive.epochs) != stages:
+        yield CrossFault("progressive.epochs", f"one number for each of {stages} sizes", "progressive.sizes")
+    elif sum(progressive.epochs) >= epochs:
+        yield CrossFault("progressive.epochs", f"less than train.epochs ({epochs}) together", "train.epochs")
 
 
 def _optimizer_faults(optim: Optim) -> Iterator[CrossFault]:

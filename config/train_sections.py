@@ -42,6 +42,23 @@ class Train(Section):
     )
 
 
+class Progressive(Section):
+    """Progressive resizing: smaller images in the first epochs, data.image_size in the rest."""
+
+    sizes: tuple[Annotated[int, Field(ge=16, le=4096)], ...] = Field(
+        default=(),
+        description="Sides in pixels of the first stages, such as [128, 176]; an empty list is off. For networks that"
+        " take any size (convolutional ones).",
+    )
+    epochs: tuple[Count, ...] = Field(
+        default=(), description="Epochs of each of these stages; what train.epochs has left is at the full size."
+    )
+    raise_batch: bool = Field(
+        default=True,
+        description="Take as many more images at a time as a smaller stage has fewer pixels; the learning rate stays.",
+    )
+
+
 # The options of each optimizer with their values where the settings leave them null. Muon's betas and eps are for the
 # parameters that it hands to AdamW.
 OPTIMIZER_OPTIONS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""`python -m data preview --root DIR --augment hard`: a picture of what training will see."""
+"""`python -m data`: `audit` says what is wrong with a data set, `preview` draws what training will see."""
 
 from __future__ import annotations
 
@@ -9,34 +9,70 @@ from pathlib import Path
 
 from config import load
 from config.errors import TandemError
+from config.schema import Settings
 
 _PROG = "python -m data"
 _SETTINGS = (
     "Any setting of a training may follow as --section.key VALUE, such as --augment.erosion false, or --config FILE"
 )
-# The short options of `preview` and the settings that they stand for.
-_SHORT = {"root": "data.root", "augment": "augment.level", "seed": "seed", "size": "data.image_size"}
+# The short options of the commands and the settings that they stand for.
+_SHORT = {
+    "root": "data.root",
+    "augment": "augment.level",
+    "seed": "seed",
+    "size": "data.image_size",
+    "actions": "data.audit_actions",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
     arguments, rest = _parser().parse_known_args(argv)
     try:
-        from data import preview  # after --help, which must not wait for these imports
-
-        given = [(_SHORT[name], getattr(arguments, name)) for name in _SHORT]
+        given = [(_SHORT[name], getattr(arguments, name, None)) for name in _SHORT]
         line = [token for name, value in given if value is not None for token in (f"--{name}", value)]
-        settings = load.parse([*line, *rest], f"{_PROG} preview")
-        print(preview.write(settings, arguments.out, arguments.images, arguments.columns, arguments.blocks))
+        settings = load.parse([*line, *rest], f"{_PROG} {arguments.command}")
+        arguments.run(settings, arguments)
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the next time goes on where this one was", file=sys.stderr)
+        return 130
     return 0
+
+
+def _preview(settings: Settings, arguments: argparse.Namespace) -> None:
+    from data import preview  # after --help, which must not wait for these imports
+
+    print(preview.write(settings, arguments.out, arguments.images, arguments.columns, arguments.blocks))
+
+
+def _audit(settings: Settings, arguments: argparse.Namespace) -> None:
+    from data.audit import command
+
+    command.run(settings.data, arguments.out, arguments.least)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROG, description="What can be done with a data set before training.")
     commands = parser.add_subparsers(dest="command", required=True)
+    look = commands.add_parser(
+        "audit",
+        help="say which images and labels of a data set deserve a look",
+        description="Look at every image once (the next time only at those that changed): damaged and odd ones, "
+        "duplicates, leaks into the test set, conflicting labels, small and overlapping classes, and how training and "
+        "test images differ. Nothing is changed.",
+        epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
+        allow_abbrev=False,
+    )
+    look.add_argument("--root", help="the data set")
+    look.add_argument(
+        "--out", type=Path, default=Path("audit"), help="folder for audit.csv and audit.html (default: audit)"
+    )
+    look.add_argument("--actions", metavar="FILE", help="an edited audit.csv: audit what is left after applying it")
+    look.add_argument("--least", type=_count, default=10, help="images that a class should have (default: 10)")
+    look.set_defaults(run=_audit)
     sheet = commands.add_parser(
         "preview",
         help="write a picture of what training will see of some images",
@@ -52,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     sheet.add_argument("--blocks", action="store_true", help="a column for each block, alone, in place of epochs")
     sheet.add_argument("--seed", help="decides the images and the draws (default: 0)")
     sheet.add_argument("--size", help="side of the model's input in pixels (default: the model's)")
+    sheet.set_defaults(run=_preview)
     return parser
 
 

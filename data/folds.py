@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -92,6 +93,13 @@ def _numbered(
     return folds
 
 
+def united(folds: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The folds with every image of a group (int64 `[N]`) in the fold of the group's first one, so that no copy of a
+    picture judges a model that was trained on another. Meant for few and small groups: the folds' sizes change."""
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    return np.asarray(folds[first][group], dtype=np.int64)
+
+
 def numbers(folds: NDArray[np.int64]) -> list[int]:
     """The numbers of all folds, in order."""
     return [int(n) for n in np.unique(folds) if n != TRAIN_ONLY]
@@ -138,6 +146,20 @@ def read(path: Path, table: Table) -> NDArray[np.int64]:
         folds[i] = [_fold(path, row, column) for column in names]
     _check_numbers(path, folds)
     return folds if len(names) > 1 else folds[:, 0]
+
+
+def with_vanished(path: Path, table: Table) -> Table:
+    """`table` in the order of the file, with the images that only the file remembers; their paths lead to nothing.
+
+    The table as it is where none is gone, and where a class would be another one.
+    """
+    rows = csvfile.read(path, ("ID", "target", "fold"))
+    names = [row.cells["ID"] for row in rows]
+    if set(names) <= set(table.ids) or not {row.cells["target"] for row in rows} <= set(table.class_names):
+        return table
+    paths, number = dict(zip(table.ids, table.paths, strict=True)), {n: i for i, n in enumerate(table.class_names)}
+    labels = np.array([number[row.cells["target"]] for row in rows], dtype=np.int64)
+    return replace(table, ids=names, paths=[paths.get(n, table.root / n) for n in names], labels=labels, groups=None)
 
 
 def _targets(table: Table) -> list[str]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -28,7 +28,9 @@ class Table:
     """The images of a data set in a fixed order.
 
     `labels` is int64 `[N]`, a position in `class_names`, or -1 where it is unknown. `ids` are as in the CSV, or the
-    path below the folder with `/` between its parts.
+    path below the folder with `/` between its parts. `turns` says how files are to be turned once they are decoded
+    (OpenCV's rotate codes), `groups` int64 `[N]` which images no fold may part, None for each by itself; both are
+    decisions about the data (see `data.audit`) and not read from it.
     """
 
     ids: list[str]
@@ -36,17 +38,20 @@ class Table:
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
     root: Path
+    turns: Mapping[Path, int] = field(default_factory=dict)
+    groups: NDArray[np.int64] | None = None
 
 
-def load(root: Path | str, id_column: str = "ID", target_column: str = "target") -> Table:
+def load(root: Path | str, id_column: str = "ID", target_column: str = "target", keep_missing: bool = False) -> Table:
     """The training set at `root`: train.csv with train/, or class folders in `root` or in `root/train`.
 
     Class names are sorted, as numbers where all are integers. Raises `DataError` for whatever cannot be trained on.
+    With `keep_missing` a line of train.csv whose image is gone stays, and its path is where it would be.
     """
     root = _folder(root)
     listed = root / "train.csv"
     if listed.is_file():
-        return _labelled(listed, id_column, target_column)
+        return _labelled(listed, id_column, target_column, keep_missing)
     inner = root / "train"
     return _from_class_folders(inner if inner.is_dir() else root)
 
@@ -78,10 +83,10 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
-def _labelled(listed: Path, id_column: str, target_column: str) -> Table:
+def _labelled(listed: Path, id_column: str, target_column: str, keep_missing: bool) -> Table:
     rows = csvfile.read(listed, [id_column, target_column])
     ids = _distinct(listed, [(row.line, row.cells[id_column]) for row in rows])
-    paths = _locate(listed, ids, (listed.parent / "train", listed.parent))
+    paths = _locate(listed, ids, (listed.parent / "train", listed.parent), keep_missing)
     return _table(listed.parent, ids, paths, [row.cells[target_column] for row in rows], listed)
 
 
@@ -136,19 +141,22 @@ def _distinct(listed: Path, lines: list[tuple[int, str]]) -> list[str]:
     return list(first)
 
 
-def _locate(listed: Path, ids: list[str], bases: tuple[Path, ...]) -> list[Path]:
-    """The file of each ID, with or without its suffix, in the first of `bases` that has it."""
+def _locate(listed: Path, ids: list[str], bases: tuple[Path, ...], keep_missing: bool = False) -> list[Path]:
+    """The file of each ID, with or without its suffix, in the first of `bases` that has it.
+
+    With `keep_missing` one that has none stands in the first of them, unless there is no image at all.
+    """
     here = [base for base in bases if base.is_dir()]
     listings: dict[Path, dict[str, list[Path]]] = {}
     found = [_find(listed, name, here, listings) for name in ids]
     missing = [name for name, path in zip(ids, found, strict=True) if path is None]
-    if missing:
+    if missing and not (keep_missing and len(missing) < len(ids)):
         places = " or ".join(str(base) for base in here)
         raise DataError(
             f"{listed}: {len(missing)} of {len(ids)} IDs have no image in {places} (first: {', '.join(missing[:3])}); "
             "add the files or remove the lines"
         )
-    paths = [path for path in found if path is not None]
+    paths = [path or here[0] / name for name, path in zip(ids, found, strict=True)]
     owner: dict[Path, str] = {}
     for name, path in zip(ids, paths, strict=True):
         if owner.setdefault(path, name) != name:

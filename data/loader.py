@@ -75,7 +75,7 @@ class Loader:
         self.batch_size = batch_size
         self._images = images or Images()
         self._at = transform.at if isinstance(transform, ByEpoch) else lambda _epoch: transform
-        self._workers = workers or _cores()
+        self._workers = workers or cores()
         self._seed = seed
         self.bad: dict[Path, str] = {}
         self._skip_bad = skip_bad
@@ -147,7 +147,7 @@ class _Epoch:
                 raise
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import yaml
@@ -20,15 +20,18 @@ from config.errors import ConfigError
 from infer import views
 from infer.calibration import Floats, log_softmax
 from infer.member import Member
+from infer.options import RunOptions
 
 Combine = Literal["probabilities", "logits"]
+Merge = Literal["probabilities", "logits", "geometric", "max"]
 _SMALLEST = np.finfo(np.float64).tiny
 
 
 class Ensemble(BaseModel):
     """Members, the views each of them sees, how all mix, and the temperature of the mixture.
 
-    `combine` is the weighted mean of probabilities or of logits, over members and views alike.
+    `combine` is the weighted mean of probabilities or of logits over members; `merge` is how a member's views merge
+    (see `merge`), where it is not given as `combine`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +40,7 @@ class Ensemble(BaseModel):
     combine: Combine = "probabilities"
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     views: tuple[str, ...] = ("original",)
+    merge: Merge | None = None
     members: tuple[Member, ...] = Field(min_length=1)
 
     @field_validator("views")
@@ -57,6 +61,14 @@ class Ensemble(BaseModel):
 def of(members: Sequence[str], names: Sequence[str] = ("original",)) -> Ensemble:
     """Equal weights for members given as `PATH` or `PATH@RUNTIME`, with the views or presets `names`."""
     return Ensemble(members=tuple(Member.parse(text) for text in members), views=views.expand(names))
+
+
+def seen(ensemble: Ensemble, names: Sequence[str] | None, merge: str | None) -> Ensemble:
+    """The ensemble with other views or presets, or another merge of views; None leaves its own."""
+    changed: dict[str, Any] = {} if names is None else {"views": views.expand(names)}
+    if merge is not None and merge not in get_args(Merge):
+        raise ConfigError(f"merge {merge!r} is not known; there are {', '.join(get_args(Merge))}")
+    return ensemble.model_copy(update=changed | ({} if merge is None else {"merge": merge}))
 
 
 def read(path: Path) -> Ensemble:
@@ -83,6 +95,11 @@ def write(path: Path, ensemble: Ensemble) -> None:
         entry["path"] = Path(os.path.relpath(member.path.absolute(), path.parent.absolute())).as_posix()
         if member.runtime is None:
             del entry["runtime"]
+        entry["options"] = member.options.given()
+        if not entry["options"]:
+            del entry["options"]
+    if ensemble.merge is None:
+        del raw["merge"]
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:
@@ -139,7 +156,8 @@ def _fault(fault: Any) -> str:
     """One of pydantic's findings as `where: what`, with the nearest key for an unknown one."""
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        keys = list((Member if len(fault["loc"]) > 1 else Ensemble).model_fields)
+        described: dict[int, type[BaseModel]] = {1: Ensemble, 3: Member}
+        keys = list(described.get(len(fault["loc"]), RunOptions).model_fields)
         near = difflib.get_close_matches(str(fault["loc"][-1]), keys, n=1)
         return f"{where}: unknown key; {f'did you mean {near[0]}?' if near else 'keys: ' + ', '.join(keys)}"
     if fault["type"] == "missing":

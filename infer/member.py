@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from config.errors import ConfigError
-from infer import predictors
+from infer import options, predictors
+from infer.options import NONE_GIVEN, RunOptions
 from infer.predictors import RUNTIMES, Predictor
+
+_KEYWORDS = {"provider": "providers", "compute_unit": "compute_units"}  # as the predictors call them
 
 
 class Member(BaseModel):
     """One line of an ensemble: where the artefact is and what its answer counts.
 
     `runtime` None leaves the choice to `predictors.open`; `group` names the run whose folds belong together;
-    `temperature` divides the logits before they mix.
+    `temperature` divides the logits before they mix; `options` are how this one is run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +30,7 @@ class Member(BaseModel):
     group: str = ""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    options: RunOptions = NONE_GIVEN
 
     @staticmethod
     def parse(text: str) -> Member:
@@ -49,17 +52,34 @@ class Opened:
     predictor: Predictor
 
 
-def open_all(members: Sequence[Member], **options: Any) -> list[Opened]:
+def runtimes(members: Sequence[Member], shared: RunOptions = NONE_GIVEN) -> list[str]:
+    """The runtime of each member, after paths, runtimes and options of all were checked; nothing is opened."""
+    found = [predictors.choose(member.path, member.runtime) for member in members]
+    for member, runtime in zip(members, found, strict=True):
+        options.for_member(str(member), runtime, member.options, shared)
+    options.check_used(shared, found)
+    return found
+
+
+def open_one(member: Member, shared: RunOptions = NONE_GIVEN) -> Opened:
+    """Open one member, with its own options before the `shared` ones."""
+    runtime = predictors.choose(member.path, member.runtime)
+    given = options.for_member(str(member), runtime, member.options, shared)
+    named = {_KEYWORDS.get(key, key): value for key, value in given.items()}
+    return Opened(member, predictors.open(member.path, member.runtime, **named))
+
+
+def open_all(members: Sequence[Member], shared: RunOptions = NONE_GIVEN) -> list[Opened]:
     """Open every member; all must know the same classes in the same order (`check_classes`).
 
-    Paths and runtimes of all are checked before the first is opened. When one fails, those already open are closed.
+    Paths, runtimes and options of all are checked before the first is opened. When one fails, those already open are
+    closed.
     """
-    for member in members:
-        predictors.choose(member.path, member.runtime)
+    runtimes(members, shared)
     opened: list[Opened] = []
     try:
         for member in members:
-            opened.append(Opened(member, predictors.open(member.path, member.runtime, **options)))
+            opened.append(open_one(member, shared))
         check_classes([(str(o.member), o.predictor.card.class_names) for o in opened])
     except BaseException:
         close_all(opened)

@@ -1,14 +1,14 @@
-"""Runs an opened ensemble over images: decode once per distinct preprocessing, all members and views share the batches.
+"""An opened ensemble that answers images: from Python (`predict`), or a stream of any length in batches (`stream`).
 
-Decoding of the next batches goes on in the loader's threads while the members compute. Rows come out in input order.
-Memory does not grow with the number of images, unless the caller keeps the answers.
+Decoding of the next batches goes on in threads while the members compute in one of their own. Rows come out in input
+order. Memory does not grow with the number of images, unless the caller keeps the answers.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, cast
@@ -17,29 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
-from data.augment import eval_transform
-from data.decode import decode
-from data.images import Images
-from data.loader import Loaded, Loader
-from infer import views
-from infer.ensemble import Ensemble, Mixture
-from infer.member import Opened, close_all, open_all
+from infer.ensemble import Ensemble
+from infer.inputs import Inputs, of_images, of_paths
+from infer.options import NONE_GIVEN, RunOptions
+from infer.prepare import AHEAD, Grid, prepare
+from infer.residency import Keep, Members
+from infer.rounds import Answers, Panel, batches_per_round, in_rounds
 from models.card import Preprocessing
 
 Image = str | Path | bytes | NDArray[np.uint8]
-_BATCH = 64
-
-
-class Answers(NamedTuple):
-    """Answers to one batch of n images of M members.
-
-    `rows` int64 `[n]` is the images' positions in the input; `probabilities` float32 `[n, C]` are the ensemble's;
-    `votes` int64 `[n, M]` is the class that each member alone, with all views, would choose.
-    """
-
-    rows: NDArray[np.int64]
-    probabilities: NDArray[np.float32]
-    votes: NDArray[np.int64]
+# Pixels of an automatic batch: 64 images at 224, 16 at 448. More gains nothing and takes memory.
+_BATCH_PIXELS = 64 * 224 * 224
+_BATCH_MOST = 128
 
 
 class Prediction(NamedTuple):
@@ -50,65 +39,94 @@ class Prediction(NamedTuple):
 
 
 class Runner:
-    """An ensemble that is ready to answer; a context manager. Use it from the thread that opened it.
+    """An ensemble that is ready to answer; a context manager, and safe to use from many threads.
 
-    `opened` are the members where they are open already. Raises what `open_all` raises: nothing is decoded before all
-    members are open and fit together.
+    `options` are given to all members that take them, `keep` says which members stay in memory (see `Members`). Raises
+    what `Members` raises: nothing is decoded before all members are open and fit together. `members` are those of
+    another runner that stays open, and `places` which of them this one's ensemble has.
     """
 
-    def __init__(self, ensemble: Ensemble, opened: Sequence[Opened] | None = None, **options: Any):
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        options: RunOptions = NONE_GIVEN,
+        keep: Keep = "auto",
+        members: Members | None = None,
+        places: Sequence[int] | None = None,
+    ):
         self.ensemble = ensemble
-        self._opened = list(opened or open_all(ensemble.members, **options))
-        self.class_names = self._opened[0].predictor.card.class_names
-        self.models = [one.predictor.card.model for one in self._opened]
-        self._inputs = _by_input(self._opened)
+        self._members, self._owner = members or Members(ensemble.members, options, keep), members is None
+        self._places = tuple(range(len(ensemble.members)) if places is None else places)
+        cards = [self._members.cards[place] for place in self._places]
+        self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
+        self._inputs, input_of = _by_input([card.preprocessing for card in cards])
+        self._panel = Panel(ensemble, self._members, self._places, input_of)
 
-    def run(self, paths: Sequence[Path], batch_size: int = _BATCH, workers: int = 0) -> Iterator[Answers]:
-        """Answer files batch by batch, in their order; `workers` 0 means one thread a core.
+    def run(self, paths: Sequence[Path], batch_size: int | None = None, workers: int = 0) -> Iterator[Answers]:
+        """Answer files batch by batch, in their order; as `stream`, with a `DataError` for an unreadable image."""
+        return self.stream(of_paths(paths), self.grid(len(paths), batch_size), workers)
 
-        `DataError` with its name for an image that cannot be read.
+    def grid(self, count: int, batch_size: int | None = None) -> Grid:
+        """The batches of `count` images; without a size the one that suits the members' largest images."""
+        return Grid(count, max(1, min(batch_size or self.batch_size, count)))
+
+    @property
+    def batch_size(self) -> int:
+        """The automatic number of images a batch: a power of two by the members' largest image, 128 at the most."""
+        fitting = _BATCH_PIXELS // max(prep.size for prep in self._inputs) ** 2
+        return 1 << (max(1, min(fitting, _BATCH_MOST)).bit_length() - 1)
+
+    def unit(self, grid: Grid) -> int:
+        """How many batches are answered together: work may be cut before every such number of batches, and resumed."""
+        pixels = grid.size * sum(prep.size**2 * 3 for prep in self._inputs)
+        return batches_per_round(pixels, several=not self._members.resident)
+
+    def stream(self, inputs: Inputs, grid: Grid, workers: int = 0, skip_bad: bool = False) -> Iterator[Answers]:
+        """Answer the batches of `grid` in order; `workers` 0 means one decoding thread a core.
+
+        An image that cannot be read is told in `Answers.errors` with `skip_bad`, else it is a `DataError` with its
+        name. The threads end with the iterator.
         """
-        if not paths:
-            return
-        size = min(batch_size, len(paths))
-        order = np.arange(len(paths))
-        decoded = Images() if len(self._inputs) > 1 else Images(cache_bytes=0)
-        with ExitStack() as stack:
-            streams = []
-            for prep in self._inputs:
-                loader = Loader(paths, eval_transform(prep), prep.size, size, workers, images=decoded)
-                streams.append(stack.enter_context(closing(cast("Generator[Loaded]", loader.epoch(order)))))
-            for batches in zip(*streams, strict=True):
-                real = batches[0].weight > 0
-                probabilities, votes = self._answer([batch.images for batch in batches])
-                yield Answers(batches[0].index[real].copy(), probabilities[real], votes[real])
+        unit = self.unit(grid)
+        batches = prepare(inputs, self._inputs, grid, workers, AHEAD if unit == 1 else unit + 1)
+        with closing(cast("Any", batches)):
+            for held in in_rounds(batches, unit):
+                bad = {row: fault for batch in held for row, fault in batch.errors.items()}
+                if bad and not skip_bad:
+                    raise DataError(bad[min(bad)])
+                yield from self._members.run(lambda held=held: self._panel.answer(held))  # type: ignore[misc]
+                del held
 
     def predict(self, images: Sequence[Image]) -> Prediction:
-        """Answer files, encoded images and uint8 `[H, W, 3]` RGB arrays, in any mixture and order."""
-        transforms = [eval_transform(prep) for prep in self._inputs]
+        """Answer files, encoded images and uint8 `[H, W, 3]` RGB arrays, in any mixture and order.
+
+        Raises `DataError` for an image that cannot be read. May be called from many threads at a time.
+        """
         rows = [np.zeros((0, len(self.class_names)), dtype=np.float32)]
-        for start in range(0, len(images), _BATCH):
-            pixels = [_pixels(image) for image in images[start : start + _BATCH]]
-            rows.append(self._answer([_stack(transform, pixels) for transform in transforms])[0])
-        probabilities = np.concatenate(rows)
-        return Prediction(self.class_names, probabilities)
+        if len(images):
+            rows += [part.probabilities for part in self.stream(of_images(images), self.grid(len(images)))]
+        return Prediction(self.class_names, np.concatenate(rows))
 
     def members(self) -> list[Runner]:
         """Each member alone, with all views. They share what this runner has opened, and end with its `close`."""
-        alone = [Opened(o.member.model_copy(update={"weight": 1.0}), o.predictor) for o in self._opened]
-        return [
-            Runner(self.ensemble.model_copy(update={"members": (one.member,), "temperature": 1.0}), [one])
-            for one in alone
-        ]
+        return [self._alone(m) for m in range(len(self.ensemble.members))]
+
+    def _alone(self, m: int) -> Runner:
+        member = self.ensemble.members[m].model_copy(update={"weight": 1.0})
+        alone = self.ensemble.model_copy(update={"members": (member,), "temperature": 1.0})
+        return Runner(alone, members=self._members, places=[self._places[m]])
 
     @property
     def name(self) -> str:
         """The members' paths and runtimes."""
-        return ", ".join(f"{one.member.path} ({one.predictor.runtime})" for one in self._opened)
+        runtimes = [self._members.runtimes[place] for place in self._places]
+        pairs = zip(self.ensemble.members, runtimes, strict=True)
+        return ", ".join(f"{member.path} ({runtime})" for member, runtime in pairs)
 
     def close(self) -> None:
         """Free all members."""
-        close_all(self._opened)
+        if self._owner:
+            self._members.close()
 
     def __enter__(self) -> Runner:
         return self
@@ -118,41 +136,9 @@ class Runner:
     ) -> None:
         self.close()
 
-    def _answer(self, inputs: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The probabilities and votes of one batch, given as uint8 `[N, S, S, 3]` for each distinct preprocessing."""
-        alone = [Mixture(self.ensemble.combine) for _ in self._opened]
-        for images, places in zip(inputs, self._inputs.values(), strict=True):
-            for view in self.ensemble.views:
-                seen = views.apply(view, images)
-                for place in places:
-                    one = self._opened[place]
-                    alone[place].add(one.predictor.logits(seen), temperature=one.member.temperature)
-        together = Mixture(self.ensemble.combine)
-        answers = [mixture.log_probabilities() for mixture in alone]
-        for one, answer in zip(self._opened, answers, strict=True):
-            together.add(answer, one.member.weight)
-        probabilities = np.exp(together.log_probabilities(self.ensemble.temperature)).astype(np.float32)
-        return probabilities, np.stack([answer.argmax(axis=1) for answer in answers], axis=1)
 
-
-def _by_input(opened: Sequence[Opened]) -> dict[Preprocessing, list[int]]:
-    """The places of the members by the pixels they want; mean and standard deviation are applied by the member."""
-    groups: dict[Preprocessing, list[int]] = {}
-    for place, one in enumerate(opened):
-        prep = dataclasses.replace(one.predictor.card.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        groups.setdefault(prep, []).append(place)
-    return groups
-
-
-def _pixels(image: Image) -> NDArray[np.uint8]:
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise DataError(f"image array of {image.dtype} {image.shape}: give uint8 of shape (height, width, 3), RGB")
-        return image
-    return decode(image if isinstance(image, bytes) else Path(image))
-
-
-def _stack(
-    transform: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], images: Sequence[NDArray[np.uint8]]
-) -> NDArray[np.uint8]:
-    return np.stack([transform(image) for image in images])
+def _by_input(preps: Sequence[Preprocessing]) -> tuple[list[Preprocessing], tuple[int, ...]]:
+    """The distinct pixels that members want, and which of them each wants; mean and std are applied by the member."""
+    bare = [dataclasses.replace(prep, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)) for prep in preps]
+    distinct = list(dict.fromkeys(bare))
+    return distinct, tuple(distinct.index(prep) for prep in bare)

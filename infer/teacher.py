@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from config import load
 from config.errors import ConfigError, DataError
 from data import csvfile, index
+from data.audit import actions
 from infer import oof
 from infer.calibration import log_softmax
 from infer.ensemble import Ensemble, refuse_existing
@@ -166,7 +167,7 @@ def _folds(path: Path) -> dict[str, int]:
 
 def _own(run: Path) -> index.Table:
     data = load.read(run / "config.yaml").data
-    return index.load(data.root, data.id_column, data.target_column)
+    return actions.load(data).table
 
 
 def _by_fold(runs: Sequence[oof.Run]) -> Iterator[tuple[int, tuple[Member, ...]]]:

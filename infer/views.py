@@ -1,8 +1,8 @@
 """Test-time-augmentation views: functions on whole batches of uint8 images `[N, S, S, 3]`, and presets of them.
 
-A view is given an image that is already decoded and resized, so that views cost no decoding. How the views'
-answers merge is the ensemble's business. Flips and turns are those of ttach's `HorizontalFlip`, `VerticalFlip`
-and `Rotate90`.
+A view is given an image that is already decoded and resized, so that views cost no decoding; crops are enlarged to
+the model's size again. How the views' answers merge is `merge`. Flips and turns are those of ttach's `HorizontalFlip`,
+`VerticalFlip` and `Rotate90`, crops its `crop_lt` and the like, zooms its `scale`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ Images = NDArray[np.uint8]
 View = Callable[[Images], Images]
 
 _SHIFT = 16  # a shift moves the image by 1/16 of its size
+_CROP = 7 / 8  # what a crop keeps of each side, as torchvision's and timm's usual 224 of 256
 
 
 def _flip(images: Images, axes: tuple[int, ...]) -> Images:
@@ -37,6 +38,16 @@ def _warp(images: Images, degrees: float = 0.0, scale: float = 1.0) -> Images:
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
     warp = partial(cv2.warpAffine, M=matrix, dsize=(width, height), borderMode=cv2.BORDER_REFLECT_101)
     return np.stack([np.asarray(warp(np.ascontiguousarray(image)), dtype=np.uint8) for image in images])
+
+
+def _crop(images: Images, down: float, across: float) -> Images:
+    """A part of the image, enlarged to its size: 0 is the upper or left edge, 1 the lower or right one, 0.5 centred."""
+    height, width = images.shape[1:3]
+    rows, columns = round(height * _CROP), round(width * _CROP)
+    top, left = int((height - rows) * down), int((width - columns) * across)
+    parts = images[:, top : top + rows, left : left + columns]
+    # Bilinear, with pixel centres at half integers: torch's interpolate without align_corners.
+    return np.stack([cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR_EXACT) for part in parts])
 
 
 def _shift(images: Images, axis: int, sign: int) -> Images:
@@ -59,11 +70,18 @@ VIEWS: dict[str, View] = {
     "hflip_rot270": lambda images: _turn(_flip(images, (2,)), 3),
     "rotate+10": partial(_warp, degrees=10.0),
     "rotate-10": partial(_warp, degrees=-10.0),
+    "zoom_0.8": partial(_warp, scale=0.8),
     "zoom_1.1": partial(_warp, scale=1.1),
+    "zoom_1.25": partial(_warp, scale=1.25),
     "shift_left": partial(_shift, axis=2, sign=-1),
     "shift_right": partial(_shift, axis=2, sign=1),
     "shift_up": partial(_shift, axis=1, sign=-1),
     "shift_down": partial(_shift, axis=1, sign=1),
+    "crop_center": partial(_crop, down=0.5, across=0.5),
+    "crop_lt": partial(_crop, down=0.0, across=0.0),
+    "crop_rt": partial(_crop, down=0.0, across=1.0),
+    "crop_lb": partial(_crop, down=1.0, across=0.0),
+    "crop_rb": partial(_crop, down=1.0, across=1.0),
 }
 
 PRESETS: dict[str, tuple[str, ...]] = {
@@ -71,8 +89,10 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "flip": ("original", "hflip"),
     "flips": ("original", "hflip", "vflip", "hvflip"),
     "five": ("original", "hflip", "vflip", "hvflip", "rot90"),
-    "rotate": ("original", "hflip", "rotate+10", "rotate-10"),
+    "rotate": ("original", "hflip", "rotate+10"),
     "d4": ("original", "hflip", "vflip", "rot90", "rot180", "rot270", "hflip_rot90", "hflip_rot270"),
+    "five_crop": ("crop_center", "crop_lt", "crop_rt", "crop_lb", "crop_rb"),
+    "multi_scale": ("original", "zoom_0.8", "zoom_1.25"),
     "shifts": ("original", "shift_left", "shift_right", "shift_up", "shift_down"),
 }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,12 @@ import pytest
 import backends.mlx  # noqa: F401 - before any test imports MLX, so that it finds the fast and accurate BLAS
 
 PER_CLASS = 8
+# What tests look at is not kept in the user's own cache; set here, so that programs that tests start see it too.
+os.environ["TANDEM_CACHE"] = tempfile.mkdtemp(prefix="tandem_cache_")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["TANDEM_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

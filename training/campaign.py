@@ -18,10 +18,10 @@ from config.schema import Settings
 from data import check, folds
 from data.images import Images
 from models.card import Card
-from training import checkpoint, engine, fold, memory, plots, report, results, run, teacher, trackers
+from training import audit, checkpoint, engine, fold, memory, plots, report, results, run, teacher
 from training.fold import Interrupted as Interrupted
 from training.loop import Events
-from training.prepare import FOLDS, fold_numbers, keep_folds, refuse
+from training.prepare import FOLDS, fold_numbers, keep_folds, refuse, with_vanished
 from training.prepare import prepare as prepare
 
 
@@ -29,17 +29,18 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     """Train every fold that is not finished yet; returns the run's folder. All bad input is found before training."""
     refuse(settings, backend)
     backends.require(backend)
-    trackers.require(settings.track)
     settings, spec, table = prepare(settings)
-    images = Images(pixel_limit=settings.data.pixel_limit)
+    images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
     teaching = teacher.read(settings, table)
+    table, suspects = audit.before(backend, settings, table, stop_requested)
     if settings.data.on_bad_image == "error":
-        check.readable([*table.paths, *teaching.paths()], images, settings.data.workers)
+        check.readable([*suspects, *teaching.paths()], images, settings.data.workers)
     folder = run.folder(settings, backend)
     run.check_unedited(folder, settings)
     with ExitStack() as held:
         card = Card(settings.model, table.class_names, spec.preprocessing, dict(spec.options), backend)
         with run.briefly(folder):
+            table = with_vanished(settings, table, folder)
             fold_of = keep_folds(settings, table, folder)
         numbers = fold_numbers(settings, fold_of)
         teacher.check(teaching, table, fold_of, numbers)
@@ -65,7 +66,8 @@ def soup(place: Path) -> Path:
     settings, spec, table = prepare(load.read(folder / run.CONFIG))
     card, fold_of = results.card(folder), folds.read(folder / FOLDS, table)
     backends.require(card.trained_with)
-    images, teaching = Images(pixel_limit=settings.data.pixel_limit), teacher.read(settings, table)
+    images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
+    teaching = teacher.read(settings, table)
     job = fold.Job(card.trained_with, settings, spec, card, table, images, fold_of, teaching, folder, lambda: False)
     with run.locked(place):
         session = fold.open_session(job, int(number[1]), memory.remembered(place))
@@ -88,6 +90,7 @@ def sum_up(folder: Path, metric: str) -> None:
     done = [yaml.safe_load(path.read_text()) for path in folder.glob(f"fold_*/{fold.RESULT}")]
     run.write_yaml(folder / run.FINISHED, summarise(sorted(done, key=lambda row: row["fold"]), metric))
     plots.write(folder)
+    audit.after(folder)
     report.write([folder], folder / "report.html")
 
 

@@ -21,9 +21,10 @@ from config.schema import Settings
 from data.loader import Loaded, Loader
 from models.card import Card
 from training import averaging, checkpoint, evaluation, metrics
-from training.loop import Events, Loop, Totals
+from training.loop import Clock, Events, Loop, Totals
 from training.policy import mix, sampling, schedule, watch
 from training.policy.mining import Mining
+from training.policy.resizing import Course, Stage
 from training.saver import Saver
 
 _IN_FLIGHT = 4  # updates enqueued before the oldest one's result is read
@@ -35,17 +36,18 @@ class FoldData:
     """What one fold trains and validates on. Labels are int64 class numbers; `train_targets` are float32 `[N, C]`,
     `train_weights` float32 `[N]` the images' weights in the mean loss.
 
-    `raise_to` maps a class to the count that it is raised to in each epoch.
+    `train` has a loader of the training images for each of the `stages`. `raise_to` maps a class to the count that it
+    is raised to in each epoch.
     """
 
-    train: Loader
+    stages: tuple[Stage, ...]
+    train: tuple[Loader, ...]
     train_labels: NDArray[np.int64]
     train_targets: NDArray[np.float32]
     train_weights: NDArray[np.float32]
     valid: Loader
     valid_labels: NDArray[np.int64]
     valid_ids: list[str]
-    size: int
     raise_to: dict[int, int]
 
 
@@ -69,11 +71,11 @@ class Fit:
         self.session, self.data, self.settings = session, data, settings
         self.card, self.folder, self.events = card, folder, events
         self.stop_requested = stop_requested
-        self.batch_size = data.train.batch_size
-        self.steps = len(self._pool(0)) // self.batch_size
-        self.schedule = schedule_of(settings, self.steps)
-        self.loop = Loop.start(settings)
-        self.mining = mining_of(settings, len(data.train_labels))
+        self.course = Course(data.stages, len(self._pool(0)))
+        peak, epochs = settings.optim.lr or 0.0, settings.train.epochs
+        self.schedule = schedule.of(settings.schedule, peak, epochs, self.course.last_steps)
+        self.loop, self.clock = Loop.start(settings), Clock()
+        self.mining = Mining.of(settings.mining, len(data.train_labels))
         self.swa = averaging.Swa(start=settings.train.epochs - settings.swa.epochs)
         self.pending: deque[tuple[Any, NDArray[np.int64], NDArray[np.bool_]]] = deque()
         self.saved_at = time.monotonic()
@@ -86,12 +88,20 @@ class Fit:
         When it returns, everything is on disk.
         """
         with self.saver:
+            self._announce()
             if not self._resume():
                 self.save()
             self._train()
             if self.loop.epoch == self.settings.train.epochs or self.loop.stopping.stop:
                 self._average()
         return self.loop
+
+    def _announce(self) -> None:
+        first = 0
+        for stage in self.data.stages:
+            epochs, first = f"epochs {first + 1} to {first + stage.epochs}", first + stage.epochs
+            steps = f"{self.course.steps(first - 1)} steps of {stage.batch} images at {stage.size} pixels"
+            self.events.say(f"{self.folder.name}, {epochs}: {steps}")
 
     def _train(self) -> None:
         while self.loop.epoch < self.settings.train.epochs and not self.loop.stopping.stop:
@@ -140,7 +150,7 @@ class Fit:
         """The epoch's samples in order, whole batches only: what is left over differs from epoch to epoch."""
         drawn, seed = self._pool(epoch), self.settings.seed
         order = sampling.order(drawn, self.mining.draw(len(drawn), seed, epoch), seed, epoch)
-        order = order[: self.steps * self.batch_size]
+        order = self._whole(order, epoch)
         if len(drawn) != len(np.unique(drawn)) or self.mining.share(epoch) > 0:
             names = self.card.class_names
             counts = np.bincount(self.data.train_labels[order], minlength=len(names))
@@ -148,14 +158,23 @@ class Fit:
             self.events.say(f"epoch {epoch + 1} draws  {said}")
         return order
 
+    def _whole(self, order: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        return order[: self.course.steps(epoch) * self._stage(epoch).batch]
+
+    def _stage(self, epoch: int) -> Stage:
+        return self.data.stages[self.course.number(epoch)]
+
+    def _loader(self, epoch: int) -> Loader:
+        return self.data.train[self.course.number(epoch)]
+
     def _train_epoch(self) -> None:
-        loop = self.loop
+        loop, spent = self.loop, self.clock
         clock = time.perf_counter()
-        for loaded in self.data.train.epoch(self._order(loop.epoch), loop.epoch, first_batch=loop.batch):
-            loop.totals.waited += time.perf_counter() - clock
+        for loaded in self._loader(loop.epoch).epoch(self._order(loop.epoch), loop.epoch, first_batch=loop.batch):
+            spent.waited += time.perf_counter() - clock
             clock = time.perf_counter()
             self._step(loaded)
-            loop.totals.computed += time.perf_counter() - clock
+            spent.computed += time.perf_counter() - clock
             if self._checkpoint_due():
                 self.save()
             if self.stop_requested():
@@ -163,31 +182,39 @@ class Fit:
                 return
             clock = time.perf_counter()
         self._drain()
-        loop.totals.computed += time.perf_counter() - clock
+        spent.computed += time.perf_counter() - clock
 
     def _step(self, loaded: Loaded) -> None:
-        loop, step = self.loop, self.loop.epoch * self.steps + self.loop.batch
-        data, plan = self.data, self._mix(step)
+        loop, data, plan = self.loop, self.data, self._mix()
         kept = _kept(loaded, plan)
         weights = mix.weights(plan, loaded.weight * data.train_weights[loaded.index]) * kept
         batch = Batch(loaded.images, data.train_targets[loaded.index], weights)
-        self.pending.append((self.session.train_step(batch, plan, self._knobs(step)), loaded.index, kept))
+        self.pending.append((self.session.train_step(batch, plan, self._knobs(loop.batch)), loaded.index, kept))
         loop.totals.unreadable += int((loaded.weight == 0).sum())
         loop.batch += 1
+        self.clock.images += len(loaded.index)
         if len(self.pending) > _IN_FLIGHT:
             self._read_one()
         mean = loop.totals.loss / max(loop.totals.samples, 1)
-        self.events.step(loop.epoch, loop.batch, self.batch_size, mean)
+        done = self.course.update(loop.epoch, loop.batch)
+        self.events.step(loop.epoch, done, self.course.updates, len(loaded.index), mean)
 
-    def _mix(self, step: int) -> MixPlan | None:
-        left = self.settings.train.epochs - self.loop.epoch
-        return mix.plan(self.settings.mix, self.batch_size, self.data.size, self.settings.seed, step, left)
+    def _mix(self) -> MixPlan | None:
+        settings, stage, left = (
+            self.settings,
+            self._stage(self.loop.epoch),
+            self.settings.train.epochs - self.loop.epoch,
+        )
+        update = self.course.update(self.loop.epoch, self.loop.batch)
+        return mix.plan(settings.mix, stage.batch, stage.size, settings.seed, update, left)
 
-    def _knobs(self, step: int) -> Knobs:
+    def _knobs(self, batch: int) -> Knobs:
+        """What holds for a batch of the current epoch."""
         optim, loop = self.settings.optim, self.loop
-        rate = schedule.learning_rate(self.schedule, step) * loop.rate_scale * loop.plateau.scale
-        decay = schedule.ema_decay(self.settings.ema.decay, step)
-        return Knobs(rate, optim.weight_decay, decay, optim.clip_norm, step < optim.freeze_epochs * self.steps)
+        planned = schedule.learning_rate(self.schedule, self.course.position(loop.epoch, batch))
+        decay = schedule.ema_decay(self.settings.ema.decay, self.course.update(loop.epoch, batch))
+        rate = planned * loop.rate_scale * loop.plateau.scale
+        return Knobs(rate, optim.weight_decay, decay, optim.clip_norm, loop.epoch < optim.freeze_epochs)
 
     def _read_one(self) -> None:
         pending, index, kept = self.pending.popleft()
@@ -212,7 +239,7 @@ class Fit:
             return
         if loop.went_back < dog.max_returns:
             raise _GoBack
-        files = ", ".join(str(self.data.train.paths[i]) for i in index[:_NAMED].tolist())
+        files = ", ".join(str(self._loader(loop.epoch).paths[i]) for i in index[:_NAMED].tolist())
         raise Diverged(
             f"{dog.max_skipped} updates in a row were not finite, after going back {loop.went_back} times (epoch "
             f"{loop.epoch + 1}, batch {loop.batch}, images {files}, ...); lower optim.lr, or set train.precision fp32"
@@ -236,33 +263,29 @@ class Fit:
             self.swa.observe(self.session.state().weights)
         if self.settings.schedule.name == "plateau":
             loop.plateau.update(row[loop.plateau.metric])
-        self.events.epoch(row, best)
+        self.events.epoch({**row, **self.clock.row()}, best)
         for fault in self._new_faults():
             self.events.say(f"  left out: {fault}")
         if watch.overfitting(loop.history):
             self.events.say("  overfitting: the validation loss rises while the training loss falls")
-        loop.epoch, loop.batch, loop.totals = loop.epoch + 1, 0, Totals()
+        loop.epoch, loop.batch, loop.totals, self.clock = loop.epoch + 1, 0, Totals(), Clock()
         due = loop.epoch % self.settings.checkpoint.every_epochs == 0 or loop.epoch == self.settings.train.epochs
         if best or due:
             self.save(write_best if best else None)
 
     def _row(self, scores: dict[str, float], unreadable: int) -> dict[str, float]:
         totals = self.loop.totals
-        spent = max(totals.waited + totals.computed + totals.saved, 1e-9)
         return {
             "epoch": self.loop.epoch + 1,
-            "lr": self._knobs(self.loop.epoch * self.steps + self.steps - 1).lr,
+            "lr": self._knobs(self.course.steps(self.loop.epoch) - 1).lr,
             "train_loss": totals.loss / max(totals.samples, 1),
             **scores,
             "skipped": totals.skipped,
             "unreadable": totals.unreadable + unreadable,
-            "seconds": round(spent, 3),
-            "images_per_second": round(self.steps * self.batch_size / spent, 1),
-            "waiting": round(totals.waited / spent, 3),
         }
 
     def _new_faults(self) -> list[str]:
-        found = {**self.data.train.bad, **self.data.valid.bad}
+        found = {path: fault for loader in (*self.data.train, self.data.valid) for path, fault in loader.bad.items()}
         new = [fault for path, fault in found.items() if path not in self.named]
         self.named |= found.keys()
         return new
@@ -288,7 +311,7 @@ class Fit:
                 checkpoint.prune(self.folder, self.settings.checkpoint.keep)
 
             self.saver.save(write)
-        self.loop.totals.saved += time.perf_counter() - clock
+        self.clock.saved += time.perf_counter() - clock
         self.saved_at = time.monotonic()
 
     def _arrays(self) -> Weights:
@@ -355,31 +378,8 @@ class Fit:
         """Whole batches of training images as the last epoch augments them."""
         epoch = self.settings.train.epochs - 1
         order = sampling.order(self._pool(epoch), np.zeros(0, np.int64), self.settings.seed, epoch)
-        for loaded in self.data.train.epoch(order[: self.steps * self.batch_size], epoch):
+        for loaded in self._loader(epoch).epoch(self._whole(order, epoch), epoch):
             yield loaded.images
-
-
-def schedule_of(settings: Settings, steps_per_epoch: int) -> schedule.Schedule:
-    """The run's learning-rate schedule; `settings.optim.lr` must be resolved to a number."""
-    wish, peak = settings.schedule, settings.optim.lr or 0.0
-    return schedule.Schedule(
-        wish.name,
-        peak,
-        total=settings.train.epochs * steps_per_epoch,
-        warmup=round(wish.warmup_epochs * steps_per_epoch),
-        floor=wish.min_lr_ratio * peak,
-        period=max(round(wish.t_0 * steps_per_epoch), 1),
-        growth=wish.t_mult,
-        every=max(round(wish.step_epochs * steps_per_epoch), 1),
-        gamma=wish.gamma,
-        decay_share=wish.decay_share,
-    )
-
-
-def mining_of(settings: Settings, samples: int) -> Mining:
-    """The mining state of a fold that has seen nothing yet."""
-    wish = settings.mining
-    return Mining(samples, wish.start_epoch, wish.ramp_epochs, wish.cap, wish.hard_share, wish.noise_share)
 
 
 def _kept(loaded: Loaded, plan: MixPlan | None) -> NDArray[np.bool_]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import gc
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ from config.errors import ConfigError, DataError, OutOfMemory
 from config.schema import Settings
 from data import augment, folds, index
 from data.images import Images
-from data.loader import Loader
+from data.loader import ByEpoch, Loader, Transform
 from models import weights
 from models.card import Card
 from models.registry import ModelSpec
 from training import checkpoint, engine, memory, metrics, run, teacher
 from training.loop import Loop
 from training.policy import loss as losses
-from training.policy import optimizer, sampling
+from training.policy import optimizer, resizing, sampling
 from training.progress import Progress
 
 RESULT = "result.yaml"
@@ -83,7 +84,7 @@ def train(job: Job, number: int) -> dict[str, Any]:
 
 def _trained_as_it_fits(job: Job, number: int, data: engine.FoldData, folder: Path) -> Loop:
     """Train, in halved micro-batches from the last checkpoint on where the device's memory runs out."""
-    micro, batch = memory.remembered(folder), data.train.batch_size
+    micro, batch = memory.remembered(folder), math.gcd(*(stage.batch for stage in data.stages))
     while True:
         try:
             return _trained(job, number, data, folder, micro)
@@ -99,7 +100,7 @@ def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: 
     session = open_session(job, number, micro)
     try:
         if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
-            memory.attempt(session, data.train.batch_size, data.size, job.spec.num_classes)
+            memory.attempt(session, data.stages[-1].batch, data.stages[-1].size, job.spec.num_classes)
         run.write_environment(job.folder, job.backend, session.describe())
         with Progress(settings, number, data, folder, session.describe) as watcher:
             events = replace(watcher.events, epoch=_both(watcher.events.epoch, job.on_epoch))
@@ -163,36 +164,42 @@ def _start(job: Job, backend: Backend, number: int) -> Weights:
 def load_data(job: Job, number: int) -> engine.FoldData:
     """What a fold trains and validates on; `DataError` where one side is empty."""
     settings, table = job.settings, job.table
-    prep, seed = job.card.preprocessing, settings.seed
     judged = folds.validates(job.fold_of, number)
     train, valid = np.flatnonzero(~judged), np.flatnonzero(judged)
     if not len(train) or not len(valid):
         raise DataError(f"fold {number} has {len(train)} training and {len(valid)} validation images; change folds")
-    skip = settings.data.on_bad_image == "skip"
     lesson = teacher.lesson(job.teaching, table, train, number)
     batch = min(int(settings.train.batch_size or 1), len(lesson.paths))
     optimizer.memory(settings.train).size(batch)  # refuses a micro-batch that does not divide it
-    transform = augment.by_epoch(settings.augment, prep, settings.train.epochs)
+    stages = resizing.stages(settings.progressive, settings.train, job.spec, batch, len(lesson.paths))
     return engine.FoldData(
-        train=Loader(lesson.paths, transform, prep.size, batch, settings.data.workers, seed, job.images, skip),
+        stages=stages,
+        train=tuple(_train_loader(job, stage, lesson.paths) for stage in stages),
         train_labels=lesson.labels,
         train_targets=lesson.targets,
         train_weights=lesson.weights,
-        valid=Loader(
-            [table.paths[i] for i in valid],
-            augment.eval_transform(prep),
-            prep.size,
-            settings.train.val_batch_size or batch,
-            settings.data.workers,
-            seed,
-            job.images,
-            skip,
-        ),
+        valid=_valid_loader(job, [table.paths[i] for i in valid], settings.train.val_batch_size or batch),
         valid_labels=table.labels[valid],
         valid_ids=[table.ids[i] for i in valid],
-        size=prep.size,
         raise_to=sampling.raise_to(settings.class_imbalance, table.class_names),
     )
+
+
+def _train_loader(job: Job, stage: resizing.Stage, paths: Sequence[Path]) -> Loader:
+    prep = replace(job.card.preprocessing, size=stage.size)
+    transform = augment.by_epoch(job.settings.augment, prep, job.settings.train.epochs)
+    return _loader(job, paths, transform, stage.size, stage.batch)
+
+
+def _valid_loader(job: Job, paths: Sequence[Path], batch: int) -> Loader:
+    prep = job.card.preprocessing
+    return _loader(job, paths, augment.eval_transform(prep), prep.size, batch)
+
+
+def _loader(job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int) -> Loader:
+    data = job.settings.data
+    skip = data.on_bad_image == "skip"
+    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, job.images, skip)
 
 
 def _finish(folder: Path, number: int, loop: Loop, seconds: float) -> dict[str, Any]:
@@ -222,6 +229,6 @@ def _write_suspects(job: Job, folder: Path, fit: engine.Fit) -> None:
         writer = csv.writer(stream)
         writer.writerow(("id", "target", "loss"))
         for i in found:
-            path, target = fit.data.train.paths[i], job.table.class_names[fit.data.train_labels[i]]
+            path, target = fit.data.train[-1].paths[i], job.table.class_names[fit.data.train_labels[i]]
             writer.writerow((id_of.get(path, str(path)), target, f"{fit.mining.losses[i]:.6f}"))
     partial.replace(folder / "suspects.csv")

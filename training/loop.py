@@ -13,15 +13,33 @@ from training.policy.stopping import Stopping
 
 @dataclass
 class Totals:
-    """Running sums of one epoch, saved in the middle of it. Times are seconds and stay out of every decision."""
+    """Running sums of one epoch, saved in the middle of it."""
 
     loss: float = 0.0
     samples: int = 0
     skipped: int = 0
     unreadable: int = 0
+
+
+@dataclass
+class Clock:
+    """Seconds that an epoch spent, and the images it trained on in them. No checkpoint keeps it and nothing is decided
+    by it: after a resume in the middle of an epoch it tells of the rest.
+    """
+
     waited: float = 0.0
     computed: float = 0.0
     saved: float = 0.0
+    images: int = 0
+
+    def row(self) -> dict[str, float]:
+        """What `history.csv` tells of it."""
+        spent = max(self.waited + self.computed + self.saved, 1e-9)
+        return {
+            "seconds": round(spent, 3),
+            "images_per_second": round(self.images / spent, 1),
+            "waiting": round(self.waited / spent, 3),
+        }
 
 
 @dataclass
@@ -64,8 +82,12 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Events:
-    """What the loop tells whoever watches: a progress bar, a log, a tracker. Nothing they do changes the run."""
+    """What the loop tells whoever watches: a progress bar, a log, a tracker. Nothing they do changes the run.
 
-    step: Callable[[int, int, int, float], None] = _ignore
+    `step` gets the epoch from 0, the updates done and those of the whole training, the images of this one, and the
+    epoch's mean loss so far; `epoch` its row of `history.csv` and whether it is the best.
+    """
+
+    step: Callable[[int, int, int, int, float], None] = _ignore
     epoch: Callable[[dict[str, float], bool], None] = _ignore
     say: Callable[[str], None] = _ignore

@@ -12,29 +12,32 @@ from numpy.typing import NDArray
 from config.errors import ConfigError
 from config.schema import Settings
 from data import folds, groups, index
+from data.audit import actions
 from models import defaults, registry
 from models.card import Preprocessing
 from models.registry import ModelSpec
+from training import trackers
 from training.policy import loss as losses
-from training.policy import optimizer
+from training.policy import optimizer, resizing
 
 FOLDS = "folds.csv"
 
 
 def refuse(settings: Settings, backend: str) -> None:
-    """`ConfigError` for a setting that the engine cannot honour."""
+    """`ConfigError` for a setting that the engine cannot honour, `BackendUnavailable` for a tracker that is absent."""
     reason = registry.engines(registry.get(settings.model)).get(backend)
     if reason:
         raise ConfigError(f"model {settings.model}: {reason}; train it with the other engine, or choose another model")
     precision = settings.train.precision
     if precision in ("tf32", "fp16") and backend != "torch":
         raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")
+    trackers.require(settings.track)
 
 
 def prepare(settings: Settings, table: index.Table | None = None) -> tuple[Settings, ModelSpec, index.Table]:
     """Read the data set, where it is not given, and fill in what depends on it and on the model: size, classes, rate,
     batch."""
-    table = table or index.load(settings.data.root, settings.data.id_column, settings.data.target_column)
+    table = table or actions.load(settings.data).table
     losses.check(settings.loss, table.class_names)
     spec = registry.get(
         settings.model,
@@ -45,6 +48,7 @@ def prepare(settings: Settings, table: index.Table | None = None) -> tuple[Setti
         drop_path_rate=settings.drop.path,
     )
     spec = replace(spec, preprocessing=_preprocessing(settings, spec))
+    resizing.check(settings.progressive, spec)
     resolved = {
         "data": {"image_size": spec.preprocessing.size},
         "train": _batch(settings, spec),
@@ -77,6 +81,12 @@ def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
     return wanted
 
 
+def with_vanished(settings: Settings, table: index.Table, folder: Path) -> index.Table:
+    """The table with the images that the run's folds remember and the data set lost, where these are to be skipped."""
+    path = folder / FOLDS
+    return folds.with_vanished(path, table) if settings.data.on_bad_image == "skip" and path.exists() else table
+
+
 def keep_folds(settings: Settings, table: index.Table, folder: Path) -> NDArray[np.int64]:
     """The fold of each image: the run's own `folds.csv`, else the user's, else drawn; written to the run."""
     path, split = folder / FOLDS, settings.folds
@@ -93,7 +103,9 @@ def draw_folds(settings: Settings, table: index.Table) -> NDArray[np.int64]:
     together = None
     if split.kind == "stratified_group":
         together = groups.read(table, data.root, data.id_column, split.group_column, split.groups)
-    return folds.make(
+    if together is not None and table.groups is not None:
+        together = groups.joined([together, table.groups])
+    fold_of = folds.make(
         table.labels,
         split.kind,
         split.count,
@@ -103,3 +115,4 @@ def draw_folds(settings: Settings, table: index.Table) -> NDArray[np.int64]:
         split.repeats,
         together,
     )
+    return fold_of if table.groups is None else folds.united(fold_of, table.groups)

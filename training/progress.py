@@ -34,8 +34,6 @@ class Progress:
         self, settings: Settings, fold: int, data: FoldData, folder: Path, describe: Callable[[], dict[str, Any]]
     ):
         self.settings, self.fold, self.folder = settings, fold, folder
-        images = len(data.train_targets)
-        self.steps = images // min(int(settings.train.batch_size or 1), images)
         self.console = Console(soft_wrap=True, highlight=False)
         self.bar: Bar | None = None
         self.events = Events(step=self._step, epoch=self._epoch, say=self._say)
@@ -54,11 +52,8 @@ class Progress:
                 console=self.console,
                 transient=True,
             )
-            total = self.steps * self.settings.train.epochs
-            self.task = self.bar.add_task("train", total=total, fold=self.fold, note="")
+            self.task = self.bar.add_task("train", total=None, fold=self.fold, note="")
             self.bar.start()
-        else:
-            self._say(f"fold {self.fold}: {self.steps} steps an epoch, {self.settings.train.epochs} epochs")
         return self
 
     def __exit__(
@@ -68,7 +63,7 @@ class Progress:
             self.bar.stop()
         self.broadcast.close()
 
-    def _step(self, epoch: int, batch: int, samples: int, loss: float) -> None:
+    def _step(self, epoch: int, update: int, updates: int, samples: int, loss: float) -> None:
         if not self.bar:
             return
         since, seen = self.window
@@ -77,7 +72,7 @@ class Progress:
         self.window = (since, seen + samples) if elapsed < 5 else (time.perf_counter(), 0)
         memory = psutil.Process().memory_info().rss / 2**30
         note = f"epoch {epoch + 1}  loss {loss:.4f}  {rate:.0f} images/s  {memory:.1f} GiB"
-        self.bar.update(self.task, completed=epoch * self.steps + batch, note=note)
+        self.bar.update(self.task, completed=update, total=updates, note=note)
 
     def _epoch(self, row: dict[str, float], best: bool) -> None:
         self._write(row)

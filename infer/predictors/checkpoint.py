@@ -1,28 +1,33 @@
-"""Checkpoint folders on an engine: the same predictor for torch, MLX and numpy, since their sessions are alike."""
+"""Checkpoint folders: their card, their weights, and the predictor of the engine that runs them."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 import backends
-from backends.contract import LossSpec, OptimSpec, Precision, Session
+from backends.contract import LossSpec, OptimSpec, Session
 from config.errors import ConfigError, WeightsError
+from infer.predictors import Predictor
 from infer.predictors import images as pixels
 from models import manifest, registry, weights
 from models.card import CARD_KEY, Card
 from models.registry import ModelSpec
 
 
-class CheckpointPredictor:
-    """An engine's session that only answers; see `infer.predictors.Predictor`."""
+class NumpyPredictor:
+    """A session of the numpy engine that only answers; see `infer.predictors.Predictor`."""
 
-    def __init__(self, card: Card, runtime: str, session: Session):
-        self.card, self.runtime = card, runtime
+    runtime = "numpy"
+
+    def __init__(self, card: Card, session: Session):
+        self.card = card
         self._session = session
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -35,8 +40,8 @@ class CheckpointPredictor:
         self._session.close()
 
 
-def open(path: Path, engine: str, precision: Precision = "fp32", compile: bool = False) -> CheckpointPredictor:
-    """The checkpoint's EMA weights where it has them, else its weights, on `engine`.
+def open(path: Path, engine: str, **options: Any) -> Predictor:
+    """The checkpoint's EMA weights where it has them, else its weights, on `engine` with the options of its predictor.
 
     Every file is checked against the manifest first. Raises `CheckpointError`, `WeightsError`, `BackendUnavailable`.
     """
@@ -46,8 +51,10 @@ def open(path: Path, engine: str, precision: Precision = "fp32", compile: bool =
     manifest.verify(path)
     averaged = path / "ema.safetensors"
     arrays, _ = weights.read(averaged if averaged.exists() else path / "model.safetensors")
-    session = backends.load(engine).open(spec, arrays, OptimSpec(), LossSpec(), precision=precision, compile=compile)
-    return CheckpointPredictor(card, engine, session)
+    if engine == "numpy":
+        return NumpyPredictor(card, backends.load(engine).open(spec, arrays, OptimSpec(), LossSpec(), **options))
+    module = importlib.import_module(f"infer.predictors.{engine}")
+    return cast(Predictor, module.open(card, spec, arrays, **options))
 
 
 def read_card(path: Path) -> Card:

@@ -13,7 +13,14 @@ from config.errors import BackendUnavailable, CheckpointError, WeightsError
 from infer.predictors import images as pixels
 from models.card import CARD_KEY, Card
 
-_PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
+_PREFERRED = (
+    "TensorrtExecutionProvider",
+    "CUDAExecutionProvider",
+    "CoreMLExecutionProvider",
+    "CPUExecutionProvider",
+)
+# Where inputs and outputs are bound to the device's memory, so that ONNX Runtime copies nothing on its own.
+_ON_CUDA = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 
 
 class OnnxPredictor:
@@ -35,7 +42,19 @@ class OnnxPredictor:
         pixels.check(images, self.card)
         if not len(images):
             return np.zeros((0, len(self.card.class_names)), np.float32)
+        if self.providers[0] in _ON_CUDA:
+            return self._bound(images, "cuda")
         return np.asarray(self._session.run(["logits"], {"images": images})[0], np.float32)
+
+    def _bound(self, images: NDArray[np.uint8], device: str) -> NDArray[np.float32]:
+        """One run with its input and output bound to `device`: one copy there and one back."""
+        import onnxruntime
+
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("images", onnxruntime.OrtValue.ortvalue_from_numpy(images, device, 0))
+        binding.bind_output("logits", device, 0)
+        self._session.run_with_iobinding(binding)
+        return np.asarray(binding.copy_outputs_to_cpu()[0], np.float32)
 
     def close(self) -> None:
         """Free the session."""
@@ -43,7 +62,9 @@ class OnnxPredictor:
 
 
 def open(path: Path, providers: tuple[str, ...] | None = None) -> OnnxPredictor:
-    """Open an `.onnx` file; `providers` defaults to CUDA where this ONNX Runtime has it, then the CPU.
+    """Open an `.onnx` file; `providers` are whole names or `cuda`, `tensorrt`, `coreml`, `cpu`, the preferred first.
+
+    Without them: TensorRT, CUDA, Core ML, the CPU, as far as this ONNX Runtime has them.
 
     Raises `CheckpointError` for a missing file, `WeightsError` for a damaged one, one without a card or one with other
     inputs and outputs than `convert.onnx` writes, `BackendUnavailable` without ONNX Runtime or for an absent provider.
@@ -63,16 +84,22 @@ def _session(path: Path, providers: tuple[str, ...] | None) -> Any:
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     available = onnxruntime.get_available_providers()
-    chosen = providers or tuple(p for p in _PREFERRED if p in available)
+    chosen = tuple(map(_whole, providers or (p for p in _PREFERRED if p in available)))
     absent = [p for p in chosen if p not in available]
     if absent:
-        raise BackendUnavailable(f"ONNX Runtime has no {', '.join(absent)} here; it has {', '.join(available)}")
+        raise BackendUnavailable(f"{path}: ONNX Runtime has no {', '.join(absent)} here; it has {', '.join(available)}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=list(chosen))
     except _cannot_load(errors) as error:
         raise WeightsError(f"{path}: ONNX Runtime cannot load it ({_line(error)}); convert it again") from error
+
+
+def _whole(name: str) -> str:
+    """`cuda` or `CUDAExecutionProvider` to the latter; an unknown name stays as it is."""
+    short = {provider.removesuffix("ExecutionProvider").lower(): provider for provider in _PREFERRED}
+    return short.get(name.lower(), name)
 
 
 def _cannot_load(errors: Any) -> tuple[type[Exception], ...]:

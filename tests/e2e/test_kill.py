@@ -46,16 +46,30 @@ def dies_while_saving(engine: str, given: list[str], operation: str, count: int)
     whole_run(engine, given)
 
 
-def killed(target: Callable[..., None], *arguments: object, after: float | None = None) -> bool:
-    """Whether SIGKILL ended the process, sent `after` seconds or by itself."""
+def killed(target: Callable[..., None], *arguments: object, when: Callable[[], bool] | None = None) -> bool:
+    """Whether SIGKILL ended the process, sent as soon as `when` says so or by itself."""
     process = FRESH.Process(target=target, args=arguments)
     process.start()
-    process.join(after)
-    if process.is_alive() and after is not None:
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
+    while when and process.is_alive():
+        if when():
+            process.kill()
+            break
+        process.join(0.001)
+    process.join()
     assert process.exitcode in (0, -signal.SIGKILL), "it ended by itself, in an error"
     return process.exitcode != 0
+
+
+def soon_after(folder: Path, goal: int, looks: int) -> Callable[[], bool]:
+    """True some milliseconds after the checkpoints reached the update `goal`: anywhere, on a machine of any speed."""
+    left = looks
+
+    def now() -> bool:
+        nonlocal left
+        left -= updates(folder) >= goal
+        return left < 0
+
+    return now
 
 
 def updates(folder: Path) -> int:
@@ -93,7 +107,8 @@ def test_twenty_kills_change_nothing(digits: Path, tmp_path: Path) -> None:
             operation, count = rng.choice([("fsync", rng.randrange(1, 40)), ("rename", rng.randrange(1, 6))])
             kills += killed(dies_while_saving, "numpy", given, operation, count)
         else:
-            kills += killed(whole_run, "numpy", given, after=rng.uniform(0.3, 1.0))
+            goal, patience = reached + rng.randrange(9), rng.randrange(20)
+            kills += killed(whole_run, "numpy", given, when=soon_after(tmp_path / "run", goal, patience))
         assert updates(tmp_path / "run") >= reached, "a checkpoint was lost"
         reached = updates(tmp_path / "run")
     assert kills == 20, "the run ended before it was killed twenty times"

@@ -43,10 +43,11 @@ def knobs(step: int, peak: float = 1e-3) -> Knobs:
     return Knobs(lr=peak * share, weight_decay=0.05, ema_decay=0.9, clip_norm=1.0)
 
 
-def batch(step: int, size: int = 8) -> Batch:
+def batch(step: int, size: int = 8, pixels: int = 0) -> Batch:
     weights = np.ones(size, np.float32)
     weights[-1] = step % 2  # every other batch is short by one
-    return Batch(harness.images(SPEC, size, seed=step % 5), harness.soft_targets(SPEC, size, seed=step), weights)
+    spec = replace(SPEC, preprocessing=replace(SPEC.preprocessing, size=pixels)) if pixels else SPEC
+    return Batch(harness.images(spec, size, seed=step % 5), harness.soft_targets(SPEC, size, seed=step), weights)
 
 
 def mix(step: int, size: int = 8) -> MixPlan | None:
@@ -151,6 +152,22 @@ def test_the_compiled_update_is_traced_once_and_does_what_the_eager_one_does(wei
     assert compiled.describe()["traces"] == 1, "a rate or a mix plan has retraced the update"
     assert np.abs(got[:, 0] / want[:, 0] - 1).max() <= 1e-6
     assert whole(compiled.state().weights, eager.state().weights) <= 1e-5
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_progressive_resizing_stays_together_and_traces_each_size_once(weights: Weights, compile: bool) -> None:
+    """Ten steps of 16 small images, then ten of 8 at the full size: the engines agree, and nothing is traced anew."""
+    losses: dict[str, list[float]] = {}
+    for engine, module in ENGINES.items():
+        session = module.open(SPEC, weights, optimizer(weights), LossSpec(), compile=compile and engine == "mlx")
+        losses[engine] = []
+        for step in range(20):
+            given = batch(step, 16, 32) if step < 10 else batch(step)
+            result = session.read(session.train_step(given, None, knobs(step)))
+            losses[engine].append(float(np.average(result.losses, weights=given.weights)))
+        if session.describe().get("compiled"):
+            assert session.describe()["traces"] == 2
+    np.testing.assert_allclose(losses["mlx"], losses["torch"], rtol=1e-5)
 
 
 def test_dropped_paths_are_redrawn_after_a_resume_and_the_users_generator_is_left_alone(weights: Weights) -> None:

@@ -99,3 +99,36 @@ def test_what_stands_in_their_place_trains_nothing(
     one, other = final(covered), final(bleached)
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("layout", ["csv", "class folders"])
+def test_an_image_that_vanished_between_two_starts_is_left_out_too(layout: str, digits: Path, tmp_path: Path) -> None:
+    """The folds stay as they were: the other images are trained and validated where they would have been."""
+    root = tmp_path / "data"
+    shutil.copytree(digits, root)
+    if layout == "class folders":
+        _into_class_folders(root)
+    with pytest.raises(campaign.Interrupted):
+        campaign.run_all("numpy", settings(root, tmp_path / "runs", *SKIP), StopAfter(8))
+    victim = sorted(root.glob("train/**/*.png"))[5]
+    victim.rename(tmp_path / "away.png")
+    folder = campaign.run_all("numpy", settings(root, tmp_path / "runs", *SKIP), NEVER)
+    ids, _, _ = results.oof(folder)
+    with (folder / "folds.csv").open(newline="") as stream:
+        remembered = {row["ID"]: row["fold"] for row in csv.DictReader(stream)}
+    name = victim.relative_to(root / "train").as_posix()
+    assert len(remembered) == 80
+    assert set(remembered) - set(ids) <= {name}, "it may have been validated before it vanished"
+    with (folder / f"fold_{remembered[name]}" / "history.csv").open(newline="") as stream:
+        assert int([*csv.DictReader(stream)][-1]["unreadable"]) >= 1
+    if layout == "csv":
+        with pytest.raises(DataError, match=victim.stem):
+            campaign.run_all("numpy", settings(root, tmp_path / "runs"), NEVER)
+
+
+def _into_class_folders(root: Path) -> None:
+    with (root / "train.csv").open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            (root / "train" / row["target"]).mkdir(exist_ok=True)
+            (root / "train" / row["ID"]).rename(root / "train" / row["target"] / row["ID"])
+    (root / "train.csv").unlink()

@@ -225,3 +225,13 @@ def test_a_run_that_cannot_be_read_is_passed_over_and_named(
     wanted = settings(digits, tmp_path, "--folds.train", "[0]", "--train.epochs", "1")
     assert campaign.run_all("numpy", wanted, NEVER).name.startswith("0002_")
     assert "0001_old is passed over" in capsys.readouterr().err
+
+
+def test_two_runs_of_the_same_settings_have_the_same_hashes(digits: Path, tmp_path: Path) -> None:
+    """No time, host or process is in what is hashed."""
+    wanted = settings(digits, tmp_path, "--folds.train", "[0]", "--train.epochs", "2", "--resume", "never")
+    runs = [campaign.run_all("numpy", wanted, NEVER) for _ in range(2)]
+    assert runs[0] != runs[1]
+    for name in ("best", *(path.name for path in checkpoint.steps(runs[0] / "fold_0"))):
+        one, other = ((run / "fold_0" / name / "manifest.json").read_text() for run in runs)
+        assert one == other

@@ -16,6 +16,7 @@ from tests.unit.test_campaign import NEVER, final, settings
 from training import campaign, memory
 
 PLAIN = ("--folds.train", "[0]", "--mining.cap", "0", "--class_imbalance.max_samples", "0", "--sampling.kind", "plain")
+LONG = (*PLAIN, "--train.epochs", "21", "--checkpoint.every_epochs", "7")  # 105 updates
 
 
 class Small:
@@ -40,13 +41,13 @@ class Small:
 @pytest.fixture(scope="module")
 def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """What the same run gives where the memory suffices."""
-    return final(campaign.run_all("numpy", settings(digits, tmp_path_factory.mktemp("whole"), *PLAIN), NEVER))
+    return final(campaign.run_all("numpy", settings(digits, tmp_path_factory.mktemp("whole"), *LONG), NEVER))
 
 
-@pytest.mark.parametrize(("since", "more"), [(0, ()), (9, ()), (0, ("--train.micro_batch", "auto"))])
+@pytest.mark.parametrize(("since", "more"), [(0, ()), (99, ()), (0, ("--train.micro_batch", "auto"))])
 def test_the_batch_stays_and_the_run_goes_on(since, more, whole, digits, tmp_path, monkeypatch, capsys) -> None:
     small = Small(monkeypatch, most=2, since=since)
-    folder = campaign.run_all("numpy", settings(digits, tmp_path, *PLAIN, *more), NEVER)
+    folder = campaign.run_all("numpy", settings(digits, tmp_path, *LONG, *more), NEVER)
     assert {batch for batch, _ in small.sizes} == {8}
     assert small.sizes[-1] == (8, 2)
     assert "2 of the batch's 8 images at a time" in capsys.readouterr().out
@@ -58,7 +59,7 @@ def test_the_batch_stays_and_the_run_goes_on(since, more, whole, digits, tmp_pat
 
 
 def test_trying_leaves_no_trace(whole, digits, tmp_path) -> None:
-    folder = campaign.run_all("numpy", settings(digits, tmp_path, *PLAIN, "--train.micro_batch", "auto"), NEVER)
+    folder = campaign.run_all("numpy", settings(digits, tmp_path, *LONG, "--train.micro_batch", "auto"), NEVER)
     assert memory.remembered(folder / "fold_0") == 0, "on a device that holds it the batch passes whole"
     for name, value in final(folder).items():
         np.testing.assert_array_equal(value, whole[name], err_msg=name)

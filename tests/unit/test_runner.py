@@ -9,8 +9,8 @@ from scipy.special import softmax
 
 import infer
 from config.errors import BackendUnavailable, CheckpointError, ConfigError, DataError, WeightsError
-from data import augment, images
-from infer import ensemble, predictors
+from data import augment
+from infer import ensemble, predictors, prepare
 from infer.runner import Runner
 from models import weights
 from models.card import CARD_KEY, Preprocessing
@@ -92,8 +92,8 @@ def test_an_image_is_decoded_once_whatever_the_members_and_views(tmp_path, monke
     paths, _ = members.photographs(tmp_path / "images")
     folders = [members.checkpoint(tmp_path / str(i), i) for i in range(3)]
     decoded = []
-    original = images.decode
-    monkeypatch.setattr(images, "decode", lambda path, *rest: decoded.append(path) or original(path, *rest))
+    original = prepare.decode
+    monkeypatch.setattr(prepare, "decode", lambda path, *rest: decoded.append(path) or original(path, *rest))
     with Runner(ensemble.of([str(folder) for folder in folders], ["d4"])) as runner:
         list(runner.run(paths, batch_size=2))
     assert sorted(decoded) == paths
@@ -103,7 +103,7 @@ def test_every_batch_has_one_shape_so_that_nothing_is_compiled_twice(pair):
     (a, _), paths, _ = pair
     shapes = []
     with Runner(ensemble.of([str(a)], ["flips"])) as runner:
-        predictor = runner._opened[0].predictor
+        predictor = runner._members._open[0].predictor
         answer = predictor.logits
         predictor.logits = lambda batch: shapes.append((batch.shape, batch.flags.c_contiguous)) or answer(batch)
         list(runner.run(paths, batch_size=4))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from config import data_sections as settings
 from data import keyed
 
 _REMEMBER = 0.5  # weight of the older mean when a sample's newest loss arrives
@@ -33,6 +34,11 @@ class Mining:
     noise_share: float = 0.01
     losses: NDArray[np.float32] = field(init=False)
     fresh: NDArray[np.float32] = field(init=False)
+
+    @staticmethod
+    def of(wish: settings.Mining, samples: int) -> Mining:
+        """The mining of the settings over `samples` samples, none of which it has seen yet."""
+        return Mining(samples, wish.start_epoch, wish.ramp_epochs, wish.cap, wish.hard_share, wish.noise_share)
 
     def __post_init__(self) -> None:
         self.losses = np.full(self.count, np.nan, np.float32)

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from config import train_sections as settings
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -31,8 +33,27 @@ class Schedule:
     decay_share: float = 0.2
 
 
-def learning_rate(schedule: Schedule, step: int) -> float:
-    """The rate of 0-based `step`. The warm-up is torch's LinearLR with start_factor 1 / warmup."""
+def of(wish: settings.Schedule, peak: float, epochs: int, steps: int) -> Schedule:
+    """The schedule of the settings over `epochs` epochs of `steps` steps; `peak` is the resolved rate."""
+    return Schedule(
+        wish.name,
+        peak,
+        total=epochs * steps,
+        warmup=round(wish.warmup_epochs * steps),
+        floor=wish.min_lr_ratio * peak,
+        period=max(round(wish.t_0 * steps), 1),
+        growth=wish.t_mult,
+        every=max(round(wish.step_epochs * steps), 1),
+        gamma=wish.gamma,
+        decay_share=wish.decay_share,
+    )
+
+
+def learning_rate(schedule: Schedule, step: float) -> float:
+    """The rate of 0-based `step`, which may lie between two.
+
+    The warm-up is torch's LinearLR with start_factor 1 / warmup.
+    """
     if step < schedule.warmup:
         return schedule.peak * (step + 1) / schedule.warmup
     return _SHAPES[schedule.name](schedule, step - schedule.warmup, max(schedule.total - schedule.warmup, 1))
@@ -43,12 +64,12 @@ def _between(schedule: Schedule, share: float) -> float:
     return schedule.floor + (schedule.peak - schedule.floor) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def _cosine(schedule: Schedule, step: int, length: int) -> float:
+def _cosine(schedule: Schedule, step: float, length: int) -> float:
     """torch's CosineAnnealingLR with T_max = length (Loshchilov and Hutter 2017)."""
     return _between(schedule, step / length)
 
 
-def _restarts(schedule: Schedule, step: int, _length: int) -> float:
+def _restarts(schedule: Schedule, step: float, _length: int) -> float:
     """torch's CosineAnnealingWarmRestarts with T_0 = period and T_mult = growth."""
     period = schedule.period
     while step >= period:
@@ -56,7 +77,7 @@ def _restarts(schedule: Schedule, step: int, _length: int) -> float:
     return _between(schedule, step / period)
 
 
-def _one_cycle(schedule: Schedule, step: int, length: int) -> float:
+def _one_cycle(schedule: Schedule, step: float, length: int) -> float:
     """torch's OneCycleLR with its defaults: 30% up from peak / 25 and down to peak / 25e4, both as cosines; its floor
     is its own."""
     up = 0.3 * length - 1
@@ -67,28 +88,28 @@ def _one_cycle(schedule: Schedule, step: int, length: int) -> float:
     return end + (schedule.peak - end) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def _stable_decay(schedule: Schedule, step: int, length: int) -> float:
+def _stable_decay(schedule: Schedule, step: float, length: int) -> float:
     """Constant, then linear to `floor` over the last `decay_share` of the steps (Hu et al. 2024, MiniCPM)."""
     falling = max(schedule.decay_share * length, 1)
     share = min(max((step - (length - falling)) / falling, 0.0), 1.0)
     return schedule.peak + (schedule.floor - schedule.peak) * share
 
 
-def _linear(schedule: Schedule, step: int, length: int) -> float:
+def _linear(schedule: Schedule, step: float, length: int) -> float:
     """torch's LinearLR from `peak` to `floor` over the whole length."""
     return schedule.peak + (schedule.floor - schedule.peak) * min(step / length, 1.0)
 
 
-def _step(schedule: Schedule, step: int, _length: int) -> float:
+def _step(schedule: Schedule, step: float, _length: int) -> float:
     """torch's StepLR, never below `floor`."""
     return max(schedule.peak * schedule.gamma ** (step // schedule.every), schedule.floor)
 
 
-def _constant(schedule: Schedule, _step: int, _length: int) -> float:
+def _constant(schedule: Schedule, _step: float, _length: int) -> float:
     return schedule.peak
 
 
-_SHAPES: dict[str, Callable[[Schedule, int, int], float]] = {
+_SHAPES: dict[str, Callable[[Schedule, float, int], float]] = {
     "cosine": _cosine,
     "restarts": _restarts,
     "one_cycle": _one_cycle,

@@ -27,15 +27,15 @@ _QUALITY = 80
 
 
 def paths(run: Path) -> dict[str, Path]:
-    """The image files by id; empty where the data set is gone."""
+    """The image files by id, those that are still there; none where the data set is gone."""
     data = load.read(run / "config.yaml").data
     if data.root is None or not data.root.exists():
         return {}
     try:
-        table = index.load(data.root, data.id_column, data.target_column)
+        table = index.load(data.root, data.id_column, data.target_column, keep_missing=True)
     except TandemError:  # changed since: the page goes without its images
         return {}
-    return dict(zip(table.ids, table.paths, strict=True))
+    return {name: path for name, path in zip(table.ids, table.paths, strict=True) if path.exists()}
 
 
 def mistakes(run: Path, path_of: dict[str, Path], names: tuple[str, ...]) -> list[dict[str, Any]]:

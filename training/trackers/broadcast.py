@@ -96,11 +96,12 @@ def title_of(settings: Settings, folder: Path) -> Title:
 
 def samples(data: FoldData) -> NDArray[np.uint8]:
     """Training images as the first epoch augments them, side by side, uint8 `[H, W, 3]`."""
-    count = min(_SAMPLES, data.train.batch_size, len(data.train_labels))
+    loader = data.train[0]
+    count = min(_SAMPLES, loader.batch_size, len(data.train_labels))
     order = np.linspace(0, len(data.train_labels) - 1, count).astype(np.int64)
-    with closing(cast("Generator[Loaded]", data.train.epoch(order))) as batches:
+    with closing(cast("Generator[Loaded]", loader.epoch(order))) as batches:
         images = next(batches).images[:count]
-    side = min(data.size, _SIDE)
+    side = min(data.stages[0].size, _SIDE)
     small = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in images]
     small += [np.zeros_like(small[0])] * (-count % 4)
     return np.concatenate([np.concatenate(small[i : i + 4], axis=1) for i in range(0, len(small), 4)])

@@ -1,0 +1,147 @@
+"""What the user decided about findings, applied to the table of images in memory. No file of the data set changes."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from config.data_sections import Data
+from config.errors import DataError
+from data import csvfile, index
+from data.audit.findings import ACTIONS
+
+# What turns an image by degrees clockwise.
+TURNS = {"90": cv2.ROTATE_90_CLOCKWISE, "180": cv2.ROTATE_180, "270": cv2.ROTATE_90_COUNTERCLOCKWISE}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row that asks for something: `value` is the new label, the group's name, or degrees clockwise."""
+
+    line: int
+    id: str
+    action: str
+    value: str
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """A data set as the user wants it, its turns and groups in the table, and the steps that made it so."""
+
+    table: index.Table
+    steps: tuple[Step, ...] = ()
+
+    def summary(self) -> str:
+        """What was done, in a line."""
+        counts = Counter(step.action for step in self.steps)
+        return ", ".join(f"{counts[action]} {action}" for action in ACTIONS if counts[action]) or "nothing to do"
+
+
+def load(data: Data) -> Applied:
+    """The training set that the settings name, with their `audit_actions` applied where they name any."""
+    table = index.load(data.root, data.id_column, data.target_column, keep_missing=data.on_bad_image == "skip")
+    return apply(table, read(data.audit_actions), data.audit_actions) if data.audit_actions else Applied(table)
+
+
+def read(path: Path) -> list[Step]:
+    """The rows of an `audit.csv` that ask for something; `DataError` with the line for one that cannot be done.
+
+    Columns ID and action are needed, value where an action takes one. Rows about test images or about no image, and
+    empty actions, ask for nothing.
+    """
+    rows = csvfile.read(path, [])
+    missing = [name for name in ("ID", "action") if name not in rows[0].cells]
+    if missing:
+        raise DataError(f"{path}: no column {missing[0]!r}; give an audit.csv as `python -m data audit` writes it")
+    return [
+        _step(path, row)
+        for row in rows
+        if row.cells["action"] and row.cells["ID"] and row.cells.get("split", "train") in ("", "train")
+    ]
+
+
+def apply(table: index.Table, steps: Sequence[Step], source: Path) -> Applied:
+    """The table after `steps`: drop wins over everything else; two different labels or turns for an image are refused.
+
+    A dropped image that is gone already is no fault. A class that is left without images disappears.
+    """
+    known = set(table.ids)
+    gone = [step for step in steps if step.id not in known and step.action != "drop"]
+    if gone:
+        raise DataError(f"{source}: line {gone[0].line} names {gone[0].id!r}, which is not in the data set; remove it")
+    dropped = {step.id for step in steps if step.action == "drop"}
+    labels = _decided(source, steps, "relabel")
+    _check_labels(source, steps, set(table.class_names))
+    turned = {name: TURNS[value] for name, value in _decided(source, steps, "rotate").items()}
+    kept = [i for i, name in enumerate(table.ids) if name not in dropped]
+    targets = [labels.get(table.ids[i], table.class_names[table.labels[i]]) for i in kept]
+    names = index.sort_classes(targets)
+    if len(names) < 2:
+        raise DataError(f"{source}: leaves {len(kept)} images of {len(names)} classes; take some of its rows back")
+    ids, paths = [table.ids[i] for i in kept], [table.paths[i] for i in kept]
+    after = index.Table(
+        ids,
+        paths,
+        np.array([names.index(target) for target in targets], dtype=np.int64),
+        names,
+        table.root,
+        {path: turned[name] for name, path in zip(ids, paths, strict=True) if name in turned},
+        _groups(ids, steps),
+    )
+    return Applied(after, tuple(step for step in steps if step.id in known))
+
+
+def _step(path: Path, row: csvfile.Row) -> Step:
+    action, value = row.cells["action"].lower(), row.cells.get("value", "")
+    if action not in ACTIONS:
+        near = difflib.get_close_matches(action, ACTIONS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise DataError(f"{path}: line {row.line} has action {action!r}{hint}; one of {', '.join(ACTIONS)}, or nothing")
+    if action in ("relabel", "group") and not value:
+        what = "the new label" if action == "relabel" else "the group's name"
+        raise DataError(f"{path}: line {row.line} says {action} and has no value; write {what} there")
+    if action == "rotate" and value not in TURNS:
+        raise DataError(f"{path}: line {row.line} says rotate by {value!r}; write 90, 180 or 270 degrees clockwise")
+    return Step(row.line, row.cells["ID"], action, value)
+
+
+def _decided(source: Path, steps: Sequence[Step], action: str) -> dict[str, str]:
+    """The value of one action by ID."""
+    found: dict[str, Step] = {}
+    for step in (step for step in steps if step.action == action):
+        other = found.setdefault(step.id, step)
+        if other.value != step.value:
+            raise DataError(
+                f"{source}: lines {other.line} and {step.line} {action} {step.id!r} to {other.value!r} and to "
+                f"{step.value!r}; keep one of them"
+            )
+    return {name: step.value for name, step in found.items()}
+
+
+def _check_labels(source: Path, steps: Sequence[Step], classes: set[str]) -> None:
+    for step in steps:
+        if step.action == "relabel" and step.value not in classes:
+            near = difflib.get_close_matches(step.value, sorted(classes), n=1)
+            hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(classes)[:8])}"
+            raise DataError(f"{source}: line {step.line} relabels to {step.value!r}, which is no class{hint}")
+
+
+def _groups(ids: Sequence[str], steps: Sequence[Step]) -> NDArray[np.int64] | None:
+    asked = [(step.id, step.value) for step in steps if step.action == "group"]
+    if not asked:
+        return None
+    place = {name: i for i, name in enumerate(ids)}
+    found = np.arange(len(ids), dtype=np.int64)
+    first: dict[str, int] = {}
+    for name, group in asked:
+        if name in place:
+            head = first.setdefault(group, place[name])
+            found[found == found[place[name]]] = found[head]
+    return found

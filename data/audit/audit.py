@@ -1,0 +1,83 @@
+"""The whole audit of a data set: every file looked at, copies found, and what follows from both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.data_sections import Data
+from config.errors import DataError
+from data import index
+from data.audit import copies, images
+from data.audit.copies import Entry
+from data.audit.findings import Finding, ordered
+from data.audit.images import Measure, Split
+from data.audit.survey import Stopped, survey
+
+__all__ = ["Audit", "Stopped", "audit", "test_images"]
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What was found. `groups` int64 `[N]` numbers the training images: copies of one picture share a number.
+
+    `paths` are the files by (split, ID); `looked` of them were not in the cache; `unreadable` are training images.
+    """
+
+    findings: list[Finding]
+    measures: list[Measure]
+    groups: NDArray[np.int64]
+    paths: dict[tuple[str, str], Path]
+    unreadable: list[Path]
+    looked: int
+    seconds: float
+
+
+def audit(
+    train: index.Table,
+    test: index.Table | None,
+    data: Data,
+    least: int = images.LEAST,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Audit:
+    """Audit the images of `train` and `test`; classes under `least` images are told of. Raises `Stopped`."""
+    started = time.monotonic()
+    names = [train.class_names[label] if label >= 0 else "" for label in train.labels.tolist()]
+    entries = [Entry(name, "train", target) for name, target in zip(train.ids, names, strict=True)]
+    entries += [Entry(name, "test", "") for name in (test.ids if test else [])]
+    paths = [*train.paths, *(test.paths if test else [])]
+    seen = survey(paths, data.root, data.pixel_limit, data.workers, stop, progress)
+    count = len(train.ids)
+    sides = [
+        Split("train", train.ids, seen.facts[:count], names),
+        Split("test", test.ids if test else [], seen.facts[count:], [""] * (len(paths) - count)),
+    ]
+    measures = images.shift(*sides)
+    found = [finding for side in sides if side.ids for finding in images.single(side)]
+    found += images.classes(sides[0], least) + copies.find(entries, seen.facts, seen.pairs) + images.shifts(measures)
+    return Audit(
+        ordered(found),
+        measures,
+        copies.grouped(seen.facts[:count], [pair for pair in seen.pairs if max(pair.first, pair.second) < count]),
+        {(entry.split, entry.id): path for entry, path in zip(entries, paths, strict=True)},
+        [path for path, facts in zip(train.paths, seen.facts, strict=False) if facts.fault],
+        seen.looked,
+        time.monotonic() - started,
+    )
+
+
+def test_images(data: Data) -> index.Table | None:
+    """The test images beside the training images, where the folder says which they are; None where there are none."""
+    if not (data.root / "test.csv").is_file() and not (data.root / "test").is_dir():
+        return None
+    try:
+        return index.load_test(data.root, data.id_column)
+    except DataError as error:
+        print(f"audit: the test images are left out: {error}")
+        return None

@@ -1,0 +1,61 @@
+"""`python -m data audit`: look at a data set, say what was found, write `audit.csv` and `audit.html`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from config.data_sections import Data
+from data.audit import actions, page, table
+from data.audit.audit import Audit, audit, test_images
+from data.audit.findings import KINDS, Finding, counts
+
+_SOON = 200  # images from which a bar is drawn
+
+
+def run(data: Data, out: Path, least: int) -> Audit:
+    """Audit the data set of the settings, print a summary and write both files into `out`."""
+    applied = actions.load(data)
+    test = test_images(data)
+    with bar(len(applied.table.ids) + len(test.ids if test else [])) as progress:
+        found = audit(applied.table, test, data, least, progress=progress)
+    print(summary(found))
+    said = applied.summary() if data.audit_actions else ""
+    if said:
+        print(f"applied from {data.audit_actions}: {said}")
+    print(f"wrote {table.write(out, found.findings)} and {page.write(out, data.root, found, found.findings, said)}")
+    return found
+
+
+def summary(found: Audit) -> str:
+    """A line for each kind of finding, and how long it took."""
+    lines = [*listed(found.findings)]
+    images, cached = len(found.paths), len(found.paths) - found.looked
+    lines.append(f"audited {images} images in {found.seconds:.1f} s ({cached} of them unchanged since the last time)")
+    return "\n".join(lines)
+
+
+def listed(found: Sequence[Finding]) -> Iterator[str]:
+    """A line for each kind, the gravest first, with an example."""
+    number = counts(list(found))
+    if not number:
+        yield "nothing odd was found"
+    for kind, count in number.items():
+        first = next(finding for finding in found if finding.kind == kind)
+        example = f"{first.id}: {first.detail}" if first.id else first.detail
+        yield f"{count:6d} {kind.replace('_', ' ')} ({KINDS[kind]}), such as {example}"
+
+
+@contextmanager
+def bar(images: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal's standard error for many images; told how many are done."""
+    columns = (TextColumn("audit"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = images < _SOON or not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
+        task = progress.add_task("audit", total=images)
+        yield lambda done: progress.update(task, completed=done)

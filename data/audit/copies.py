@@ -1,0 +1,172 @@
+"""What pairs of the same picture mean: duplicates, leaks into the test set, conflicts of labels, aliases, groups."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.audit.duplicates import Pair, groups
+from data.audit.findings import Action, Finding
+from data.audit.fingerprint import Turn
+from data.audit.look import Facts
+
+_OVERLAP, _SHARED = 0.2, 3  # share of the smaller class, and images, that two classes share to be told of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image as it is told of: `target` is "" in the test set."""
+
+    id: str
+    split: str
+    target: str
+
+
+def grouped(facts: Sequence[Facts], pairs: Sequence[Pair]) -> NDArray[np.int64]:
+    """The group int64 `[N]` of each image: copies of one picture, in whatever form, share a number."""
+    return groups(len(facts), [*_exact(facts), *((pair.first, pair.second) for pair in pairs)])
+
+
+def find(entries: Sequence[Entry], facts: Sequence[Facts], pairs: Sequence[Pair]) -> list[Finding]:
+    """All findings about copies among N images of both splits; `pairs` are those of `survey`."""
+    group_of = grouped(facts, pairs)
+    order = np.argsort(group_of, kind="stable")
+    sets = np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)
+    how = {frozenset((pair.first, pair.second)): pair for pair in pairs}
+    found: list[Finding] = []
+    shared: Counter[frozenset[str]] = Counter()
+    for members in (part.tolist() for part in sets if len(part) > 1):
+        train = [i for i in members if entries[i].split == "train"]
+        test = [i for i in members if entries[i].split != "train"]
+        labels = {entries[i].target for i in train}
+        shared.update(frozenset((a, b)) for a in labels for b in labels if a < b)
+        copies = _Copies(entries, facts, how)
+        found += copies.leaks(train, test)
+        found += copies.conflicts(train) if len(labels) > 1 else copies.duplicates(train)
+        found += copies.duplicates(test)
+    return found + list(_aliases(entries, shared)) + _lying(entries, facts, pairs)
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """Tells of the copies of one picture, given by position."""
+
+    entries: Sequence[Entry]
+    facts: Sequence[Facts]
+    how: dict[frozenset[int], Pair]
+
+    def leaks(self, train: list[int], test: list[int]) -> Iterator[Finding]:
+        for i in train if test else []:
+            yield self._finding("leak", i, test, f"is in the test set: {self._form(i, test)}")
+
+    def conflicts(self, train: list[int]) -> Iterator[Finding]:
+        """The majority's label for the others; without a majority, copies of one file are dropped, others grouped."""
+        ranked = Counter(self.entries[i].target for i in train).most_common()
+        clear = ranked[0][1] > ranked[1][1]
+        for i in train:
+            own, others = self.entries[i].target, [j for j in train if j != i]
+            labels = ", ".join(sorted({self.entries[j].target for j in others} - {own}))
+            text = f"labelled {own}, and {labels} as well: {self._form(i, others)}"
+            action, value = self._settled(i, train, ranked[0][0] if clear else None)
+            yield self._finding("label_conflict", i, others, text, action, value)
+        if clear or len({self.facts[i].sha256 for i in train}) > 1:
+            yield from self.duplicates(train)
+
+    def duplicates(self, members: list[int]) -> Iterator[Finding]:
+        """Later copies of a file are to be dropped, and what is left of the group is to be kept together."""
+        first: dict[str, int] = {}
+        for i in members:
+            kept = first.setdefault(self.facts[i].sha256, i)
+            if kept != i:
+                yield self._finding("exact_duplicate", i, [kept], f"is {self.entries[kept].id}", "drop")
+        different = list(first.values())
+        for i in different if len(different) > 1 else []:
+            others = [j for j in different if j != i]
+            name = self.entries[different[0]].id
+            yield self._finding("near_duplicate", i, others, self._form(i, others), "group", name)
+
+    def _settled(self, i: int, train: list[int], majority: str | None) -> tuple[Action, str]:
+        if majority is not None:
+            return ("", "") if self.entries[i].target == majority else ("relabel", majority)
+        alike = all(self.facts[j].sha256 == self.facts[i].sha256 for j in train)
+        return ("drop", "") if alike else ("", "")
+
+    def _finding(
+        self, kind: str, i: int, others: Sequence[int], text: str, action: Action = "", value: str = ""
+    ) -> Finding:
+        entry = self.entries[i]
+        if entry.split != "train":
+            action, value = "", ""
+        related = tuple(self.entries[j].id for j in others)
+        return Finding(kind, text, entry.id, entry.split, entry.target, related, action, value)
+
+    def _form(self, i: int, others: Sequence[int]) -> str:
+        """How `i` resembles the first of `others` that it was compared with."""
+        for j in others:
+            if self.facts[i].sha256 == self.facts[j].sha256:
+                return f"the very file {self.entries[j].id}"
+            pair = self.how.get(frozenset((i, j)))
+            if pair:
+                form = _seen_from(pair, i).name
+                return f"{self.entries[j].id}, {form}, {pair.distance} bits apart, likeness {pair.likeness:.2f}"
+        return f"by way of another copy, {self.entries[others[0]].id}"
+
+
+def _exact(facts: Sequence[Facts]) -> Iterator[tuple[int, int]]:
+    first: dict[str, int] = {}
+    for i, each in enumerate(facts):
+        if each.sha256 and not each.fault and first.setdefault(each.sha256, i) != i:
+            yield first[each.sha256], i
+
+
+def _seen_from(pair: Pair, i: int) -> Turn:
+    """How picture `i` of the pair has to be seen relative to the other one.
+
+    A pair's turn lays its first picture like its second, so that the second is the first one turned; the other way
+    round, quarter turns change their direction.
+    """
+    turn = pair.turn
+    if i == pair.first and turn.transpose and turn.across != turn.down:
+        return Turn(True, turn.down, turn.across)
+    return turn
+
+
+def _aliases(entries: Sequence[Entry], shared: Counter[frozenset[str]]) -> Iterator[Finding]:
+    sizes = Counter(entry.target for entry in entries if entry.split == "train")
+    for both, count in shared.most_common():
+        one, other = sorted(both, key=lambda name: (sizes[name], name))
+        if count >= _SHARED and count >= _OVERLAP * sizes[one]:
+            text = f"{count} pictures of {one} ({sizes[one]} images) are in {other} ({sizes[other]}) too"
+            yield Finding("alias", f"{text}; if they are one class, relabel all of {one}", split="train", target=one)
+
+
+def _lying(entries: Sequence[Entry], facts: Sequence[Facts], pairs: Sequence[Pair]) -> list[Finding]:
+    """Of two copies a quarter turn apart, the one whose aspect is rare in its class."""
+    wide: dict[str, list[bool]] = {}
+    for entry, each in zip(entries, facts, strict=True):
+        if entry.split == "train" and each.width != each.height:
+            wide.setdefault(entry.target, []).append(each.width > each.height)
+    found = {}
+    for pair in pairs:
+        if not pair.turn.transpose or pair.turn.across == pair.turn.down:
+            continue
+        for i, j in ((pair.first, pair.second), (pair.second, pair.first)):
+            shapes = wide.get(entries[i].target, [])
+            is_wide = facts[i].width > facts[i].height
+            if (
+                entries[i].split != "train"
+                or facts[i].width == facts[i].height
+                or 2 * shapes.count(is_wide) >= len(shapes)
+            ):
+                continue
+            degrees = {"turned by 90 degrees clockwise": "270"}.get(_seen_from(pair, i).name, "90")
+            shape = "wide" if is_wide else "tall"
+            text = f"is {shape}, unlike most of its class; {entries[j].id} is the same picture upright"
+            found[i] = Finding(
+                "wrong_way_up", text, entries[i].id, "train", entries[i].target, (entries[j].id,), "rotate", degrees
+            )
+    return list(found.values())

@@ -1,0 +1,194 @@
+"""Which pictures are the same: pairs found by their hashes in far fewer than all comparisons, then proved by pixels.
+
+What a pair means for a data set (a leak, a conflict of labels) is said in `data.audit.findings`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from data.audit.fingerprint import SIDE, TURNS, Turn, laid
+from data.decode import Pixels
+
+RADIUS = 11  # bits in which the hashes of a pair may differ
+_CHUNK = 16  # bits; of four chunks, one differs in at most RADIUS // 4
+_MOST = 64  # candidates looked at in a crowded bucket
+_BLOCK = 2048  # pairs proved at once
+# What proves a pair: the correlation of details, and that in standard deviations of what chance gives. A pair that was
+# aligned first has to be more alike.
+_LIKE, _EVIDENCE = 0.7, 12.0
+_ALIGNED, _ALIGNED_EVIDENCE = 0.9, 15.0
+_ALIGNMENTS = 2000  # candidates that are aligned, those of the nearest hashes; a few milliseconds each
+_FLAT = 2.0  # levels of standard deviation below which a picture has nothing to compare
+_SEARCH = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
+
+Numbers = float | NDArray[np.float64]
+
+
+class Pair(NamedTuple):
+    """Picture `first`, laid as `turn` says, is picture `second`; `likeness` is the correlation of their details."""
+
+    first: int
+    second: int
+    turn: Turn
+    distance: int
+    likeness: float
+
+
+def find(pictures: Pixels, hashes: NDArray[np.uint64]) -> list[Pair]:
+    """The pairs among N pictures uint8 `[N, S, S]` with hashes uint64 `[N, 8]`, by position.
+
+    Of two pictures whose hashes differ in at most `RADIUS` bits, in any of the eight ways to lay one, none is missed
+    (multi-index hashing, Norouzi et al. 2012), save where more than `_MOST` others share a quarter of its hash: there
+    the nearest in the order of the hashes are looked at. Flat pictures, such as blank pages, have no pairs.
+    """
+    uneven = np.flatnonzero(pictures.reshape(len(pictures), -1).std(axis=1) >= _FLAT)
+    if len(uneven) < 2:
+        return []
+    first, second, turn, distance = _candidates(hashes[uneven])
+    first, second = uneven[first], uneven[second]
+    return list(_proven(pictures, first, second, turn, distance))
+
+
+def groups(count: int, pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """The group int64 `[count]` of each item: what is connected by `pairs` shares a number, counted from 0."""
+    ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+def _candidates(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], ...]:
+    """Pairs (first, second, number of the turn, distance) of hashes `[N, 8]`, each once, at its least distance."""
+    found = [part for shift in range(0, 64, _CHUNK) for part in _by_chunk(hashes, np.uint64(shift))]
+    first, second, turn, distance = (np.concatenate(column) for column in zip(*found, strict=True))
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    order = np.lexsort((turn, distance, high, low))
+    low, high = low[order], high[order]
+    new = np.ones(len(order), dtype=np.bool_)
+    new[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    kept = order[new]
+    return first[kept], second[kept], turn[kept], distance[kept]
+
+
+def _by_chunk(hashes: NDArray[np.uint64], shift: np.uint64) -> Iterator[tuple[NDArray[np.int64], ...]]:
+    """Pairs whose 16 bits at `shift` differ in at most a quarter of `RADIUS` bits."""
+    own = hashes[:, 0]
+    rolled = _rolled(own, shift)
+    order = np.argsort(rolled, kind="stable")
+    rolled = rolled[order]
+    starts = np.searchsorted(rolled >> np.uint64(48), np.arange(2**_CHUNK + 1, dtype=np.uint64))
+    for turn in range(hashes.shape[1]):
+        asked = _rolled(hashes[:, turn], shift)
+        for mask in _masks():
+            rows, places = _bucket(asked ^ (mask << np.uint64(48)), rolled, starts)
+            columns = order[places]
+            distance = np.bitwise_count(hashes[rows, turn] ^ own[columns]).astype(np.int64)
+            near = (distance <= RADIUS) & (rows != columns)
+            yield rows[near], columns[near], np.full(near.sum(), turn), distance[near]
+
+
+def _bucket(
+    asked: NDArray[np.uint64], rolled: NDArray[np.uint64], starts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each of `asked` the places in the sorted `rolled` with the same 16 highest bits: (row, place) pairs."""
+    chunk = (asked >> np.uint64(48)).astype(np.int64)
+    low, high = starts[chunk], starts[chunk + 1]
+    for row in np.flatnonzero(high - low > _MOST).tolist():
+        middle = int(np.searchsorted(rolled[low[row] : high[row]], asked[row])) + int(low[row])
+        low[row] = min(max(middle - _MOST // 2, low[row]), high[row] - _MOST)
+        high[row] = low[row] + _MOST
+    counts = high - low
+    rows = np.repeat(np.arange(len(asked)), counts)
+    offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rows, low[rows] + offsets
+
+
+def _masks() -> list[np.uint64]:
+    """The numbers of 16 bits with at most a quarter of `RADIUS` bits set."""
+    bits = [1 << place for place in range(_CHUNK)]
+    return [
+        np.uint64(sum(chosen)) for count in range(RADIUS // 4 + 1) for chosen in itertools.combinations(bits, count)
+    ]
+
+
+def _rolled(values: NDArray[np.uint64], shift: np.uint64) -> NDArray[np.uint64]:
+    """The bits rotated to the left."""
+    return (values << shift) | (values >> (np.uint64(64) - shift)) if shift else values
+
+
+def _proven(
+    pictures: Pixels,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    turn: NDArray[np.int64],
+    distance: NDArray[np.int64],
+) -> Iterator[Pair]:
+    """The candidates that are the same picture by their pixels, nearest hashes first."""
+    left, order = _ALIGNMENTS, np.argsort(distance, kind="stable")
+    for start in range(0, len(order), _BLOCK):
+        part = order[start : start + _BLOCK]
+        one = np.stack([laid(pictures[i], TURNS[t]) for i, t in zip(first[part], turn[part], strict=True)])
+        other = pictures[second[part]]
+        likeness, freedom = _likeness(one, other)
+        same = (likeness >= _LIKE) & (_evidence(likeness, freedom) >= _EVIDENCE)
+        worth = ~same & (_evidence(_ALIGNED, freedom) >= _ALIGNED_EVIDENCE)
+        for row in np.flatnonzero(worth)[:left].tolist():
+            likeness[row] = _aligned(one[row], other[row])
+            same[row] = (likeness[row] >= _ALIGNED) & (_evidence(likeness[row], freedom[row]) >= _ALIGNED_EVIDENCE)
+            left -= 1
+        for row in np.flatnonzero(same).tolist():
+            i = part[row]
+            yield Pair(int(first[i]), int(second[i]), TURNS[turn[i]], int(distance[i]), float(likeness[row]))
+
+
+def _likeness(one: Pixels, other: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The correlation of the details of each two pictures `[K, S, S]`, and how many independent values it compares."""
+    details, others = _details(one), _details(other)
+    freedom = np.minimum(_freedom(details), _freedom(others))
+    return (details * others).sum(axis=(1, 2), dtype=np.float64), freedom
+
+
+def _evidence(likeness: Numbers, freedom: Numbers) -> NDArray[np.float64]:
+    """Fisher's z of a correlation, in standard deviations of that of unrelated pictures."""
+    return np.asarray(np.arctanh(np.clip(likeness, 0, 0.9999)) * np.sqrt(freedom))
+
+
+def _freedom(details: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How many independent values pictures `[K, S, S]` have: the participation ratio of their power spectrum.
+
+    A photograph has hundreds; an enlarged digit of 8 x 8 pixels has thirty, and resembles others by chance.
+    """
+    power = np.abs(np.fft.rfft2(details)) ** 2
+    return np.asarray(power.sum(axis=(1, 2)) ** 2 / np.maximum((power**2).sum(axis=(1, 2)), 1e-12))
+
+
+def _details(pictures: Pixels) -> NDArray[np.float32]:
+    """What is finer than about a tenth of the picture, at unit length: pages of one layout differ in it alone."""
+    values = pictures.astype(np.float32)
+    fine = values - uniform_filter(values, size=(0, 7, 7), mode="nearest")
+    length = np.sqrt((fine**2).sum(axis=(1, 2), keepdims=True))
+    return np.asarray(fine / np.maximum(length, 1e-6))
+
+
+def _aligned(one: Pixels, other: Pixels) -> float:
+    """The correlation of details after the affine motion that fits best, as a crop needs it; 0 where none is found."""
+    one = np.ascontiguousarray(one)
+    try:
+        _, motion = cv2.findTransformECC(
+            other, one, np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, _SEARCH, np.full_like(one, 255), 3
+        )
+    except cv2.error:  # it does not converge: other pictures
+        return 0.0
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    moved = cv2.warpAffine(one, motion, other.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    inner = np.s_[None, SIDE // 10 : -(SIDE // 10), SIDE // 10 : -(SIDE // 10)]
+    return float(_likeness(moved[inner], other[inner])[0][0])

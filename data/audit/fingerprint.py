@@ -1,0 +1,88 @@
+"""What tells that two files show the same picture: a 64-bit DCT hash to search by, and a small picture to prove it.
+
+How the pairs are found among many is `data.audit.duplicates`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data.decode import Pixels
+
+SIDE = 64  # of the small grey picture
+_DCT, _KEPT = 32, 8
+_BITS = (np.uint64(1) << np.arange(64, dtype=np.uint64)).reshape(_KEPT, _KEPT)
+_ODD = np.where(np.arange(_KEPT) % 2, -1.0, 1.0).astype(np.float32)
+
+
+class Turn(NamedTuple):
+    """One of the eight ways to lay a picture: transposed first, then mirrored left to right, then top to bottom."""
+
+    transpose: bool
+    across: bool
+    down: bool
+
+    @property
+    def name(self) -> str:
+        """For people: what was done to the other picture."""
+        return _NAMES[self]
+
+
+_NAMES = {
+    Turn(False, False, False): "as it is",
+    Turn(False, True, False): "mirrored left to right",
+    Turn(False, False, True): "mirrored top to bottom",
+    Turn(False, True, True): "turned by 180 degrees",
+    Turn(True, False, False): "mirrored along the diagonal",
+    Turn(True, True, False): "turned by 90 degrees clockwise",
+    Turn(True, False, True): "turned by 90 degrees counter-clockwise",
+    Turn(True, True, True): "mirrored along the other diagonal",
+}
+TURNS: tuple[Turn, ...] = tuple(_NAMES)
+
+
+def small(image: Pixels) -> Pixels:
+    """The picture in grey, squashed to uint8 `[SIDE, SIDE]` by means of areas."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    factor = min(grey.shape) // (2 * SIDE)
+    if factor > 1:  # whole factors are ten times as fast; what they cut off is less than half a pixel of the result
+        rows, columns = grey.shape[0] // factor, grey.shape[1] // factor
+        top, left = grey.shape[0] % factor // 2, grey.shape[1] % factor // 2
+        part = grey[top : top + rows * factor, left : left + columns * factor]
+        grey = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
+    return cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+
+
+def hashes(picture: Pixels) -> NDArray[np.uint64]:
+    """The 64-bit perceptual hash of `small` laid in each of `TURNS`: uint64 `[8]`.
+
+    A bit is whether one of the 8 x 8 lowest frequencies of the 32 x 32 discrete cosine transform (DCT-II) is above
+    their median without the mean brightness, as pHash and imagehash have it. A mirrored picture changes the sign of the
+    odd frequencies and a transposed one exchanges their axes, so one transform gives all eight.
+    """
+    reduced = cv2.resize(picture, (_DCT, _DCT), interpolation=cv2.INTER_AREA).astype(np.float32)
+    low = cv2.dct(reduced)[:_KEPT, :_KEPT]
+    low[0, 0] = 0
+    return np.array([_bits(_laid(low, turn)) for turn in TURNS], dtype=np.uint64)
+
+
+def laid(picture: Pixels, turn: Turn) -> Pixels:
+    """`picture` `[S, S]` laid in another way."""
+    picture = picture.T if turn.transpose else picture
+    return picture[:: -1 if turn.down else 1, :: -1 if turn.across else 1]
+
+
+def _laid(low: NDArray[np.float32], turn: Turn) -> NDArray[np.float32]:
+    low = low.T if turn.transpose else low
+    low = low * _ODD[None] if turn.across else low
+    return low * _ODD[:, None] if turn.down else low
+
+
+def _bits(low: NDArray[np.float32]) -> np.uint64:
+    above = low > np.median(low.ravel()[1:])
+    above[0, 0] = False
+    return np.uint64(_BITS[above].sum(dtype=np.uint64))

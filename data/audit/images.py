@@ -1,0 +1,167 @@
+"""What is odd about single images and classes, from their facts: the findings that need no comparison of pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from scipy.stats import ks_2samp
+
+from data.audit.findings import Finding
+from data.audit.look import Facts
+
+LEAST = 10  # images that a class should have
+_STRIP = 4.0  # ratio of the sides
+_SIZES = 4.0  # times the median side
+_BLANK = 3.0  # levels of standard deviation
+_COMMON = 0.2  # share of a split above which a harmless property is told once and not for every image
+_SHIFT, _CHANCE = 0.2, 0.001  # Kolmogorov-Smirnov distance and p-value that make a shift worth telling
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one side: their IDs, facts and, in training, the names of their classes ("" in the test set)."""
+
+    name: str
+    ids: Sequence[str]
+    facts: Sequence[Facts]
+    targets: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the comparison of training and test images: the 5th, 50th and 95th percentile of each."""
+
+    name: str
+    train: tuple[float, float, float]
+    test: tuple[float, float, float]
+    distance: float
+    shifted: bool
+
+
+def single(split: Split) -> list[Finding]:
+    """The findings about each image by itself."""
+    read = [facts for facts in split.facts if not facts.fault]
+    if not read:
+        return [_of(split, i, kind, text) for i, facts in enumerate(split.facts) for kind, text in _damage(facts)]
+    side = float(np.median([min(facts.width, facts.height) for facts in read]))
+    found = []
+    for i, facts in enumerate(split.facts):
+        damage = list(_damage(facts))
+        found += [
+            _of(split, i, kind, text) for kind, text in damage or [*_odd(split.ids[i], facts), *_size(facts, side)]
+        ]
+    for kind, (applies, text) in _PROPERTIES.items():
+        found += _property(split, kind, applies, text)
+    return found
+
+
+def classes(split: Split, least: int = LEAST) -> list[Finding]:
+    """Classes of fewer than `least` images, and pairs of names that differ in case, blanks and marks alone."""
+    names, counts = np.unique(np.array(split.targets), return_counts=True)
+    found = [
+        Finding("small_class", f"class {name} has {count} images, fewer than {least}", split="train", target=name)
+        for name, count in zip(names.tolist(), counts.tolist(), strict=True)
+        if count < least
+    ]
+    seen: dict[str, str] = {}
+    for name in names.tolist():
+        plain = re.sub(r"[\W_]+", "", name).casefold()
+        if plain and not plain.isdigit() and seen.setdefault(plain, name) != name:
+            text = f"the names {seen[plain]!r} and {name!r} differ in case or marks alone; relabel one of them"
+            found.append(Finding("alias", text, split="train", target=name))
+    return found
+
+
+def shift(train: Split, test: Split) -> list[Measure]:
+    """What can be measured of the images, side by side; told apart by the two-sample Kolmogorov-Smirnov test."""
+    one, other = ([facts for facts in split.facts if not facts.fault] for split in (train, test))
+    if not one or not other:
+        return []
+    return [_measure(name, [of(f) for f in one], [of(f) for f in other]) for name, of in _MEASURES.items()]
+
+
+def shifts(measures: Sequence[Measure]) -> list[Finding]:
+    """The measures that differ enough to be told."""
+    return [
+        Finding(
+            "shift",
+            f"{m.name}: median {m.train[1]:g} in training, {m.test[1]:g} in the test set (distance {m.distance:.2f})",
+        )
+        for m in measures
+        if m.shifted
+    ]
+
+
+def _of(split: Split, i: int, kind: str, text: str) -> Finding:
+    dropped = split.name == "train" and kind in ("unreadable", "truncated", "empty", "near_blank")
+    action = "drop" if dropped else ""
+    return Finding(kind, text, split.ids[i], split.name, split.targets[i], action=action)  # type: ignore[arg-type]
+
+
+def _damage(facts: Facts) -> Iterator[tuple[str, str]]:
+    if not facts.fault:
+        return
+    if facts.fault == "is empty":
+        yield "empty", "the file has no bytes"
+    else:
+        yield ("truncated" if "truncated" in facts.fault else "unreadable"), facts.fault
+
+
+def _odd(name: str, facts: Facts) -> Iterator[tuple[str, str]]:
+    suffix = re.search(r"\.[^./]+$", name)
+    said = Image.registered_extensions().get(suffix[0].lower()) if suffix else None
+    if said and said != facts.format and {said, facts.format} != {"JPEG", "MPO"}:
+        yield "wrong_extension", f"is {facts.format}, its name says {said}"
+    ratio = max(facts.width, facts.height) / min(facts.width, facts.height)
+    if ratio >= _STRIP:
+        yield "extreme_aspect", f"{facts.width} x {facts.height}, sides of 1 to {ratio:.1f}"
+    if facts.contrast < _BLANK:
+        yield "near_blank", f"standard deviation {facts.contrast:.1f} of 255 levels, mean {facts.brightness:.0f}"
+
+
+def _size(facts: Facts, side: float) -> Iterator[tuple[str, str]]:
+    short = min(facts.width, facts.height)
+    if short * _SIZES < side or short > side * _SIZES:
+        yield "extreme_size", f"{facts.width} x {facts.height}, where a usual short side is {side:.0f}"
+
+
+_PROPERTIES: dict[str, tuple[Callable[[Facts], bool], Callable[[Facts], str]]] = {
+    "animated": (lambda f: f.frames > 1, lambda f: f"{f.frames} frames, of which the first is used"),
+    "cmyk": (lambda f: f.mode == "CMYK", lambda f: f"stored as {f.mode}"),
+    "grey": (lambda f: f.saturation < 0.5 and f.contrast >= _BLANK, lambda f: f"no colour (stored as {f.mode})"),
+    "exif_rotated": (lambda f: f.orientation != 1, lambda f: f"EXIF orientation {f.orientation}"),
+}
+
+
+def _property(split: Split, kind: str, applies: Callable[[Facts], bool], text: Callable[[Facts], str]) -> list[Finding]:
+    """A harmless property: each image that has it, or one finding where many have it."""
+    having = [i for i, facts in enumerate(split.facts) if not facts.fault and applies(facts)]
+    if len(having) > _COMMON * len(split.ids):
+        said = f"{len(having)} of {len(split.ids)} {split.name} images: {text(split.facts[having[0]])}"
+        return [Finding(kind, said, split=split.name)]
+    return [_of(split, i, kind, text(split.facts[i])) for i in having]
+
+
+_MEASURES: dict[str, Callable[[Facts], float]] = {
+    "width in pixels": lambda f: f.width,
+    "height in pixels": lambda f: f.height,
+    "aspect (width / height)": lambda f: f.width / f.height,
+    "file size in KiB": lambda f: f.bytes / 1024,
+    "brightness": lambda f: f.brightness,
+    "contrast": lambda f: f.contrast,
+    "saturation": lambda f: f.saturation,
+    "sharpness": lambda f: f.sharpness,
+    "tilt in degrees": lambda f: f.tilt,
+    "size of tilt in degrees": lambda f: abs(f.tilt),
+}
+
+
+def _measure(name: str, train: Sequence[float], test: Sequence[float]) -> Measure:
+    result = ks_2samp(train, test)
+    low, high = (np.percentile(values, [5, 50, 95]).round(2).tolist() for values in (train, test))
+    shifted = bool(result.statistic >= _SHIFT and result.pvalue <= _CHANCE)
+    return Measure(name, tuple(low), tuple(high), round(float(result.statistic), 3), shifted)

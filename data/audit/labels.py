@@ -1,0 +1,105 @@
+"""What a trained model says about labels: likely errors by confident learning, and classes that it mixes up.
+
+The probabilities must be out of fold, that is from a model that was not trained on the image. Method: Northcutt, Jiang
+and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.audit.findings import Finding
+
+_SURE = 0.8  # probability from which the model's label is proposed
+_PAIRS, _LEAST_PAIR = 10, 3
+_ALIKE, _LEAST_ALIKE = 0.65, 10  # share told apart at most, images of each class at least, to be told as an alias
+
+
+def errors(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of the images whose labels are likely wrong, the likeliest first.
+
+    `probabilities` `[N, C]` are out of fold, `labels` int64 `[N]`. The confident joint, scaled to the sizes of the
+    classes (equation 3), says how many images labelled i belong to j; those of the largest margin p(j) - p(i) are
+    taken (pruning by noise rate, section 3.2), save where the label is the model's own answer.
+    """
+    joint = _joint(probabilities, labels)
+    wrong = np.zeros(len(labels), dtype=np.bool_)
+    for i, j in np.argwhere(joint > 0).tolist():
+        if i != j:
+            own = np.flatnonzero(labels == i)
+            margin = probabilities[own, j] - probabilities[own, i]
+            wrong[own[np.argsort(-margin, kind="stable")[: round(joint[i, j])]]] = True
+    found = np.flatnonzero(wrong & (probabilities.argmax(axis=1) != labels))
+    given = probabilities[found, labels[found]]
+    return found[np.argsort(given - probabilities[found].max(axis=1), kind="stable")]
+
+
+def _joint(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The estimated number of images `[C, C]` by given and true class; a row sums to the images of its label."""
+    count, confident = probabilities.shape[1], suggested(probabilities, labels)
+    sure = confident >= 0
+    counts = np.bincount(labels[sure] * count + confident[sure], minlength=count**2).reshape(count, count)
+    sizes = np.bincount(labels, minlength=count)
+    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * sizes[:, None], dtype=np.float64)
+
+
+def suggested(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The column of the confident joint for each image, int64 `[N]`; -1 where the model is not confident of any class.
+
+    A class's threshold is the mean probability that it gets over the images labelled with it.
+    """
+    count = probabilities.shape[1]
+    threshold = np.full(count, np.inf)
+    for label in np.unique(labels).tolist():
+        threshold[label] = probabilities[labels == label, label].mean()
+    confident = np.where(probabilities >= threshold, probabilities, -1.0)
+    return np.where((confident >= 0).any(axis=1), confident.argmax(axis=1), -1)
+
+
+def find(
+    ids: Sequence[str], probabilities: NDArray[np.floating], labels: NDArray[np.int64], names: Sequence[str]
+) -> list[Finding]:
+    """Likely label errors, the pairs of classes most confused, and classes that may be aliases of each other."""
+    best = probabilities.argmax(axis=1)
+    found = [
+        Finding(
+            "label_error",
+            f"labelled {names[labels[i]]} ({probabilities[i, labels[i]]:.2f}), the model says {names[best[i]]} "
+            f"({probabilities[i, best[i]]:.2f})",
+            ids[i],
+            "train",
+            names[labels[i]],
+            action="relabel" if probabilities[i, best[i]] >= _SURE else "",
+            value=names[best[i]] if probabilities[i, best[i]] >= _SURE else "",
+        )
+        for i in errors(probabilities, labels).tolist()
+    ]
+    return found + confused(probabilities, labels, names)
+
+
+def confused(probabilities: NDArray[np.floating], labels: NDArray[np.int64], names: Sequence[str]) -> list[Finding]:
+    """The pairs of classes most often taken for each other, and those that the model can hardly tell apart."""
+    count = len(names)
+    matrix = np.bincount(labels * count + probabilities.argmax(axis=1), minlength=count**2).reshape(count, count)
+    mixed = np.triu(matrix + matrix.T, 1)
+    found = []
+    for place in np.argsort(-mixed, axis=None, kind="stable")[:_PAIRS].tolist():
+        a, b = divmod(place, count)
+        if mixed[a, b] < _LEAST_PAIR:
+            break
+        text = f"{matrix[a, b]} of {matrix[a].sum()} {names[a]} taken for {names[b]}, {matrix[b, a]} of "
+        found.append(
+            Finding("confused", f"{text}{matrix[b].sum()} the other way round", split="train", target=names[a])
+        )
+    between = np.diag(matrix)[:, None] + np.diag(matrix)[None] + mixed
+    apart = 1 - mixed / np.maximum(between, 1)
+    sizes = np.minimum(matrix.sum(axis=1)[:, None], matrix.sum(axis=1)[None])
+    for a, b in np.argwhere((apart <= _ALIKE) & (mixed >= _LEAST_PAIR) & (sizes >= _LEAST_ALIKE)).tolist():
+        text = f"the model tells {names[a]} from {names[b]} in only {100 * apart[a, b]:.0f}% of their images"
+        found.append(
+            Finding("alias", f"{text}; if they are one class, relabel one of them", split="train", target=names[a])
+        )
+    return found

@@ -1,0 +1,89 @@
+"""`audit.html`: the findings with thumbnails, to be filtered, sorted and exported; one file that needs no network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+
+from config.errors import DataError
+from data import csvfile, geometry, resize
+from data.audit import table
+from data.audit.audit import Audit
+from data.audit.findings import KINDS, Finding, counts
+from data.decode import decode
+
+NAME = "audit.html"
+_THUMBNAIL, _PER_KIND, _BESIDE = 96, 60, 3
+
+
+def write(folder: Path, root: Path, audit: Audit, found: Sequence[Finding], applied: str = "") -> Path:
+    """Write the page about `found`, the findings of `audit` and perhaps more, into `folder`; where."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    sizes = np.bincount(audit.groups)
+    page = environment.get_template(NAME).render(
+        root=root.resolve().name or str(root),
+        date=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        images=len(audit.paths),
+        tests=sum(split == "test" for split, _ in audit.paths),
+        grouped=int(sizes[sizes > 1].sum()),
+        applied=applied,
+        measures=audit.measures,
+        rows=rows(found),
+        kinds=[{"kind": kind, "count": n, "means": KINDS[kind]} for kind, n in counts(list(found)).items()],
+        pictures=thumbnails(found, audit.paths),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    csvfile.replace(folder / NAME, page.encode())
+    return folder / NAME
+
+
+def rows(found: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Each finding as the columns of `audit.csv`, with the keys of its thumbnails: its own `key`, `keys` of others."""
+    return [
+        {
+            **dict(zip(table.HEADER, table.row(finding), strict=True)),
+            "key": f"{finding.split}/{finding.id}",
+            "keys": [f"{split}/{name}" for split, name in _beside(finding)],
+        }
+        for finding in found
+    ]
+
+
+def thumbnails(found: Sequence[Finding], paths: Mapping[tuple[str, str], Path]) -> dict[str, str]:
+    """Small pictures as data URLs by `split/ID`, for the first findings of each kind; none of what cannot be read."""
+    wanted: dict[tuple[str, str], None] = {}
+    told: dict[str, int] = {}
+    for finding in found:
+        told[finding.kind] = told.get(finding.kind, 0) + 1
+        if finding.id and told[finding.kind] <= _PER_KIND:
+            wanted |= dict.fromkeys([(finding.split, finding.id), *_beside(finding)])
+    made = {f"{split}/{name}": thumbnail(paths[split, name]) for split, name in wanted if (split, name) in paths}
+    return {key: url for key, url in made.items() if url}
+
+
+def thumbnail(path: Path) -> str:
+    """A JPEG of the image at most 96 pixels wide and high as a data URL; "" where it cannot be read."""
+    try:
+        image = decode(path)
+    except DataError:
+        return ""
+    image = geometry.reduced(image, 2 * _THUMBNAIL)
+    if max(image.shape[:2]) > _THUMBNAIL:
+        image = resize.shrink_to_fit(image, _THUMBNAIL)
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def _beside(finding: Finding) -> list[tuple[str, str]]:
+    """The images shown beside a finding's own: those of a leak are test images."""
+    split = "test" if finding.kind == "leak" else finding.split
+    return [(split, name) for name in finding.related[:_BESIDE]]

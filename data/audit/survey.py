@@ -1,0 +1,189 @@
+"""A look at every file of a data set by several threads, kept from one time to the next in a cache of the user's.
+
+A file is looked at again when its size or its time of change differs. The cache lies outside the data set, which may be
+read-only: in `$TANDEM_CACHE`, else in `tandem` below `$XDG_CACHE_HOME` or `~/.cache`. It may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data import csvfile
+from data.audit import duplicates, fingerprint
+from data.audit.duplicates import Pair
+from data.audit.look import Facts, Look, look
+from data.decode import PIXEL_LIMIT, Pixels
+
+VERSION = 1  # of what is measured; raise it when `look` or `duplicates` changes
+_DAMAGED = (OSError, ValueError, LookupError, EOFError, TypeError, zipfile.BadZipFile)
+Key = tuple[str, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """The looks at N files, and the pairs that show the same picture, by position.
+
+    `pictures` is uint8 `[N, S, S]`, `hashes` uint64 `[N, 8]`. Of files with the same content only the first takes part
+    in `pairs`. `looked` is how many were not in the cache.
+    """
+
+    facts: list[Facts]
+    pictures: Pixels
+    hashes: NDArray[np.uint64]
+    pairs: list[Pair]
+    looked: int
+
+
+class Stopped(Exception):
+    """The user asked to stop; what was looked at is kept."""
+
+
+def survey(
+    paths: Sequence[Path],
+    place: Path,
+    pixel_limit: int = PIXEL_LIMIT,
+    workers: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Survey:
+    """Look at `paths`; `place`, the data set's folder, names the cache. `progress` is told how many are done.
+
+    Raises `Stopped`, after writing the cache, where `stop` answers yes.
+    """
+    file = _file(place)
+    known, pairs_of = _read(file)
+    keys = [_key(path, pixel_limit) for path in paths]
+    missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
+    fresh: dict[Key, Look] = {}
+    try:
+        _look_at(missing, fresh, pixel_limit, workers, stop, progress)
+    finally:
+        known = known | fresh
+        if fresh:
+            _write(file, known, pairs_of)
+    looks = [known[key] for key in keys]
+    digest = hashlib.sha256(repr(keys).encode()).hexdigest()
+    if digest not in pairs_of:
+        pairs_of = {digest: _pairs(looks)}
+        _write(file, {key: known[key] for key in keys}, pairs_of)
+    pictures = np.stack([one.picture for one in looks])
+    hashes = np.stack([one.hashes for one in looks])
+    return Survey([one.facts for one in looks], pictures, hashes, pairs_of[digest], len(fresh))
+
+
+def _look_at(
+    missing: dict[Key, Path],
+    fresh: dict[Key, Look],
+    pixel_limit: int,
+    workers: int,
+    stop: Callable[[], bool],
+    progress: Callable[[int], None],
+) -> None:
+    def one(item: tuple[Key, Path]) -> tuple[Key, Look] | None:
+        return None if stop() else (item[0], look(item[1], pixel_limit))
+
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    try:
+        for found in pool.map(one, missing.items()):
+            if found is None:
+                raise Stopped
+            fresh[found[0]] = found[1]
+            progress(len(fresh))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pairs(looks: Sequence[Look]) -> list[Pair]:
+    """Pairs among the first files of each content that can be read, by position in `looks`."""
+    first: dict[str, int] = {}
+    for position, one in enumerate(looks):
+        if not one.facts.fault:
+            first.setdefault(one.facts.sha256, position)
+    place = list(first.values())
+    if not place:
+        return []
+    found = duplicates.find(
+        np.stack([looks[position].picture for position in place]),
+        np.stack([looks[position].hashes for position in place]),
+    )
+    return [pair._replace(first=place[pair.first], second=place[pair.second]) for pair in found]
+
+
+def _key(path: Path, pixel_limit: int) -> Key:
+    """What a file is known by; the limit decides whether it counts as readable."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return f"{path}|{pixel_limit}", -1, -1
+    return f"{path}|{pixel_limit}", stat.st_size, stat.st_mtime_ns
+
+
+def _file(place: Path) -> Path:
+    own = os.environ.get("TANDEM_CACHE")
+    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandem"
+    name = hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16]
+    return base / "audit" / f"{place.resolve().name or 'root'}_{name}.npz"
+
+
+def _read(file: Path) -> tuple[dict[Key, Look], dict[str, list[Pair]]]:
+    """The looks by key and the pairs by the digest of all keys; empty where there is no cache or a damaged one."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            text = json.loads(arrays["text"].tobytes())
+            pictures, hashes = arrays["pictures"], arrays["hashes"]
+        if text["version"] != VERSION:
+            return {}, {}
+        looks = {
+            (str(name), int(size), int(time)): Look(Facts(**facts), picture, own)
+            for (name, size, time), facts, picture, own in zip(
+                text["keys"], text["facts"], pictures, hashes, strict=True
+            )
+        }
+        pairs = {digest: [_pair(row) for row in rows] for digest, rows in text["pairs"].items()}
+    except _DAMAGED:
+        return {}, {}
+    return looks, pairs
+
+
+def _pair(row: Sequence[float]) -> Pair:
+    first, second, turn, distance, likeness = row
+    return Pair(int(first), int(second), fingerprint.TURNS[int(turn)], int(distance), float(likeness))
+
+
+def _write(file: Path, looks: dict[Key, Look], pairs_of: dict[str, list[Pair]]) -> None:
+    """Replace the cache; where that cannot be written, say so and go on without."""
+    pairs = {
+        digest: [(p.first, p.second, fingerprint.TURNS.index(p.turn), p.distance, p.likeness) for p in pairs]
+        for digest, pairs in pairs_of.items()
+    }
+    facts = [asdict(one.facts) for one in looks.values()]
+    text = json.dumps({"version": VERSION, "keys": list(looks), "facts": facts, "pairs": pairs})
+    packed = io.BytesIO()
+    np.savez(
+        packed,
+        text=np.frombuffer(text.encode(), dtype=np.uint8),
+        pictures=_stacked((one.picture for one in looks.values()), (0, fingerprint.SIDE, fingerprint.SIDE), np.uint8),
+        hashes=_stacked((one.hashes for one in looks.values()), (0, len(fingerprint.TURNS)), np.uint64),
+    )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        csvfile.replace(file, packed.getvalue())
+    except OSError as error:
+        print(f"audit: not kept for the next time, {file}: {error.strerror}", file=sys.stderr)
+
+
+def _stacked(arrays: Iterable[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
+    found = list(arrays)
+    return np.stack(found) if found else np.zeros(empty, dtype=dtype)

@@ -1,0 +1,149 @@
+"""A checkpoint in torch, for answers only: no optimizer, any device, compiled or channels-last where asked.
+
+The network and its arithmetic are those of the torch engine's sessions (`backends.torch`), so that both answer alike.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from backends.contract import Precision, Weights
+from backends.torch import model, step
+from backends.torch.memory import memory_errors
+from backends.torch.precision import resolved
+from backends.torch.session import best_device
+from config.errors import BackendUnavailable, ConfigError, OutOfMemory
+from infer.predictors import images as pixels
+from models.card import Card
+from models.registry import ModelSpec
+
+# Pixels of one forward pass: 64 images at 224. Larger ones gain nothing on the CPU, and less memory is asked for.
+_CHUNK_PIXELS = 64 * 224 * 224
+
+
+class TorchPredictor:
+    """A network on a device; see `infer.predictors.Predictor`."""
+
+    runtime = "torch"
+
+    def __init__(self, card: Card, network: nn.Module, prepare: step.Input, device: torch.device, compile: bool):
+        self.card, self.device = card, device
+        self._network: nn.Module | None = network
+        self._prepare, self._compiled = prepare, compile
+        self._forward: step.Forward = torch.compile(network, dynamic=False) if compile else network
+        self._chunk = max(1, _CHUNK_PIXELS // card.preprocessing.size**2)
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, S, S, 3]`. When the device's memory is too small, fewer images pass at a time.
+
+        `OutOfMemory` when even one image does not fit.
+        """
+        pixels.check(images, self.card)
+        rows, start = [np.zeros((0, len(self.card.class_names)), np.float32)], 0
+        while start < len(images):
+            part = images[start : start + self._chunk]
+            try:
+                rows.append(self._answer(part))
+            except OutOfMemory as error:
+                self._shrink(error)
+                continue
+            start += len(part)
+        return np.concatenate(rows)
+
+    def close(self) -> None:
+        """Free the device's memory; the predictor cannot be used afterwards."""
+        self._network = None
+        del self._forward
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @memory_errors()
+    def _answer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        count = len(images)
+        if self._compiled:  # few shapes: every new one is compiled
+            padded = min(self._chunk, 1 << (count - 1).bit_length())
+            images = np.concatenate([images, np.zeros((padded - count, *images.shape[1:]), np.uint8)])
+        with torch.inference_mode():
+            return np.array(step.evaluate(self._forward, self._prepare, self._send(images)).cpu().numpy()[:count])
+
+    def _send(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.require(images, requirements=("C", "W")))
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def _shrink(self, error: OutOfMemory) -> None:
+        if self._chunk == 1:
+            raise OutOfMemory(
+                f"{self.card.model}: one image does not fit into the memory of {self.device}; choose another device"
+            ) from error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._chunk //= 2
+        warnings.warn(
+            f"{self.card.model}: out of memory on {self.device}; goes on with {self._chunk} images a pass", stacklevel=2
+        )
+
+
+@memory_errors()
+def open(
+    card: Card,
+    spec: ModelSpec,
+    weights: Weights,
+    device: str | None = None,
+    precision: Precision = "fp32",
+    compile: bool = False,
+    channels_last: bool | None = None,
+) -> TorchPredictor:
+    """The network of `spec` with `weights`; `device` None is CUDA (under torchrun the rank's GPU), else MPS, else the
+    CPU; `channels_last` None is True on CUDA.
+
+    Raises `BackendUnavailable` for a device that is not there or no compiler, `ConfigError` for a precision that the
+    device lacks, `WeightsError` for weights that do not fit.
+    """
+    place = _device(device)
+    if compile:
+        _check_compiler(place)
+    if spec.in_chans not in (1, 3):
+        raise ConfigError(f"model {spec.name}: in_chans is {spec.in_chans}; images are RGB, so choose 1 or 3")
+    exact = resolved(precision, place)
+    network = model.build(spec)
+    model.load_canonical(network, weights, f"the weights for {spec.name}")
+    last = place.type == "cuda" if channels_last is None else channels_last
+    network = network.to(place, memory_format=torch.channels_last if last else torch.contiguous_format).eval()
+    mean, std = (torch.tensor(v, device=place) for v in (spec.preprocessing.mean, spec.preprocessing.std))
+    return TorchPredictor(card, network, step.Input(mean, std, spec.in_chans, exact), place, compile)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        found = best_device()
+        rank = os.environ.get("LOCAL_RANK", "")
+        if found == torch.device("cuda") and rank.isdecimal():
+            return torch.device("cuda", int(rank) % torch.cuda.device_count())
+        return found
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BackendUnavailable(
+            f"--device {name}: torch {torch.__version__} has no such device here; use cpu, or leave it out"
+        ) from error
+
+
+def _check_compiler(device: torch.device) -> None:
+    """torch.compile on the CPU runs a C++ compiler, whose absence would show only at the first image."""
+    named = os.environ.get("CXX")
+    candidates = [named] if named else ["cl"] if sys.platform == "win32" else ["g++", "clang++"]
+    if device.type == "cpu" and not any(shutil.which(name) for name in candidates):
+        raise BackendUnavailable(
+            f"--compile: torch needs a C++ compiler for the CPU, and there is no {' or '.join(candidates)}; "
+            "install one, or leave --compile out"
+        )

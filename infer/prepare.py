@@ -1,0 +1,139 @@
+"""From inputs to batches of pixels, prepared ahead by threads: each image is read and decoded once, whatever the number
+of members, and resized once for each distinct preprocessing.
+
+Batches have fixed places: image n stands in batch n // size at n % size, whatever else is read, skipped or unreadable.
+So the same images give the same batches for every number of threads, after a restart, and in every shard.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import DataError
+from data.augment import EvalTransform, eval_transform
+from data.decode import Pixels, decode
+from data.loader import cores
+from infer.inputs import Inputs, Source
+from models.card import Preprocessing
+
+AHEAD = 2  # batches that are prepared while one is computed: each is shared out among all threads
+
+
+class Prepared(NamedTuple):
+    """Batch `number`, the images `rows`, int64 `[n]`: for each preprocessing uint8 `[B, S, S, 3]`, n <= B.
+
+    Places behind the last image, and those of the unreadable ones that `errors` names by row, are black.
+    """
+
+    number: int
+    rows: NDArray[np.int64]
+    images: list[Pixels]
+    errors: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The batches of `count` images in `size`s, and which of them are asked for: from `first` to before `last`."""
+
+    count: int
+    size: int
+    first: int = 0
+    last: int = field(default=-1)
+
+    @property
+    def batches(self) -> range:
+        """The numbers of the batches that are asked for."""
+        whole = -(-self.count // self.size)
+        return range(self.first, whole if self.last < 0 else min(self.last, whole))
+
+    def rows(self, number: int) -> NDArray[np.int64]:
+        """int64 `[n]`: the images of a batch."""
+        return np.arange(number * self.size, min((number + 1) * self.size, self.count))
+
+
+def prepare(
+    inputs: Inputs, preps: Sequence[Preprocessing], grid: Grid, workers: int = 0, ahead: int = AHEAD
+) -> Iterator[Prepared]:
+    """The batches of `grid` in order; `workers` 0 is one thread a core. At most `ahead` + 1 batches exist at a time.
+
+    The threads end with the iterator: when it is used up, closed, dropped, or has raised.
+    """
+    work = _Work(inputs, preps, [eval_transform(prep) for prep in preps], grid, workers or cores())
+    numbers = iter(grid.batches)
+    with ThreadPoolExecutor(1, "tandem-read") as reader, ThreadPoolExecutor(work.threads, "tandem-prepare") as pool:
+        waiting = deque(work.start(pool, reader, number) for number in itertools.islice(numbers, ahead))
+        try:
+            while waiting:
+                batch, shares = waiting.popleft()
+                waiting.extend(work.start(pool, reader, number) for number in itertools.islice(numbers, 1))
+                for share in shares:
+                    share.result()
+                yield batch
+                del batch, shares  # so that its memory is free as soon as the consumer lets go
+        finally:
+            for executor in (reader, pool):
+                executor.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the threads share."""
+
+    inputs: Inputs
+    preps: Sequence[Preprocessing]
+    transforms: list[EvalTransform]
+    grid: Grid
+    threads: int
+
+    def start(
+        self, pool: ThreadPoolExecutor, reader: ThreadPoolExecutor, number: int
+    ) -> tuple[Prepared, list[Future[None]]]:
+        """Hand a batch out to the threads."""
+        rows = self.grid.rows(number)
+        pixels = [np.zeros((self.grid.size, prep.size, prep.size, 3), np.uint8) for prep in self.preps]
+        batch = Prepared(number, rows, pixels, {})
+        read = reader.submit(self._read, rows) if self.inputs.ascending else None
+        places = np.array_split(np.arange(len(rows)), min(self.threads, len(rows)))
+        return batch, [pool.submit(self._fill, batch, share.tolist(), read) for share in places]
+
+    def _read(self, rows: NDArray[np.int64]) -> list[Source | DataError]:
+        """The sources of a batch, one after another; an unreadable one is its error."""
+        return [self._source(row) for row in rows.tolist()]
+
+    def _source(self, row: int) -> Source | DataError:
+        try:
+            return self.inputs.read(row)
+        except DataError as error:
+            return error
+
+    def _fill(self, batch: Prepared, places: list[int], read: Future[list[Source | DataError]] | None) -> None:
+        for place in places:
+            row = int(batch.rows[place])
+            try:
+                image = pixels(read.result()[place] if read else self._source(row))
+                for out, transform in zip(batch.images, self.transforms, strict=True):
+                    out[place] = transform(image)
+            except DataError as error:
+                batch.errors[row] = str(error)
+            except Exception as error:
+                error.add_note(f"while preparing {self.inputs.ids[row]}")
+                raise
+
+
+def pixels(source: Source | DataError) -> Pixels:
+    """uint8 `[H, W, 3]` RGB of a path, of encoded bytes, or of such an array itself; raises `DataError`."""
+    if isinstance(source, DataError):
+        raise source
+    if not isinstance(source, np.ndarray):
+        return decode(source)
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
+        raise DataError(f"image array of {source.dtype} {source.shape}: give uint8 of shape (height, width, 3), RGB")
+    return source

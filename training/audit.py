@@ -1,0 +1,84 @@
+"""The audit around a training: what is known of the data before it, and what the trained folds say of the labels.
+
+How images are audited stands in `data.audit`; this is when, for which run, and where it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from config import load
+from config.data_sections import Data
+from config.schema import Settings
+from data import csvfile, groups, index
+from data.audit import actions, labels, page, table
+from data.audit.audit import Audit, Stopped, audit, test_images
+from data.audit.command import bar
+from data.audit.findings import Finding, counts, ordered
+from infer.calibration import log_softmax
+from training import results, run
+from training.fold import Interrupted
+
+APPLIED = "audit_applied.csv"
+
+
+def before(
+    backend: str, settings: Settings, given: index.Table, stop_requested: Callable[[], bool]
+) -> tuple[index.Table, list[Path]]:
+    """Look at the images: the table with copies of one picture as groups, and the files that may be unreadable.
+
+    Says in a line what was found. `Interrupted` when the user stops it; the next time goes on from there.
+    """
+    if not settings.data.audit:
+        return given, given.paths
+    try:
+        found = _audit(settings.data, given, stop_requested)
+    except Stopped:
+        raise Interrupted(run.folder(settings, backend)) from None
+    print(f"{summary(found.findings)} (python -m data audit --root {settings.data.root})")
+    together = found.groups if given.groups is None else groups.joined([found.groups, given.groups])
+    return replace(given, groups=together), found.unreadable
+
+
+def after(folder: Path) -> list[Finding]:
+    """Write `audit.csv` and `audit.html` of a run, with what its out-of-fold answers say of the labels; the findings.
+
+    What was applied of the user's own table is kept in `audit_applied.csv`.
+    Nothing is written, and nothing returned, where the settings have no audit or the data set is not here.
+    """
+    settings = load.read(folder / run.CONFIG)
+    if not settings.data.audit or not settings.data.root.is_dir():
+        return []
+    applied = actions.load(settings.data)
+    found = _audit(settings.data, applied.table, lambda: False)
+    everything = ordered([*found.findings, *_of_labels(folder, applied.table)])
+    table.write(folder, everything, earlier=found.findings)
+    said = applied.summary() if settings.data.audit_actions else ""
+    page.write(folder, settings.data.root, found, everything, said)
+    if applied.steps:
+        rows = ((step.id, step.action, step.value) for step in applied.steps)
+        csvfile.write(folder / APPLIED, ("ID", "action", "value"), rows)
+    return everything
+
+
+def summary(found: list[Finding]) -> str:
+    """One line for people."""
+    number = [f"{count} {kind.replace('_', ' ')}" for kind, count in counts(found).items()]
+    return f"audit: {', '.join(number) or 'nothing odd was found'}"
+
+
+def _audit(data: Data, given: index.Table, stop: Callable[[], bool]) -> Audit:
+    test = test_images(data)
+    with bar(len(given.ids) + len(test.ids if test else [])) as progress:
+        return audit(given, test, data, stop=stop, progress=progress)
+
+
+def _of_labels(folder: Path, given: index.Table) -> list[Finding]:
+    ids, logits, targets = results.oof(folder)
+    known = np.isin(ids, given.ids)
+    probabilities = np.exp(log_softmax(logits[known]))
+    return labels.find(np.array(ids)[known].tolist(), probabilities, targets[known], results.class_names(folder))
