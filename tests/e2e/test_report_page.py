@@ -218,12 +218,12 @@ def analysis() -> dict:
     return {
         "version": 1,
         "runs": ["one", HOSTILE[0]],
-        "scores": [score("one"), score(HOSTILE[0])],
+        "scores": [score("one"), score(HOSTILE[0]), score("cross-fitted")],
         "before": score("before"),
         "after": [score("temperature"), score("no calibration")],
-        "rules": [score("prior")],
+        "rules": [score("labels by prior")],
         "calibration": "temperature",
-        "rule": None,
+        "rule": "prior",
         "metric": "log_loss",
         "expected": {name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in names[:3]},
         "folds": [],
@@ -242,15 +242,16 @@ def test_an_ensemble_shows_its_weights_and_what_to_expect(opened: Opener, tmp_pa
     (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump({"members": members, "temperature": 1.25}))
     (tmp_path / "ensemble_analysis.json").write_text(json.dumps(analysis()))
     page = opened(report.write([run], tmp_path / "report.html", tmp_path / "ensemble.yaml"), width=360)
-    assert column(page, "table.weights", 1) == ["two", "one"]
-    assert column(page, "table.weights", 2) == ["75.0%", "25.0%"]
+    assert column(page, "table.weights", 1) == ["two", "one", HOSTILE[0]]
+    assert column(page, "table.weights", 2) == ["75.0%", "25.0%", "0.0%"]
     assert page.locator(".card").first.inner_text().split("\n") == [
         "Expected Macro-F1",
         "0.5000",
         "95%: 0.4000 to 0.6000",
     ]
     kinds = column(page, "table.fitted", 2)
-    assert kinds[2:] == ["ensemble, before calibration", "calibration, kept", "calibration", "labels"]
+    assert kinds[:4] == ["alone", "alone", "ensemble", "ensemble, before calibration"]
+    assert kinds[4:] == ["calibration, kept", "calibration", "labels, kept"]
     assert page.locator(".diagram").nth(0).locator("rect").count() == 2
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.evaluate(CONTRAST)[0] >= 4.5

@@ -28,7 +28,8 @@ def ensemble(path: Path, path_of: dict[str, Path]) -> dict[str, Any]:
         }
         for member in raw["members"]
     ]
-    groups: dict[str, float] = {}
+    analysis = _analysis(path.with_name(f"{path.stem}_analysis.json"), path_of)
+    groups: dict[str, float] = dict.fromkeys(analysis["runs"], 0.0) if analysis else {}
     for member in members:
         groups[member["group"]] = groups.get(member["group"], 0.0) + member["share"]
     return {
@@ -38,7 +39,7 @@ def ensemble(path: Path, path_of: dict[str, Path]) -> dict[str, Any]:
         "temperature": raw.get("temperature", 1.0),
         "combine": raw.get("combine", "probabilities"),
         "views": raw.get("views", ["original"]),
-        "analysis": _analysis(path.with_name(f"{path.stem}_analysis.json"), path_of),
+        "analysis": analysis,
     }
 
 
@@ -48,10 +49,10 @@ def _analysis(path: Path, path_of: dict[str, Path]) -> dict[str, Any] | None:
         return None
     raw = json.loads(path.read_text(encoding="utf-8"))
     kept = raw["calibration"] if raw["calibration"] != "none" else "no calibration"
-    rows = [(score, "alone") for score in raw["scores"]]
+    rows = [(score, "alone" if score["name"] in raw["runs"] else "ensemble") for score in raw["scores"]]
     rows += [(raw["before"], "ensemble, before calibration")]
     rows += [(score, "calibration" + ", kept" * (score["name"] == kept)) for score in raw["after"]]
-    rows += [(score, "labels" + ", kept" * (score["name"] == raw["rule"])) for score in raw["rules"]]
+    rows += [(score, "labels" + ", kept" * (score["name"] == f"labels by {raw['rule']}")) for score in raw["rules"]]
     return {
         "expected": [(title, raw["expected"][name]) for name, title in _METRICS.items() if name in raw["expected"]],
         "scores": [{**score, "what": what} for score, what in rows],
