@@ -59,14 +59,23 @@ class Explainer:
         self.card, self._feel = card, feel
 
     def heatmaps(self, images: NDArray[np.uint8], classes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 `[N, S, S]` in 0..1 for uint8 `[N, S, S, 3]` and one class number an image: 1 matters most."""
+        """float32 `[N, S, S]` in 0..1 for uint8 `[N, S, S, 3]` and one class number an image: 1 matters most.
+
+        `ConfigError` where the images are so small that the features are a single place.
+        """
         pixels.check(images, self.card)
         wanted = np.asarray(classes, dtype=np.int64)
         size = self.card.preprocessing.size
         maps = [np.zeros((0, size, size), np.float32)]
         for start in range(0, len(images), _BATCH):
             part = slice(start, start + _BATCH)
-            maps.append(combine(self._feel(images[part], wanted[part]), size))
+            felt = self._feel(images[part], wanted[part])
+            if felt.features.shape[1:3] == (1, 1):
+                raise ConfigError(
+                    f"model {self.card.model}: at {size} pixels its features are one place, so that Grad-CAM has "
+                    "nothing to tell apart; it needs larger images"
+                )
+            maps.append(combine(felt, size))
         return np.concatenate(maps)
 
 

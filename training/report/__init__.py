@@ -1,7 +1,7 @@
 """`report.html`: one self-contained page about one or more runs, and the ensemble made of them. Needs no network.
 
-The numbers are made in `figures`, the images in `pictures`, what other stages left is read in `findings`; the page
-itself is `training/templates`. Its own script is named by hash, so that the browser runs no other one.
+The numbers are made in `figures`, the images in `pictures`, what other stages left is read in `findings` and `mixture`;
+the page itself is `training/templates`. Its own script is named by hash, so that the browser runs no other one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jinja2
 import yaml
 
 from training import metrics, results
-from training.report import figures, findings, pictures
+from training.report import figures, findings, mixture, pictures
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 
@@ -44,7 +44,7 @@ def write(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         runs=[_run(run, said["counts"] if said else {}, explain) for run in runs],
-        ensemble=findings.ensemble(ensemble) if ensemble else None,
+        ensemble=mixture.ensemble(ensemble, pictures.paths(runs[0])) if ensemble else None,
         submission=said,
         failures=findings.failures(out, runs),
         audit=findings.audit([out.parent, *runs]),
