@@ -11,7 +11,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from data import documents, geometry, keyed, ops
+from data import documents, geometry, ops
 from data.decode import Pixels
 
 _LARGEST_SKEW = 12.0  # degrees
@@ -41,11 +41,6 @@ def skewed(image: Pixels, degrees: float) -> Pixels:
     colour = geometry.background(image) or (255.0, 255.0, 255.0)
     wide = cv2.copyMakeBorder(image, down, down, across, across, cv2.BORDER_CONSTANT, value=colour)
     return geometry.cover(wide, geometry.moved(geometry.corners(*wide.shape[:2]), degrees))
-
-
-def at(seed: int) -> Callable[[Pixels, int], Pixels]:
-    """`corrupt` by an image's position: the same damage every time, whatever else is drawn."""
-    return lambda image, position: corrupt(image, keyed.rng(seed, "corrupt", position))
 
 
 def _faded(image: Pixels, rng: np.random.Generator) -> Pixels:

@@ -66,6 +66,12 @@ def _predict(words: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the submission: a new .csv, or a folder to name it in")
     parser.add_argument("--tta", nargs="+", metavar="VIEW", help=f"presets ({', '.join(views.PRESETS)}) or views")
     parser.add_argument("--sample", type=Path, help="sample submission whose columns, order and dtypes are followed")
+    parser.add_argument(
+        "--second_look",
+        type=_share,
+        metavar="P",
+        help="look again, deskewed and with restored contrast, at images whose likeliest class is under P (documents)",
+    )
     parser.add_argument("--batch_size", type=_positive, default=64, help="images a batch (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
     parser.add_argument("--id_column", default="ID", help="the images' column in CSV files (default: %(default)s)")
@@ -96,9 +102,15 @@ def _submit(chosen: Ensemble, options: argparse.Namespace) -> None:
         path = submission.destination(options.out, runner.models, chosen.views, datetime.now())
         start = time.perf_counter()
         answers = list(runner.run(table.paths, options.batch_size, options.workers))
+        probabilities = np.concatenate([part.probabilities for part in answers])
+        if options.second_look:
+            from infer.uncertain import second_look
+
+            probabilities, again = second_look(runner, table.paths, probabilities, options.second_look)
+            print(f"looked again at {again} images")
         seconds = time.perf_counter() - start
         names = runner.class_names
-    probabilities = np.concatenate([part.probabilities for part in answers])[rows]
+    probabilities = probabilities[rows]
     beside = submission.write(path, layout, probabilities, names)
     print(summary.text(probabilities, names, layout.ids))
     print(
@@ -196,6 +208,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no probability; give one from 0 to 1")
+    return share
 
 
 if __name__ == "__main__":

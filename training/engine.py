@@ -35,7 +35,7 @@ class FoldData:
     """What one fold trains and validates on. Labels are int64 class numbers; `train_targets` are float32 `[N, C]`,
     `train_weights` float32 `[N]` the images' weights in the mean loss.
 
-    `raise_to` maps a class to the count that it is raised to in each epoch.
+    `raise_to` maps a class to the count that it is raised to in each epoch; `corrupted` are damaged validation images.
     """
 
     train: Loader
@@ -47,6 +47,7 @@ class FoldData:
     valid_ids: list[str]
     size: int
     raise_to: dict[int, int]
+    corrupted: Loader | None = None
 
 
 class _GoBack(Exception):
@@ -228,8 +229,10 @@ class Fit:
         which: Which = "ema" if self.settings.ema.decay > 0 else "live"
         logits = evaluation.evaluate(self.session, self.data.valid, len(self.data.valid_labels), which)
         row = self._row(self._scores(logits), len(logits) - int(evaluation.answered(logits).sum()))
+        row |= evaluation.corrupted_scores(self.session, self.data.corrupted, self.data.valid_labels, which)
         loop.history.append(row)
-        best = loop.stopping.update(row[loop.stopping.metric], loop.epoch)
+        deciding = evaluation.deciding(row, loop.stopping.metric, self.settings.stopping.corrupted)
+        best = loop.stopping.update(deciding, loop.epoch)
         write_best = functools.partial(self._write_best, {"epoch": loop.epoch, "scores": row}, logits)
         self.mining.close_epoch()
         if loop.epoch >= self.swa.start:
