@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config.errors import ConfigError
 from infer import views
 from infer.options import COMPUTE_UNITS, PRECISIONS, RunOptions, given, parse_overrides
 
@@ -116,6 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=Path, help="sample submission whose columns, order and dtypes are followed")
     parser.add_argument("--id_column", default="ID", help="the images' column in CSV files (default: %(default)s)")
     parser.add_argument("--target_column", default="target", help="the label column without --sample (%(default)s)")
+    parser.add_argument(
+        "--second_look",
+        type=_share,
+        default=0.0,
+        metavar="P",
+        help="look again, deskewed and with restored contrast, at images whose likeliest class is under P (documents)",
+    )
     parser.add_argument("--batch_size", type=positive, help="images a batch (default: by the members' image size)")
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
     parser.add_argument(
@@ -139,6 +147,13 @@ def positive(text: str) -> int:
     return number
 
 
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no probability; give one from 0 to 1")
+    return share
+
+
 def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     """Everything that can be refused is, before the first image is decoded."""
     from infer import inputs, outputs, shard, submission
@@ -148,6 +163,8 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     outputs.check(options.out, options.format)
     part = shard.parse(options.shard) if options.shard else shard.of_rank(os.environ)
     images = inputs.collect(options.images, options.id_column)
+    if options.second_look and images.ascending:
+        raise ConfigError(f"--second_look: {options.images[0]} can be read only once; unpack it and give the folder")
     with Runner(chosen, shared_options(options), options.in_memory) as runner:
         layout = submission.plain_layout(images.ids, options.id_column, options.target_column)
         if options.sample:
@@ -156,7 +173,16 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
             )
             submission.align(images.ids, layout, str(options.sample))
         grid = runner.grid(len(images), options.batch_size)
-        work = Work(runner, images, grid, part, _folder(options.out[0]), options.workers, options.on_bad_image == "row")
+        work = Work(
+            runner,
+            images,
+            grid,
+            part,
+            _folder(options.out[0]),
+            options.workers,
+            options.on_bad_image == "row",
+            options.second_look,
+        )
         with closing(_Progress()) as progress:
             done = answer(work, options.resume or part.of > 1, progress.say)
         return _end(work, layout, options, done)
@@ -212,6 +238,8 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> 
         values = results.probabilities if len(good) == len(results.ids) else results.probabilities[good]
         names = [results.ids[row] for row in good]
         print(summary.text(values, results.class_names, names, labels=results.labels(values)))
+    if work.second_look:
+        print(f"looked again at {done.again} images")
     bad = f"; unreadable: {len(results.errors)}" if results.errors else ""
     print(
         f"images: {len(results.ids)}{bad}; members: {len(ensemble.members)}; views: {len(ensemble.views)}; "
