@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    commands = {"fit": _fit, "validate": _validate, "teacher": _teacher}
+    commands = {"fit": _fit, "validate": _validate, "teacher": _teacher, "adapt": _adapt}
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -94,6 +94,12 @@ def _validate(words: list[str]) -> int:
     if not faults:
         print(f"{options.file}: follows {options.sample}")
     return DataError.exit_code if faults else 0
+
+
+def _adapt(words: list[str]) -> int:
+    from infer import adapt
+
+    return adapt.main(words)
 
 
 def _teacher(words: list[str]) -> int:

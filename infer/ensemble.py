@@ -31,7 +31,8 @@ class Ensemble(BaseModel):
     """Members, the views each of them sees, how all mix, and the temperature of the mixture.
 
     `combine` is the weighted mean of probabilities or of logits over members; `merge` is how a member's views merge
-    (see `merge`), where it is not given as `combine`.
+    (see `merge`), where it is not given as `combine`; `adaptive` is the margin under which an image gets all views and
+    members where `--tta adaptive` asks for that (see `adaptive`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +42,7 @@ class Ensemble(BaseModel):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     views: tuple[str, ...] = ("original",)
     merge: Merge | None = None
+    adaptive: float | None = Field(default=None, ge=0, le=1)
     members: tuple[Member, ...] = Field(min_length=1)
 
     @field_validator("views")
@@ -98,8 +100,7 @@ def write(path: Path, ensemble: Ensemble) -> None:
         entry["options"] = member.options.given()
         if not entry["options"]:
             del entry["options"]
-    if ensemble.merge is None:
-        del raw["merge"]
+    raw = {key: value for key, value in raw.items() if key not in ("merge", "adaptive") or value is not None}
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:
