@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.errors import ConfigError
-from infer import views
+from infer import predict, views
 
 if TYPE_CHECKING:
     from infer.blend import Plan
@@ -24,7 +24,6 @@ _MERGES = ("probabilities", "logits", "geometric", "max")
 _METRICS = ("log_loss", "macro_f1", "accuracy")
 _CALIBRATIONS = ("none", "temperature", "vector", "isotonic")
 _RULES = ("none", "prior", "thresholds")
-_ARTEFACT = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
 
 
 def main(words: Sequence[str]) -> int:
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="RUN/fold_K=ARTEFACT",
-        help=f"what stands for the best checkpoint of a fold: a {_ARTEFACT}",
+        help=f"what stands for the best checkpoint of a fold: a {predict.MEMBER}",
     )
     add("--method", choices=_METHODS, help="how weights are found (default: convex, or fixed with --weights)")
     add("--weights", nargs="+", type=float, metavar="W", help="one fixed weight a run, in the order of the runs")

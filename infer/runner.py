@@ -55,7 +55,7 @@ class Runner:
         members: Members | None = None,
         places: Sequence[int] | None = None,
     ):
-        self.ensemble = ensemble
+        self.ensemble, self.options = ensemble, options
         self._members, self._owner = members or Members(ensemble.members, options, keep), members is None
         self._places = tuple(range(len(ensemble.members)) if places is None else places)
         cards = [self._members.cards[place] for place in self._places]
