@@ -36,10 +36,10 @@ class Ensemble(BaseModel):
 
     `combine` is the weighted mean of probabilities, of logits, or of the classes' ranks over members; `merge` is how a
     member's views merge (see `merge`), where it is not given as `combine`, and for ranks by probabilities. A member's
-    temperature divides the logits of each of its `views`, or of their `mean`. After the mixture's own `temperature` come
-    the `layers`, a safetensors file (`infer.layers`), and `clip`, the lowest probability. `class_multipliers` weigh the
-    classes where a label is chosen, not the probabilities. `aliases` are groups of names of one class, which share its
-    probability in a submission.
+    temperature divides the logits of each of its `views`, or of their `mean`. After the mixture's own `temperature`
+    come the `layers`, a safetensors file (`infer.layers`), and `clip`, the lowest probability. `class_multipliers`
+    weigh the classes where a label is chosen, not the probabilities. `aliases` are groups of names of one class, which
+    share its probability in a submission.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
