@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ _ABOUT = (
     "Fit an ensemble on the out-of-fold answers of finished runs: weights, temperatures, calibration, labels."
     " Every printed figure but that of the line `fitted` is nested: it comes from folds that nothing had seen."
 )
+_INTERRUPTED = 130
 _METHODS = ("convex", "equal", "fixed", "greedy", "stacking")
 _COMBINE = ("probabilities", "logits", "ranks")
 _MERGES = ("probabilities", "logits", "geometric", "max")
@@ -32,14 +34,18 @@ def main(words: Sequence[str]) -> int:
     from infer import aliases, ensemble, fit
 
     ensemble.refuse_existing(options.out)
-    fitted = fit.fit(
-        options.runs,
-        views.expand(options.tta),
-        dict(map(_replacement, options.replace)),
-        plan=_plan(options),
-        aliases=aliases.parse(options.alias),
-        merge=options.merge,
-    )
+    try:
+        fitted = fit.fit(
+            options.runs,
+            views.expand(options.tta),
+            dict(map(_replacement, options.replace)),
+            plan=_plan(options),
+            aliases=aliases.parse(options.alias),
+            merge=options.merge,
+        )
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return _INTERRUPTED
     files = fit.write(options.out, fitted)
     print(fit.report(fitted))
     beside = ", ".join(file.name for file in files[1:])
