@@ -239,3 +239,19 @@ class Tta(Section):
     views: Annotated[tuple[Column, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
         default=("original",), description="Names of the views, such as [original, hflip]."
     )
+
+
+class Track(Section):
+    """Who is told of a run besides its own files (`history.csv`, `history.jsonl`); each needs an extra of its name."""
+
+    tensorboard: bool = Field(default=False, description="TensorBoard events in the folder of each fold.")
+    wandb: bool = Field(
+        default=False,
+        description="Weights & Biases: online where you are logged in, else offline in the run, for `wandb sync`.",
+    )
+    mlflow: bool = Field(
+        default=False, description="MLflow: where MLFLOW_TRACKING_URI says, else mlflow.db in the folder of the runs."
+    )
+    project: str = Field(
+        default="tandem", min_length=1, description="Project (Weights & Biases) or experiment (MLflow) of the runs."
+    )

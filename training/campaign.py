@@ -18,7 +18,7 @@ from config.schema import Settings
 from data import check, folds
 from data.images import Images
 from models.card import Card
-from training import audit, checkpoint, engine, fold, memory, plots, report, results, run, teacher
+from training import audit, checkpoint, engine, fold, memory, plots, report, results, run, teacher, trackers
 from training.fold import Interrupted as Interrupted
 from training.loop import Events
 from training.prepare import FOLDS, fold_numbers, keep_folds, refuse, with_vanished
@@ -29,6 +29,7 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     """Train every fold that is not finished yet; returns the run's folder. All bad input is found before training."""
     refuse(settings, backend)
     backends.require(backend)
+    trackers.require(settings.track)
     settings, spec, table = prepare(settings)
     images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
     teaching = teacher.read(settings, table)

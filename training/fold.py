@@ -102,7 +102,7 @@ def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: 
         if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
             memory.attempt(session, data.stages[-1].batch, data.stages[-1].size, job.spec.num_classes)
         run.write_environment(job.folder, job.backend, session.describe())
-        with Progress(settings, number, folder) as watcher:
+        with Progress(settings, number, data, folder, session.describe) as watcher:
             events = replace(watcher.events, epoch=_both(watcher.events.epoch, job.on_epoch))
             fit = engine.Fit(session, data, settings, job.card, folder, events, job.stop_requested)
             loop = fit.run()

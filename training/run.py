@@ -33,10 +33,12 @@ _CIRCUMSTANCES = (
     "out",
     "name",
     "checkpoint",
+    "track",
     "data.workers",
     "train.compile",
     "folds.train",
     "tune",
+    "ensemble",
 )
 # Settings that another machine may have to change; `folds.csv` says whether the images are the same.
 PLACES = ("data.root", "folds.file", "folds.groups")
@@ -103,13 +105,18 @@ def _engine_of(path: Path) -> str:
 
 def differences(one: Settings, other: Settings, ignored: tuple[str, ...] = ()) -> list[str]:
     """The settings, as `path: one, other`, that change what a run computes and differ; those `ignored` apart."""
-    passed = (*_CIRCUMSTANCES, *ignored)
-    before, after = (dict(_flat(settings.model_dump(mode="json"))) for settings in (one, other))
+    before, after = (dict(flat(settings.model_dump(mode="json"))) for settings in (one, other))
     return [
         f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
         for key in {**before, **after}
-        if before.get(key) != after.get(key) and key not in passed and key.partition(".")[0] not in passed
+        if before.get(key) != after.get(key) and decides(key, ignored)
     ]
+
+
+def decides(key: str, ignored: tuple[str, ...] = ()) -> bool:
+    """Whether a setting, by its dotted name, changes what a run computes; those `ignored` do not count."""
+    passed = (*_CIRCUMSTANCES, *ignored)
+    return key not in passed and key.partition(".")[0] not in passed
 
 
 def check_unedited(path: Path, settings: Settings) -> None:
@@ -240,9 +247,10 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as (dotted name, value), by name."""
     if isinstance(value, dict):
-        return [pair for key in sorted(value) for pair in _flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
+        return [pair for key in sorted(value) for pair in flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
     return [(prefix, value)]
 
 
