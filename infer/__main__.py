@@ -1,5 +1,5 @@
-"""The command line: `python -m infer` answers images, `fit` fits an ensemble, `validate` checks a submission,
-`teacher` writes what a student learns from.
+"""The command line: `python -m infer` answers images, `fit` fits an ensemble, `oof` answers out-of-fold images with
+TTA views, `validate` checks a submission, `teacher` writes what a student learns from.
 
 Errors of `config.errors` become one line on standard error and an exit code; everything else is a bug.
 """
@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config.errors import ConfigError, DataError, TandemError
-from infer import views
+from config.errors import TandemError
+from infer import command_fit, command_oof, command_validate, views
 
 if TYPE_CHECKING:
     from infer.ensemble import Ensemble
-    from infer.member import Member
 
 # What a command needs is imported after its arguments are read: --help does not wait for SciPy and scikit-learn.
 _ABOUT = (
-    "Answer images with one model or an ensemble. Other commands: `infer fit`, `infer validate` and `infer teacher`"
-    " (--help of each)."
+    "Answer images with one model or an ensemble. Other commands: `infer fit`, `infer oof`, `infer validate` and"
+    " `infer teacher` (--help of each)."
 )
 _MEMBER = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
 
@@ -35,7 +34,12 @@ _MEMBER = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among to
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    commands = {"fit": _fit, "validate": _validate, "teacher": _teacher}
+    commands = {
+        "fit": command_fit.main,
+        "oof": command_oof.main,
+        "validate": command_validate.main,
+        "teacher": _teacher,
+    }
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -91,7 +95,9 @@ def _submit(chosen: Ensemble, options: argparse.Namespace) -> None:
     with Runner(chosen) as runner:
         layout = submission.plain_layout(table.ids, options.id_column, options.target_column)
         if options.sample:
-            layout = submission.sample_layout(options.sample, runner.class_names, options.id_column)
+            layout = submission.sample_layout(
+                options.sample, runner.class_names, options.id_column, aliases=chosen.aliases
+            )
         rows = submission.align(table.ids, layout, str(options.sample))
         path = submission.destination(options.out, runner.models, chosen.views, datetime.now())
         start = time.perf_counter()
@@ -99,61 +105,13 @@ def _submit(chosen: Ensemble, options: argparse.Namespace) -> None:
         seconds = time.perf_counter() - start
         names = runner.class_names
     probabilities = np.concatenate([part.probabilities for part in answers])[rows]
-    beside = submission.write(path, layout, probabilities, names)
-    print(summary.text(probabilities, names, layout.ids))
+    labels = runner.finish.labels(probabilities)
+    beside = submission.write(path, layout, probabilities, names, labels=labels, aliases=chosen.aliases)
+    print(summary.text(probabilities, names, layout.ids, labels=labels))
     print(
         f"images: {len(rows)}; members: {len(chosen.members)}; views: {len(chosen.views)}; answered in {seconds:.1f} s"
     )
     print(f"wrote {path} and {beside}")
-
-
-def _fit(words: list[str]) -> int:
-    parser = _parser(" fit", "Fit an ensemble's weights and temperatures on the out-of-fold answers of finished runs.")
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run folder with fold_K/best and fold_K/oof.npz"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ensemble's new YAML file")
-    parser.add_argument(
-        *("--tta", "--views"),
-        nargs="+",
-        default=["none"],
-        metavar="VIEW",
-        help=f"what each member will see: presets ({', '.join(views.PRESETS)}) or views",
-    )
-    parser.add_argument(
-        "--replace",
-        nargs="+",
-        default=[],
-        metavar="RUN/fold_K=ARTEFACT",
-        help=f"what stands for the best checkpoint of a fold: a {_MEMBER}",
-    )
-    options = parser.parse_args(words)
-    from infer import ensemble, fit
-
-    ensemble.refuse_existing(options.out)
-    fitted = fit.fit(options.runs, views.expand(options.tta), dict(map(_replacement, options.replace)))
-    ensemble.write(options.out, fitted.ensemble)
-    print(fit.report(fitted))
-    print(f"wrote {options.out}: {len(fitted.ensemble.members)} members")
-    return 0
-
-
-def _validate(words: list[str]) -> int:
-    parser = _parser(" validate", "Check a submission against the sample: every fault is named; exit code 1 if any.")
-    parser.add_argument("file", type=Path, help="the submission")
-    parser.add_argument("--sample", type=Path, required=True, help="the competition's sample submission")
-    parser.add_argument(
-        "--id_column", default="ID", help="the ID column (default: %(default)s, else the sample's first)"
-    )
-    options = parser.parse_args(words)
-    from infer import validate
-
-    faults = validate.faults(options.file, options.sample, options.id_column)
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    if not faults:
-        print(f"{options.file}: follows {options.sample}")
-    return DataError.exit_code if faults else 0
 
 
 def _teacher(words: list[str]) -> int:
@@ -180,15 +138,6 @@ def _teacher(words: list[str]) -> int:
     folds = np.unique(answers.fold)
     print(f"wrote {asked.out}: {len(answers.ids)} answers for {len(folds)} folds, {len(np.unique(answers.ids))} images")
     return 0
-
-
-def _replacement(text: str) -> tuple[Path, Member]:
-    fold, equals, artefact = text.partition("=")
-    if not equals or not fold or not artefact:
-        raise ConfigError(f"--replace {text!r}: expected RUN/fold_K=ARTEFACT")
-    from infer.member import Member
-
-    return Path(fold), Member.parse(artefact)
 
 
 def _positive(text: str) -> int:

@@ -1,19 +1,51 @@
-"""From logits to calibrated probabilities: softmax, log loss, temperature, expected calibration error.
+"""From logits to calibrated probabilities: softmax, scores of probabilities, temperature.
 
-Everything is NumPy in float64 on logits `[N, C]` and integer targets `[N]`. How members mix stands in `ensemble`.
+Logits are `[N, C]` arrays, or anything of that shape that gives rows when sliced (`oof.Gathered`); targets are integers
+`[N]`. Rows are worked on some at a time, so that memory does not grow with their number. Maps with a parameter for
+each class stand in `maps`, how members mix in `ensemble`.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
 
 Floats = NDArray[np.float64]
 
-_LOWEST, _HIGHEST = 0.02, 50.0  # temperatures outside say that the logits are not a classifier's
+_COLDEST, _HOTTEST = 0.02, 50.0  # temperatures outside say that the logits are not a classifier's
+_NEWTON_STEPS = 60
+_FIRST = 2048
+_BLOCK = 1 << 19  # elements worked on at once: some MiB, which stay in the cache
+
+
+class Rows(Protocol):
+    """`[N, C]` numbers of which some rows at a time are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N and C."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
+
+
+class Bins(NamedTuple):
+    """A reliability diagram: the images of each bin of top-1 confidence, their mean confidence and accuracy."""
+
+    images: NDArray[np.int64]
+    confidence: Floats
+    accuracy: Floats
+
+
+def blocks(count: int, width: int) -> Iterator[slice]:
+    """Slices that cover `count` rows of `width` numbers, some MiB each."""
+    step = max(1, _BLOCK // max(width, 1))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
@@ -25,34 +57,74 @@ def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
 
 def log_loss(log_probabilities: ArrayLike, targets: NDArray[np.int64]) -> float:
     """Mean of minus the log probability of the target, in nats."""
-    rows = np.asarray(log_probabilities, dtype=np.float64)
-    return float(-rows[np.arange(len(targets)), targets].mean())
+    rows = np.asarray(log_probabilities)
+    return float(-rows[np.arange(len(targets)), targets].mean(dtype=np.float64))
 
 
-def temperature(logits: ArrayLike, targets: NDArray[np.int64]) -> float:
+def brier(log_probabilities: Rows, targets: NDArray[np.int64]) -> float:
+    """Mean squared distance of the probabilities from the one-hot target, in [0, 2] (Brier 1950)."""
+    total = 0.0
+    for part in blocks(*log_probabilities.shape):
+        distance = np.exp(np.asarray(log_probabilities[part], dtype=np.float64))
+        distance[np.arange(len(distance)), targets[part]] -= 1
+        total += float(np.einsum("ij,ij->", distance, distance))
+    return total / len(targets)
+
+
+def temperature(logits: Rows | ArrayLike, targets: NDArray[np.int64], start: float = 1.0) -> float:
     """The temperature that minimises the log loss of `softmax(logits / T)` (Guo et al. 2017), within 0.02 and 50.
 
-    The loss is convex in 1/T, so the bounded search finds its one minimum.
+    The loss is convex in 1/T: Newton's method, kept between the points whose slopes differ in sign. It starts from the
+    temperature of the first rows where there are many.
     """
-    rows = np.asarray(logits, dtype=np.float64)
-    rows = rows - rows.max(axis=1, keepdims=True)  # so that no exponential overflows
-    wanted = float(rows[np.arange(len(targets)), targets].mean())
-    scaled = np.empty_like(rows)
+    rows: Any = logits if hasattr(logits, "shape") else np.asarray(logits)
+    if len(targets) > 4 * _FIRST:
+        start = temperature(rows[:_FIRST], targets[:_FIRST], start)
+    low, high = 1 / _HOTTEST, 1 / _COLDEST
+    inverse = min(max(1 / start, low), high)
+    for _ in range(_NEWTON_STEPS):
+        slope, curve = _slopes(rows, targets, inverse)
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+        step = inverse - slope / curve if curve > 0 else (high if slope < 0 else low)
+        following = min(max(step, low), high)
+        if abs(following - inverse) <= 1e-6 * inverse:
+            break
+        inverse = following
+    return 1 / inverse
 
-    def loss(log_temperature: float) -> float:
-        slope = math.exp(-log_temperature)
-        np.exp(np.multiply(rows, slope, out=scaled), out=scaled)
-        return float(np.log(scaled.sum(axis=1)).mean()) - slope * wanted
 
-    bounds = (math.log(_LOWEST), math.log(_HIGHEST))
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
-    return math.exp(float(found.x))
+def _slopes(logits: Rows, targets: NDArray[np.int64], inverse: float) -> tuple[float, float]:
+    """First and second derivative of the mean log loss of `softmax(logits * inverse)` in `inverse`."""
+    first = second = 0.0
+    for part in blocks(*logits.shape):
+        rows = np.asarray(logits[part])
+        rows = rows - rows.max(axis=1, keepdims=True)
+        powers = np.exp(rows * rows.dtype.type(inverse))
+        total = powers.sum(axis=1, dtype=np.float64)
+        weighted = powers * rows
+        mean = weighted.sum(axis=1, dtype=np.float64) / total
+        square = np.einsum("ij,ij->i", weighted, rows) / total
+        first += float((mean - rows[np.arange(len(rows)), targets[part]]).sum(dtype=np.float64))
+        second += float((square - mean * mean).sum(dtype=np.float64))
+    return first / len(targets), second / len(targets)
+
+
+def reliability(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) -> Bins:
+    """Equal bins of the top-1 probability `confidence` `[N]`; the means of an empty bin are NaN."""
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(which, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        means = [np.bincount(which, weights=values, minlength=bins) / count for values in (confidence, correct)]
+    return Bins(count, means[0], means[1])
 
 
 def expected_calibration_error(probabilities: ArrayLike, targets: NDArray[np.int64], bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over equal bins of top-1 confidence (Naeini et al. 2015), in [0, 1]."""
-    rows = np.asarray(probabilities, dtype=np.float64)
-    confidence, correct = rows.max(axis=1), rows.argmax(axis=1) == targets
-    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(which, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(rows))
+    rows = np.asarray(probabilities)
+    confidence = rows.max(axis=1).astype(np.float64)
+    return gap(reliability(confidence, rows.argmax(axis=1) == targets, bins))
+
+
+def gap(bins: Bins) -> float:
+    """The expected calibration error of a reliability diagram."""
+    return float(np.nansum(bins.images * np.abs(bins.accuracy - bins.confidence)) / bins.images.sum())

@@ -1,6 +1,7 @@
 """An ensemble: its YAML file, and the one place where the answers of members and views are mixed.
 
-How the weights are found stands in `fit`; how members are fed, in `runner`.
+How the weights are found stands in `fit`; how members are fed, in `runner`; what a mixture goes through afterwards, in
+`finish`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import yaml
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from scipy.stats import rankdata
 
 from config.errors import ConfigError
 from infer import views
@@ -22,16 +24,22 @@ from infer.calibration import Floats, log_softmax
 from infer.member import Member
 from infer.options import RunOptions
 
-Combine = Literal["probabilities", "logits"]
+Combine = Literal["probabilities", "logits", "ranks"]
 Merge = Literal["probabilities", "logits", "geometric", "max"]
+Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_OPTIONAL = ("tempered", "layers", "clip", "class_multipliers", "aliases")  # left out of the file where not used
 _SMALLEST = np.finfo(np.float64).tiny
 
 
 class Ensemble(BaseModel):
-    """Members, the views each of them sees, how all mix, and the temperature of the mixture.
+    """Members, the views each of them sees, how all mix, and what the mixture goes through.
 
-    `combine` is the weighted mean of probabilities or of logits over members; `merge` is how a member's views merge
-    (see `merge`), where it is not given as `combine`.
+    `combine` is the weighted mean of probabilities, of logits, or of the classes' ranks over members; `merge` is how a
+    member's views merge (see `merge`), where it is not given as `combine`, and for ranks by probabilities. A member's
+    temperature divides the logits of each of its `views`, or of their `mean`. After the mixture's own `temperature` come
+    the `layers`, a safetensors file (`infer.layers`), and `clip`, the lowest probability. `class_multipliers` weigh the
+    classes where a label is chosen, not the probabilities. `aliases` are groups of names of one class, which share its
+    probability in a submission.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +50,11 @@ class Ensemble(BaseModel):
     views: tuple[str, ...] = ("original",)
     merge: Merge | None = None
     members: tuple[Member, ...] = Field(min_length=1)
+    tempered: Literal["views", "mean"] = "views"
+    layers: Path | None = None
+    clip: float = Field(default=0.0, ge=0, lt=1)
+    class_multipliers: dict[str, Multiplier] = Field(default_factory=dict)
+    aliases: tuple[tuple[str, ...], ...] = ()
 
     @field_validator("views")
     @classmethod
@@ -56,6 +69,31 @@ class Ensemble(BaseModel):
         if sum(member.weight for member in self.members) <= 0:
             raise ValueError("the weights of all members are 0")
         return self
+
+    @property
+    def view_merge(self) -> Merge:
+        """How a member's views merge."""
+        return self.merge or default_merge(self.combine)
+
+    @property
+    def plain(self) -> bool:
+        """Whether weights and temperatures say all, so that nothing else has to be applied to get the probabilities."""
+        return self.combine != "ranks" and self.layers is None and not self.clip and self.tempered == "views"
+
+    def used(self) -> set[str]:
+        """The keys whose values are not their defaults."""
+        return set(self.model_dump(exclude_defaults=True))
+
+    def alone(self, member: Member) -> Ensemble:
+        """One member with all views, without what was fitted to the mixture."""
+        return Ensemble(
+            combine=self.combine, views=self.views, merge=self.merge, tempered=self.tempered, members=(member,)
+        )
+
+
+def default_merge(combine: Combine) -> Merge:
+    """How views merge where nothing else is said."""
+    return "probabilities" if combine == "ranks" else combine
 
 
 def of(members: Sequence[str], names: Sequence[str] = ("original",)) -> Ensemble:
@@ -85,14 +123,20 @@ def read(path: Path) -> Ensemble:
     missing = [str(member.path) for member in placed if not member.path.exists()]
     if missing:
         raise ConfigError(f"{path}: names members that do not exist: {', '.join(missing)}")
-    return ensemble.model_copy(update={"members": tuple(placed)})
+    layers = path.parent / ensemble.layers if ensemble.layers else None
+    if layers and not layers.is_file():
+        raise ConfigError(f"{path}: its layers {layers} do not exist; keep that file beside it, or fit it again")
+    return ensemble.model_copy(update={"members": tuple(placed), "layers": layers})
 
 
 def write(path: Path, ensemble: Ensemble) -> None:
     """Write the YAML file, member paths relative to its folder; `ConfigError` when it exists already."""
     raw = ensemble.model_dump(mode="json")
+    raw = {key: value for key, value in raw.items() if key not in _OPTIONAL or key in ensemble.used()}
+    if ensemble.layers:
+        raw["layers"] = _relative(ensemble.layers, path)
     for entry, member in zip(raw["members"], ensemble.members, strict=True):
-        entry["path"] = Path(os.path.relpath(member.path.absolute(), path.parent.absolute())).as_posix()
+        entry["path"] = _relative(member.path, path)
         if member.runtime is None:
             del entry["runtime"]
         entry["options"] = member.options.given()
@@ -104,6 +148,10 @@ def write(path: Path, ensemble: Ensemble) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:
         yaml.safe_dump(raw, file, sort_keys=False)
+
+
+def _relative(target: Path, file: Path) -> str:
+    return Path(os.path.relpath(target.absolute(), file.parent.absolute())).as_posix()
 
 
 def refuse_existing(path: Path) -> None:
@@ -128,6 +176,8 @@ class Mixture:
         part = log_softmax(logits, temperature)
         if self._combine == "probabilities":
             part = np.exp(part)
+        elif self._combine == "ranks":
+            part = rankdata(part, axis=-1)
         column = np.asarray(weight, dtype=np.float64).reshape(-1, 1)
         self._sum = self._sum + column * part
         self._weight = self._weight + column

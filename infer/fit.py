@@ -1,57 +1,35 @@
-"""Fits an ensemble on out-of-fold (OOF) answers: a temperature for each run, weights of the runs, one last temperature.
+"""Fits an ensemble on out-of-fold (OOF) answers: temperatures, weights or a stack, calibration, the labels' rule.
 
-A run's fold members share its weight. The weights are the log-loss optimum over the simplex, which is convex for a mean
-of probabilities. The gain that is reported comes from rows that neither weights nor temperatures saw. The OOF answers
-are those of the original view: what other views add is not part of the fit.
+A run's fold members share its weight. The figures that are reported as honest come from `nested`; what they say in more
+detail is `analysis`. OOF answers made with TTA views (`views_oof`) are taken where the runs have them, so that what is
+calibrated is what inference will give.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import LinearConstraint, minimize
-from sklearn.metrics import f1_score
-from sklearn.model_selection import KFold
 
 from config.errors import ConfigError
-from infer import calibration, oof
-from infer.calibration import Floats
-from infer.ensemble import Ensemble, Mixture
+from infer import analysis, blend, ensemble, layers, nested, oof, reliability, scores, weights
+from infer.blend import Blend, Plan, Pool, mix
+from infer.ensemble import Ensemble, Merge
 from infer.member import Member
+from infer.nested import Nested
+from infer.scores import Score
+from infer.weights import optimum
 
-_PARTS = 5  # parts of the cross-fit
-_NEGLIGIBLE = 1e-4  # a smaller weight is written as none
-_FLOOR = 1e-9  # keeps an image defined that only runs of weight 0 answered
-
-
-@dataclass(frozen=True)
-class Blend:
-    """What is fitted: a temperature and a weight for each run, and the temperature of the mixture."""
-
-    temperatures: tuple[float, ...]
-    weights: Floats
-    temperature: float
-
-
-@dataclass(frozen=True)
-class Score:
-    """Log loss in nats, macro-F1 over all classes, and ECE of answers to `rows` images."""
-
-    name: str
-    rows: int
-    log_loss: float
-    macro_f1: float
-    ece: float
+__all__ = ["Blend", "Fitted", "Plan", "Score", "fit", "fit_blend", "mix", "optimum", "report", "write"]
 
 
 @dataclass(frozen=True)
 class Fitted:
     """The ensemble and how it scores on OOF. `runs` and `equal` are before the fit, `fitted` saw its own rows,
-    `cross_fitted` did not: that is the honest figure."""
+    `cross_fitted` did not: that is the honest figure. `found` is all that was scored that way, `notes` what the user
+    should know."""
 
     ensemble: Ensemble
     blend: Blend
@@ -59,147 +37,196 @@ class Fitted:
     equal: Score
     fitted: Score
     cross_fitted: Score
+    found: Nested
+    plan: Plan
+    analysis: analysis.Analysis
+    notes: tuple[str, ...] = ()
 
 
 def fit(
-    paths: Sequence[Path], views: Sequence[str] = ("original",), replaced: Mapping[Path, Member] | None = None
+    paths: Sequence[Path],
+    views: Sequence[str] = ("original",),
+    replaced: Mapping[Path, Member] | None = None,
+    *,
+    plan: Plan = Plan(),  # noqa: B008
+    aliases: tuple[tuple[str, ...], ...] = (),
+    merge: Merge | None = None,
 ) -> Fitted:
-    """Fit the runs in `paths`; `replaced` maps `RUN/fold_K` to the artefact that stands for its checkpoint.
+    """Fit the runs in `paths` as `plan` says; `replaced` maps `RUN/fold_K` to what stands for its checkpoint, `merge`
+    is how a member's views merge.
 
     Raises `CheckpointError`, `DataError` or `ConfigError` for runs that cannot be read or do not fit together.
     """
-    runs = [oof.read(path) for path in paths]
+    weights.check(plan.weights(), len(paths))
+    runs = _read(paths, views, merge or ensemble.default_merge(plan.combine))
     members = _members(runs, replaced or {})
-    table = oof.align(runs)
-    names = _names(runs)
-    blend = fit_blend(table)
-    scores = [
-        _score(name, table.logits[g][p], table.targets[p]) for g, name in enumerate(names) for p in [table.present[g]]
-    ]
-    equal = Blend((1.0,) * len(runs), np.full(len(runs), 1 / len(runs)), 1.0)
-    ensemble = Ensemble(
-        temperature=blend.temperature,
-        views=tuple(views),
-        members=tuple(
-            member.model_copy(
-                update={"group": name, "weight": float(weight) / len(mine), "temperature": blend.temperatures[g]}
-            )
-            for g, (name, weight, mine) in enumerate(zip(names, blend.weights, members, strict=True))
-            for member in mine
-            if weight > 0
-        ),
-    )
+    table, names = oof.align(runs), _names(runs)
+    pool = blend.fit_pool(table, plan)
+    found = nested.evaluate(table, plan, pool)
+    logs = blend.mix_pool(table, pool)
+    step = blend.fit_step(found.kind, logs, table.targets, plan.clip)
+    answers = step.apply(logs)
+    best = blend.blended(pool, step, blend.shifts(found.rule, answers, table.targets))
+    predicted = blend.decision.labels(answers, best.shifts)
+    honest = scores.score("cross-fitted", found.kept, table.targets, found.predicted)
+    alone = [_alone(name, table, g) for g, name in enumerate(names)]
     return Fitted(
-        ensemble,
-        blend,
-        scores,
-        _score("equal weights", mix(equal, table), table.targets),
-        _score("fitted", mix(blend, table), table.targets),
-        _score("cross-fitted", cross_fit(table), table.targets),
+        _ensemble(best, runs, members, names).model_copy(
+            update={"views": tuple(views), "aliases": aliases, "merge": merge}
+        ),
+        best,
+        alone,
+        _equal(table),
+        scores.score("fitted", answers, table.targets, predicted),
+        honest,
+        found,
+        plan,
+        analysis.analyse(table, found, names, runs[0].class_names, plan, [*alone, honest]),
+        _notes(runs, names, table, tuple(views), plan),
     )
 
 
-def fit_blend(table: oof.Table) -> Blend:
-    """Temperatures, weights and the last temperature that minimise the log loss of the table's rows."""
-    kept = [(z[p], table.targets[p]) for z, p in zip(table.logits, table.present, strict=True)]
-    temperatures = tuple(calibration.temperature(logits, targets) for logits, targets in kept)
-    rows = np.arange(len(table.targets))
-    true = np.stack(
-        [
-            np.exp(calibration.log_softmax(logits, t)[rows, table.targets])
-            for logits, t in zip(table.logits, temperatures, strict=True)
-        ],
-        axis=1,
-    )
-    weights = optimum(true, np.stack(table.present, axis=1))
-    mixed = mix(Blend(temperatures, weights, 1.0), table)
-    return Blend(temperatures, weights, calibration.temperature(mixed, table.targets))
+def fit_blend(table: oof.Table, plan: Plan = Plan()) -> Blend:  # noqa: B008
+    """What the first of the plan's calibrations and the first of its rules find on the table's rows."""
+    pool = blend.fit_pool(table, plan)
+    logs = blend.mix_pool(table, pool)
+    step = blend.fit_step(plan.calibrations[0], logs, table.targets, plan.clip)
+    rule = plan.rules[0] if plan.rules else None
+    return blend.blended(pool, step, blend.shifts(rule, step.apply(logs), table.targets))
 
 
-def optimum(true: Floats, present: NDArray[np.bool_]) -> Floats:
-    """Weights `[G]` on the simplex that minimise the log loss of a weighted mean of probabilities.
+def write(path: Path, fitted: Fitted) -> list[Path]:
+    """Write the ensemble's YAML file and, beside it, its layers, the analysis and the reliability diagram.
 
-    `true` `[N, G]` is the probability that run g gives to the right class; where `present` is False it is ignored and
-    the other weights of that row are normalised. Weights under 1e-4 become 0.
+    Returns what was written; `ConfigError` when the YAML file or its layers exist already. Analysis and picture of an
+    ensemble that is gone are replaced.
     """
-    groups = true.shape[1]
-    if groups == 1:
-        return np.ones(1)
-    shown = present.astype(np.float64)
-    given = np.where(present, true, 0.0)
-
-    def loss(weights: Floats) -> tuple[float, Floats]:
-        raised = weights + _FLOOR
-        mixed, total = given @ raised + np.finfo(float).tiny, shown @ raised
-        gradient = (shown / total[:, None] - given / mixed[:, None]).mean(axis=0)
-        return float((np.log(total) - np.log(mixed)).mean()), gradient
-
-    found = minimize(
-        loss,
-        np.full(groups, 1 / groups),
-        jac=True,
-        method="SLSQP",
-        bounds=[(0, 1)] * groups,
-        constraints=LinearConstraint(np.ones((1, groups)), 1, 1),
-        options={"ftol": 1e-12, "maxiter": 500},
-    )
-    weights = np.where(found.x < _NEGLIGIBLE, 0.0, found.x)
-    return np.asarray(weights / weights.sum())
-
-
-def mix(blend: Blend, table: oof.Table) -> Floats:
-    """Log probabilities `[N, C]`; the weights of the runs that answered a row are normalised for it.
-
-    A row that only runs of weight 0 answered takes those equally.
-    """
-    present = np.stack(table.present, axis=1)
-    weights = blend.weights * present
-    weights = np.where(weights.sum(axis=1, keepdims=True) > 0, weights, present)
-    mixture = Mixture("probabilities")
-    for g, logits in enumerate(table.logits):
-        mixture.add(logits, weights[:, g], blend.temperatures[g])
-    return mixture.log_probabilities(blend.temperature)
-
-
-def cross_fit(table: oof.Table, seed: int = 0) -> Floats:
-    """Log probabilities `[N, C]`, each row mixed by a blend fitted on the other four fifths of the rows."""
-    answers = np.zeros(table.logits[0].shape, dtype=np.float64)
-    parts = KFold(min(_PARTS, len(table.ids)), shuffle=True, random_state=seed)
-    for seen, unseen in parts.split(table.ids):
-        answers[unseen] = mix(fit_blend(_rows(table, seen)), _rows(table, unseen))
-    return answers
+    files = [path, *(path.with_name(f"{path.stem}{end}") for end in ("_analysis.json", "_reliability.png"))]
+    found, arrays = fitted.ensemble, path.with_name(f"{path.stem}_layers.safetensors")
+    if fitted.blend.layers:
+        files.append(arrays)
+        found = found.model_copy(update={"layers": arrays})
+    for file in (path, arrays):
+        ensemble.refuse_existing(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if fitted.blend.layers:
+        layers.write(arrays, fitted.blend.layers)
+    files[1].write_text(fitted.analysis.to_json(fitted.notes), encoding="utf-8")
+    reliability.draw(files[2], fitted.analysis)
+    ensemble.write(path, found)
+    return files
 
 
 def report(fitted: Fitted) -> str:
-    """The scores as a table, with each run's weight and temperature."""
-    width = max(len(score.name) for score in [*fitted.runs, fitted.equal])
-    lines = [f"{'':<{width}} {'images':>7} {'log loss':>9} {'macro-F1':>9} {'ECE':>7} {'weight':>7} {'temp.':>6}"]
+    """The scores as a table, with each run's weight and temperature, and what the analysis says in short."""
+    found, plan = fitted.found, fitted.plan
+    shown = [*fitted.runs, fitted.equal, found.before, *found.after.values(), *found.ruled.values(), fitted.fitted]
+    width = max(len(score.name) for score in [*shown, fitted.cross_fitted])
+    lines = [
+        f"{'':<{width}} {'images':>7} {'log loss':>9} {'macro-F1':>9} {'accuracy':>9} {'Brier':>7} {'ECE':>7}"
+        f" {'weight':>7} {'temp.':>6}"
+    ]
     for score, weight, temperature in zip(fitted.runs, fitted.blend.weights, fitted.blend.temperatures, strict=True):
-        lines.append(f"{_line(score, width)} {weight:>7.3f} {temperature:>6.3f}")
-    lines += [_line(score, width) for score in (fitted.equal, fitted.fitted, fitted.cross_fitted)]
-    lines[-2] += f" {'':>7} {fitted.blend.temperature:>6.3f}"
-    lines.append("cross-fitted: no row was scored by weights or temperatures that had seen it")
-    if fitted.ensemble.views != ("original",):
-        lines.append(f"fitted on the original view; at inference each member sees {', '.join(fitted.ensemble.views)}")
+        counted = "stacked" if plan.method == "stacking" else f"{weight:.3f}"
+        lines.append(f"{_line(score, width)} {counted:>7} {temperature:>6.3f}")
+    lines += [_line(fitted.equal, width), f"{_line(fitted.fitted, width)} {'':>7} {fitted.blend.temperature:>6.3f}"]
+    lines.append("each row answered by a fit that had not seen its fold:")
+    lines += [_line(score, width) for score in (found.before, *found.after.values(), *found.ruled.values())]
+    lines.append(_line(fitted.cross_fitted, width))
+    lines += [_kept(fitted), *fitted.notes, "", fitted.analysis.text()]
     return "\n".join(lines)
 
 
+def _kept(fitted: Fitted) -> str:
+    found = fitted.found
+    words = [f"cross-fitted: calibration {found.kind}"]
+    if fitted.blend.clip:
+        words.append(f"no probability under {fitted.blend.clip:.2g}")
+    if found.ruled:
+        words.append(f"labels by {found.rule or 'the most probable class, which no rule surpassed'}")
+    return ", ".join(words)
+
+
 def _line(score: Score, width: int) -> str:
-    return f"{score.name:<{width}} {score.rows:>7} {score.log_loss:>9.4f} {score.macro_f1:>9.4f} {score.ece:>7.4f}"
-
-
-def _score(name: str, logits: NDArray[np.floating], targets: NDArray[np.int64]) -> Score:
-    answers = calibration.log_softmax(logits)
-    labels = np.arange(answers.shape[1])
-    f1 = f1_score(targets, answers.argmax(axis=1), labels=labels, average="macro", zero_division=0)
-    ece = calibration.expected_calibration_error(np.exp(answers), targets)
-    return Score(name, len(targets), calibration.log_loss(answers, targets), float(f1), ece)
-
-
-def _rows(table: oof.Table, rows: NDArray[np.int64]) -> oof.Table:
-    return oof.Table(
-        table.ids[rows], table.targets[rows], [z[rows] for z in table.logits], [p[rows] for p in table.present]
+    return (
+        f"{score.name:<{width}} {score.rows:>7} {score.log_loss:>9.4f} {score.macro_f1:>9.4f} {score.accuracy:>9.4f}"
+        f" {score.brier:>7.4f} {score.ece:>7.4f}"
     )
+
+
+def _read(paths: Sequence[Path], views: Sequence[str], merge: Merge) -> list[oof.Run]:
+    """The runs' answers with these views where all have such, else all of the original view."""
+    runs = [oof.read(path, views, merge) for path in paths]
+    if len({run.views for run in runs}) > 1:
+        return [run if run.views == oof.ORIGINAL else oof.read(run.path) for run in runs]
+    return runs
+
+
+def _alone(name: str, table: oof.Table, g: int) -> Score:
+    rows = table.present[g]
+    alone = replace(table, logits=[table.logits[g]], present=[rows]).take(rows)
+    return scores.score(name, blend.mix_pool(alone, Pool((1.0,), np.ones(1))), alone.targets)
+
+
+def _equal(table: oof.Table) -> Score:
+    count = len(table.logits)
+    answers = blend.mix_pool(table, Pool((1.0,) * count, np.full(count, 1 / count)))
+    return scores.score("equal weights", answers, table.targets)
+
+
+def _ensemble(
+    best: Blend,
+    runs: Sequence[oof.Run],
+    members: Sequence[Sequence[Member]],
+    names: Sequence[str],
+) -> Ensemble:
+    """A run's folds share its weight; runs of no weight are left out, unless a stack needs them."""
+    shares = np.ones(len(runs)) if best.layers.stack else best.weights
+    multipliers: dict[str, float] = {}
+    if best.shifts is not None:
+        factors = np.exp(best.shifts)
+        multipliers = {name: float(factors[c]) for c, name in enumerate(runs[0].class_names)}
+    return Ensemble(
+        combine=best.combine,
+        temperature=best.temperature,
+        tempered="views" if runs[0].views == oof.ORIGINAL else "mean",
+        clip=best.clip,
+        class_multipliers=multipliers,
+        members=tuple(
+            member.model_copy(
+                update={"group": name, "weight": float(share) / len(mine), "temperature": best.temperatures[g]}
+            )
+            for g, (name, share, mine) in enumerate(zip(names, shares, members, strict=True))
+            for member in mine
+            if share > 0
+        ),
+    )
+
+
+def _notes(
+    runs: Sequence[oof.Run], names: Sequence[str], table: oof.Table, views: tuple[str, ...], plan: Plan
+) -> tuple[str, ...]:
+    """What a reader of the figures has to know: runs that answered fewer images, and views that were not fitted."""
+    notes, total = [], len(table.ids)
+    for name, run, present in zip(names, runs, table.present, strict=True):
+        if not present.all():
+            folds = ", ".join(str(oof.number(fold)) for fold in run.folds)
+            notes.append(
+                f"{name} answers {present.sum()} of {total} images (folds {folds}); the others stand in for it"
+            )
+    common = int(table.common().sum())
+    everywhere = plan.method in ("equal", "fixed") or (plan.method, plan.combine) == ("convex", "probabilities")
+    if notes and not everywhere:
+        notes.append(f"fitted on the {common} images that all runs answer")
+    if views != oof.ORIGINAL and runs[0].views == oof.ORIGINAL:
+        seen, words = ", ".join(views), " ".join(str(run.path) for run in runs)
+        notes.append(
+            f"fitted on the original view; at inference each member sees {seen}. To fit what they will give, first run:"
+            f" python -m infer oof {words} --tta {' '.join(views)}"
+        )
+    elif views != oof.ORIGINAL:
+        notes.append(f"fitted on answers with the views {', '.join(views)}")
+    return tuple(notes)
 
 
 def _names(runs: Sequence[oof.Run]) -> list[str]:

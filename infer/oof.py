@@ -1,27 +1,32 @@
 """The out-of-fold (OOF) answers of finished runs: read from their folders, checked, and aligned by image.
 
-What is made of them stands in `fit`.
+Logits stay memory-mapped in their files: what is made of them, in `fit`, takes some rows at a time. How answers with
+TTA views come about stands in `views_oof`.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from config.errors import CheckpointError, DataError
-from infer import repeats
+from infer import npz, repeats
+from infer.calibration import log_softmax
 from infer.member import check_classes
 from infer.predictors import checkpoint
 
 BEST = "best"
 OOF = "oof.npz"
+ORIGINAL = ("original",)
 # What NumPy and zipfile raise for damaged files; NotImplementedError and RuntimeError speak of zip features.
 _DAMAGED = (
     OSError,
@@ -32,62 +37,141 @@ _DAMAGED = (
     MemoryError,
     OverflowError,
     RuntimeError,
+    struct.error,
     zipfile.BadZipFile,
     zlib.error,
 )
 
+_TINY = np.finfo(np.float32).tiny
+
+Ints = NDArray[np.int64]
+
+
+class Gathered:
+    """float32 `[N, C]` logits whose rows lie in several files; rows are copied when they are asked for.
+
+    Row i is `parts[part[r, i]][row[r, i]]` for the repeats r that have one (`part` not -1), 0 for none. Of several the
+    logarithm of the mean probability is taken, as `repeats` does.
+    """
+
+    def __init__(self, parts: Sequence[NDArray[np.floating]], part: Ints, row: Ints):
+        self.parts, self.part, self.row = list(parts), part, row
+        self.shape = (part.shape[1], parts[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> NDArray[np.float32]:
+        part, row = self.part[:, rows], self.row[:, rows]
+        found = np.zeros((*part.shape, self.shape[1]), dtype=np.float32)
+        for logits, which, place in zip(found, part, row, strict=True):
+            for number in np.unique(which[which >= 0]):
+                mine = which == number
+                logits[mine] = self.parts[number][place[mine]]
+        return found[0] if len(part) == 1 else _averaged(found, part >= 0)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[:].astype(dtype or np.float32, copy=False)
+
+    def take(self, rows: NDArray[Any]) -> Gathered:
+        """These rows, in this order; nothing is copied."""
+        return Gathered(self.parts, self.part[:, rows], self.row[:, rows])
+
 
 @dataclass(frozen=True)
 class Run:
-    """One run's OOF answers: `logits` float32 `[N, C]` of the images `ids`, `targets` int64 `[N]`, and its folds."""
+    """One run's OOF answers: `logits` `[N, C]` of the images `ids`, `targets` int64 `[N]`, `fold` int64 `[N]`, and the
+    folders of its finished folds. `views` are those that the answers were made with."""
 
     path: Path
     folds: tuple[Path, ...]
     class_names: tuple[str, ...]
     ids: NDArray[np.str_]
-    logits: NDArray[np.float32]
-    targets: NDArray[np.int64]
+    logits: Gathered
+    targets: Ints
+    fold: Ints
+    views: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Table:
     """The runs' answers to all images that any of them answered.
 
-    `logits[g]` is float32 `[N, C]` of run g, zeros where `present[g]`, bool `[N]`, says that it has no answer.
+    `logits[g]` is `[N, C]` of run g, zeros where `present[g]`, bool `[N]`, says that it has no answer. `fold` int64
+    `[N]` is the fold that the image validated in the first run that answered it.
     """
 
     ids: NDArray[np.str_]
-    targets: NDArray[np.int64]
-    logits: list[NDArray[np.float32]]
+    targets: Ints
+    logits: list[Gathered]
     present: list[NDArray[np.bool_]]
+    fold: Ints
+
+    def take(self, rows: NDArray[Any]) -> Table:
+        """These rows, given as indices or as a mask; logits are not copied."""
+        logits, present = [z.take(rows) for z in self.logits], [p[rows] for p in self.present]
+        return Table(self.ids[rows], self.targets[rows], logits, present, self.fold[rows])
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return self.logits[0].shape[1]
+
+    def common(self) -> NDArray[np.bool_]:
+        """bool `[N]`: the images that all runs answered."""
+        return np.logical_and.reduce(self.present)
 
 
-def read(path: Path) -> Run:
+def view_file(views: Sequence[str], merge: str = "probabilities") -> str:
+    """The name of the file of a fold's OOF answers with these views, merged by `merge`."""
+    return OOF if tuple(views) == ORIGINAL else f"oof_{merge}_{','.join(views)}.npz"
+
+
+def read(path: Path, views: Sequence[str] = ORIGINAL, merge: str = "probabilities") -> Run:
     """Read `RUN/fold_K/oof.npz` and the class names of `RUN/fold_K/best` of all finished folds.
 
-    `CheckpointError` when the run has none or one is damaged, `DataError` when two folds answer the same image.
+    Answers that were made with `views` are taken where all folds have them, else those of the original view.
+    `CheckpointError` when the run has none or one is damaged, `DataError` when two folds answer the same image of a
+    run whose folds are not repeated.
     """
-    folds = [fold for fold in _folds(path) if (fold / OOF).is_file() and (fold / BEST).is_dir()]
-    if not folds:
-        raise CheckpointError(f"{path}: has no finished fold (fold_K/{BEST} and fold_K/{OOF}); train it first")
+    folds = finished(path)
     cards = [(str(fold), checkpoint.read_card(fold / BEST).class_names) for fold in folds]
     check_classes(cards)
-    parts = [_load(fold / OOF, len(cards[0][1])) for fold in folds]
-    ids, logits, targets = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    unique, counts = np.unique(ids, return_counts=True)
-    if (counts > 1).any() and repeats.of_run(path):
-        ids, logits, targets = repeats.merged(repeats.Answers(ids, logits, targets))
-    elif (counts > 1).any():
-        twice = str(unique[counts > 1][0])
-        raise DataError(f"{path}: two folds both answer image {twice!r}; they are not of one split")
-    return Run(path, tuple(folds), cards[0][1], ids, logits, targets)
+    name = view_file(views, merge)
+    if not all((fold / name).is_file() for fold in folds):
+        name, views = OOF, ORIGINAL
+    parts = [_load(fold / name, len(cards[0][1])) for fold in folds]
+    ids, part, row = _places([part[0] for part in parts], path)
+    targets, fold_of = _targets(parts, part, row, ids, path), np.array([number(fold) for fold in folds])
+    logits = Gathered([part[1] for part in parts], part, row)
+    return Run(path, tuple(folds), cards[0][1], ids, logits, targets, fold_of[part[0]], tuple(views))
+
+
+def finished(path: Path) -> list[Path]:
+    """The finished folds of a run, in the order of their numbers; `CheckpointError` when there is none."""
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: there is no such run folder; train it first with train_torch.py or train_mlx.py"
+        )
+    numbered = [(re.fullmatch(r"fold_(\d+)", fold.name), fold) for fold in path.glob("fold_*")]
+    ordered = [fold for _, fold in sorted((int(match[1]), fold) for match, fold in numbered if match)]
+    folds = [fold for fold in ordered if (fold / OOF).is_file() and (fold / BEST).is_dir()]
+    if not folds:
+        lacking = f"has no finished fold (fold_K/{BEST} and fold_K/{OOF})"
+        raise CheckpointError(f"{path}: {lacking}; train it first, with --resume {path} where it was begun")
+    return folds
+
+
+def number(fold: Path) -> int:
+    """K of a folder `fold_K`."""
+    return int(fold.name.removeprefix("fold_"))
 
 
 def align(runs: Sequence[Run]) -> Table:
     """All runs' rows by image, sorted by ID; `ConfigError` or `DataError` when classes or targets disagree."""
     check_classes([(str(run.path), run.class_names) for run in runs])
     ids = np.unique(np.concatenate([run.ids for run in runs]))
-    targets = np.full(len(ids), -1, dtype=np.int64)
+    targets, fold_of = np.full(len(ids), -1, dtype=np.int64), np.full(len(ids), -1, dtype=np.int64)
     logits, present = [], []
     for run in runs:
         rows = np.searchsorted(ids, run.ids)
@@ -98,23 +182,59 @@ def align(runs: Sequence[Run]) -> Table:
                 f"{run.path}: image {name!r} has another target than in the runs before; fit runs of one data set"
             )
         targets[rows] = run.targets
-        whole = np.zeros((len(ids), run.logits.shape[1]), dtype=np.float32)
-        whole[rows] = run.logits
-        logits.append(whole)
-        present.append(np.isin(np.arange(len(ids)), rows))
-    return Table(ids, targets, logits, present)
+        fold_of[rows] = np.where(fold_of[rows] < 0, run.fold, fold_of[rows])
+        shape = (len(run.logits.part), len(ids))
+        part, row = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        part[:, rows], row[:, rows] = run.logits.part, run.logits.row
+        logits.append(Gathered(run.logits.parts, part, row))
+        present.append(part.max(axis=0) >= 0)
+    return Table(ids, targets, logits, present, fold_of)
 
 
-def _folds(path: Path) -> list[Path]:
-    """`fold_0`, `fold_1`, ... in the order of their numbers."""
-    numbered = [(re.fullmatch(r"fold_(\d+)", fold.name), fold) for fold in path.glob("fold_*")]
-    return [fold for _, fold in sorted((int(match[1]), fold) for match, fold in numbered if match)]
+def _places(named: Sequence[NDArray[np.str_]], path: Path) -> tuple[NDArray[np.str_], Ints, Ints]:
+    """The distinct ids of all folds, in the order of their first appearance, and for each repeat and id its fold and
+    its row there."""
+    ids = np.concatenate(named)
+    fold = np.repeat(np.arange(len(named)), [len(part) for part in named])
+    row = np.concatenate([np.arange(len(part)) for part in named])
+    unique, first, inverse, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
+    if (counts > 1).any():
+        twice = str(unique[counts > 1][0])
+        if not repeats.of_run(path) or any(len(np.unique(part)) < len(part) for part in named):
+            raise DataError(f"{path}: two folds both answer image {twice!r}; they are not of one split")
+    order = np.argsort(inverse, kind="stable")
+    again = np.empty(len(ids), dtype=np.int64)
+    again[order] = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+    part_of = np.full((int(counts.max(initial=1)), len(unique)), -1, dtype=np.int64)
+    row_of = np.zeros_like(part_of)
+    part_of[again, inverse], row_of[again, inverse] = fold, row
+    by_appearance = np.argsort(first)
+    return unique[by_appearance], part_of[:, by_appearance], row_of[:, by_appearance]
 
 
-def _load(path: Path, classes: int) -> tuple[NDArray[np.str_], NDArray[np.float32], NDArray[np.int64]]:
+def _averaged(logits: NDArray[np.float32], there: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """float32 `[N, C]` of the repeats' logits `[R, N, C]`, of which those `there` `[R, N]` count."""
+    probabilities = np.exp(log_softmax(logits)) * there[:, :, None]
+    mean = probabilities.sum(axis=0) / np.maximum(there.sum(axis=0), 1)[:, None]
+    several = there.sum(axis=0, keepdims=True).T > 1
+    return np.where(several, np.log(np.maximum(mean, _TINY)), logits.sum(axis=0)).astype(np.float32)
+
+
+def _targets(parts: Sequence[tuple[Any, Any, Ints]], part: Ints, row: Ints, ids: NDArray[np.str_], path: Path) -> Ints:
+    """int64 `[N]`; `DataError` when repeats disagree on the target of an image."""
+    found = np.full(part.shape, -1, dtype=np.int64)
+    for place, (_, _, targets) in enumerate(parts):
+        found[part == place] = targets[row[part == place]]
+    wrong = ((found >= 0) & (found != found[0])).any(axis=0)
+    if wrong.any():
+        raise DataError(f"{path}: its folds disagree on the target of image {ids[wrong][0]!r}; train it again")
+    return found[0]
+
+
+def _load(path: Path, classes: int) -> tuple[NDArray[np.str_], NDArray[np.float32], Ints]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            ids, logits, targets = file["ids"], file["logits"], file["targets"]
+        arrays = npz.read(path)
+        ids, logits, targets = arrays["ids"], arrays["logits"], arrays["targets"]
     except _DAMAGED as error:
         raise CheckpointError(f"{path}: is damaged or not Tandem's ({error}); train this fold again") from error
     kinds = ids.dtype.kind, logits.dtype.kind, targets.dtype.kind

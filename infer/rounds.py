@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from infer import merge, views
 from infer.calibration import Floats
-from infer.ensemble import Ensemble, Merge, Mixture
+from infer.ensemble import Ensemble, Merge
+from infer.finish import Finish
 from infer.prepare import Prepared
 from infer.residency import Members
 
@@ -52,11 +53,12 @@ class Panel:
     members: Members
     places: tuple[int, ...]
     input_of: tuple[int, ...]
+    finish: Finish
 
     @property
     def merge(self) -> Merge:
         """How the views of a member merge."""
-        return self.ensemble.merge or self.ensemble.combine
+        return self.ensemble.view_merge
 
     def answer(self, batches: Sequence[Prepared]) -> list[Answers]:
         """The answers to a round."""
@@ -72,15 +74,12 @@ class Panel:
         merging = [[merge.start(self.merge) for _ in self.places] for _ in batches]
         for mine in self.members.groups(range(len(self.places))):
             for number, m, logits in self._pass(batches, mine, known or {}):
-                merging[number][m].add(logits, temperature=self.ensemble.members[m].temperature)
+                merging[number][m].add(logits, temperature=self.finish.view_temperature(self.ensemble.members[m]))
         return [[one.log_probabilities() for one in merged] for merged in merging]
 
     def mix(self, alone: Sequence[Floats]) -> NDArray[np.float32]:
         """float32 `[B, C]`: the ensemble's probabilities from its members' log probabilities."""
-        together = Mixture(self.ensemble.combine)
-        for member, answer in zip(self.ensemble.members, alone, strict=True):
-            together.add(answer, member.weight)
-        return np.exp(together.log_probabilities(self.ensemble.temperature)).astype(np.float32)
+        return self.finish.probabilities(alone)
 
     def _pass(
         self, batches: Sequence[Sequence[Images]], mine: Sequence[int], known: Known

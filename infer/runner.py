@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from config.errors import DataError
 from infer.ensemble import Ensemble
+from infer.finish import Finish
 from infer.inputs import Inputs, of_images, of_paths
 from infer.options import NONE_GIVEN, RunOptions
 from infer.prepare import AHEAD, Grid, prepare
@@ -60,7 +61,8 @@ class Runner:
         cards = [self._members.cards[place] for place in self._places]
         self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
         self._inputs, input_of = _by_input([card.preprocessing for card in cards])
-        self._panel = Panel(ensemble, self._members, self._places, input_of)
+        self.finish = Finish(ensemble, self.class_names)
+        self._panel = Panel(ensemble, self._members, self._places, input_of, self.finish)
 
     def run(self, paths: Sequence[Path], batch_size: int | None = None, workers: int = 0) -> Iterator[Answers]:
         """Answer files batch by batch, in their order; as `stream`, with a `DataError` for an unreadable image."""
@@ -113,8 +115,7 @@ class Runner:
 
     def _alone(self, m: int) -> Runner:
         member = self.ensemble.members[m].model_copy(update={"weight": 1.0})
-        alone = self.ensemble.model_copy(update={"members": (member,), "temperature": 1.0})
-        return Runner(alone, members=self._members, places=[self._places[m]])
+        return Runner(self.ensemble.alone(member), members=self._members, places=[self._places[m]])
 
     @property
     def name(self) -> str:

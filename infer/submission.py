@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from config.errors import ConfigError, DataError
 from data import csvfile
+from infer import aliases as alias
+from infer.aliases import Groups
 
 Kind = Literal["int", "float", "text"]
 Probabilities = NDArray[np.float32]
@@ -50,9 +52,10 @@ def plain_layout(ids: Sequence[str], id_column: str = "ID", target_column: str =
     return Layout((id_column, target_column), id_column, target_column, "text", tuple(ids))
 
 
-def sample_layout(path: Path, class_names: Sequence[str], id_column: str = "ID") -> Layout:
+def sample_layout(path: Path, class_names: Sequence[str], id_column: str = "ID", *, aliases: Groups = ()) -> Layout:
     """The layout of a sample submission, whose ID column is `id_column` or else the first one.
 
+    A wide sample may ask for `aliases` of classes too, whether the members know those names or not.
     Raises `DataError` when it is no table, repeats an ID, has neither one target column nor a column for each class, or
     holds values of a dtype that the class names do not have.
     """
@@ -67,8 +70,10 @@ def sample_layout(path: Path, class_names: Sequence[str], id_column: str = "ID")
         kind = kind_of(row[header.index(others[0])] for row in rows)
         _check_kind(path, others[0], kind, [row[header.index(others[0])] for row in rows], class_names)
         return Layout(tuple(header), key, others[0], kind, ids)
-    if set(others) != set(class_names):
-        raise DataError(f"{path}: {_column_fault(others, class_names)}; take the sample that fits these members")
+    asked = [name for name in others if name in class_names or name not in alias.names(class_names, aliases)]
+    needed = [name for name in class_names if name in others or name not in alias.names(others, aliases)]
+    if set(asked) != set(needed):
+        raise DataError(f"{path}: {_column_fault(asked, needed)}; take the sample that fits these members")
     return Layout(tuple(header), key, None, "float", ids)
 
 
@@ -90,20 +95,33 @@ def align(ids: Sequence[str], layout: Layout, source: str) -> NDArray[np.int64]:
     return np.array([places[name] for name in asked], dtype=np.int64)
 
 
-def write(path: Path, layout: Layout, probabilities: Probabilities, class_names: Sequence[str]) -> Path:
+def write(
+    path: Path,
+    layout: Layout,
+    probabilities: Probabilities,
+    class_names: Sequence[str],
+    *,
+    labels: NDArray[np.int64] | None = None,
+    aliases: Groups = (),
+) -> Path:
     """Write the submission and, beside it, `STEM_probabilities.csv`; returns the path of the latter.
 
-    `probabilities` float32 `[N, C]` in the order of `layout.ids`. `ConfigError` when a file exists already.
+    `probabilities` float32 `[N, C]` in the order of `layout.ids`; `labels` int64 `[N]` are the chosen classes, else the
+    most probable ones. In a wide file `aliases` share the probability of their class, and the numbers of a row, as they
+    are printed, sum to one. `ConfigError` when a file exists already.
     """
     beside = probabilities_path(path)
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = list(layout.columns) if layout.target is None else [layout.id_column, *class_names]
-    _write_rows(beside, header, _wide(header, layout, probabilities, class_names))
+    chosen = probabilities.argmax(axis=1) if labels is None else labels
+    header = [layout.id_column, *class_names]
+    _write_rows(beside, header, _wide(header, layout, probabilities))
     if layout.target is None:
-        _write_rows(path, header, _wide(header, layout, probabilities, class_names))
+        asked = [name for name in layout.columns if name != layout.id_column]
+        shared = alias.shared(probabilities, class_names, aliases, asked)
+        _write_rows(path, layout.columns, _wide(layout.columns, layout, shared))
     else:
-        _write_rows(path, layout.columns, _labels(layout, probabilities, class_names))
+        _write_rows(path, layout.columns, _labels(layout, chosen, class_names))
     return beside
 
 
@@ -152,7 +170,9 @@ def read_rows(path: Path) -> Rows:
     """A CSV file of at least two columns and one row; `DataError`, with its line, for whatever is wrong."""
     rows = [row.cells for row in csvfile.read(path, ())]
     if len(rows[0]) < 2:
-        raise DataError(f"{path}: has one column only; a submission has an ID column and at least one other")
+        raise DataError(
+            f"{path}: has one column only; a submission has an ID column and at least one other, separated by commas"
+        )
     return Rows(list(rows[0]), [list(cells.values()) for cells in rows])
 
 
@@ -200,10 +220,10 @@ def _column_fault(others: Sequence[str], class_names: Sequence[str]) -> str:
     return " and ".join(parts)
 
 
-def _labels(layout: Layout, probabilities: Probabilities, class_names: Sequence[str]) -> Iterable[list[str]]:
+def _labels(layout: Layout, chosen: NDArray[np.int64], class_names: Sequence[str]) -> Iterable[list[str]]:
     cells = [_label(name, layout.kind) for name in class_names]
     first = layout.columns[0] == layout.id_column
-    for name, best in zip(layout.ids, probabilities.argmax(axis=1), strict=True):
+    for name, best in zip(layout.ids, chosen, strict=True):
         yield [name, cells[best]] if first else [cells[best], name]
 
 
@@ -213,16 +233,21 @@ def _label(name: str, kind: Kind) -> str:
     return str(int(float(name))) if kind == "int" else str(float(name))
 
 
-def _wide(
-    header: Sequence[str], layout: Layout, probabilities: Probabilities, class_names: Sequence[str]
-) -> Iterable[list[str]]:
-    """Rows whose class columns follow `header`; nine digits keep a float32 exactly."""
+def _wide(header: Sequence[str], layout: Layout, probabilities: Probabilities) -> Iterable[list[str]]:
+    """Rows of `header`, whose columns but that of the IDs are the columns of `probabilities`."""
     at = header.index(layout.id_column)
-    place = {name: column for column, name in enumerate(class_names)}
-    order = [place[name] for name in header if name != layout.id_column]
-    for name, row in zip(layout.ids, probabilities[:, order], strict=True):
-        cells = [f"{value:.9g}" for value in row]
+    for name, row in zip(layout.ids, probabilities, strict=True):
+        cells = _printed(row)
         yield [*cells[:at], name, *cells[at:]]
+
+
+def _printed(row: Probabilities) -> list[str]:
+    """Nine digits, which keep a float32 exactly; the largest number is what the others leave of one."""
+    exact = row.astype(np.float64)
+    largest = int(exact.argmax())
+    cells = [f"{value:.9g}" for value in exact / exact.sum()]
+    cells[largest] = repr(1 - math.fsum(float(cell) for place, cell in enumerate(cells) if place != largest))
+    return cells
 
 
 def _write_rows(path: Path, header: Sequence[str], rows: Iterable[list[str]]) -> None:

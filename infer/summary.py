@@ -12,14 +12,26 @@ _SHOWN_IMAGES = 5
 _UNSURE = 0.5
 
 
-def text(probabilities: NDArray[np.float32], class_names: Sequence[str], ids: Sequence[str]) -> str:
-    """The class distribution and the confidence of `probabilities` `[N, C]`, several lines."""
-    return f"{distribution(probabilities, class_names)}\n\n{confidence(probabilities, ids)}"
+def text(
+    probabilities: NDArray[np.float32],
+    class_names: Sequence[str],
+    ids: Sequence[str],
+    *,
+    labels: NDArray[np.int64] | None = None,
+) -> str:
+    """The class distribution and the confidence of `probabilities` `[N, C]`, several lines.
+
+    `labels` `[N]` are the chosen classes where they are not the most probable ones.
+    """
+    return f"{distribution(probabilities, class_names, labels)}\n\n{confidence(probabilities, ids)}"
 
 
-def distribution(probabilities: NDArray[np.float32], class_names: Sequence[str]) -> str:
+def distribution(
+    probabilities: NDArray[np.float32], class_names: Sequence[str], labels: NDArray[np.int64] | None = None
+) -> str:
     """A table of classes: how often each is predicted, and its mean probability; the most frequent where many."""
-    counts = np.bincount(probabilities.argmax(axis=1), minlength=len(class_names))
+    chosen = probabilities.argmax(axis=1) if labels is None else labels
+    counts = np.bincount(chosen, minlength=len(class_names))
     means = probabilities.mean(axis=0)
     many = len(class_names) > _SHOWN_CLASSES
     order = np.argsort(-counts, kind="stable")[:_SHOWN_CLASSES] if many else np.arange(len(class_names))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -13,28 +15,53 @@ from infer.submission import Kind, Rows, kind_of, read_rows
 _SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from one
 
 
-def faults(path: Path, sample: Path, id_column: str = "ID") -> list[str]:
+def faults(path: Path, sample: Path, id_column: str = "ID", *, labels: Sequence[str] = ()) -> list[str]:
     """All faults of the submission `path` against `sample`, one line each; empty for a good file.
 
-    Checked: columns and their order, IDs (missing, unknown, repeated, order), empty cells, dtypes, and for files with a
-    column a class that each is a probability and that rows sum to one. `DataError` when the sample itself is unusable.
+    Checked: byte-order mark and delimiter, columns and their order, IDs (missing, unknown, repeated, order), empty
+    cells, NaN, dtypes, labels that are none of `labels`, and for files with a column a class that each is a probability
+    and that rows sum to one. `DataError` when the sample itself is unusable.
     """
     wanted = read_rows(sample)
+    faults = _encoding(path, sample)
     try:
         found = read_rows(path)
     except DataError as error:
-        return [str(error)]
+        return [f"{path}: {fault}" for fault in faults] or [str(error)]
     key = id_column if id_column in wanted.header else wanted.header[0]
-    faults = _columns(found.header, wanted.header)
+    faults += _columns(found.header, wanted.header)
     if key in found.header:
         faults += _ids(_column(found, key), _column(wanted, key))
     values = [name for name in wanted.header if name != key and name in found.header]
     for name in values:
         want = kind_of(_column(wanted, name))
         faults += _cells(name, _column(found, name), "float" if len(values) > 1 and want == "int" else want)
+    if len(values) == 1 and labels:
+        faults += _unknown(values[0], _column(found, values[0]), labels)
     if len(values) > 1 and not faults:
         faults += _probabilities(found, key, values)
     return [f"{path}: {fault}" for fault in faults]
+
+
+def _encoding(path: Path, sample: Path) -> list[str]:
+    """A byte-order mark or a delimiter that the sample does not have."""
+    with path.open("rb") if path.is_file() else io.BytesIO() as mine, sample.open("rb") as theirs:
+        head, wanted = mine.readline(), theirs.readline()
+    marked = head.startswith(codecs.BOM_UTF8) and not wanted.startswith(codecs.BOM_UTF8)
+    faults = ["begins with a byte-order mark; save it as UTF-8 without one"] * marked
+    other = next((mark for mark in (b";", b"\t", b"|") if mark in head and mark not in wanted), None)
+    if other and b"," not in head:
+        faults.append(f"columns are separated by {other.decode()!r} where the sample has ','; save it with commas")
+    return faults
+
+
+def _unknown(name: str, found: Sequence[str], labels: Sequence[str]) -> list[str]:
+    known = {*labels, *(str(float(label)) for label in labels if kind_of([label]) != "text")}
+    wrong = [(row, cell) for row, cell in enumerate(found) if cell.strip() and cell not in known]
+    if not wrong:
+        return []
+    row, cell = wrong[0]
+    return [f"column {name!r}: {len(wrong)} labels are unknown, the first is {cell!r} in row {row + 2}"]
 
 
 def _columns(found: Sequence[str], wanted: Sequence[str]) -> list[str]:
@@ -65,6 +92,10 @@ def _cells(name: str, found: Sequence[str], want: Kind) -> list[str]:
     empty = [row for row, cell in enumerate(found) if not cell.strip()]
     if empty:
         return [f"column {name!r}: {len(empty)} cells are empty, the first in row {empty[0] + 2}"]
+    numbers = want != "text"
+    wrong = [row for row, cell in enumerate(found) if numbers and _endless(cell)]
+    if wrong:
+        return [f"column {name!r}: {len(wrong)} cells are NaN or infinite, the first in row {wrong[0] + 2}"]
     have = kind_of(found)
     fits = want in (have, "text") or (want, have) == ("float", "int")
     return [] if fits or not found else [f"column {name!r}: holds {have} values where the sample has {want}"]
@@ -77,12 +108,22 @@ def _probabilities(found: Rows, key: str, values: Sequence[str]) -> list[str]:
     faults = []
     for number, row in enumerate(found.rows, start=2):
         numbers = [float(row[place]) for place in places]
-        if not all(0 <= value <= 1 for value in numbers):
-            faults.append(f"row {number} ({row[found.header.index(key)]}): a value is no probability between 0 and 1")
+        wrong = next((place for place, value in zip(places, numbers, strict=True) if not 0 <= value <= 1), None)
+        if wrong is not None:
+            which = "is negative" if float(row[wrong]) < 0 else "is above 1"
+            cell = f"{row[wrong]} in column {found.header[wrong]!r} {which}"
+            faults.append(f"row {number} ({row[found.header.index(key)]}): {cell}")
         elif abs(math.fsum(numbers) - 1) > _SUM_TOLERANCE:
             faults.append(f"row {number} ({row[found.header.index(key)]}): sums to {math.fsum(numbers):.6g}, not to 1")
     more = [f"and {len(faults) - 3} more such rows"] if len(faults) > 3 else []
     return faults[:3] + more
+
+
+def _endless(cell: str) -> bool:
+    try:
+        return not math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _column(rows: Rows, name: str) -> list[str]:

@@ -32,7 +32,7 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     settings, spec, table = prepare(settings)
     images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
     teaching = teacher.read(settings, table)
-    table, suspects = audit.before(backend, settings, table, stop_requested)
+    table, suspects = audit.before(settings, table, stop_requested, lambda: run.folder(settings, backend))
     if settings.data.on_bad_image == "error":
         check.readable([*suspects, *teaching.paths()], images, settings.data.workers)
     folder = run.folder(settings, backend)

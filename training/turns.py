@@ -21,13 +21,14 @@ from config.errors import ConfigError
 from config.members import Member
 from config.schema import Settings
 from data import check, index
+from data.audit import actions
 from data.images import Images
 from models.card import Card
 from models.registry import ModelSpec
+from training import audit, failures, fold, run, teacher, trackers, worklist
 from training import campaign as single
-from training import failures, fold, run, teacher, worklist
 from training.members import Campaign
-from training.prepare import FOLDS, fold_numbers, keep_folds, prepare, refuse
+from training.prepare import FOLDS, fold_numbers, keep_folds, prepare, refuse, with_vanished
 from training.worklist import Claim, Worklist
 
 
@@ -48,10 +49,14 @@ class Ready:
 
 @dataclass(frozen=True)
 class Stock:
-    """What all members of a campaign share: images, labels, folds, and the numbers of the folds to train."""
+    """What all members of a campaign share: images, labels, folds, and the numbers of the folds to train.
+
+    `doubtful` are the files of which the audit does not know that they can be read.
+    """
 
     table: index.Table
     images: Images
+    doubtful: list[Path]
     fold_of: NDArray[np.int64]
     numbers: list[int]
 
@@ -124,13 +129,17 @@ def _able(campaign: Campaign, wish: Wish) -> list[Member]:
 
 def _stock(campaign: Campaign) -> Stock:
     settings = campaign.settings
-    table = index.load(settings.data.root, settings.data.id_column, settings.data.target_column)
+    table = actions.load(settings.data).table
+    table, doubtful = audit.before(settings, table, campaign.stop_requested, lambda: campaign.folder)
     with run.briefly(campaign.folder):
+        table = with_vanished(settings, table, campaign.folder)
         fold_of = keep_folds(settings, table, campaign.folder)
-    return Stock(table, Images(pixel_limit=settings.data.pixel_limit), fold_of, fold_numbers(settings, fold_of))
+    images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
+    return Stock(table, images, doubtful, fold_of, fold_numbers(settings, fold_of))
 
 
 def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
+    trackers.require(member.settings.track)
     settings, spec, _ = prepare(member.settings, stock.table)
     teaching = teacher.read(settings, stock.table)
     teacher.check(teaching, stock.table, stock.fold_of, stock.numbers)
@@ -145,7 +154,7 @@ def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
 def _look_at_images(team: Sequence[Ready], stock: Stock) -> None:
     strict = [one for one in team if one.settings.data.on_bad_image == "error"]
     if strict:
-        paths = {path: None for one in strict for path in (*stock.table.paths, *one.teaching.paths())}
+        paths = {path: None for one in strict for path in (*stock.doubtful, *one.teaching.paths())}
         check.readable(list(paths), stock.images, strict[0].settings.data.workers)
 
 

@@ -53,7 +53,7 @@ def test_a_file_is_not_overwritten(tmp_path):
         ("views: [hflp]\nmembers:\n- path: .", ["views: view 'hflp' is not known; did you mean hflip"]),
         (
             "combine: mean\ntemperature: 0\nmembers:\n- path: .",
-            ["combine: ", "'probabilities' or 'logits'", "temperature: "],
+            ["combine: ", "'probabilities', 'logits' or 'ranks'", "temperature: "],
         ),
         ("members:\n- path: here\n- path: there", ["do not exist: ", "here", "there"]),
         ("members: [", ["not a YAML file"]),

@@ -141,7 +141,14 @@ def test_the_validator_names_all_faults_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "fault"), [("0.5,0.4", "sums to 0.9"), ("1.5,-0.5", "no probability"), ("nan,1", "text")]
+    ("row", "fault"),
+    [
+        ("0.5,0.4", "row 3 (b): sums to 0.9"),
+        ("1.5,-0.5", "row 3 (b): 1.5 in column 'x' is above 1"),
+        ("-0.5,1.5", "row 3 (b): -0.5 in column 'x' is negative"),
+        ("nan,1", "column 'x': 1 cells are NaN or infinite, the first in row 3"),
+        ("inf,1", "column 'x': 1 cells are NaN or infinite, the first in row 3"),
+    ],
 )
 def test_the_validator_checks_probabilities(tmp_path, row, fault):
     path = tmp_path / "mine.csv"

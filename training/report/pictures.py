@@ -27,7 +27,7 @@ _QUALITY = 80
 
 
 def paths(run: Path) -> dict[str, Path]:
-    """The image files by id, those that are still there; none where the data set is gone."""
+    """The image files by id, those that are still there."""
     data = load.read(run / "config.yaml").data
     if data.root is None or not data.root.exists():
         return {}

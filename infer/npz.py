@@ -1,0 +1,64 @@
+"""Reading an `.npz` without copying it: large arrays of an uncompressed file are memory-mapped, after their checksum.
+
+`np.load` ignores `mmap_mode` for `.npz`; but `np.savez` stores arrays uncompressed, so that each is an ordinary `.npy`
+at some offset of the file. Compressed and small arrays are read. What the arrays mean stands elsewhere.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+_SMALL = 1 << 16  # bytes; mapping less costs more than reading it
+_LOCAL_HEADER = struct.Struct("<26xHH")  # the lengths of name and extra field end a zip's local header
+
+
+def read(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays by name, read-only where mapped. Raises what NumPy and zipfile raise for a damaged file."""
+    arrays: dict[str, NDArray[Any]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if info.compress_type == zipfile.ZIP_STORED and info.file_size >= _SMALL:
+                arrays[name] = _mapped(path, info)
+            else:
+                with archive.open(info) as member:
+                    arrays[name] = npy.read_array(member, allow_pickle=False)
+    return arrays
+
+
+def _mapped(path: Path, info: zipfile.ZipInfo) -> NDArray[Any]:
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        file.seek(sum(_LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))), 1)
+        start = file.tell()
+        _check(file, start, info)
+        shape, fortran, dtype = _header(file)
+        if dtype.hasobject:
+            raise ValueError("holds Python objects")
+        offset = file.tell()
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+def _check(file: IO[bytes], start: int, info: zipfile.ZipInfo) -> None:
+    """`BadZipFile` unless the bytes are those that were written."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as whole:
+        found = zlib.crc32(whole[start : start + info.file_size])
+    if found != info.CRC:
+        raise zipfile.BadZipFile(f"bad checksum of {info.filename}")
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"format version {version} of its arrays is not known")
+    found = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+    return found[0], found[1], found[2]

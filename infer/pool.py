@@ -1,0 +1,68 @@
+"""The weighted mean of the runs' out-of-fold answers: of probabilities, of logits, or of ranks.
+
+This is `ensemble.Mixture` for a whole table of memory-mapped answers, some rows at a time, in float32. How weights and
+temperatures are found stands in `weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from infer import calibration
+from infer.calibration import Floats
+from infer.ensemble import Combine
+from infer.oof import Table
+
+Answers = NDArray[np.float32]
+
+
+def mix(table: Table, temperatures: Sequence[float], weights: Floats, combine: Combine) -> Answers:
+    """Log probabilities float32 `[N, C]`; the weights of the runs that answered a row are normalised for it.
+
+    A row that only runs of weight 0 answered takes those equally.
+    """
+    answers = np.empty((len(table.ids), table.classes), dtype=np.float32)
+    present = np.stack(table.present, axis=1)
+    shares = (weights * present).astype(np.float32)
+    shares = np.where(shares.sum(axis=1, keepdims=True) > 0, shares, present)
+    shares /= shares.sum(axis=1, keepdims=True)
+    used = np.flatnonzero(shares.any(axis=0)).tolist()
+    for part in calibration.blocks(len(table.ids), table.classes):
+        logs = tempered(table, temperatures, part, used)
+        answers[part] = _mean(logs, shares[part][:, used].T[:, :, None], combine)
+    return answers
+
+
+def tempered(table: Table, temperatures: Sequence[float], part: slice, used: Iterable[int]) -> Answers:
+    """Log probabilities float32 `[U, n, C]` of the runs `used`, each at its temperature, for some rows."""
+    return np.stack([log_softmax(table.logits[g][part] / np.float32(temperatures[g])) for g in used])
+
+
+def log_softmax(rows: Answers) -> Answers:
+    """Log probabilities of float32 logits over the last axis, in float32."""
+    rows = rows - rows.max(axis=-1, keepdims=True)
+    rows -= np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+    return rows
+
+
+def summands(logs: Answers, combine: Combine) -> Answers:
+    """What the mean is taken of: probabilities, log probabilities, or the classes' ranks, C for the most probable."""
+    if combine == "probabilities":
+        return np.exp(logs)
+    if combine == "logits":
+        return logs
+    return rankdata(logs, axis=-1).astype(np.float32)
+
+
+def _mean(logs: Answers, shares: Answers, combine: Combine) -> Answers:
+    """Log probabilities `[n, C]` of the mean of `logs` `[U, n, C]` with `shares` `[U, n, 1]` that sum to one."""
+    if combine != "probabilities":
+        return log_softmax((shares * summands(logs, combine)).sum(axis=0))
+    top = logs.max(axis=0)  # taken out first: what underflows is nothing beside the largest
+    mean = (shares * np.exp(logs - top)).sum(axis=0)
+    # A run of no weight may be the one with the largest answer.
+    return np.asarray(log_softmax(top + np.log(np.maximum(mean, np.finfo(np.float32).tiny))))

@@ -1,0 +1,88 @@
+"""Stacking: multinomial logistic regression on the logits of all runs (Wolpert 1992), kept as plain arrays.
+
+The features of an image are each run's log probabilities less their mean: its logits, whatever constant a row of them
+carries. Its cost grows with the square of the number of classes; it is for tens of classes, not for hundreds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from infer import calibration, pool, weights
+from infer.calibration import Floats
+from infer.oof import Table
+from infer.scores import Ints
+
+_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, the inverse of the penalty, for features of variance one
+_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Stack:
+    """`softmax(coef @ features + intercept)`: `coef` `[C, G * C]`, `intercept` `[C]`."""
+
+    coef: Floats
+    intercept: Floats
+
+    def apply(self, logs: Sequence[NDArray[np.floating]]) -> Floats:
+        """Log probabilities `[N, C]` of those of the G runs, each `[N, C]`, in the order they were fitted in."""
+        return calibration.log_softmax(features(logs) @ self.coef.T + self.intercept)
+
+
+def features(logs: Sequence[NDArray[np.floating]]) -> Floats:
+    """float64 `[N, G * C]` of the runs' log probabilities, each `[N, C]`."""
+    return np.concatenate([np.asarray(rows, np.float64) - rows.mean(axis=1, keepdims=True) for rows in logs], axis=1)
+
+
+def fit(table: Table, temperatures: Sequence[float]) -> Stack:
+    """Fit on the images that all runs answered; the penalty is the best of four on one fold held out."""
+    table = table.take(weights.shared(table))
+    runs = range(len(table.logits))
+    rows = features(list(pool.tempered(table, temperatures, slice(0, len(table.ids)), runs)))
+    scale = float(rows.std()) or 1.0
+    rows /= scale
+    strength = _strength(rows, table)
+    coef, intercept = _regression(rows, table.targets, table.classes, strength)
+    return Stack(coef / scale, intercept)
+
+
+def mix(table: Table, temperatures: Sequence[float], stack: Stack) -> NDArray[np.float32]:
+    """Log probabilities float32 `[N, C]` of all rows; a run that did not answer a row counts as undecided there."""
+    answers = np.empty((len(table.ids), table.classes), dtype=np.float32)
+    runs = range(len(table.logits))
+    for part in calibration.blocks(len(table.ids), table.classes * len(runs)):
+        answers[part] = stack.apply(list(pool.tempered(table, temperatures, part, runs)))
+    return answers
+
+
+def _strength(rows: Floats, table: Table) -> float:
+    held = table.fold == table.fold.max()
+    if held.all() or len(np.unique(table.targets[~held])) < 2:
+        return _STRENGTHS[len(_STRENGTHS) // 2]
+    losses = []
+    for strength in _STRENGTHS:
+        coef, intercept = _regression(rows[~held], table.targets[~held], table.classes, strength)
+        logs = calibration.log_softmax(rows[held] @ coef.T + intercept)
+        losses.append(calibration.log_loss(logs, table.targets[held]))
+    return _STRENGTHS[int(np.argmin(losses))]
+
+
+def _regression(rows: Floats, targets: Ints, classes: int, strength: float) -> tuple[Floats, Floats]:
+    """Coefficients `[C, F]` and intercepts `[C]`; a class without images gets the mean of the others' own weights."""
+    model = LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(rows, targets)
+    seen = model.classes_
+    coef, intercept = model.coef_, model.intercept_
+    if len(seen) == 2:  # scikit-learn keeps the difference of the two
+        coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+    every, offset = np.zeros((classes, rows.shape[1])), np.full(classes, intercept.min())
+    every[seen], offset[seen] = coef, intercept
+    runs = rows.shape[1] // classes
+    absent = np.setdiff1d(np.arange(classes), seen)
+    for g in range(runs):
+        every[absent, g * classes + absent] = every[seen, g * classes + seen].mean()
+    return every, offset

@@ -1,0 +1,67 @@
+"""Out-of-fold answers with TTA views: each fold's best checkpoint sees its own validation images in every view.
+
+They stand beside `oof.npz`, one file for each set of views and way to merge them, and `oof.read` finds them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config import load
+from config.errors import ConfigError, DataError
+from data import index
+from infer import npz, oof
+from infer.ensemble import Ensemble, Merge
+from infer.member import Member
+from infer.runner import Runner
+
+_TINY = np.finfo(np.float32).tiny
+
+
+def answer(run: Path, views: Sequence[str], merge: Merge, batch_size: int, workers: int) -> Iterator[str]:
+    """Write the answers of each finished fold that has none yet; one line for each.
+
+    `CheckpointError` for a run without finished folds, `DataError` when an image of its OOF answers is gone.
+    """
+    name = oof.view_file(views, merge)
+    if name == oof.OOF:
+        raise ConfigError("--tta: the original view alone is what training has answered already; name more views")
+    folds = oof.finished(run)
+    oof.read(run)  # every file is whole, before the first image is decoded
+    paths = _paths(run) if not all((fold / name).exists() for fold in folds) else {}
+    for fold in folds:
+        target = fold / name
+        if target.exists():
+            yield f"{target}: is there already"
+            continue
+        arrays = npz.read(fold / oof.OOF)
+        ensemble = Ensemble(merge=merge, views=tuple(views), members=(Member(path=fold / oof.BEST),))
+        logits = _answered(ensemble, [_path(paths, str(name), run) for name in arrays["ids"]], batch_size, workers)
+        partial = fold / f".{name}"
+        with partial.open("wb") as file:
+            np.savez(file, ids=arrays["ids"], logits=logits, targets=arrays["targets"])
+        partial.replace(target)
+        yield f"wrote {target}: {len(logits)} images, {len(views)} views"
+
+
+def _answered(ensemble: Ensemble, paths: list[Path], batch_size: int, workers: int) -> NDArray[np.float32]:
+    """Log probabilities float32 `[N, C]`; what underflows is the smallest number there is."""
+    with Runner(ensemble) as runner:
+        parts = [part.probabilities for part in runner.run(paths, batch_size, workers)]
+    return np.log(np.maximum(np.concatenate(parts), _TINY))
+
+
+def _paths(run: Path) -> dict[str, Path]:
+    data = load.read(run / "config.yaml").data
+    table = index.load(data.root, data.id_column, data.target_column)
+    return dict(zip(table.ids, table.paths, strict=True))
+
+
+def _path(paths: dict[str, Path], name: str, run: Path) -> Path:
+    if name not in paths:
+        raise DataError(f"{run}: its data set has no image {name!r} any more; give it back its images")
+    return paths[name]
