@@ -22,6 +22,8 @@ from infer.predictors import checkpoint
 from infer.predictors import images as pixels
 from models import manifest, weights
 from models.card import Card
+from models.geometry import patch_grid
+from models.registry import ModelSpec
 
 _BATCH = 8
 _TINY = 1e-7  # pytorch-grad-cam's
@@ -59,14 +61,23 @@ class Explainer:
         self.card, self._feel = card, feel
 
     def heatmaps(self, images: NDArray[np.uint8], classes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 `[N, S, S]` in 0..1 for uint8 `[N, S, S, 3]` and one class number an image: 1 matters most."""
+        """float32 `[N, S, S]` in 0..1 for uint8 `[N, S, S, 3]` and one class number an image: 1 matters most.
+
+        `ConfigError` where the images are so small that the features are a single place.
+        """
         pixels.check(images, self.card)
         wanted = np.asarray(classes, dtype=np.int64)
         size = self.card.preprocessing.size
         maps = [np.zeros((0, size, size), np.float32)]
         for start in range(0, len(images), _BATCH):
             part = slice(start, start + _BATCH)
-            maps.append(combine(self._feel(images[part], wanted[part]), size))
+            felt = self._feel(images[part], wanted[part])
+            if felt.features.shape[1:3] == (1, 1):
+                raise ConfigError(
+                    f"model {self.card.model}: at {size} pixels its features are one place, so that Grad-CAM has "
+                    "nothing to tell apart; it needs larger images"
+                )
+            maps.append(combine(felt, size))
         return np.concatenate(maps)
 
 
@@ -109,8 +120,7 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.u
     return blended
 
 
-def grid(tokens: NDArray[np.float32], prefix: int) -> NDArray[np.float32]:
-    """Tokens `[N, prefix + h * h, K]` without the first `prefix` of them, as `[N, h, h, K]`."""
-    kept = tokens[:, prefix:]
-    side = round(kept.shape[1] ** 0.5)
-    return kept.reshape(len(kept), side, side, kept.shape[2])
+def grid(tokens: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
+    """The tokens `[N, prefix + h * h, K]` of the patches, which come last, as `[N, h, h, K]`."""
+    side = patch_grid(spec)
+    return tokens[:, -side * side :].reshape(len(tokens), side, side, tokens.shape[2])

@@ -18,7 +18,7 @@ from config.schema import Settings
 from data import check, folds
 from data.images import Images
 from models.card import Card
-from training import audit, checkpoint, engine, fold, memory, plots, report, results, run, teacher, trackers
+from training import audit, checkpoint, engine, fold, memory, plots, report, results, run, teacher
 from training.fold import Interrupted as Interrupted
 from training.loop import Events
 from training.prepare import FOLDS, fold_numbers, keep_folds, refuse, with_vanished
@@ -29,7 +29,6 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     """Train every fold that is not finished yet; returns the run's folder. All bad input is found before training."""
     refuse(settings, backend)
     backends.require(backend)
-    trackers.require(settings.track)
     settings, spec, table = prepare(settings)
     images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
     teaching = teacher.read(settings, table)
@@ -97,7 +96,8 @@ def sum_up(folder: Path, metric: str) -> None:
 
 def summarise(results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """`fold_results.yaml`: each fold, and mean, standard deviation (n - 1), best and worst fold by `metric`."""
-    names = ("macro_f1", "accuracy", "log_loss")
+    names = ["macro_f1", "accuracy", "log_loss"]
+    names += [f"corrupted_{name}" for name in names if all(f"corrupted_{name}" in r for r in results)]
     values = {name: np.array([r[name] for r in results], dtype=np.float64) for name in names}
     ranked = sorted(results, key=lambda r: r[metric], reverse=metric != "log_loss")
     return {

@@ -29,6 +29,7 @@ from infer.runner import Runner
 from training import report, run, trial, tune, turns, worklist
 from training.fold import Interrupted
 from training.members import Campaign
+from training.trackers import broadcast
 
 AUDIT = "audit"
 ENSEMBLE = "ensemble.yaml"
@@ -201,7 +202,9 @@ def predicted(campaign: Campaign) -> None:
     if _is_done(campaign, "predict", key):
         print(f"{campaign.folder / _done(campaign)['predict']['files'][0]} is the submission of this ensemble already")
         return
-    _note(campaign, "predict", key, _submit(campaign, ensemble.read(chosen_file), table, sample))
+    files = _submit(campaign, ensemble.read(chosen_file), table, sample)
+    _note(campaign, "predict", key, files)
+    broadcast.publish(campaign.settings, campaign.folder, files[0])
 
 
 def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: index.Table, sample: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from data.audit import actions
 from data.images import Images
 from models.card import Card
 from models.registry import ModelSpec
-from training import audit, failures, fold, run, teacher, trackers, worklist
+from training import audit, failures, fold, run, teacher, worklist
 from training import campaign as single
 from training.members import Campaign
 from training.prepare import FOLDS, fold_numbers, keep_folds, prepare, refuse, with_vanished
@@ -153,7 +153,6 @@ def open_stock(campaign: Campaign, ended: Callable[[list[int]], bool] = lambda _
 
 
 def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
-    trackers.require(member.settings.track)
     settings, spec, _ = prepare(member.settings, stock.table)
     teaching = teacher.read(settings, stock.table)
     teacher.check(teaching, stock.table, stock.fold_of, stock.numbers)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from data import csvfile
@@ -201,8 +203,57 @@ def test_396_classes_stay_readable_and_small(large: Path, opened: Opener) -> Non
 def test_the_page_says_what_went_wrong_before(opened: Opener, tmp_path: Path) -> None:
     run = runs.finished(tmp_path, ("ant", "bee"), 12)
     (run / "failed.yaml").write_text("- {member: big, fold: 3, reason: out of memory}\n")
-    csvfile.write(run / "audit.csv", ("id", "kind", "detail"), [("1.png", "near_duplicate", "of 2.png")])
+    csvfile.write(run / "audit.csv", ("ID", "finding", "detail"), [("1.png", "near_duplicate", "of 2.png")])
     page = opened(report.write([run], run / "report.html"))
     assert page.locator(".note").inner_text() == "Left out: big, fold 3. out of memory"
     assert column(page, "table.audit", 2) == ["near_duplicate"]
     assert np.isin(["Audit", "Reproduce"], page.locator("nav a").all_inner_texts()).all()
+
+
+def analysis() -> dict:
+    """What `python -m infer fit` leaves beside an ensemble: ENSEMBLE_analysis.json, version 1."""
+    names = ("log_loss", "macro_f1", "accuracy", "brier", "ece")
+    score = lambda name: {"name": name, "rows": 12, **dict.fromkeys(names, 0.5)}  # noqa: E731
+    bins = {"images": [0, 6, 6], "confidence": [None, 0.5, 0.9], "accuracy": [None, 0.4, 1.0]}
+    return {
+        "version": 1,
+        "runs": ["one", HOSTILE[0]],
+        "scores": [score("one"), score(HOSTILE[0]), score("cross-fitted")],
+        "before": score("before"),
+        "after": [score("temperature"), score("no calibration")],
+        "rules": [score("labels by prior")],
+        "calibration": "temperature",
+        "rule": "prior",
+        "metric": "log_loss",
+        "expected": {name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in names[:3]},
+        "folds": [],
+        "histogram": {"edges": [0.0, 0.5, 1.0], "right": [1, 9], "wrong": [2, 0]},
+        "mistakes": [{"id": "image 00000.png", "true": "ant", "predicted": "bee", "probability": 0.9}],
+        "confused": [{"true": "ant", "predicted": "bee", "count": 2, "of": 6}],
+        "agreement": [[1.0, 0.75], [0.75, 1.0]],
+        "reliability": {"before": bins, "after": bins},
+        "notes": ["two runs of one seed"],
+    }
+
+
+def test_an_ensemble_shows_its_weights_and_what_to_expect(opened: Opener, tmp_path: Path) -> None:
+    run = runs.finished(tmp_path, ("ant", "bee"), 12)
+    members = [
+        {"path": f"runs/made/fold_{k}/best", "group": ("one", "two")[k], "weight": 0.1 + 0.2 * k} for k in (0, 1)
+    ]
+    (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump({"members": members, "temperature": 1.25}))
+    (tmp_path / "ensemble_analysis.json").write_text(json.dumps(analysis()))
+    page = opened(report.write([run], tmp_path / "report.html", tmp_path / "ensemble.yaml"), width=360)
+    assert column(page, "table.weights", 1) == ["two", "one", HOSTILE[0]]
+    assert column(page, "table.weights", 2) == ["75.0%", "25.0%", "0.0%"]
+    assert page.locator(".card").first.inner_text().split("\n") == [
+        "Expected Macro-F1",
+        "0.5000",
+        "95%: 0.4000 to 0.6000",
+    ]
+    kinds = column(page, "table.fitted", 2)
+    assert kinds[:4] == ["alone", "alone", "ensemble", "ensemble, before calibration"]
+    assert kinds[4:] == ["calibration, kept", "calibration", "labels, kept"]
+    assert page.locator(".diagram").nth(0).locator("rect").count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.evaluate(CONTRAST)[0] >= 4.5

@@ -6,6 +6,7 @@ networks below, it gave the same maps to 5e-6 (resnet, convnext, efficientnet, s
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from torch.nn import functional
 from config.errors import ConfigError
 from infer import gradcam
 from infer.predictors import gradcam_mlx, gradcam_torch
+from models import manifest
+from models import weights as weights_file
+from models.card import CARD_KEY, Card
 from models.registry import ModelSpec
 from tests.parity.drawn import images, normalised, torch_network, weights
 from tests.parity.shrink import shrunk
@@ -54,6 +58,12 @@ def spec_of(family: str) -> ModelSpec:
 
 def felt(engine: Any, spec: ModelSpec) -> gradcam.Felt:
     return engine.open(spec, weights(spec), gradcam.PLACES[spec.family])(images(spec, 3), CLASSES)
+
+
+def test_tokens_that_the_pooling_counts_are_no_patches() -> None:
+    spec = shrunk("test_vit3", 64, VIT)
+    mine, theirs = felt(gradcam_mlx, spec), felt(gradcam_torch, spec)
+    np.testing.assert_allclose(mine.features, theirs.features, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", sorted(gradcam.PLACES))
@@ -102,6 +112,27 @@ def test_a_transformers_gradient_is_the_slope_of_the_logit() -> None:
 
     slope = (score(1) - score(-1)) / 2
     np.testing.assert_allclose((seen.gradients * step).sum(axis=(1, 2, 3)), slope, rtol=1e-3)
+
+
+def saved(path: Path, spec: ModelSpec) -> Path:
+    card = Card(spec.name, tuple("abcde"), spec.preprocessing, {"image_size": spec.preprocessing.size}, "torch")
+    path.mkdir()
+    weights_file.write(path / "model.safetensors", weights(spec), {CARD_KEY: card.to_json()})
+    manifest.write(path)
+    return path
+
+
+def test_a_checkpoint_explains_itself_on_either_engine(tmp_path: Path) -> None:
+    spec = shrunk("test_efficientnet", 64, {})
+    path, shown = saved(tmp_path / "best", spec), images(spec, 9)
+    classes = np.arange(9) % 5
+    theirs, mine = (gradcam.open(path, engine).heatmaps(shown, classes) for engine in ("torch", "mlx"))
+    assert theirs.shape == (9, 64, 64)
+    np.testing.assert_allclose(mine, theirs, atol=1e-3)
+    np.testing.assert_array_equal(gradcam.open(path).heatmaps(shown, classes), theirs)  # who trained it, explains it
+    tiny = gradcam.open(saved(tmp_path / "tiny", shrunk("test_efficientnet", 32, {})), "torch")
+    with pytest.raises(ConfigError, match="at 32 pixels its features are one place"):
+        tiny.heatmaps(images(shrunk("test_efficientnet", 32, {}), 1), [0])
 
 
 def test_an_artefact_without_gradients_is_refused(tmp_path: Any) -> None:

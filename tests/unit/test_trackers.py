@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import threading
 from pathlib import Path
 
@@ -211,9 +212,15 @@ def test_a_fold_is_called_as_its_folder_lies_among_the_runs(digits: Path, tmp_pa
 
 def test_a_submission_is_a_run_of_its_name(digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path, "--track.tensorboard", "true")
-    broadcast.publish(wanted, tmp_path / "c", "20260101_big_ensemble_tta_1200", {"macro_f1": 0.9})
-    place = tmp_path / "c" / "tracked" / "20260101_big_ensemble_tta_1200"
-    assert scalars(place, "macro_f1") == [(1, pytest.approx(0.9))]
+    file = tmp_path / "20260101_big_ensemble_tta_1200.csv"
+    file.write_text("ID,target\na,1\nb,2\n")
+    expected = {"macro_f1": {"value": 0.9, "low": 0.8, "high": 1.0}}
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "ensemble_analysis.json").write_text(json.dumps({"expected": expected}))
+    broadcast.publish(wanted, tmp_path / "c", file)
+    place = tmp_path / "c" / "tracked" / file.stem
+    assert scalars(place, "expected/macro_f1") == [(1, pytest.approx(0.9))]
+    assert scalars(place, "images") == [(1, 2.0)]
 
 
 def test_figures_leave_out_what_is_no_number() -> None:

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 from sklearn.metrics import precision_recall_fscore_support
 
 from infer import calibration
-from training import metrics
 
 _PANELS = (
     ("Loss", ("log_loss", "train_loss")),
@@ -85,7 +83,8 @@ def reliability(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> dict
 
     The Brier score is the sum over the classes, between 0 and 2.
     """
-    probabilities = softmax(logits.astype(np.float64), axis=1)
+    logs = calibration.log_softmax(logits)
+    probabilities = np.exp(logs)
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     which = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
     size = np.bincount(which, minlength=_BINS)
@@ -100,7 +99,7 @@ def reliability(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> dict
         "width": 1 / _BINS,
         "ece": calibration.expected_calibration_error(probabilities, targets),
         "brier": float(((probabilities**2).sum(axis=1) - 2 * right + 1).mean()),
-        "log_loss": metrics.scores(logits, targets)["log_loss"],
+        "log_loss": calibration.log_loss(logs, targets),
         "mean_confidence": float(confidence.mean()),
         "accuracy": float(correct.mean()),
     }

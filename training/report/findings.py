@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from config.errors import DataError
+from data import csvfile
 from training import results
 
 _SHOWN = 200
@@ -26,42 +28,27 @@ _MACHINE = (
 )
 
 
-def ensemble(path: Path) -> dict[str, Any]:
-    """The members of an ensemble file with their shares, heaviest first, and how they mix."""
-    raw = yaml.safe_load(path.read_text())
-    total = sum(member.get("weight", 1.0) for member in raw["members"]) or 1.0
-    members = [
-        {
-            "path": member["path"],
-            "group": member.get("group", ""),
-            "runtime": member.get("runtime", "by its kind"),
-            "weight": member.get("weight", 1.0),
-            "share": member.get("weight", 1.0) / total,
-        }
-        for member in raw["members"]
-    ]
-    groups: dict[str, float] = {}
-    for member in members:
-        groups[member["group"]] = groups.get(member["group"], 0.0) + member["share"]
-    return {
-        "name": path.name,
-        "members": sorted(members, key=lambda member: -member["share"]),
-        "groups": sorted(groups.items(), key=lambda pair: -pair[1]) if set(groups) - {""} else [],
-        "temperature": raw.get("temperature", 1.0),
-        "combine": raw.get("combine", "probabilities"),
-        "views": raw.get("views", ["original"]),
-    }
-
-
 def submission(path: Path) -> dict[str, Any]:
-    """Name, rows and predicted images of each class, of a label file or of one with a column of probability a class."""
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        header, *rows = list(csv.reader(stream))
+    """Name, rows and predicted images of each class, of a label file or of one with a column of probability a class.
+
+    `DataError` for a file that is neither.
+    """
+    rows = csvfile.read(path, ())
     counts: dict[str, int] = {}
     for row in rows:
-        name = row[-1] if len(header) == 2 else header[max(range(1, len(row)), key=lambda i: float(row[i]))]
-        counts[name] = counts.get(name, 0) + 1
+        names = list(row.cells)[1:]  # the first column is the ID's
+        if not names:
+            raise DataError(f"{path}: has one column alone, so that it is no submission; give the file that was sent")
+        said = row.cells[names[0]] if len(names) == 1 else max(names, key=lambda name: _number(path, row, name))
+        counts[said] = counts.get(said, 0) + 1
     return {"name": path.name, "rows": len(rows), "counts": counts}
+
+
+def _number(path: Path, row: csvfile.Row, name: str) -> float:
+    try:
+        return float(row.cells[name])
+    except ValueError as error:
+        raise DataError(f"{path}: line {row.line} has {row.cells[name]!r} for {name!r}, which is no number") from error
 
 
 def audit(places: list[Path]) -> dict[str, Any] | None:
@@ -72,8 +59,8 @@ def audit(places: list[Path]) -> dict[str, Any] | None:
     with path.open(newline="", encoding="utf-8-sig") as stream:
         titles, *rows = list(csv.reader(stream)) or [[]]
     counts: dict[str, int] = {}
-    for row in rows if "kind" in titles else ():
-        kind = row[titles.index("kind")].replace("_", " ")
+    for row in rows if "finding" in titles else ():
+        kind = row[titles.index("finding")].replace("_", " ")
         counts[kind] = counts.get(kind, 0) + 1
     return {"titles": titles, "rows": rows[:_SHOWN], "total": len(rows), "counts": list(counts.items())}
 

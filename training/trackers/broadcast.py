@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+import json
+from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from config.schema import Settings
+from data.decode import decode
 from data.loader import Loaded
 from infer.predictors.checkpoint import read_card
 from training import metrics, plots, results, run, trackers
@@ -52,23 +55,34 @@ class Broadcast:
             feed.close()
 
 
-def publish(
-    settings: Settings, folder: Path, name: str, scores: Mapping[str, float], say: Callable[[str], None] = print
-) -> None:
-    """Tell the trackers of what a campaign ends with, such as a submission, as a run of its name with its scores."""
+def publish(settings: Settings, folder: Path, submission: Path, say: Callable[[str], None] = print) -> None:
+    """Tell the trackers of a campaign's submission, as a run of the same name: the scores that the fit expects of it,
+    its images, and the reliability diagram."""
     chosen = trackers.chosen(settings.track)
     if not chosen:
         return
+    name = submission.stem
     place = folder / "tracked" / name
     place.mkdir(parents=True, exist_ok=True)
-    results.write_epochs(place, [{"epoch": 1, **scores}])
-    title = title_of(settings, folder)
-    title = Title(name, title.name, title.project, title.home, place, title.settings)
+    results.write_epochs(place, [{"epoch": 1, **_expected(folder, submission)}])
+    of_campaign = title_of(settings, folder)
+    title = replace(of_campaign, name=name, group=of_campaign.name, folder=place)
     feeds = [Feed(one, trackers.opener(one), title, say) for one in chosen]
+    diagram = folder / "ensemble_reliability.png"
     for feed in feeds:
         feed.epoch(1)
+        if diagram.exists():
+            feed.picture("reliability", lambda: decode(diagram), 1)
     for feed in feeds:
         feed.close()
+
+
+def _expected(folder: Path, submission: Path) -> dict[str, float]:
+    analysis = folder / "ensemble_analysis.json"
+    expected = json.loads(analysis.read_text())["expected"] if analysis.exists() else {}
+    with submission.open() as stream:
+        rows = sum(1 for _ in stream) - 1
+    return {"images": rows, **{f"expected/{name}": found["value"] for name, found in expected.items()}}
 
 
 def title_of(settings: Settings, folder: Path) -> Title:
@@ -82,11 +96,12 @@ def title_of(settings: Settings, folder: Path) -> Title:
 
 def samples(data: FoldData) -> NDArray[np.uint8]:
     """Training images as the first epoch augments them, side by side, uint8 `[H, W, 3]`."""
-    count = min(_SAMPLES, data.train[-1].batch_size, len(data.train_labels))
+    loader = data.train[0]
+    count = min(_SAMPLES, loader.batch_size, len(data.train_labels))
     order = np.linspace(0, len(data.train_labels) - 1, count).astype(np.int64)
-    with closing(cast("Generator[Loaded]", data.train[-1].epoch(order))) as batches:
+    with closing(cast("Generator[Loaded]", loader.epoch(order))) as batches:
         images = next(batches).images[:count]
-    side = min(data.stages[-1].size, _SIDE)
+    side = min(data.stages[0].size, _SIDE)
     small = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in images]
     small += [np.zeros_like(small[0])] * (-count % 4)
     return np.concatenate([np.concatenate(small[i : i + 4], axis=1) for i in range(0, len(small), 4)])
