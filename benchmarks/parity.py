@@ -52,9 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no network after this long")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args(argv)
+    wanted = list(_wanted(arguments))
+    if not wanted:
+        parser.error(f"no architecture that both engines run matches {' '.join(arguments.names)}")
     rows = {row["name"]: row for row in _kept()}
     end = time.monotonic() + 60 * arguments.minutes
-    for name, size in _wanted(arguments):
+    for name, size in wanted:
         if name not in rows and time.monotonic() < end:
             rows[name] = measure(name, size)
             _keep(rows[name])
@@ -117,34 +120,49 @@ def line(row: dict[str, Any]) -> str:
 
 
 def write(rows: list[dict[str, Any]]) -> None:
-    """`docs/parity.md` from all rows measured so far."""
-    there = [spec.arch for spec in _runnable()]
-    measured = {row["name"].partition(".")[0] for row in rows}
-    head = [
+    """`docs/parity.md` from all rows measured so far, the reference list first."""
+    there = {spec.arch for spec in _runnable()}
+    measured = {row["name"].partition(".")[0] for row in rows} & there
+    by_name = {row["name"]: row for row in rows}
+    ordered = sorted(rows, key=lambda row: (row["family"], row["parameters"], row["name"]))
+    lines = [
         "# MLX against timm",
         "",
         "Evaluation logits, fp32 on the CPU, the same random weights on both sides, n = 2 images: the largest",
         "difference over the standard deviation of the logits. The floor is torch against itself (float64,",
         "channels_last). The bound is 1e-5, or three floors where torch itself is no better. Written by `make parity`.",
         "",
-        f"Measured: {len(rows)} models, {len(measured & set(there))} of the {len(there)} architectures that MLX runs.",
-        "The others are held to timm by name and shape of every parameter, and by their family's tests.",
-        "",
         *sorted({f"- {row['date']}: {row['machine']}, {_versions(row)}" for row in rows}),
         "",
-        "| model | family | million parameters | pixels | MLX | floor | verdict |",
-        "|---|---|---|---|---|---|---|",
+        "## The reference list",
+        "",
+        *_table([by_name[name] for name in REFERENCE if name in by_name]),
+        "",
+        "## All",
+        "",
+        f"Measured: {len(rows)} models, {len(measured)} of the {len(there)} architectures that MLX runs.",
+        "The others are held to timm by name and shape of every parameter, and by their family's tests.",
+        "",
+        *_table(ordered),
     ]
-    ordered = sorted(rows, key=lambda row: (row["family"], row["parameters"], row["name"]))
-    PAGE.write_text("\n".join([*head, *map(line, ordered)]) + "\n")
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    head = ["| model | family | million parameters | pixels | MLX | floor | verdict |", "|---|---|---|---|---|---|---|"]
+    return head + [line(row) for row in rows]
 
 
 def _wanted(arguments: argparse.Namespace) -> Iterator[tuple[str, int | None]]:
     """Names and sizes, the reference list first, then small networks before large ones."""
-    runs = {spec.arch: spec for spec in _runnable()}
-    named = [(name, size) for name, size in REFERENCE.items() if arguments.reference or arguments.names == ["*"]]
+
+    def asked(name: str) -> bool:
+        return any(fnmatch.fnmatch(name, pattern) for pattern in arguments.names)
+
+    named: list[tuple[str, int | None]] = []
+    named += [(name, size) for name, size in REFERENCE.items() if arguments.reference or asked(name)]
     if not arguments.reference:
-        chosen = [s for a, s in runs.items() if any(fnmatch.fnmatch(a, pattern) for pattern in arguments.names)]
+        chosen = [spec for spec in _runnable() if asked(spec.arch)]
         named += [(spec.arch, None) for spec in sorted(chosen, key=lambda s: s.parameters * s.preprocessing.size**2)]
     for name, size in named:
         if registry.get(name).parameters <= arguments.max_parameters * 1e6:

@@ -27,10 +27,12 @@ from config.train_sections import (
     Schedule,
     Stopping,
     Swa,
+    Track,
     Train,
     Tta,
     Watchdog,
 )
+from config.tune_section import Tune
 
 
 class MemberKeys(Section):
@@ -107,6 +109,8 @@ class Settings(Section):
     stopping: Stopping = Stopping()
     checkpoint: Checkpoint = Checkpoint()
     tta: Tta = Tta()
+    tune: Tune = Tune()
+    track: Track = Track()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
@@ -130,6 +134,9 @@ def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
         yield from _fold_faults(folds.train, folds)
     if folds.groups and folds.kind != "stratified_group":
         yield CrossFault("folds.groups", f"null where folds.kind is {folds.kind}", "folds.kind")
+    if settings.stopping.corrupted and (settings.soup or settings.swa.epochs):
+        expected = "0 beside soup and swa.epochs, which are judged on clean images alone"
+        yield CrossFault("stopping.corrupted", expected, "soup" if settings.soup else "swa.epochs")
     yield from _teacher_faults(settings.teacher, folds)
     yield from _progressive_faults(settings.progressive, epochs)
     yield from _optimizer_faults(settings.optim)

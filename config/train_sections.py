@@ -220,6 +220,11 @@ class Stopping(Section):
     metric: Literal["macro_f1", "accuracy", "log_loss"] = Field(
         default="macro_f1", description="The validation metric that picks the best checkpoint."
     )
+    corrupted: Probability = Field(
+        default=0.0,
+        description="Share of the metric that is taken on damaged copies of the validation images (skewed, turned,"
+        " blurred, noisy, shaded, as pages are), scored beside the clean ones in every epoch; 0 does without them.",
+    )
     patience: int = Field(default=0, ge=0, description="Epochs without improvement before stopping; 0 never stops.")
     min_delta: float = Field(default=0.0, ge=0, description="Smallest change that counts as an improvement.")
 
@@ -238,4 +243,20 @@ class Tta(Section):
 
     views: Annotated[tuple[Column, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
         default=("original",), description="Names of the views, such as [original, hflip]."
+    )
+
+
+class Track(Section):
+    """Who is told of a run besides its own files (`history.csv`, `history.jsonl`); each needs an extra of its name."""
+
+    tensorboard: bool = Field(default=False, description="TensorBoard events in the folder of each fold.")
+    wandb: bool = Field(
+        default=False,
+        description="Weights & Biases: online where you are logged in, else offline in the run, for `wandb sync`.",
+    )
+    mlflow: bool = Field(
+        default=False, description="MLflow: where MLFLOW_TRACKING_URI says, else mlflow.db in the folder of the runs."
+    )
+    project: str = Field(
+        default="tandem", min_length=1, description="Project (Weights & Biases) or experiment (MLflow) of the runs."
     )

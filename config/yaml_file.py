@@ -70,7 +70,7 @@ def parse_value(text: str) -> Any:
 
 
 def dump(values: dict[str, Any]) -> str:
-    """YAML that `read` and any other YAML reader give back as `values`; lists in one line, keys in their order."""
+    """YAML that any YAML reader gives back as `values`; keys in their order, plain lists in one line."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20)
 
 
@@ -106,7 +106,9 @@ def _written_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 
 
 def _written_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+    return dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", items, flow_style=not any(isinstance(item, dict) for item in items)
+    )
 
 
 _Dumper.add_representer(str, _written_text)

@@ -28,7 +28,7 @@ _CHUNK = 4096  # rows that are in memory at a time
 class Results:
     """`probabilities` float32 `[N, C]` of `ids` in input order; NaN where `errors` says why an image has none.
 
-    `shows_errors` says whether files have a column for that.
+    `shows_errors` says whether files have a column for that; `labels` chooses the class int64 `[N]` of each row.
     """
 
     ids: list[str]
@@ -36,13 +36,14 @@ class Results:
     probabilities: NDArray[np.float32]
     errors: Mapping[int, str]
     shows_errors: bool = False
+    labels: Callable[[NDArray[np.float32]], NDArray[np.int64]] = lambda rows: rows.argmax(axis=1)
 
-    def rows(self) -> Iterator[tuple[str, NDArray[np.float32], str]]:
-        """(ID, float32 `[C]`, error or an empty text) of each image."""
+    def rows(self) -> Iterator[tuple[str, NDArray[np.float32], int, str]]:
+        """(ID, float32 `[C]`, chosen class, error or an empty text) of each image."""
         for start in range(0, len(self.ids), _CHUNK):
             part = np.array(self.probabilities[start : start + _CHUNK])
-            for place, row in enumerate(part, start=start):
-                yield self.ids[place], row, self.errors.get(place, "")
+            for place, (row, label) in enumerate(zip(part, self.labels(part).tolist(), strict=True), start=start):
+                yield self.ids[place], row, label, self.errors.get(place, "")
 
 
 def check(paths: list[Path], table: Table) -> None:
@@ -91,7 +92,7 @@ def _wide(path: Path, results: Results) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["ID", *results.class_names, *["error"] * results.shows_errors])
-        for name, row, error in results.rows():
+        for name, row, _, error in results.rows():
             cells = [""] * len(row) if error else [f"{value:.9g}" for value in row]
             writer.writerow([name, *cells, *[error] * results.shows_errors])
 
@@ -99,8 +100,7 @@ def _wide(path: Path, results: Results) -> None:
 def _json_lines(path: Path, results: Results) -> None:
     """An object a line: id, label, confidence, and the probabilities by class; or id and error."""
     with path.open("w", encoding="utf-8") as file:
-        for name, row, error in results.rows():
-            best = int(row.argmax())
+        for name, row, best, error in results.rows():
             said = {
                 "id": name,
                 "label": results.class_names[best],
@@ -129,7 +129,7 @@ def _parquet(path: Path, results: Results) -> None:
         for start in range(0, len(results.ids), _CHUNK):
             part = np.array(results.probabilities[start : start + _CHUNK])
             told = [results.errors.get(row) for row in range(start, start + len(part))]
-            best = part.argmax(axis=1)
+            best = results.labels(part)
             labels = [None if error else results.class_names[b] for b, error in zip(best, told, strict=True)]
             mask = np.array([error is not None for error in told])
             arrays = [pa.array(results.ids[start : start + len(part)]), pa.array(labels, pa.string())]

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config.errors import ConfigError
 from infer import views
 from infer.options import COMPUTE_UNITS, PRECISIONS, RunOptions, given, parse_overrides
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 MEMBER = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
 _ABOUT = (
-    "Answer images with one model or an ensemble. Other commands: `infer fit`, `infer oof`, `infer validate`,"
+    "Answer images with one model or an ensemble. Other commands: `infer fit`, `infer oof`, `infer validate` and"
     " `infer teacher` (--help of each)."
 )
 _IMAGES = (
@@ -116,6 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=Path, help="sample submission whose columns, order and dtypes are followed")
     parser.add_argument("--id_column", default="ID", help="the images' column in CSV files (default: %(default)s)")
     parser.add_argument("--target_column", default="target", help="the label column without --sample (%(default)s)")
+    parser.add_argument(
+        "--second_look",
+        type=_share,
+        default=0.0,
+        metavar="P",
+        help="look again, deskewed and with restored contrast, at images whose likeliest class is under P (documents)",
+    )
     parser.add_argument("--batch_size", type=positive, help="images a batch (default: by the members' image size)")
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
     parser.add_argument(
@@ -139,6 +147,13 @@ def positive(text: str) -> int:
     return number
 
 
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no probability; give one from 0 to 1")
+    return share
+
+
 def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     """Everything that can be refused is, before the first image is decoded."""
     from infer import inputs, outputs, shard, submission
@@ -148,6 +163,8 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     outputs.check(options.out, options.format)
     part = shard.parse(options.shard) if options.shard else shard.of_rank(os.environ)
     images = inputs.collect(options.images, options.id_column)
+    if options.second_look and images.ascending:
+        raise ConfigError(f"--second_look: {options.images[0]} can be read only once; unpack it and give the folder")
     with Runner(chosen, shared_options(options), options.in_memory) as runner:
         layout = submission.plain_layout(images.ids, options.id_column, options.target_column)
         if options.sample:
@@ -156,7 +173,16 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
             )
             submission.align(images.ids, layout, str(options.sample))
         grid = runner.grid(len(images), options.batch_size)
-        work = Work(runner, images, grid, part, _folder(options.out[0]), options.workers, options.on_bad_image == "row")
+        work = Work(
+            runner,
+            images,
+            grid,
+            part,
+            _folder(options.out[0]),
+            options.workers,
+            options.on_bad_image == "row",
+            options.second_look,
+        )
         with closing(_Progress()) as progress:
             done = answer(work, options.resume or part.of > 1, progress.say)
         return _end(work, layout, options, done)
@@ -174,7 +200,7 @@ def _end(work: Work, layout: Layout, options: argparse.Namespace, done: Done) ->
         if whole is None:
             print(f"shard {work.shard} is done: {done.rows} images; the last shard to end writes the files")
             return 0
-        results = Results(work.inputs.ids, work.runner.class_names, *whole, work.skip_bad)
+        results = Results(work.inputs.ids, work.runner.class_names, *whole, work.skip_bad, work.runner.finish.labels)
         written = [path for out in options.out for path in _write(out, work, results, layout, options)]
     _tell(work, results, done, written)
     return 0
@@ -191,8 +217,16 @@ def _write(out: Path, work: Work, results: Results, layout: Layout, options: arg
     path = submission.destination(out, work.runner.models, work.runner.ensemble.views, datetime.now())
     told = [results.errors.get(row, "") for row in rows.tolist()] if results.shows_errors else None
     values = results.probabilities if in_order else results.probabilities[rows]
-    labels, aliases = work.runner.finish.labels(values), work.runner.ensemble.aliases
-    return [path, submission.write(path, layout, values, results.class_names, told, labels=labels, aliases=aliases)]
+    beside = submission.write(
+        path,
+        layout,
+        values,
+        results.class_names,
+        labels=results.labels(values),
+        aliases=work.runner.ensemble.aliases,
+        errors=told,
+    )
+    return [path, beside]
 
 
 def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> None:
@@ -202,8 +236,10 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> 
     good = [row for row in range(len(results.ids)) if row not in results.errors]
     if good:
         values = results.probabilities if len(good) == len(results.ids) else results.probabilities[good]
-        labels = work.runner.finish.labels(values)
-        print(summary.text(values, results.class_names, [results.ids[row] for row in good], labels=labels))
+        names = [results.ids[row] for row in good]
+        print(summary.text(values, results.class_names, names, labels=results.labels(values)))
+    if work.second_look:
+        print(f"looked again at {done.again} images")
     bad = f"; unreadable: {len(results.errors)}" if results.errors else ""
     print(
         f"images: {len(results.ids)}{bad}; members: {len(ensemble.members)}; views: {len(ensemble.views)}; "

@@ -33,7 +33,10 @@ _EVERY = 0.5  # seconds between two words on how far it is
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What is to be answered, by whom, and how. `folder` holds the journals of all shards."""
+    """What is to be answered, by whom, and how. `folder` holds the journals of all shards.
+
+    Images whose likeliest class has less than `second_look` are looked at again (see `uncertain`).
+    """
 
     runner: Runner
     inputs: Inputs
@@ -42,6 +45,7 @@ class Work:
     folder: Path
     workers: int = 0
     skip_bad: bool = False
+    second_look: float = 0.0
 
     @property
     def mine(self) -> Grid:
@@ -69,6 +73,7 @@ class Work:
             "options": self.runner.options.given(),
             "batch_size": self.grid.size,
             "unit": self.runner.unit(self.grid),
+            "second_look": self.second_look,
             "on_bad_image": "row" if self.skip_bad else "stop",
             "first_row": min(self.mine.first * self.grid.size, self.grid.count),
         }
@@ -76,11 +81,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Done:
-    """What this process did: `rows` images in `seconds`, and in how many single `passes` through a network."""
+    """What this process did: `rows` images in `seconds`, in how many single `passes` through a network, and how many
+    images it looked at `again`."""
 
     rows: int
     passes: int
     seconds: float
+    again: int
 
 
 def answer(work: Work, resume: bool, told: Callable[[int, int], None]) -> Done:
@@ -101,13 +108,15 @@ def answer(work: Work, resume: bool, told: Callable[[int, int], None]) -> Done:
 def _fill(work: Work, kept: Journal, told: Callable[[int, int], None]) -> Done:
     mine, size = work.mine, work.grid.size
     total = max(0, min(mine.last * size, mine.count) - mine.first * size)
-    start, begun, passes = time.perf_counter(), kept.rows, 0
+    start, begun, passes, looks = time.perf_counter(), kept.rows, 0, 0
     if not kept.done and kept.rows < total:
         rest = Grid(mine.count, size, mine.first + kept.rows // size, mine.last)
         spoken = start
         try:
             for part in work.runner.stream(work.inputs, rest, work.workers, work.skip_bad):
-                kept.append(part.probabilities, part.errors)
+                answers, unsure = _looked_again(work, mine.first * size + kept.rows, part.probabilities)
+                kept.append(answers, part.errors)
+                looks += unsure
                 passes += part.passes
                 if time.perf_counter() - spoken > _EVERY:
                     told(kept.rows, total)
@@ -117,7 +126,17 @@ def _fill(work: Work, kept: Journal, told: Callable[[int, int], None]) -> Done:
             raise DataError(f"{error}{again}") from error
     told(total, total)
     kept.finish()
-    return Done(kept.rows - begun, passes, time.perf_counter() - start)
+    return Done(kept.rows - begun, passes, time.perf_counter() - start, looks)
+
+
+def _looked_again(work: Work, first: int, answers: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
+    """The answers to the images from row `first` on, those that are not sure improved, and how many these are."""
+    if not work.second_look:
+        return answers, 0
+    from infer.uncertain import second_look
+
+    images = [work.inputs.read(first + row) for row in range(len(answers))]
+    return second_look(work.runner, images, answers, work.second_look)
 
 
 def _forget_empty(work: Work) -> None:

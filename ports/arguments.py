@@ -5,20 +5,22 @@ A class is recorded by its name, a partial as `{"name": ..., keyword: ...}`. The
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from config.errors import ConfigError
 from models.registry import ModelSpec
-from ports.layers import ACTIVATIONS, BatchNorm2d
+from ports.layers import ACTIVATIONS, BatchNorm2d, LayerNorm, RmsNorm
 
 Activation = Callable[[mx.array], mx.array]
 Norm = Callable[[int], nn.Module]
+Arguments = TypeVar("Arguments")
 
 
 def unsupported(spec: ModelSpec, argument: str, value: object) -> ConfigError:
@@ -33,6 +35,14 @@ def arguments(spec: ModelSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
     for name in sorted(spec.args.keys() - defaults.keys()):
         raise unsupported(spec, name, spec.args[name])
     return {**defaults, **spec.args}
+
+
+def read_args(kind: type[Arguments], spec: ModelSpec) -> Arguments:
+    """timm's recorded constructor arguments as the family's dataclass; `ConfigError` for one it does not know."""
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in sorted(spec.args.keys() - known):
+        raise unsupported(spec, name, spec.args[name])
+    return kind(**spec.args)
 
 
 def activation(spec: ModelSpec, name: str) -> Activation:
@@ -51,3 +61,13 @@ def batch_norm(spec: ModelSpec, layer: str | Mapping[str, Any]) -> Norm:
     if name.lower() not in ("batchnorm", "batchnorm2d") or options.keys() - {"eps", "momentum"}:
         raise unsupported(spec, "norm_layer", layer)
     return functools.partial(BatchNorm2d, **options)
+
+
+def layer_norm(spec: ModelSpec, recorded: Any, eps: float) -> Norm:
+    """What makes the recorded `norm_layer` of a transformer for a width; `eps` is the family's default."""
+    options = recorded if isinstance(recorded, dict) else {"name": recorded}
+    kinds: dict[str, Any] = {"layernorm": LayerNorm, "rmsnorm": RmsNorm}
+    name, extra = options["name"].lower(), options.keys() - {"name", "eps"}
+    if name not in kinds or extra:
+        raise unsupported(spec, "norm_layer", recorded)
+    return functools.partial(kinds[name], eps=options.get("eps", eps))

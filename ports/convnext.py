@@ -7,19 +7,19 @@ is not here: no classifier uses it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from config.errors import ConfigError
 from models.registry import ModelSpec
-from ports.arguments import unsupported
-from ports.layers import ACTIVATIONS, Conv2d, DropPath, LayerNorm, Mlp, RmsNorm, drop_path_rates, pooling
+from ports.arguments import Activation, read_args, unsupported
+from ports.conv import make_divisible
+from ports.layers import ACTIVATIONS, Conv2d, DropPath, LayerNorm, RmsNorm, drop_path_rates, pooling
 
-Activation = Callable[[mx.array], mx.array]
 _STEMS = ("patch", "overlap", "overlap_tiered", "overlap_act")
 
 
@@ -27,9 +27,9 @@ _STEMS = ("patch", "overlap", "overlap_tiered", "overlap_act")
 class Settings:
     """timm's constructor arguments and their defaults. `gamma` is `ls_init_value`; None leaves layer scale out."""
 
-    depths: tuple[int, ...] = (3, 3, 9, 3)
-    dims: tuple[int, ...] = (96, 192, 384, 768)
-    kernel_sizes: tuple[int, ...] = (7, 7, 7, 7)
+    depths: Sequence[int] = (3, 3, 9, 3)
+    dims: Sequence[int] = (96, 192, 384, 768)
+    kernel_sizes: int | Sequence[int] = 7
     ls_init_value: float | None = 1e-6
     stem_type: str = "patch"
     patch_size: int = 4
@@ -43,23 +43,21 @@ class Settings:
     norm_layer: str = "layernorm"
     norm_eps: float = 1e-6
 
+    def kernel(self, stage: int) -> int:
+        """Side of the depthwise kernels of a stage, from 0."""
+        return self.kernel_sizes if isinstance(self.kernel_sizes, int) else self.kernel_sizes[stage]
+
 
 def build(spec: ModelSpec) -> ConvNeXt:
     """The network of `spec`, initialised as timm does; `ConfigError` for an argument that is not supported here."""
-    model = ConvNeXt(_settings(spec), spec)
-    _initialise(model, _settings(spec).head_init_scale)
+    settings = _settings(spec)
+    model = ConvNeXt(settings, spec)
+    _initialise(model, settings.head_init_scale)
     return model
 
 
 def _settings(spec: ModelSpec) -> Settings:
-    args = dict(spec.args)
-    unknown = sorted(args.keys() - Settings.__dataclass_fields__.keys())
-    if unknown:
-        raise unsupported(spec, unknown[0], args[unknown[0]])
-    if isinstance(args.get("kernel_sizes"), int):
-        args["kernel_sizes"] = [args["kernel_sizes"]] * 4
-    chosen: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in args.items()}
-    found = replace(Settings(), **chosen)
+    found = read_args(Settings, spec)
     known = {"stem_type": _STEMS, "act_layer": tuple(ACTIVATIONS), "norm_layer": tuple(NORMS)}
     for key, choices in known.items():
         if getattr(found, key) not in choices:
@@ -109,11 +107,25 @@ class GlobalResponseNorm(nn.Module):
         return (wide + (self.bias + self.weight * (wide * relative))).astype(x.dtype)
 
 
+class Mlp(nn.Module):
+    """fc1, activation, fc2; `conv` makes 1x1 convolutions of them (timm's `ConvMlp`)."""
+
+    def __init__(self, dim: int, hidden: int, act: Activation, conv: bool):
+        super().__init__()
+        make = (lambda i, o: Conv2d(i, o, 1)) if conv else nn.Linear
+        self.fc1, self.fc2 = make(dim, hidden), make(hidden, dim)
+        self._act = act
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`[N, H, W, dim]` to the same shape."""
+        return self.fc2(self._act(self.fc1(x)))
+
+
 class GrnMlp(Mlp):
     """timm's `GlobalResponseNormMlp`: fc1, activation, GRN, fc2."""
 
     def __init__(self, dim: int, hidden: int, act: Activation, conv: bool):
-        super().__init__(dim, hidden, act, conv=conv)
+        super().__init__(dim, hidden, act, conv)
         self.grn = GlobalResponseNorm(hidden)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -153,7 +165,7 @@ class Stage(nn.Module):
                 NORMS[s.norm_layer](before, s.norm_eps),
                 Conv2d(before, dim, 2 if stride > 1 else 1, stride, bias=s.conv_bias),
             ]
-        self.blocks = [Block(dim, s.kernel_sizes[index], rate, s) for rate in rates]
+        self.blocks = [Block(dim, s.kernel(index), rate, s) for rate in rates]
 
     def __call__(self, x: mx.array) -> mx.array:
         """`[N, H, W, before]` to `[N, H / stride, W / stride, dim]`."""
@@ -223,18 +235,12 @@ def _stem(s: Settings, channels: int) -> Iterator[nn.Module]:
     if s.stem_type == "patch":
         yield Conv2d(channels, dim, s.patch_size, s.patch_size, bias=s.conv_bias)
     else:
-        middle = _divisible(dim // 2) if s.stem_type == "overlap_tiered" else dim
+        middle = make_divisible(dim // 2) if s.stem_type == "overlap_tiered" else dim
         yield Conv2d(channels, middle, 3, 2, 1, bias=s.conv_bias)
         if s.stem_type == "overlap_act":
             yield _Act(ACTIVATIONS[s.act_layer])
         yield Conv2d(middle, dim, 3, 2, 1, bias=s.conv_bias)
     yield NORMS[s.norm_layer](dim, s.norm_eps)
-
-
-def _divisible(channels: int, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, never below it nor more than a tenth below `channels`."""
-    near = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return near + divisor if near < 0.9 * channels else near
 
 
 def _chain(layers: list[nn.Module], x: mx.array) -> mx.array:

@@ -18,7 +18,7 @@ import mlx.nn as nn
 from models.registry import ModelSpec
 from ports.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
 from ports.conv import conv, draw_fan_out, halve, make_divisible, means
-from ports.layers import Conv2d, DropPath, pooling
+from ports.layers import Conv2d, DropPath, classifier, pooling
 
 _DEFAULTS: dict[str, Any] = {
     "block_args": [],
@@ -60,7 +60,7 @@ class EfficientNet(nn.Module):
             self.bn2 = style.norm(width)
         self.global_pool = pooling(spec.global_pool or "avg")
         self.drop = nn.Dropout(spec.drop_rate)
-        self.classifier = nn.Linear(width, spec.num_classes) if spec.num_classes else nn.Identity()
+        self.classifier = classifier(width, spec)
         draw_weights(self)
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -15,22 +15,18 @@ import numpy as np
 
 from models.geometry import patch_grid, position_prefix
 from models.registry import ModelSpec
-from ports.arguments import unsupported
-from ports.layers import DropPath, drop_path_rates
+from ports.arguments import Norm, layer_norm, read_args, unsupported
+from ports.layers import DropPath, classifier, drop_path_rates
 from ports.transformer import (
     AttentionPool,
     FeedForward,
-    MakeNorm,
     PackedGLU,
     PatchEmbed,
     SwiGLU,
     attend,
-    classifier,
     init_linears,
-    norm_maker,
     normal,
     pool_tokens,
-    read_args,
     split_heads,
     token_pooling,
 )
@@ -160,7 +156,7 @@ def rotate(x: mx.array, angles: mx.array, prefix: int, half: bool) -> mx.array:
 class Attention(nn.Module):
     """Self-attention with rotated queries and keys; in the `eva` form keys have no bias."""
 
-    def __init__(self, args: Args, norm: MakeNorm):
+    def __init__(self, args: Args, norm: Norm):
         super().__init__()
         dim, eva = args.embed_dim, args.attn_type == "eva"
         if args.qkv_fused:
@@ -189,7 +185,7 @@ class Attention(nn.Module):
         return self.proj(self.norm(attend(q, k, v)))
 
 
-def mlp(args: Args, norm: MakeNorm) -> nn.Module:
+def mlp(args: Args, norm: Norm) -> nn.Module:
     """The recorded feed-forward layer: plain, or gated with its two projections apart or packed."""
     hidden, inner = int(args.embed_dim * args.mlp_ratio), norm if args.scale_mlp else None
     if not args.swiglu_mlp:
@@ -203,7 +199,7 @@ def mlp(args: Args, norm: MakeNorm) -> nn.Module:
 class Block(nn.Module):
     """Pre-norm block with optional layer scale."""
 
-    def __init__(self, args: Args, norm: MakeNorm, drop_path: float):
+    def __init__(self, args: Args, norm: Norm, drop_path: float):
         super().__init__()
         self.norm1, self.norm2 = norm(args.embed_dim), norm(args.embed_dim)
         self.attn, self.mlp = Attention(args, norm), mlp(args, norm)
@@ -222,7 +218,7 @@ class Block(nn.Module):
 class PostNormBlock(nn.Module):
     """Each branch is normalised before it is added; there is no layer scale."""
 
-    def __init__(self, args: Args, norm: MakeNorm, drop_path: float):
+    def __init__(self, args: Args, norm: Norm, drop_path: float):
         super().__init__()
         self.norm1, self.norm2 = norm(args.embed_dim), norm(args.embed_dim)
         self.attn, self.mlp = Attention(args, norm), mlp(args, norm)
@@ -237,7 +233,7 @@ class PostNormBlock(nn.Module):
 class Eva(nn.Module):
     """Patches and tokens with absolute and rotary positions, blocks, pooling, head."""
 
-    def __init__(self, spec: ModelSpec, args: Args, norm: MakeNorm):
+    def __init__(self, spec: ModelSpec, args: Args, norm: Norm):
         super().__init__()
         dim, grid, bare = args.embed_dim, patch_grid(spec), args.use_pre_transformer_norm
         self.patch_embed = PatchEmbed(spec.in_chans, dim, args.patch_size, bias=not bare)
@@ -256,7 +252,7 @@ class Eva(nn.Module):
         self._embed_all, self._prefix = not args.no_embed_class, args.prefix
         self._head(spec, args, norm)
 
-    def _head(self, spec: ModelSpec, args: Args, norm: MakeNorm) -> None:
+    def _head(self, spec: ModelSpec, args: Args, norm: Norm) -> None:
         dim, self._pool = args.embed_dim, token_pooling(spec, args.global_pool)
         after = self._pool == "avg" if args.use_fc_norm is None else args.use_fc_norm
         before = not after if args.use_post_transformer_norm is None else args.use_post_transformer_norm
@@ -294,7 +290,7 @@ def build(spec: ModelSpec) -> nn.Module:
     for name, known in (("attn_type", ("eva", "rope")), ("rope_type", ("cat", "mixed", "dinov3"))):
         if getattr(args, name) not in known:
             raise unsupported(spec, name, getattr(args, name))
-    model = Eva(spec, args, norm_maker(spec, args.norm_layer, 1e-6))
+    model = Eva(spec, args, layer_norm(spec, args.norm_layer, 1e-6))
     init_linears(model)
     for depth, block in enumerate(model.blocks, start=1):
         for layer in (block.attn.proj, block.mlp.fc2):

@@ -17,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from config.errors import ConfigError
+from models.registry import ModelSpec
 from models.weights import check
 
 Padding = int | tuple[int, int] | str
@@ -159,29 +160,6 @@ class DropPath(nn.Module):
         return x * (keep.astype(x.dtype) / (1 - self._rate))
 
 
-class Mlp(nn.Module):
-    """timm's `Mlp` and, with `conv=True`, `ConvMlp` and 1x1-convolution `Mlp`: fc1, activation, fc2."""
-
-    def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        act: Callable[[mx.array], mx.array],
-        drop: float = 0.0,
-        conv: bool = False,
-    ):
-        super().__init__()
-        make = (lambda i, o: Conv2d(i, o, 1)) if conv else nn.Linear
-        self.fc1 = make(dim, hidden)
-        self.fc2 = make(hidden, dim)
-        self._act = act
-        self.drop = nn.Dropout(drop)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """`[..., dim]` to `[..., dim]`."""
-        return self.drop(self.fc2(self.drop(self._act(self.fc1(x)))))
-
-
 class GeM(nn.Module):
     """Generalised-mean pooling (Radenovic et al. 2018) with a learnable exponent, `[N, H, W, C]` to `[N, C]`."""
 
@@ -211,6 +189,25 @@ def pooling(kind: str) -> Callable[[mx.array], mx.array]:
     if kind not in ("avg", "max", "gem"):
         raise ConfigError(f"global_pool {kind!r} is not known here; choose avg, max or gem")
     return GeM() if kind == "gem" else functools.partial(pool, kind=kind)
+
+
+class PoolHead(nn.Module):
+    """timm's `ClassifierHead`: pool `[N, H, W, C]` by `avg`, `max` or `gem`, dropout, `fc`."""
+
+    def __init__(self, dim: int, spec: ModelSpec):
+        super().__init__()
+        self.global_pool = pooling(spec.global_pool or "avg")
+        self.drop = nn.Dropout(spec.drop_rate)
+        self.fc = classifier(dim, spec)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`[N, H, W, C]` to `[N, num_classes]`, or `[N, C]` without classes."""
+        return self.fc(self.drop(self.global_pool(x)))
+
+
+def classifier(dim: int, spec: ModelSpec) -> nn.Module:
+    """The last linear layer, or nothing where `num_classes` is 0."""
+    return nn.Linear(dim, spec.num_classes) if spec.num_classes > 0 else nn.Identity()
 
 
 def drop_path_rates(rate: float, depths: list[int]) -> list[list[float]]:

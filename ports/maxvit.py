@@ -19,8 +19,8 @@ from models.geometry import maxvit_window
 from models.registry import ModelSpec
 from ports.arguments import Activation, activation, arguments, unsupported
 from ports.conv import SqueezeExcite, average, conv, convolutions, draw_fan_out, make_divisible
-from ports.layers import BatchNorm2d, Conv2d, DropPath, LayerNorm, drop_path_rates, pooling
-from ports.transformer import FeedForward, PoolHead, classifier, layer_scale, normal
+from ports.layers import BatchNorm2d, Conv2d, DropPath, LayerNorm, PoolHead, classifier, drop_path_rates, pooling
+from ports.transformer import FeedForward, layer_scale, normal
 from ports.windows import merge, partition, relative_index, split_window_qkv, window_attention
 
 # What every architecture here has in common; another value is refused.

@@ -15,7 +15,7 @@ from models.registry import ModelSpec
 from ports.arguments import arguments
 from ports.conv import ConvNormAct, conv, make_divisible
 from ports.efficientnet import BLOCKS, Fields, Residual, Style, draw_weights, trunk
-from ports.layers import ACTIVATIONS, pooling
+from ports.layers import ACTIVATIONS, classifier, pooling
 
 _DEFAULTS: dict[str, Any] = {
     "block_args": [],
@@ -58,7 +58,7 @@ class MobileNetV3(nn.Module):
         self.conv_head = conv(width, features, 1, bias=args["head_bias"] and not normed)
         self.norm_head = style.norm(features) if normed else nn.Identity()
         self.drop = nn.Dropout(spec.drop_rate)
-        self.classifier = nn.Linear(features, spec.num_classes) if spec.num_classes else nn.Identity()
+        self.classifier = classifier(features, spec)
         draw_weights(self)
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -18,7 +18,7 @@ import numpy as np
 from models.registry import ModelSpec
 from ports.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
 from ports.conv import ConvNormAct, SqueezeExcite, average, draw_fan_out, make_divisible
-from ports.layers import DropPath, drop_path_rates, pooling
+from ports.layers import DropPath, PoolHead, drop_path_rates
 
 _DEFAULTS: dict[str, Any] = {"model_cfg": {}, "zero_init_last": True}
 
@@ -83,7 +83,7 @@ class RegNet(nn.Module):
             self[f"s{i}"] = _blocks(width, stage, rates, style)
             width = stage.width
         self.final_conv = _final(width, cfg["num_features"], style)
-        self.head = Head(cfg["num_features"] or width, spec)
+        self.head = PoolHead(cfg["num_features"] or width, spec)
         _draw_weights(self, args["zero_init_last"])
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -99,20 +99,6 @@ def _final(width: int, features: int, style: Style) -> Activation:
     if features:
         return ConvNormAct(width, features, norm=style.norm, act=style.act)
     return style.act if style.linear_out else nn.Identity()
-
-
-class Head(nn.Module):
-    """Pooling, dropout, classifier."""
-
-    def __init__(self, width: int, spec: ModelSpec):
-        super().__init__()
-        self.global_pool = pooling(spec.global_pool or "avg")
-        self.drop = nn.Dropout(spec.drop_rate)
-        self.fc = nn.Linear(width, spec.num_classes) if spec.num_classes else nn.Identity()
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """`[N, H, W, C]` to `[N, num_classes]`."""
-        return self.fc(self.drop(self.global_pool(x)))
 
 
 class Bottleneck(nn.Module):

@@ -19,7 +19,7 @@ import mlx.nn as nn
 from models.registry import ModelSpec
 from ports.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
 from ports.conv import SqueezeExcite, average, conv, draw_fan_out, halve, make_divisible, means
-from ports.layers import Conv2d, DropPath, pooling
+from ports.layers import Conv2d, DropPath, classifier, pooling
 
 _DEFAULTS: dict[str, Any] = {
     "block": "Bottleneck",
@@ -155,7 +155,7 @@ class ResNet(nn.Module):
         width = self._add_stages(spec, args, style, width)
         self.global_pool = pooling(spec.global_pool or "avg")
         self.drop = nn.Dropout(spec.drop_rate)
-        self.fc = nn.Linear(width, spec.num_classes) if spec.num_classes else nn.Identity()
+        self.fc = classifier(width, spec)
         draw_fan_out(self, grouped=False)
         if args["zero_init_last"]:
             self._zero_last_norms()

@@ -13,8 +13,9 @@ import numpy as np
 
 from models.geometry import Stage, swin_stages
 from models.registry import ModelSpec
-from ports.layers import DropPath, LayerNorm, drop_path_rates
-from ports.transformer import FeedForward, PatchEmbed, PoolHead, init_linears, normal, read_args
+from ports.arguments import read_args
+from ports.layers import DropPath, LayerNorm, PoolHead, drop_path_rates
+from ports.transformer import FeedForward, PatchEmbed, init_linears, normal
 from ports.windows import merge, partition, relative_index, split_window_qkv, window_attention
 
 

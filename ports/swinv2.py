@@ -16,9 +16,10 @@ import numpy as np
 
 from models.geometry import Stage, swin_stages
 from models.registry import ModelSpec
+from ports.arguments import read_args
 from ports.layers import DropPath, LayerNorm, drop_path_rates
 from ports.swin import Swin, SwinStage, gather_2x2, shift_mask, windowed
-from ports.transformer import FeedForward, init_linears, read_args
+from ports.transformer import FeedForward, init_linears
 from ports.windows import relative_index, split_window_qkv, window_attention
 
 _MAX_LOG_SCALE = math.log(100.0)

@@ -1,49 +1,23 @@
 """What the transformer families share in MLX: tokens, attention, feed-forward variants, and their initialisation.
 
-Names are timm's. What convolutional families share as well is in `layers`; windows are in `swin`.
+Names are timm's. What convolutional families share as well is in `layers`; attention windows are in `windows`.
 """
 
 from __future__ import annotations
-
-import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from config.errors import ConfigError
 from models.registry import ModelSpec
-from ports.arguments import Activation, unsupported
-from ports.layers import Conv2d, LayerNorm, RmsNorm, pooling
-
-MakeNorm = Callable[[int], nn.Module]
-Arguments = TypeVar("Arguments")
-
-
-def read_args(kind: type[Arguments], spec: ModelSpec) -> Arguments:
-    """timm's recorded constructor arguments as the family's dataclass; `ConfigError` for one it does not know."""
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in sorted(spec.args.keys() - known):
-        raise unsupported(spec, name, spec.args[name])
-    return kind(**spec.args)
-
-
-def norm_maker(spec: ModelSpec, recorded: Any, eps: float) -> MakeNorm:
-    """A function from width to the recorded norm; `eps` is the family's default."""
-    options = recorded if isinstance(recorded, dict) else {"name": recorded}
-    kinds: dict[str, Any] = {"layernorm": LayerNorm, "rmsnorm": RmsNorm}
-    name, extra = options["name"].lower(), options.keys() - {"name", "eps"}
-    if name not in kinds or extra:
-        raise unsupported(spec, "norm_layer", recorded)
-    return functools.partial(kinds[name], eps=options.get("eps", eps))
+from ports.arguments import Activation, Norm
+from ports.layers import Conv2d
 
 
 class PatchEmbed(nn.Module):
     """Non-overlapping patches, each projected: `[N, H, W, C]` to `[N, H/p, W/p, dim]`."""
 
-    def __init__(self, in_chans: int, dim: int, patch: int, bias: bool = True, norm: MakeNorm | None = None):
+    def __init__(self, in_chans: int, dim: int, patch: int, bias: bool = True, norm: Norm | None = None):
         super().__init__()
         self.proj = Conv2d(in_chans, dim, patch, stride=patch, bias=bias)
         self.norm = norm(dim) if norm else nn.Identity()
@@ -90,7 +64,7 @@ def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
 class FeedForward(nn.Module):
     """timm's `Mlp`: fc1, activation, an optional norm (NormFormer), fc2."""
 
-    def __init__(self, dim: int, hidden: int, act: Activation, norm: MakeNorm | None = None, bias: bool = True):
+    def __init__(self, dim: int, hidden: int, act: Activation, norm: Norm | None = None, bias: bool = True):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden, bias=bias)
         self.norm = norm(hidden) if norm else nn.Identity()
@@ -128,7 +102,7 @@ class PackedGLU(nn.Module):
 class SwiGLU(nn.Module):
     """timm's `SwiGLU` (Shazeer 2020): act(fc1_g x) * fc1_x x, an optional norm, fc2."""
 
-    def __init__(self, dim: int, hidden: int, act: Activation, norm: MakeNorm | None = None, bias: bool = True):
+    def __init__(self, dim: int, hidden: int, act: Activation, norm: Norm | None = None, bias: bool = True):
         super().__init__()
         self.fc1_g = nn.Linear(dim, hidden, bias=bias)
         self.fc1_x = nn.Linear(dim, hidden, bias=bias)
@@ -150,7 +124,7 @@ class SwiGLU(nn.Module):
 class AttentionPool(nn.Module):
     """timm's `AttentionPoolLatent` ("map" pooling of SigLIP): one learned query attends to all tokens, then an MLP."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, norm: MakeNorm, act: Activation):
+    def __init__(self, dim: int, heads: int, hidden: int, norm: Norm, act: Activation):
         super().__init__()
         self.latent = dim**-0.5 * mx.random.truncated_normal(-2, 2, (1, 1, dim))
         self.q = nn.Linear(dim, dim)
@@ -181,25 +155,6 @@ def pool_tokens(x: mx.array, kind: str, prefix: int) -> mx.array:
         return x[:, 0]
     x = x[:, prefix:]
     return mx.max(x, axis=1) if kind == "max" else mx.mean(x, axis=1)
-
-
-class PoolHead(nn.Module):
-    """timm's `ClassifierHead`: pool `[N, H, W, C]` by `avg`, `max` or `gem`, dropout, `fc`."""
-
-    def __init__(self, dim: int, spec: ModelSpec):
-        super().__init__()
-        self.global_pool = pooling(spec.global_pool or "avg")
-        self.drop = nn.Dropout(spec.drop_rate)
-        self.fc = classifier(dim, spec)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """`[N, H, W, C]` to `[N, num_classes]`, or `[N, C]` without classes."""
-        return self.fc(self.drop(self.global_pool(x)))
-
-
-def classifier(dim: int, spec: ModelSpec) -> nn.Module:
-    """The last linear layer, or nothing where `num_classes` is 0."""
-    return nn.Linear(dim, spec.num_classes) if spec.num_classes > 0 else nn.Identity()
 
 
 def normal(shape: tuple[int, ...], std: float = 0.02) -> mx.array:

@@ -14,23 +14,19 @@ import mlx.nn as nn
 
 from models.geometry import patch_grid, position_prefix
 from models.registry import ModelSpec
-from ports.arguments import Activation, activation, unsupported
-from ports.layers import DropPath, drop_path_rates
+from ports.arguments import Activation, Norm, activation, layer_norm, read_args, unsupported
+from ports.layers import DropPath, classifier, drop_path_rates
 from ports.transformer import (
     AttentionPool,
     FeedForward,
-    MakeNorm,
     PackedGLU,
     PatchEmbed,
     SwiGLU,
     attend,
-    classifier,
     init_linears,
     layer_scale,
-    norm_maker,
     normal,
     pool_tokens,
-    read_args,
     split_qkv,
     token_pooling,
 )
@@ -75,7 +71,7 @@ class Parts:
     """What every block is made from."""
 
     args: Args
-    norm: MakeNorm
+    norm: Norm
     act: Activation
 
     @property
@@ -221,7 +217,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, spec: ModelSpec, parts: Parts):
         super().__init__()
         args, dim = parts.args, parts.args.embed_dim
-        embed_norm = norm_maker(spec, args.embed_norm_layer, 1e-6) if args.embed_norm_layer else None
+        embed_norm = layer_norm(spec, args.embed_norm_layer, 1e-6) if args.embed_norm_layer else None
         self.patch_embed = PatchEmbed(spec.in_chans, dim, args.patch_size, not args.pre_norm, embed_norm)
         if args.class_token:
             self.cls_token = normal((1, 1, dim), std=1e-6)
@@ -278,7 +274,7 @@ def build(spec: ModelSpec) -> nn.Module:
     if args.mlp_layer not in ("Mlp", "SwiGLU", _PACKED):
         raise unsupported(spec, "mlp_layer", args.mlp_layer)
     model = VisionTransformer(
-        spec, Parts(args, norm_maker(spec, args.norm_layer, 1e-6), activation(spec, args.act_layer))
+        spec, Parts(args, layer_norm(spec, args.norm_layer, 1e-6), activation(spec, args.act_layer))
     )
     init_linears(model)
     for module in model.modules():

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config.errors import TandemError
+from config.errors import ConfigError, TandemError
 from config.train_sections import Checkpoint
 
 
@@ -24,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     page.add_argument("--submission", type=Path, help="a submission made with that ensemble")
     page.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
     page.set_defaults(run=_report)
+    page.add_argument(
+        "--no-gradcam", action="store_true", help="leave out where the networks looked (saves opening them)"
+    )
+    _leaderboard_options(commands.add_parser("leaderboard", help="rank runs, and say in which settings they differ"))
     mixed = commands.add_parser("soup", help="average a fold's checkpoints as far as its score does not fall")
     mixed.add_argument("fold", type=Path, metavar="RUN/fold_K", help="a trained fold; its `soup` is written there")
     mixed.set_defaults(run=_soup)
@@ -41,6 +45,18 @@ def _checkpoint_options(parser: argparse.ArgumentParser) -> None:
     default = Checkpoint().keep
     parser.add_argument("--keep", type=_count, default=default, help=f"how many prune leaves (default {default})")
     parser.set_defaults(run=_checkpoint)
+
+
+def _leaderboard_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs, or folders that hold runs")
+    parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="two runs side by side, in place of all")
+    parser.add_argument(
+        "--metric",
+        choices=("macro_f1", "accuracy", "log_loss"),
+        default="macro_f1",
+        help="what ranks (default macro_f1)",
+    )
+    parser.set_defaults(run=_leaderboard)
 
 
 def _checkpoint(arguments: argparse.Namespace) -> int:
@@ -61,8 +77,22 @@ def _report(arguments: argparse.Namespace) -> int:
     from training import report
 
     out = arguments.out or arguments.runs[0] / "report.html"
-    report.write(arguments.runs, out, arguments.ensemble, arguments.submission)
+    report.write(arguments.runs, out, arguments.ensemble, arguments.submission, explain=not arguments.no_gradcam)
     print(out)
+    return 0
+
+
+def _leaderboard(arguments: argparse.Namespace) -> int:
+    from training import leaderboard
+
+    if bool(arguments.runs) == bool(arguments.diff):
+        raise ConfigError("leaderboard: give RUN... to rank them, or --diff A B to compare two")
+    if arguments.diff:
+        one, other = (leaderboard.only(path) for path in arguments.diff)
+        print(leaderboard.versus(one, other))
+    else:
+        entries = leaderboard.ranked(leaderboard.read(arguments.runs), arguments.metric)
+        print(leaderboard.table(entries, arguments.metric))
     return 0
 
 

@@ -27,18 +27,19 @@ APPLIED = "audit_applied.csv"
 
 
 def before(
-    backend: str, settings: Settings, given: index.Table, stop_requested: Callable[[], bool]
+    settings: Settings, given: index.Table, stop_requested: Callable[[], bool], folder: Callable[[], Path]
 ) -> tuple[index.Table, list[Path]]:
     """Look at the images: the table with copies of one picture as groups, and the files that may be unreadable.
 
-    Says in a line what was found. `Interrupted` when the user stops it; the next time goes on from there.
+    Says in a line what was found. `Interrupted` with `folder` when the user stops it; the next time goes on
+    from there.
     """
     if not settings.data.audit:
         return given, given.paths
     try:
         found = _audit(settings.data, given, stop_requested)
     except Stopped:
-        raise Interrupted(run.folder(settings, backend)) from None
+        raise Interrupted(folder()) from None
     print(f"{summary(found.findings)} (python -m data audit --root {settings.data.root})")
     together = found.groups if given.groups is None else groups.joined([found.groups, given.groups])
     return replace(given, groups=together), found.unreadable

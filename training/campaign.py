@@ -32,7 +32,7 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     settings, spec, table = prepare(settings)
     images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
     teaching = teacher.read(settings, table)
-    table, suspects = audit.before(backend, settings, table, stop_requested)
+    table, suspects = audit.before(settings, table, stop_requested, lambda: run.folder(settings, backend))
     if settings.data.on_bad_image == "error":
         check.readable([*suspects, *teaching.paths()], images, settings.data.workers)
     folder = run.folder(settings, backend)
@@ -96,7 +96,8 @@ def sum_up(folder: Path, metric: str) -> None:
 
 def summarise(results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """`fold_results.yaml`: each fold, and mean, standard deviation (n - 1), best and worst fold by `metric`."""
-    names = ("macro_f1", "accuracy", "log_loss")
+    names = ["macro_f1", "accuracy", "log_loss"]
+    names += [f"corrupted_{name}" for name in names if all(f"corrupted_{name}" in r for r in results)]
     values = {name: np.array([r[name] for r in results], dtype=np.float64) for name in names}
     ranked = sorted(results, key=lambda r: r[metric], reverse=metric != "log_loss")
     return {

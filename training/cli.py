@@ -11,6 +11,7 @@ from types import FrameType
 
 import backends
 from config import load
+from config.command import Wish
 from config.errors import TandemError
 
 # What a disk or a folder refuses, and what to do about it.
@@ -44,18 +45,24 @@ class StopSignal:
 
 
 def main(engine: str, argv: Sequence[str] | None = None) -> int:
-    """Run `train_ENGINE.py`; returns the exit code (0, 1 data and the like, 2 settings, 130/143 interrupted)."""
+    """Run `train_ENGINE.py`; returns the exit code: 0, 1 data and the like, 2 settings, 3 a campaign that had to leave
+    folds out, 130 and 143 interrupted."""
     prog = f"train_{engine}.py"
     try:
-        settings = load.parse(sys.argv[1:] if argv is None else argv, prog=prog)
+        command = load.parse_command(sys.argv[1:] if argv is None else argv, prog=prog)
+        settings = None if command.wish.mode else command.settings
         backends.require(engine)
         stop = StopSignal()
         from training import campaign  # after --help, which must not wait for these imports
 
         try:
+            if settings is None:
+                return _campaign(engine, command, stop)
             folder = campaign.run_all(engine, settings, stop)
         except campaign.Interrupted as interrupted:
-            print(f"stopped; everything is saved. Go on with: python {prog} --resume {interrupted.folder}")
+            print(
+                f"stopped; everything is saved. Go on with: {_again(prog, command.wish)} --resume {interrupted.folder}"
+            )
             return 128 + stop.received
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -68,3 +75,19 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
         return 1
     print(f"finished: {folder / 'report.html'}")
     return 0
+
+
+def _again(prog: str, wish: Wish) -> str:
+    """The command that goes on with the same wish, but for the folder; a single run knows its folds itself."""
+    words = [f"--mode {wish.mode}"] * bool(wish.mode) + ["--tune"] * wish.tune
+    if wish.mode:
+        words += [f"--member {wish.member}"] * bool(wish.member) + [f"--fold {wish.fold}"] * (wish.fold is not None)
+    return " ".join(["python", prog, *words])
+
+
+def _campaign(engine: str, command: load.Command, stop: StopSignal) -> int:
+    from training import members, stages
+
+    campaign = members.begin(engine, command.members, stop, command.wish.mode in stages.BEGINNING)
+    print(f"campaign: {campaign.folder}")
+    return stages.work(campaign, command.wish)

@@ -16,6 +16,7 @@ from data.audit import actions
 from models import defaults, registry
 from models.card import Preprocessing
 from models.registry import ModelSpec
+from training import trackers
 from training.policy import loss as losses
 from training.policy import optimizer, resizing
 
@@ -23,18 +24,20 @@ FOLDS = "folds.csv"
 
 
 def refuse(settings: Settings, backend: str) -> None:
-    """`ConfigError` for a setting that the engine cannot honour."""
+    """`ConfigError` for a setting that the engine cannot honour, `BackendUnavailable` for a tracker that is absent."""
     reason = registry.engines(registry.get(settings.model)).get(backend)
     if reason:
         raise ConfigError(f"model {settings.model}: {reason}; train it with the other engine, or choose another model")
     precision = settings.train.precision
     if precision in ("tf32", "fp16") and backend != "torch":
         raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")
+    trackers.require(settings.track)
 
 
-def prepare(settings: Settings) -> tuple[Settings, ModelSpec, index.Table]:
-    """Read the data set and fill in what depends on it and on the model: size, classes, rate, batch."""
-    table = actions.load(settings.data).table
+def prepare(settings: Settings, table: index.Table | None = None) -> tuple[Settings, ModelSpec, index.Table]:
+    """Read the data set, where it is not given, and fill in what depends on it and on the model: size, classes, rate,
+    batch."""
+    table = table or actions.load(settings.data).table
     losses.check(settings.loss, table.class_names)
     spec = registry.get(
         settings.model,
@@ -65,7 +68,7 @@ def _batch(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
 def _preprocessing(settings: Settings, spec: ModelSpec) -> Preprocessing:
     """The model's own preprocessing, with the user's wishes over it."""
     own, data = spec.preprocessing, settings.data
-    return replace(own, fit=data.fit or own.fit, mean=data.mean or own.mean, std=data.std or own.std)
+    return replace(own, fit=data.fit or own.fit, pad=data.pad, mean=data.mean or own.mean, std=data.std or own.std)
 
 
 def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:

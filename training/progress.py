@@ -1,9 +1,13 @@
-"""What a user sees while a fold trains: a progress bar on a terminal, plain lines elsewhere, and `history.csv`."""
+"""What a user sees while a fold trains: a progress bar on a terminal, plain lines elsewhere, `history.csv` and
+`history.jsonl`, and the trackers that are switched on.
+"""
 
 from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,21 +18,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from config.schema import Settings
+from training import results
+from training.engine import FoldData
 from training.loop import Events
+from training.machine import Machine
+from training.trackers.broadcast import Broadcast
 
 _WAITING_TOO_LONG = 0.1
 
 
 class Progress:
-    """A context around one fold's training; `events` goes to the loop."""
+    """A context around one fold's training; `events` goes to the loop, `describe` is the session's."""
 
-    def __init__(self, settings: Settings, fold: int, folder: Path):
+    def __init__(
+        self, settings: Settings, fold: int, data: FoldData, folder: Path, describe: Callable[[], dict[str, Any]]
+    ):
         self.settings, self.fold, self.folder = settings, fold, folder
         self.console = Console(soft_wrap=True, highlight=False)
         self.bar: Bar | None = None
-        self.rows: list[dict[str, float]] = []
         self.events = Events(step=self._step, epoch=self._epoch, say=self._say)
         self.window = (time.perf_counter(), 0)
+        self.machine = Machine(describe, folder)
+        self.broadcast = Broadcast(settings, folder, data, self._say)
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -50,6 +61,7 @@ class Progress:
     ) -> None:
         if self.bar:
             self.bar.stop()
+        self.broadcast.close()
 
     def _step(self, epoch: int, update: int, updates: int, samples: int, loss: float) -> None:
         if not self.bar:
@@ -64,6 +76,8 @@ class Progress:
 
     def _epoch(self, row: dict[str, float], best: bool) -> None:
         self._write(row)
+        self._write_lines(row, best)
+        self.broadcast.epoch(int(row["epoch"]))
         text = (
             f"fold {self.fold}  epoch {row['epoch']:.0f}/{self.settings.train.epochs}  lr {row['lr']:.2e}  "
             f"train loss {row['train_loss']:.4f}  val loss {row['log_loss']:.4f}  accuracy {row['accuracy']:.4f}  "
@@ -90,3 +104,10 @@ class Progress:
             writer.writeheader()
             writer.writerows([*kept, row])
         partial.replace(target)
+
+    def _write_lines(self, row: dict[str, Any], best: bool) -> None:
+        """The same in `history.jsonl`, with the time and what the machine did."""
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        kept = [told for told in results.epochs(self.folder) if told["epoch"] < row["epoch"]]
+        rows = [*kept, {**row, "best": best, "time": now, "system": self.machine.used()}]
+        results.write_epochs(self.folder, rows)

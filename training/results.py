@@ -1,10 +1,12 @@
-"""What a finished run left: read back for plots, reports and ensembles."""
+"""What a finished run left: read back for plots, reports, trackers and the leaderboard."""
 
 from __future__ import annotations
 
 import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -12,8 +14,17 @@ from numpy.typing import NDArray
 
 from config.errors import CheckpointError
 from infer import repeats
-from models import weights
-from models.card import CARD_KEY, Card
+from infer.predictors import checkpoint
+from models.card import Card
+
+
+class Answers(NamedTuple):
+    """One finished fold's OOF answers: ids, logits float32 `[N, C]`, targets int64 `[N]`."""
+
+    fold: Path
+    ids: list[str]
+    logits: NDArray[np.float32]
+    targets: NDArray[np.int64]
 
 
 def oof(run: Path) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
@@ -33,8 +44,7 @@ def oof(run: Path) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
 def card(run: Path) -> Card:
     """The card of the run's best checkpoints."""
     for path in sorted(run.glob("fold_*/best/model.safetensors")):
-        _, metadata = weights.read(path)
-        return Card.from_json(metadata.get(CARD_KEY), str(path))
+        return checkpoint.read_card(path.parent)
     raise CheckpointError(f"{run}: no fold_*/best; train it first with --resume {run}")
 
 
@@ -49,6 +59,33 @@ def fold_results(run: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{path} is missing: the run is not finished; go on with --resume {run}")
     return dict(yaml.safe_load(path.read_text()))
+
+
+def starts(run: Path) -> list[dict[str, Any]]:
+    """`environment.json`: machine, versions and command of each start of the run, in order; empty where none began."""
+    path = run / "environment.json"
+    return list(json.loads(path.read_text())) if path.exists() else []
+
+
+def epochs(fold: Path) -> list[dict[str, Any]]:
+    """The rows of a fold's `history.jsonl`, one an epoch, with the machine's figures; empty where there is none."""
+    path = fold / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_epochs(fold: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put rows in the place of a fold's `history.jsonl`, in one step."""
+    partial = fold / "history.jsonl.partial"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    partial.replace(fold / "history.jsonl")
+
+
+def answers(run: Path) -> Iterator[Answers]:
+    """The OOF answers of each finished fold, one fold after the other."""
+    for path in sorted(run.glob("fold_*/oof.npz")):
+        if (path.parent / "result.yaml").exists():  # else another process is still training it
+            with np.load(path) as file:
+                yield Answers(path.parent, file["ids"].tolist(), file["logits"], file["targets"])
 
 
 def suspects(run: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from config.errors import CheckpointError, ConfigError
 from config.schema import Settings
 from training import checkpoint
 
-CONFIG = "config.yaml"
+CONFIG = load.RUN
 FINISHED = "fold_results.yaml"
 # Settings that say where, how fast and in which portions a run works, not what comes out of it.
 _CIRCUMSTANCES = (
@@ -33,12 +33,14 @@ _CIRCUMSTANCES = (
     "out",
     "name",
     "checkpoint",
+    "track",
     "data.workers",
     "train.compile",
     "folds.train",
+    "tune",
 )
 # Settings that another machine may have to change; `folds.csv` says whether the images are the same.
-_PLACES = ("data.root", "folds.file", "folds.groups")
+PLACES = ("data.root", "folds.file", "folds.groups")
 _WAIT = 60.0  # seconds for what another process does to the shared files of a run
 _PACKAGES = ("torch", "timm", "mlx", "numpy", "opencv-python-headless", "scikit-learn", "safetensors")
 
@@ -56,11 +58,12 @@ def folder(settings: Settings, engine: str) -> Path:
     if found:
         return found
     path = settings.out / (settings.name or _name(settings, engine))
+    _refuse_campaign(path)
     path.mkdir(parents=True, exist_ok=True)
     with briefly(path):
         fresh = not (path / CONFIG).exists()
         if fresh:
-            _write(path / CONFIG, load.to_yaml(settings))
+            write_text(path / CONFIG, load.to_yaml(settings))
     if fresh:
         return path
     if settings.name and (settings.resume == "never" or not _fits(path, settings, engine)):
@@ -74,7 +77,7 @@ def _newest(settings: Settings, engine: str) -> Path | None:
     """The newest run of the same settings; one of the same data and model with others is said to differ."""
     runs = [path.parent for path in settings.out.glob(f"{settings.name or '*'}/{CONFIG}")]
     other = ""
-    for path in sorted(runs, key=lambda run: (_number(run), run.name), reverse=True):
+    for path in sorted(runs, key=lambda run: (number_of(run), run.name), reverse=True):
         try:
             if _fits(path, settings, engine):
                 return path
@@ -101,14 +104,18 @@ def _engine_of(path: Path) -> str:
 
 def differences(one: Settings, other: Settings, ignored: tuple[str, ...] = ()) -> list[str]:
     """The settings, as `path: one, other`, that change what a run computes and differ; those `ignored` apart."""
-    passed = (*_CIRCUMSTANCES, *ignored)
+    before, after = (dict(flat(settings.model_dump(mode="json"))) for settings in (one, other))
     return [
-        f"{key}: {a!r}, now {b!r}"
-        for (key, a), (_, b) in zip(
-            _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json")), strict=True
-        )
-        if a != b and key not in passed and key.partition(".")[0] not in passed
+        f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and decides(key, ignored)
     ]
+
+
+def decides(key: str, ignored: tuple[str, ...] = ()) -> bool:
+    """Whether a setting, by its dotted name, changes what a run computes; those `ignored` do not count."""
+    passed = (*_CIRCUMSTANCES, *ignored)
+    return key not in passed and key.partition(".")[0] not in passed
 
 
 def check_unedited(path: Path, settings: Settings) -> None:
@@ -117,9 +124,9 @@ def check_unedited(path: Path, settings: Settings) -> None:
         return
     for fold in sorted(path.glob("fold_*")):
         for begun in [checkpoint.config(step) for step in checkpoint.steps(fold)[-1:]]:
-            changed = differences(begun, settings, _PLACES) if begun else []
+            changed = differences(begun, settings, PLACES) if begun else []
             if changed:
-                raise _changed(path, f"{fold.name} was trained", changed)
+                raise other_settings(path, f"{fold.name} was trained", changed)
 
 
 @contextmanager
@@ -156,12 +163,12 @@ def write_environment(path: Path, engine: str, session: dict[str, Any]) -> None:
     target = path / "environment.json"
     with briefly(path):
         starts = json.loads(target.read_text()) if target.exists() else []
-        _write(target, json.dumps([*starts, _environment(engine, session)], indent=1))
+        write_text(target, json.dumps([*starts, _environment(engine, session)], indent=1))
 
 
 def write_yaml(path: Path, value: Any) -> None:
     """Write plain values as YAML, whole or not at all."""
-    _write(path, yaml.safe_dump(value, sort_keys=False))
+    write_text(path, yaml.safe_dump(value, sort_keys=False))
 
 
 def _environment(engine: str, session: dict[str, Any]) -> dict[str, Any]:
@@ -178,22 +185,41 @@ def _environment(engine: str, session: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _refuse_campaign(path: Path) -> None:
+    if (path / load.CAMPAIGN).exists():
+        raise ConfigError(f"{path}: is a campaign; add --mode full, or train, fit, predict, to go on with it")
+
+
 def _resumed(path: Path, settings: Settings) -> Path:
+    _refuse_campaign(path)
     file = path / CONFIG
     if not file.exists():
         raise CheckpointError(f"{path}: no {CONFIG}, so this is no run folder; give --resume the folder of a run")
-    changed = differences(load.read(file), settings, _PLACES)
+    changed = differences(load.read(file), settings, PLACES)
     if changed and not settings.resume_anyway:
-        raise _changed(path, "was begun", changed)
+        raise other_settings(path, "was begun", changed)
     if changed:
         print(f"{path} goes on with other settings: {'; '.join(changed)}")
         with briefly(path):
             file.rename(path / f"config_{len(list(path.glob('config*.yaml')))}.yaml")
-            _write(file, load.to_yaml(settings))
+            write_text(file, load.to_yaml(settings))
     return path
 
 
-def _changed(path: Path, what: str, changed: list[str]) -> ConfigError:
+def settle(path: Path, settings: Settings) -> None:
+    """Make `path` the folder of a run with these settings, or go on in it; `ConfigError` where they differ."""
+    path.mkdir(parents=True, exist_ok=True)
+    with briefly(path):
+        fresh = not (path / CONFIG).exists()
+        if fresh:
+            write_text(path / CONFIG, load.to_yaml(settings))
+    if not fresh:
+        _resumed(path, settings)
+        check_unedited(path, settings)
+
+
+def other_settings(path: Path, what: str, changed: list[str]) -> ConfigError:
+    """The error for a folder whose settings were others; `what` says which part of it."""
     return ConfigError(
         f"{path}: {what} with other settings ({'; '.join(changed[:5])}); "
         "start it with the same ones, or add --resume_anyway true"
@@ -201,27 +227,29 @@ def _changed(path: Path, what: str, changed: list[str]) -> ConfigError:
 
 
 def _name(settings: Settings, engine: str) -> str:
-    number = 1 + max((_number(path) for path in settings.out.glob("*")), default=0)
+    number = 1 + max((number_of(path) for path in settings.out.glob("*")), default=0)
     model = re.sub(r"[^\w.-]+", "-", settings.model)
     size, augment = settings.data.image_size, settings.augment.level
     return f"{number:04d}_{model}_{size}px_{settings.optim.name}_{augment}_{engine}"
 
 
-def _number(path: Path) -> int:
+def number_of(path: Path) -> int:
     """The number that the name of a run begins with, 0 where the user named it."""
     found = re.match(r"(\d{4,6})_", path.name)
     return int(found[1]) if found else 0
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(path)
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as (dotted name, value), by name."""
     if isinstance(value, dict):
-        return [pair for key in sorted(value) for pair in _flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
+        return [pair for key in sorted(value) for pair in flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
     return [(prefix, value)]
 
 

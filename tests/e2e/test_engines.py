@@ -36,7 +36,7 @@ def given(root: Path, out: Path, start: Path) -> list[str]:
     words = ["--data.root", str(root), "--out", str(out), "--model", "convnext_atto", "--weights", str(start)]
     words += ["--data.image_size", "32", "--train.batch_size", "16", "--train.epochs", "5", "--optim.lr", "1e-3"]
     words += ["--ema.decay", "0.9", "--mix.mixup", "0.4", "--train.compile", "off", "--optim.layer_decay", "0.8"]
-    return [*words, "--data.workers", "2", "--augment.level", "minimal"]
+    return [*words, "--data.workers", "2", "--augment.level", "minimal", "--data.audit", "false"]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from config.errors import ConfigError
 from models import registry
 from models.registry import ModelSpec
 from tests.parity import harness
+from tests.parity.drawn import torch_network
 
 # What has a slope of its own.
 VARIANTS = (
@@ -64,7 +65,8 @@ def test_what_is_not_ported_is_refused_by_name(argument: str, value: object) -> 
 def test_fresh_weights_are_drawn_as_timms(arch: str) -> None:
     spec = tiny(arch)
     _, arrays = mlx_model.build(spec, None, "fp32", seed=1)
-    for name, tensor in torch_model.canonical_tensors(torch_model.build(spec)).items():
+    # Seeded, for once in 16 million draws torch's truncated normal gives its cut: -2, where the deviation is 0.02.
+    for name, tensor in torch_model.canonical_tensors(torch_network(spec)).items():
         want, got = tensor.detach().numpy(), np.array(arrays[name])
         if want.std() == 0:
             np.testing.assert_array_equal(got, want.reshape(got.shape), err_msg=name)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from config.errors import DataError
+from config.schema import Settings
 from data import index
 from tests.unit.test_audit_duplicates import scene
 from tests.unit.test_campaign import NEVER, settings
@@ -19,6 +20,10 @@ from training import campaign, run
 from training.fold import Interrupted
 
 PLAIN = ("--class_imbalance.classes", "[]", "--mining.cap", "0", "--train.epochs", "1")
+
+
+def audited(root: Path, out: Path, *more: str) -> Settings:
+    return settings(root, out, "--data.audit", "true", *more)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +52,10 @@ def folds_of(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", [("stratified", "--folds.count", "2"), ("holdout",)])
 def test_copies_never_stand_on_both_sides_of_a_fold(root: Path, tmp_path: Path, kind: tuple[str, ...]) -> None:
-    folder = campaign.run_all("numpy", settings(root, tmp_path, *PLAIN, "--folds.kind", *kind), NEVER)
+    folder = campaign.run_all("numpy", audited(root, tmp_path, *PLAIN, "--folds.kind", *kind), NEVER)
     fold = folds_of(folder)
     assert all(fold[f"a/{i}.png"] == fold[f"a/twin_of_{i}.png"] for i in range(10))
-    parted = campaign.run_all("numpy", settings(root, tmp_path, *PLAIN, "--data.audit", "false"), NEVER)
+    parted = campaign.run_all("numpy", audited(root, tmp_path, *PLAIN, "--data.audit", "false"), NEVER)
     fold = folds_of(parted)
     assert any(fold[f"a/{i}.png"] != fold[f"a/twin_of_{i}.png"] for i in range(10)), "chance alone parts them"
     assert not (parted / "audit.csv").exists()
@@ -62,7 +67,7 @@ def test_what_the_user_decided_is_applied_and_kept(root: Path, tmp_path: Path, c
         "ID,action,value\na/0.png,drop,\nb/1.png,relabel,c\nc/2.png,rotate,90\nc/3.png,group,x\nc/4.png,group,x\n"
     )
     folder = campaign.run_all(
-        "numpy", settings(root, tmp_path / "runs", *PLAIN, "--data.audit_actions", str(file)), NEVER
+        "numpy", audited(root, tmp_path / "runs", *PLAIN, "--data.audit_actions", str(file)), NEVER
     )
     assert "20 near duplicate" not in capsys.readouterr().out, "one twin is alone now"
     rows = {row["ID"]: row for row in table(folder / "folds.csv")}
@@ -76,14 +81,14 @@ def test_what_the_user_decided_is_applied_and_kept(root: Path, tmp_path: Path, c
         "group",
     ]
     assert "1 drop, 1 relabel, 2 group, 1 rotate" in (folder / "audit.html").read_text()
-    found = campaign.prepare(settings(root, tmp_path, *PLAIN, "--data.audit_actions", str(file)))[2]
+    found = campaign.prepare(audited(root, tmp_path, *PLAIN, "--data.audit_actions", str(file)))[2]
     turned = campaign.Images(turns=found.turns)(root / "c" / "2.png")
     np.testing.assert_array_equal(turned, np.rot90(scene(202, 60, 80), -1))
 
 
 def test_an_action_that_cannot_be_done_stops_before_anything_is_written(root: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("ID,action,value\na/0.png,relabel,d\n")
-    wanted = settings(root, tmp_path / "runs", *PLAIN, "--data.audit_actions", str(tmp_path / "mine.csv"))
+    wanted = audited(root, tmp_path / "runs", *PLAIN, "--data.audit_actions", str(tmp_path / "mine.csv"))
     with pytest.raises(DataError, match="relabels to 'd', which is no class"):
         campaign.run_all("numpy", wanted, NEVER)
     assert not (tmp_path / "runs").exists()
@@ -98,7 +103,7 @@ def test_wrong_labels_are_told_after_training(digits: Path, tmp_path: Path) -> N
     lines = [f"{row['ID']},{row['target']}" for row in rows]
     (root / "train.csv").write_text("\n".join(["ID,target", *lines]))
     more = ("--train.epochs", "12", "--optim.lr", "0.1", "--augment.level", "none", "--mining.cap", "0")
-    folder = campaign.run_all("numpy", settings(root, tmp_path / "runs", *more), NEVER)
+    folder = campaign.run_all("numpy", audited(root, tmp_path / "runs", *more), NEVER)
     told = [row for row in table(folder / "audit.csv") if row["finding"] == "label_error"]
     assert wrong["ID"] in [row["ID"] for row in told]
     mine = next(row for row in told if row["ID"] == wrong["ID"])
@@ -112,7 +117,7 @@ def test_wrong_labels_are_told_after_training(digits: Path, tmp_path: Path) -> N
 def test_stopping_in_the_audit_leaves_a_run_to_go_on_with(root: Path, tmp_path: Path) -> None:
     copy = tmp_path / "data"
     shutil.copytree(root, copy)
-    wanted = settings(copy, tmp_path / "runs", *PLAIN)
+    wanted = audited(copy, tmp_path / "runs", *PLAIN)
     with pytest.raises(Interrupted) as stopped:
         campaign.run_all("numpy", wanted, lambda: True)
     assert (stopped.value.folder / run.CONFIG).exists()
@@ -124,7 +129,7 @@ def test_unreadable_images_are_left_to_the_setting_about_them(root: Path, tmp_pa
     shutil.copytree(root, copy)
     (copy / "a" / "0.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"a/0\.png"):
-        campaign.run_all("numpy", settings(copy, tmp_path / "runs", *PLAIN), NEVER)
-    folder = campaign.run_all("numpy", settings(copy, tmp_path, *PLAIN, "--data.on_bad_image", "skip"), NEVER)
+        campaign.run_all("numpy", audited(copy, tmp_path / "runs", *PLAIN), NEVER)
+    folder = campaign.run_all("numpy", audited(copy, tmp_path, *PLAIN, "--data.on_bad_image", "skip"), NEVER)
     assert ("a/0.png", "empty") in [(row["ID"], row["finding"]) for row in table(folder / "audit.csv")]
     assert len(index.load(copy).ids) == 40

@@ -1,0 +1,87 @@
+"""What a training uses of the machine, measured between two questions: processor, memory, disk, network, GPU or chip.
+
+Apple's chips tell their load to root alone, so that of them only the memory is known.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_GIB = 2**30
+_PATIENCE = 5.0  # seconds for nvidia-smi
+_GPU = {"gpu_percent": "utilization.gpu", "gpu_memory_gib": "memory.used", "gpu_watts": "power.draw"}
+
+
+class Machine:
+    """`describe` is the session's; `folder` is on the disk whose free space counts."""
+
+    def __init__(self, describe: Callable[[], dict[str, Any]], folder: Path):
+        self._describe, self._folder = describe, folder
+        psutil.cpu_percent()  # the first answer means nothing
+        self._read, self._sent = _disk(), _network()
+
+    def used(self) -> dict[str, float]:
+        """CPU in percent of all cores, GiB of memory and free disk, and what was read and sent since the last call."""
+        read, sent, session = _disk(), _network(), self._describe()
+        figures = {
+            "cpu_percent": psutil.cpu_percent(),
+            "memory_gib": psutil.Process().memory_info().rss / _GIB,
+            "machine_memory_percent": psutil.virtual_memory().percent,
+            "disk_free_gib": shutil.disk_usage(self._folder).free / _GIB,
+            "disk_read_gib": (read - self._read) / _GIB,
+            "network_gib": (sent - self._sent) / _GIB,
+            "device_memory_gib": max(session["memory"].values(), default=0) / _GIB,
+        }
+        self._read, self._sent = read, sent
+        figures |= nvidia() if session["device"].startswith("cuda") else {}
+        return {name: round(value, 3) for name, value in figures.items()}
+
+
+def nvidia() -> dict[str, float]:
+    """Load in percent, memory in GiB and power in watts of the machine's NVIDIA GPUs: the sum, of the load the mean.
+
+    Empty where nvidia-smi does not answer; a figure that it does not know is left out.
+    """
+    asked = f"--query-gpu={','.join(_GPU.values())}"
+    try:
+        said = subprocess.run(
+            ["nvidia-smi", asked, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return parsed(said)
+
+
+def parsed(said: str) -> dict[str, float]:
+    """What `nvidia` gives, of nvidia-smi's lines (a line a GPU: percent, MiB, watts)."""
+    columns = zip(*([cell.strip() for cell in line.split(",")] for line in said.splitlines() if line), strict=True)
+    found = {}
+    for name, cells in zip(_GPU, columns, strict=False):
+        if all(_is_number(cell) for cell in cells):
+            total = sum(map(float, cells))
+            found[name] = {"gpu_percent": total / len(cells), "gpu_memory_gib": total / 1024}.get(name, total)
+    return found
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "", 1).isdigit()
+
+
+def _disk() -> int:
+    counters = psutil.disk_io_counters()  # None in some containers
+    return counters.read_bytes if counters else 0
+
+
+def _network() -> int:
+    counters = psutil.net_io_counters()
+    return counters.bytes_sent + counters.bytes_recv if counters else 0

@@ -1,0 +1,137 @@
+"""The numbers behind the page's figures: curves, confusion, classes, reliability, class distributions. No HTML here."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_fscore_support
+
+from infer import calibration
+
+_PANELS = (
+    ("Loss", ("log_loss", "train_loss")),
+    ("Macro-F1", ("macro_f1",)),
+    ("Accuracy", ("accuracy",)),
+    ("Learning rate", ("lr",)),
+    ("Images a second", ("images_per_second",)),
+)
+_BINS = 15
+_PAIRS = 20
+AS_TABLE = 30  # classes that a confusion matrix can have and still be read as a table
+
+
+def curves(run: Path) -> list[dict[str, Any]]:
+    """One panel a metric, one line a fold over the epochs; the training loss is dashed. Numbers not finite are None."""
+    found = []
+    for title, columns in _PANELS:
+        series = [
+            {"name": f"{fold}{', training' if column == 'train_loss' else ''}", "colour": number, "x": epochs, "y": y}
+            | {"dashed": column == "train_loss"}
+            for number, (fold, rows) in enumerate(_histories(run))
+            for column in columns
+            for epochs, y in [_line(rows, column)]
+            if epochs
+        ]
+        if series:
+            found.append({"title": title, "series": series})
+    return found
+
+
+def classes(counts: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A row a class, from the confusion counts `[C, C]`: support, precision, recall, F1, and what it is taken for."""
+    true, said = np.divmod(np.flatnonzero(counts), len(names))
+    columns = precision_recall_fscore_support(
+        true, said, sample_weight=counts[true, said], labels=np.arange(len(names)), zero_division=0
+    )[:3]
+    wrong = counts - np.diag(np.diag(counts))
+    taken = [names[row.argmax()] if row.any() else "" for row in wrong]
+    rows = zip(names, counts.sum(axis=1).tolist(), *(column.tolist() for column in columns), taken, strict=True)
+    return [dict(zip(("name", "support", "precision", "recall", "f1", "taken_for"), row, strict=True)) for row in rows]
+
+
+def matrix(counts: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, Any]:
+    """The confusion counts: all of them as rows for a table where that can be read, else those above 0 as triples."""
+    if len(names) <= AS_TABLE:
+        total = np.maximum(counts.sum(axis=1), 1)
+        rows = [
+            {"name": name, "cells": [{"n": n, "share": n / whole} for n in row]}
+            for name, row, whole in zip(names, counts.tolist(), total.tolist(), strict=True)
+        ]
+        return {"names": names, "rows": rows, "cells": []}
+    cells = [[int(i), int(j), int(counts[i, j])] for i, j in np.argwhere(counts)]
+    return {"names": names, "rows": [], "cells": cells}
+
+
+def pairs(counts: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The most frequent confusions, most images first: true class, answered class, images, share of the true class."""
+    wrong = counts - np.diag(np.diag(counts))
+    total = counts.sum(axis=1)
+    order = [divmod(int(place), len(names)) for place in np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]]
+    return [
+        {"true": names[i], "said": names[j], "n": int(wrong[i, j]), "share": float(wrong[i, j] / total[i])}
+        for i, j in order
+        if wrong[i, j]
+    ]
+
+
+def reliability(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> dict[str, Any]:
+    """Confidence against accuracy in equal bins of top-1 confidence (Guo et al. 2017), with ECE, Brier and log loss.
+
+    The Brier score is the sum over the classes, between 0 and 2.
+    """
+    logs = calibration.log_softmax(logits)
+    probabilities = np.exp(logs)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
+    which = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
+    size = np.bincount(which, minlength=_BINS)
+    mean = [np.bincount(which, weights=v, minlength=_BINS) / np.maximum(size, 1) for v in (confidence, correct)]
+    right = probabilities[np.arange(len(targets)), targets]
+    return {
+        "bins": [
+            {"low": k / _BINS, "confidence": float(mean[0][k]), "accuracy": float(mean[1][k]), "n": int(size[k])}
+            for k in range(_BINS)
+            if size[k]
+        ],
+        "width": 1 / _BINS,
+        "ece": calibration.expected_calibration_error(probabilities, targets),
+        "brier": float(((probabilities**2).sum(axis=1) - 2 * right + 1).mean()),
+        "log_loss": calibration.log_loss(logs, targets),
+        "mean_confidence": float(confidence.mean()),
+        "accuracy": float(correct.mean()),
+    }
+
+
+def distribution(
+    names: tuple[str, ...], train: dict[str, int], said: NDArray[np.int64], test: dict[str, int]
+) -> list[dict[str, Any]]:
+    """A row a class: images and share in the labels, in the OOF answers, and in the answers to the test images.
+
+    `said` int64 `[N]` are OOF class numbers; `test` may be empty. `widest` is the largest share of all, for drawing.
+    """
+    answers = np.bincount(said, minlength=len(names))
+    totals = [max(sum(train.values()), 1), max(len(said), 1), max(sum(test.values()), 1)]
+    rows = []
+    for name, answered in zip(names, answers.tolist(), strict=True):
+        counts = (train.get(name, 0), answered, test.get(name, 0))
+        shares = [count / total for count, total in zip(counts, totals, strict=True)]
+        rows.append({"name": name, "counts": counts, "shares": shares})
+    widest = max((share for row in rows for share in row["shares"]), default=0) or 1
+    return [{**row, "bars": [share / widest for share in row["shares"]]} for row in rows]
+
+
+def _histories(run: Path) -> list[tuple[str, list[dict[str, str]]]]:
+    found = []
+    for path in sorted(run.glob("fold_*/history.csv"), key=lambda p: (len(p.parent.name), p.parent.name)):
+        with path.open(newline="") as stream:
+            found.append((path.parent.name.replace("_", " "), list(csv.DictReader(stream))))
+    return found
+
+
+def _line(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[float | None]]:
+    kept = [row for row in rows if row.get(column)]
+    values = [float(row[column]) for row in kept]
+    return [int(row["epoch"]) for row in kept], [v if np.isfinite(v) else None for v in values]

@@ -1,0 +1,93 @@
+"""What other stages left for the page: an ensemble, a submission, an audit, failures, machine figures, commands."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training import results
+
+_SHOWN = 200
+_FAILED = "failed.yaml"
+# What the rows of `history.jsonl` say about the machine: column, title, and which of a fold's values is shown.
+_MACHINE = (
+    ("cpu_percent", "CPU, mean %", "mean"),
+    ("memory_gib", "Memory, peak GiB", "max"),
+    ("device_memory_gib", "Device memory, peak GiB", "max"),
+    ("gpu_percent", "GPU, mean %", "mean"),
+    ("gpu_memory_gib", "GPU memory, peak GiB", "max"),
+    ("disk_free_gib", "Disk free, least GiB", "min"),
+    ("disk_read_gib", "Read from disk, GiB", "sum"),
+    ("network_gib", "Network, GiB", "sum"),
+)
+
+
+def submission(path: Path) -> dict[str, Any]:
+    """Name, rows and predicted images of each class, of a label file or of one with a column of probability a class."""
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        header, *rows = list(csv.reader(stream))
+    counts: dict[str, int] = {}
+    for row in rows:
+        name = row[-1] if len(header) == 2 else header[max(range(1, len(row)), key=lambda i: float(row[i]))]
+        counts[name] = counts.get(name, 0) + 1
+    return {"name": path.name, "rows": len(rows), "counts": counts}
+
+
+def audit(places: list[Path]) -> dict[str, Any] | None:
+    """The first findings of the first `audit.csv` in `places`, and how many there are of each kind; None without."""
+    path = next((place / "audit.csv" for place in places if (place / "audit.csv").exists()), None)
+    if path is None:
+        return None
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        titles, *rows = list(csv.reader(stream)) or [[]]
+    counts: dict[str, int] = {}
+    for row in rows if "finding" in titles else ():
+        kind = row[titles.index("finding")].replace("_", " ")
+        counts[kind] = counts.get(kind, 0) + 1
+    return {"titles": titles, "rows": rows[:_SHOWN], "total": len(rows), "counts": list(counts.items())}
+
+
+def failures(out: Path, runs: list[Path]) -> list[dict[str, Any]]:
+    """What was given up, as `member`, `fold` and `reason`: those of the campaign in whose folder the page is, or else
+    of the runs' folds."""
+    whole = out.parent / _FAILED
+    if whole.exists():
+        return list(yaml.safe_load(whole.read_text()))
+    files = [path for run in runs for path in sorted(run.glob(f"fold_*/{_FAILED}"))]
+    return [yaml.safe_load(path.read_text()) for path in files if not (path.parent / "result.yaml").exists()]
+
+
+def machine(run: Path) -> dict[str, Any]:
+    """What each fold used of the machine: titles, and a row of values for each fold that has any."""
+    rows = []
+    for fold in sorted(run.glob("fold_*"), key=lambda path: (len(path.name), path.name)):
+        epochs = [row["system"] for row in results.epochs(fold) if row.get("system")]
+        if epochs:
+            values = [_over([e[key] for e in epochs if e.get(key) is not None], how) for key, _, how in _MACHINE]
+            rows.append({"fold": fold.name.replace("_", " "), "values": values})
+    kept = [i for i in range(len(_MACHINE)) if any(row["values"][i] is not None for row in rows)]
+    return {
+        "titles": [_MACHINE[i][1] for i in kept],
+        "rows": [{**row, "values": [row["values"][i] for i in kept]} for row in rows],
+    }
+
+
+def commands(run: Path, starts: list[dict[str, Any]]) -> list[str]:
+    """The commands that made the run, each once, and those that use it."""
+    made = [f"python {start['command']}" for start in starts]
+    folds = " ".join(shlex.quote(str(path)) for path in sorted(run.glob("fold_*/best")))
+    return [
+        *dict.fromkeys(made),
+        f"python -m training report {shlex.quote(str(run))}",
+        f"python -m infer --member {folds} --images DIR --out submission.csv",
+    ]
+
+
+def _over(values: list[float], how: str) -> float | None:
+    if not values:
+        return None
+    return {"mean": sum(values) / len(values), "max": max(values), "min": min(values), "sum": sum(values)}[how]

@@ -1,0 +1,93 @@
+"""The ensemble's part of the page: who weighs how much, and what the honest out-of-fold analysis of the fit says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.report.pictures import with_thumbnails
+
+_WORST = 12
+_METRICS = {"macro_f1": "Macro-F1", "accuracy": "Accuracy", "log_loss": "Log loss"}
+
+
+def ensemble(path: Path, path_of: dict[str, Path]) -> dict[str, Any]:
+    """The members of an ensemble file with their shares, heaviest first, how they mix, and the analysis beside it."""
+    raw = yaml.safe_load(path.read_text())
+    total = sum(member.get("weight", 1.0) for member in raw["members"]) or 1.0
+    members = [
+        {
+            "path": member["path"],
+            "group": member.get("group", ""),
+            "runtime": member.get("runtime", "by its kind"),
+            "weight": member.get("weight", 1.0),
+            "share": member.get("weight", 1.0) / total,
+        }
+        for member in raw["members"]
+    ]
+    analysis = _analysis(path.with_name(f"{path.stem}_analysis.json"), path_of)
+    groups: dict[str, float] = dict.fromkeys(analysis["runs"], 0.0) if analysis else {}
+    for member in members:
+        groups[member["group"]] = groups.get(member["group"], 0.0) + member["share"]
+    return {
+        "name": path.name,
+        "members": sorted(members, key=lambda member: -member["share"]),
+        "groups": sorted(groups.items(), key=lambda pair: -pair[1]) if set(groups) - {""} else [],
+        "temperature": raw.get("temperature", 1.0),
+        "combine": raw.get("combine", "probabilities"),
+        "views": raw.get("views", ["original"]),
+        "analysis": analysis,
+    }
+
+
+def _analysis(path: Path, path_of: dict[str, Path]) -> dict[str, Any] | None:
+    """What `python -m infer fit` found out of fold, arranged for the page; None for an ensemble that was not fitted."""
+    if not path.exists():
+        return None
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    kept = raw["calibration"] if raw["calibration"] != "none" else "no calibration"
+    rows = [(score, "alone" if score["name"] in raw["runs"] else "ensemble") for score in raw["scores"]]
+    rows += [(raw["before"], "ensemble, before calibration")]
+    rows += [(score, "calibration" + ", kept" * (score["name"] == kept)) for score in raw["after"]]
+    rows += [(score, "labels" + ", kept" * (score["name"] == f"labels by {raw['rule']}")) for score in raw["rules"]]
+    return {
+        "expected": [(title, raw["expected"][name]) for name, title in _METRICS.items() if name in raw["expected"]],
+        "scores": [{**score, "what": what} for score, what in rows],
+        "reliability": [(name, _bins(raw["reliability"][name])) for name in ("before", "after")],
+        "histogram": _bars(raw["histogram"]),
+        "runs": raw["runs"],
+        "agreement": raw["agreement"] if len(raw["runs"]) > 1 else [],
+        "confused": [
+            {"true": row["true"], "said": row["predicted"], "n": row["count"], "share": row["count"] / row["of"]}
+            for row in raw["confused"]
+        ],
+        "mistakes": with_thumbnails(raw["mistakes"][:_WORST], path_of) or raw["mistakes"][:_WORST],
+        "notes": raw.get("notes", []),
+    }
+
+
+def _bins(columns: dict[str, list[float | None]]) -> dict[str, Any]:
+    """Columns of equal bins of confidence as the rows that `figures.reliability` gives; empty bins are left out."""
+    width = 1 / len(columns["images"])
+    rows = zip(columns["images"], columns["confidence"], columns["accuracy"], strict=True)
+    return {
+        "width": width,
+        "bins": [
+            {"low": k * width, "n": int(n), "confidence": confidence, "accuracy": accuracy}
+            for k, (n, confidence, accuracy) in enumerate(rows)
+            if n and confidence is not None and accuracy is not None
+        ],
+    }
+
+
+def _bars(histogram: dict[str, list[float]]) -> list[dict[str, float]]:
+    """Right and wrong answers of each bar, and both as shares of the tallest."""
+    most = max((right + wrong for right, wrong in zip(histogram["right"], histogram["wrong"], strict=True)), default=0)
+    rows = zip(histogram["edges"], histogram["edges"][1:], histogram["right"], histogram["wrong"], strict=False)
+    return [
+        {"low": low, "high": high, "right": right, "wrong": wrong, "r": right / (most or 1), "w": wrong / (most or 1)}
+        for low, high, right, wrong in rows
+    ]

@@ -1,0 +1,110 @@
+"""The images of the page: thumbnails of what deserves a look, and where the network looked when it was wrong."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from config import load
+from config.errors import TandemError
+from data import index
+from data.augment import eval_transform
+from data.decode import decode
+from data.keyed import rng
+from infer import gradcam
+from training import results
+
+WORST = 12
+_PIXELS = 112
+_QUALITY = 80
+
+
+def paths(run: Path) -> dict[str, Path]:
+    """The image files by id, those that are still there."""
+    data = load.read(run / "config.yaml").data
+    if data.root is None or not data.root.exists():
+        return {}
+    try:
+        table = index.load(data.root, data.id_column, data.target_column, keep_missing=True)
+    except TandemError:  # changed since: the page goes without its images
+        return {}
+    return {name: path for name, path in zip(table.ids, table.paths, strict=True) if path.exists()}
+
+
+def mistakes(run: Path, path_of: dict[str, Path], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The most confident out-of-fold mistakes: ids, classes, probabilities, the fold that was wrong, a thumbnail."""
+    found = []
+    for part in results.answers(run):
+        probabilities = softmax(part.logits.astype(np.float64), axis=1)
+        said = probabilities.argmax(axis=1)
+        for i in np.flatnonzero(said != part.targets).tolist():
+            if part.ids[i] in path_of:
+                found.append((float(probabilities[i, said[i]]), part, i, int(said[i])))
+    found.sort(key=lambda row: row[0])
+    hardest = {part.ids[i]: (p, part, i, said) for p, part, i, said in found}  # once where folds are repeated
+    found = sorted(hardest.values(), key=lambda row: -row[0])
+    return [
+        {
+            "id": part.ids[i],
+            "true": names[part.targets[i]],
+            "predicted": names[said],
+            "class": said,
+            "probability": probability,
+            "fold": part.fold,
+            "path": path_of[part.ids[i]],
+            "picture": thumbnail(path_of[part.ids[i]]),
+        }
+        for probability, part, i, said in found[:WORST]
+    ]
+
+
+def explain(rows: list[dict[str, Any]]) -> str:
+    """Give each of the `mistakes` the picture `heat` of where its fold's network looked; else why there is none."""
+    try:
+        for fold in dict.fromkeys(row["fold"] for row in rows):
+            mine = [row for row in rows if row["fold"] == fold]
+            for row, picture in zip(mine, _heat(fold / "best", mine), strict=True):
+                row["heat"] = picture
+    except TandemError as error:  # no gradients, no framework, no memory: the page is worth having without them
+        return str(error)
+    return ""
+
+
+def thumbnail(path: Path) -> str:
+    """A JPEG of at most 112 pixels as a data URI; "" where the file can no longer be read."""
+    try:
+        return _uri(_small(decode(path)))
+    except TandemError:
+        return ""
+
+
+def with_thumbnails(rows: Sequence[dict[str, Any]], path_of: dict[str, Path]) -> list[dict[str, Any]]:
+    """Those of the rows whose `id` has an image file, each with its `picture`."""
+    return [{**row, "picture": thumbnail(path_of[row["id"]])} for row in rows if row["id"] in path_of]
+
+
+def _heat(best: Path, rows: list[dict[str, Any]]) -> list[str]:
+    explainer = gradcam.open(best)
+    transform = eval_transform(explainer.card.preprocessing)
+    images = np.stack([transform(decode(row["path"]), rng(0, "report")) for row in rows])
+    maps = explainer.heatmaps(images, [row["class"] for row in rows])
+    return [_uri(_small(gradcam.overlay(image, heat))) for image, heat in zip(images, maps, strict=True)]
+
+
+def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    scale = _PIXELS / max(image.shape[:2])
+    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+    small: NDArray[np.uint8] = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    return small
+
+
+def _uri(image: NDArray[np.uint8]) -> str:
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode() if ok else ""

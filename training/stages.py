@@ -1,0 +1,271 @@
+"""The stages of a campaign: audit, train, fit, predict, report, each by itself or all in order (`full`).
+
+A stage finds what the stages before it left. What it made from the same inputs is not made again; what it made from
+other ones is renamed, never overwritten. Training itself is in `turns`, tuning in `tune`, the answers in `infer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from config import members as listed
+from config.command import Wish
+from config.errors import CheckpointError, ConfigError, DataError
+from data import index
+from data.audit import command as look
+from data.audit import page
+from infer import ensemble, fit, submission, summary, views
+from infer.runner import Runner
+from training import report, run, trial, tune, turns, worklist
+from training.fold import Interrupted
+from training.members import Campaign
+from training.trackers import broadcast
+
+AUDIT = "audit"
+ENSEMBLE = "ensemble.yaml"
+SUBMISSIONS = "submissions"
+REPORT = "report.html"
+_DONE = "stages.yaml"
+_FEW = 10  # images that a class should have
+_SAMPLE = "sample_submission.csv"
+BEGINNING = ("full", "audit", "tune", "train")  # the modes that a campaign may begin with
+LEFT_OUT = 3  # the exit code that tells of folds that were left out
+
+
+class NothingToPredict(DataError):
+    """The data set has no test images."""
+
+
+def work(campaign: Campaign, wish: Wish) -> int:
+    """Do what `wish.mode` says; the exit code, which is 3 where a fold was left out.
+
+    Raises `Interrupted` where a stop was asked for, and the `TandemError` of the stage that cannot go on.
+    """
+    if wish.mode == "audit":
+        audited(campaign)
+        return 0
+    if wish.mode == "full" and campaign.settings.data.audit and not (campaign.folder / AUDIT / page.NAME).exists():
+        audited(campaign)
+    if wish.mode == "tune":
+        tuned(campaign, wish, go_on=False)
+        return 0
+    if wish.tune:
+        tuned(campaign, wish, go_on=True)
+    campaign = _in_effect(campaign)
+    if wish.mode == "full":
+        turns.train(campaign, wish)
+        _afterwards(campaign, [fitted, predicted, reported])
+    elif wish.mode == "train":
+        turns.train(campaign, wish)
+    else:
+        _afterwards(campaign, [{"fit": fitted, "predict": predicted, "report": reported}[wish.mode]])
+    left_out = turns.given_up(campaign)
+    for row in left_out:
+        print(f"left out: fold {row['fold']} of {row['member']}: {row['reason']}")
+    return LEFT_OUT if left_out else 0
+
+
+def _afterwards(campaign: Campaign, stages: Iterable[Callable[[Campaign], None]]) -> None:
+    """What one process does alone; the others wait for it and find it done."""
+    several = len(list(stages := list(stages))) > 1
+    with _alone(campaign):
+        for stage in stages:
+            if campaign.stop_requested():
+                raise Interrupted(campaign.folder)
+            try:
+                stage(campaign)
+            except NothingToPredict as error:
+                if not several:
+                    raise
+                print(f"no submission: {error}")
+
+
+def audited(campaign: Campaign) -> None:
+    """`audit.csv` and `audit.html`: what is odd about the images and their labels, before anything is trained."""
+    with _alone(campaign):
+        look.run(campaign.settings.data, campaign.folder / AUDIT, _FEW)
+
+
+def tuned(campaign: Campaign, wish: Wish, go_on: bool) -> None:
+    """Search for better settings of all members, or of the one that `wish` names, and write them as a file.
+
+    With `go_on` the campaign has them from now on.
+    """
+    listed.check(campaign.members, wish.member)
+    wanted = [member for member in campaign.members if wish.member in ("", member.name)]
+    key = tune.key(wanted)
+    if go_on and "tuned" not in _done(campaign) and any(campaign.run(member).exists() for member in wanted):
+        raise ConfigError(
+            f"{campaign.folder}: is being trained with settings that were not searched; go on without --tune, or begin "
+            "a new campaign with --resume never"
+        )
+    if not _is_done(campaign, "tune", key):
+        found = tune.search(campaign, wanted)
+        with _alone(campaign):
+            if not _is_done(campaign, "tune", key):  # else another process was first
+                values = {one.member.name: one.values for one in found}
+                _note(campaign, "tune", key, [tune.write(campaign, found)], values)
+    noted = _done(campaign)["tune"]
+    print(f"tuned settings: {campaign.folder / noted['files'][0]}")
+    if go_on and _done(campaign).get("tuned") != noted:
+        with _alone(campaign):
+            run.write_yaml(campaign.folder / _DONE, {**_done(campaign), "tuned": noted})
+
+
+def _in_effect(campaign: Campaign) -> Campaign:
+    """The campaign with the tuned settings that it was told to go on with, if any."""
+    values = _done(campaign).get("tuned", {}).get("values", {})
+    members = tuple(
+        replace(member, settings=trial.applied(member.settings, values.get(member.name, {})))
+        for member in campaign.members
+    )
+    return replace(campaign, members=members) if values else campaign
+
+
+@contextmanager
+def _alone(campaign: Campaign) -> Iterator[None]:
+    """What one process does at a time; the others wait for it. `Interrupted` where a stop is asked for meanwhile."""
+    with worklist.alone(campaign.folder / ".stages", campaign.stop_requested) as claim:
+        if claim is None:
+            raise Interrupted(campaign.folder)
+        yield
+
+
+def fitted(campaign: Campaign) -> None:
+    """`ensemble.yaml`: weights and temperatures on the out-of-fold answers of all trained folds."""
+    folds = turns.trained(campaign)
+    if not folds:
+        reasons = "; ".join(row["reason"] for row in turns.given_up(campaign))
+        found = f"all folds were left out ({reasons})" if reasons else "no fold is trained"
+        raise CheckpointError(f"{campaign.folder}: {found}; first: {campaign.command('--mode train')}")
+    seen = _views(campaign)
+    inputs = [path / name for found in folds.values() for path in found for name in ("oof.npz", "best/manifest.json")]
+    key = _key(inputs, str(seen))
+    out = campaign.folder / ENSEMBLE
+    if _is_done(campaign, "fit", key):
+        print(f"{out} is made of these folds already")
+        return
+    runs = [campaign.folder / "members" / name for name in folds]
+    made = fit.fit(runs, seen)
+    _make_room(out)
+    ensemble.write(out, made.ensemble)
+    print(fit.report(made))
+    print(f"wrote {out}: {len(made.ensemble.members)} members")
+    _note(campaign, "fit", key, [out])
+
+
+def predicted(campaign: Campaign) -> None:
+    """The submission of the test images, which lie in `test/` of the data set; as its sample submission, if any."""
+    chosen_file = campaign.folder / ENSEMBLE
+    if not chosen_file.exists():
+        raise CheckpointError(f"{chosen_file}: is not there; first: {campaign.command('--mode fit')}")
+    data = campaign.settings.data
+    if not any((data.root / name).exists() for name in ("test.csv", "test")):
+        raise NothingToPredict(f"{data.root}: has neither test.csv nor test/; add the images to predict")
+    table, sample = index.load_test(data.root, data.id_column), data.root / _SAMPLE
+    key = _key([chosen_file, *([sample] if sample.exists() else [])], *table.ids)
+    if _is_done(campaign, "predict", key):
+        print(f"{campaign.folder / _done(campaign)['predict']['files'][0]} is the submission of this ensemble already")
+        return
+    files = _submit(campaign, ensemble.read(chosen_file), table, sample)
+    _note(campaign, "predict", key, files)
+    broadcast.publish(campaign.settings, campaign.folder, files[0])
+
+
+def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: index.Table, sample: Path) -> list[Path]:
+    """Everything that can be refused is, before the first image is decoded."""
+    data, out = campaign.settings.data, campaign.folder / SUBMISSIONS
+    submission.prepare(out)
+    with Runner(chosen) as runner:
+        layout = submission.plain_layout(table.ids, data.id_column, data.target_column)
+        if sample.exists():
+            layout = submission.sample_layout(sample, runner.class_names, data.id_column)
+        rows = submission.align(table.ids, layout, str(sample))
+        path = submission.destination(out, runner.models, chosen.views, datetime.now())
+        answers = []
+        for part in runner.run(table.paths, workers=data.workers):
+            answers.append(part.probabilities)
+            if campaign.stop_requested():
+                raise Interrupted(campaign.folder)
+        names = runner.class_names
+    probabilities = np.concatenate(answers)[rows]
+    beside = submission.write(path, layout, probabilities, names)
+    print(summary.text(probabilities, names, layout.ids))
+    print(f"wrote {path} and {beside}")
+    return [path, beside]
+
+
+def reported(campaign: Campaign) -> None:
+    """`report.html` of the whole campaign, with the ensemble and the newest submission where they are there."""
+    folds = turns.trained(campaign)
+    runs = [campaign.folder / "members" / name for name in folds]
+    whole = [path for path in runs if (path / run.FINISHED).exists()]
+    if not whole:
+        raise CheckpointError(f"{campaign.folder}: no member is trained; first: {campaign.command('--mode train')}")
+    turns.given_up(campaign)
+    made, done = campaign.folder / ENSEMBLE, _done(campaign)
+    sent = campaign.folder / done["predict"]["files"][0] if "predict" in done else None
+    out = campaign.folder / REPORT
+    report.write(whole, out, made if made.exists() else None, sent if sent and sent.exists() else None)
+    print(f"wrote {out}")
+
+
+def _views(campaign: Campaign) -> tuple[str, ...]:
+    """The views that all members of the ensemble see; `ConfigError` where they differ."""
+    first = campaign.members[0]
+    for member in campaign.members:
+        if member.settings.tta != first.settings.tta:
+            raise ConfigError(
+                f"tta.views: {member.name} has {list(member.settings.tta.views)}, {first.name} has "
+                f"{list(first.settings.tta.views)}; an ensemble has the same for all, write them above the members"
+            )
+    return views.expand(first.settings.tta.views)
+
+
+def _key(files: Iterable[Path], *words: str) -> str:
+    """SHA-256 of what a stage starts from: the contents of files, and words."""
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    total.update("\n".join(words).encode())
+    return total.hexdigest()
+
+
+def _done(campaign: Campaign) -> dict[str, dict]:
+    """What each stage noted; files are relative to the campaign's folder."""
+    file = campaign.folder / _DONE
+    return dict(yaml.safe_load(file.read_text())) if file.exists() else {}
+
+
+def _is_done(campaign: Campaign, stage: str, key: str) -> bool:
+    noted = _done(campaign).get(stage, {"inputs": "", "files": []})
+    return noted["inputs"] == key and all((campaign.folder / name).exists() for name in noted["files"])
+
+
+def _note(
+    campaign: Campaign, stage: str, key: str, files: list[Path], values: dict[str, dict[str, Any]] | None = None
+) -> None:
+    noted = {
+        "inputs": key,
+        "files": [path.relative_to(campaign.folder).as_posix() for path in files],
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **({"values": values} if values else {}),
+    }
+    run.write_yaml(campaign.folder / _DONE, {**_done(campaign), stage: noted})
+
+
+def _make_room(path: Path) -> None:
+    """Rename what was made of other inputs: `ensemble.yaml` becomes `ensemble_1.yaml` and so on."""
+    if path.exists():
+        count = len(list(path.parent.glob(f"{path.stem}_*{path.suffix}")))
+        path.rename(path.with_name(f"{path.stem}_{count + 1}{path.suffix}"))

@@ -1,0 +1,89 @@
+"""Between a training and a tracker: a thread that tells the tracker what it has not been told, and takes its faults."""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training import results
+from training.trackers import Opener, Title, Tracker
+
+_PATIENCE = 30.0  # seconds that the end of a fold waits for a tracker
+Job = Callable[[Tracker], None]
+
+
+class Feed:
+    """One tracker of one fold. What it was told stands in `tracked_NAME.json` in the fold's folder."""
+
+    def __init__(self, name: str, opener: Opener, title: Title, say: Callable[[str], None]):
+        self.name, self._opener, self._title, self._say = name, opener, title, say
+        self._file = title.folder / f"tracked_{name}.json"
+        self._told: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"tandem-{name}", daemon=True)
+        self._thread.start()
+
+    def epoch(self, number: int) -> None:
+        """`history.jsonl` has a new row, of epoch `number`; earlier ones that were not told are told as well."""
+        self._jobs.put(lambda tracker: self._tell(tracker, number))
+
+    def picture(self, name: str, make: Callable[[], NDArray[np.uint8]], epoch: int) -> None:
+        """An image `[H, W, 3]`, once for each epoch; it is made in the thread."""
+        self._jobs.put(lambda tracker: self._show(tracker, name, make, epoch))
+
+    def close(self, patience: float = _PATIENCE) -> None:
+        """Wait until everything is told; a tracker that takes longer than `patience` seconds is given up."""
+        self._jobs.put(None)
+        self._thread.join(patience)
+        if self._thread.is_alive():
+            self._say(f"track.{self.name}: has not answered for {patience:.0f} s and is given up; training goes on")
+
+    def _work(self) -> None:
+        try:
+            tracker = self._opener(self._title, self._told.get("state", {}))
+            self._remember(state=tracker.state)
+            while (job := self._jobs.get()) is not None:
+                job(tracker)
+            tracker.close()
+        except Exception as error:  # whatever a tracker's package raises must not end a training
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            self._say(f"track.{self.name}: failed and is off until the next start ({said}); training goes on")
+
+    def _tell(self, tracker: Tracker, number: int) -> None:
+        if number <= self._last and tracker.rewinds:
+            self._remember(epoch=number - 1)
+        for row in results.epochs(self._title.folder):
+            if row["epoch"] > self._last:
+                # Before it is told: a crash in between loses a row, where otherwise it would be there twice.
+                self._remember(epoch=int(row["epoch"]))
+                tracker.epoch(self._last, figures(row))
+
+    def _show(self, tracker: Tracker, name: str, make: Callable[[], NDArray[np.uint8]], epoch: int) -> None:
+        shown = self._told.get("pictures", {})
+        if shown.get(name, -1) < epoch:
+            self._remember(pictures={**shown, name: epoch})
+            tracker.picture(name, make(), epoch)
+
+    @property
+    def _last(self) -> int:
+        return int(self._told.get("epoch", 0))
+
+    def _remember(self, **what: Any) -> None:
+        self._told.update(what)
+        partial = self._file.with_suffix(".partial")
+        partial.write_text(json.dumps(self._told))
+        partial.replace(self._file)
+
+
+def figures(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a row of `history.jsonl` under the names that trackers show; those not finite are left out."""
+    own = {name: value for name, value in row.items() if name not in ("epoch", "time", "best", "system")}
+    system = {f"system/{name}": value for name, value in row.get("system", {}).items()}
+    return {name: float(v) for name, v in {**own, **system}.items() if v is not None and math.isfinite(v)}

@@ -1,0 +1,217 @@
+"""Training a campaign: every member on every fold, each by whichever process takes it first.
+
+The list that they share is `worklist`; what is done about a fold that fails, `failures`; one fold, `fold`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+import backends
+from config import members as listed
+from config.command import Wish
+from config.errors import ConfigError
+from config.members import Member
+from config.schema import Settings
+from data import check, index
+from data.audit import actions
+from data.images import Images
+from models.card import Card
+from models.registry import ModelSpec
+from training import audit, failures, fold, run, teacher, worklist
+from training import campaign as single
+from training.members import Campaign
+from training.prepare import FOLDS, fold_numbers, keep_folds, prepare, refuse, with_vanished
+from training.worklist import Claim, Worklist
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A member whose settings are resolved against model and data, with its run's folder."""
+
+    member: Member
+    folder: Path
+    settings: Settings
+    spec: ModelSpec
+    teaching: teacher.Teaching
+
+    def folds(self, numbers: Sequence[int]) -> list[Path]:
+        """The folders of its folds."""
+        return [self.folder / f"fold_{k}" for k in numbers]
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What the members of a campaign share: images, labels, folds, the numbers of those to train, and the files that
+    the audit could not read."""
+
+    table: index.Table
+    images: Images
+    fold_of: NDArray[np.int64]
+    numbers: list[int]
+    suspects: list[Path]
+
+
+def train(campaign: Campaign, wish: Wish) -> None:
+    """Train what is not trained yet, of all members or of the one that `wish` names.
+
+    Returns when all of it is done, by whichever process. Raises `Interrupted` where a stop was asked for, and all that
+    is wrong with settings and images before the first fold is begun.
+    """
+    listed.check(campaign.members, wish.member)
+    able = _able(campaign, wish)
+    backends.require(campaign.engine)
+    if wish.member:
+        for place in campaign.run(able[0]).glob("fold_*/"):
+            if wish.fold is None or place.name == f"fold_{wish.fold}":
+                failures.forget(place)
+    stock = open_stock(campaign, lambda numbers: all(done(path) for path in _folders(campaign, able, numbers)))
+    team = [_ready(campaign, member, stock) for member in able]
+    folders = [folder for one in team for folder in one.folds(stock.numbers)]
+    work = Worklist(folders, done)
+    left = work.left()
+    print(f"{len(folders) - len(left)} of {len(folders)} folds are done")
+    if left:
+        _look_at_images(team, stock)
+        for claim in work.each(campaign.stop_requested):
+            _turn(campaign, team, stock, claim)
+    if campaign.stop_requested():
+        raise fold.Interrupted(campaign.folder)
+    for one in team:
+        _sum_up(campaign, one, stock)
+
+
+def done(folder: Path) -> bool:
+    """Whether nothing is left to do for the fold in `folder`: it is trained, or given up."""
+    return (folder / fold.RESULT).exists() or failures.failed(folder)
+
+
+def trained(campaign: Campaign) -> dict[str, list[Path]]:
+    """The folders of the trained folds of each member that has any, in the order of their numbers."""
+    found = {}
+    for member in campaign.members:
+        folds = [path.parent for path in campaign.run(member).glob(f"fold_*/{fold.RESULT}")]
+        if folds:
+            found[member.name] = sorted(folds, key=lambda path: (len(path.name), path.name))
+    return found
+
+
+def given_up(campaign: Campaign) -> list[dict[str, Any]]:
+    """The folds that were left out, with their reasons, which `failed.yaml` of the campaign then holds too."""
+    begun = [path for member in campaign.members for path in sorted(campaign.run(member).glob("fold_*/"))]
+    return failures.collect(campaign.folder, begun)
+
+
+def _folders(campaign: Campaign, members: Sequence[Member], numbers: Sequence[int]) -> list[Path]:
+    return [campaign.run(member) / f"fold_{k}" for member in members for k in numbers]
+
+
+def _able(campaign: Campaign, wish: Wish) -> list[Member]:
+    """The members that this engine can train; those that it cannot are left to the other one."""
+    wanted = [member for member in campaign.members if wish.member in ("", member.name)]
+    able, reasons = [], list[str]()
+    for member in wanted:
+        try:
+            refuse(member.settings, campaign.engine)
+            able.append(member)
+        except ConfigError as error:
+            reasons.append(f"{member.name}: {error}")
+    if not able:
+        raise ConfigError("; ".join(reasons))
+    for reason in reasons:
+        print(f"left to another engine: {reason}")
+    return able
+
+
+def open_stock(campaign: Campaign, ended: Callable[[list[int]], bool] = lambda _: False) -> Stock:
+    """Read the images' table, audit it, and read the folds, which are drawn and kept where they are not there yet.
+
+    Where `ended` says of the folds' numbers that nothing is left to do, no image is looked at.
+    """
+    settings, folder = campaign.settings, campaign.folder
+    table = actions.load(settings.data).table
+    images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
+    drawn = (folder / FOLDS).exists()
+    if drawn:
+        known = with_vanished(settings, table, folder)
+        fold_of = keep_folds(settings, known, folder)
+        numbers = fold_numbers(settings, fold_of)
+        if ended(numbers):
+            return Stock(known, images, fold_of, numbers, [])
+    table, suspects = audit.before(settings, table, campaign.stop_requested, lambda: folder)
+    with run.briefly(folder):
+        table = with_vanished(settings, table, folder)
+        fold_of = keep_folds(settings, table, folder)
+    return Stock(table, images, fold_of, fold_numbers(settings, fold_of), suspects)
+
+
+def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
+    settings, spec, _ = prepare(member.settings, stock.table)
+    teaching = teacher.read(settings, stock.table)
+    teacher.check(teaching, stock.table, stock.fold_of, stock.numbers)
+    folder = campaign.run(member)
+    run.settle(folder, settings)
+    with run.briefly(folder):
+        if not (folder / FOLDS).exists():
+            (folder / FOLDS).write_bytes((campaign.folder / FOLDS).read_bytes())
+    return Ready(member, folder, settings, spec, teaching)
+
+
+def _look_at_images(team: Sequence[Ready], stock: Stock) -> None:
+    strict = [one for one in team if one.settings.data.on_bad_image == "error"]
+    if strict:
+        paths = {path: None for one in strict for path in (*stock.suspects, *one.teaching.paths())}
+        check.readable(list(paths), stock.images, strict[0].settings.data.workers)
+
+
+def _turn(campaign: Campaign, team: Sequence[Ready], stock: Stock, claim: Claim) -> None:
+    """Train the fold of a claim; where another process has taken it over meanwhile, leave it to that one."""
+    one = next(one for one in team if one.folder == claim.folder.parent)
+    number = int(claim.folder.name.removeprefix("fold_"))
+    with claim:
+        print(f"{one.member.name}: fold {number}")
+        try:
+            failures.attempt(_job(campaign, one, stock, lambda: claim.lost or campaign.stop_requested()), number)
+        except fold.Interrupted:
+            if not claim.lost:
+                raise fold.Interrupted(campaign.folder) from None
+            print(f"{claim.folder}: another machine has taken it over, as this one did not answer")
+    if all(done(folder) for folder in one.folds(stock.numbers)):
+        _sum_up(campaign, one, stock)
+
+
+def _job(campaign: Campaign, one: Ready, stock: Stock, stop_requested: Callable[[], bool]) -> fold.Job:
+    settings, spec = one.settings, one.spec
+    card = Card(settings.model, stock.table.class_names, spec.preprocessing, dict(spec.options), campaign.engine)
+    return fold.Job(
+        campaign.engine,
+        settings,
+        spec,
+        card,
+        stock.table,
+        stock.images,
+        stock.fold_of,
+        one.teaching,
+        one.folder,
+        stop_requested,
+    )
+
+
+def _sum_up(campaign: Campaign, one: Ready, stock: Stock) -> None:
+    """The run's summary, plots and report, where they do not tell of all trained folds yet."""
+    folders = one.folds(stock.numbers)
+    if not all(done(folder) for folder in folders):
+        return
+    with worklist.alone(one.folder, campaign.stop_requested) as claim:
+        trained = {int(path.parent.name.removeprefix("fold_")) for path in one.folder.glob(f"fold_*/{fold.RESULT}")}
+        file = one.folder / run.FINISHED
+        told = {row["fold"] for row in yaml.safe_load(file.read_text())["folds"]} if file.exists() else set()
+        if claim and trained and trained != told:
+            single.sum_up(one.folder, one.settings.stopping.metric)
