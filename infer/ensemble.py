@@ -79,8 +79,10 @@ class Ensemble(BaseModel):
 
     @property
     def plain(self) -> bool:
-        """Whether weights and temperatures say all, so that nothing else has to be applied to get the probabilities."""
-        return self.combine != "ranks" and self.layers is None and not self.clip and self.tempered == "views"
+        """Whether weights and temperatures say all that leads from the members' logits to the probabilities: what an
+        artefact can hold that knows no other step."""
+        mixed = self.combine != "ranks" and self.view_merge == self.combine
+        return mixed and self.layers is None and not self.clip and (self.tempered == "views" or len(self.views) == 1)
 
     def used(self) -> set[str]:
         """The keys whose values are not their defaults."""

@@ -129,6 +129,8 @@ def test_the_command_writes_data_and_a_picture_that_agree_with_its_text(tmp_path
     assert (tmp_path / "out" / "e_reliability.png").read_bytes()[:4] == b"\x89PNG"
     assert ensemble.read(out).aliases == (("a", "alpha"),)
     assert infer.main([str(word) for word in words]) == 2
+    out.unlink()  # then what belonged to it is made anew
+    assert infer.main([str(word) for word in words]) == 0
     assert infer.main([*map(str, words[: len(runs) + 1]), "--out", str(tmp_path / "x.yaml"), "--weights", "1"]) == 2
     assert "1 weights for 3 runs" in capsys.readouterr().err
     assert infer.main(["fit", str(runs[0]), f"{runs[0]}/", "--out", str(tmp_path / "x.yaml")]) == 2
