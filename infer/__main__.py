@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    commands = {"fit": _fit, "validate": _validate, "teacher": _teacher, "adapt": _adapt}
+    commands = {"fit": _fit, "validate": _validate, "teacher": _teacher, "adapt": _adapt, "serve": _serve}
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -100,6 +100,12 @@ def _adapt(words: list[str]) -> int:
     from infer import adapt
 
     return adapt.main(words)
+
+
+def _serve(words: list[str]) -> int:
+    from infer import serve
+
+    return serve.main(words)
 
 
 def _teacher(words: list[str]) -> int:
