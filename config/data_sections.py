@@ -27,6 +27,11 @@ class Data(Section):
         description="How a picture that is not square becomes square: crop cuts the centre, squash ignores the aspect"
         " ratio, letterbox pads and loses nothing; null takes the model's own.",
     )
+    pad: Literal["grey", "background"] = Field(
+        default="grey",
+        description="What surrounds a letterboxed picture: grey, or the colour of its own border where that is of one"
+        " colour, as paper is.",
+    )
     mean: tuple[float, float, float] | None = Field(
         default=None, description="Mean of R, G and B in the range 0 to 1; null takes the model's own."
     )

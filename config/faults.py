@@ -37,8 +37,7 @@ def by_key(error: ValidationError, prefix: Key = ()) -> Errors:
     found: Errors = {}
     for details in error.errors(include_url=False):
         key = tuple(str(part) for part in details["loc"][len(prefix) :])
-        if details["type"] != "extra_forbidden":
-            key = next((key[:end] for end in range(1, len(key)) if ".".join(key[:end]) in usage.leaves()), key)
+        key = next((key[:end] for end in range(1, len(key)) if ".".join(key[:end]) in usage.leaves()), key)
         found.setdefault(key, details)
     return found
 
@@ -58,9 +57,10 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
     source = next((layer for layer in layers if key in layer.where), None)
     where = source.where[key] if source else "default"
     prefix = source.prefix if source else ""
-    if details["type"] == "extra_forbidden":
-        return f"{prefix}{unknown(key, where)}"
     path = ".".join(key)
+    inside = path in usage.leaves() and "." not in key[-1]  # a wrong key in a setting that is a mapping
+    if details["type"] == "extra_forbidden" and not inside:
+        return f"{prefix}{unknown(key, where)}"
     leaf = usage.leaves()[path]
     if is_absent(key, details, layers):
         return f"{path}: not given; expected {leaf.accepts}, from --{path} VALUE or the file"

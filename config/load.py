@@ -109,6 +109,18 @@ def read_members(path: Path) -> tuple[Member, ...]:
     return _resolve(_layers(Path(path), str(path)), [])
 
 
+def changed(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:
+    """The settings with others at dotted names; `ConfigError` as `parse`, with `where` as the place of the new ones."""
+    layer = Layer(where={tuple(name.split(".")): where for name in values})
+    for name, value in values.items():
+        _put(layer.values, tuple(name.split(".")), value)
+    unknown = [faults.unknown(key, where) for key in layer.where if ".".join(key) not in usage.leaves()]
+    if unknown:
+        raise faults.several(unknown)
+    (member,) = _resolve([layer, Layer(settings.model_dump(mode="json"))], [])
+    return member.settings
+
+
 def members_yaml(found: Sequence[Member]) -> str:
     """All settings of all members as YAML; `read_members` gives them back equal."""
     return yaml_file.dump(members.dump(found))
@@ -241,7 +253,7 @@ def _open_sections(layer: Layer) -> Iterator[str]:
 
 def _validated(values: Iterable[Mapping[str, Any]]) -> Settings:
     """The settings of nested values, of which the first wins. The environment is no source."""
-    layers = [*values, {name: {} for name in usage.sections()}]
+    layers = [*_whole_entries(values), {name: {} for name in usage.sections()}]
 
     class Layered(BaseSettings):
         model_config = SettingsConfigDict(case_sensitive=True)
@@ -254,6 +266,21 @@ def _validated(values: Iterable[Mapping[str, Any]]) -> Settings:
             return tuple(InitSettingsSource(settings_cls, {"settings": layer}) for layer in layers)
 
     return Layered.model_validate({}).settings
+
+
+def _whole_entries(values: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The values, of which an entry of a setting that is a mapping (tune.space) replaces a later one as a whole."""
+    mappings = [leaf.path.split(".") for leaf in usage.leaves().values() if leaf.accepts == usage.MAPPING]
+    seen: set[Key] = set()
+    for layer in values:
+        for section, key in mappings:
+            inner = layer.get(section)
+            entries = inner.get(key) if isinstance(inner, dict) else None
+            if isinstance(inner, dict) and isinstance(entries, dict):
+                kept = {name: entry for name, entry in entries.items() if (section, key, name) not in seen}
+                seen |= {(section, key, name) for name in entries}
+                layer = {**layer, section: {**inner, key: kept}}
+        yield layer
 
 
 def _explain(error: ValidationError, layers: Sequence[Layer]) -> list[str]:

@@ -28,6 +28,10 @@ _SHARED: tuple[Key, ...] = (
     ("data", "root"),
     ("data", "id_column"),
     ("data", "target_column"),
+    ("data", "on_bad_image"),
+    ("data", "pixel_limit"),
+    ("data", "audit"),
+    ("data", "audit_actions"),
 )
 _EXPECTED = {"name": "a name of letters, digits, . _ + -", "weight": "a number >= 0"}
 

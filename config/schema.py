@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.data_sections import Augment, ClassImbalance, Data, Folds, Mining, Mix, Sampling, Teacher
+from config.ensemble_section import Ensemble
 from config.section import CHECK, Section
 from config.train_sections import (
     LOSS_OPTIONS,
@@ -32,6 +33,7 @@ from config.train_sections import (
     Tta,
     Watchdog,
 )
+from config.tune_section import Tune
 
 
 class MemberKeys(Section):
@@ -108,6 +110,8 @@ class Settings(Section):
     stopping: Stopping = Stopping()
     checkpoint: Checkpoint = Checkpoint()
     tta: Tta = Tta()
+    ensemble: Ensemble = Ensemble()
+    tune: Tune = Tune()
     track: Track = Track()
 
     @model_validator(mode="after")
@@ -132,6 +136,9 @@ def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
         yield from _fold_faults(folds.train, folds)
     if folds.groups and folds.kind != "stratified_group":
         yield CrossFault("folds.groups", f"null where folds.kind is {folds.kind}", "folds.kind")
+    if settings.stopping.corrupted and (settings.soup or settings.swa.epochs):
+        expected = "0 beside soup and swa.epochs, which are judged on clean images alone"
+        yield CrossFault("stopping.corrupted", expected, "soup" if settings.soup else "swa.epochs")
     yield from _teacher_faults(settings.teacher, folds)
     yield from _progressive_faults(settings.progressive, epochs)
     yield from _optimizer_faults(settings.optim)

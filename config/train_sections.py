@@ -220,6 +220,11 @@ class Stopping(Section):
     metric: Literal["macro_f1", "accuracy", "log_loss"] = Field(
         default="macro_f1", description="The validation metric that picks the best checkpoint."
     )
+    corrupted: Probability = Field(
+        default=0.0,
+        description="Share of the metric that is taken on damaged copies of the validation images (skewed, turned,"
+        " blurred, noisy, shaded, as pages are), scored beside the clean ones in every epoch; 0 does without them.",
+    )
     patience: int = Field(default=0, ge=0, description="Epochs without improvement before stopping; 0 never stops.")
     min_delta: float = Field(default=0.0, ge=0, description="Smallest change that counts as an improvement.")
 

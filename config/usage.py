@@ -13,12 +13,13 @@ from typing import Any
 
 from config.schema import Settings
 
+MAPPING = "a mapping"
 _WORDS = {
     "integer": "a whole number",
     "number": "a number",
     "boolean": "true or false",
     "null": "null",
-    "object": "a mapping",
+    "object": MAPPING,
 }
 _PLURALS = {"integer": "whole numbers", "number": "numbers", "string": "names"}
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}

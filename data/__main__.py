@@ -1,4 +1,5 @@
-"""`python -m data`: `audit` says what is wrong with a data set, `preview` draws what training will see."""
+"""`python -m data`: `audit` says what is wrong with a data set, `preview` draws what training will see of it,
+`enlarge` fills up its small classes."""
 
 from __future__ import annotations
 
@@ -54,6 +55,15 @@ def _audit(settings: Settings, arguments: argparse.Namespace) -> None:
     command.run(settings.data, arguments.out, arguments.least)
 
 
+def _enlarge(settings: Settings, arguments: argparse.Namespace) -> None:
+    from data import enlarge
+
+    added = enlarge.enlarge(settings.data, arguments.out, arguments.least, settings.seed)
+    said = ", ".join(f"{count} of {name}" for name, count in added.items()) or "none, no class is that small"
+    print(f"wrote {arguments.out}, damaged copies: {said}")
+    print(f"train on it with --data.root {arguments.out} --folds.kind stratified_group")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROG, description="What can be done with a data set before training.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -73,6 +83,19 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--actions", metavar="FILE", help="an edited audit.csv: audit what is left after applying it")
     look.add_argument("--least", type=_count, default=10, help="images that a class should have (default: 10)")
     look.set_defaults(run=_audit)
+    more = commands.add_parser(
+        "enlarge",
+        help="copy a data set, with damaged copies of the images of small classes",
+        description="Write a copy of the training set in which each class has at least so many images: copies are "
+        "skewed, turned, blurred, noisy or shaded, and keep the group of their original.",
+        epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
+        allow_abbrev=False,
+    )
+    more.add_argument("--root", help="the data set")
+    more.add_argument("--out", type=Path, required=True, help="the new folder")
+    more.add_argument("--least", type=_count, required=True, help="images that each class gets at least")
+    more.add_argument("--seed", help="decides the damage (default: 0)")
+    more.set_defaults(run=_enlarge)
     sheet = commands.add_parser(
         "preview",
         help="write a picture of what training will see of some images",

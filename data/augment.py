@@ -124,7 +124,8 @@ def eval_transform(prep: Preprocessing) -> EvalTransform:
         if prep.fit == "squash":
             return resize.squash(image, prep.size, prep.interpolation)
         if prep.fit == "letterbox":
-            return resize.letterbox(image, prep.size, prep.interpolation)
+            colour = geometry.fill(image, prep.pad)
+            return resize.letterbox(image, prep.size, prep.interpolation, colour)
         return resize.crop(image, prep.size, prep.crop_pct, prep.interpolation)
 
     return transform
@@ -184,7 +185,7 @@ class _Training:
         if self.policy is not None:
             image, padding = self.policy(image, rng), None  # it may have moved the padding
         image = self._change(image, rng, ops.OPS)
-        if padding is not None:
+        if padding is not None and self.prep.pad == "grey":
             np.copyto(image, resize.PAD, where=padding[..., None])  # as evaluation has it, whatever the colours became
         return image
 
@@ -209,9 +210,10 @@ class _Training:
         if self.prep.fit != "letterbox":
             return (image if quad is start else geometry.cover(image, quad)), None
         area = 1.0 if self.least is None else rng.uniform(self.least, 1)
+        colour = geometry.fill(image, self.prep.pad)
         if quad is start:
-            return geometry.random_letterbox(image, rng, self.prep.size, area)
-        return geometry.keep(image, quad, self.prep.size, area, rng)
+            return geometry.random_letterbox(image, rng, self.prep.size, area, colour)
+        return geometry.keep(image, quad, self.prep.size, area, rng, colour)
 
     def _change(self, image: Pixels, rng: np.random.Generator, stage: Mapping[str, ops.Op]) -> Pixels:
         for name, op in stage.items():

@@ -17,19 +17,18 @@ from numpy.typing import NDArray
 
 from data.decode import Pixels
 from data.ops import Op
-from data.resize import PAD, place, resize, shrink_to_fit
+from data.resize import PAD, Colour, place, resize, shrink_to_fit
+from models.card import Pad
 
 Quad = NDArray[np.float64]
 Motion = Callable[[Quad, np.random.Generator, float], Quad]
-
-Colour = tuple[float, float, float]
 
 _TRIES = 10
 _NEAR, _MOSTLY = 24, 0.6  # levels; share of the border
 
 
 class Placed(NamedTuple):
-    """An image on the grey square: uint8 `[S, S, 3]`, and where it is padding: bool `[S, S]`."""
+    """An image on a square of one colour: uint8 `[S, S, 3]`, and where it is padding: bool `[S, S]`."""
 
     image: Pixels
     padding: NDArray[np.bool_]
@@ -117,8 +116,20 @@ def background(image: Pixels) -> Colour | None:
     return (float(colour[0]), float(colour[1]), float(colour[2])) if near >= _MOSTLY else None
 
 
-def keep(image: Pixels, quad: Quad, size: int, area: float, rng: np.random.Generator) -> Placed:
-    """The whole image in the shape of `quad`, at a random place of the grey square.
+def fill(image: Pixels, pad: Pad) -> Colour:
+    """The colour around a letterboxed image: grey, or its `background` where it has one."""
+    return (background(image) if pad == "background" else None) or (PAD, PAD, PAD)
+
+
+def keep(
+    image: Pixels,
+    quad: Quad,
+    size: int,
+    area: float,
+    rng: np.random.Generator,
+    colour: Colour = (PAD, PAD, PAD),
+) -> Placed:
+    """The whole image in the shape of `quad`, at a random place of a square of one colour.
 
     `area` is the share (0 to 1) of the square that the smallest square around the quad has.
     """
@@ -128,7 +139,7 @@ def keep(image: Pixels, quad: Quad, size: int, area: float, rng: np.random.Gener
     middle = rng.uniform(-0.5, 0.5, 2) * np.maximum(size - extent * scale, 0)
     target = (quad - low - extent / 2) * scale + middle
     small = resize(image, height, width)
-    placed = _warp(small, target, size, size, (PAD, PAD, PAD))
+    placed = _warp(small, target, size, size, colour)
     shown = _warp(np.full(small.shape[:2], 255, dtype=np.uint8), target, size, size, (0, 0, 0))
     return Placed(placed, shown < 128)
 
@@ -184,13 +195,15 @@ def random_square(image: Pixels, rng: np.random.Generator, size: int) -> Pixels:
     return _part(image, rng, size, side, side)
 
 
-def random_letterbox(image: Pixels, rng: np.random.Generator, size: int, area: float) -> Placed:
-    """The whole image, its long side `sqrt(area)` of the square's, at a random place of the grey square."""
+def random_letterbox(
+    image: Pixels, rng: np.random.Generator, size: int, area: float, colour: Colour = (PAD, PAD, PAD)
+) -> Placed:
+    """The whole image, its long side `sqrt(area)` of the square's, at a random place of a square of one colour."""
     small = shrink_to_fit(image, max(1, round(size * math.sqrt(area))))
     top, left = rng.integers(size - small.shape[0] + 1), rng.integers(size - small.shape[1] + 1)
     padding = np.ones((size, size), dtype=np.bool_)
     padding[top : top + small.shape[0], left : left + small.shape[1]] = False
-    return Placed(place(small, size, top, left), padding)
+    return Placed(place(small, size, top, left, colour), padding)
 
 
 def _part(image: Pixels, rng: np.random.Generator, size: int, rows: int, columns: int) -> Pixels:

@@ -12,6 +12,7 @@ from models.card import Interpolation
 
 # The grey that fills what an image does not cover.
 PAD = 128
+Colour = tuple[float, float, float]
 # LINEAR_EXACT: the same result on every CPU, and no crash on arm64 macOS (opencv#29794).
 _ENLARGE = {"bilinear": cv2.INTER_LINEAR_EXACT, "bicubic": cv2.INTER_CUBIC}
 
@@ -51,10 +52,12 @@ def squash(image: Pixels, size: int, interpolation: Interpolation = "bilinear") 
     return resize(image, size, size, interpolation)
 
 
-def letterbox(image: Pixels, size: int, interpolation: Interpolation = "bilinear") -> Pixels:
-    """The whole image, its aspect ratio kept, in the middle of a grey `[size, size, 3]`."""
+def letterbox(
+    image: Pixels, size: int, interpolation: Interpolation = "bilinear", colour: Colour = (PAD, PAD, PAD)
+) -> Pixels:
+    """The whole image, its aspect ratio kept, in the middle of a `[size, size, 3]` of one colour."""
     small = shrink_to_fit(image, size, interpolation)
-    return place(small, size, (size - small.shape[0]) // 2, (size - small.shape[1]) // 2)
+    return place(small, size, (size - small.shape[0]) // 2, (size - small.shape[1]) // 2, colour)
 
 
 def shrink_to_fit(image: Pixels, side: int, interpolation: Interpolation = "bilinear") -> Pixels:
@@ -64,9 +67,9 @@ def shrink_to_fit(image: Pixels, side: int, interpolation: Interpolation = "bili
     return resize(image, max(1, round(height * scale)), max(1, round(width * scale)), interpolation)
 
 
-def place(image: Pixels, size: int, top: int, left: int) -> Pixels:
-    """A grey `[size, size, 3]` with `image` at (top, left)."""
-    canvas = np.full((size, size, 3), PAD, dtype=np.uint8)
+def place(image: Pixels, size: int, top: int, left: int, colour: Colour = (PAD, PAD, PAD)) -> Pixels:
+    """A `[size, size, 3]` of one colour with `image` at (top, left)."""
+    canvas = np.full((size, size, 3), np.rint(colour), dtype=np.uint8)
     canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
     return canvas
 

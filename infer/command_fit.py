@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.errors import ConfigError
-from infer import views
+from infer import predict, views
 
 if TYPE_CHECKING:
     from infer.blend import Plan
@@ -18,13 +19,13 @@ _ABOUT = (
     "Fit an ensemble on the out-of-fold answers of finished runs: weights, temperatures, calibration, labels."
     " Every printed figure but that of the line `fitted` is nested: it comes from folds that nothing had seen."
 )
+_INTERRUPTED = 130
 _METHODS = ("convex", "equal", "fixed", "greedy", "stacking")
 _COMBINE = ("probabilities", "logits", "ranks")
 _MERGES = ("probabilities", "logits", "geometric", "max")
 _METRICS = ("log_loss", "macro_f1", "accuracy")
 _CALIBRATIONS = ("none", "temperature", "vector", "isotonic")
 _RULES = ("none", "prior", "thresholds")
-_ARTEFACT = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
 
 
 def main(words: Sequence[str]) -> int:
@@ -33,14 +34,18 @@ def main(words: Sequence[str]) -> int:
     from infer import aliases, ensemble, fit
 
     ensemble.refuse_existing(options.out)
-    fitted = fit.fit(
-        options.runs,
-        views.expand(options.tta),
-        dict(map(_replacement, options.replace)),
-        plan=_plan(options),
-        aliases=aliases.parse(options.alias),
-        merge=options.merge,
-    )
+    try:
+        fitted = fit.fit(
+            options.runs,
+            views.expand(options.tta),
+            dict(map(_replacement, options.replace)),
+            plan=_plan(options),
+            aliases=aliases.parse(options.alias),
+            merge=options.merge,
+        )
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return _INTERRUPTED
     files = fit.write(options.out, fitted)
     print(fit.report(fitted))
     beside = ", ".join(file.name for file in files[1:])
@@ -66,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="RUN/fold_K=ARTEFACT",
-        help=f"what stands for the best checkpoint of a fold: a {_ARTEFACT}",
+        help=f"what stands for the best checkpoint of a fold: a {predict.MEMBER}",
     )
     add("--method", choices=_METHODS, help="how weights are found (default: convex, or fixed with --weights)")
     add("--weights", nargs="+", type=float, metavar="W", help="one fixed weight a run, in the order of the runs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ _ABOUT = (
     "Answer each fold's own validation images with test-time augmentation, so that `infer fit --tta` calibrates what"
     " the views will give. What is there already is left as it is."
 )
+_INTERRUPTED = 130
 
 
 def main(words: Sequence[str]) -> int:
@@ -36,7 +38,11 @@ def main(words: Sequence[str]) -> int:
     from infer import views_oof
 
     seen = views.expand(options.tta)
-    for run in options.runs:
-        for line in views_oof.answer(run, seen, options.merge, options.batch_size, options.workers):
-            print(line, flush=True)
+    try:
+        for run in options.runs:
+            for line in views_oof.answer(run, seen, options.merge, options.batch_size, options.workers):
+                print(line, flush=True)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the next fold", file=sys.stderr)
+        return _INTERRUPTED
     return 0

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import ConfigError
-from infer import aliases, decision, layers, maps
+from infer import aliases, calibration, decision, layers, maps
 from infer.calibration import Floats
 from infer.ensemble import Ensemble, Mixture
 from infer.layers import Layers
@@ -47,11 +47,15 @@ class Finish:
 
     def labels(self, probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
         """The class `[N]` that each row of probabilities becomes; names of one class count together."""
-        probabilities = aliases.summed(probabilities, self._class_names, self.ensemble.aliases)
+        parts = [self._chosen(probabilities[part]) for part in calibration.blocks(*probabilities.shape)]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    def _chosen(self, probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
+        together = aliases.summed(probabilities, self._class_names, self.ensemble.aliases)
         if self._shifts is None:
-            return np.asarray(probabilities.argmax(axis=1))
+            return np.asarray(together.argmax(axis=1))
         with np.errstate(divide="ignore"):
-            return decision.labels(np.log(probabilities, dtype=np.float64), self._shifts)
+            return decision.labels(np.log(together, dtype=np.float64), self._shifts)
 
     def _together(self, answers: Sequence[Floats]) -> Floats:
         if self._layers.stack is None:

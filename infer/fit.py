@@ -58,6 +58,7 @@ def fit(
     Raises `CheckpointError`, `DataError` or `ConfigError` for runs that cannot be read or do not fit together.
     """
     weights.check(plan.weights(), len(paths))
+    _refuse_twice(paths)
     runs = _read(paths, views, merge or ensemble.default_merge(plan.combine))
     members = _members(runs, replaced or {})
     table, names = oof.align(runs), _names(runs)
@@ -152,6 +153,14 @@ def _line(score: Score, width: int) -> str:
         f"{score.name:<{width}} {score.rows:>7} {score.log_loss:>9.4f} {score.macro_f1:>9.4f} {score.accuracy:>9.4f}"
         f" {score.brier:>7.4f} {score.ece:>7.4f}"
     )
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    """`ConfigError` for a run that is named twice: it would count twice."""
+    places = [path.resolve() for path in paths]
+    twice = [path for number, path in enumerate(paths) if places[number] in places[:number]]
+    if twice:
+        raise ConfigError(f"{twice[0]}: is named twice; give each run once, and --weights for one that counts more")
 
 
 def _read(paths: Sequence[Path], views: Sequence[str], merge: Merge) -> list[oof.Run]:

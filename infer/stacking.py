@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from config.errors import ConfigError
 from infer import calibration, pool, weights
 from infer.calibration import Floats
 from infer.oof import Table
@@ -20,6 +21,7 @@ from infer.scores import Ints
 
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, the inverse of the penalty, for features of variance one
 _ITERATIONS = 1000
+_MOST = 5e9  # multiplications in one step of the regression
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def features(logs: Sequence[NDArray[np.floating]]) -> Floats:
 def fit(table: Table, temperatures: Sequence[float]) -> Stack:
     """Fit on the images that all runs answered; the penalty is the best of four on one fold held out."""
     table = table.take(weights.shared(table))
+    _refuse_hopeless(table)
     runs = range(len(table.logits))
     rows = features(list(pool.tempered(table, temperatures, slice(0, len(table.ids)), runs)))
     scale = float(rows.std()) or 1.0
@@ -49,6 +52,20 @@ def fit(table: Table, temperatures: Sequence[float]) -> Stack:
     strength = _strength(rows, table)
     coef, intercept = _regression(rows, table.targets, table.classes, strength)
     return Stack(coef / scale, intercept)
+
+
+def _refuse_hopeless(table: Table) -> None:
+    """`ConfigError` where a regression would take hours, or has nothing to tell apart."""
+    images, runs, classes = len(table.ids), len(table.logits), table.classes
+    if len(np.unique(table.targets)) < 2:
+        raise ConfigError(
+            "--method stacking: all images that it could learn from are of one class; take --method equal"
+        )
+    if images * runs * classes**2 > _MOST:
+        raise ConfigError(
+            f"--method stacking: {classes} classes x {runs} runs x {images} images would take hours; it is for tens of"
+            " classes, take --method convex or greedy"
+        )
 
 
 def mix(table: Table, temperatures: Sequence[float], stack: Stack) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ Nothing here overwrites a file. `validate` checks a finished file; `summary` des
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from infer.aliases import Groups
 
 Kind = Literal["int", "float", "text"]
 Probabilities = NDArray[np.float32]
+_ROWS = 4096  # written at a time
 
 
 class Rows(NamedTuple):
@@ -100,28 +102,29 @@ def write(
     layout: Layout,
     probabilities: Probabilities,
     class_names: Sequence[str],
+    errors: Sequence[str] | None = None,
     *,
     labels: NDArray[np.int64] | None = None,
     aliases: Groups = (),
 ) -> Path:
     """Write the submission and, beside it, `STEM_probabilities.csv`; returns the path of the latter.
 
-    `probabilities` float32 `[N, C]` in the order of `layout.ids`; `labels` int64 `[N]` are the chosen classes, else the
-    most probable ones. In a wide file `aliases` share the probability of their class, and the numbers of a row, as they
-    are printed, sum to one. `ConfigError` when a file exists already.
+    `probabilities` float32 `[N, C]` in the order of `layout.ids`, the cells of a row of NaN stay empty; `labels` int64
+    `[N]` are the chosen classes, else the most probable ones. In a wide file `aliases` share the probability of their
+    class. The numbers of a row, as they are printed, sum to one. `errors` become one more column of the probabilities.
+    `ConfigError` when a file exists already.
     """
     beside = probabilities_path(path)
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    chosen = probabilities.argmax(axis=1) if labels is None else labels
     header = [layout.id_column, *class_names]
-    _write_rows(beside, header, _wide(header, layout, probabilities))
+    wide = _wide(header, layout, probabilities, class_names, ())
+    told = wide if errors is None else ([*cells, error] for cells, error in zip(wide, errors, strict=True))
+    _write_rows(beside, [*header, *["error"] * (errors is not None)], told)
     if layout.target is None:
-        asked = [name for name in layout.columns if name != layout.id_column]
-        shared = alias.shared(probabilities, class_names, aliases, asked)
-        _write_rows(path, layout.columns, _wide(layout.columns, layout, shared))
+        _write_rows(path, layout.columns, _wide(layout.columns, layout, probabilities, class_names, aliases))
     else:
-        _write_rows(path, layout.columns, _labels(layout, chosen, class_names))
+        _write_rows(path, layout.columns, _labels(layout, probabilities, labels, class_names))
     return beside
 
 
@@ -220,11 +223,16 @@ def _column_fault(others: Sequence[str], class_names: Sequence[str]) -> str:
     return " and ".join(parts)
 
 
-def _labels(layout: Layout, chosen: NDArray[np.int64], class_names: Sequence[str]) -> Iterable[list[str]]:
+def _labels(
+    layout: Layout, probabilities: Probabilities, chosen: NDArray[np.int64] | None, class_names: Sequence[str]
+) -> Iterable[list[str]]:
     cells = [_label(name, layout.kind) for name in class_names]
     first = layout.columns[0] == layout.id_column
-    for name, best in zip(layout.ids, chosen, strict=True):
-        yield [name, cells[best]] if first else [cells[best], name]
+    known = np.isfinite(probabilities[:, 0])
+    best = probabilities.argmax(axis=1) if chosen is None else chosen
+    for name, place, answered in zip(layout.ids, best, known, strict=True):
+        cell = cells[place] if answered else ""
+        yield [name, cell] if first else [cell, name]
 
 
 def _label(name: str, kind: Kind) -> str:
@@ -233,12 +241,17 @@ def _label(name: str, kind: Kind) -> str:
     return str(int(float(name))) if kind == "int" else str(float(name))
 
 
-def _wide(header: Sequence[str], layout: Layout, probabilities: Probabilities) -> Iterable[list[str]]:
-    """Rows of `header`, whose columns but that of the IDs are the columns of `probabilities`."""
+def _wide(
+    header: Sequence[str], layout: Layout, probabilities: Probabilities, class_names: Sequence[str], aliases: Groups
+) -> Iterable[list[str]]:
+    """Rows whose class columns follow `header`; those of a row of NaN are empty."""
+    asked = [name for name in header if name != layout.id_column]
     at = header.index(layout.id_column)
-    for name, row in zip(layout.ids, probabilities, strict=True):
-        cells = _printed(row)
-        yield [*cells[:at], name, *cells[at:]]
+    for start in range(0, len(probabilities), _ROWS):
+        shared = alias.shared(probabilities[start : start + _ROWS], class_names, aliases, asked)
+        for name, row in zip(layout.ids[start : start + _ROWS], shared, strict=True):
+            cells = _printed(row) if np.isfinite(row[0]) else [""] * len(row)
+            yield [*cells[:at], name, *cells[at:]]
 
 
 def _printed(row: Probabilities) -> list[str]:
@@ -251,9 +264,10 @@ def _printed(row: Probabilities) -> list[str]:
 
 
 def _write_rows(path: Path, header: Sequence[str], rows: Iterable[list[str]]) -> None:
-    content = csvfile.encode(header, rows)
-    with path.open("xb") as file:
-        file.write(content)
+    with path.open("x", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def _stem(name: str) -> str:

@@ -17,6 +17,7 @@ CARD_VERSION = 1
 
 Fit = Literal["crop", "squash", "letterbox"]
 Interpolation = Literal["bilinear", "bicubic"]
+Pad = Literal["grey", "background"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Preprocessing:
 
     `size` is the square input in pixels. `fit` says how a photograph reaches it: `crop` resizes the short side
     to `floor(size / crop_pct)`, as timm does, and takes the centre; `squash` ignores the aspect ratio; `letterbox`
-    pads.
+    pads, with grey or with the colour of the image's own border as `pad` says.
     `mean` and `std` are of RGB values scaled to [0, 1] and are applied on the device, not by the data layer.
     """
 
@@ -35,6 +36,7 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     crop_pct: float = 1.0
     fit: Fit = "crop"
+    pad: Pad = "grey"
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ def before(
 ) -> tuple[index.Table, list[Path]]:
     """Look at the images: the table with copies of one picture as groups, and the files that may be unreadable.
 
-    Says in a line what was found. `Interrupted`, with what `folder` says, when the user stops it; the
-    next time goes on from there.
+    Says in a line what was found. `Interrupted` with `folder` when the user stops it; the next time goes on
+    from there.
     """
     if not settings.data.audit:
         return given, given.paths

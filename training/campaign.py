@@ -96,7 +96,8 @@ def sum_up(folder: Path, metric: str) -> None:
 
 def summarise(results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """`fold_results.yaml`: each fold, and mean, standard deviation (n - 1), best and worst fold by `metric`."""
-    names = ("macro_f1", "accuracy", "log_loss")
+    names = ["macro_f1", "accuracy", "log_loss"]
+    names += [f"corrupted_{name}" for name in names if all(f"corrupted_{name}" in r for r in results)]
     values = {name: np.array([r[name] for r in results], dtype=np.float64) for name in names}
     ranked = sorted(results, key=lambda r: r[metric], reverse=metric != "log_loss")
     return {

@@ -37,7 +37,7 @@ class FoldData:
     `train_weights` float32 `[N]` the images' weights in the mean loss.
 
     `train` has a loader of the training images for each of the `stages`. `raise_to` maps a class to the count that it
-    is raised to in each epoch.
+    is raised to in each epoch; `corrupted` are damaged validation images.
     """
 
     stages: tuple[Stage, ...]
@@ -49,6 +49,7 @@ class FoldData:
     valid_labels: NDArray[np.int64]
     valid_ids: list[str]
     raise_to: dict[int, int]
+    corrupted: Loader | None = None
 
 
 class _GoBack(Exception):
@@ -255,8 +256,10 @@ class Fit:
         which: Which = "ema" if self.settings.ema.decay > 0 else "live"
         logits = evaluation.evaluate(self.session, self.data.valid, len(self.data.valid_labels), which)
         row = self._row(self._scores(logits), len(logits) - int(evaluation.answered(logits).sum()))
+        row |= evaluation.corrupted_scores(self.session, self.data.corrupted, self.data.valid_labels, which)
         loop.history.append(row)
-        best = loop.stopping.update(row[loop.stopping.metric], loop.epoch)
+        deciding = evaluation.deciding(row, loop.stopping.metric, self.settings.stopping.corrupted)
+        best = loop.stopping.update(deciding, loop.epoch)
         write_best = functools.partial(self._write_best, {"epoch": loop.epoch, "scores": row}, logits)
         self.mining.close_epoch()
         if loop.epoch >= self.swa.start:

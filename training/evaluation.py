@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from backends.contract import Session, Which
 from data.loader import Loader
+from training import metrics
 
 
 def evaluate(session: Session, loader: Loader, count: int, which: Which = "live") -> NDArray[np.float32]:
@@ -25,6 +26,22 @@ def evaluate(session: Session, loader: Loader, count: int, which: Which = "live"
 def answered(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
     """bool `[N]`: the rows of images that could be read."""
     return np.asarray(~np.isneginf(logits).all(axis=1))
+
+
+def corrupted_scores(
+    session: Session, loader: Loader | None, labels: NDArray[np.int64], which: Which = "live"
+) -> dict[str, float]:
+    """The scores on damaged validation images, as `corrupted_NAME`; none where there is no loader of them."""
+    if loader is None:
+        return {}
+    logits = evaluate(session, loader, len(labels), which)
+    kept = answered(logits)
+    return {f"corrupted_{name}": value for name, value in metrics.scores(logits[kept], labels[kept]).items()}
+
+
+def deciding(row: dict[str, float], metric: str, share: float) -> float:
+    """The score that picks the best epoch: the metric, `share` of it on damaged images."""
+    return (1 - share) * row[metric] + share * row[f"corrupted_{metric}"] if share else row[metric]
 
 
 def write_oof(folder: Path, ids: Sequence[str], logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:

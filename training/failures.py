@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import yaml
 
 from config.errors import Diverged, OutOfMemory, TandemError, WeightsError
-from data import folds
 from training import fold, memory, run
 from training.policy import optimizer
 
@@ -65,8 +65,7 @@ def collect(campaign: Path, folders: list[Path]) -> list[dict[str, Any]]:
 
 def _halve(job: fold.Job, number: int, folder: Path) -> bool:
     """Have the fold go on at half the micro-batch; False where it is one image already."""
-    images = int((~folds.validates(job.fold_of, number)).sum())
-    batch = min(int(job.settings.train.batch_size or 1), images)
+    batch = math.gcd(*(stage.batch for stage in fold.load_data(job, number).stages))
     size = memory.remembered(folder) or optimizer.memory(job.settings.train).size(batch)
     if size <= 1:
         return False

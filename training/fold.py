@@ -23,6 +23,7 @@ from backends.contract import Backend, LossSpec, OptimSpec, Session, Weights
 from config.errors import ConfigError, DataError, OutOfMemory
 from config.schema import Settings
 from data import augment, folds, index
+from data.corrupt import corrupt
 from data.images import Images
 from data.loader import ByEpoch, Loader, Transform
 from models import weights
@@ -182,6 +183,25 @@ def load_data(job: Job, number: int) -> engine.FoldData:
         valid_labels=table.labels[valid],
         valid_ids=[table.ids[i] for i in valid],
         raise_to=sampling.raise_to(settings.class_imbalance, table.class_names),
+        corrupted=_corrupted(job, [table.paths[i] for i in valid], batch),
+    )
+
+
+def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
+    """The validation images damaged, in the same way every time, where the settings let them decide."""
+    settings, prep = job.settings, job.card.preprocessing
+    if not settings.stopping.corrupted:
+        return None
+    plain = augment.eval_transform(prep)
+    return Loader(
+        paths,
+        lambda image, rng: plain(corrupt(image, rng)),
+        prep.size,
+        settings.train.val_batch_size or batch,
+        settings.data.workers,
+        settings.seed,
+        job.images,
+        settings.data.on_bad_image == "skip",
     )
 
 
@@ -208,6 +228,7 @@ def _finish(folder: Path, number: int, loop: Loop, seconds: float) -> dict[str, 
     row = {
         "fold": number,
         **{name: round(value, 6) for name, value in scores.items()},
+        **_damaged(loop.history[loop.stopping.best_epoch]),
         "best_epoch": loop.stopping.best_epoch + 1,
         "weights": checkpoint.read_state(folder / checkpoint.BEST).get("averaged", "epoch"),
         "epochs": len(loop.history),
@@ -216,6 +237,11 @@ def _finish(folder: Path, number: int, loop: Loop, seconds: float) -> dict[str, 
     }
     run.write_yaml(folder / RESULT, row)
     return row
+
+
+def _damaged(row: dict[str, float]) -> dict[str, float]:
+    """The scores on damaged validation images in an epoch's row."""
+    return {name: round(value, 6) for name, value in row.items() if name.startswith("corrupted_")}
 
 
 def _write_suspects(job: Job, folder: Path, fit: engine.Fit) -> None:

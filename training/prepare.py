@@ -68,7 +68,7 @@ def _batch(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
 def _preprocessing(settings: Settings, spec: ModelSpec) -> Preprocessing:
     """The model's own preprocessing, with the user's wishes over it."""
     own, data = spec.preprocessing, settings.data
-    return replace(own, fit=data.fit or own.fit, mean=data.mean or own.mean, std=data.std or own.std)
+    return replace(own, fit=data.fit or own.fit, pad=data.pad, mean=data.mean or own.mean, std=data.std or own.std)
 
 
 def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:

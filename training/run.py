@@ -37,6 +37,8 @@ _CIRCUMSTANCES = (
     "data.workers",
     "train.compile",
     "folds.train",
+    "tune",
+    "ensemble",
 )
 # Settings that another machine may have to change; `folds.csv` says whether the images are the same.
 PLACES = ("data.root", "folds.file", "folds.groups")
@@ -103,10 +105,11 @@ def _engine_of(path: Path) -> str:
 
 def differences(one: Settings, other: Settings, ignored: tuple[str, ...] = ()) -> list[str]:
     """The settings, as `path: one, other`, that change what a run computes and differ; those `ignored` apart."""
+    before, after = (dict(flat(settings.model_dump(mode="json"))) for settings in (one, other))
     return [
-        f"{key}: {a!r}, now {b!r}"
-        for (key, a), (_, b) in zip(flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json")), strict=True)
-        if a != b and decides(key, ignored)
+        f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and decides(key, ignored)
     ]
 
 

@@ -7,27 +7,37 @@ other ones is renamed, never overwritten. Training itself is in `turns`, tuning 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
+from config import members as listed
 from config.command import Wish
 from config.errors import CheckpointError, ConfigError, DataError
 from data import index
-from infer import ensemble, fit, submission, summary, views
+from data.audit import command as look
+from data.audit import page
+from infer import ensemble, fit, oof, submission, summary, views, views_oof
 from infer.runner import Runner
-from training import report, run, turns, worklist
+from training import report, run, trial, tune, turns, worklist
 from training.fold import Interrupted
 from training.members import Campaign
 from training.trackers import broadcast
 
+AUDIT = "audit"
 ENSEMBLE = "ensemble.yaml"
 SUBMISSIONS = "submissions"
 REPORT = "report.html"
 _DONE = "stages.yaml"
+_FEW = 10  # images that a class should have
+_BATCH = 64
 _SAMPLE = "sample_submission.csv"
 BEGINNING = ("full", "audit", "tune", "train")  # the modes that a campaign may begin with
 LEFT_OUT = 3  # the exit code that tells of folds that were left out
@@ -42,6 +52,17 @@ def work(campaign: Campaign, wish: Wish) -> int:
 
     Raises `Interrupted` where a stop was asked for, and the `TandemError` of the stage that cannot go on.
     """
+    if wish.mode == "audit":
+        audited(campaign)
+        return 0
+    if wish.mode == "full" and campaign.settings.data.audit and not (campaign.folder / AUDIT / page.NAME).exists():
+        audited(campaign)
+    if wish.mode == "tune":
+        tuned(campaign, wish, go_on=False)
+        return 0
+    if wish.tune:
+        tuned(campaign, wish, go_on=True)
+    campaign = _in_effect(campaign)
     if wish.mode == "full":
         turns.train(campaign, wish)
         _afterwards(campaign, [fitted, predicted, reported])
@@ -58,7 +79,7 @@ def work(campaign: Campaign, wish: Wish) -> int:
 def _afterwards(campaign: Campaign, stages: Iterable[Callable[[Campaign], None]]) -> None:
     """What one process does alone; the others wait for it and find it done."""
     several = len(list(stages := list(stages))) > 1
-    with worklist.alone(campaign.folder / ".stages", campaign.stop_requested):
+    with _alone(campaign):
         for stage in stages:
             if campaign.stop_requested():
                 raise Interrupted(campaign.folder)
@@ -70,6 +91,57 @@ def _afterwards(campaign: Campaign, stages: Iterable[Callable[[Campaign], None]]
                 print(f"no submission: {error}")
 
 
+def audited(campaign: Campaign) -> None:
+    """`audit.csv` and `audit.html`: what is odd about the images and their labels, before anything is trained."""
+    with _alone(campaign):
+        look.run(campaign.settings.data, campaign.folder / AUDIT, _FEW)
+
+
+def tuned(campaign: Campaign, wish: Wish, go_on: bool) -> None:
+    """Search for better settings of all members, or of the one that `wish` names, and write them as a file.
+
+    With `go_on` the campaign has them from now on.
+    """
+    listed.check(campaign.members, wish.member)
+    wanted = [member for member in campaign.members if wish.member in ("", member.name)]
+    key = tune.key(wanted)
+    if go_on and "tuned" not in _done(campaign) and any(campaign.run(member).exists() for member in wanted):
+        raise ConfigError(
+            f"{campaign.folder}: is being trained with settings that were not searched; go on without --tune, or begin "
+            "a new campaign with --resume never"
+        )
+    if not _is_done(campaign, "tune", key):
+        found = tune.search(campaign, wanted)
+        with _alone(campaign):
+            if not _is_done(campaign, "tune", key):  # else another process was first
+                values = {one.member.name: one.values for one in found}
+                _note(campaign, "tune", key, [tune.write(campaign, found)], values)
+    noted = _done(campaign)["tune"]
+    print(f"tuned settings: {campaign.folder / noted['files'][0]}")
+    if go_on and _done(campaign).get("tuned") != noted:
+        with _alone(campaign):
+            run.write_yaml(campaign.folder / _DONE, {**_done(campaign), "tuned": noted})
+
+
+def _in_effect(campaign: Campaign) -> Campaign:
+    """The campaign with the tuned settings that it was told to go on with, if any."""
+    values = _done(campaign).get("tuned", {}).get("values", {})
+    members = tuple(
+        replace(member, settings=trial.applied(member.settings, values.get(member.name, {})))
+        for member in campaign.members
+    )
+    return replace(campaign, members=members) if values else campaign
+
+
+@contextmanager
+def _alone(campaign: Campaign) -> Iterator[None]:
+    """What one process does at a time; the others wait for it. `Interrupted` where a stop is asked for meanwhile."""
+    with worklist.alone(campaign.folder / ".stages", campaign.stop_requested) as claim:
+        if claim is None:
+            raise Interrupted(campaign.folder)
+        yield
+
+
 def fitted(campaign: Campaign) -> None:
     """`ensemble.yaml`: weights and temperatures on the out-of-fold answers of all trained folds."""
     folds = turns.trained(campaign)
@@ -77,20 +149,44 @@ def fitted(campaign: Campaign) -> None:
         reasons = "; ".join(row["reason"] for row in turns.given_up(campaign))
         found = f"all folds were left out ({reasons})" if reasons else "no fold is trained"
         raise CheckpointError(f"{campaign.folder}: {found}; first: {campaign.command('--mode train')}")
-    seen = _views(campaign)
+    seen, plan = _views(campaign), _plan(campaign, list(folds))
+    merge = ensemble.default_merge(plan.combine)
     inputs = [path / name for found in folds.values() for path in found for name in ("oof.npz", "best/manifest.json")]
-    key = _key(inputs, str(seen))
-    out = campaign.folder / ENSEMBLE
+    key, out = _key(inputs, str(seen), str(plan)), campaign.folder / ENSEMBLE
     if _is_done(campaign, "fit", key):
         print(f"{out} is made of these folds already")
         return
     runs = [campaign.folder / "members" / name for name in folds]
-    made = fit.fit(runs, seen)
-    _make_room(out)
-    ensemble.write(out, made.ensemble)
+    if seen != oof.ORIGINAL:
+        for path in runs:
+            for line in views_oof.answer(path, seen, merge, _BATCH, campaign.settings.data.workers):
+                print(line, flush=True)
+                if campaign.stop_requested():
+                    raise Interrupted(campaign.folder)
+    made = fit.fit(runs, seen, plan=plan)
+    _make_room(campaign.folder)
+    files = fit.write(out, made)
     print(fit.report(made))
     print(f"wrote {out}: {len(made.ensemble.members)} members")
-    _note(campaign, "fit", key, [out])
+    _note(campaign, "fit", key, files)
+
+
+def _plan(campaign: Campaign, names: list[str]) -> fit.Plan:
+    """What the settings ask for; labels are fitted to macro-F1 where that is what counts."""
+    wish, metric = campaign.settings.ensemble, campaign.settings.stopping.metric
+    weights = {member.name: member.weight for member in campaign.members}
+    return fit.Plan(
+        method=wish.method,
+        combine=wish.combine,
+        metric=metric,
+        given=tuple(weights[name] for name in names) if wish.method == "fixed" else (),
+        bags=wish.bags,
+        soften=wish.soften,
+        calibrations=wish.calibration,
+        clip=wish.clip,
+        rules=("prior", "thresholds") if metric == "macro_f1" else (),
+        seed=campaign.settings.seed,
+    )
 
 
 def predicted(campaign: Campaign) -> None:
@@ -118,7 +214,7 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: index.Table, s
     with Runner(chosen) as runner:
         layout = submission.plain_layout(table.ids, data.id_column, data.target_column)
         if sample.exists():
-            layout = submission.sample_layout(sample, runner.class_names, data.id_column)
+            layout = submission.sample_layout(sample, runner.class_names, data.id_column, aliases=chosen.aliases)
         rows = submission.align(table.ids, layout, str(sample))
         path = submission.destination(out, runner.models, chosen.views, datetime.now())
         answers = []
@@ -128,8 +224,9 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: index.Table, s
                 raise Interrupted(campaign.folder)
         names = runner.class_names
     probabilities = np.concatenate(answers)[rows]
-    beside = submission.write(path, layout, probabilities, names)
-    print(summary.text(probabilities, names, layout.ids))
+    labels = runner.finish.labels(probabilities)
+    beside = submission.write(path, layout, probabilities, names, labels=labels, aliases=chosen.aliases)
+    print(summary.text(probabilities, names, layout.ids, labels=labels))
     print(f"wrote {path} and {beside}")
     return [path, beside]
 
@@ -150,9 +247,15 @@ def reported(campaign: Campaign) -> None:
 
 
 def _views(campaign: Campaign) -> tuple[str, ...]:
-    """The views that all members of the ensemble see; `ConfigError` where they differ."""
+    """The views that all members of the ensemble see; `ConfigError` where these or other wishes for it differ."""
     first = campaign.members[0]
     for member in campaign.members:
+        one, other = (each.settings for each in (first, member))
+        if (one.ensemble, one.stopping.metric) != (other.ensemble, other.stopping.metric):
+            raise ConfigError(
+                f"ensemble, stopping.metric: {member.name} has others than {first.name}; there is one ensemble, write "
+                "them above the members"
+            )
         if member.settings.tta != first.settings.tta:
             raise ConfigError(
                 f"tta.views: {member.name} has {list(member.settings.tta.views)}, {first.name} has "
@@ -182,16 +285,25 @@ def _is_done(campaign: Campaign, stage: str, key: str) -> bool:
     return noted["inputs"] == key and all((campaign.folder / name).exists() for name in noted["files"])
 
 
-def _note(campaign: Campaign, stage: str, key: str, files: list[Path]) -> None:
-    names = [path.relative_to(campaign.folder).as_posix() for path in files]
-    when = datetime.now().astimezone().isoformat(timespec="seconds")
-    run.write_yaml(
-        campaign.folder / _DONE, {**_done(campaign), stage: {"inputs": key, "files": names, "finished": when}}
-    )
+def _note(
+    campaign: Campaign, stage: str, key: str, files: list[Path], values: dict[str, dict[str, Any]] | None = None
+) -> None:
+    noted = {
+        "inputs": key,
+        "files": [path.relative_to(campaign.folder).as_posix() for path in files],
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **({"values": values} if values else {}),
+    }
+    run.write_yaml(campaign.folder / _DONE, {**_done(campaign), stage: noted})
 
 
-def _make_room(path: Path) -> None:
-    """Rename what was made of other inputs: `ensemble.yaml` becomes `ensemble_1.yaml` and so on."""
-    if path.exists():
-        count = len(list(path.parent.glob(f"{path.stem}_*{path.suffix}")))
-        path.rename(path.with_name(f"{path.stem}_{count + 1}{path.suffix}"))
+def _make_room(folder: Path) -> None:
+    """Rename what was made of other inputs: `ensemble.yaml` and what belongs to it become `ensemble_1.yaml`, ..."""
+    stem = Path(ENSEMBLE).stem
+    old = [path for path in folder.glob(f"{stem}*") if not re.match(rf"{stem}_\d", path.name)]
+    number = 1 + sum(1 for _ in folder.glob(f"{stem}_[0-9]*.yaml"))
+    for path in old:
+        new = path.with_name(f"{stem}_{number}{path.name.removeprefix(stem)}")
+        path.rename(new)
+        if new.suffix == ".yaml":
+            run.write_text(new, new.read_text().replace(f"{stem}_layers.", f"{stem}_{number}_layers."))

@@ -25,7 +25,7 @@ from data.audit import actions
 from data.images import Images
 from models.card import Card
 from models.registry import ModelSpec
-from training import audit, failures, fold, run, teacher, trackers, worklist
+from training import audit, failures, fold, run, teacher, worklist
 from training import campaign as single
 from training.members import Campaign
 from training.prepare import FOLDS, fold_numbers, keep_folds, prepare, refuse, with_vanished
@@ -49,16 +49,14 @@ class Ready:
 
 @dataclass(frozen=True)
 class Stock:
-    """What all members of a campaign share: images, labels, folds, and the numbers of the folds to train.
-
-    `doubtful` are the files of which the audit does not know that they can be read.
-    """
+    """What the members of a campaign share: images, labels, folds, the numbers of those to train, and the files that
+    the audit could not read."""
 
     table: index.Table
     images: Images
-    doubtful: list[Path]
     fold_of: NDArray[np.int64]
     numbers: list[int]
+    doubtful: list[Path]
 
 
 def train(campaign: Campaign, wish: Wish) -> None:
@@ -70,12 +68,13 @@ def train(campaign: Campaign, wish: Wish) -> None:
     listed.check(campaign.members, wish.member)
     able = _able(campaign, wish)
     backends.require(campaign.engine)
-    stock = _stock(campaign)
+    if wish.member:
+        for place in campaign.run(able[0]).glob("fold_*/"):
+            if wish.fold is None or place.name == f"fold_{wish.fold}":
+                failures.forget(place)
+    stock = open_stock(campaign, lambda numbers: all(done(path) for path in _folders(campaign, able, numbers)))
     team = [_ready(campaign, member, stock) for member in able]
     folders = [folder for one in team for folder in one.folds(stock.numbers)]
-    if wish.member:
-        for folder in folders:
-            failures.forget(folder)
     work = Worklist(folders, done)
     left = work.left()
     print(f"{len(folders) - len(left)} of {len(folders)} folds are done")
@@ -110,6 +109,10 @@ def given_up(campaign: Campaign) -> list[dict[str, Any]]:
     return failures.collect(campaign.folder, begun)
 
 
+def _folders(campaign: Campaign, members: Sequence[Member], numbers: Sequence[int]) -> list[Path]:
+    return [campaign.run(member) / f"fold_{k}" for member in members for k in numbers]
+
+
 def _able(campaign: Campaign, wish: Wish) -> list[Member]:
     """The members that this engine can train; those that it cannot are left to the other one."""
     wanted = [member for member in campaign.members if wish.member in ("", member.name)]
@@ -127,19 +130,29 @@ def _able(campaign: Campaign, wish: Wish) -> list[Member]:
     return able
 
 
-def _stock(campaign: Campaign) -> Stock:
-    settings = campaign.settings
+def open_stock(campaign: Campaign, ended: Callable[[list[int]], bool] = lambda _: False) -> Stock:
+    """Read the images' table, audit it, and read the folds, which are drawn and kept where they are not there yet.
+
+    Where `ended` says of the folds' numbers that nothing is left to do, no image is looked at.
+    """
+    settings, folder = campaign.settings, campaign.folder
     table = actions.load(settings.data).table
-    table, doubtful = audit.before(settings, table, campaign.stop_requested, lambda: campaign.folder)
-    with run.briefly(campaign.folder):
-        table = with_vanished(settings, table, campaign.folder)
-        fold_of = keep_folds(settings, table, campaign.folder)
     images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
-    return Stock(table, images, doubtful, fold_of, fold_numbers(settings, fold_of))
+    drawn = (folder / FOLDS).exists()
+    if drawn:
+        known = with_vanished(settings, table, folder)
+        fold_of = keep_folds(settings, known, folder)
+        numbers = fold_numbers(settings, fold_of)
+        if ended(numbers):
+            return Stock(known, images, fold_of, numbers, [])
+    table, doubtful = audit.before(settings, table, campaign.stop_requested, lambda: folder)
+    with run.briefly(folder):
+        table = with_vanished(settings, table, folder)
+        fold_of = keep_folds(settings, table, folder)
+    return Stock(table, images, fold_of, fold_numbers(settings, fold_of), doubtful)
 
 
 def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
-    trackers.require(member.settings.track)
     settings, spec, _ = prepare(member.settings, stock.table)
     teaching = teacher.read(settings, stock.table)
     teacher.check(teaching, stock.table, stock.fold_of, stock.numbers)

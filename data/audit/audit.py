@@ -61,10 +61,11 @@ def audit(
     measures = images.shift(*sides)
     found = [finding for side in sides if side.ids for finding in images.single(side)]
     found += images.classes(sides[0], least) + copies.find(entries, seen.facts, seen.pairs) + images.shifts(measures)
+    within = [pair for pair in seen.pairs if max(pair.first, pair.second) < count]
     return Audit(
         ordered(found),
         measures,
-        copies.grouped(seen.facts[:count], [pair for pair in seen.pairs if max(pair.first, pair.second) < count]),
+        copies.usable(copies.grouped(seen.facts[:count], within), train.labels),
         {(entry.split, entry.id): path for entry, path in zip(entries, paths, strict=True)},
         [path for path, facts in zip(train.paths, seen.facts, strict=False) if facts.fault],
         seen.looked,

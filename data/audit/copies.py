@@ -14,6 +14,7 @@ from data.audit.findings import Action, Finding
 from data.audit.fingerprint import Turn
 from data.audit.look import Facts
 
+_TEMPLATE = 4  # images up to which a group may be most of a class
 _OVERLAP, _SHARED = 0.2, 3  # share of the smaller class, and images, that two classes share to be told of
 
 
@@ -29,6 +30,19 @@ class Entry:
 def grouped(facts: Sequence[Facts], pairs: Sequence[Pair]) -> NDArray[np.int64]:
     """The group int64 `[N]` of each image: copies of one picture, in whatever form, share a number."""
     return groups(len(facts), [*_exact(facts), *((pair.first, pair.second) for pair in pairs)])
+
+
+def usable(group_of: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Groups int64 `[N]` that folds can keep: one that has most of a class is taken apart again, as copies of a
+    template that no fold could be without."""
+    found, next_group = group_of.copy(), int(group_of.max(initial=0)) + 1
+    for group in np.flatnonzero(np.bincount(group_of) > _TEMPLATE).tolist():
+        members = np.flatnonzero(group_of == group)
+        own = np.bincount(labels[members], minlength=int(labels.max()) + 1)
+        if (2 * own > np.bincount(labels)).any():
+            found[members] = next_group + np.arange(len(members))
+            next_group += len(members)
+    return found
 
 
 def find(entries: Sequence[Entry], facts: Sequence[Facts], pairs: Sequence[Pair]) -> list[Finding]:

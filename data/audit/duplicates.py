@@ -27,6 +27,7 @@ _BLOCK = 2048  # pairs proved at once
 # aligned first has to be more alike.
 _LIKE, _EVIDENCE = 0.7, 12.0
 _ALIGNED, _ALIGNED_EVIDENCE = 0.9, 15.0
+_EVERYWHERE, _FEW = 0.7, 4
 _ALIGNMENTS = 2000  # candidates that are aligned, those of the nearest hashes; a few milliseconds each
 _FLAT = 2.0  # levels of standard deviation below which a picture has nothing to compare
 _SEARCH = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
@@ -56,7 +57,7 @@ def find(pictures: Pixels, hashes: NDArray[np.uint64]) -> list[Pair]:
         return []
     first, second, turn, distance = _candidates(hashes[uneven])
     first, second = uneven[first], uneven[second]
-    return list(_proven(pictures, first, second, turn, distance))
+    return _without_templates(pictures, list(_proven(pictures, first, second, turn, distance)))
 
 
 def groups(count: int, pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
@@ -148,6 +149,32 @@ def _proven(
         for row in np.flatnonzero(same).tolist():
             i = part[row]
             yield Pair(int(first[i]), int(second[i]), TURNS[turn[i]], int(distance[i]), float(likeness[row]))
+
+
+def _without_templates(pictures: Pixels, pairs: list[Pair]) -> list[Pair]:
+    """The pairs without those of pages that share a layout and not their words.
+
+    Two pictures that are not alike everywhere still count as copies, of different edits, unless one of them is as like
+    to more than `_FEW` others.
+    """
+    partners = np.bincount([end for pair in pairs for end in pair[:2]], minlength=1)
+    return [
+        pair
+        for pair in pairs
+        if max(partners[pair.first], partners[pair.second]) <= _FEW
+        or _everywhere(laid(pictures[pair.first], pair.turn), pictures[pair.second]) >= _EVERYWHERE
+    ]
+
+
+def _everywhere(one: Pixels, other: Pixels) -> float:
+    """The 5th percentile of the correlations of details in the 8 x 8 parts of two pictures that have any details."""
+    parts, others = (
+        _details(picture[None]).reshape(8, SIDE // 8, 8, SIDE // 8).swapaxes(1, 2).reshape(64, -1)
+        for picture in (one, other)
+    )
+    energy, energies = (parts**2).sum(axis=1), (others**2).sum(axis=1)
+    likeness = (parts * others).sum(axis=1) / np.sqrt(np.maximum(energy * energies, 1e-12))
+    return float(np.percentile(likeness[np.maximum(energy, energies) >= 0.1 / 64], 5))
 
 
 def _likeness(one: Pixels, other: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -15,7 +15,7 @@ from PIL import Image
 from config.data_sections import Data
 from data import __main__ as command
 from data import index
-from data.audit import actions
+from data.audit import actions, copies
 from data.audit import audit as whole
 from data.audit import survey as surveys
 from data.audit.survey import Stopped
@@ -116,6 +116,14 @@ def test_a_copy_is_turned_back_by_what_is_proposed(found: whole.Audit) -> None:
     (finding,) = [finding for finding in found.findings if finding.kind == "wrong_way_up"]
     path = found.paths["train", finding.id]
     np.testing.assert_array_equal(Images(turns={path: actions.TURNS[finding.value]})(path), scene(2))
+
+
+def test_a_group_that_is_most_of_a_class_is_no_group() -> None:
+    labels = np.array([0] * 9 + [1] * 9)
+    one = np.array([0] * 7 + [1, 2] + [3, 3, 3] + list(range(4, 10)))
+    kept = copies.usable(one, labels)
+    assert len(set(kept[:9].tolist())) == 9, "seven of nine pages of one layout"
+    assert len(set(kept[9:12].tolist())) == 1, "three copies of one picture"
 
 
 def test_the_command_writes_what_can_be_edited_and_never_over_it(root, tmp_path, capsys) -> None:

@@ -131,6 +131,8 @@ def test_the_command_writes_data_and_a_picture_that_agree_with_its_text(tmp_path
     assert infer.main([str(word) for word in words]) == 2
     assert infer.main([*map(str, words[: len(runs) + 1]), "--out", str(tmp_path / "x.yaml"), "--weights", "1"]) == 2
     assert "1 weights for 3 runs" in capsys.readouterr().err
+    assert infer.main(["fit", str(runs[0]), f"{runs[0]}/", "--out", str(tmp_path / "x.yaml")]) == 2
+    assert "is named twice" in capsys.readouterr().err and not (tmp_path / "x.yaml").exists()
 
 
 def test_runs_with_fewer_folds_are_fitted_and_said_so(tmp_path):
@@ -207,5 +209,5 @@ def test_a_run_whose_images_are_gone_is_one_line(campaign, tmp_path):
         (tmp_path / "fold_0").symlink_to(runs[0] / "fold_0")
         list(views_oof.answer(tmp_path, ("original", "rot90"), "probabilities", 8, 1))
     assert "/nowhere" in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match="no finished fold"):
+    with pytest.raises(CheckpointError, match="no such run folder"):
         oof.finished(tmp_path / "nothing")

@@ -7,6 +7,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, f1_score, log_loss
 
+from config.errors import ConfigError
 from infer import calibration, decision, maps, stacking
 from tests.unit.test_calibration import answers
 from tests.unit.test_pool import problem, table
@@ -127,6 +128,15 @@ def test_a_stack_answers_as_scikit_learns_own_model():
         model = LogisticRegression(C=strength, max_iter=1000).fit(features / scale, targets)
         losses[strength] = np.abs(np.exp(stacking.mix(one, (1.0, 1.0), stack)) - model.predict_proba(features / scale))
     assert min(loss.max() for loss in losses.values()) < 1e-3
+
+
+def test_a_stack_that_would_take_hours_is_refused(monkeypatch):
+    targets, given = problem(50, 3, 0, (2.0, 1.0))
+    monkeypatch.setattr(stacking, "_MOST", 100.0)
+    with pytest.raises(ConfigError, match="3 classes x 2 runs x 50 images would take hours"):
+        stacking.fit(table(targets, given), (1.0, 1.0))
+    with pytest.raises(ConfigError, match="of one class"):
+        stacking.fit(table(0 * targets, given), (1.0, 1.0))
 
 
 def test_a_stack_knows_classes_that_it_never_saw():

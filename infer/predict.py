@@ -1,0 +1,286 @@
+"""`python -m infer`: answers images with one model or an ensemble and writes what it says. The options and their texts.
+
+The work itself is `work`; Python programs use `infer.load`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config.errors import ConfigError
+from infer import views
+from infer.options import COMPUTE_UNITS, PRECISIONS, RunOptions, given, parse_overrides
+
+if TYPE_CHECKING:
+    from infer.ensemble import Ensemble
+    from infer.outputs import Results
+    from infer.submission import Layout
+    from infer.work import Done, Work
+
+MEMBER = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
+_ABOUT = (
+    "Answer images with one model or an ensemble. Other commands: `infer fit`, `infer oof`, `infer validate`,"
+    " `infer adapt` and `infer teacher` (--help of each)."
+)
+_IMAGES = (
+    "a folder (with all folders in it), a CSV with IDs, a .txt with a file a line, a tar or zip archive,"
+    " image files, or - for an image or an archive on standard input"
+)
+_OUT = (
+    "the submission: a new .csv, or a folder to name it in; or probabilities: a new .jsonl, .parquet or .npz"
+    " (several are written at once)"
+)
+_TTA = (
+    f"presets ({', '.join(views.PRESETS)}) or views; or `adaptive`: all of the ensemble's views for unsure images only"
+)
+_INTERRUPTED = 130
+ADAPTIVE = "adaptive"
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command and return its exit code; `TandemError`s are the caller's."""
+    options = _parser().parse_args(words)
+    from infer import ensemble
+
+    chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble.of(options.member)
+    names = None if options.tta == [ADAPTIVE] else options.tta
+    chosen = with_overrides(ensemble.seen(chosen, names, options.merge), options.override)
+    try:
+        return _predict(chosen, options)
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on from here", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def with_overrides(chosen: Ensemble, texts: Sequence[str]) -> Ensemble:
+    """The ensemble whose members have the options of `--override` before their own."""
+    changed = parse_overrides(texts, len(chosen.members))
+    members = tuple(
+        member.model_copy(update={"options": given(member.options.given() | changed.get(m, RunOptions()).given())})
+        for m, member in enumerate(chosen.members)
+    )
+    return chosen.model_copy(update={"members": members})
+
+
+def add_members(parser: argparse.ArgumentParser) -> None:
+    """The options that name members and say how they run, and what they see."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--member", nargs="+", metavar="PATH", help=f"members of equal weight: each a {MEMBER}")
+    source.add_argument(
+        "--ensemble", type=Path, metavar="FILE", help="an ensemble's YAML file, as `infer fit` writes it"
+    )
+    parser.add_argument("--tta", nargs="+", metavar="VIEW", help=_TTA)
+    parser.add_argument("--merge", help="how views merge: probabilities, logits, geometric or max (the ensemble's own)")
+    run = parser.add_argument_group("how members run")
+    run.add_argument("--device", help="torch: cpu, cuda, cuda:1, mps; MLX: cpu, gpu (default: the best there is)")
+    run.add_argument("--precision", choices=PRECISIONS, help="of torch and MLX members (default: fp32)")
+    run.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile and mx.compile")
+    run.add_argument("--channels_last", action=argparse.BooleanOptionalAction, help="torch's memory format")
+    run.add_argument(
+        "--provider", nargs="+", help="ONNX Runtime's: tensorrt, cuda, coreml, cpu (default: what is there)"
+    )
+    run.add_argument("--compute_unit", choices=COMPUTE_UNITS, help="of Core ML members (default: ALL)")
+    run.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="N:KEY=VALUE",
+        help="an option for member N (from 1) alone, such as 2:device=cpu,precision=bf16",
+    )
+    run.add_argument(
+        "--in_memory",
+        choices=("auto", "all", "one"),
+        default="auto",
+        help="members in memory: all that fit, all, or one",
+    )
+
+
+def shared_options(options: argparse.Namespace) -> RunOptions:
+    """What is given for all members."""
+    return given({name: getattr(options, name) for name in RunOptions.model_fields})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m infer", description=_ABOUT, allow_abbrev=False)
+    add_members(parser)
+    parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help=_IMAGES)
+    parser.add_argument("--out", nargs="+", type=Path, required=True, metavar="PATH", help=_OUT)
+    parser.add_argument(
+        "--format",
+        choices=("submission", "wide"),
+        default="submission",
+        help="what a .csv holds (default: %(default)s)",
+    )
+    parser.add_argument("--sample", type=Path, help="sample submission whose columns, order and dtypes are followed")
+    parser.add_argument("--id_column", default="ID", help="the images' column in CSV files (default: %(default)s)")
+    parser.add_argument("--target_column", default="target", help="the label column without --sample (%(default)s)")
+    parser.add_argument(
+        "--second_look",
+        type=_share,
+        default=0.0,
+        metavar="P",
+        help="look again, deskewed and with restored contrast, at images whose likeliest class is under P (documents)",
+    )
+    parser.add_argument("--batch_size", type=positive, help="images a batch (default: by the members' image size)")
+    parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
+    parser.add_argument(
+        "--on_bad_image",
+        choices=("stop", "row"),
+        default="stop",
+        help="unreadable image: stop, or a row with its error",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a run that stopped; the files will be the same"
+    )
+    parser.add_argument("--shard", metavar="I/N", help="answer part I (from 0) of N; who ends last writes the files")
+    return parser
+
+
+def positive(text: str) -> int:
+    """An argument that is at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no probability; give one from 0 to 1")
+    return share
+
+
+def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
+    """Everything that can be refused is, before the first image is decoded."""
+    from infer import adaptive, inputs, outputs, shard, submission
+    from infer.runner import Runner
+    from infer.work import Work, answer
+
+    outputs.check(options.out, options.format)
+    part = shard.parse(options.shard) if options.shard else shard.of_rank(os.environ)
+    images = inputs.collect(options.images, options.id_column)
+    if options.second_look and images.ascending:
+        raise ConfigError(f"--second_look: {options.images[0]} can be read only once; unpack it and give the folder")
+    unsure_only = options.tta == [ADAPTIVE]
+    if unsure_only:
+        adaptive.check(chosen)
+    with Runner(chosen, shared_options(options), options.in_memory, adaptive=unsure_only) as runner:
+        layout = submission.plain_layout(images.ids, options.id_column, options.target_column)
+        if options.sample:
+            layout = submission.sample_layout(
+                options.sample, runner.class_names, options.id_column, aliases=chosen.aliases
+            )
+            submission.align(images.ids, layout, str(options.sample))
+        grid = runner.grid(len(images), options.batch_size)
+        work = Work(
+            runner,
+            images,
+            grid,
+            part,
+            _folder(options.out[0]),
+            options.workers,
+            options.on_bad_image == "row",
+            options.second_look,
+        )
+        with closing(_Progress()) as progress:
+            done = answer(work, options.resume or part.of > 1, progress.say)
+        return _end(work, layout, options, done)
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(f"{out.name}.part") if out.suffix else out / "unfinished"
+
+
+def _end(work: Work, layout: Layout, options: argparse.Namespace, done: Done) -> int:
+    from infer.outputs import Results
+    from infer.work import merged
+
+    with merged(work) as whole:
+        if whole is None:
+            print(f"shard {work.shard} is done: {done.rows} images; the last shard to end writes the files")
+            return 0
+        results = Results(work.inputs.ids, work.runner.class_names, *whole, work.skip_bad, work.runner.finish.labels)
+        written = [path for out in options.out for path in _write(out, work, results, layout, options)]
+    _tell(work, results, done, written)
+    return 0
+
+
+def _write(out: Path, work: Work, results: Results, layout: Layout, options: argparse.Namespace) -> list[Path]:
+    from infer import outputs, submission
+
+    if not outputs.is_submission(out, options.format):
+        outputs.write(out, results)
+        return [out]
+    rows = submission.align(results.ids, layout, str(options.sample))
+    in_order = options.sample is None
+    path = submission.destination(out, work.runner.models, work.runner.ensemble.views, datetime.now())
+    told = [results.errors.get(row, "") for row in rows.tolist()] if results.shows_errors else None
+    values = results.probabilities if in_order else results.probabilities[rows]
+    beside = submission.write(
+        path,
+        layout,
+        values,
+        results.class_names,
+        labels=results.labels(values),
+        aliases=work.runner.ensemble.aliases,
+        errors=told,
+    )
+    return [path, beside]
+
+
+def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> None:
+    from infer import summary
+
+    ensemble = work.runner.ensemble
+    good = [row for row in range(len(results.ids)) if row not in results.errors]
+    if good:
+        values = results.probabilities if len(good) == len(results.ids) else results.probabilities[good]
+        names = [results.ids[row] for row in good]
+        print(summary.text(values, results.class_names, names, labels=results.labels(values)))
+    if work.second_look:
+        print(f"looked again at {done.again} images")
+    bad = f"; unreadable: {len(results.errors)}" if results.errors else ""
+    print(
+        f"images: {len(results.ids)}{bad}; members: {len(ensemble.members)}; views: {len(ensemble.views)}; "
+        f"answered in {done.seconds:.1f} s"
+    )
+    if work.runner.adaptive and done.rows:
+        every = len(ensemble.members) * len(ensemble.views)
+        saved = 1 - done.passes / (done.rows * every)
+        print(f"adaptive: {done.passes / done.rows:.2f} passes an image in place of {every}, {saved:.0%} saved")
+    if results.errors:
+        row = min(results.errors)
+        print(f"warning: the first unreadable image: {results.errors[row]}", file=sys.stderr)
+    print(f"wrote {' and '.join(map(str, written))}")
+
+
+class _Progress:
+    """How far it is, in one line of a terminal; silent elsewhere."""
+
+    def __init__(self) -> None:
+        self._start, self._first = time.perf_counter(), -1
+        self._shown = False
+
+    def say(self, rows: int, total: int) -> None:
+        """`rows` of `total` images are answered."""
+        if self._first < 0:
+            self._first = rows
+        if not sys.stderr.isatty():
+            return
+        rate = (rows - self._first) / max(time.perf_counter() - self._start, 1e-9)
+        print(f"\r{rows} of {total} images, {rate:.0f} a second ", end="", file=sys.stderr, flush=True)
+        self._shown = True
+
+    def close(self) -> None:
+        """End the line."""
+        if self._shown:
+            print(file=sys.stderr)
