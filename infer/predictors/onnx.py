@@ -1,4 +1,4 @@
-"""ONNX files in ONNX Runtime. Only files that `convert.onnx` wrote: uint8 NHWC in, logits out, with a card."""
+"""ONNX files in ONNX Runtime, only those of `convert.onnx`: uint8 NHWC or float NCHW in, logits out, with a card."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from infer.predictors import images as pixels
 from models.card import CARD_KEY, Card
 
 _PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
+# What the files are made for.
+PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider", "CoreMLExecutionProvider")
 
 
 class OnnxPredictor:
@@ -24,6 +26,7 @@ class OnnxPredictor:
     def __init__(self, card: Card, session: Any):
         self.card = card
         self._session = session
+        self._floats = session.get_inputs()[0].type == "tensor(float)"
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -35,11 +38,26 @@ class OnnxPredictor:
         pixels.check(images, self.card)
         if not len(images):
             return np.zeros((0, len(self.card.class_names)), np.float32)
-        return np.asarray(self._session.run(["logits"], {"images": images})[0], np.float32)
+        given = np.moveaxis(images, 3, 1) / np.float32(255) if self._floats else images
+        return np.asarray(self._session.run(["logits"], {"images": given})[0], np.float32)
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+
+def available() -> tuple[str, ...]:
+    """The providers of `PROVIDERS` that this machine's ONNX Runtime has."""
+    import onnxruntime
+
+    return tuple(p for p in PROVIDERS if p in onnxruntime.get_available_providers())
+
+
+def version() -> str:
+    """ONNX Runtime's name and version."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
 
 
 def open(path: Path, providers: tuple[str, ...] | None = None) -> OnnxPredictor:
@@ -84,8 +102,10 @@ def _check_signature(session: Any, card: Card, path: Path) -> None:
     size, classes = card.preprocessing.size, len(card.class_names)
     found = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
     wanted = [("images", "tensor(uint8)", [size, size, 3])]
+    floats = [("images", "tensor(float)", [3, size, size])]
     answers = [(o.name, o.shape[1:]) for o in session.get_outputs()]
-    if found != wanted or answers != [("logits", [classes])]:
+    known = [("logits", [classes]), ("probabilities", [classes])]
+    if found not in (wanted, floats) or answers not in (known[:1], known):
         raise WeightsError(
             f"{path}: takes {found} and gives {answers}, its card says {wanted} and {classes} logits; convert it again"
         )
