@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.data_sections import Augment, ClassImbalance, Data, Folds, Mining, Mix, Sampling, Teacher
+from config.ensemble_section import Ensemble
 from config.section import CHECK, Section
 from config.train_sections import (
     LOSS_OPTIONS,
@@ -109,6 +110,7 @@ class Settings(Section):
     stopping: Stopping = Stopping()
     checkpoint: Checkpoint = Checkpoint()
     tta: Tta = Tta()
+    ensemble: Ensemble = Ensemble()
     tune: Tune = Tune()
     track: Track = Track()
 

@@ -1,11 +1,13 @@
 """From a file to RGB pixels, whatever the format. Resizing is `data.resize`, caching `data.images`.
 
 cv2 reads JPEG, PNG and WebP, Pillow the header of everything and the pixels of the rest: palettes, CMYK, TIFF, GIF,
-AVIF, animations. One EXIF rule holds for both: the orientation is applied here, by what Pillow reads from the header.
+AVIF, HEIC (by pi-heif), animations. One EXIF rule holds for both: the orientation is applied here, by what Pillow reads
+from the header.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 from pathlib import Path
@@ -24,6 +26,7 @@ _CV2_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 _CV2_MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16")
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _WIDE_MODES = ("I", "F")
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"mif1")
 # What Pillow's readers raise for damaged files.
 _DAMAGED = (
     OSError,
@@ -49,6 +52,8 @@ def decode(source: Path | bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
     unknown format, of 32-bit pixels, or of more than `pixel_limit` pixels (seen in the header, before decoding).
     """
     data, name = _read(source)
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
+        _open_heic(name, data[8:12])
     try:
         with Image.open(io.BytesIO(data)) as header:
             _check_header(header, name, pixel_limit)
@@ -61,6 +66,16 @@ def decode(source: Path | bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
     except _DAMAGED as error:
         reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(f"{name}: cannot be decoded ({reason}); replace or remove the file") from error
+
+
+def _open_heic(name: str, brand: bytes) -> None:
+    """Have Pillow read HEIC; `DataError` where the library for it is not installed. `mif1` may be AVIF as well."""
+    if importlib.util.find_spec("pi_heif"):
+        import pi_heif
+
+        pi_heif.register_heif_opener()
+    elif brand != b"mif1":
+        raise DataError(f'{name}: is HEIC, which needs pi-heif; run: pip install -e ".[heif]"')
 
 
 def _read(source: Path | bytes) -> tuple[bytes, str]:

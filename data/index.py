@@ -18,7 +18,7 @@ from config.errors import DataError
 from data import csvfile
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .avif .jp2 .pbm .pgm .ppm .pnm".split()  # noqa: SIM905
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .avif .heic .heif .jp2 .pbm .pgm .ppm .pnm".split()  # noqa: SIM905
 )
 _LAYOUTS = "give a folder with train.csv (ID,target) and train/, or one with a folder of images for each class"
 

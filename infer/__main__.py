@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "oof": command_oof.main,
         "validate": command_validate.main,
         "teacher": _teacher,
+        "adapt": _adapt,
     }
     try:
         with warnings.catch_warnings():
@@ -47,6 +48,12 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _parser(command: str, about: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(f"python -m infer{command}", description=about, allow_abbrev=False)
+
+
+def _adapt(words: list[str]) -> int:
+    from infer import adapt
+
+    return adapt.main(words)
 
 
 def _teacher(words: list[str]) -> int:

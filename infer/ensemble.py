@@ -39,7 +39,8 @@ class Ensemble(BaseModel):
     temperature divides the logits of each of its `views`, or of their `mean`. After the mixture's own `temperature`
     come the `layers`, a safetensors file (`infer.layers`), and `clip`, the lowest probability. `class_multipliers`
     weigh the classes where a label is chosen, not the probabilities. `aliases` are groups of names of one class, which
-    share its probability in a submission.
+    share its probability in a submission. `adaptive` is the margin under which an image gets all views and members
+    where `--tta adaptive` asks for that (see `adaptive`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +50,7 @@ class Ensemble(BaseModel):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     views: tuple[str, ...] = ("original",)
     merge: Merge | None = None
+    adaptive: float | None = Field(default=None, ge=0, le=1)
     members: tuple[Member, ...] = Field(min_length=1)
     tempered: Literal["views", "mean"] = "views"
     layers: Path | None = None
@@ -144,8 +146,7 @@ def write(path: Path, ensemble: Ensemble) -> None:
         entry["options"] = member.options.given()
         if not entry["options"]:
             del entry["options"]
-    if ensemble.merge is None:
-        del raw["merge"]
+    raw = {key: value for key, value in raw.items() if key not in ("merge", "adaptive") or value is not None}
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:

@@ -22,6 +22,8 @@ from infer.predictors import checkpoint
 from infer.predictors import images as pixels
 from models import manifest, weights
 from models.card import Card
+from models.geometry import patch_grid
+from models.registry import ModelSpec
 
 _BATCH = 8
 _TINY = 1e-7  # pytorch-grad-cam's
@@ -118,8 +120,7 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.u
     return blended
 
 
-def grid(tokens: NDArray[np.float32], prefix: int) -> NDArray[np.float32]:
-    """Tokens `[N, prefix + h * h, K]` without the first `prefix` of them, as `[N, h, h, K]`."""
-    kept = tokens[:, prefix:]
-    side = round(kept.shape[1] ** 0.5)
-    return kept.reshape(len(kept), side, side, kept.shape[2])
+def grid(tokens: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
+    """The tokens `[N, prefix + h * h, K]` of the patches, which come last, as `[N, h, h, K]`."""
+    side = patch_grid(spec)
+    return tokens[:, -side * side :].reshape(len(tokens), side, side, tokens.shape[2])

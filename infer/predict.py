@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 MEMBER = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
 _ABOUT = (
-    "Answer images with one model or an ensemble. Other commands: `infer fit`, `infer oof`, `infer validate` and"
-    " `infer teacher` (--help of each)."
+    "Answer images with one model or an ensemble. Other commands: `infer fit`, `infer oof`, `infer validate`,"
+    " `infer adapt` and `infer teacher` (--help of each)."
 )
 _IMAGES = (
     "a folder (with all folders in it), a CSV with IDs, a .txt with a file a line, a tar or zip archive,"
@@ -38,7 +38,11 @@ _OUT = (
     "the submission: a new .csv, or a folder to name it in; or probabilities: a new .jsonl, .parquet or .npz"
     " (several are written at once)"
 )
+_TTA = (
+    f"presets ({', '.join(views.PRESETS)}) or views; or `adaptive`: all of the ensemble's views for unsure images only"
+)
 _INTERRUPTED = 130
+ADAPTIVE = "adaptive"
 
 
 def main(words: Sequence[str]) -> int:
@@ -47,7 +51,8 @@ def main(words: Sequence[str]) -> int:
     from infer import ensemble
 
     chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble.of(options.member)
-    chosen = with_overrides(ensemble.seen(chosen, options.tta, options.merge), options.override)
+    names = None if options.tta == [ADAPTIVE] else options.tta
+    chosen = with_overrides(ensemble.seen(chosen, names, options.merge), options.override)
     try:
         return _predict(chosen, options)
     except KeyboardInterrupt:
@@ -72,7 +77,7 @@ def add_members(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--ensemble", type=Path, metavar="FILE", help="an ensemble's YAML file, as `infer fit` writes it"
     )
-    parser.add_argument("--tta", nargs="+", metavar="VIEW", help=f"presets ({', '.join(views.PRESETS)}) or views")
+    parser.add_argument("--tta", nargs="+", metavar="VIEW", help=_TTA)
     parser.add_argument("--merge", help="how views merge: probabilities, logits, geometric or max (the ensemble's own)")
     run = parser.add_argument_group("how members run")
     run.add_argument("--device", help="torch: cpu, cuda, cuda:1, mps; MLX: cpu, gpu (default: the best there is)")
@@ -156,7 +161,7 @@ def _share(text: str) -> float:
 
 def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     """Everything that can be refused is, before the first image is decoded."""
-    from infer import inputs, outputs, shard, submission
+    from infer import adaptive, inputs, outputs, shard, submission
     from infer.runner import Runner
     from infer.work import Work, answer
 
@@ -165,7 +170,10 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     images = inputs.collect(options.images, options.id_column)
     if options.second_look and images.ascending:
         raise ConfigError(f"--second_look: {options.images[0]} can be read only once; unpack it and give the folder")
-    with Runner(chosen, shared_options(options), options.in_memory) as runner:
+    unsure_only = options.tta == [ADAPTIVE]
+    if unsure_only:
+        adaptive.check(chosen)
+    with Runner(chosen, shared_options(options), options.in_memory, adaptive=unsure_only) as runner:
         layout = submission.plain_layout(images.ids, options.id_column, options.target_column)
         if options.sample:
             layout = submission.sample_layout(
@@ -245,6 +253,10 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> 
         f"images: {len(results.ids)}{bad}; members: {len(ensemble.members)}; views: {len(ensemble.views)}; "
         f"answered in {done.seconds:.1f} s"
     )
+    if work.runner.adaptive and done.rows:
+        every = len(ensemble.members) * len(ensemble.views)
+        saved = 1 - done.passes / (done.rows * every)
+        print(f"adaptive: {done.passes / done.rows:.2f} passes an image in place of {every}, {saved:.0%} saved")
     if results.errors:
         row = min(results.errors)
         print(f"warning: the first unreadable image: {results.errors[row]}", file=sys.stderr)

@@ -77,6 +77,12 @@ class Panel:
                 merging[number][m].add(logits, temperature=self.finish.view_temperature(self.ensemble.members[m]))
         return [[one.log_probabilities() for one in merged] for merged in merging]
 
+    def once(self, m: int, images: Sequence[Images]) -> NDArray[np.float32]:
+        """float32 `[B, C]`: what member m says of the first view of a batch."""
+        seen = views.apply(self.ensemble.views[0], images[self.input_of[m]])
+        with self.members.held([self.places[m]]) as predictors:
+            return predictors[self.places[m]].logits(seen)
+
     def mix(self, alone: Sequence[Floats]) -> NDArray[np.float32]:
         """float32 `[B, C]`: the ensemble's probabilities from its members' log probabilities."""
         return self.finish.probabilities(alone)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
+from infer.adaptive import AdaptivePanel, check, strongest
 from infer.ensemble import Ensemble
 from infer.finish import Finish
 from infer.inputs import Inputs, of_images, of_paths
@@ -44,7 +45,8 @@ class Runner:
 
     `options` are given to all members that take them, `keep` says which members stay in memory (see `Members`). Raises
     what `Members` raises: nothing is decoded before all members are open and fit together. `members` are those of
-    another runner that stays open, and `places` which of them this one's ensemble has.
+    another runner that stays open, and `places` which of them this one's ensemble has. `adaptive` gives all views and
+    members to unsure images only (see `AdaptivePanel`).
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Runner:
         keep: Keep = "auto",
         members: Members | None = None,
         places: Sequence[int] | None = None,
+        adaptive: bool = False,
     ):
         self.ensemble, self.options = ensemble, options
         self._members, self._owner = members or Members(ensemble.members, options, keep), members is None
@@ -62,7 +65,9 @@ class Runner:
         self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
         self._inputs, input_of = _by_input([card.preprocessing for card in cards])
         self.finish = Finish(ensemble, self.class_names)
-        self._panel = Panel(ensemble, self._members, self._places, input_of, self.finish)
+        self.adaptive = adaptive
+        panel = Panel(ensemble, self._members, self._places, input_of, self.finish)
+        self._panel = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
 
     def run(self, paths: Sequence[Path], batch_size: int | None = None, workers: int = 0) -> Iterator[Answers]:
         """Answer files batch by batch, in their order; as `stream`, with a `DataError` for an unreadable image."""
@@ -81,7 +86,7 @@ class Runner:
     def unit(self, grid: Grid) -> int:
         """How many batches are answered together: work may be cut before every such number of batches, and resumed."""
         pixels = grid.size * sum(prep.size**2 * 3 for prep in self._inputs)
-        return batches_per_round(pixels, several=not self._members.resident)
+        return batches_per_round(pixels, self.adaptive or not self._members.resident, 16 if self.adaptive else 64)
 
     def stream(self, inputs: Inputs, grid: Grid, workers: int = 0, skip_bad: bool = False) -> Iterator[Answers]:
         """Answer the batches of `grid` in order; `workers` 0 means one decoding thread a core.

@@ -102,22 +102,21 @@ def write(
     layout: Layout,
     probabilities: Probabilities,
     class_names: Sequence[str],
+    errors: Sequence[str] | None = None,
     *,
     labels: NDArray[np.int64] | None = None,
     aliases: Groups = (),
-    errors: Sequence[str] | None = None,
 ) -> Path:
     """Write the submission and, beside it, `STEM_probabilities.csv`; returns the path of the latter.
 
-    `probabilities` float32 `[N, C]` in the order of `layout.ids`; `labels` int64 `[N]` are the chosen classes, else the
-    most probable ones. In a wide file `aliases` share the probability of their class, and the numbers of a row, as they
-    are printed, sum to one; the cells of a row of NaN stay empty. `errors` become one more column of the probabilities.
+    `probabilities` float32 `[N, C]` in the order of `layout.ids`, the cells of a row of NaN stay empty; `labels` int64
+    `[N]` are the chosen classes, else the most probable ones. In a wide file `aliases` share the probability of their
+    class. The numbers of a row, as they are printed, sum to one. `errors` become one more column of the probabilities.
     `ConfigError` when a file exists already.
     """
     beside = probabilities_path(path)
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    chosen = probabilities.argmax(axis=1) if labels is None else labels
     header = [layout.id_column, *class_names]
     wide = _wide(header, layout, probabilities, class_names, ())
     told = wide if errors is None else ([*cells, error] for cells, error in zip(wide, errors, strict=True))
@@ -125,7 +124,7 @@ def write(
     if layout.target is None:
         _write_rows(path, layout.columns, _wide(layout.columns, layout, probabilities, class_names, aliases))
     else:
-        _write_rows(path, layout.columns, _labels(layout, chosen, np.isfinite(probabilities[:, 0]), class_names))
+        _write_rows(path, layout.columns, _labels(layout, probabilities, labels, class_names))
     return beside
 
 
@@ -225,12 +224,14 @@ def _column_fault(others: Sequence[str], class_names: Sequence[str]) -> str:
 
 
 def _labels(
-    layout: Layout, chosen: NDArray[np.int64], known: NDArray[np.bool_], class_names: Sequence[str]
+    layout: Layout, probabilities: Probabilities, chosen: NDArray[np.int64] | None, class_names: Sequence[str]
 ) -> Iterable[list[str]]:
     cells = [_label(name, layout.kind) for name in class_names]
     first = layout.columns[0] == layout.id_column
-    for name, best, answered in zip(layout.ids, chosen, known, strict=True):
-        cell = cells[best] if answered else ""
+    known = np.isfinite(probabilities[:, 0])
+    best = probabilities.argmax(axis=1) if chosen is None else chosen
+    for name, place, answered in zip(layout.ids, best, known, strict=True):
+        cell = cells[place] if answered else ""
         yield [name, cell] if first else [cell, name]
 
 
@@ -243,20 +244,18 @@ def _label(name: str, kind: Kind) -> str:
 def _wide(
     header: Sequence[str], layout: Layout, probabilities: Probabilities, class_names: Sequence[str], aliases: Groups
 ) -> Iterable[list[str]]:
-    """Rows whose class columns follow `header`; the cells of a row of NaN are empty."""
+    """Rows whose class columns follow `header`; those of a row of NaN are empty."""
     asked = [name for name in header if name != layout.id_column]
     at = header.index(layout.id_column)
     for start in range(0, len(probabilities), _ROWS):
         shared = alias.shared(probabilities[start : start + _ROWS], class_names, aliases, asked)
         for name, row in zip(layout.ids[start : start + _ROWS], shared, strict=True):
-            cells = _printed(row)
+            cells = _printed(row) if np.isfinite(row[0]) else [""] * len(row)
             yield [*cells[:at], name, *cells[at:]]
 
 
 def _printed(row: Probabilities) -> list[str]:
-    """Nine digits, which keep a float32 exactly; the largest is what the others leave of one. Nothing for NaN."""
-    if not np.isfinite(row).all():
-        return [""] * len(row)
+    """Nine digits, which keep a float32 exactly; the largest number is what the others leave of one."""
     exact = row.astype(np.float64)
     largest = int(exact.argmax())
     cells = [f"{value:.9g}" for value in exact / exact.sum()]

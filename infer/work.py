@@ -70,6 +70,7 @@ class Work:
             "images": hashlib.sha256("\n".join(self.inputs.ids).encode()).hexdigest(),
             "members": [{**member, "content": content} for member, content in zip(members, prints, strict=True)],
             "ensemble": whole,
+            "adaptive": self.runner.adaptive,
             "options": self.runner.options.given(),
             "batch_size": self.grid.size,
             "unit": self.runner.unit(self.grid),

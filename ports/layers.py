@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -233,17 +233,14 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 }
 
 
-def modules_with_arrays(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Every (canonical name, owning module, key) of the model's arrays, parameters and running statistics."""
-    for prefix, module in model.named_modules():
-        for key, value in module.items():
-            if isinstance(value, mx.array) and not key.startswith("_"):
-                yield (f"{prefix}.{key}" if prefix else key), module, key
-
-
 def places(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """Canonical name to (owning module, key) of every array of the model."""
-    return {name: (module, key) for name, module, key in modules_with_arrays(model)}
+    """Canonical name to (owning module, key) of every array of the model, parameters and running statistics."""
+    return {
+        f"{prefix}.{key}" if prefix else key: (module, key)
+        for prefix, module in model.named_modules()
+        for key, value in module.items()
+        if isinstance(value, mx.array) and not key.startswith("_")
+    }
 
 
 def canonical(model: nn.Module) -> dict[str, np.ndarray]:

@@ -77,7 +77,25 @@ class Eca(nn.Module):
         return x * gate.reshape(-1, 1, 1, x.shape[-1])
 
 
-class BasicBlock(nn.Module):
+class Residual(nn.Module):
+    """What both blocks end with: a gate, drop path, the shortcut, and an activation after the sum."""
+
+    def finish(self, outputs: int, style: Style, drop: float, shortcut: list[Any] | None) -> None:
+        """Add those parts; `shortcut` None keeps the input as it is."""
+        self.se = style.attention(outputs) if style.attention else nn.Identity()
+        self.drop_path = DropPath(drop)
+        self._act = style.act
+        if shortcut:
+            self.downsample = shortcut
+
+    def join(self, x: mx.array, y: mx.array) -> mx.array:
+        """The input `x` through the shortcut, and the branch's `y`."""
+        for layer in self.downsample if "downsample" in self else ():
+            x = layer(x)
+        return self._act(self.drop_path(self.se(y)) + x)
+
+
+class BasicBlock(Residual):
     """Two 3x3 convolutions and a shortcut."""
 
     expansion: ClassVar[int] = 1
@@ -90,15 +108,15 @@ class BasicBlock(nn.Module):
         self.bn1 = style.norm(first)
         self.conv2 = conv(first, planes, 3)
         self.bn2 = style.norm(planes)
-        _finish(self, planes, style, drop, shortcut)
+        self.finish(planes, style, drop, shortcut)
 
     def __call__(self, x: mx.array) -> mx.array:
         """`[N, H, W, C]` to `[N, H / stride, W / stride, planes]`."""
         y = halve(self._act(self.bn1(self.conv1(x))), self._aa)
-        return _join(self, x, self.bn2(self.conv2(y)))
+        return self.join(x, self.bn2(self.conv2(y)))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Residual):
     """1x1, 3x3 and 1x1 convolutions and a shortcut; the stride is in the 3x3 one."""
 
     expansion: ClassVar[int] = 4
@@ -114,27 +132,13 @@ class Bottleneck(nn.Module):
         self.bn2 = style.norm(width)
         self.conv3 = conv(width, outputs, 1)
         self.bn3 = style.norm(outputs)
-        _finish(self, outputs, style, drop, shortcut)
+        self.finish(outputs, style, drop, shortcut)
 
     def __call__(self, x: mx.array) -> mx.array:
         """`[N, H, W, C]` to `[N, H / stride, W / stride, 4 * planes]`."""
         y = self._act(self.bn1(self.conv1(x)))
         y = halve(self._act(self.bn2(self.conv2(y))), self._aa)
-        return _join(self, x, self.bn3(self.conv3(y)))
-
-
-def _finish(block: nn.Module, outputs: int, style: Style, drop: float, shortcut: list[Any] | None) -> None:
-    block.se = style.attention(outputs) if style.attention else nn.Identity()
-    block.drop_path = DropPath(drop)
-    block._act = style.act
-    if shortcut:
-        block.downsample = shortcut
-
-
-def _join(block: nn.Module, x: mx.array, y: mx.array) -> mx.array:
-    for layer in block.downsample if "downsample" in block else ():
-        x = layer(x)
-    return block._act(block.drop_path(block.se(y)) + x)
+        return self.join(x, self.bn3(self.conv3(y)))
 
 
 _BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"BasicBlock": BasicBlock, "Bottleneck": Bottleneck}

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _checkpoint_options(commands.add_parser("checkpoint", help="look at checkpoints, verify them, remove old ones"))
     page = commands.add_parser("report", help="write report.html about one or more finished runs")
-    page.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    page.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or campaigns")
     page.add_argument("--ensemble", type=Path, help="an ensemble file made of these runs")
     page.add_argument("--submission", type=Path, help="a submission made with that ensemble")
     page.add_argument("--out", type=Path, help="the page (default: report.html in the first run)")
@@ -77,7 +77,10 @@ def _report(arguments: argparse.Namespace) -> int:
     from training import report
 
     out = arguments.out or arguments.runs[0] / "report.html"
-    report.write(arguments.runs, out, arguments.ensemble, arguments.submission, explain=not arguments.no_gradcam)
+    runs = [run for path in arguments.runs for run in report.runs_in(path)]
+    found = report.made_of(arguments.runs[0]) if len(arguments.runs) == 1 else (None, None)
+    ensemble, submission = arguments.ensemble or found[0], arguments.submission or found[1]
+    report.write(runs, out, ensemble, submission, explain=not arguments.no_gradcam)
     print(out)
     return 0
 

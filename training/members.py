@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from config import load
 from config.errors import CheckpointError, ConfigError
@@ -20,7 +21,7 @@ from training import run
 
 _RUNS = "members"
 # Settings that the training does not depend on.
-_AFTERWARDS = ("tta", "tune")
+_AFTERWARDS = ("tta", "tune", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,15 @@ def _updated(path: Path, members: Sequence[Member]) -> Path:
     file = path / load.CAMPAIGN
     with run.briefly(path):
         begun = load.read_members(file)
-        same = [(a.weight, a.settings.tta) == (b.weight, b.settings.tta) for a, b in zip(begun, members, strict=True)]
+        same = [_afterwards(a) == _afterwards(b) for a, b in zip(begun, members, strict=True)]
         if not all(same) or differences(begun, members, run.PLACES):
             file.rename(path / f"campaign_{len(list(path.glob('campaign*.yaml')))}.yaml")
             run.write_text(file, load.members_yaml(members))
     return path
+
+
+def _afterwards(member: Member) -> tuple[Any, ...]:
+    return member.weight, *(getattr(member.settings, name) for name in _AFTERWARDS)
 
 
 def _name(members: Sequence[Member]) -> str:

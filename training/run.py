@@ -38,6 +38,7 @@ _CIRCUMSTANCES = (
     "train.compile",
     "folds.train",
     "tune",
+    "ensemble",
 )
 # Settings that another machine may have to change; `folds.csv` says whether the images are the same.
 PLACES = ("data.root", "folds.file", "folds.groups")

@@ -7,6 +7,7 @@ other ones is renamed, never overwritten. Training itself is in `turns`, tuning 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from config.errors import CheckpointError, ConfigError, DataError
 from data import index
 from data.audit import command as look
 from data.audit import page
-from infer import ensemble, fit, submission, summary, views
+from infer import ensemble, fit, oof, submission, summary, views, views_oof
 from infer.runner import Runner
 from training import report, run, trial, tune, turns, worklist
 from training.fold import Interrupted
@@ -36,6 +37,7 @@ SUBMISSIONS = "submissions"
 REPORT = "report.html"
 _DONE = "stages.yaml"
 _FEW = 10  # images that a class should have
+_BATCH = 64
 _SAMPLE = "sample_submission.csv"
 BEGINNING = ("full", "audit", "tune", "train")  # the modes that a campaign may begin with
 LEFT_OUT = 3  # the exit code that tells of folds that were left out
@@ -147,20 +149,44 @@ def fitted(campaign: Campaign) -> None:
         reasons = "; ".join(row["reason"] for row in turns.given_up(campaign))
         found = f"all folds were left out ({reasons})" if reasons else "no fold is trained"
         raise CheckpointError(f"{campaign.folder}: {found}; first: {campaign.command('--mode train')}")
-    seen = _views(campaign)
+    seen, plan = _views(campaign), _plan(campaign, list(folds))
+    merge = ensemble.default_merge(plan.combine)
     inputs = [path / name for found in folds.values() for path in found for name in ("oof.npz", "best/manifest.json")]
-    key = _key(inputs, str(seen))
-    out = campaign.folder / ENSEMBLE
+    key, out = _key(inputs, str(seen), str(plan)), campaign.folder / ENSEMBLE
     if _is_done(campaign, "fit", key):
         print(f"{out} is made of these folds already")
         return
     runs = [campaign.folder / "members" / name for name in folds]
-    made = fit.fit(runs, seen)
-    _make_room(out)
-    ensemble.write(out, made.ensemble)
+    if seen != oof.ORIGINAL:
+        for path in runs:
+            for line in views_oof.answer(path, seen, merge, _BATCH, campaign.settings.data.workers):
+                print(line, flush=True)
+                if campaign.stop_requested():
+                    raise Interrupted(campaign.folder)
+    made = fit.fit(runs, seen, plan=plan)
+    _make_room(campaign.folder)
+    files = fit.write(out, made)
     print(fit.report(made))
     print(f"wrote {out}: {len(made.ensemble.members)} members")
-    _note(campaign, "fit", key, [out])
+    _note(campaign, "fit", key, files)
+
+
+def _plan(campaign: Campaign, names: list[str]) -> fit.Plan:
+    """What the settings ask for; labels are fitted to macro-F1 where that is what counts."""
+    wish, metric = campaign.settings.ensemble, campaign.settings.stopping.metric
+    weights = {member.name: member.weight for member in campaign.members}
+    return fit.Plan(
+        method=wish.method,
+        combine=wish.combine,
+        metric=metric,
+        given=tuple(weights[name] for name in names) if wish.method == "fixed" else (),
+        bags=wish.bags,
+        soften=wish.soften,
+        calibrations=wish.calibration,
+        clip=wish.clip,
+        rules=("prior", "thresholds") if metric == "macro_f1" else (),
+        seed=campaign.settings.seed,
+    )
 
 
 def predicted(campaign: Campaign) -> None:
@@ -188,7 +214,7 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: index.Table, s
     with Runner(chosen) as runner:
         layout = submission.plain_layout(table.ids, data.id_column, data.target_column)
         if sample.exists():
-            layout = submission.sample_layout(sample, runner.class_names, data.id_column)
+            layout = submission.sample_layout(sample, runner.class_names, data.id_column, aliases=chosen.aliases)
         rows = submission.align(table.ids, layout, str(sample))
         path = submission.destination(out, runner.models, chosen.views, datetime.now())
         answers = []
@@ -198,8 +224,9 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: index.Table, s
                 raise Interrupted(campaign.folder)
         names = runner.class_names
     probabilities = np.concatenate(answers)[rows]
-    beside = submission.write(path, layout, probabilities, names)
-    print(summary.text(probabilities, names, layout.ids))
+    labels = runner.finish.labels(probabilities)
+    beside = submission.write(path, layout, probabilities, names, labels=labels, aliases=chosen.aliases)
+    print(summary.text(probabilities, names, layout.ids, labels=labels))
     print(f"wrote {path} and {beside}")
     return [path, beside]
 
@@ -220,9 +247,15 @@ def reported(campaign: Campaign) -> None:
 
 
 def _views(campaign: Campaign) -> tuple[str, ...]:
-    """The views that all members of the ensemble see; `ConfigError` where they differ."""
+    """The views that all members of the ensemble see; `ConfigError` where these or other wishes for it differ."""
     first = campaign.members[0]
     for member in campaign.members:
+        one, other = (each.settings for each in (first, member))
+        if (one.ensemble, one.stopping.metric) != (other.ensemble, other.stopping.metric):
+            raise ConfigError(
+                f"ensemble, stopping.metric: {member.name} has others than {first.name}; there is one ensemble, write "
+                "them above the members"
+            )
         if member.settings.tta != first.settings.tta:
             raise ConfigError(
                 f"tta.views: {member.name} has {list(member.settings.tta.views)}, {first.name} has "
@@ -264,8 +297,13 @@ def _note(
     run.write_yaml(campaign.folder / _DONE, {**_done(campaign), stage: noted})
 
 
-def _make_room(path: Path) -> None:
-    """Rename what was made of other inputs: `ensemble.yaml` becomes `ensemble_1.yaml` and so on."""
-    if path.exists():
-        count = len(list(path.parent.glob(f"{path.stem}_*{path.suffix}")))
-        path.rename(path.with_name(f"{path.stem}_{count + 1}{path.suffix}"))
+def _make_room(folder: Path) -> None:
+    """Rename what was made of other inputs: `ensemble.yaml` and what belongs to it become `ensemble_1.yaml`, ..."""
+    stem = Path(ENSEMBLE).stem
+    old = [path for path in folder.glob(f"{stem}*") if not re.match(rf"{stem}_\d", path.name)]
+    number = 1 + sum(1 for _ in folder.glob(f"{stem}_[0-9]*.yaml"))
+    for path in old:
+        new = path.with_name(f"{stem}_{number}{path.name.removeprefix(stem)}")
+        path.rename(new)
+        if new.suffix == ".yaml":
+            run.write_text(new, new.read_text().replace(f"{stem}_layers.", f"{stem}_{number}_layers."))

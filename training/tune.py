@@ -40,7 +40,7 @@ _INSTALL = 'tuning needs optuna, not installed here; run: pip install -e ".[tune
 _BEAT, _GRACE = 60, 240  # seconds between two signs of life of a trial, and until another process takes it for dead
 _WORKER = "worker"
 # Settings that no trial depends on, or that all of a campaign share.
-_ELSEWHERE = ("out", "name", "resume", "resume_anyway", "checkpoint", "tta", "folds")
+_ELSEWHERE = ("out", "name", "resume", "resume_anyway", "checkpoint", "tta", "folds", "track", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,20 @@ def _check_space(settings: Settings) -> None:
     space = _space(settings)
     if not space:
         raise ConfigError("tune.space: is empty; name the settings to search")
-    fixed = ("data.", "folds.", "checkpoint.", "stopping.", "tune.", "tta.", "resume", "out", "name", "seed")
+    fixed = (
+        "data.",
+        "folds.",
+        "ensemble.",
+        "track.",
+        "checkpoint.",
+        "stopping.",
+        "tune.",
+        "tta.",
+        "resume",
+        "out",
+        "name",
+        "seed",
+    )
     for name in space:
         if name in usage.leaves() and name.startswith(fixed) and name != "data.image_size":
             raise ConfigError(f"tune.space: {name} is not searched; it does not make a model better")

@@ -56,7 +56,7 @@ class Stock:
     images: Images
     fold_of: NDArray[np.int64]
     numbers: list[int]
-    suspects: list[Path]
+    doubtful: list[Path]
 
 
 def train(campaign: Campaign, wish: Wish) -> None:
@@ -145,11 +145,11 @@ def open_stock(campaign: Campaign, ended: Callable[[list[int]], bool] = lambda _
         numbers = fold_numbers(settings, fold_of)
         if ended(numbers):
             return Stock(known, images, fold_of, numbers, [])
-    table, suspects = audit.before(settings, table, campaign.stop_requested, lambda: folder)
+    table, doubtful = audit.before(settings, table, campaign.stop_requested, lambda: folder)
     with run.briefly(folder):
         table = with_vanished(settings, table, folder)
         fold_of = keep_folds(settings, table, folder)
-    return Stock(table, images, fold_of, fold_numbers(settings, fold_of), suspects)
+    return Stock(table, images, fold_of, fold_numbers(settings, fold_of), doubtful)
 
 
 def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
@@ -167,7 +167,7 @@ def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
 def _look_at_images(team: Sequence[Ready], stock: Stock) -> None:
     strict = [one for one in team if one.settings.data.on_bad_image == "error"]
     if strict:
-        paths = {path: None for one in strict for path in (*stock.suspects, *one.teaching.paths())}
+        paths = {path: None for one in strict for path in (*stock.doubtful, *one.teaching.paths())}
         check.readable(list(paths), stock.images, strict[0].settings.data.workers)
 
 

@@ -37,7 +37,6 @@ def open(spec: ModelSpec, weights: Weights, place: str) -> Feel:
     """The function that gives features and gradients; `place` names the module, -1 in it the last of a list."""
     network, arrays = model.build(spec, weights, "fp32", 0)
     tap = tapped(network.module, place, spec.name)
-    prefix = getattr(network.module, "_prefix", 0)
 
     def scores(shift: mx.array | None, images: mx.array, classes: mx.array) -> tuple[mx.array, mx.array]:
         tap._state["shift"] = shift
@@ -52,7 +51,7 @@ def open(spec: ModelSpec, weights: Weights, place: str) -> Feel:
         _, gradient = mx.value_and_grad(scores)(mx.zeros_like(features), *given)
         tap._state.update(shift=None, seen=None)
         arrays_ = (np.array(a.astype(mx.float32)) for a in (features, gradient))
-        return Felt(*(grid(a, prefix) if a.ndim == 3 else a for a in arrays_))
+        return Felt(*(grid(a, spec) if a.ndim == 3 else a for a in arrays_))
 
     return feel
 

@@ -46,8 +46,7 @@ def open(spec: ModelSpec, weights: Weights, place: str) -> Feel:
             handle.remove()
         score = logits.gather(1, torch.from_numpy(classes).to(device)[:, None]).sum()
         gradient = torch.autograd.grad(score, seen[0])[0]
-        prefix = getattr(network, "num_prefix_tokens", 0)
-        return Felt(*(_canonical(t.float(), prefix, spec.family) for t in (seen[0].detach(), gradient)))
+        return Felt(*(_canonical(t.float(), spec) for t in (seen[0].detach(), gradient)))
 
     return feel
 
@@ -62,8 +61,8 @@ def find(network: nn.Module, place: str, name: str) -> nn.Module:
     return found
 
 
-def _canonical(tensor: Tensor, prefix: int, family: str) -> NDArray[np.float32]:
+def _canonical(tensor: Tensor, spec: ModelSpec) -> NDArray[np.float32]:
     array: NDArray[np.float32] = tensor.cpu().numpy()
     if array.ndim == 3:
-        return grid(array, prefix)
-    return array if family in _CHANNELS_LAST else array.transpose(0, 2, 3, 1)
+        return grid(array, spec)
+    return array if spec.family in _CHANNELS_LAST else array.transpose(0, 2, 3, 1)

@@ -238,7 +238,9 @@ def analysis() -> dict:
 
 def test_an_ensemble_shows_its_weights_and_what_to_expect(opened: Opener, tmp_path: Path) -> None:
     run = runs.finished(tmp_path, ("ant", "bee"), 12)
-    members = [{"path": f"m{i}", "group": g, "weight": w} for i, (g, w) in enumerate((("one", 0.1), ("two", 0.3)))]
+    members = [
+        {"path": f"runs/made/fold_{k}/best", "group": ("one", "two")[k], "weight": 0.1 + 0.2 * k} for k in (0, 1)
+    ]
     (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump({"members": members, "temperature": 1.25}))
     (tmp_path / "ensemble_analysis.json").write_text(json.dumps(analysis()))
     page = opened(report.write([run], tmp_path / "report.html", tmp_path / "ensemble.yaml"), width=360)

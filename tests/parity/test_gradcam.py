@@ -60,6 +60,12 @@ def felt(engine: Any, spec: ModelSpec) -> gradcam.Felt:
     return engine.open(spec, weights(spec), gradcam.PLACES[spec.family])(images(spec, 3), CLASSES)
 
 
+def test_tokens_that_the_pooling_counts_are_no_patches() -> None:
+    spec = shrunk("test_vit3", 64, VIT)
+    mine, theirs = felt(gradcam_mlx, spec), felt(gradcam_torch, spec)
+    np.testing.assert_allclose(mine.features, theirs.features, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", sorted(gradcam.PLACES))
 def test_mlx_feels_what_torch_feels(family: str) -> None:
     spec = spec_of(family)

@@ -175,3 +175,14 @@ def test_damage_gives_pixels_or_a_data_error_and_nothing_else(form, data):
     except DataError:
         return
     assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3
+
+
+def test_heic_without_its_library_is_one_line_that_names_the_install(monkeypatch):
+    monkeypatch.setattr("data.decode.importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(DataError, match=r"is HEIC, which needs pi-heif; run: pip install -e \"\.\[heif\]\""):
+        decode(b"\0\0\0\x18ftypheic" + bytes(100))
+
+
+def test_damaged_heic_is_told():
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode(b"\0\0\0\x18ftypheic" + bytes(100))

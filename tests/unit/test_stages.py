@@ -134,6 +134,17 @@ def test_other_views_make_a_new_ensemble_and_keep_the_old_one(command: Callable[
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_fixed_weights_are_the_members_own(command: Callable[..., int], tmp_path: Path) -> None:
+    assert command("--mode", "train", "--train.epochs", "1") == 0
+    folder = campaign(tmp_path)
+    assert command("--mode", "fit", "--resume", str(folder), "--ensemble.method", "fixed") == 0
+    shares: dict[str, float] = {}
+    for member in yaml.safe_load((folder / "ensemble.yaml").read_text())["members"]:
+        shares[member["group"]] = shares.get(member["group"], 0) + member["weight"]
+    assert shares["first"] == pytest.approx(2 * shares["second"])
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_changed_setting_is_another_campaign_and_cannot_be_slipped_in(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,6 +278,5 @@ def test_a_data_set_without_test_images_ends_with_the_ensemble(
     assert "no submission: " in capsys.readouterr().out
     (folder,) = tmp_path.iterdir()
     assert (folder / "members" / "convnext_atto" / "fold_0" / "result.yaml").exists()
-    assert (folder / "report.html").exists()
     assert cli.main("numpy", ["--mode", "predict", "--resume", str(folder)]) == 1
     assert "has neither test.csv nor test/" in capsys.readouterr().err

@@ -15,7 +15,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from training import metrics, results
+from config.errors import CheckpointError
+from training import metrics, results, run
 from training.report import figures, findings, mixture, pictures
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -38,49 +39,70 @@ def write(
     script = (_TEMPLATES / "report.js").read_text()
     said = findings.submission(submission) if submission else None
     page = environment.get_template("report.html").render(
-        title=" + ".join(run.resolve().name for run in runs),
+        title=" + ".join(each.resolve().name for each in runs),
         date=datetime.now().strftime("%Y-%m-%d %H:%M"),
         style=(_TEMPLATES / "report.css").read_text(),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        runs=[_run(run, said["counts"] if said else {}, explain) for run in runs],
-        ensemble=mixture.ensemble(ensemble, pictures.paths(runs[0])) if ensemble else None,
+        runs=[_section(each, said["counts"] if said else {}, explain) for each in runs],
+        ensemble=mixture.described(ensemble, pictures.paths(runs[0])) if ensemble else None,
         submission=said,
         failures=findings.failures(out, runs),
         audit=findings.audit([out.parent, *runs]),
     )
+    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial")
     partial.write_text(page, encoding="utf-8")
     partial.replace(out)
     return out
 
 
-def _run(run: Path, test: dict[str, int], explain: bool) -> dict[str, Any]:
-    summary = results.fold_results(run)
-    _, logits, targets = results.oof(run)
-    card = results.card(run)
+def runs_in(path: Path) -> list[Path]:
+    """The finished runs that `path` means: itself, or the members of a campaign; `CheckpointError` for none."""
+    if (path / run.FINISHED).exists():
+        return [path]
+    found = [file.parent for file in sorted(path.glob(f"members/*/{run.FINISHED}"))]
+    if not found and (path / run.CONFIG).exists():
+        raise CheckpointError(f"{path}: is not finished; go on with --resume {path}")
+    if not found:
+        raise CheckpointError(f"{path}: is no finished run, nor a campaign with one; give the folder of one")
+    return found
+
+
+def made_of(campaign: Path) -> tuple[Path | None, Path | None]:
+    """A campaign's ensemble file and its newest submission, as far as they are there."""
+    chosen = campaign / "ensemble.yaml"
+    sent = [path for path in campaign.glob("submissions/*.csv") if not path.stem.endswith("_probabilities")]
+    newest = max(sent, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return (chosen if chosen.exists() else None), newest
+
+
+def _section(folder: Path, test: dict[str, int], explain: bool) -> dict[str, Any]:
+    summary = results.fold_results(folder)
+    _, logits, targets = results.oof(folder)
+    card = results.card(folder)
     names = card.class_names
     counts = metrics.confusion(logits, targets)
-    path_of = pictures.paths(run)
-    mistakes = pictures.mistakes(run, path_of, names)
-    starts = results.starts(run)
+    path_of = pictures.paths(folder)
+    mistakes = pictures.mistakes(folder, path_of, names)
+    starts = results.starts(folder)
     return {
-        "name": run.resolve().name,
+        "name": folder.resolve().name,
         "model": card.model,
         "summary": summary,
         "images": len(targets),
-        "curves": figures.curves(run),
+        "curves": figures.curves(folder),
         "classes": figures.classes(counts, names),
         "matrix": figures.matrix(counts, names),
         "pairs": figures.pairs(counts, names),
         "reliability": figures.reliability(logits, targets),
-        "distribution": figures.distribution(names, results.class_counts(run), logits.argmax(axis=1), test),
+        "distribution": figures.distribution(names, results.class_counts(folder), logits.argmax(axis=1), test),
         "unexplained": pictures.explain(mistakes) if explain else "not asked for",
         "mistakes": mistakes,
         "wrong": int((logits.argmax(axis=1) != targets).sum()),
-        "suspects": pictures.with_thumbnails(results.suspects(run)[: pictures.WORST], path_of),
-        "machine": findings.machine(run),
-        "config": (run / "config.yaml").read_text(),
+        "suspects": pictures.with_thumbnails(results.suspects(folder)[: pictures.WORST], path_of),
+        "machine": findings.machine(folder),
+        "config": (folder / "config.yaml").read_text(),
         "environment": yaml.safe_dump(starts[-1], sort_keys=False) if starts else "",
-        "commands": findings.commands(run, starts),
+        "commands": findings.commands(folder, starts),
     }

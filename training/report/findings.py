@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from config.errors import DataError
+from data import csvfile
 from training import results
 
 _SHOWN = 200
@@ -27,14 +29,26 @@ _MACHINE = (
 
 
 def submission(path: Path) -> dict[str, Any]:
-    """Name, rows and predicted images of each class, of a label file or of one with a column of probability a class."""
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        header, *rows = list(csv.reader(stream))
+    """Name, rows and predicted images of each class, of a label file or of one with a column of probability a class.
+
+    `DataError` for a file that is neither.
+    """
+    rows = csvfile.read(path, ())
     counts: dict[str, int] = {}
     for row in rows:
-        name = row[-1] if len(header) == 2 else header[max(range(1, len(row)), key=lambda i: float(row[i]))]
-        counts[name] = counts.get(name, 0) + 1
+        names = list(row.cells)[1:]  # the first column is the ID's
+        if not names:
+            raise DataError(f"{path}: has one column alone, so that it is no submission; give the file that was sent")
+        said = row.cells[names[0]] if len(names) == 1 else max(names, key=lambda name: _number(path, row, name))
+        counts[said] = counts.get(said, 0) + 1
     return {"name": path.name, "rows": len(rows), "counts": counts}
+
+
+def _number(path: Path, row: csvfile.Row, name: str) -> float:
+    try:
+        return float(row.cells[name])
+    except ValueError as error:
+        raise DataError(f"{path}: line {row.line} has {row.cells[name]!r} for {name!r}, which is no number") from error
 
 
 def audit(places: list[Path]) -> dict[str, Any] | None:

@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from infer import ensemble
 from training.report.pictures import with_thumbnails
 
 _WORST = 12
 _METRICS = {"macro_f1": "Macro-F1", "accuracy": "Accuracy", "log_loss": "Log loss"}
 
 
-def ensemble(path: Path, path_of: dict[str, Path]) -> dict[str, Any]:
-    """The members of an ensemble file with their shares, heaviest first, how they mix, and the analysis beside it."""
-    raw = yaml.safe_load(path.read_text())
-    total = sum(member.get("weight", 1.0) for member in raw["members"]) or 1.0
+def described(path: Path, path_of: dict[str, Path]) -> dict[str, Any]:
+    """The members of an ensemble file with their shares, heaviest first, how they mix, and the analysis beside it.
+
+    `ConfigError` for a file that is no ensemble.
+    """
+    found = ensemble.read(path)
+    total = sum(member.weight for member in found.members)
     members = [
         {
-            "path": member["path"],
-            "group": member.get("group", ""),
-            "runtime": member.get("runtime", "by its kind"),
-            "weight": member.get("weight", 1.0),
-            "share": member.get("weight", 1.0) / total,
+            "path": os.path.relpath(member.path, path.parent),
+            "group": member.group,
+            "runtime": member.runtime or "by its kind",
+            "weight": member.weight,
+            "share": member.weight / total,
         }
-        for member in raw["members"]
+        for member in found.members
     ]
     analysis = _analysis(path.with_name(f"{path.stem}_analysis.json"), path_of)
     groups: dict[str, float] = dict.fromkeys(analysis["runs"], 0.0) if analysis else {}
-    for member in members:
-        groups[member["group"]] = groups.get(member["group"], 0.0) + member["share"]
+    for member in found.members:
+        groups[member.group] = groups.get(member.group, 0.0) + member.weight / total
     return {
         "name": path.name,
-        "members": sorted(members, key=lambda member: -member["share"]),
+        "members": sorted(members, key=_share, reverse=True),
         "groups": sorted(groups.items(), key=lambda pair: -pair[1]) if set(groups) - {""} else [],
-        "temperature": raw.get("temperature", 1.0),
-        "combine": raw.get("combine", "probabilities"),
-        "views": raw.get("views", ["original"]),
+        "temperature": found.temperature,
+        "combine": found.combine,
+        "views": found.views,
         "analysis": analysis,
     }
+
+
+def _share(member: dict[str, Any]) -> float:
+    return float(member["share"])
 
 
 def _analysis(path: Path, path_of: dict[str, Path]) -> dict[str, Any] | None:

@@ -1,0 +1,306 @@
+"""How fast is inference? The runner against timm's own procedure and against ttach, on the same files and weights.
+
+    python -m benchmarks.infer --json                       # 5 members x 3 views, one run, all arms in turn
+    python -m benchmarks.infer --memory 100000              # the memory of a stream of that many small files
+
+Arms, in turn `--repeats` times, best of each:
+
+- `runner`: `Runner.run`, as `python -m infer` does it.
+- `timm`: the loop of timm's `inference.py` (public API: create_dataset, create_loader) for every member and view.
+- `ttach`: timm's loader over the files once for each member, with ttach's ClassificationTTAWrapper around the model.
+- `forward`: the bare sum of the forward passes, pixels prepared before the clock starts: what nothing can undercut.
+
+(As a module: this file has the name of the package that it measures.) All arms merge to the same answers, which is
+checked. Also one member and view in torch eager, torch compiled and ONNX
+Runtime. Results and their conditions: docs/infer.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import timm
+import torch
+import ttach
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import create_dataset, create_loader
+
+from backends.torch import model as networks
+from backends.torch.step import Input
+from convert import onnx as to_onnx
+from data.augment import eval_transform
+from data.decode import decode
+from infer import predictors
+from infer.ensemble import of
+from infer.predictors import checkpoint
+from infer.runner import Runner
+from models import manifest, weights
+from models.card import CARD_KEY, Card, Preprocessing
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "photos.tar"
+# What ttach's Rotate90 makes of an image, under both names.
+VIEWS, ANGLES = ("original", "rot90", "rot180"), (0, 90, 180)
+CLASSES = 10
+Rows = NDArray[np.float32]
+
+
+def main() -> int:
+    """Print the table or JSON."""
+    parser = argparse.ArgumentParser(description="Inference: the runner, timm's procedure, ttach.")
+    parser.add_argument("--data", type=Path, default=DATA, help="a tar of photographs, or a folder")
+    parser.add_argument("--images", type=int, default=2000, help="files; photographs are repeated to reach it")
+    parser.add_argument("--model", default="test_resnet")
+    parser.add_argument("--size", type=int, default=160, help="image size in pixels")
+    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2, help="decoding threads, and timm's worker processes")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=int, metavar="FILES", help="measure the memory of a stream instead")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as place:
+        result = memory(arguments, Path(place)) if arguments.memory else speed(arguments, Path(place))
+    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    result = {**shown, **machine(), **result}
+    print(json.dumps(result, indent=1) if arguments.json else text(result))
+    return 0
+
+
+def speed(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
+    """Seconds of each arm, the best of the repeats, and their ratios."""
+    folder = photographs(arguments.data, arguments.images, place / "images" / "class")
+    paths = sorted(folder.iterdir())
+    members = [checkpoint_of(arguments, place / f"member_{seed}", seed) for seed in range(arguments.members)]
+    models = [network(member) for member in members]
+    with Runner(of([f"{member}@torch" for member in members], VIEWS)) as runner:
+        arms: dict[str, Callable[[], Rows]] = {
+            "runner": lambda: run(runner, paths, arguments),
+            "forward": lambda: forward(models, prepared, arguments),
+            "ttach": lambda: with_ttach(models, folder.parent, arguments),
+            "timm": lambda: with_timm(models, folder.parent, arguments),
+        }
+        prepared = pixels(paths, arguments.size)
+        run(runner, paths[: arguments.batch_size], arguments)
+        seconds, answers = measure(arms, arguments.repeats)
+    ratios = {f"ratio_{name}": round(seconds[name] / seconds["runner"], 2) for name in ("timm", "ttach")}
+    overhead = round(seconds["runner"] / seconds["forward"] - 1, 3)
+    agree = {name: round(float(np.abs(rows - answers["runner"]).max()), 4) for name, rows in answers.items()}
+    rounded = {name: round(value, 2) for name, value in seconds.items()}
+    engines = by_engine(arguments, members[0], prepared, place)
+    return {"seconds": rounded, **ratios, "overhead": overhead, "difference": agree, "one_member_ms": engines}
+
+
+def measure(arms: dict[str, Callable[[], Rows]], repeats: int) -> tuple[dict[str, float], dict[str, Rows]]:
+    """The best seconds of each arm, run in turn, and what it answered."""
+    seconds, answers = dict.fromkeys(arms, float("inf")), {}
+    for _ in range(repeats):
+        for name, arm in arms.items():
+            start = time.perf_counter()
+            answers[name] = arm()
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+            print(f"{name}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    return seconds, answers
+
+
+def run(runner: Runner, paths: list[Path], arguments: argparse.Namespace) -> Rows:
+    """The runner's probabilities, float32 `[N, C]`."""
+    parts = runner.run(paths, arguments.batch_size, arguments.workers)
+    return np.concatenate([part.probabilities for part in parts])
+
+
+@torch.inference_mode()
+def forward(
+    models: list[tuple[torch.nn.Module, Input]], images: NDArray[np.uint8], arguments: argparse.Namespace
+) -> Rows:
+    """Every member's forward pass over every view of prepared pixels, uint8 `[N, S, S, 3]`, normalised in it."""
+    rows = []
+    for start in range(0, len(images), arguments.batch_size):
+        total = 0.0
+        for turns in range(len(VIEWS)):
+            batch = torch.from_numpy(
+                np.ascontiguousarray(np.rot90(images[start : start + arguments.batch_size], turns, (1, 2)))
+            )
+            for model, prepare in models:
+                total = total + model(prepare(batch)).softmax(1)
+        rows.append((total / len(models) / len(VIEWS)).numpy())
+    return np.concatenate(rows)
+
+
+def with_timm(models: list[tuple[torch.nn.Module, Input]], root: Path, arguments: argparse.Namespace) -> Rows:
+    """timm's inference.py for each member and view: its data set, its loader, its loop, probabilities kept."""
+    total = 0.0
+    for model, _ in models:
+        for turns in range(len(VIEWS)):
+            total = total + np.concatenate(
+                [
+                    model(torch.rot90(images, turns, (2, 3))).softmax(-1).numpy()
+                    for images in timm_batches(root, arguments)
+                ]
+            )
+    return np.asarray(total / len(models) / len(VIEWS), np.float32)
+
+
+def with_ttach(models: list[tuple[torch.nn.Module, Input]], root: Path, arguments: argparse.Namespace) -> Rows:
+    """ttach around each member, the files read once for each."""
+    views = ttach.Compose([ttach.Rotate90(angles=list(ANGLES))])
+    total = 0.0
+    for model, _ in models:
+        wrapped = ttach.ClassificationTTAWrapper(torch.nn.Sequential(model, torch.nn.Softmax(1)), views)
+        total = total + np.concatenate([wrapped(images).numpy() for images in timm_batches(root, arguments)])
+    return np.asarray(total / len(models), np.float32)
+
+
+def timm_batches(root: Path, arguments: argparse.Namespace) -> Iterator[torch.Tensor]:
+    """float32 `[B, 3, S, S]` of timm's evaluation loader."""
+    loader = create_loader(
+        create_dataset("", root),
+        input_size=(3, arguments.size, arguments.size),
+        batch_size=arguments.batch_size,
+        use_prefetcher=False,
+        interpolation="bilinear",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        crop_pct=1.0,
+        num_workers=arguments.workers,
+    )
+    with torch.inference_mode():
+        for images, _ in loader:
+            yield images
+
+
+def by_engine(arguments: argparse.Namespace, member: Path, images: NDArray[np.uint8], place: Path) -> dict[str, float]:
+    """Milliseconds an image of one member and view, the best of the repeats, on the CPU."""
+    file = place / "member.onnx"
+    to_onnx.export(weights.read(member / "model.safetensors")[0], checkpoint.read_card(member), file)
+    opened = {
+        "torch eager": lambda: predictors.open(member, "torch", device="cpu"),
+        "torch eager channels_last": lambda: predictors.open(member, "torch", device="cpu", channels_last=True),
+        "torch compiled": lambda: predictors.open(member, "torch", device="cpu", compile=True),
+        "onnxruntime": lambda: predictors.open(file, "onnx", providers=("cpu",)),
+    }
+    batch = images[: arguments.batch_size]
+    found = {}
+    for name, start in opened.items():
+        predictor = start()
+        predictor.logits(batch)
+        best = float("inf")
+        for _ in range(3 * arguments.repeats):
+            begun = time.perf_counter()
+            predictor.logits(batch)
+            best = min(best, time.perf_counter() - begun)
+        found[name] = round(1000 * best / len(batch), 3)
+        predictor.close()
+    return found
+
+
+def memory(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
+    """The resident memory of `python -m infer` over `--memory` small files, MiB: with a few images, and the peak."""
+    member = checkpoint_of(arguments, place / "member", 0)
+    source = arguments.data if arguments.data.is_dir() else photographs(arguments.data, 300, place / "few")
+    files = sorted(file for file in source.rglob("*") if file.is_file())
+    many, few = place / "many", place / "some"
+    for folder, count in ((many, arguments.memory), (few, 2 * arguments.batch_size)):
+        folder.mkdir()
+        for number in range(count):
+            os.link(files[number % len(files)], folder / f"{number:07}.jpg")
+    peaks = {
+        name: peak(arguments, member, folder, place / f"{name}.csv") for name, folder in (("few", few), ("many", many))
+    }
+    return {"peak_mib": peaks, "growth_mib": peaks["many"] - peaks["few"]}
+
+
+def peak(arguments: argparse.Namespace, member: Path, images: Path, out: Path) -> int:
+    """The peak resident memory of one run of the command, MiB."""
+    words = ["--member", f"{member}@torch", "--images", str(images), "--out", str(out)]
+    words += ["--batch_size", str(arguments.batch_size), "--workers", str(arguments.workers)]
+    process = subprocess.Popen([sys.executable, "-m", "infer", *words], stdout=subprocess.DEVNULL)
+    highest, watched = 0, psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            highest = max(highest, watched.memory_info().rss)
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.05)
+    if process.wait():
+        raise SystemExit(process.returncode)
+    return highest >> 20
+
+
+def photographs(data: Path, count: int, folder: Path) -> Path:
+    """A folder of `count` JPEG files, the photographs of `data` as often as it takes."""
+    if not data.is_dir():
+        with tarfile.open(data) as packed:
+            packed.extractall(folder.parent.parent / "source", filter="data")
+        data = folder.parent.parent / "source"
+    files = sorted(file for file in data.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
+    files = [file for file in files if Image.open(file).mode == "RGB"]
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number:06}.jpg").write_bytes(files[number % len(files)].read_bytes())
+    return folder
+
+
+def pixels(paths: list[Path], size: int) -> NDArray[np.uint8]:
+    """uint8 `[N, S, S, 3]`, decoded and resized as the runner does."""
+    transform = eval_transform(Preprocessing(size=size))
+    return np.stack([transform(decode(path)) for path in paths])
+
+
+def checkpoint_of(arguments: argparse.Namespace, folder: Path, seed: int) -> Path:
+    """A checkpoint of fresh weights, drawn from `seed`."""
+    names = tuple(f"class_{number}" for number in range(CLASSES))
+    card = Card(arguments.model, names, Preprocessing(size=arguments.size), {"image_size": arguments.size}, "torch")
+    torch.manual_seed(seed)
+    network = networks.build(checkpoint.spec_of(card, "benchmark"))
+    folder.mkdir(parents=True)
+    arrays = networks.to_arrays(networks.canonical_tensors(network))
+    weights.write(folder / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
+    manifest.write(folder)
+    return folder
+
+
+def network(member: Path) -> tuple[torch.nn.Module, Input]:
+    """The member's network in evaluation mode, and how pixels become its input."""
+    spec = checkpoint.spec_of(checkpoint.read_card(member), str(member))
+    built = networks.build(spec)
+    networks.load_canonical(built, weights.read(member / "model.safetensors")[0], str(member))
+    prep = spec.preprocessing
+    return built.eval(), Input(torch.tensor(prep.mean), torch.tensor(prep.std), spec.in_chans, "fp32")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    return {
+        "machine": platform.platform(),
+        "cores": len(psutil.Process().cpu_affinity()),
+        "load": round(os.getloadavg()[0], 1),
+        "torch_threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__},
+        "date": date.today().isoformat(),
+    }
+
+
+def text(result: dict[str, Any]) -> str:
+    """The result for people."""
+    return "\n".join(f"{key:>14}  {value}" for key, value in result.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

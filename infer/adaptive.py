@@ -1,0 +1,157 @@
+"""Adaptive test-time augmentation: one member and one view for every image, all of them for those that are unsure.
+
+An image is unsure when the margin between its two greatest probabilities is under a threshold, which `fit` finds on
+answers to images that no answering member was trained on (OOF). How often that is right is said when it is fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from config.errors import ConfigError
+from infer.calibration import Floats, log_softmax
+from infer.ensemble import Ensemble
+from infer.prepare import Prepared
+from infer.rounds import Answers, Images, Known, Panel, finish
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a threshold does to N images: accuracies in [0, 1], and the mean number of `passes` an image costs."""
+
+    threshold: float
+    rows: int
+    unsure: float
+    first_accuracy: float
+    full_accuracy: float
+    accuracy: float
+    passes: float
+    full_passes: int
+
+    def text(self) -> str:
+        """One line for people."""
+        return (
+            f"adaptive: margin under {self.threshold:.4f} for {self.unsure:.1%} of {self.rows} images; accuracy "
+            f"{self.accuracy:.4f} (always everything {self.full_accuracy:.4f}, always one pass "
+            f"{self.first_accuracy:.4f}); {self.passes:.2f} passes an image in place of {self.full_passes}"
+        )
+
+
+def margin(log_probabilities: ArrayLike) -> Floats:
+    """float64 `[N]`: the difference of the two greatest probabilities of each row of `[N, C]`, 1 for a single class."""
+    top = np.sort(np.exp(np.asarray(log_probabilities, np.float64)), axis=1)[:, -2:]
+    return top[:, 1] - top[:, 0] if top.shape[1] == 2 else np.ones(len(top))
+
+
+def fit(first: ArrayLike, full: ArrayLike, targets: NDArray[np.int64], full_passes: int, loss: float = 0.0) -> Fit:
+    """The smallest threshold whose accuracy is at most `loss` below that of the full answers.
+
+    `first` and `full` are log probabilities `[N, C]` of one pass and of `full_passes`. Where accuracy rises above the
+    full one at first and falls later, the smallest threshold counts all the same: it is the cheapest.
+    """
+    sure, one, all_of_them = margin(first), np.asarray(first).argmax(axis=1), np.asarray(full).argmax(axis=1)
+    order = np.argsort(sure, kind="stable")
+    gained = (all_of_them == targets)[order].astype(int) - (one == targets)[order]
+    correct = np.concatenate([[0], np.cumsum(gained)]) + (one == targets).sum()  # when the k least sure get everything
+    wanted = (all_of_them == targets).sum() - loss * len(targets)
+    edges = np.append(sure[order], np.inf)
+    ends = np.flatnonzero(np.append(np.diff(edges) > 0, True))  # equal margins are sure or unsure together
+    possible = [k for k in (0, *(ends[ends < len(order)] + 1)) if correct[k] >= wanted - 1e-9]
+    count = int(min(possible))
+    threshold = 0.0 if count == 0 else 1.0 if count == len(order) else float((edges[count - 1] + edges[count]) / 2)
+    n = len(targets)
+    return Fit(
+        threshold,
+        n,
+        count / n,
+        float(correct[0] / n),
+        float(correct[-1] / n),
+        float(correct[count] / n),
+        1 + count / n * (full_passes - 1),
+        full_passes,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptivePanel:
+    """A `Panel` that asks all members and views only for unsure images; the first view of member `first` for all."""
+
+    panel: Panel
+    threshold: float
+    first: int
+
+    def answer(self, batches: Sequence[Prepared]) -> list[Answers]:
+        """The answers to a round; where an image was sure, all members' votes are that of the first."""
+        said = [self._first(batch) for batch in batches]
+        firsts = [log_softmax(logits, self._temperature) for logits in said]
+        unsure = [self._unsure(batch, first) for batch, first in zip(batches, firsts, strict=True)]
+        probabilities = [np.exp(first).astype(np.float32) for first in firsts]
+        chosen = [np.repeat(first.argmax(axis=1)[:, None], len(self.panel.places), axis=1) for first in firsts]
+        self._second(batches, said, unsure, probabilities, chosen)
+        more = len(self.panel.places) * len(self.panel.ensemble.views) - 1
+        return [
+            finish(batch, rows, votes, len(batch.rows) + more * len(places))
+            for batch, rows, votes, places in zip(batches, probabilities, chosen, unsure, strict=True)
+        ]
+
+    @property
+    def _temperature(self) -> float:
+        return self.panel.ensemble.members[self.first].temperature
+
+    def _first(self, batch: Prepared) -> NDArray[np.float32]:
+        return self.panel.once(self.first, batch.images)
+
+    def _unsure(self, batch: Prepared, first: Floats) -> NDArray[np.int64]:
+        bad = np.isin(batch.rows, list(batch.errors))
+        return np.flatnonzero((margin(first)[: len(batch.rows)] < self.threshold) & ~bad)
+
+    def _second(
+        self,
+        batches: Sequence[Prepared],
+        said: Sequence[NDArray[np.float32]],
+        unsure: Sequence[NDArray[np.int64]],
+        probabilities: list[NDArray[np.float32]],
+        chosen: list[NDArray[np.int64]],
+    ) -> None:
+        """Answer the unsure images of the round in whole batches, and put the answers in their places."""
+        where = [(number, place) for number, places in enumerate(unsure) for place in places.tolist()]
+        size = len(batches[0].images[0])
+        key = (self.first, self.panel.ensemble.views[0])
+        for start in range(0, len(where), size):
+            part = where[start : start + size]
+            images = [_gather(batches, source, part, size) for source in range(len(batches[0].images))]
+            logits = np.zeros((size, said[0].shape[1]), np.float32)
+            logits[: len(part)] = [said[number][place] for number, place in part]
+            known: Known = {key: [logits]}
+            alone = self.panel.alone([images], known)[0]
+            mixed = self.panel.mix(alone)
+            for row, (number, place) in enumerate(part):
+                probabilities[number][place] = mixed[row]
+                chosen[number][place] = [answer[row].argmax() for answer in alone]
+
+
+def _gather(batches: Sequence[Prepared], source: int, part: Sequence[tuple[int, int]], size: int) -> Images:
+    """uint8 `[size, S, S, 3]`: pixels of (batch, place) pairs, black behind them."""
+    images = np.zeros((size, *batches[0].images[source].shape[1:]), np.uint8)
+    for row, (number, place) in enumerate(part):
+        images[row] = batches[number].images[source][place]
+    return images
+
+
+def check(ensemble: Ensemble) -> float:
+    """The fitted threshold; `ConfigError` for an ensemble that has none."""
+    if ensemble.adaptive is None:
+        raise ConfigError(
+            "--tta adaptive: the ensemble has no fitted threshold; "
+            "run `python -m infer adapt FILE --out NEW_FILE` and give --ensemble NEW_FILE"
+        )
+    return ensemble.adaptive
+
+
+def strongest(ensemble: Ensemble) -> int:
+    """The member that answers first: the one of greatest weight."""
+    return int(np.argmax([member.weight for member in ensemble.members]))
