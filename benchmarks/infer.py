@@ -10,9 +10,8 @@ Arms, in turn `--repeats` times, best of each:
 - `ttach`: timm's loader over the files once for each member, with ttach's ClassificationTTAWrapper around the model.
 - `forward`: the bare sum of the forward passes, pixels prepared before the clock starts: what nothing can undercut.
 
-(As a module: this file has the name of the package that it measures.) All arms merge to the same answers, which is
-checked. Also one member and view in torch eager, torch compiled and ONNX
-Runtime. Results and their conditions: docs/infer.md.
+The greatest difference of their probabilities is told. Also one member and view in torch eager, torch compiled and ONNX
+Runtime. Run it as a module: the file has the name of the package that it measures. Results: docs/infer.md.
 """
 
 from __future__ import annotations

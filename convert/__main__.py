@@ -1,4 +1,4 @@
-"""The command line: `python -m convert CHECKPOINT --to onnx coreml`. Frameworks are imported only on use."""
+"""The command line: `python -m convert PATH --to onnx coreml`. Frameworks are imported only on use."""
 
 from __future__ import annotations
 
@@ -6,23 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import convert
-from backends.contract import Weights
-from config.errors import ConvertError, TandemError
+from config.errors import ConfigError, TandemError
+from convert import command, source
 from convert.place import refuse_existing
-from infer import predictors
-from infer.predictors.checkpoint import read_card
-from models import manifest
-from models import weights as weights_file
-from models.card import Card
-
-if TYPE_CHECKING:
-    from data.index import Table
-
-PRECISIONS = ("fp32", "fp16")
-_MB = 1e6
+from convert.precision import pairs
+from convert.source import Source
 
 
 class Job(NamedTuple):
@@ -35,104 +26,60 @@ class Job(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert, and verify when asked to; returns the exit code. A `TandemError` becomes one line on stderr."""
-    options = _parser().parse_args(argv)
+    options = command.parser().parse_args(argv)
     try:
         _run(options)
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; what was being written is taken away", file=sys.stderr)
+        return 130
     return 0
 
 
-def names(checkpoint: Path, targets: Sequence[str], precisions: Sequence[str], out: Path | None) -> list[Job]:
+def names(one: Source, kinds: Sequence[tuple[str, str]], out: Path | None) -> list[Job]:
     """What is written where: `fold_0/best` becomes `fold_0_best.onnx`, `fold_0_best_fp16.mlpackage`, ...
 
     Beside the checkpoint's folder, or in the folder `out`.
     """
-    whole = checkpoint.resolve()
-    stem = f"{whole.parent.name}_{whole.name}" if whole.parent.name.startswith("fold_") else whole.name
-    folder = out or checkpoint.parent if checkpoint.name else whole.parent
+    folder = out or one.folder
     return [
-        Job(t, p, folder / f"{stem}{'' if p == 'fp32' else f'_{p}'}{convert.TARGETS[t].suffix}")
-        for t in targets
-        for p in precisions
+        Job(t, p, folder / f"{one.stem}{'' if p == 'fp32' else f'_{p}'}{convert.TARGETS[t].suffix}") for t, p in kinds
     ]
 
 
-def read(checkpoint: Path) -> tuple[Weights, Card]:
-    """The weights of a checkpoint folder, its EMA where it has one, and its card; every file is checked first."""
-    runtime = predictors.choose(checkpoint)
-    if runtime not in ("torch", "mlx"):
-        what = "the numpy engine's linear model" if runtime == "numpy" else "an artefact already"
-        raise ConvertError(f"{checkpoint}: is {what}; only checkpoints of a torch or MLX run are converted")
-    card = read_card(checkpoint)
-    manifest.verify(checkpoint)
-    averaged = checkpoint / weights_file.EMA_FILE
-    arrays, _ = weights_file.read(averaged if averaged.exists() else checkpoint / weights_file.MODEL_FILE)
-    return arrays, card
-
-
 def _run(options: argparse.Namespace) -> None:
-    weights, card = read(options.checkpoint)
-    jobs = names(options.checkpoint, options.to, options.precision, options.out)
-    modules = {target: convert.load(target) for target in options.to}
-    for job in jobs:
+    if not options.to and options.distil is None:
+        raise ConfigError("nothing to do; say --to onnx, --to coreml, or --distil DIR")
+    if any(number < 1 for number in options.batch):
+        raise ConfigError(f"--batch {' '.join(map(str, options.batch))}: batches hold at least one image")
+    kinds = pairs(options.to, options.precision) if options.to else []
+    for target in options.to:
+        convert.require(target)
+    if options.distil is not None:
+        from convert import distil
+
+        distil.prepare(options.path, options.distil, options.student)
+    if kinds:
+        _convert(options, kinds)
+
+
+def _convert(options: argparse.Namespace, kinds: Sequence[tuple[str, str]]) -> None:
+    sources = source.read(options.path)
+    jobs = [names(one, kinds, options.out) for one in sources]
+    for job in (job for some in jobs for job in some):
         refuse_existing(job.out, options.overwrite)
-    images = None
-    if options.verify:
-        from convert import verify
+    for target, precision in dict.fromkeys((t, p) for t in options.to for p in options.precision):
+        if (target, precision) not in kinds:
+            print(f"{target} has no {precision}: left out")
+    from convert import work
 
-        images = verify.table(options.verify, card)
-    for job in jobs:
-        path = modules[job.target].export(weights, card, job.out, precision=job.precision, overwrite=options.overwrite)
-        print(f"wrote {path} ({job.precision}, {_size(path) / _MB:.1f} MB)")
-    if images is not None:
-        _verify(weights, card, jobs, images)
-
-
-def _verify(weights: Weights, card: Card, jobs: Sequence[Job], images: Table) -> None:
-    from convert import report, verify
-
-    comparisons = verify.compare(weights, card, [verify.Artefact(job.out, job.precision) for job in jobs], images)
-    for comparison in comparisons:
-        print(report.line(comparison))
-    print(f"wrote {report.write(jobs[0].out.parent, comparisons)}")
-    failed = [f"{c.artefact} on {c.runtime}: {', '.join(c.faults)}" for c in comparisons if c.faults]
+    failed = [fault for one, some in zip(sources, jobs, strict=True) for fault in work.do(one, some, options)]
     if failed:
-        raise verify.VerificationFailed("; ".join(failed))
+        from convert.verify import VerificationFailed
 
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return sum(p.stat().st_size for p in files)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m convert",
-        description="Convert a checkpoint of either engine to ONNX and Core ML, and prove that it answers alike.",
-        epilog="Exit codes: 0 done, 1 an error, 2 a wrong command line, 4 an artefact outside the limits of --verify.",
-    )
-    add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint folder, such as RUN/fold_0/best")
-    add("--to", nargs="+", choices=tuple(convert.TARGETS), required=True, help="the formats to write")
-    add(
-        "--precision",
-        nargs="+",
-        choices=PRECISIONS,
-        default=["fp32"],
-        help="fp32 (the default) answers as the checkpoint does; fp16 is half the size and what the Neural Engine runs",
-    )
-    add("--out", type=Path, metavar="DIR", help="the folder to write into (default: the one that CHECKPOINT lies in)")
-    add("--overwrite", action="store_true", help="replace artefacts of the same name")
-    add(
-        "--verify",
-        type=Path,
-        metavar="IMAGES",
-        help="compare every artefact with the checkpoint on these images: a folder, class folders or a CSV; "
-        "writes verify.json and verify.md beside the artefacts",
-    )
-    return parser
+        raise VerificationFailed("; ".join(failed))
 
 
 if __name__ == "__main__":

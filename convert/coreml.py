@@ -1,4 +1,4 @@
-"""Writes Core ML packages: ML Programs for macOS 14, pixels in, labels, probabilities and logits out, card inside.
+"""Writes Core ML packages: ML Programs, pixels in, labels, probabilities and logits out, card inside.
 
 Works on Linux too, where nothing can be predicted; `infer.predictors.mil_reference` evaluates the result there.
 """
@@ -6,98 +6,110 @@ Works on Linux too, where nothing can be predicted; `infer.predictors.mil_refere
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from backends.contract import Weights
 from config.errors import ConvertError
-from convert import torch_graph
+from convert import coreml_compress, torch_graph
 from convert.classify import add_labels
 from convert.place import whole
 from convert.quiet import quietly
 from infer.predictors.mil_package import coremltools
 from models.card import CARD_KEY, Card
 
-Precision = Literal["fp32", "fp16"]
+# Core ML's own names of the systems; newer ones run the packages of older ones.
+TARGETS = {13: "iOS16", 14: "iOS17", 15: "iOS18"}
 
 
-def export(
-    weights: Weights,
+def write(
+    network: torch_graph.Network,
     card: Card,
     out: Path,
-    precision: Precision = "fp32",
+    precision: str = "fp32",
     batches: tuple[int, ...] = (),
     overwrite: bool = False,
+    macos: int = 14,
+    float_layers: tuple[str, ...] = (),
 ) -> Path:
-    """Write `out`, an `.mlpackage`, from canonical weights.
+    """Write `out`, an `.mlpackage` for this macOS or a newer one.
 
     Without `batches` the input is `image`, one RGB picture of the card's size, and the package is a classifier
     (`classLabel`, `classLabel_probs`). With them it is `images`, float32 `[N, S, S, 3]` in [0, 255] for each N listed
     (the first is the default), and there are no labels. Outputs in both: float32 `logits` and `probabilities` `[N, C]`.
-    Raises `ConvertError`, `WeightsError`, or `BackendUnavailable` where coremltools is missing.
+    `float_layers` names constants of the program that stay in fp16 where `precision` compresses the others.
+    Raises `ConvertError`, or `BackendUnavailable` where coremltools is missing.
     """
-    return write(torch_graph.classifier(weights, card), card, out, precision, batches, overwrite)
-
-
-def write(
-    classifier: torch_graph.Classifier,
-    card: Card,
-    out: Path,
-    precision: Precision = "fp32",
-    batches: tuple[int, ...] = (),
-    overwrite: bool = False,
-) -> Path:
-    """`export` of a network that is already built."""
     with whole(out, overwrite) as path, quietly():
-        ct = coremltools()
-        exported = _exported(classifier, card, batches)
-        model = _converted(ct, exported, card, precision, batches)
-        spec = model.get_spec()
-        if not batches:
-            add_labels(spec, card.class_names)
-        spec.description.metadata.userDefined[CARD_KEY] = card.to_json()
-        spec.description.metadata.shortDescription = f"{card.model}, {len(card.class_names)} classes"
-        ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True).save(str(path))
+        model = converted(network, card, precision, batches, macos)
+        save(coreml_compress.compressed(model, precision, float_layers), card, path, labels=not batches)
     return out
 
 
-def _exported(classifier: torch_graph.Classifier, card: Card, batches: tuple[int, ...]) -> Any:
-    size = card.preprocessing.size
-    module = torch_graph.WithProbabilities(classifier, channels_last=bool(batches)).eval()
-    shape = (size, size, 3) if batches else (3, size, size)
-    many = len(batches) > 1
-    example = torch.zeros(2 if many else (*batches, 1)[0], *shape)
-    # A range of one length would be a constant, which torch refuses to call dynamic.
-    dynamic = {"pixels": {0: torch.export.Dim("batch", min=1, max=max(*batches, 2))}} if many else None
-    exported = torch.export.export(module, (example,), dynamic_shapes=dynamic).run_decompositions({})
-    drop_aliases(exported.graph)
-    return exported
-
-
-def drop_aliases(fx_graph: Any) -> None:
-    """Replace each `aten.alias` (Swin has some, coremltools knows none) by its input, which it equals."""
-    for node in list(fx_graph.nodes):
-        if node.target == torch.ops.aten.alias.default:
-            node.replace_all_uses_with(node.args[0])
-            fx_graph.erase_node(node)
-
-
-def _converted(ct: Any, exported: Any, card: Card, precision: Precision, batches: tuple[int, ...]) -> Any:
+def converted(
+    network: torch_graph.Network, card: Card, precision: str, batches: tuple[int, ...] = (), macos: int = 14
+) -> Any:
+    """coremltools' model in memory, in fp32, or in fp16 for every other precision; nothing is compressed yet."""
+    ct = coremltools()
     try:
         return ct.convert(
-            exported,
+            _exported(network, card, batches),
             inputs=[_input(ct, card.preprocessing.size, batches)],
             outputs=[ct.TensorType(name=name, dtype=np.float32) for name in ("logits", "probabilities")],
-            minimum_deployment_target=ct.target.macOS14,
-            compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+            minimum_deployment_target=getattr(ct.target, TARGETS[macos]),
+            compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
             skip_model_load=True,
         )
     except (ValueError, NotImplementedError, RuntimeError) as error:
         line = " ".join(str(error).split())[:300]
         hint = "; one batch size alone may work" if len(batches) > 1 else ""
         raise ConvertError(f"{card.model}: coremltools cannot convert it ({line}){hint}") from error
+
+
+def save(model: Any, card: Card, path: Path, labels: bool) -> None:
+    """Save coremltools' model with the card inside, as a classifier where `labels`."""
+    spec = model.get_spec()
+    if labels:
+        add_labels(spec, card.class_names)
+    spec.description.metadata.userDefined[CARD_KEY] = card.to_json()
+    spec.description.metadata.shortDescription = f"{card.model}, {len(card.class_names)} classes"
+    coremltools().models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True).save(str(path))
+
+
+def _exported(network: torch_graph.Network, card: Card, batches: tuple[int, ...]) -> Any:
+    size = card.preprocessing.size
+    module = torch_graph.WithProbabilities(network, channels_last=bool(batches)).eval()
+    shape = (size, size, 3) if batches else (3, size, size)
+    many = len(batches) > 1
+    example = torch.zeros(2 if many else (*batches, 1)[0], *shape)
+    # A range of one length would be a constant, which torch refuses to call dynamic.
+    dynamic = {"pixels": {0: torch.export.Dim("batch", min=1, max=max(*batches, 2))}} if many else None
+    exported = torch.export.export(module, (example,), dynamic_shapes=dynamic).run_decompositions({})
+    rewrite(exported.graph)
+    return exported
+
+
+def rewrite(fx_graph: Any) -> None:
+    """Write the operations that coremltools does not know as others that mean the same.
+
+    `alias` (Swin) is its input; `addcmul(x, y, z, value=v)` (ConvNeXt V2) is `x + v * (y * z)`.
+    """
+    aten = torch.ops.aten
+    for node in list(fx_graph.nodes):
+        if node.target == aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            fx_graph.erase_node(node)
+        elif node.target == aten.addcmul.default:
+            added, *factors = node.args
+            with fx_graph.inserting_before(node):
+                product = fx_graph.call_function(aten.mul.Tensor, tuple(factors))
+                value = node.kwargs.get("value", 1)
+                scaled = product if value == 1 else fx_graph.call_function(aten.mul.Tensor, (product, value))
+                total = fx_graph.call_function(aten.add.Tensor, (added, scaled))
+            product.meta, scaled.meta, total.meta = (dict(node.meta) for _ in range(3))
+            node.replace_all_uses_with(total)
+            fx_graph.erase_node(node)
 
 
 def _input(ct: Any, size: int, batches: tuple[int, ...]) -> Any:

@@ -1,75 +1,125 @@
-"""Writes ONNX files: uint8 `images` `[N, S, S, 3]` in, float32 `logits` `[N, C]` out, normalisation and card inside."""
+"""Writes ONNX files: images in, float32 `logits` `[N, C]` out, normalisation and card inside.
+
+int8 is `onnx_int8`'s work on what is exported here.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 
-from backends.contract import Weights
 from config.errors import ConvertError
-from convert import torch_graph
+from convert import onnx_int8, torch_graph
 from convert.place import whole
 from convert.quiet import quietly
+from infer.predictors import onnx as runtime
 from models.card import CARD_KEY, Card
 
-Precision = Literal["fp32", "fp16"]
-
 OPSET = 18
+TRIED_KEY = "tandem.tried"
 # A protobuf message cannot be larger.
-_MOST_BYTES = 2**31 - 1
-
-
-def export(weights: Weights, card: Card, out: Path, precision: Precision = "fp32", overwrite: bool = False) -> Path:
-    """Write `out`, an `.onnx` file, from canonical weights; it is checked by `onnx.checker` before it is in its place.
-
-    fp16 keeps the input, the normalisation and the logits as they are and computes the network in half precision.
-    Raises `ConvertError` or `WeightsError`.
-    """
-    return write(torch_graph.classifier(weights, card), card, out, precision, overwrite)
+MOST_BYTES = 2**31 - 1
 
 
 def write(
-    classifier: torch_graph.Classifier, card: Card, out: Path, precision: Precision = "fp32", overwrite: bool = False
+    network: torch_graph.Network,
+    card: Card,
+    out: Path,
+    precision: str = "fp32",
+    overwrite: bool = False,
+    float_input: bool = False,
+    calibration: Sequence[NDArray[np.uint8]] = (),
+    float_layers: tuple[str, ...] = (),
+    probabilities: bool = False,
 ) -> Path:
-    """`export` of a network that is already built."""
-    with whole(out, overwrite) as path:
+    """Write `out`, an `.onnx` file that `onnx.checker` accepts and this machine's ONNX Runtime has run.
+
+    Its input `images` is uint8 `[N, S, S, 3]`, or with `float_input` float32 `[N, 3, S, S]` in [0, 1]; its metadata
+    hold the card and which execution providers were tried. fp16 computes the network in half precision; int8
+    needs `calibration`, batches of uint8 images, and leaves the nodes `float_layers` as they are. `probabilities` adds
+    the softmax as a second output. A model over 2 GB has its weights in `out` + `.data`. Raises `ConvertError`.
+    """
+    with whole(out, overwrite, also=(".data",)) as path:
         with quietly():
-            message = _message(classifier, card, precision)
-        if message.ByteSize() > _MOST_BYTES:
-            raise ConvertError(f"{out}: larger than the 2 GB that an ONNX file can hold; convert to fp16 or Core ML")
-        onnx.checker.check_model(message, full_check=True)
-        onnx.save_model(message, str(path))
+            message = exported(network, card, precision, float_input, probabilities)
+            if precision == "int8":
+                message = onnx_int8.quantized(message, calibration, path.parent, float_layers)
+        message.metadata_props.add(key=CARD_KEY, value=card.to_json())
+        save(message, path)
+        _try(path)
     return out
 
 
-def _message(classifier: torch_graph.Classifier, card: Card, precision: Precision) -> Any:
+def exported(
+    network: torch_graph.Network,
+    card: Card,
+    precision: str = "fp32",
+    float_input: bool = False,
+    probabilities: bool = False,
+) -> Any:
+    """The ONNX model in memory, simplified by onnxscript's optimizer as torch's exporter calls it."""
     if precision == "fp16":
-        classifier = copy.deepcopy(classifier)
-        classifier.model.half()
-    size = card.preprocessing.size
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+        network = copy.deepcopy(network)
+        network.halve()
+    module = (torch_graph.FromFloats if float_input else torch_graph.FromBytes)(network, probabilities)
     try:
         program = torch.onnx.export(
-            torch_graph.FromBytes(classifier).eval(),
-            (example,),
+            module.eval(),
+            (_example(card, float_input),),
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=["logits", "probabilities"] if probabilities else ["logits"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             external_data=False,
+            optimize=True,
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
         raise ConvertError(f"{card.model}: torch cannot export it to ONNX ({_line(error)})") from error
     message = program.model_proto
     _strip(message.graph)
-    message.metadata_props.add(key=CARD_KEY, value=card.to_json())
     return message
+
+
+def save(message: Any, path: Path) -> None:
+    """Save and check a model, its tensors beside it in `path` + `.data` when they exceed what a message can hold."""
+    large = sum(len(tensor.raw_data) for tensor in message.graph.initializer) > MOST_BYTES - 2**24
+    if large:
+        place = f"{path.name}.data"
+        onnx.save_model(message, str(path), save_as_external_data=True, location=place, size_threshold=1024)
+        onnx.checker.check_model(str(path), full_check=True)
+    else:
+        onnx.checker.check_model(message, full_check=True)
+        onnx.save_model(message, str(path))
+
+
+def _example(card: Card, float_input: bool) -> torch.Tensor:
+    size = card.preprocessing.size
+    return torch.zeros(2, 3, size, size) if float_input else torch.zeros(2, size, size, 3, dtype=torch.uint8)
+
+
+def _try(path: Path) -> None:
+    """Answer one black image on each provider of this machine, and write into the file which they were."""
+    tried = {}
+    for provider in runtime.available():
+        opened = runtime.open(path, (provider,))
+        size = opened.card.preprocessing.size
+        opened.logits(np.zeros((1, size, size, 3), np.uint8))
+        if provider in opened.providers:
+            tried[provider] = runtime.version()
+        opened.close()
+    message = onnx.load(str(path), load_external_data=False)
+    message.metadata_props.add(key=TRIED_KEY, value=json.dumps(tried, sort_keys=True))
+    onnx.save_model(message, str(path))
 
 
 def _strip(graph_message: Any) -> None:

@@ -13,11 +13,12 @@ from config.errors import ConvertError
 
 
 @contextlib.contextmanager
-def whole(target: Path, overwrite: bool) -> Iterator[Path]:
+def whole(target: Path, overwrite: bool, also: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yields a path of the target's name in a temporary folder beside it; moved to `target` when all went well.
 
-    `target` may become a file or a folder. Raises `ConvertError` when it exists and may not be replaced, or when the
-    place cannot be written; what was there before stays until the new one is whole.
+    `target` may become a file or a folder; what lies beside it under its name and a suffix of `also` goes along, first.
+    Raises `ConvertError` when it exists and may not be replaced, or when the place cannot be written; what was there
+    before stays until the new one is whole.
     """
     refuse_existing(target, overwrite)
     try:
@@ -27,6 +28,10 @@ def whole(target: Path, overwrite: bool) -> Iterator[Path]:
         raise _unwritable(target, error) from error
     try:
         yield folder / target.name
+        for suffix in also:
+            beside = target.with_name(target.name + suffix)
+            if (folder / beside.name).exists():
+                (folder / beside.name).replace(beside)
         _move(folder / target.name, target, folder / "replaced")
     except OSError as error:
         raise _unwritable(target, error) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ _COLUMNS = {
     "artefact": "artefact",
     "runtime": "runtime",
     "precision": "precision",
+    "megabytes": "MB",
+    "milliseconds": "ms an image",
+    "milliseconds_checkpoint": "ms of the checkpoint",
     "images": "images",
     "top1_agreement": "top-1 agreement",
     "max_logit_difference": "max logit diff",
@@ -23,8 +26,9 @@ _COLUMNS = {
     "torch_error": "torch's own fp32 error",
     "kl_divergence": "KL",
     "log_loss": "log loss",
-    "log_loss_checkpoint": "of the checkpoint",
+    "log_loss_checkpoint": "log loss of the checkpoint",
 }
+_KEPT = {*_COLUMNS, "faults", "machine", "not_tried"}
 
 
 def write(folder: Path, comparisons: Sequence[Comparison]) -> Path:
@@ -45,11 +49,14 @@ def write(folder: Path, comparisons: Sequence[Comparison]) -> Path:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A table, one line a comparison."""
+    """A table, one line a comparison, and below it on what machine, and which runtimes were not there to try."""
     lines = ["| " + " | ".join([*_COLUMNS.values(), "verdict"]) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
     for row in rows:
         verdict = "; ".join(row["faults"]) or "within the limits"
         lines.append("| " + " | ".join([_cell(key, row[key]) for key in _COLUMNS] + [verdict]) + " |")
+    lines += ["", f"Milliseconds: median of one image at a time on {'; '.join(_distinct(r['machine'] for r in rows))}."]
+    absent = _distinct(name for row in rows for name in row["not_tried"])
+    lines += ["", f"Not tried, since the machine has none: {', '.join(absent)}."] if absent else []
     return "\n".join(lines) + "\n"
 
 
@@ -57,15 +64,28 @@ def line(comparison: Comparison) -> str:
     """One comparison in one line, for a terminal."""
     c = comparison
     return (
-        f"{c.artefact} on {c.runtime}: top-1 agreement {c.top1_agreement:.2%} of {c.images} images, logits differ by "
+        f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB{_speed(c)}: "
+        f"top-1 agreement {c.top1_agreement:.2%} of {c.images} images, logits differ by "
         f"{c.max_logit_difference:.1e} at most (torch's own fp32 error {c.torch_error:.1e}), KL {c.kl_divergence:.1e}, "
         f"log loss {c.log_loss:.5f} ({c.log_loss_checkpoint:.5f}): {'; '.join(c.faults) or 'within the limits'}"
     )
 
 
+def _speed(c: Comparison) -> str:
+    if c.milliseconds is None or c.milliseconds_checkpoint is None:
+        return ""
+    return f", {c.milliseconds:.1f} ms an image (checkpoint on torch {c.milliseconds_checkpoint:.1f})"
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
 def _cell(key: str, value: Any) -> str:
     if key == "top1_agreement" and value is not None:
         return f"{value:.2%}"
+    if value is None:
+        return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -79,6 +99,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return [dict(row) for row in rows if row["artefact"] and set(_COLUMNS) <= set(row)]
+        return [dict(row) for row in rows if row["artefact"] and set(row) >= _KEPT]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConvertError(f"{path}: is no report of `convert` ({error}); move it away") from error

@@ -1,9 +1,13 @@
-"""The torch modules that are converted: timm's network with the card's preprocessing inside. Formats come after."""
+"""The torch modules that are converted: timm's networks with their cards' preprocessing inside. Formats come after.
+
+A `Network` takes float NCHW RGB pixels in [0, 255] and gives logits `[N, C]`: a `Classifier`, or an ensemble of them.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +18,21 @@ from backends.contract import Weights
 from backends.torch import model as torch_model
 from infer.predictors.checkpoint import spec_of
 from models.card import Card, Preprocessing
+
+Answer = Callable[[NDArray[np.uint8]], tuple[NDArray, NDArray]]
+
+
+class Network(Protocol):
+    """What the converters take; in truth an `nn.Module`."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """float NCHW pixels in [0, 255] to logits `[N, C]` of the same dtype."""
+
+    def halve(self) -> None:
+        """Compute inside in half precision, in place."""
+
+    def double(self) -> Network:
+        """Compute in double precision, in place."""
 
 
 class Classifier(nn.Module):
@@ -35,23 +54,40 @@ class Classifier(nn.Module):
         x = (pixels - self.mean) * self.scale
         return self.model(x.to(next(self.model.parameters()).dtype)).to(pixels.dtype)
 
+    def halve(self) -> None:
+        """Compute the network in half precision; pixels, normalisation and logits stay as they are."""
+        self.model.half()
+
 
 class FromBytes(nn.Module):
-    """A classifier of uint8 `[N, S, S, 3]`, as the runner has its images."""
+    """A network of uint8 `[N, S, S, 3]`, as the runner has its images; with the softmax of its logits if wanted."""
 
-    def __init__(self, classifier: Classifier):
+    def __init__(self, classifier: Network, probabilities: bool = False):
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.probabilities = classifier, probabilities
 
-    def forward(self, images: Tensor) -> Tensor:
-        """float32 `[N, C]`."""
-        return self.classifier(images.permute(0, 3, 1, 2).float())
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """float32 `[N, C]`, or two of them."""
+        logits = self.classifier(self.pixels(images))
+        return (logits, torch.softmax(logits, -1)) if self.probabilities else logits
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Float NCHW in [0, 255]."""
+        return images.permute(0, 3, 1, 2).float()
+
+
+class FromFloats(FromBytes):
+    """A network of float32 `[N, 3, S, S]` RGB in [0, 1]."""
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Float NCHW in [0, 255]."""
+        return images * 255
 
 
 class WithProbabilities(nn.Module):
-    """A classifier that also gives the softmax of its logits; `channels_last` for pixels `[N, S, S, 3]`."""
+    """A network that also gives the softmax of its logits; `channels_last` for pixels `[N, S, S, 3]`."""
 
-    def __init__(self, classifier: Classifier, channels_last: bool):
+    def __init__(self, classifier: Network, channels_last: bool):
         super().__init__()
         self.classifier = classifier
         self.channels_last = channels_last
@@ -69,13 +105,22 @@ def classifier(weights: Weights, card: Card) -> Classifier:
     return Classifier(model, card.preprocessing).eval().requires_grad_(False)
 
 
-def reference(weights: Weights, card: Card) -> Callable[[NDArray[np.uint8]], tuple[NDArray, NDArray]]:
+@torch.no_grad()
+def once(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Logits `[N, C]` of uint8 `[N, S, S, 3]`, on the CPU."""
+    return network(_pixels(images).float()).numpy()
+
+
+def reference(single: Network) -> Answer:
     """The original: a function of uint8 `[N, S, S, 3]` that gives its logits on the CPU in float32 and in float64."""
-    single = classifier(weights, card)
     double = copy.deepcopy(single).double()
 
+    @torch.no_grad()
     def answer(images: NDArray[np.uint8]) -> tuple[NDArray, NDArray]:
-        pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, 3, 1)))
-        return single(pixels.float()).numpy(), double(pixels.double()).numpy()
+        return once(single, images), double(_pixels(images).double()).numpy()
 
     return answer
+
+
+def _pixels(images: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, 3, 1)))

@@ -1,13 +1,16 @@
 """Compares artefacts with their checkpoint on real image files, and judges them by thresholds of their precision.
 
-Files are decoded and preprocessed as the runner does it. The reference is the checkpoint in fp32 on torch's CPU, its
-own rounding error is measured against float64. Reports are `report.py`'s.
+Files are decoded and preprocessed as the runner does it. The reference is the checkpoint in fp32 on torch's CPU, or the
+runner's answer where it is an ensemble; torch's own rounding error is measured against float64. Reports are `report`'s.
 """
 
 from __future__ import annotations
 
+import platform
+import statistics
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,22 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from backends.contract import Weights
 from config.errors import ConvertError
-from convert import torch_graph
-from data import index
-from data.augment import eval_transform
-from data.images import Images
+from convert import pictures, torch_graph
+from convert.precision import PRECISIONS, Limits
+from convert.source import Source
 from data.index import Table
-from data.loader import Loader
 from infer import predictors
 from infer.predictors import Predictor
-from models.card import Card
+from infer.predictors import onnx as onnx_runtime
+from infer.runner import Runner
 
-_BATCH = 16
 _COMPUTE_UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 # Below this a log loss differs by nothing that a user could see, so relative bounds count from here.
 _SMALL_LOG_LOSS = 0.01
+# An ensemble's log probabilities below this one's are rounding of a sum.
+_LEAST_PROBABILITY = 1e-30
+_TIMED = 5
 
 
 class VerificationFailed(ConvertError):
@@ -48,25 +51,15 @@ class Artefact(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What an artefact of a precision may differ. `floors`: logits, in multiples of torch's own fp32 error (0: any)."""
-
-    top1_agreement: float
-    floors: float = 0.0
-    log_loss: float = float("inf")
-
-
-LIMITS = {"fp32": Limits(top1_agreement=1.0, floors=5.0), "fp16": Limits(top1_agreement=0.999, log_loss=0.01)}
-
-
-@dataclass(frozen=True)
 class Comparison:
     """One artefact on one runtime against its checkpoint.
 
     Logit differences are absolute; `torch_error` is the largest difference of torch's fp32 logits from its float64
     ones on the same images; `kl_divergence` is the mean of KL(checkpoint || artefact) in nats; log losses are of the
-    images' labels, or of the checkpoint's own top-1 where `labelled` is false. `faults` is empty when all is within
-    the limits.
+    images' labels, or of the checkpoint's own top-1 where `labelled` is false. `megabytes` is the artefact's size;
+    `milliseconds` the median of one image on the machine of the report, None where the runtime says nothing of speed.
+    `faults` is empty when all is within the limits. `not_tried` are the runtimes that the artefact is made for and that
+    the machine does not have.
     """
 
     artefact: str
@@ -81,62 +74,64 @@ class Comparison:
     kl_divergence: float
     log_loss: float
     log_loss_checkpoint: float
+    megabytes: float
+    milliseconds: float | None
+    milliseconds_checkpoint: float | None
+    machine: str
+    not_tried: tuple[str, ...]
     faults: tuple[str, ...]
 
 
-def table(images: Path, card: Card) -> Table:
-    """The images to verify on: labelled class folders or train.csv where `images` has them, else as for `infer`.
+class Measured(NamedTuple):
+    """What one runtime said: logits `[N, C]`, and the milliseconds of one image."""
 
-    Raises `DataError` when there are none.
-    """
-    labelled = (images / "train.csv").is_file() or any((images / name).is_dir() for name in card.class_names)
-    return index.load(images) if labelled else index.load_test(images)
+    runtime: str
+    logits: NDArray[np.float32]
+    milliseconds: float | None
 
 
-def compare(weights: Weights, card: Card, artefacts: Sequence[Artefact], images: Table) -> list[Comparison]:
+def compare(
+    source: Source, network: torch_graph.Network, artefacts: Sequence[Artefact], images: Table
+) -> list[Comparison]:
     """Run all artefacts on every runtime that this machine has for them. Raises `DataError` for unreadable images."""
-    opened = [(artefact, name, predictor) for artefact in artefacts for name, predictor in _open(artefact.path)]
-    original = torch_graph.reference(weights, card)
-    reference, exact = [], []
-    answers: list[list[NDArray]] = [[] for _ in opened]
-    try:
-        for batch in _batches(images, card):
-            single, double = original(batch)
-            reference.append(single)
-            exact.append(double)
-            for rows, (_, _, predictor) in zip(answers, opened, strict=True):
-                rows.append(predictor.logits(batch))
-    finally:
-        for _, _, predictor in opened:
-            predictor.close()
-    ours = np.concatenate(reference)
-    error = float(np.abs(ours - np.concatenate(exact)).max())
-    labels = _labels(images, card)
-    return [
-        measure(artefact, name, np.concatenate(rows), ours, error, labels)
-        for (artefact, name, _), rows in zip(opened, answers, strict=True)
-    ]
+    ours, error, before = _reference(source, network, images)
+    labels = pictures.labels(images, source.card)
+    least = np.log(_LEAST_PROBABILITY) if source.ensemble is not None else -np.inf
+    found = []
+    for artefact in artefacts:
+        for one in _answers(artefact.path, images, source):
+            said = one._replace(logits=np.maximum(one.logits, least))
+            found.append(measure(artefact, said, np.maximum(ours, least), error, labels, before))
+    return found
+
+
+def not_here(path: Path) -> tuple[str, ...]:
+    """The runtimes that an artefact is made for and that this machine does not have."""
+    if path.suffix == ".onnx":
+        return tuple(p for p in onnx_runtime.PROVIDERS if p not in onnx_runtime.available())
+    return tuple(f"Core ML {unit}" for unit in _COMPUTE_UNITS) if sys.platform != "darwin" else ()
 
 
 def measure(
     artefact: Artefact,
-    runtime: str,
-    logits: NDArray[np.float32],
+    said: Measured,
     reference: NDArray[np.float32],
     torch_error: float,
     labels: NDArray[np.int64] | None,
+    milliseconds: float | None = None,
 ) -> Comparison:
     """Compare logits `[N, C]` with the checkpoint's; `labels` int64 `[N]`, -1 for an image that has none."""
-    top1 = reference.argmax(1)
+    logits, top1 = said.logits, reference.argmax(1)
     targets = top1 if labels is None else np.where(labels >= 0, labels, top1)
     answer, wanted = log_softmax(logits.astype(np.float64), 1), log_softmax(reference.astype(np.float64), 1)
     rows = np.arange(len(targets))
     difference = np.abs(logits.astype(np.float64) - reference)
     agreement = float((logits.argmax(1) == top1).mean())
     loss, loss_before = float(-answer[rows, targets].mean()), float(-wanted[rows, targets].mean())
+    limits = PRECISIONS[artefact.precision].limits
     return Comparison(
         artefact=artefact.path.name,
-        runtime=runtime,
+        runtime=said.runtime,
         precision=artefact.precision,
         images=len(reference),
         labelled=labels is not None,
@@ -147,48 +142,98 @@ def measure(
         kl_divergence=float((np.exp(wanted) * (wanted - answer)).sum(1).mean()),
         log_loss=loss,
         log_loss_checkpoint=loss_before,
-        faults=_faults(LIMITS[artefact.precision], agreement, float(difference.max()), torch_error, loss, loss_before),
+        megabytes=size(artefact.path) / 1e6,
+        milliseconds=said.milliseconds,
+        milliseconds_checkpoint=milliseconds,
+        machine=machine(),
+        not_tried=not_here(artefact.path),
+        faults=faults(limits, agreement, float(difference.max()), torch_error, loss, loss_before),
     )
 
 
-def _faults(
+def faults(
     limits: Limits, agreement: float, difference: float, torch_error: float, loss: float, loss_before: float
 ) -> tuple[str, ...]:
     """The limits that are not held; a NaN holds none."""
-    faults = []
+    found = []
     if not agreement >= limits.top1_agreement:
-        faults.append(f"top-1 agreement {agreement:.4%}, at least {limits.top1_agreement:.2%} wanted")
+        found.append(f"top-1 agreement {agreement:.4%}, at least {limits.top1_agreement:.2%} wanted")
     if limits.floors and not difference <= limits.floors * torch_error:
         bound = limits.floors * torch_error
-        faults.append(
-            f"logits differ by {difference:.2e}, at most {limits.floors:g} x torch's own = {bound:.2e} wanted"
-        )
+        found.append(f"logits differ by {difference:.2e}, at most {limits.floors:g} x torch's own = {bound:.2e} wanted")
     allowed = limits.log_loss * max(loss_before, _SMALL_LOG_LOSS)
     if not abs(loss - loss_before) <= allowed:
-        faults.append(f"log loss {loss:.5f} instead of {loss_before:.5f}, within {limits.log_loss:.0%} wanted")
-    return tuple(faults)
+        found.append(f"log loss {loss:.5f} instead of {loss_before:.5f}, within {limits.log_loss:.0%} wanted")
+    return tuple(found)
+
+
+def size(path: Path) -> int:
+    """Bytes of an artefact, a file with what lies beside it, or a folder."""
+    files = [path, Path(f"{path}.data")] if path.is_file() else list(path.rglob("*"))
+    return sum(p.stat().st_size for p in files if p.is_file())
+
+
+def machine() -> str:
+    """The platform and processor that the milliseconds are of."""
+    return f"{platform.system()} {platform.machine()}, {platform.processor() or 'CPU'}, {onnx_runtime.version()}"
+
+
+def _reference(source: Source, network: torch_graph.Network, images: Table) -> tuple[NDArray, float, float]:
+    """The original's logits, torch's own error, and the milliseconds of one image."""
+    answer = torch_graph.reference(network)
+    single, double = [], []
+    milliseconds = None
+    for batch in pictures.batches(images, source.card):
+        one, exact = answer(batch)
+        single.append(one)
+        double.append(exact)
+        if milliseconds is None:
+            milliseconds = _median(lambda: torch_graph.once(network, batch[:1]))  # noqa: B023
+    ours = np.concatenate(single)
+    if source.ensemble is not None:
+        members = [m.model_copy(update={"runtime": m.runtime or "torch"}) for m in source.ensemble.members if m.weight]
+        with Runner(source.ensemble.model_copy(update={"members": tuple(members)})) as runner:
+            said = np.concatenate([a.probabilities for a in runner.run(images.paths, pictures.BATCH)])
+        ours = np.log(np.maximum(said, _LEAST_PROBABILITY))
+    exact_all = np.concatenate(double)
+    if source.ensemble is not None:
+        exact_all = np.maximum(exact_all, np.log(_LEAST_PROBABILITY))
+    return ours, float(np.abs(ours - exact_all).max()), milliseconds or 0.0
+
+
+def _answers(path: Path, images: Table, source: Source) -> Iterator[Measured]:
+    for name, predictor in _open(path):
+        try:
+            rows, milliseconds = [], None
+            for batch in pictures.batches(images, source.card):
+                rows.append(predictor.logits(batch))
+                if milliseconds is None and predictor.runtime != "mil_reference":
+                    milliseconds = _median(lambda: predictor.logits(batch[:1]))  # noqa: B023
+            yield Measured(name, np.concatenate(rows), milliseconds)
+        finally:
+            predictor.close()
+
+
+def _median(work: Callable[[], object]) -> float:
+    """Milliseconds of one call, the median of a few after one that is not counted."""
+    work()
+    times = []
+    for _ in range(_TIMED):
+        start = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times)
 
 
 def _open(path: Path) -> Iterator[tuple[str, Predictor]]:
     if path.suffix != ".mlpackage":
-        yield "onnx", predictors.open(path, "onnx")
+        for provider in onnx_runtime.available():
+            yield (
+                f"onnx {provider.removesuffix('ExecutionProvider')}",
+                predictors.open(path, "onnx", providers=(provider,)),
+            )
         return
     if sys.platform == "darwin":
         for unit in _COMPUTE_UNITS:
             yield f"coreml {unit}", predictors.open(path, "coreml", compute_units=unit)
     yield "mil_reference", predictors.open(path, "mil_reference")
-
-
-def _batches(images: Table, card: Card) -> Iterator[NDArray[np.uint8]]:
-    prep = card.preprocessing
-    loader = Loader(images.paths, eval_transform(prep), prep.size, _BATCH, images=Images(cache_bytes=0))
-    for batch in loader.epoch(np.arange(len(images.paths))):
-        yield batch.images[batch.weight > 0]
-
-
-def _labels(images: Table, card: Card) -> NDArray[np.int64] | None:
-    """Positions in the card's classes, -1 for a class it does not have; None when no image has a label."""
-    places = {name: k for k, name in enumerate(card.class_names)}
-    columns = np.array([places.get(name, -1) for name in images.class_names] + [-1], np.int64)
-    labels = columns[images.labels]
-    return labels if (labels >= 0).any() else None

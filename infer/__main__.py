@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "validate": command_validate.main,
         "teacher": _teacher,
         "adapt": _adapt,
+        "serve": _serve,
     }
     try:
         with warnings.catch_warnings():
@@ -54,6 +55,12 @@ def _adapt(words: list[str]) -> int:
     from infer import adapt
 
     return adapt.main(words)
+
+
+def _serve(words: list[str]) -> int:
+    from infer import serve
+
+    return serve.main(words)
 
 
 def _teacher(words: list[str]) -> int:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MEMBER = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
 _ABOUT = (
     "Answer images with one model or an ensemble. Other commands: `infer fit`, `infer oof`, `infer validate`,"
-    " `infer adapt` and `infer teacher` (--help of each)."
+    " `infer adapt`, `infer serve` and `infer teacher` (--help of each)."
 )
 _IMAGES = (
     "a folder (with all folders in it), a CSV with IDs, a .txt with a file a line, a tar or zip archive,"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
+from data.augment import eval_transform
 from infer.adaptive import AdaptivePanel, check, strongest
 from infer.ensemble import Ensemble
 from infer.finish import Finish
@@ -113,6 +114,10 @@ class Runner:
         if len(images):
             rows += [part.probabilities for part in self.stream(of_images(images), self.grid(len(images)))]
         return Prediction(self.class_names, np.concatenate(rows))
+
+    def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 `[S, S, 3]`: an image, uint8 `[H, W, 3]`, as the first member sees it before any view."""
+        return eval_transform(self._inputs[0])(image)
 
     def members(self) -> list[Runner]:
         """Each member alone, with all views. They share what this runner has opened, and end with its `close`."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 _SHOWN_CLASSES = 20
 _SHOWN_IMAGES = 5
-_UNSURE = 0.5
+UNSURE = 0.5
 
 
 def text(
@@ -54,5 +54,5 @@ def confidence(probabilities: NDArray[np.float32], ids: Sequence[str]) -> str:
     unsure = ", ".join(f"{ids[i]} ({top[i]:.3f})" for i in least)
     return (
         f"confidence: mean top-1 probability {top.mean():.3f}; "
-        f"{(top < _UNSURE).mean():.1%} of the images are under {_UNSURE}\nmost uncertain: {unsure}"
+        f"{(top < UNSURE).mean():.1%} of the images are under {UNSURE}\nmost uncertain: {unsure}"
     )

@@ -58,20 +58,24 @@ def answer(
     id_column: str = "ID",
     batch_size: int = 64,
     workers: int = 0,
+    mixture: Ensemble | None = None,
 ) -> Answers:
-    """What each fold's members of `runs` say together, with equal weights, of a folder's or CSV's images.
+    """What each fold's members of `runs` say together of a folder's or CSV's images.
 
-    Without `images` these are the runs' own training images, less those that validate the fold. Raises `ConfigError`
-    when the runs are not of one split or know different classes.
+    They count alike, or as `mixture` has them: an ensemble of the runs' best checkpoints, whose views and temperatures
+    are taken too. Without `images` these are the runs' own training images, less those that validate the fold. Raises
+    `ConfigError` when the runs are not of one split or know different classes.
     """
     finished = [oof.read(run) for run in runs]
     check_classes([(str(run.path), run.class_names) for run in finished])
     split = _split(runs)
     table = _own(runs[0]) if images is None else index.load_test(images, id_column)
     parts = []
+    whole = mixture or Ensemble(members=tuple(m for _, some in _by_fold(finished) for m in some), views=tuple(views))
     for fold, members in _by_fold(finished):
+        found = members if mixture is None else _counted(mixture, members, fold)
         asked = [i for i, name in enumerate(table.ids) if images is not None or split.get(name) != fold]
-        with Runner(Ensemble(members=members, views=tuple(views))) as runner:
+        with Runner(whole.model_copy(update={"members": found})) as runner:
             answers = runner.run([table.paths[i] for i in asked], batch_size, workers)
             said = np.concatenate([part.probabilities for part in answers])
         parts.append((np.array([table.ids[i] for i in asked]), said, np.full(len(asked), fold, dtype=np.int64)))
@@ -176,6 +180,15 @@ def _by_fold(runs: Sequence[oof.Run]) -> Iterator[tuple[int, tuple[Member, ...]]
     for number in numbers:
         folds = [fold for run in runs for fold in run.folds if _number(fold) == number]
         yield number, tuple(Member(path=fold / oof.BEST) for fold in folds)
+
+
+def _counted(mixture: Ensemble, members: Sequence[Member], fold: int) -> tuple[Member, ...]:
+    """The mixture's members among these, with their weights and temperatures; `ConfigError` where it has none."""
+    places = {member.path.resolve() for member in members}
+    found = tuple(m for m in mixture.members if m.weight > 0 and m.path.resolve() in places)
+    if not found:
+        raise ConfigError(f"the ensemble has no member of fold {fold}, so that no student of that fold could be taught")
+    return found
 
 
 def _number(fold: Path) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import UnsupportedOperation, WeightsError
+from infer.predictors import mil_constexpr
 
 _HEADER = struct.Struct("<II56x")
 _RECORD = struct.Struct("<IIQQ40x")
@@ -29,10 +30,15 @@ _TYPES: dict[int, np.dtype] = {
     14: np.dtype("<i4"),
     15: np.dtype("<u4"),
 }
+# Unsigned integers of fewer bits than a byte, packed.
+_PACKED = {11: 4, 13: 6}
 
 
-def read(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> NDArray:
-    """The array at `offset`, a copy; `WeightsError` when the file does not hold what the program declares."""
+def read(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...], width: int | None = None) -> NDArray:
+    """The array at `offset`, a copy; `WeightsError` when the file does not hold what the program declares.
+
+    `width` is the number of bits of packed integers, which are returned as `dtype` uint8.
+    """
     try:
         with path.open("rb") as file:
             _, version = _HEADER.unpack(_exactly(file.read(_HEADER.size), _HEADER.size))
@@ -48,14 +54,18 @@ def read(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> ND
         raise UnsupportedOperation(f"{path}: blob storage version {version}, only {_VERSION} is known")
     if sentinel != _SENTINEL:
         raise WeightsError(f"{path}: no blob begins at {offset}; the package is damaged, convert it again")
-    if kind not in _TYPES:
+    if kind not in _TYPES and kind not in _PACKED:
         raise UnsupportedOperation(f"{path}: blob type {kind} at {offset} is not known")
     count = int(np.prod(shape, dtype=np.int64))
-    if _TYPES[kind] != dtype or size != count * dtype.itemsize:
+    held = _TYPES.get(kind, np.dtype("u1"))
+    length = -(-count * width // 8) if width else count * dtype.itemsize
+    if held != dtype or _PACKED.get(kind) != width or size != length:
         raise WeightsError(
-            f"{path}: the blob at {offset} holds {size} bytes of {_TYPES[kind]}, "
+            f"{path}: the blob at {offset} holds {size} bytes of {held}, "
             f"the program declares {dtype} {list(shape)}; convert it again"
         )
+    if width:
+        return mil_constexpr.bits(np.frombuffer(data, np.uint8), width, count).reshape(shape)
     return np.frombuffer(data, dtype).reshape(shape).copy()
 
 

@@ -113,6 +113,10 @@ def _matmul(*, x: Tensor, y: Tensor, transpose_x: Tensor | None = None, transpos
     return left @ right
 
 
+def _attention(*, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, attn_mask)
+
+
 def _layer_norm(
     *,
     x: Tensor,
@@ -139,6 +143,24 @@ def _batch_norm(
     return F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, 1e-5 if epsilon is None else float(epsilon))
 
 
+def _exp(*, x: Tensor) -> Tensor:
+    return torch.exp(x)
+
+
+def _log(*, x: Tensor, epsilon: Tensor | None = None) -> Tensor:
+    return torch.log(x + (1e-45 if epsilon is None else epsilon))
+
+
+def _reduce_max(*, x: Tensor, axes: Tensor | None = None, keep_dims: Tensor | None = None) -> Tensor:
+    dims = list(range(x.ndim)) if axes is None else _ints(axes)
+    return x.amax(dims, keepdim=keep_dims is not None and bool(keep_dims))
+
+
+def _reduce_sum(*, x: Tensor, axes: Tensor | None = None, keep_dims: Tensor | None = None) -> Tensor:
+    dims = list(range(x.ndim)) if axes is None else _ints(axes)
+    return x.sum(dims, keepdim=keep_dims is not None and bool(keep_dims))
+
+
 def _reduce_mean(*, x: Tensor, axes: Tensor | None = None, keep_dims: Tensor | None = None) -> Tensor:
     dims = list(range(x.ndim)) if axes is None else _ints(axes)
     return x.mean(dims, keepdim=keep_dims is not None and bool(keep_dims))
@@ -154,6 +176,10 @@ def _reshape(*, x: Tensor, shape: Tensor) -> Tensor:
     if 0 in wanted:
         raise UnsupportedOperation(f"reshape to {wanted}: a size of 0 (copy a dimension)")
     return x.reshape(wanted)
+
+
+def _reverse(*, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    return x.flip(list(range(x.ndim)) if axes is None else _ints(axes))
 
 
 def _transpose(*, x: Tensor, perm: Tensor) -> Tensor:
@@ -258,11 +284,13 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
     "concat": _concat,
     "conv": conv,
     "equal": _equal,
+    "exp": _exp,
     "expand_dims": _expand_dims,
     "gather": _gather,
     "gelu": _gelu,
     "layer_norm": _layer_norm,
     "linear": _linear,
+    "log": _log,
     "matmul": _matmul,
     "max_pool": max_pool,
     "maximum": _maximum,
@@ -270,9 +298,13 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
     "pad": pad,
     "real_div": _real_div,
     "reduce_l2_norm": _reduce_l2_norm,
+    "reduce_max": _reduce_max,
     "reduce_mean": _reduce_mean,
+    "reduce_sum": _reduce_sum,
     "relu": _relu,
     "reshape": _reshape,
+    "reverse": _reverse,
+    "scaled_dot_product_attention": _attention,
     "select": _select,
     "shape": _shape,
     "sigmoid": _sigmoid,

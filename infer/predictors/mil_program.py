@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import UnsupportedOperation, WeightsError
-from infer.predictors import mil_blob
+from infer.predictors import mil_blob, mil_constexpr
 from infer.predictors.mil_package import Package, coremltools
 
 DTYPES: dict[str, np.dtype] = {
@@ -27,7 +27,10 @@ DTYPES: dict[str, np.dtype] = {
     "INT64": np.dtype("<i8"),
     "UINT8": np.dtype("u1"),
     "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
 }
+# Integers of fewer bits than a byte, in blobs only.
+PACKED = {"UINT4": 4, "UINT6": 6}
 _IMMEDIATE = ("floats", "ints", "bools", "longInts", "doubles")
 Constant = NDArray[Any] | str | tuple[str, ...]
 
@@ -93,8 +96,9 @@ def _parse(package: Package) -> Program:
     main = functions["main"]
     (block,) = main.block_specializations.values()
     reader = _Reader(package.folder)
-    constants = {o.outputs[0].name: reader.constant(o) for o in block.operations if o.type == "const"}
-    operations = tuple(reader.operation(o) for o in block.operations if o.type != "const")
+    held = [o for o in block.operations if o.type == "const" or o.type.startswith("constexpr_")]
+    constants = {o.outputs[0].name: reader.constant(o) for o in held}
+    operations = tuple(reader.operation(o) for o in block.operations if o.outputs[0].name not in constants)
     return Program(tuple(reader.declared(i) for i in main.inputs), constants, operations, tuple(block.outputs))
 
 
@@ -106,10 +110,23 @@ class _Reader:
         self._dtype_name = coremltools("coremltools.proto.MIL_pb2").DataType.Name
 
     def constant(self, operation: Any) -> Constant:
+        if operation.type != "const":
+            return self._unpacked(operation)
         unknown = set(operation.attributes) - {"name", "val"}
         if unknown or operation.inputs:
             raise UnsupportedOperation(f"const with {', '.join(sorted(unknown) or operation.inputs)}")
         return self._value(operation.attributes["val"])
+
+    def _unpacked(self, operation: Any) -> Constant:
+        """A `constexpr_*` operation's value; its arguments are attributes up to macOS 14, inputs from 15 on."""
+        if any(a.WhichOneof("binding") != "value" for i in operation.inputs.values() for a in i.arguments):
+            raise UnsupportedOperation(
+                f"{operation.type} ({operation.outputs[0].name}) of another value, not a constant"
+            )
+        given = {name: self._value(value) for name, value in operation.attributes.items() if name != "name"}
+        given.update({name: self._value(value.arguments[0].value) for name, value in operation.inputs.items()})
+        shape = self.declared(operation.outputs[0]).shape
+        return mil_constexpr.unpack(operation.type, given, tuple(-1 if n is None else n for n in shape))
 
     def operation(self, operation: Any) -> Operation:
         unknown = set(operation.attributes) - {"name"}
@@ -132,10 +149,10 @@ class _Reader:
 
     def _tensor_type(self, tensor: Any) -> tuple[np.dtype | None, tuple[int | None, ...]]:
         name = self._dtype_name(tensor.dataType)
-        if name != "STRING" and name not in DTYPES:
+        if name != "STRING" and name not in DTYPES and name not in PACKED:
             raise UnsupportedOperation(f"values of type {name} are not known to the reference evaluator")
         sizes = (d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in tensor.dimensions)
-        return DTYPES.get(name), tuple(sizes)
+        return np.dtype("u1") if name in PACKED else DTYPES.get(name), tuple(sizes)
 
     def _value(self, value: Any) -> Constant:
         if value.type.WhichOneof("type") == "listType":
@@ -146,7 +163,8 @@ class _Reader:
             if dtype is None or -1 in shape:
                 raise UnsupportedOperation("a blob of strings or of unknown shape is not known")
             blob = value.blobFileValue
-            return mil_blob.read(self._file(blob.fileName), blob.offset, dtype, shape)
+            width = PACKED.get(self._dtype_name(value.type.tensorType.dataType))
+            return mil_blob.read(self._file(blob.fileName), blob.offset, dtype, shape, width)
         return _immediate(value.immediateValue.tensor, dtype, shape)
 
     def _file(self, name: str) -> Path:

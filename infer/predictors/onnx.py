@@ -1,4 +1,4 @@
-"""ONNX files in ONNX Runtime. Only files that `convert.onnx` wrote: uint8 NHWC in, logits out, with a card."""
+"""ONNX files in ONNX Runtime, only those of `convert.onnx`: uint8 NHWC or float NCHW in, logits out, with a card."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _PREFERRED = (
 )
 # Where inputs and outputs are bound to the device's memory, so that ONNX Runtime copies nothing on its own.
 _ON_CUDA = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+# What the files are made for.
+PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider", "CoreMLExecutionProvider")
 
 
 class OnnxPredictor:
@@ -31,6 +33,7 @@ class OnnxPredictor:
     def __init__(self, card: Card, session: Any):
         self.card = card
         self._session = session
+        self._floats = session.get_inputs()[0].type == "tensor(float)"
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -42,11 +45,12 @@ class OnnxPredictor:
         pixels.check(images, self.card)
         if not len(images):
             return np.zeros((0, len(self.card.class_names)), np.float32)
+        given = np.moveaxis(images, 3, 1) / np.float32(255) if self._floats else images
         if self.providers[0] in _ON_CUDA:
-            return self._bound(images, "cuda")
-        return np.asarray(self._session.run(["logits"], {"images": images})[0], np.float32)
+            return self._bound(np.ascontiguousarray(given), "cuda")
+        return np.asarray(self._session.run(["logits"], {"images": given})[0], np.float32)
 
-    def _bound(self, images: NDArray[np.uint8], device: str) -> NDArray[np.float32]:
+    def _bound(self, images: NDArray[Any], device: str) -> NDArray[np.float32]:
         """One run with its input and output bound to `device`: one copy there and one back."""
         import onnxruntime
 
@@ -59,6 +63,20 @@ class OnnxPredictor:
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+
+def available() -> tuple[str, ...]:
+    """The providers of `PROVIDERS` that this machine's ONNX Runtime has."""
+    import onnxruntime
+
+    return tuple(p for p in PROVIDERS if p in onnxruntime.get_available_providers())
+
+
+def version() -> str:
+    """ONNX Runtime's name and version."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
 
 
 def open(path: Path, providers: tuple[str, ...] | None = None) -> OnnxPredictor:
@@ -111,8 +129,10 @@ def _check_signature(session: Any, card: Card, path: Path) -> None:
     size, classes = card.preprocessing.size, len(card.class_names)
     found = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
     wanted = [("images", "tensor(uint8)", [size, size, 3])]
+    floats = [("images", "tensor(float)", [3, size, size])]
     answers = [(o.name, o.shape[1:]) for o in session.get_outputs()]
-    if found != wanted or answers != [("logits", [classes])]:
+    known = [("logits", [classes]), ("probabilities", [classes])]
+    if found not in (wanted, floats) or answers not in (known[:1], known):
         raise WeightsError(
             f"{path}: takes {found} and gives {answers}, its card says {wanted} and {classes} logits; convert it again"
         )

@@ -53,7 +53,7 @@ class TorchPredictor:
             try:
                 rows.append(self._answer(part))
             except OutOfMemory as error:
-                self._shrink(error)
+                self._shrink(len(part), error)
                 continue
             start += len(part)
         return np.concatenate(rows)
@@ -80,14 +80,14 @@ class TorchPredictor:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def _shrink(self, error: OutOfMemory) -> None:
-        if self._chunk == 1:
+    def _shrink(self, tried: int, error: OutOfMemory) -> None:
+        if tried == 1:
             raise OutOfMemory(
                 f"{self.card.model}: one image does not fit into the memory of {self.device}; choose another device"
             ) from error
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._chunk //= 2
+        self._chunk = tried // 2
         warnings.warn(
             f"{self.card.model}: out of memory on {self.device}; goes on with {self._chunk} images a pass", stacklevel=2
         )

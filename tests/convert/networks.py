@@ -16,9 +16,11 @@ from models.card import Card, Preprocessing
 CLASSES = ("cat", "dog", "horse", "7", "emu, flightless")
 FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "convnext": ("convnext_atto", {"depths": (1, 1, 2, 1), "dims": (16, 32, 32, 64)}, 32),
+    "convnextv2": ("convnextv2_atto", {"depths": (1, 1, 2, 1), "dims": (16, 32, 32, 64)}, 32),
     "efficientnet": ("efficientnet_b0", {}, 64),
     "tf_efficientnet": ("tf_efficientnet_b0", {}, 64),
     "resnet": ("resnet26d", {}, 64),
+    "regnet": ("regnety_002", {}, 64),
     "vit": ("vit_tiny_patch16_224", {"depth": 2, "img_size": 32}, 32),
     "swin": (
         "swin_tiny_patch4_window7_224",
@@ -31,6 +33,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
         64,
     ),
     "mobilenetv3": ("mobilenetv3_small_050", {}, 64),
+    "maxvit": ("test_maxvit", {"img_size": 64}, 64),
     "eva": ("eva02_tiny_patch14_224", {"depth": 2, "img_size": 28}, 28),
 }
 

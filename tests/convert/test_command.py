@@ -16,7 +16,8 @@ import torch
 import convert
 from backends.torch import model as torch_model
 from convert import __main__ as command
-from convert import torch_graph, verify
+from convert import pictures as real_images
+from convert import source, torch_graph, verify
 from infer import predictors
 from models import manifest, registry, weights
 from models.card import CARD_KEY, Card
@@ -61,7 +62,7 @@ def test_both_formats_verified_on_files(
         "fold_3_best.mlpackage": (1.0, 20, []),
     }
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
-    averaged, _ = torch_graph.reference(fresh(1), CARD)(image)
+    averaged = torch_graph.once(torch_graph.classifier(fresh(1), CARD), image)
     answer = predictors.open(tmp_path / "fold_3_best.onnx").logits(image)
     np.testing.assert_allclose(answer, averaged, atol=1e-5, err_msg="not the EMA weights")
 
@@ -76,8 +77,8 @@ def test_another_model_fails_the_verification(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    reference = torch_graph.reference
-    monkeypatch.setattr(torch_graph, "reference", lambda _, card: reference(fresh(2), card))
+    reference, another = torch_graph.reference, torch_graph.classifier(fresh(2), CARD)
+    monkeypatch.setattr(torch_graph, "reference", lambda _: reference(another))
     arguments = [str(checkpoint), "--to", "onnx", "--out", str(tmp_path), "--verify", str(pictures)]
     assert command.main(arguments) == 4
     assert "top-1 agreement" in one_line(capsys.readouterr().err)
@@ -94,7 +95,8 @@ def test_limits_go_by_precision(noise: float, precision: str, faults: int) -> No
     reference = rng.normal(size=(500, 10)).astype(np.float32)
     logits = reference + noise * rng.uniform(-1, 1, reference.shape).astype(np.float32)
     labels = rng.integers(0, 10, 500)
-    compared = verify.measure(verify.Artefact(Path("x"), precision), "onnx", logits, reference, 1e-6, labels)
+    said = verify.Measured("onnx", logits, None)
+    compared = verify.measure(verify.Artefact(Path("x"), precision), said, reference, 1e-6, labels)
     assert len(compared.faults) == faults
 
 
@@ -107,7 +109,8 @@ def test_the_measures_are_those_of_scikit_learn_and_scipy() -> None:
     reference = rng.normal(size=(200, 4)).astype(np.float32)
     logits = reference + rng.normal(scale=0.3, size=reference.shape).astype(np.float32)
     labels = rng.integers(0, 4, 200)
-    compared = verify.measure(verify.Artefact(Path("x"), "fp16"), "onnx", logits, reference, 1e-6, labels)
+    said = verify.Measured("onnx", logits, None)
+    compared = verify.measure(verify.Artefact(Path("x"), "fp16"), said, reference, 1e-6, labels)
     p, q = (softmax(x.astype(np.float64), axis=1) for x in (reference, logits))
     assert compared.log_loss == pytest.approx(log_loss(labels, q))
     assert compared.log_loss_checkpoint == pytest.approx(log_loss(labels, p))
@@ -116,7 +119,7 @@ def test_the_measures_are_those_of_scikit_learn_and_scipy() -> None:
 
 
 def test_labels_are_used_where_the_images_have_them(digits: Path, checkpoint: Path) -> None:
-    table = verify.table(digits, CARD)
+    table = real_images.table(digits, CARD)
     assert (table.labels >= 0).all()
 
 
@@ -196,8 +199,10 @@ def test_a_missing_framework_names_the_install(
 
 
 def test_the_place_beside_the_checkpoint(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (job,) = command.names(checkpoint, ["coreml"], ["fp16"], None)
+    (found,) = source.read(checkpoint)
+    (job,) = command.names(found, [("coreml", "fp16")], None)
     assert job.out == checkpoint.parent / "fold_3_best_fp16.mlpackage"
     monkeypatch.chdir(checkpoint)
-    (job,) = command.names(Path(), ["onnx"], ["fp32"], None)
+    (found,) = source.read(Path())
+    (job,) = command.names(found, [("onnx", "fp32")], None)
     assert job.out.resolve() == checkpoint.parent / "fold_3_best.onnx"

@@ -165,8 +165,7 @@ def test_labels_answers_and_test_predictions_stand_side_by_side(small: Path, ope
     assert rows.nth(0).locator(".trio i").count() == 3
 
 
-@pytest.mark.parametrize("which", ["small", "large"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("which", "scheme"), [("small", "light"), ("small", "dark"), ("large", "dark")])
 def test_a_phone_shows_it_without_scrolling_sideways(which, scheme, opened, request) -> None:
     page = opened(request.getfixturevalue(which), 360, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 360

@@ -21,7 +21,7 @@ from training import cli, engine, fold, members, stages
 TWO = """
 weights: none
 folds: {kind: stratified, count: 2}
-data: {image_size: 16, workers: 1}
+data: {image_size: 16, workers: 1, audit: false}
 train: {epochs: 2, batch_size: 8}
 optim: {lr: 0.05}
 tta: {views: [original, hflip]}
@@ -78,8 +78,9 @@ def changes(folder: Path) -> dict[Path, int]:
 def test_one_command_makes_all_from_images_to_submission_and_a_second_makes_nothing(
     command: Callable[..., int], data: Path, tmp_path: Path
 ) -> None:
-    assert command("--mode", "full") == 0
+    assert command("--mode", "full", "--data.audit", "true") == 0
     folder = campaign(tmp_path)
+    assert (folder / "audit" / "audit.html").exists()
     table = index.load(data)
     split = folds.read(folder / "folds.csv", table)
     for name in ("first", "second"):
@@ -97,7 +98,7 @@ def test_one_command_makes_all_from_images_to_submission_and_a_second_makes_noth
         assert next(csv.reader(stream)) == ["target", "ID"]
     assert "second" in (folder / "report.html").read_text()
     before = changes(folder)
-    assert command("--mode", "full") == 0
+    assert command("--mode", "full", "--data.audit", "true") == 0
     assert changes(folder) == before
     assert campaign(tmp_path) == folder
 
@@ -122,7 +123,9 @@ def test_each_stage_alone_names_what_it_lacks_and_goes_on_from_what_is_there(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_other_views_make_a_new_ensemble_and_keep_the_old_one(command: Callable[..., int], tmp_path: Path) -> None:
+def test_other_views_and_weights_make_a_new_ensemble_and_keep_the_old_one(
+    command: Callable[..., int], tmp_path: Path
+) -> None:
     assert command("--mode", "train", "--train.epochs", "1") == 0
     folder = campaign(tmp_path)
     assert command("--mode", "fit", "--resume", str(folder)) == 0
@@ -131,17 +134,11 @@ def test_other_views_make_a_new_ensemble_and_keep_the_old_one(command: Callable[
     assert (folder / "ensemble_1.yaml").read_text() == first
     assert yaml.safe_load((folder / "ensemble.yaml").read_text())["views"] == ["original"]
     assert load.read_members(folder / "campaign.yaml")[1].settings.tta.views == ("original",)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_fixed_weights_are_the_members_own(command: Callable[..., int], tmp_path: Path) -> None:
-    assert command("--mode", "train", "--train.epochs", "1") == 0
-    folder = campaign(tmp_path)
     assert command("--mode", "fit", "--resume", str(folder), "--ensemble.method", "fixed") == 0
     shares: dict[str, float] = {}
     for member in yaml.safe_load((folder / "ensemble.yaml").read_text())["members"]:
         shares[member["group"]] = shares.get(member["group"], 0) + member["weight"]
-    assert shares["first"] == pytest.approx(2 * shares["second"])
+    assert shares["first"] == pytest.approx(2 * shares["second"]), "fixed weights are the members' own"
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -21,7 +21,7 @@ TUNE = """
 model: convnext_atto
 weights: none
 folds: {kind: stratified, count: 2}
-data: {image_size: 16, workers: 1}
+data: {image_size: 16, workers: 1, audit: false}
 train: {epochs: 4, batch_size: 8}
 schedule: {warmup_epochs: 2}
 augment: {level: none}

@@ -1,0 +1,93 @@
+"""The words of `python -m convert`: its options and their help. What they do is `__main__`'s."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import convert
+from convert.pictures import CALIBRATION, DEMO
+from convert.precision import PRECISIONS
+
+MACOS = (13, 14, 15)
+_EPILOG = "Exit codes: 0 done, 1 an error, 2 a wrong command line, 4 an artefact outside the limits of --verify."
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser; no framework is imported."""
+    made = argparse.ArgumentParser(
+        prog="python -m convert",
+        description="Convert checkpoints of either engine to ONNX and Core ML, and prove that they answer alike.",
+        epilog=_EPILOG,
+    )
+    add = made.add_argument
+    add(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="a checkpoint folder such as RUN/fold_0/best, a run (each fold's best), or an ensemble's YAML file",
+    )
+    add("--to", nargs="+", choices=tuple(convert.TARGETS), default=[], help="the formats to write")
+    precisions = "; ".join(f"{name}: {p.about} ({', '.join(p.targets)})" for name, p in PRECISIONS.items())
+    add("--precision", nargs="+", choices=tuple(PRECISIONS), default=["fp32"], help=f"{precisions} (default: fp32)")
+    add("--out", type=Path, metavar="DIR", help="the folder to write into (default: the one that PATH lies in)")
+    add("--overwrite", action="store_true", help="replace artefacts of the same name")
+    add(
+        "--verify",
+        type=Path,
+        nargs="?",
+        const=DEMO,
+        metavar="IMAGES",
+        help="compare every artefact with the checkpoint on these images: a folder, class folders or a CSV (without a "
+        "word: the demo's digits); writes verify.json and verify.md beside the artefacts",
+    )
+    _add_int8(made)
+    _add_formats(made)
+    _add_distil(made)
+    return made
+
+
+def _add_int8(made: argparse.ArgumentParser) -> None:
+    add = made.add_argument_group("int8, w8 and palettes").add_argument
+    add(
+        "--calibrate",
+        type=Path,
+        metavar="IMAGES",
+        help=f"at most {CALIBRATION} of these images, drawn by class, fix the ranges of int8 and are what --sweep "
+        "measures on (default: the run's own training images)",
+    )
+    add(
+        "--sweep",
+        action="store_true",
+        help="compress each layer alone, and keep those in float that lose most until the limits hold; slow",
+    )
+
+
+def _add_formats(made: argparse.ArgumentParser) -> None:
+    add = made.add_argument_group("formats").add_argument
+    add(
+        "--input",
+        choices=("uint8", "float"),
+        default="uint8",
+        help="ONNX: uint8 [N, S, S, 3] (the default), or float32 [N, 3, S, S] in [0, 1]; both are normalised inside",
+    )
+    add(
+        "--batch",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="Core ML: a float32 tensor input [N, S, S, 3] in [0, 255] for each N, in place of one image",
+    )
+    add("--macos", type=int, choices=MACOS, default=14, help="Core ML: the oldest macOS to run on (default: 14)")
+
+
+def _add_distil(made: argparse.ArgumentParser) -> None:
+    add = made.add_argument_group("one small student in place of an ensemble").add_argument
+    add(
+        "--distil",
+        type=Path,
+        metavar="DIR",
+        help="write the ensemble's answers to its training images and a student's recipe into this new folder",
+    )
+    add("--student", default="mobilenetv3_large_100", metavar="MODEL", help="its model (default: %(default)s)")

@@ -1,0 +1,107 @@
+"""Static int8 for ONNX: `QuantizeLinear` and `DequantizeLinear` around convolutions and matrix products.
+
+onnxruntime.quantization does it, per channel, with ranges of calibration images. Which layers lose most by it is
+measured here too, layer by layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+KINDS = ("Conv", "Gemm", "MatMul")
+_CACHE = "ranges.json"
+
+
+def prepared(message: Any, folder: Path) -> Path:
+    """The model with its shapes inferred and its constants folded, as quantisation wants it, in a file of `folder`."""
+    plain, ready = folder / "float.onnx", folder / "prepared.onnx"
+    onnx.save_model(message, str(plain))
+    quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+    plain.unlink()
+    return ready
+
+
+def quantized(
+    message: Any, batches: Sequence[NDArray[np.uint8]], folder: Path, float_layers: tuple[str, ...] = ()
+) -> Any:
+    """The model in int8; `folder` takes what onnxruntime writes on its way, and holds no new file afterwards."""
+    ready = prepared(message, folder)
+    made = folder / "int8.onnx"
+    kept = [name for name in layers(ready) if name not in float_layers]
+    _quantize(ready, made, batches, folder, kept)
+    whole = onnx.load(str(made))
+    for path in (ready, made, folder / _CACHE):
+        path.unlink(missing_ok=True)
+    return whole
+
+
+def one_by_one(message: Any, batches: Sequence[NDArray[np.uint8]], folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """For each layer its node, its name and the model with it alone in int8, a file that the next one replaces."""
+    ready = prepared(message, folder)
+    made = folder / "one.onnx"
+    for node, name in layers(ready).items():
+        _quantize(ready, made, batches, folder, [node])
+        yield node, name, made
+
+
+def layers(file: Path) -> dict[str, str]:
+    """The nodes that are quantised, in the model's order, and what the layer of each is called in torch.
+
+    That is the name of its weight, or of the bias that is added behind; a node without either keeps its own.
+    Products of two activations, as in attention, stay in float: onnxruntime 1.31 gives wrong answers for them.
+    """
+    graph = onnx.load(str(file), load_external_data=False).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    weights = {name for name in stored if "." in name}
+    behind = {name: node for node in graph.node for name in node.input}
+    found = {}
+    for node in (n for n in graph.node if n.op_type in KINDS and n.input[1] in stored):
+        then = behind.get(node.output[0])
+        near = [*node.input, *(then.input if then is not None and then.op_type == "Add" else ())]
+        named = next((name for name in near if name in weights), node.name)
+        found[node.name] = re.sub(r"^classifier\.(model\.)?|\.(weight|bias)$", "", named)
+    return found
+
+
+def _quantize(ready: Path, made: Path, batches: Sequence[NDArray[np.uint8]], folder: Path, names: list[str]) -> None:
+    logging.disable(logging.WARNING)
+    try:
+        quantize_static(
+            str(ready),
+            str(made),
+            _Reader(ready, batches),
+            op_types_to_quantize=list(KINDS),
+            nodes_to_quantize=names,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibration_cache_path=folder / _CACHE,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+class _Reader(CalibrationDataReader):
+    """Gives the batches one after the other, in the form that the model's input takes."""
+
+    def __init__(self, file: Path, batches: Sequence[NDArray[np.uint8]]):
+        (images,) = onnx.load(str(file), load_external_data=False).graph.input
+        self._floats = images.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        self._left = iter(batches)
+
+    def get_next(self) -> dict[str, NDArray] | None:
+        """The next batch, None after the last."""
+        batch = next(self._left, None)
+        if batch is None:
+            return None
+        return {"images": np.moveaxis(batch, 3, 1) / np.float32(255) if self._floats else batch}

@@ -1,0 +1,106 @@
+"""The real images that conversions are proven and calibrated with, decoded and prepared as the runner does it."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config import load
+from config.errors import ConvertError
+from convert.source import Source
+from data import demo, index, keyed
+from data.augment import eval_transform
+from data.images import Images
+from data.index import Table
+from data.loader import Loader
+from models.card import Card
+
+BATCH = 16
+# Enough for stable ranges of activations, few enough for a minute on two cores.
+CALIBRATION = 128
+DEMO = Path("the demo's digits")
+_DEMO_IMAGES = 100
+
+
+@contextlib.contextmanager
+def opened(images: Path, card: Card) -> Iterator[Table]:
+    """The images to verify on: labelled class folders or train.csv where `images` has them, else as for `infer`.
+
+    `DEMO` stands for a hundred of the demo's own images, which are written for the time being. Raises `DataError`
+    where there are none.
+    """
+    if images != DEMO:
+        yield table(images, card)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        demo.write(folder)
+        digits = index.load(folder)
+        yield chosen(digits, np.arange(min(_DEMO_IMAGES, len(digits.paths))))
+
+
+def table(images: Path, card: Card) -> Table:
+    """See `opened`."""
+    labelled = (images / "train.csv").is_file() or any((images / name).is_dir() for name in card.class_names)
+    return index.load(images) if labelled else index.load_test(images)
+
+
+def calibration(images: Path | None, source: Source, count: int = CALIBRATION) -> Table:
+    """At most `count` images for calibration, drawn by class: of `images`, else of the run's own training images.
+
+    Raises `ConvertError` where PATH lies in no run, or the run's images are gone.
+    """
+    found = table(images, source.card) if images is not None else _own(source)
+    return chosen(found, draw(found.labels, count))
+
+
+def draw(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Positions of at most `count` images, as evenly over the classes as they are there; sorted, always the same."""
+    rank = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        rank[keyed.rng(0, "calibrate", int(label)).permutation(places)] = np.arange(len(places))
+    return np.sort(np.argsort(rank, kind="stable")[:count])
+
+
+def chosen(images: Table, places: NDArray[np.int64]) -> Table:
+    """Some of a table's images."""
+    ids, paths = [images.ids[k] for k in places], [images.paths[k] for k in places]
+    return Table(ids, paths, images.labels[places], images.class_names, images.root)
+
+
+def batches(images: Table, card: Card) -> Iterator[NDArray[np.uint8]]:
+    """uint8 `[N, S, S, 3]`, N at most `BATCH`, in the table's order."""
+    prep = card.preprocessing
+    loader = Loader(images.paths, eval_transform(prep), prep.size, BATCH, images=Images(cache_bytes=0))
+    for batch in loader.epoch(np.arange(len(images.paths))):
+        yield batch.images[batch.weight > 0].copy()
+
+
+def labels(images: Table, card: Card) -> NDArray[np.int64] | None:
+    """Positions in the card's classes, -1 for a class it does not have; None when no image has a label."""
+    places = {name: k for k, name in enumerate(card.class_names)}
+    columns = np.array([places.get(name, -1) for name in images.class_names] + [-1], np.int64)
+    found = columns[images.labels]
+    return found if (found >= 0).any() else None
+
+
+def _own(source: Source) -> Table:
+    root = source.path.resolve()
+    if source.ensemble is not None:
+        root = source.ensemble.members[0].path.resolve()
+    config = root.parent.parent / "config.yaml"
+    if not config.is_file():
+        raise ConvertError(
+            f"{source.path}: lies in no run, so there are no images to calibrate on; give --calibrate IMAGES"
+        )
+    settings = load.read(config)
+    if not Path(settings.data.root).is_dir():
+        raise ConvertError(
+            f"{config}: its images {settings.data.root} are not there to calibrate on; give --calibrate IMAGES"
+        )
+    return index.load(settings.data.root, settings.data.id_column, settings.data.target_column)

@@ -1,0 +1,77 @@
+"""Compressed weights of a Core ML program: the `constexpr_*` operations, which only unpack constants, on NumPy.
+
+Source of the definitions: coremltools `ops/defs/iOS16/constexpr_ops.py` and `ops/defs/iOS18/compression.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import UnsupportedOperation
+
+Array = NDArray[Any]
+
+
+def unpack(kind: str, arguments: Mapping[str, Any], shape: tuple[int, ...]) -> Array:
+    """The dense array, of `shape`, in the dtype of its scale or table; `UnsupportedOperation` for what is not known."""
+    function = KINDS.get((kind, frozenset(arguments)))
+    if function is None:
+        raise UnsupportedOperation(f"operation {kind!r} with {', '.join(sorted(arguments)) or 'no arguments'}")
+    dense = function(**arguments)
+    if dense.shape != shape:
+        raise UnsupportedOperation(f"{kind} gives {list(dense.shape)}, the program declares {list(shape)}")
+    return dense
+
+
+def bits(packed: NDArray[np.uint8], width: int, count: int) -> NDArray[np.uint8]:
+    """`count` unsigned integers of `width` bits from bytes, the least significant bit first."""
+    flat = np.unpackbits(packed, count=count * width, bitorder="little").reshape(count, width)
+    return np.packbits(flat, axis=1, bitorder="little")[:, 0]
+
+
+def _affine(quantized_data: Array, zero_point: Array, scale: Array, axis: Array) -> Array:
+    def along(vector: Array) -> Array:
+        places = [1] * quantized_data.ndim
+        places[int(axis)] = -1
+        return vector.reshape(places) if vector.ndim else vector
+
+    shifted = quantized_data.astype(np.float32) - along(zero_point).astype(np.float32)
+    return (shifted * along(scale).astype(np.float32)).astype(scale.dtype)
+
+
+def _lookup(indices: Array, lut: Array, shape: Array) -> Array:
+    width = int(np.log2(len(lut)))
+    count = int(np.prod(shape, dtype=np.int64))
+    if 2**width != len(lut) or len(indices) != -(-count * width // 8):
+        raise UnsupportedOperation(f"constexpr_lut_to_dense of {len(lut)} entries and {len(indices)} bytes")
+    return lut[bits(indices, width, count)].reshape([int(n) for n in shape])
+
+
+def _lookup_one_table(indices: Array, lut: Array) -> Array:
+    if lut.ndim != indices.ndim + 2 or lut.size != lut.shape[-2] or indices.max(initial=0) >= lut.size:
+        raise UnsupportedOperation(f"constexpr_lut_to_dense with tables {list(lut.shape)}, one for all is known")
+    return lut.reshape(-1)[indices]
+
+
+def _blockwise(data: Array, scale: Array) -> Array:
+    if scale.ndim != data.ndim or any(s not in (1, d) for s, d in zip(scale.shape, data.shape, strict=True)):
+        raise UnsupportedOperation(
+            f"constexpr_blockwise_shift_scale of {list(data.shape)} by {list(scale.shape)}: blocks are not known"
+        )
+    return (data.astype(np.float32) * scale.astype(np.float32)).astype(scale.dtype)
+
+
+KINDS: dict[tuple[str, frozenset[str]], Callable[..., Array]] = {
+    (kind, frozenset(inspect.signature(function).parameters)): function
+    for kind, function in (
+        ("constexpr_affine_dequantize", _affine),
+        ("constexpr_lut_to_dense", _lookup),
+        ("constexpr_lut_to_dense", _lookup_one_table),
+        ("constexpr_blockwise_shift_scale", _blockwise),
+    )
+}

@@ -1,0 +1,132 @@
+"""int8, 8-bit weights and palettes: what is written, what the evaluator reads of it, and which layers stay in float."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import coremltools as ct
+import coremltools.optimize.coreml as optimize
+import numpy as np
+import onnx as onnx_library
+import pytest
+
+from config.errors import ConvertError
+from convert import coreml, onnx, pictures, precision, sensitivity
+from infer.predictors import mil_package, mil_program, mil_reference
+from infer.predictors import onnx as onnx_predictor
+from tests.convert.networks import Network, build
+
+
+@pytest.fixture(scope="module")
+def small() -> Network:
+    return build("convnext")
+
+
+@pytest.mark.parametrize(
+    ("kind", "macos", "bits"),
+    [("w8", 14, 8), ("palette6", 14, 6), ("w8", 15, 8), ("palette4", 15, 4)],
+)
+def test_the_evaluator_unpacks_weights_as_coremltools_does(
+    kind: str, macos: int, bits: int, small: Network, tmp_path: Path
+) -> None:
+    path = coreml.write(small.classifier, small.card, tmp_path / "x.mlpackage", kind, (1,), macos=macos)
+    unpacked = optimize.decompress_weights(ct.models.MLModel(str(path), skip_model_load=True))
+    unpacked.save(str(tmp_path / "dense.mlpackage"))
+    dense = mil_program.parse(mil_package.read(tmp_path / "dense.mlpackage"))
+    ours = mil_program.parse(mil_package.read(path))
+    compressed = {n: v for n, v in ours.constants.items() if n.endswith(("_quantized", "_palettized"))}
+    assert len(compressed) > 5
+    theirs = {v.tobytes() for v in dense.constants.values() if isinstance(v, np.ndarray)}
+    assert all(value.tobytes() in theirs for value in compressed.values())
+    assert max(len(np.unique(v)) for v in compressed.values()) > 2 ** (bits - 1)
+    logits = mil_reference.open(path).logits(small.images)
+    assert (logits.argmax(1) == small.single.argmax(1)).all()
+    assert np.abs(logits - small.single).max() < {8: 0.05, 6: 0.15, 4: 0.6}[bits] * small.single.std()
+
+
+def test_a_changed_index_byte_of_a_palette_moves_the_logits(small: Network, tmp_path: Path) -> None:
+    path = coreml.write(small.classifier, small.card, tmp_path / "x.mlpackage", "palette6")
+    before = mil_reference.open(path).logits(small.images)
+    (block,) = mil_package.read(path).spec.mlProgram.functions["main"].block_specializations.values()
+    operation = [o for o in block.operations if o.type == "constexpr_lut_to_dense"][-1]
+    file = path / "Data/com.apple.CoreML/weights/weight.bin"
+    data = bytearray(file.read_bytes())
+    data[operation.attributes["indices"].blobFileValue.offset + 64] ^= 0x20
+    file.write_bytes(data)
+    assert np.abs(mil_reference.open(path).logits(small.images) - before).max() > 1e-4
+
+
+@pytest.fixture(scope="module")
+def int8(vit: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("int8") / "x.onnx"
+    return onnx.write(vit.classifier, vit.card, out, "int8", calibration=[vit.images], float_layers=("node_linear_8",))
+
+
+def test_int8_is_per_channel_and_leaves_the_named_layers(int8: Path, vit: Network) -> None:
+    model = onnx_library.load(int8)
+    onnx_library.checker.check_model(model, full_check=True)
+    made = {name: node for node in model.graph.node for name in node.output}
+    (convolution,) = (n for n in model.graph.node if n.op_type == "Conv")
+    assert [made[name].op_type for name in convolution.input[:2]] == ["DequantizeLinear"] * 2
+    scale = next(t for t in model.graph.initializer if t.name == made[convolution.input[1]].input[1])
+    assert list(scale.dims) == [vit.classifier.model.patch_embed.proj.out_channels]
+    (head,) = (n for n in model.graph.node if n.op_type == "Gemm")
+    assert head.input[1] == "classifier.model.head.weight"
+    logits = onnx_predictor.open(int8).logits(vit.images)
+    assert (logits.argmax(1) == vit.single.argmax(1)).all()
+    assert 1e-4 < np.abs(logits - vit.single).max() < 0.15 * vit.single.std()
+    assert sorted(p.name for p in int8.parent.iterdir()) == ["x.onnx"]
+
+
+def test_the_layer_that_was_made_hard_for_int8_is_named_first(small: Network) -> None:
+    """One channel of its input is a thousand times the others."""
+    hard = copy.deepcopy(small.classifier)
+    hard.model.head.norm.weight[0] *= 1000
+    hard.model.head.fc.weight[:, 0] *= 0.001
+    losses = sensitivity.rank(hard, small.card, "onnx", "int8", small.images, [small.images])
+    assert losses[0].name == "head.fc"
+    assert losses[0].kl_divergence > 10 * losses[1].kl_divergence
+
+
+def test_the_layer_that_was_made_hard_for_a_palette_is_named_first(small: Network) -> None:
+    """One column of its weights is a thousand times the others."""
+    hard = copy.deepcopy(small.classifier)
+    norm, convolution = hard.model.stages[2].downsample
+    norm.weight[0] *= 0.001
+    norm.bias[0] *= 0.001
+    convolution.weight[:, 0] *= 1000
+    losses = sensitivity.rank(hard, small.card, "coreml", "palette4", small.images, [])
+    assert losses[0].name == "stages_2_downsample_1"
+    assert losses[0].kl_divergence > 2 * losses[1].kl_divergence
+
+
+def test_layers_are_added_to_float_until_the_limits_hold() -> None:
+    losses = [sensitivity.Loss(f"l{k}", f"n{k}", 1.0 / (k + 1)) for k in range(9)]
+    asked: list[int] = []
+
+    def holds(layers: tuple[str, ...]) -> bool:
+        asked.append(len(layers))
+        return len(layers) >= 2
+
+    assert sensitivity.kept(losses, holds) == ("l0", "l1")
+    assert asked == [0, 1, 2]
+    assert len(sensitivity.kept(losses, lambda _: False)) == 4
+    assert "yes" in sensitivity.table(losses, ["l0"]).splitlines()[2]
+
+
+def test_calibration_images_are_drawn_by_class() -> None:
+    labels = np.repeat([0, 1, 2], [100, 10, 3])
+    drawn = pictures.draw(labels, 30)
+    assert np.bincount(labels[drawn]).tolist() == [17, 10, 3]
+    assert (pictures.draw(labels, 30) == drawn).all()
+    assert len(pictures.draw(labels, 500)) == 113
+
+
+def test_what_no_format_takes_is_said() -> None:
+    kinds = precision.pairs(["onnx", "coreml"], ["fp32", "int8", "w8"])
+    assert kinds == [("onnx", "fp32"), ("onnx", "int8"), ("coreml", "fp32"), ("coreml", "w8")]
+    with pytest.raises(ConvertError, match=r"coreml has no int8.*w8"):
+        precision.pairs(["coreml"], ["int8"])
+    with pytest.raises(ConvertError, match="w8 is one of coreml only"):
+        precision.pairs(["onnx"], ["fp32", "w8"])

@@ -1,0 +1,93 @@
+"""The local page and its `POST /predict`, as a browser and curl meet them."""
+
+import http.client
+import json
+import threading
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+import infer
+from config.errors import DataError
+from infer.explain import explain
+from infer.serve import Limits, app
+from tests import browser
+from tests.unit import members
+
+with_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio, an extra, is not installed")
+with_chromium = pytest.mark.skipif(browser.program() is None, reason="no Chromium here")
+
+
+@pytest.fixture
+def model(tmp_path):
+    paths, _ = members.photographs(tmp_path / "images", count=3)
+    names = [str(members.checkpoint(tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    file = tmp_path / "e.yaml"
+    file.write_text(json.dumps({"members": [{"path": name} for name in names], "views": ["flip"]}))
+    with infer.load(file) as opened:
+        yield opened, paths
+
+
+@pytest.fixture
+def port(model):
+    """A server of the model in a thread of its own."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app(model[0], Limits(5000, 2000)), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield browser.wait(lambda: server.started and server.servers[0].sockets[0].getsockname()[1])
+    server.should_exit = True
+    thread.join()
+
+
+def post(port, body, host="127.0.0.1"):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/predict", body, {"Host": f"{host}:{port}"})
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+def test_an_explanation_says_what_the_ensemble_and_each_member_say(model):
+    runner, paths = model
+    said = explain(runner, paths[0].read_bytes(), 2000)
+    expected = runner.predict([paths[0]]).probabilities[0]
+    assert np.array_equal(said.probabilities, expected) and said.label == members.CLASSES[expected.argmax()]
+    alone = [one.predict([paths[0]]).probabilities[0] for one in runner.members()]
+    assert np.array_equal(list(said.members.values()), alone) and list(said.views) == ["original", "hflip"]
+    assert np.array_equal(said.views["hflip"], said.views["original"][:, ::-1])
+    assert said.margin == pytest.approx(np.sort(expected)[-1] - np.sort(expected)[-2])
+    with pytest.raises(DataError, match="32 x 32 pixels"):
+        explain(runner, paths[0].read_bytes(), 1000)
+
+
+def test_without_gradio_it_is_one_line_that_names_the_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("infer.serve.installed", lambda _module: False)
+    folder = members.checkpoint(tmp_path / "a")
+    assert infer.main(["serve", "--member", str(folder)]) == 1
+    assert 'pip install -e ".[serve]"' in capsys.readouterr().err
+
+
+@with_gradio
+def test_post_predict_answers_and_refuses(model, port):
+    runner, paths = model
+    status, body = post(port, paths[1].read_bytes())
+    said = json.loads(body)
+    expected = runner.predict([paths[1]]).probabilities[0]
+    assert status == 200 and np.allclose([said["probabilities"][n] for n in members.CLASSES], expected, atol=1e-8)
+    assert said["label"] == members.CLASSES[expected.argmax()] and len(said["members"]) == 2
+    assert post(port, b"no image")[0] == 422 and post(port, bytes(5001))[0] == 413
+    assert post(port, paths[1].read_bytes(), host="evil.example")[0] == 400
+
+
+@with_gradio
+@with_chromium
+def test_the_page_shows_what_a_dropped_image_is(model, port, tmp_path):
+    runner, paths = model
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with browser.Browser(f"http://127.0.0.1:{port}/", tmp_path / "profile") as page:
+        page.choose_files("input[type=file]", [*paths, tmp_path / "bad.png"])
+        text = browser.wait(lambda: "members agree" in page.text() and "unreadable" in page.text() and page.text())
+    best = runner.predict(paths).probabilities
+    assert f"{best[0].max():.1%}" in text and f"{best[2].max():.1%}" in text and "hflip" in text
