@@ -93,6 +93,13 @@ def _ensemble(path: Path) -> Source:
     if not path.exists():
         raise ConvertError(f"{path}: there is no such ensemble file")
     ensemble = ensembles.read(path)
+    if not ensemble.plain:
+        raise ConvertError(
+            f"{path}: was fitted with more than weights and temperatures (ranks, a stack, vector or isotonic"
+            " calibration, a lowest probability, temperatures after the views, or another merge of them), which no"
+            " single artefact holds;"
+            " fit one without these, or convert the members one by one"
+        )
     members = [member for member in ensemble.members if member.weight > 0]
     parts = tuple(_weighted(path, member) for member in members)
     check_classes([(str(m), p.card.class_names) for m, p in zip(members, parts, strict=True)])

@@ -47,6 +47,12 @@ class Plan:
     rules: tuple[Rule, ...] = ()
     seed: int = 0
 
+    def candidates(self) -> tuple[Kind, ...]:
+        """The calibrations to choose from. A stack is fitted to the log loss itself, and too sure of the rows that it
+        saw, so that none at all is always one of its candidates."""
+        always: tuple[Kind, ...] = ("none",) if self.method == "stacking" else ()
+        return tuple(dict.fromkeys([*self.calibrations, *always]))
+
     def weights(self) -> weights.Wish:
         """What it says of weights; those of a stack play no part."""
         method = "equal" if self.method == "stacking" else self.method

@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--method", choices=_METHODS, help="how weights are found (default: convex, or fixed with --weights)")
     add("--weights", nargs="+", type=float, metavar="W", help="one fixed weight a run, in the order of the runs")
     add("--combine", choices=_COMBINE, default="probabilities", help="what is averaged (default: %(default)s)")
-    add("--metric", choices=_METRICS, default="log_loss", help="what greedy selection maximises (default: %(default)s)")
+    add("--metric", choices=_METRICS, default="log_loss", help="what greedy selection improves (default: %(default)s)")
     add("--rounds", type=_natural, default=50, help="rounds of greedy selection (default: %(default)s)")
     add("--bags", type=_natural, default=0, help="average the weights over so many bootstrap samples (default: none)")
     add("--soften", type=_share, default=0.0, metavar="S", help="move the weights by this share towards equal ones")

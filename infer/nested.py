@@ -58,16 +58,16 @@ def evaluate(table: Table, plan: Plan, near: Pool | None = None) -> Nested:
     """Fit `plan` without each part in turn and answer that part; `near` is a fit on all rows to start searches from."""
     shape, part = (len(table.ids), table.classes), parts(table, plan.seed)
     plain = np.zeros(shape, np.float32)
-    answers: dict[Kind, Answers] = {kind: np.zeros(shape, np.float32) for kind in plan.calibrations}
+    answers: dict[Kind, Answers] = {kind: np.zeros(shape, np.float32) for kind in plan.candidates()}
     labels: dict[tuple[Kind, Rule], Ints] = {
-        (kind, rule): np.zeros(shape[0], np.int64) for kind in plan.calibrations for rule in plan.rules
+        (kind, rule): np.zeros(shape[0], np.int64) for kind in plan.candidates() for rule in plan.rules
     }
     for seen, unseen in _splits(part):
         known, new = table.take(seen), table.take(unseen)
         found = blend.fit_pool(known, plan, near)
         logs, targets, fresh = blend.mix_pool(known, found), known.targets, blend.mix_pool(new, found)
         plain[unseen] = _uncalibrated(new, found) if found.stack is None else fresh
-        for kind in plan.calibrations:
+        for kind in plan.candidates():
             step = blend.fit_step(kind, logs, targets, plan.clip)
             answers[kind][unseen] = step.apply(fresh)
             for rule in plan.rules:

@@ -120,12 +120,16 @@ def test_a_run_is_each_folds_best(run: Path) -> None:
     assert [one.path for one in source.read(run / "fold_1")] == [run / "fold_1" / "best"]
 
 
-@pytest.mark.parametrize("kind", ["sizes", "view", "artefact", "zoo"])
+@pytest.mark.parametrize("kind", ["sizes", "view", "artefact", "zoo", "clip", "merge"])
 def test_what_cannot_be_one_file_says_why(kind: str, run: Path, tmp_path: Path) -> None:
     paths, keys = [str(run / "fold_0" / "best"), str(run / "large")], {}
     said = r"48 px.*one image batch"
     if kind == "view":
         paths, keys, said = paths[:1], {"views": ["zoom_1.1"]}, r"zoom_1\.1"
+    if kind == "clip":
+        paths, keys, said = paths[:1], {"clip": 1e-4}, "more than weights and temperatures"
+    if kind == "merge":
+        paths, keys, said = paths[:1], {"views": ["flip"], "merge": "max"}, "more than weights and temperatures"
     if kind == "artefact":
         (run / "made.onnx").touch()
         paths, said = [str(run / "made.onnx")], "artefact already"

@@ -107,6 +107,7 @@ def test_an_honest_figure_shows_overfitting_that_the_fitted_one_hides():
     found = nested.evaluate(given, plan)
     seen = blend.mix(fit.fit_blend(given, plan), given)
     fitted = -seen[np.arange(60), targets].mean()
+    assert found.after["none"].log_loss < found.after["isotonic"].log_loss and found.kind == "none"
     assert fitted < 1.8 and found.after["isotonic"].log_loss > np.log(10)
 
 
