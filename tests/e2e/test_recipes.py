@@ -23,7 +23,13 @@ SMALL = {
     "swin": ("swin_tiny_patch4_window7_224", 32),
     "vit": ("test_vit", 32),
 }
-MINE = ("convnext_base_384_best", "efficientnet_b4_320_documents", "modern_finetune", "swin_base_384_5fold")
+MINE = (
+    "convnext_base_384_best",
+    "documents",
+    "efficientnet_b4_320_documents",
+    "modern_finetune",
+    "swin_base_384_5fold",
+)
 CASES = [(recipe, "") for recipe in MINE] + [
     ("seven_model_ensemble", name)
     for name in (
