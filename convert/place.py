@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -58,5 +59,10 @@ def _move(new: Path, target: Path, aside: Path) -> None:
 
 
 def _unwritable(target: Path, error: OSError) -> ConvertError:
-    remedy = "free some space" if error.errno == errno.ENOSPC else "give an --out that can be written"
-    return ConvertError(f"{target}: cannot be written ({error.strerror or error}); {remedy}")
+    reason = error.strerror or str(error)
+    if isinstance(error, shutil.Error):  # of a folder's copy: a list of (source, target, reason)
+        reason = str(error.args[0][0][2])
+    full = os.strerror(errno.ENOSPC)
+    if full in reason:
+        return ConvertError(f"{target}: cannot be written ({full}); free some space")
+    return ConvertError(f"{target}: cannot be written ({reason}); give an --out that can be written")

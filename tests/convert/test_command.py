@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import torch
 
 import convert
 from backends.torch import model as torch_model
+from config.errors import ConvertError
 from convert import __main__ as command
 from convert import pictures as real_images
-from convert import source, torch_graph, verify
+from convert import place, source, torch_graph, verify
 from infer import predictors
 from models import manifest, registry, weights
 from models.card import CARD_KEY, Card
@@ -178,6 +180,15 @@ def test_a_full_disk_leaves_what_was_there(
     assert "No space left" in one_line(capsys.readouterr().err)
     assert [p.name for p in tmp_path.iterdir()] == [old.name]
     assert old.read_text() == "the old one"
+
+
+def test_a_folder_that_finds_no_space_says_so_in_one_line(tmp_path: Path) -> None:
+    """As `shutil.copytree` tells it, which coremltools puts packages in their place with."""
+    told = f"[Errno 28] {os.strerror(errno.ENOSPC)}: 'a' -> 'b'"
+    with pytest.raises(ConvertError, match="free some space"), place.whole(tmp_path / "x.mlpackage", False) as path:
+        path.mkdir()
+        raise shutil.Error([("a", "b", told)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_overwrite_replaces_a_package_as_a_whole(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,26 @@ def test_an_absent_provider_is_named(file: Path) -> None:
 def test_nothing_is_printed(vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx")
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_file_says_what_ran_it(file: Path) -> None:
+    metadata = {p.key: p.value for p in onnx_library.load(file).metadata_props}
+    assert set(json.loads(metadata[onnx.TRIED_KEY])) == set(predictor.available())
+
+
+def test_floats_between_zero_and_one_are_an_option(vit: Network, tmp_path: Path) -> None:
+    path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx", float_input=True)
+    (images,) = onnx_library.load(path).graph.input
+    assert images.type.tensor_type.elem_type == onnx_library.TensorProto.FLOAT
+    assert [d.dim_value for d in images.type.tensor_type.shape.dim] == [0, 3, 32, 32]
+    np.testing.assert_allclose(predictor.open(path).logits(vit.images), vit.single, atol=5 * vit.floor)
+
+
+def test_weights_lie_beside_it_where_one_message_cannot_hold_them(
+    vit: Network, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "MOST_BYTES", 2**24 + 100_000)
+    path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.onnx", "x.onnx.data"]
+    assert path.stat().st_size < file.stat().st_size / 5
+    np.testing.assert_array_equal(predictor.open(path).logits(vit.images), predictor.open(file).logits(vit.images))
