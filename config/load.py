@@ -67,7 +67,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
         raise SystemExit(0)
     wish, wrong = command.wish(line.options, line.flags)
     line.faults += wrong
-    if wish.fold is not None:
+    if wish.fold is not None and not wish.mode:  # a campaign must not remember what one process was asked for
         line.layer.where[("folds", "train")] = _LINE
         _put(line.layer.values, ("folds", "train"), [str(wish.fold)])
     found = Command(wish, _resolve(_line_layers(line), line.faults))

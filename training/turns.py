@@ -72,7 +72,9 @@ def train(campaign: Campaign, wish: Wish) -> None:
         for place in campaign.run(able[0]).glob("fold_*/"):
             if wish.fold is None or place.name == f"fold_{wish.fold}":
                 failures.forget(place)
-    stock = open_stock(campaign, lambda numbers: all(done(path) for path in _folders(campaign, able, numbers)))
+    stock = open_stock(
+        campaign, lambda numbers: all(done(path) for path in _folders(campaign, able, numbers)), wish.fold
+    )
     team = [_ready(campaign, member, stock) for member in able]
     folders = [folder for one in team for folder in one.folds(stock.numbers)]
     work = Worklist(folders, done)
@@ -130,12 +132,17 @@ def _able(campaign: Campaign, wish: Wish) -> list[Member]:
     return able
 
 
-def open_stock(campaign: Campaign, ended: Callable[[list[int]], bool] = lambda _: False) -> Stock:
+def open_stock(
+    campaign: Campaign, ended: Callable[[list[int]], bool] = lambda _: False, only: int | None = None
+) -> Stock:
     """Read the images' table, audit it, and read the folds, which are drawn and kept where they are not there yet.
 
-    Where `ended` says of the folds' numbers that nothing is left to do, no image is looked at.
+    Where `ended` says of the folds' numbers that nothing is left to do, no image is looked at. With `only` that fold
+    alone is to be trained.
     """
     settings, folder = campaign.settings, campaign.folder
+    if only is not None:
+        settings = settings.model_copy(update={"folds": settings.folds.model_copy(update={"train": (only,)})})
     table = actions.load(settings.data).table
     images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
     drawn = (folder / FOLDS).exists()

@@ -115,7 +115,9 @@ def test_each_stage_alone_names_what_it_lacks_and_goes_on_from_what_is_there(
     assert command("--mode", "predict") == 1
     wanted = f"ensemble.yaml: is not there; first: python train_numpy.py --mode fit --resume {folder}"
     assert wanted in capsys.readouterr().err
-    assert command("--mode", "train") == 0
+    assert command("--mode", "train", "--member", "second", "--fold", "7", "--resume", str(folder)) == 2
+    assert "there is no fold 7; there are [0, 1]" in capsys.readouterr().err
+    assert command("--mode", "train", "--resume", str(folder)) == 0, "the campaign does not remember the one fold"
     assert "1 of 4 folds are done" in capsys.readouterr().out
     for mode in ("fit", "predict", "report"):
         assert command("--mode", mode, "--resume", str(folder)) == 0
