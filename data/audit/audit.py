@@ -61,6 +61,8 @@ def audit(
     measures = images.shift(*sides)
     found = [finding for side in sides if side.ids for finding in images.single(side)]
     found += images.classes(sides[0], least) + copies.find(entries, seen.facts, seen.pairs) + images.shifts(measures)
+    turned = {name for name, path in zip(train.ids, train.paths, strict=True) if path in train.turns}
+    found = [one for one in found if one.kind != "wrong_way_up" or one.id not in turned]  # seen to already
     within = [pair for pair in seen.pairs if max(pair.first, pair.second) < count]
     return Audit(
         ordered(found),

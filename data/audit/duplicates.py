@@ -52,7 +52,10 @@ def find(pictures: Pixels, hashes: NDArray[np.uint64]) -> list[Pair]:
     (multi-index hashing, Norouzi et al. 2012), save where more than `_MOST` others share a quarter of its hash: there
     the nearest in the order of the hashes are looked at. Flat pictures, such as blank pages, have no pairs.
     """
-    uneven = np.flatnonzero(pictures.reshape(len(pictures), -1).std(axis=1) >= _FLAT)
+    blocks = (
+        pictures[start : start + _BLOCK] for start in range(0, len(pictures), _BLOCK)
+    )  # std makes float64 of them
+    uneven = np.flatnonzero(np.concatenate([block.std(axis=(1, 2)) for block in blocks]) >= _FLAT)
     if len(uneven) < 2:
         return []
     first, second, turn, distance = _candidates(hashes[uneven])

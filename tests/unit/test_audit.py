@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,10 +113,13 @@ def test_the_data_set_as_a_whole(found: whole.Audit, root: Path) -> None:
     assert len(set(group.values())) == len(group) - 3, "and no others"
 
 
-def test_a_copy_is_turned_back_by_what_is_proposed(found: whole.Audit) -> None:
+def test_a_copy_is_turned_back_by_what_is_proposed(found: whole.Audit, root: Path) -> None:
     (finding,) = [finding for finding in found.findings if finding.kind == "wrong_way_up"]
     path = found.paths["train", finding.id]
-    np.testing.assert_array_equal(Images(turns={path: actions.TURNS[finding.value]})(path), scene(2))
+    turns = {path: actions.TURNS[finding.value]}
+    np.testing.assert_array_equal(Images(turns=turns)(path), scene(2))
+    again = whole.audit(replace(index.load(root), turns=turns), None, Data(root=root))
+    assert "wrong_way_up" not in {finding.kind for finding in again.findings}
 
 
 def test_a_group_that_is_most_of_a_class_is_no_group() -> None:
