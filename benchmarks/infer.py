@@ -43,6 +43,7 @@ from timm.data import create_dataset, create_loader
 from backends.torch import model as networks
 from backends.torch.step import Input
 from convert import onnx as to_onnx
+from convert import torch_graph
 from data.augment import eval_transform
 from data.decode import decode
 from infer import predictors
@@ -187,7 +188,9 @@ def timm_batches(root: Path, arguments: argparse.Namespace) -> Iterator[torch.Te
 def by_engine(arguments: argparse.Namespace, member: Path, images: NDArray[np.uint8], place: Path) -> dict[str, float]:
     """Milliseconds an image of one member and view, the best of the repeats, on the CPU."""
     file = place / "member.onnx"
-    to_onnx.export(weights.read(member / "model.safetensors")[0], checkpoint.read_card(member), file)
+    card = checkpoint.read_card(member)
+    network = torch_graph.classifier(weights.read(member / "model.safetensors")[0], card)
+    to_onnx.write(network, card, file)
     opened = {
         "torch eager": lambda: predictors.open(member, "torch", device="cpu"),
         "torch eager channels_last": lambda: predictors.open(member, "torch", device="cpu", channels_last=True),

@@ -8,6 +8,7 @@ import infer
 from backends.torch import model as networks
 from config.errors import BackendUnavailable, ConfigError
 from convert import onnx as convert
+from convert import torch_graph
 from infer import ensemble, member, predict, predictors
 from infer.member import Member
 from infer.options import RunOptions
@@ -29,7 +30,7 @@ def trained(tmp_path_factory):
     folder.mkdir()
     weights.write(folder / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
     manifest.write(folder)
-    convert.export(arrays, card, folder.parent / "best.onnx")
+    convert.write(torch_graph.classifier(arrays, card), card, folder.parent / "best.onnx")
     return folder, folder.parent / "best.onnx"
 
 
