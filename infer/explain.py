@@ -1,31 +1,37 @@
-"""Why an ensemble says what it says of one image: each member's probabilities, the views they saw, how sure it is."""
+"""Why an ensemble says what it says of one image: what each member says, the views they saw, where they looked."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from config.errors import ConfigError
 from data.decode import Pixels, decode
-from infer import views
+from infer import gradcam, views
+from infer.member import Member
 from infer.runner import Runner
 from infer.summary import UNSURE
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Of one image: float32 `[C]` of the ensemble and of each member by name, and each view, uint8 `[S, S, 3]`."""
+    """Of one image: the chosen class, float32 `[C]` of the ensemble and of each member by name, and each view, uint8
+    `[S, S, 3]`."""
 
     class_names: tuple[str, ...]
     probabilities: NDArray[np.float32]
     members: dict[str, NDArray[np.float32]]
     views: dict[str, Pixels]
+    choice: int
 
     @property
     def label(self) -> str:
-        """The class of the greatest probability."""
-        return self.class_names[int(self.probabilities.argmax())]
+        """The name of the chosen class."""
+        return self.class_names[self.choice]
 
     @property
     def margin(self) -> float:
@@ -36,11 +42,11 @@ class Explanation:
     @property
     def agreeing(self) -> int:
         """How many members alone choose the ensemble's class."""
-        return sum(int(rows.argmax() == self.probabilities.argmax()) for rows in self.members.values())
+        return sum(int(rows.argmax() == self.choice) for rows in self.members.values())
 
     def certainty(self) -> str:
         """How sure it is, in words."""
-        best = float(self.probabilities.max())
+        best = float(self.probabilities[self.choice])
         word = "unsure" if best < UNSURE else "sure"
         return (
             f"{word}: {self.label} with {best:.1%}, {self.margin:.1%} before the next; "
@@ -51,7 +57,7 @@ class Explanation:
         """What `POST /predict` answers."""
         return {
             "label": self.label,
-            "confidence": float(self.probabilities.max()),
+            "confidence": float(self.probabilities[self.choice]),
             "margin": self.margin,
             "probabilities": _named(self.class_names, self.probabilities),
             "members": {name: _named(self.class_names, rows) for name, rows in self.members.items()},
@@ -66,7 +72,34 @@ def explain(runner: Runner, data: bytes, pixel_limit: int) -> Explanation:
     alone = {one.name: one.predict([image]).probabilities[0] for one in runner.members()}
     shown = runner.pixels(image)[None]
     seen = {view: views.apply(view, shown)[0] for view in runner.ensemble.views}
-    return Explanation(runner.class_names, probabilities, alone, seen)
+    choice = int(runner.finish.labels(probabilities[None])[0])
+    return Explanation(runner.class_names, probabilities, alone, seen, choice)
+
+
+def looks(runner: Runner, data: bytes, pixel_limit: int, label: str) -> dict[str, Pixels]:
+    """Where each member looks for the class `label` in an encoded image: uint8 `[S, S, 3]` with a heat map over it.
+
+    By the members' names; one that has no Grad-CAM (an artefact without gradients, an image too small) is left out.
+    """
+    image, number = decode(data, pixel_limit), runner.class_names.index(label)
+    found = {}
+    for member, one in zip(runner.ensemble.members, runner.members(), strict=True):
+        seen = one.pixels(image)
+        try:
+            heat = runner.in_thread(lambda member=member, seen=seen: _heat(member, seen, number))  # type: ignore[misc]
+        except ConfigError:
+            continue
+        found[one.name] = gradcam.overlay(seen, heat)
+    return found
+
+
+def _heat(member: Member, seen: Pixels, number: int) -> NDArray[np.float32]:
+    return _explainer(member.path, member.runtime).heatmaps(seen[None], [number])[0]
+
+
+@functools.lru_cache(maxsize=8)
+def _explainer(path: Path, runtime: str | None) -> gradcam.Explainer:
+    return gradcam.open(path, runtime)
 
 
 def _named(names: tuple[str, ...], values: NDArray[np.float32]) -> dict[str, float]:

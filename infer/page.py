@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import DataError
-from infer.explain import Explanation, explain
+from infer.explain import Explanation, explain, looks
 from infer.runner import Runner
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -30,18 +30,20 @@ def build(runner: Runner, pixel_limit: int) -> Any:
         if len(given) > _MOST:
             raise gr.Error(f"{len(given)} images: give {_MOST} at the most, or use python -m infer --images")
         said = {path.name: _try(runner, path, pixel_limit) for path in given}
-        good = [name for name, one in said.items() if isinstance(one, Explanation)]
-        rows = [[name, *_row(one)] for name, one in said.items()]
-        faults = "\n".join(f"- {name}: {one}" for name, one in said.items() if isinstance(one, str))
+        good = [name for name, (one, _) in said.items() if isinstance(one, Explanation)]
+        rows = [[name, *_row(one)] for name, (one, _) in said.items()]
+        faults = "\n".join(f"- {name}: {one}" for name, (one, _) in said.items() if isinstance(one, str))
         return rows, faults, gr.Dropdown(choices=good, value=good[0] if good else None), said
 
     def show(name: str | None, said: dict[str, Any]) -> tuple[Any, ...]:
         if not name or name not in said:
-            return "", None, [], []
-        one = said[name]
+            return "", None, [], [], []
+        one, data = said[name]
         probabilities = dict(zip(one.class_names, map(float, one.probabilities), strict=True))
         table = [[member, *_best(one.class_names, rows)] for member, rows in one.members.items()]
-        return one.certainty(), probabilities, table, [(image, view) for view, image in one.views.items()]
+        seen = [(image, view) for view, image in one.views.items()]
+        where = looks(runner, data, pixel_limit, one.label)
+        return one.certainty(), probabilities, table, seen, [(image, member) for member, image in where.items()]
 
     with gr.Blocks(title="Tandem") as made:
         gr.Markdown(f"## Tandem\n{runner.name}; views: {', '.join(runner.ensemble.views)}")
@@ -56,17 +58,20 @@ def build(runner: Runner, pixel_limit: int) -> Any:
                 label = gr.Label(label="Ensemble", num_top_classes=5)
                 alone = gr.Dataframe(headers=["member", "label", "probability"], label="Each member alone")
                 seen = gr.Gallery(label="Views", columns=4, height=260)
+                where = gr.Gallery(label="Where each member looks (Grad-CAM; red counts most)", columns=4, height=260)
         said = gr.State({})
         files.change(answer, files, [every, faults, chosen, said], api_name=False)
-        chosen.change(show, [chosen, said], [words, label, alone, seen], api_name=False)
+        chosen.change(show, [chosen, said], [words, label, alone, seen, where], api_name=False)
     return made
 
 
-def _try(runner: Runner, path: Path, pixel_limit: int) -> Explanation | str:
+def _try(runner: Runner, path: Path, pixel_limit: int) -> tuple[Explanation | str, bytes]:
+    """The answer or the fault, and the file's bytes."""
+    data = path.read_bytes()
     try:
-        return explain(runner, path.read_bytes(), pixel_limit)
+        return explain(runner, data, pixel_limit), data
     except DataError as error:
-        return str(error)
+        return str(error), data
 
 
 def _row(said: Explanation | str) -> list[str]:

@@ -7,11 +7,11 @@ order. Memory does not grow with the number of images, unless the caller keeps t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from infer.prepare import AHEAD, Grid, prepare
 from infer.residency import Keep, Members
 from infer.rounds import Answers, Panel, batches_per_round, in_rounds
 from models.card import Preprocessing
+
+_Result = TypeVar("_Result")
 
 Image = str | Path | bytes | NDArray[np.uint8]
 # Pixels of an automatic batch: 64 images at 224, 16 at 448. More gains nothing and takes memory.
@@ -118,6 +120,10 @@ class Runner:
     def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """uint8 `[S, S, 3]`: an image, uint8 `[H, W, 3]`, as the first member sees it before any view."""
         return eval_transform(self._inputs[0])(image)
+
+    def in_thread(self, work: Callable[[], _Result]) -> _Result:
+        """Do `work` in the thread of the members, where arrays of all engines may be made."""
+        return self._members.run(work)
 
     def members(self) -> list[Runner]:
         """Each member alone, with all views. They share what this runner has opened, and end with its `close`."""

@@ -8,9 +8,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+import backends
 import infer
 from config.errors import DataError
-from infer.explain import explain
+from data.decode import decode
+from infer.explain import explain, looks
 from infer.serve import Limits, app
 from tests import browser
 from tests.unit import members
@@ -60,6 +62,36 @@ def test_an_explanation_says_what_the_ensemble_and_each_member_say(model):
     assert said.margin == pytest.approx(np.sort(expected)[-1] - np.sort(expected)[-2])
     with pytest.raises(DataError, match="32 x 32 pixels"):
         explain(runner, paths[0].read_bytes(), 1000)
+
+
+def test_checkpoints_of_both_engines_show_where_they_look_and_others_are_left_out(tmp_path):
+    torch = pytest.importorskip("torch")
+    from backends.contract import LossSpec, OptimSpec
+    from models import manifest, registry, weights
+    from models.card import CARD_KEY, Card, Preprocessing
+
+    spec = registry.get("test_resnet", num_classes=3, image_size=96)
+    folder = tmp_path / "net"
+    folder.mkdir()
+    torch.manual_seed(0)
+    state = backends.load("torch").open(spec, None, OptimSpec(), LossSpec(), seed=0).state()
+    card = Card("test_resnet", members.CLASSES, Preprocessing(size=96), {"image_size": 96}, "torch")
+    weights.write(folder / "model.safetensors", state.weights, {CARD_KEY: card.to_json()})
+    manifest.write(folder)
+    other = members.checkpoint(tmp_path / "linear")
+    paths, _ = members.photographs(tmp_path / "images", count=1)
+    file = tmp_path / "e.yaml"
+    file.write_text(
+        json.dumps(
+            {"members": [{"path": str(folder), "runtime": r} for r in ("torch", "mlx")] + [{"path": str(other)}]}
+        )
+    )
+    with infer.load(file) as runner:
+        found = looks(runner, paths[0].read_bytes(), 10_000_000, members.CLASSES[1])
+        assert [name.rpartition(" ")[2] for name in found] == ["(torch)", "(mlx)"]
+        torchs, mlxs = (image.astype(int) for image in found.values())
+        assert torchs.shape == (96, 96, 3) and np.abs(torchs - mlxs).max() <= 3
+        assert np.abs(torchs - runner.pixels(decode(paths[0]))).max() > 50
 
 
 def test_without_gradio_it_is_one_line_that_names_the_install(tmp_path, capsys, monkeypatch):
