@@ -18,6 +18,7 @@ import numpy as np
 
 import ports
 from backends.contract import Precision, Weights, is_buffer
+from backends.mlx import threads
 from config.errors import ConfigError
 from models.registry import ModelSpec
 from ports import layers
@@ -51,6 +52,7 @@ def build(spec: ModelSpec, weights: Weights | None, precision: Precision, seed: 
         raise ConfigError(f"model {spec.name}: in_chans is {spec.in_chans}; images are RGB, so choose 1 or 3")
     if precision not in _DTYPES:
         raise ConfigError(f"train.precision {precision}: the MLX engine has {', '.join(_DTYPES)}; choose one of them")
+    threads.end_cleanly()
     with seeded(seed, "weights", 0):
         module = ports.create(spec)
     if weights is not None:

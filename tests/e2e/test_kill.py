@@ -99,7 +99,7 @@ def test_twenty_kills_change_nothing(digits: Path, tmp_path: Path) -> None:
     common = ["--folds.kind", "stratified", "--folds.count", "2", "--train.epochs", "25", "--ema.decay", "0.9"]
     common += ["--mix.mixup", "0.4", "--mining.cap", "0.3", "--sampling.kind", "balanced", "--schedule.name", "plateau"]
     undisturbed = words(digits, tmp_path / "undisturbed", *common, "--checkpoint.every_steps", "0")
-    whole_run("numpy", undisturbed)
+    assert not killed(whole_run, "numpy", undisturbed)
     given, rng = words(digits, tmp_path, *common), random.Random(20)
     reached, kills = 0, 0
     for attempt in range(20):
@@ -121,7 +121,7 @@ def test_twenty_kills_change_nothing(digits: Path, tmp_path: Path) -> None:
 def test_a_killed_network_ends_as_the_undisturbed_one(engine: str, digits: Path, tmp_path: Path) -> None:
     common = ["--train.epochs", "2", "--data.image_size", "32", "--optim.lr", "1e-3", "--drop.path", "0.1"]
     common += ["--ema.decay", "0.9", "--mix.cutmix", "1", "--checkpoint.every_steps", "3"]
-    whole_run(engine, words(digits, tmp_path / "undisturbed", *common))
+    assert not killed(whole_run, engine, words(digits, tmp_path / "undisturbed", *common))  # in a process like theirs
     given = words(digits, tmp_path, *common)
     for operation, count in (("fsync", 20), ("rename", 4), ("fsync", 9)):
         assert killed(dies_while_saving, engine, given, operation, count)
