@@ -111,6 +111,9 @@ def fit_pool(table: Table, plan: Plan, near: Pool | None = None) -> Pool:
 
 
 def _temperature(table: Table, g: int, present: NDArray[np.bool_], start: float) -> float:
+    """The temperature of run g; 1 where it answered none of the rows, as one that has a single fold without that."""
+    if not present.any():
+        return 1.0
     if present.all():
         return calibration.temperature(table.logits[g], table.targets, start)
     return calibration.temperature(table.logits[g].take(present), table.targets[present], start)

@@ -148,6 +148,16 @@ def test_runs_with_fewer_folds_are_fitted_and_said_so(tmp_path):
         assert fitted.cross_fitted.rows == 900 and fitted.cross_fitted.log_loss < fitted.equal.log_loss
 
 
+def test_a_run_of_one_fold_is_fitted_with_others(tmp_path):
+    """Without that fold nothing is known of the run: it then counts at temperature 1."""
+    _, _, runs = fitted_runs(tmp_path)
+    for number in (1, 2):
+        (runs[1] / f"fold_{number}" / "oof.npz").unlink()
+    fitted = fit.fit(runs[:2])
+    assert fitted.notes[0] == "other answers 300 of 900 images (folds 0); the others stand in for it"
+    assert fitted.cross_fitted.rows == 900 and fitted.cross_fitted.log_loss < fitted.equal.log_loss
+
+
 def test_repeated_folds_are_averaged(tmp_path):
     targets, answers, runs = fitted_runs(tmp_path, folds=2, rows=60)
     first = oof.read(runs[0])
