@@ -68,7 +68,7 @@ def train() -> None:
         "--folds.train",
         "[1]",
         "--train.epochs",
-        "12",
+        "10",
     )
     moved = ["--weights", str(RUNS / "torch" / "fold_0" / "best"), "--folds.train", "[0]", "--train.epochs", "1"]
     command(
