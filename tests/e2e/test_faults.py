@@ -86,7 +86,7 @@ def test_a_second_ctrl_c_leaves_at_once_with_the_last_checkpoint_whole(digits: P
 def test_two_processes_on_one_run(digits: Path, tmp_path: Path) -> None:
     """The second is told who works there; a lock outlives no process."""
     first = start("numpy", words(digits, tmp_path))
-    wait_for(lambda: (tmp_path / "run" / "fold_0" / "step_00000001").exists(), first)
+    wait_for(lambda: (tmp_path / "run" / "fold_0" / ".lock.owner").exists(), first)
     second = start("numpy", words(digits, tmp_path))
     _, err = second.communicate(timeout=60)
     assert second.returncode == 1
