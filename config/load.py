@@ -90,15 +90,6 @@ def _of_run(line: Layer) -> list[Layer]:
     return [Layer({k: v for k, v in layer.values.items() if k not in ("resume", "resume_anyway")}, layer.where)]
 
 
-def parse_members(argv: Sequence[str]) -> tuple[Member, ...]:
-    """All members that the file or recipe of a command line lists, in order; a nameless one where it lists none.
-
-    `ConfigError` as `parse`.
-    """
-    line = _read_command_line(argv)
-    return _resolve(_line_layers(line), line.faults)
-
-
 def read(path: Path) -> Settings:
     """The settings in a YAML file, on top of the recipe that it names and the defaults; `ConfigError` as `parse`."""
     return members.choose(read_members(path), "")

@@ -39,6 +39,6 @@ def require(target: str) -> None:
 
 
 def load(target: str) -> ModuleType:
-    """The module that writes `target` ("onnx", "coreml"): `export(weights, card, out, precision=...)`."""
+    """The module that writes `target` ("onnx", "coreml"): `write(network, card, out, precision, ...)`."""
     require(target)
     return importlib.import_module(f"convert.{target}")

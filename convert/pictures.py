@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from config import load
 from config.errors import ConvertError
 from convert.source import Source
-from data import demo, index, keyed
+from data import index, keyed
 from data.augment import eval_transform
 from data.images import Images
 from data.index import Table
@@ -38,6 +38,8 @@ def opened(images: Path, card: Card) -> Iterator[Table]:
         yield table(images, card)
         return
     with tempfile.TemporaryDirectory() as folder:
+        from data import demo  # which brings scikit-learn
+
         demo.write(folder)
         digits = index.load(folder)
         yield chosen(digits, np.arange(min(_DEMO_IMAGES, len(digits.paths))))

@@ -16,7 +16,6 @@ import numpy as np
 import yaml
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from scipy.stats import rankdata
 
 from config.errors import ConfigError
 from infer import views
@@ -180,6 +179,8 @@ class Mixture:
         if self._combine == "probabilities":
             part = np.exp(part)
         elif self._combine == "ranks":
+            from scipy.stats import rankdata  # slow to import, and few ensembles mix ranks
+
             part = rankdata(part, axis=-1)
         column = np.asarray(weight, dtype=np.float64).reshape(-1, 1)
         self._sum = self._sum + column * part

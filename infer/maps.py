@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from sklearn.isotonic import IsotonicRegression
 
 from infer import calibration
 from infer.calibration import Floats
@@ -79,6 +77,8 @@ def vector(logs: Logs, targets: Ints) -> Vector:
 
     start = np.concatenate([ones / calibration.temperature(logs, targets), 0 * ones])
     bounds = [(0.0, None)] * classes + [(None, None)] * classes
+    from scipy.optimize import minimize  # to answer with what was fitted needs none of it
+
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200, "ftol": 1e-9})
     scale, bias = found.x.reshape(2, classes)
     return Vector(scale, bias - bias.mean())
@@ -86,6 +86,8 @@ def vector(logs: Logs, targets: Ints) -> Vector:
 
 def isotonic(logs: Logs, targets: Ints) -> Isotonic:
     """scikit-learn's isotonic regression of each class's own hits on its probability."""
+    from sklearn.isotonic import IsotonicRegression  # to answer with what was fitted needs none of it
+
     knots = []
     for c in range(logs.shape[1]):
         curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")

@@ -69,24 +69,6 @@ def open_one(member: Member, shared: RunOptions = NONE_GIVEN) -> Opened:
     return Opened(member, predictors.open(member.path, member.runtime, **named))
 
 
-def open_all(members: Sequence[Member], shared: RunOptions = NONE_GIVEN) -> list[Opened]:
-    """Open every member; all must know the same classes in the same order (`check_classes`).
-
-    Paths, runtimes and options of all are checked before the first is opened. When one fails, those already open are
-    closed.
-    """
-    runtimes(members, shared)
-    opened: list[Opened] = []
-    try:
-        for member in members:
-            opened.append(open_one(member, shared))
-        check_classes([(str(o.member), o.predictor.card.class_names) for o in opened])
-    except BaseException:
-        close_all(opened)
-        raise
-    return opened
-
-
 def close_all(opened: Sequence[Opened]) -> None:
     """Free all predictors."""
     for one in opened:

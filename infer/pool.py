@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from infer import calibration
 from infer.calibration import Floats
@@ -55,6 +54,8 @@ def summands(logs: Answers, combine: Combine) -> Answers:
         return np.exp(logs)
     if combine == "logits":
         return logs
+    from scipy.stats import rankdata
+
     return rankdata(logs, axis=-1).astype(np.float32)
 
 

@@ -37,11 +37,6 @@ class Score:
     accuracy: float = float("nan")
     brier: float = float("nan")
 
-    def worse(self, other: Score, metric: Metric) -> bool:
-        """Whether `other` is better by `metric`."""
-        mine, theirs = getattr(self, metric), getattr(other, metric)
-        return bool(theirs < mine if metric == "log_loss" else theirs > mine)
-
 
 class Interval(NamedTuple):
     """A score, and where 95% of the scores of resampled images lie."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from config.errors import ConfigError
 from infer import calibration, pool, weights
@@ -91,6 +90,8 @@ def _strength(rows: Floats, table: Table) -> float:
 
 def _regression(rows: Floats, targets: Ints, classes: int, strength: float) -> tuple[Floats, Floats]:
     """Coefficients `[C, F]` and intercepts `[C]`; a class without images gets the mean of the others' own weights."""
+    from sklearn.linear_model import LogisticRegression  # to answer with what was fitted needs none of it
+
     model = LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(rows, targets)
     seen = model.classes_
     coef, intercept = model.coef_, model.intercept_

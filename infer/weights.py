@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import LinearConstraint, minimize
 
 from config.errors import ConfigError
 from data import keyed
@@ -106,6 +105,8 @@ def optimum(true: Floats, present: NDArray[np.bool_], counts: Floats | None = No
 def _on_simplex(loss: Callable[[Floats], tuple[float, Floats]], runs: int, tolerance: float) -> Floats:
     if runs == 1:
         return np.ones(1)
+    from scipy.optimize import LinearConstraint, minimize  # to answer with what was fitted needs none of it
+
     found = minimize(
         loss,
         np.full(runs, 1 / runs),

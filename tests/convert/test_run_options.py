@@ -9,9 +9,10 @@ from backends.torch import model as networks
 from config.errors import BackendUnavailable, ConfigError
 from convert import onnx as convert
 from convert import torch_graph
-from infer import ensemble, member, predict, predictors
+from infer import ensemble, predict, predictors
 from infer.member import Member
 from infer.options import RunOptions
+from infer.residency import Members
 from models import manifest, weights
 from models.card import CARD_KEY, Card, Preprocessing
 
@@ -85,8 +86,9 @@ def test_options_reach_the_member_that_they_are_for(trained, monkeypatch):
     opening = predictors.open
     monkeypatch.setattr(predictors, "open", lambda path, runtime, **o: given.append(o) or opening(path, runtime, **o))
     both = predict.with_overrides(ensemble.of([f"{folder}@torch", str(file)]), ["1:precision=bf16", "2:provider=cpu"])
-    opened = member.open_all(both.members, RunOptions(device="cpu", precision="fp32"))
-    assert given == [{"device": "cpu", "precision": "bf16"}, {"providers": ("cpu",)}] and len(opened) == 2
+    opened = Members(both.members, RunOptions(device="cpu", precision="fp32"), "all")
+    assert given == [{"device": "cpu", "precision": "bf16"}, {"providers": ("cpu",)}] and len(opened.cards) == 2
+    opened.close()
 
 
 def test_options_of_a_file_are_read_written_and_checked(trained, tmp_path):

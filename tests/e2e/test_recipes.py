@@ -62,7 +62,10 @@ def few(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def members(recipe: str, *more: str) -> dict[str, Member]:
-    return {member.name: member for member in load.parse_members(["--config", recipe, "--data.root", "images", *more])}
+    return {
+        member.name: member
+        for member in load.parse_command(["--config", recipe, "--data.root", "images", *more], prog="test").members
+    }
 
 
 def small(recipe: str, name: str, root: Path, out: Path) -> list[str]:

@@ -121,7 +121,10 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 
 @pytest.mark.parametrize("name", list(load.recipes()))
 def test_every_shipped_recipe_loads(name: str) -> None:
-    assert all(isinstance(member.settings, Settings) for member in load.parse_members([*ROOT, "--config", name]))
+    assert all(
+        isinstance(member.settings, Settings)
+        for member in load.parse_command([*ROOT, "--config", name], prog="test").members
+    )
 
 
 def test_the_finetune_recipe_is_the_defaults_as_it_says() -> None:

@@ -44,7 +44,7 @@ def parse(*argv: str) -> Settings:
 
 
 def members(*argv: str) -> dict[str, Member]:
-    return {member.name: member for member in load.parse_members([*ROOT, *argv])}
+    return {member.name: member for member in load.parse_command([*ROOT, *argv], prog="test").members}
 
 
 def faults(*argv: str) -> list[str]:
@@ -168,7 +168,7 @@ VALUES = st.recursive(
 def test_whatever_members_holds_is_settings_or_a_fault_of_one_line_each(write: Any, listed: Any) -> None:
     path = write(yaml.safe_dump({"members": listed}))
     try:
-        found = load.parse_members([*ROOT, "--config", path])
+        found = load.parse_command([*ROOT, "--config", path], prog="test").members
     except ConfigError as error:
         assert "pydantic" not in str(error)
         assert len(str(error).splitlines()) < 60
@@ -177,9 +177,11 @@ def test_whatever_members_holds_is_settings_or_a_fault_of_one_line_each(write: A
 
 
 def test_members_are_written_as_one_file_and_read_back(write: Any) -> None:
-    found = load.parse_members([*ROOT, "--config", write(TWO), "--folds.kind", "stratified", "--tta.views", "[hflip]"])
+    found = load.parse_command(
+        [*ROOT, "--config", write(TWO), "--folds.kind", "stratified", "--tta.views", "[hflip]"], prog="test"
+    ).members
     assert load.read_members(Path(write(load.members_yaml(found), "campaign.yaml"))) == found
-    alone = load.parse_members([*ROOT, "--optim.lr", "0.5"])
+    alone = load.parse_command([*ROOT, "--optim.lr", "0.5"], prog="test").members
     assert load.read_members(Path(write(load.members_yaml(alone), "campaign.yaml"))) == alone
 
 

@@ -236,7 +236,7 @@ def test_a_stop_in_the_middle_is_gone_on_with_and_ends_like_an_undisturbed_one(
     command: Callable[..., int], data: Path, tmp_path: Path
 ) -> None:
     words = ["--config", str(tmp_path / "two.yaml"), "--data.root", str(data)]
-    found = load.parse_members([*words, "--out", str(tmp_path / "runs")])
+    found = load.parse_command([*words, "--out", str(tmp_path / "runs")], prog="test").members
     questions = 0
 
     def stop() -> bool:

@@ -206,6 +206,6 @@ def test_without_optuna_it_names_the_install(words: list[str], monkeypatch: pyte
 
 def test_every_recipes_space_can_be_searched() -> None:
     for name in load.recipes():
-        for member in load.parse_members(["--config", name, "--data.root", "images"]):
+        for member in load.parse_command(["--config", name, "--data.root", "images"], prog="test").members:
             tune._check_space(member.settings)
             assert yaml.safe_load(load.to_yaml(trial.proxy(member.settings)))["train"]["epochs"]

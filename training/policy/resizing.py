@@ -75,12 +75,16 @@ class Course:
 
     def update(self, epoch: int, batch: int) -> int:
         """The number of an update among all of the training, from 0."""
-        return sum(self.steps(before) for before in range(epoch)) + batch
+        done, left = batch, epoch
+        for stage in self.stages:
+            done += min(left, stage.epochs) * (self.samples // stage.batch)
+            left -= min(left, stage.epochs)
+        return done
 
     @property
     def updates(self) -> int:
         """All updates of the training."""
-        return sum(stage.epochs * (self.samples // stage.batch) for stage in self.stages)
+        return self.update(sum(stage.epochs for stage in self.stages), 0)
 
     @property
     def last_steps(self) -> int:
