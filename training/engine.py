@@ -21,6 +21,7 @@ from config.schema import Settings
 from data.loader import Loaded, Loader
 from models.card import Card
 from training import averaging, checkpoint, evaluation, metrics
+from training.candidates import Candidates
 from training.loop import Clock, Events, Loop, Totals
 from training.policy import mix, sampling, schedule, watch
 from training.policy.mining import Mining
@@ -94,7 +95,7 @@ class Fit:
                 self.save()
             self._train()
             if self.loop.epoch == self.settings.train.epochs or self.loop.stopping.stop:
-                self._average()
+                self._candidates().compete(self.swa, self.settings.soup, self.loop.stopping)
         return self.loop
 
     def _announce(self) -> None:
@@ -328,39 +329,12 @@ class Fit:
         checkpoint.save_best(self.folder, self.card, chosen, scores)
         self._write_oof(logits)
 
-    def _average(self) -> None:
-        """Averages take the place of the best epoch's weights where they score better; once, as the best then says."""
-        self.saver.wait()
-        place, metric = self.folder / checkpoint.BEST, self.loop.stopping.metric
-        if not place.exists() or "averaged" in checkpoint.read_state(place):
-            return
-        made = {"swa": self._judge(self.swa.mean, True)} if self.swa.count else {}
-        if self.settings.soup:
-            made["soup"] = self.soup()
-        least = averaging.goodness({metric: self.loop.stopping.best}, metric)
-        for name, judged in made.items():
-            reached = averaging.goodness(judged.scores, metric)
-            self.events.say(f"{name}: {metric} {judged.scores[metric]:.4f}, best epoch {self.loop.stopping.best:.4f}")
-            if reached > least:
-                least = reached
-                said = {"epoch": self.loop.stopping.best_epoch, "scores": judged.scores, "averaged": name}
-                self.saver.save(functools.partial(self._write_averaged, said, judged))
-
-    def _write_averaged(self, said: dict[str, Any], judged: averaging.Judged) -> None:
-        self._write_oof(judged.logits)
-        checkpoint.save_best(self.folder, self.card, judged.weights, said)
-
     def soup(self) -> averaging.Judged:
         """The greedy soup of the best and the kept checkpoints, written as the checkpoint `soup`. Ends the training."""
-        self.saver.wait()
-        metric, paths = self.loop.stopping.metric, [self.folder / checkpoint.BEST, *checkpoint.steps(self.folder)]
-        judged, members = averaging.soup([path for path in paths if not checkpoint.damage(path)], self._judge, metric)
-        names = [path.name for path in members]
-        checkpoint.save_best(
-            self.folder, self.card, judged.weights, {"scores": judged.scores, "members": names}, checkpoint.SOUP
-        )
-        self.events.say(f"soup of {', '.join(names)}")
-        return judged
+        return self._candidates().soup(self.loop.stopping.metric)
+
+    def _candidates(self) -> Candidates:
+        return Candidates(self.folder, self.card, self._judge, self._write_oof, self.saver, self.events.say)
 
     def _judge(self, given: Weights, averaged: bool) -> averaging.Judged:
         self.session.load(TrainState(given), strict=False)
