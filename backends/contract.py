@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -231,6 +233,10 @@ class Session(Protocol):
 
     def load(self, state: TrainState, strict: bool = True) -> None:
         """Take over a whole state; `WeightsError` (and nothing changed) when names or shapes do not fit."""
+
+    def profile(self, folder: Path) -> AbstractContextManager[None]:
+        """A context whose inside is traced; at its end the trace is written into `folder`, and for people `table.txt`
+        where the engine has one. Raises `BackendUnavailable` or `ConfigError`, at the call, where it has no traces."""
 
     def describe(self) -> dict[str, Any]:
         """Device, precision, memory in bytes, library versions."""

@@ -26,6 +26,7 @@ from training.loop import Clock, Events, Loop, Totals
 from training.policy import mix, sampling, schedule, watch
 from training.policy.mining import Mining
 from training.policy.resizing import Course, Stage
+from training.profiling import Recorder
 from training.saver import Saver
 
 _IN_FLIGHT = 4  # updates enqueued before the oldest one's result is read
@@ -83,6 +84,7 @@ class Fit:
         self.saved_at = time.monotonic()
         self.saver = Saver()
         self.named: set[Path] = set()  # unreadable images that were told of
+        self.recorder = Recorder(settings.profile, self.course.updates, session, folder, events.say)
 
     def run(self) -> Loop:
         """Train to the end or until the patience is used up; resumes from the newest whole checkpoint in `folder`.
@@ -93,7 +95,10 @@ class Fit:
             self._announce()
             if not self._resume():
                 self.save()
-            self._train()
+            try:
+                self._train()
+            finally:
+                self.recorder.close()
             if self.loop.epoch == self.settings.train.epochs or self.loop.stopping.stop:
                 self._candidates().compete(self.swa, self.settings.soup, self.loop.stopping)
         return self.loop
@@ -171,6 +176,7 @@ class Fit:
 
     def _train_epoch(self) -> None:
         loop, spent = self.loop, self.clock
+        self.recorder.before_update()
         clock = time.perf_counter()
         for loaded in self._loader(loop.epoch).epoch(self._order(loop.epoch), loop.epoch, first_batch=loop.batch):
             spent.waited += time.perf_counter() - clock
@@ -182,6 +188,7 @@ class Fit:
             if self.stop_requested():
                 self.save()
                 return
+            self.recorder.before_update()
             clock = time.perf_counter()
         self._drain()
         spent.computed += time.perf_counter() - clock
@@ -225,6 +232,7 @@ class Fit:
             self._skipped(index)
             return
         self.loop.skipped_in_a_row = 0
+        self.clock.device += result.seconds
         losses = result.losses[kept]
         self.loop.totals.loss += float(losses.sum(dtype=np.float64))
         self.loop.totals.samples += len(losses)
@@ -304,6 +312,8 @@ class Fit:
         """Copy this moment to the host and write it in the background as a checkpoint, `before` ahead of it."""
         clock = time.perf_counter()
         self._drain()
+        self.clock.computed += time.perf_counter() - clock
+        clock = time.perf_counter()
         if self.session.rank == 0:
             state, arrays = self.session.state(), self._arrays()
             loop = {"loop": self.loop.to_json(), "config": self.settings.model_dump(mode="json")}

@@ -9,6 +9,8 @@ import math
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from backends.contract import (
     FIRST_LOSS_SCALE,
@@ -34,7 +37,7 @@ from backends.contract import (
     Weights,
     Which,
 )
-from backends.torch import compiling, losses, model, optim, statistics, step
+from backends.torch import compiling, losses, model, optim, profile, statistics, step
 from backends.torch.memory import memory_errors
 from backends.torch.precision import LossScale, resolved, tf32
 from backends.torch.transfer import Pending, Transfer, arrived
@@ -147,7 +150,7 @@ class Session:
             step.set_mode(self._trainer, knobs.frozen)
             self._set = knobs.frozen
         began = self._transfer.begin()
-        with step.randomness(self._seed, "train", self._calls, self._device):
+        with record_function("train_step"), step.randomness(self._seed, "train", self._calls, self._device):
             packed = step.update(self._trainer, self._input, sent[:3], sent[3:] or None, rates, knobs.frozen)
         self._calls += 1
         return self._transfer.returning(packed, began)
@@ -155,7 +158,8 @@ class Session:
     @memory_errors()
     def read(self, pending: Pending) -> StepResult:
         """Wait for one pending result, and not for updates that were enqueued after it."""
-        packed, seconds = arrived(pending)
+        with record_function("read"):
+            packed, seconds = arrived(pending)
         return StepResult(packed[:-2].copy(), float(packed[-2]), bool(packed[-1]), seconds)
 
     @memory_errors()
@@ -214,6 +218,10 @@ class Session:
             self._trainer.scale.age.fill_(state.scale_age)
         self._calls = state.calls
 
+    def profile(self, folder: Path) -> AbstractContextManager[None]:
+        """Trace the inside of the context with torch's profiler."""
+        return profile.traced(folder, self._device)
+
     def describe(self) -> dict[str, Any]:
         """Device, precision, memory in bytes, library versions."""
         return {
@@ -222,6 +230,7 @@ class Session:
             "precision": self._precision,
             "compiled": bool(self._mode),
             "compile_mode": self._mode,
+            "compiles": self._device.type == "cuda" and not compiling.refusal(self._device),
             "tf32": tf32(self._device),
             "layout": str(self._layout()).removeprefix("torch."),
             "memory": self._memory(),
