@@ -32,6 +32,6 @@ def _faster(settings: Settings, cores: int) -> list[str]:
     if not getattr(data, "cache_gb", 1):
         ways.append("keep decoded images with --data.cache_gb")
     ways.append("store the images smaller on disk")
-    if level not in ("none", "light"):
+    if level not in ("none", "minimal"):
         ways.append(f"choose a lighter --augment.level than {level}")
     return ways
