@@ -26,7 +26,7 @@ class Timm:
         self.on_gpu = device.type == "cuda"
         if self.on_gpu:
             torch.backends.cudnn.benchmark = True
-            model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
         self.optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
         self.model = torch.compile(model, mode=case.compile) if isinstance(case.compile, str) else model
         self.loss = LabelSmoothingCrossEntropy(0.1).to(device)
@@ -65,8 +65,7 @@ class Timm:
         return seen / (self.case.clock() - start)
 
     def _update(self, images: torch.Tensor, target: torch.Tensor) -> int:
-        if self.on_gpu:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cuda", torch.bfloat16) if self.on_gpu else contextlib.nullcontext():
             loss = self.loss(self.model(images), target)
         loss.backward()

@@ -11,7 +11,7 @@ Arms, in turn `--repeats` times, best of each, in trained images a second (on th
 - `loop`: `training.engine.Fit` with the same batch of uint8 pixels from the host for every update; checkpoints, whose
   cadence is the user's, are left out.
 - `timm`: the loop of timm's train.py with a normalised batch that is on the device: create_model, create_optimizer_v2,
-  autocast (bf16, with which it scales no loss), channels_last and torch.compile on CUDA, and the loss read each update.
+  channels_last, on CUDA autocast (bf16, with which it scales no loss) and torch.compile, and the loss read each update.
 
 With `--data` also the same loops over JPEG files: `loop files`, `loop cached` (decoded images in memory) and `timm
 files` (create_loader with its prefetcher), each with random crops, flips and colour jitter on `--workers` cores.
