@@ -14,7 +14,7 @@ from config import load
 from config.errors import ConvertError
 from convert.source import Source
 from data import index, keyed
-from data.augment import eval_transform
+from data.augment import EvalTransform
 from data.images import Images
 from data.index import Table
 from data.loader import Loader
@@ -78,7 +78,7 @@ def chosen(images: Table, places: NDArray[np.int64]) -> Table:
 def batches(images: Table, card: Card) -> Iterator[NDArray[np.uint8]]:
     """uint8 `[N, S, S, 3]`, N at most `BATCH`, in the table's order."""
     prep = card.preprocessing
-    loader = Loader(images.paths, eval_transform(prep), prep.size, BATCH, images=Images(cache_bytes=0))
+    loader = Loader(images.paths, EvalTransform(prep), prep.size, BATCH, images=Images(cache_bytes=0))
     for batch in loader.epoch(np.arange(len(images.paths))):
         yield batch.images[batch.weight > 0].copy()
 

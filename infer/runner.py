@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
-from data.augment import eval_transform
+from data.augment import EvalTransform
 from infer.adaptive import AdaptivePanel, check, strongest
 from infer.ensemble import Ensemble
 from infer.finish import Finish
@@ -119,7 +119,7 @@ class Runner:
 
     def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """uint8 `[S, S, 3]`: an image, uint8 `[H, W, 3]`, as the first member sees it before any view."""
-        return eval_transform(self._inputs[0])(image)
+        return EvalTransform(self._inputs[0])(image)
 
     def in_thread(self, work: Callable[[], _Result]) -> _Result:
         """Do `work` in the thread of the members, where arrays of all engines may be made."""

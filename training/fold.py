@@ -192,7 +192,7 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
     settings, prep = job.settings, job.card.preprocessing
     if not settings.stopping.corrupted:
         return None
-    plain = augment.eval_transform(prep)
+    plain = augment.EvalTransform(prep)
     return Loader(
         paths,
         lambda image, rng: plain(corrupt(image, rng)),
@@ -213,7 +213,7 @@ def _train_loader(job: Job, stage: resizing.Stage, paths: Sequence[Path]) -> Loa
 
 def _valid_loader(job: Job, paths: Sequence[Path], batch: int) -> Loader:
     prep = job.card.preprocessing
-    return _loader(job, paths, augment.eval_transform(prep), prep.size, batch)
+    return _loader(job, paths, augment.EvalTransform(prep), prep.size, batch)
 
 
 def _loader(job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int) -> Loader:
