@@ -136,6 +136,11 @@ LEVELS = {
 }
 
 
+def as_it_is(image: Pixels, _rng: np.random.Generator) -> Pixels:
+    """The transform of images that have been prepared already."""
+    return image
+
+
 def share_at(section: Augment, epoch: int, epochs: int) -> float:
     """The share (0 to 1) of its full strength that augmentation has in `epoch` (from 0) of `epochs`.
 
@@ -152,7 +157,7 @@ def share_at(section: Augment, epoch: int, epochs: int) -> float:
 def alone(section: Augment, prep: Preprocessing) -> dict[str, Transform]:
     """Each block that `section` lets act, by name: a transform in which it is the only one, and always acts."""
     blocks = _acts(section, 1.0).items()
-    return {name: _Training(prep, {name: Act(1.0, act.strength)}, None, None) for name, act in blocks}
+    return {name: Training(prep, {name: Act(1.0, act.strength)}, None, None) for name, act in blocks}
 
 
 def by_epoch(section: Augment, prep: Preprocessing, epochs: int) -> ByEpoch:
@@ -172,12 +177,12 @@ def train_transform(section: Augment, prep: Preprocessing, share: float = 1.0) -
         least = section.least_area
     if share == 0 or (least is None and not acts and policy is None):
         return EvalTransform(prep)
-    return _Training(prep, acts, policy, None if least is None else 1 - (1 - least) * share)
+    return Training(prep, acts, policy, None if least is None else 1 - (1 - least) * share)
 
 
 @dataclass(frozen=True)
-class _Training:
-    """The stages of a training image; `least` as in `Level`, for the fit of `prep`."""
+class Training:
+    """A transform for training, stage by stage; `least` as in `Level`, for the fit of `prep`."""
 
     prep: Preprocessing
     acts: Mapping[str, Act]
@@ -185,6 +190,7 @@ class _Training:
     least: float | None
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        """uint8 `[H, W, 3]` to `[prep.size, prep.size, 3]`."""
         image = self._change(self._framed(image, rng), rng, _ON_PAPER)
         image, padding = self._laid(image, rng)
         if self.policy is not None:
@@ -220,6 +226,8 @@ class _Training:
     def _laid(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, NDArray[np.bool_] | None]:
         """All motions in one warp, and for a letterboxed image its place and its size on the square; with the padding
         that this leaves, bool `[S, S]`."""
+        if self.prep.fit != "letterbox" and not self.acts.keys() & geometry.MOTIONS.keys():
+            return image, None
         quad = start = geometry.corners(*image.shape[:2])
         for name, motion in geometry.MOTIONS.items():
             if self._acts(name, rng):
@@ -233,7 +241,7 @@ class _Training:
         return geometry.keep(image, quad, self.prep.size, area, rng, fill)
 
     def _tinted(self, image: Pixels, rng: np.random.Generator) -> Pixels:
-        acting = {name: self.acts[name].strength for name in colour.MAPS if self._acts(name, rng)}
+        acting = {name: self.acts[name].strength for name in colour.MAPS if name in self.acts and self._acts(name, rng)}
         return colour.tint(image, rng, acting) if acting else image
 
     def _change(self, image: Pixels, rng: np.random.Generator, stage: Mapping[str, ops.Op]) -> Pixels:

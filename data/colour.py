@@ -1,43 +1,61 @@
-"""Brightness, contrast and saturation: each a linear map of RGB, so that any number of them is one pass.
+"""Brightness, contrast and saturation: maps of the colours of which any number is one pass over the pixels.
 
-A map is float64 `[4, 4]` on (R, G, B, 1). Values are cut off at 0 and 255 once, at the end, not after each map.
+Values are cut off at 0 and 255 once, at the end, not after each map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from data.decode import Pixels
 
-Map = NDArray[np.float64]
-# (mean luminance of the image, rng, strength) to a map; strength 0 is the identity, 1 the strongest that is sensible
-Draw = Callable[[float, np.random.Generator, float], Map]
-
-_LUMINANCE = np.array([0.299, 0.587, 0.114])  # of PIL's convert("L")
+_LUMINANCE = np.array([[0.299, 0.587, 0.114, 0.0]] * 3, np.float32)  # of PIL's convert("L")
+_EACH, _ALL = np.eye(3, 4, dtype=np.float32), np.eye(1, 4, 3, dtype=np.float32)
 _BRIGHTEST = 235.0
+
+
+class Map(NamedTuple):
+    """Each value becomes `own` times itself, plus `grey` times its pixel's luminance, plus `shift`."""
+
+    own: float
+    grey: float = 0.0
+    shift: float = 0.0
+
+    def then(self, other: Map) -> Map:
+        """This map, and `other` after it."""
+        luminance = self.own + self.grey  # what this one makes of a luminance, beside its shift
+        return Map(
+            other.own * self.own,
+            other.own * self.grey + other.grey * luminance,
+            (other.own + other.grey) * self.shift + other.shift,
+        )
+
+    def __call__(self, image: Pixels) -> Pixels:
+        """uint8 `[H, W, 3]`."""
+        return cv2.transform(image, self.own * _EACH + self.grey * _LUMINANCE + self.shift * _ALL)
+
+
+# (mean luminance of the image, rng, strength) to a map; strength 0 changes nothing, 1 is the strongest that is sensible
+Draw = Callable[[float, np.random.Generator, float], Map]
 
 
 def scaled(factor: float) -> Map:
     """Values times `factor`, as PIL's ImageEnhance.Brightness."""
-    return np.diag([factor, factor, factor, 1.0])
+    return Map(factor)
 
 
 def spread(factor: float, light: float) -> Map:
     """Distance from the mean luminance `light` times `factor`, as PIL's ImageEnhance.Contrast."""
-    found = scaled(factor)
-    found[:3, 3] = (1 - factor) * light
-    return found
+    return Map(factor, shift=(1 - factor) * light)
 
 
 def saturated(factor: float) -> Map:
     """Distance from the grey image times `factor`, as PIL's ImageEnhance.Color."""
-    found = scaled(factor)
-    found[:3, :3] += (1 - factor) * _LUMINANCE
-    return found
+    return Map(factor, grey=1 - factor)
 
 
 def brightness(light: float, rng: np.random.Generator, strength: float) -> Map:
@@ -58,19 +76,13 @@ def saturation(_light: float, rng: np.random.Generator, strength: float) -> Map:
 MAPS: dict[str, Draw] = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
 
 
-def luminance(image: Pixels) -> float:
-    """The mean luminance of uint8 `[H, W, 3]`, 0 to 255."""
-    return float(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0])
-
-
 def tint(image: Pixels, rng: np.random.Generator, acting: dict[str, float]) -> Pixels:
     """The maps named in `acting`, with their strengths, drawn in its order and applied at once to uint8 `[H, W, 3]`."""
-    light, whole = luminance(image), np.eye(4)
+    light, whole = float(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]), Map(1.0)
     for name, strength in acting.items():
         drawn = MAPS[name](light, rng, strength)
-        whole = drawn @ whole
-        light = float(_LUMINANCE @ (drawn[:3, :3].sum(axis=1) * light + drawn[:3, 3]))  # of a grey of that light
-    return cv2.transform(image, whole[:3].astype(np.float32))
+        whole, light = whole.then(drawn), (drawn.own + drawn.grey) * light + drawn.shift
+    return whole(image)
 
 
 def factor(rng: np.random.Generator, reach: float) -> float:

@@ -93,6 +93,20 @@ def decode(source: Path | bytes, pixel_limit: int = PIXEL_LIMIT, shrink: Shrink 
         raise DataError(f"{name}: cannot be decoded ({reason}); replace or remove the file") from error
 
 
+def sides(data: bytes) -> tuple[int, int] | None:
+    """Height and width of an encoded image as it is shown, from its header alone; None where that is damaged."""
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            return _shown(header, _orientation(header))
+    except (*_DAMAGED, Image.DecompressionBombError):
+        return None
+
+
+def _shown(header: Image.Image, orientation: int) -> tuple[int, int]:
+    width, height = header.size
+    return (width, height) if orientation in _ON_THEIR_SIDE else (height, width)
+
+
 def _open_heic(name: str, brand: bytes) -> None:
     """Have Pillow read HEIC; `DataError` where the library for it is not installed. `mif1` may be AVIF as well."""
     if importlib.util.find_spec("pi_heif"):
@@ -140,8 +154,7 @@ def _orientation(header: Image.Image) -> int:
 
 def _scaled(data: bytes, header: Image.Image, orientation: int, shrink: Shrink) -> Pixels | None:
     """The pixels of a JPEG in the size that `shrink` wants, as they are stored; None as `_with_cv2`."""
-    width, height = reversed(header.size) if orientation in _ON_THEIR_SIDE else header.size
-    return _with_cv2(data, _FLAGS[shrink(height, width)])
+    return _with_cv2(data, _FLAGS[shrink(*_shown(header, orientation))])
 
 
 def _with_cv2(data: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> Pixels | None:

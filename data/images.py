@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cv2
@@ -11,6 +11,8 @@ import cv2
 from data.decode import PIXEL_LIMIT, Pixels, Shrink, decode, whole
 
 CACHE_BYTES = 512 * 2**20
+# From a file to its pixels, where `shrink` allows smaller ones, as `Images` and `data.cache` give them.
+Source = Callable[[Path, Shrink], Pixels]
 
 
 class Picture:
@@ -69,13 +71,13 @@ class Images:
     ):
         self._pictures: dict[Path, Picture] = {}
         self._room = cache_bytes
-        self._pixel_limit = pixel_limit
-        self._turns = turns or {}
+        self.pixel_limit = pixel_limit
+        self.turns = turns or {}
         self._lock = threading.Lock()
 
     def __call__(self, path: Path, shrink: Shrink = whole) -> Pixels:
         """The pixels of one file, from memory where they are kept."""
-        picture = self._pictures.get(path) or Picture(path, self._pixel_limit, self._turns.get(path))
+        picture = self._pictures.get(path) or Picture(path, self.pixel_limit, self.turns.get(path))
         before = picture.nbytes
         image = picture(shrink)
         if self._room > 0 and picture.nbytes > before:

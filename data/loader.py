@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from config.errors import DataError
 from data import keyed
 from data.decode import Pixels
-from data.images import Images
+from data.images import Images, Source
 from data.sampler import occurrences
 
 Transform = Callable[[Pixels, np.random.Generator], Pixels]
@@ -59,7 +59,7 @@ class Loader:
     evaluation. With `skip_bad`, an image that cannot be read is left out of its batch, and `bad` says why, by its path.
     Where it has a method `shrink(height, width, rng)`, a JPEG is decoded so many times smaller for it (see `decode`).
     A `ByEpoch` gives each epoch its own. `workers=0` is one thread for each core. Pass one `Images` to
-    several loaders to decode a small set only once among them.
+    several loaders to decode a small set only once among them, or a source of `data.cache`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Loader:
         batch_size: int,
         workers: int = 0,
         seed: int = 0,
-        images: Images | None = None,
+        images: Source | None = None,
         skip_bad: bool = False,
     ):
         self.paths = list(paths)
@@ -124,7 +124,7 @@ class _Epoch:
     """What the threads share: it prepares the image of any place in one epoch's order."""
 
     paths: list[Path]
-    images: Images
+    images: Source
     transform: Transform
     seed: int
     epoch: int

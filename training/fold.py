@@ -22,9 +22,9 @@ import backends
 from backends.contract import Backend, LossSpec, OptimSpec, Session, Weights
 from config.errors import ConfigError, DataError, OutOfMemory
 from config.schema import Settings
-from data import augment, folds, index
+from data import augment, cache, folds, index
 from data.corrupt import corrupt
-from data.images import Images
+from data.images import Images, Source
 from data.loader import ByEpoch, Loader, Transform
 from models import weights
 from models.card import Card
@@ -173,13 +173,16 @@ def load_data(job: Job, number: int) -> engine.FoldData:
     batch = min(int(settings.train.batch_size or 1), len(lesson.paths))
     optimizer.memory(settings.train).size(batch)  # refuses a micro-batch that does not divide it
     stages = resizing.stages(settings.progressive, settings.train, job.spec, batch, len(lesson.paths))
+    sources = _sources(job)
     return engine.FoldData(
         stages=stages,
-        train=tuple(_train_loader(job, stage, lesson.paths) for stage in stages),
+        train=tuple(_train_loader(job, stage, lesson.paths, sources.train) for stage in stages),
         train_labels=lesson.labels,
         train_targets=lesson.targets,
         train_weights=lesson.weights,
-        valid=_valid_loader(job, [table.paths[i] for i in valid], settings.train.val_batch_size or batch),
+        valid=_valid_loader(
+            job, [table.paths[i] for i in valid], settings.train.val_batch_size or batch, sources.judged
+        ),
         valid_labels=table.labels[valid],
         valid_ids=[table.ids[i] for i in valid],
         raise_to=sampling.raise_to(settings.class_imbalance, table.class_names),
@@ -205,21 +208,34 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
     )
 
 
-def _train_loader(job: Job, stage: resizing.Stage, paths: Sequence[Path]) -> Loader:
+def _sources(job: Job) -> cache.Sources:
+    """Where the fold's pixels come from: a cache of all of the run's images, or the files."""
+    paths = [*job.table.paths, *job.teaching.paths()]
+    prep = job.card.preprocessing
+    try:
+        return cache.sources(job.settings.data, prep, prep.size, paths, job.images, job.stop_requested)
+    except cache.Stopped:
+        raise Interrupted(job.folder) from None
+
+
+def _train_loader(job: Job, stage: resizing.Stage, paths: Sequence[Path], source: Source) -> Loader:
     prep = replace(job.card.preprocessing, size=stage.size)
     transform = augment.by_epoch(job.settings.augment, prep, job.settings.train.epochs)
-    return _loader(job, paths, transform, stage.size, stage.batch)
+    return _loader(job, paths, transform, stage.size, stage.batch, source)
 
 
-def _valid_loader(job: Job, paths: Sequence[Path], batch: int) -> Loader:
+def _valid_loader(job: Job, paths: Sequence[Path], batch: int, squares: Source | None) -> Loader:
     prep = job.card.preprocessing
-    return _loader(job, paths, augment.EvalTransform(prep), prep.size, batch)
+    transform = augment.EvalTransform(prep) if squares is None else augment.as_it_is
+    return _loader(job, paths, transform, prep.size, batch, squares or job.images)
 
 
-def _loader(job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int) -> Loader:
+def _loader(
+    job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int, source: Source
+) -> Loader:
     data = job.settings.data
     skip = data.on_bad_image == "skip"
-    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, job.images, skip)
+    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, source, skip)
 
 
 def _finish(folder: Path, number: int, loop: Loop, seconds: float) -> dict[str, Any]:
