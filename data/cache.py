@@ -128,14 +128,14 @@ def sources(
     """
     if not data.cache_gb:
         return Sources(images, None)
-    place, workers = data.cache_dir or cache_folder() / "images", data.workers or cores()
+    where, workers = place(data.cache_dir), data.workers or cores()
     with bar("looking", len(paths)) as progress:
         known = _known(paths, images.turns, workers, progress)
     files = Images(0, images.pixel_limit, images.turns)
     reduced = Reduced(math.ceil(_MARGIN * size), long=prep.fit == "letterbox")
     opened = {}
-    for part in _plan(data, place, known, files, (reduced, Square(prep))):
-        maker = _Maker(part, part.folder(place), files, workers, stop)
+    for part in _plan(data, where, known, files, (reduced, Square(prep))):
+        maker = _Maker(part, part.folder(where), files, workers, stop)
         opened[type(part.form)] = _Cached(maker.filled(known), known, maker.made)
     return Sources(opened.get(Reduced, images), opened.get(Square))
 
@@ -188,9 +188,23 @@ def _bytes(part: Part, folder: Path, known: Mapping[Path, Known], files: Images)
     return 1.1 * packed * pixels
 
 
+def place(wish: Path | None) -> Path:
+    """The folder of all stores: the one that is wished for, or the user's."""
+    return wish or cache_folder() / "images"
+
+
 def folders(place: Path) -> list[Path]:
     """The stores below `place`."""
     return sorted(file.parent for file in place.glob("*/index"))
+
+
+def remove(folder: Path) -> None:
+    """Delete a store; `DataError` where a process is filling it."""
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+    except filelock.Timeout:
+        raise DataError(f"{folder}: is being filled by another process; stop that first") from None
 
 
 @dataclass(frozen=True)

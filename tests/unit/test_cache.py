@@ -12,6 +12,7 @@ from PIL import Image
 from config.data_sections import Data
 from config.errors import DataError
 from data import augment, cache, contents, store
+from data.__main__ import main as command
 from data.decode import decode
 from data.images import Images
 from data.loader import Loader
@@ -200,6 +201,21 @@ def test_a_folder_that_cannot_be_written_is_one_line(paths, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot be written .*data.cache_dir"):
         sources(paths, cache_dir=tmp_path / "file" / "below")
+
+
+def test_the_command_lists_and_clears_what_is_kept(paths, place, tmp_path, capsys):
+    assert command(["cache"]) == 0 and "keeps no images" in capsys.readouterr().out
+    sources(paths)
+    capsys.readouterr()
+    assert command(["cache"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 3 and "reduced_37_raw" in listed[0] and listed[-1].endswith("in all")
+    with filelock.FileLock(cache.folders(place)[0] / "lock"):
+        assert command(["cache", "--clear"]) == 1 and "stop that first" in capsys.readouterr().err
+    assert command(["cache", "--dir", str(place), "--clear"]) == 0 and not cache.folders(place)
+    with pytest.raises(SystemExit):
+        command(["cache", "--data.root", "x"])
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_the_memory_of_contents_may_be_damaged_or_unwritable(paths, tmp_path, monkeypatch, capsys):
