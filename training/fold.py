@@ -19,8 +19,8 @@ import yaml
 from numpy.typing import NDArray
 
 import backends
-from backends.contract import Backend, LossSpec, OptimSpec, Session, Weights
-from config.errors import ConfigError, DataError, OutOfMemory
+from backends.contract import Backend, CompileMode, LossSpec, OptimSpec, Session, Weights
+from config.errors import DataError, OutOfMemory
 from config.schema import Settings
 from data import augment, cache, folds, index
 from data.corrupt import corrupt
@@ -29,7 +29,7 @@ from data.loader import ByEpoch, Loader, Transform
 from models import weights
 from models.card import Card
 from models.registry import ModelSpec
-from training import checkpoint, engine, memory, metrics, run, teacher
+from training import checkpoint, compiling, engine, memory, metrics, run, teacher
 from training.loop import Loop
 from training.policy import loss as losses
 from training.policy import optimizer, resizing, sampling
@@ -98,7 +98,7 @@ def _trained_as_it_fits(job: Job, number: int, data: engine.FoldData, folder: Pa
 
 def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: int) -> Loop:
     settings = job.settings
-    session = open_session(job, number, micro)
+    session = open_session(job, number, micro, _course(job, data, folder))
     try:
         if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
             memory.attempt(session, data.stages[-1].batch, data.stages[-1].size, job.spec.num_classes)
@@ -113,6 +113,15 @@ def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: 
     return loop
 
 
+def _course(job: Job, data: engine.FoldData, folder: Path) -> compiling.Course:
+    """What is left to train, for the choice of compiling: whole epochs from the newest checkpoint on."""
+    begun, last = checkpoint.newest(folder), data.stages[-1]
+    epochs = job.settings.train.epochs - (checkpoint.read_state(begun)["loop"]["epoch"] if begun else 0)
+    return compiling.Course(
+        epochs * (len(data.train_labels) // last.batch), last.batch, last.size, job.spec.num_classes
+    )
+
+
 def _both(one: OnEpoch, other: OnEpoch) -> OnEpoch:
     def each(row: dict[str, float], best: bool) -> None:
         one(row, best)
@@ -121,26 +130,20 @@ def _both(one: OnEpoch, other: OnEpoch) -> OnEpoch:
     return each
 
 
-def open_session(job: Job, number: int, micro_batch: int) -> Session:
-    """The fold's session with the weights that it starts from; `micro_batch` 0 is what the settings say."""
+def open_session(job: Job, number: int, micro_batch: int, course: compiling.Course | None = None) -> Session:
+    """The fold's session with the weights that it starts from; `micro_batch` 0 is what the settings say, and `course`
+    what it has to train."""
     settings, spec, backend = job.settings, job.spec, backends.load(job.backend)
     labels = job.table.labels[~folds.validates(job.fold_of, number)]
     start = _start(job, backend, number)
     optim = optimizer.spec(settings.optim, settings.ema.decay > 0, spec, start)
     loss, train = losses.spec(settings.loss, labels, spec.num_classes), settings.train
-    session = backend.open(
-        spec,
-        start,
-        optim,
-        loss,
-        train.precision,
-        settings.seed,
-        train.compile != "off",
-        optimizer.memory(train, micro_batch),
-    )
-    if train.compile == "on" and not session.describe()["compiled"]:
-        raise ConfigError(f"train.compile on: the {job.backend} engine does not compile on this device; set it to auto")
-    return session
+    saving = optimizer.memory(train, micro_batch)
+
+    def opened(compile: bool | CompileMode) -> Session:
+        return backend.open(spec, start, optim, loss, train.precision, settings.seed, compile, saving)
+
+    return compiling.session(opened, job.backend, train, course)
 
 
 def _start(job: Job, backend: Backend, number: int) -> Weights:
