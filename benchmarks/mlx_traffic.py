@@ -23,6 +23,7 @@ from benchmarks import mlx_bytes, mlx_graph
 from config.errors import TandemError
 from models import registry
 from models.registry import ModelSpec
+from ports import gradients
 
 MODELS = (
     "convnext_tiny",
@@ -40,9 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, help="pixels of a side (default: the model's)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--library", action="store_true", help="MLX's own gradients where there is a choice")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(argv)
     found: dict[str, Any] = {}
+    gradients.CHOSEN.update(dict.fromkeys(gradients.DEFAULTS, gradients.LIBRARY if given.library else gradients.OURS))
     try:
         for name in given.model:
             spec = registry.get(name, num_classes=1000, image_size=given.size)

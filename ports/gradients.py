@@ -13,18 +13,24 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-# For a key as `depthwise(kernel, stride)` or `POOL`, whether MLX's own gradient is taken ("library") or ours.
-CHOSEN: dict[str, str] = {}
-LIBRARY, TILES, SLICES = "library", "tiles", "slices"
+LIBRARY, OURS = "library", "ours"
 POOL = "max_pool"
 _TILE = 7  # the largest kernel of Metal's depthwise convolution
 
 _Pair = Sequence[int]
 
 
-def depthwise(kernel: int, stride: int) -> str:
-    """The key in `CHOSEN` of depthwise convolutions with a kernel of that side and that stride."""
-    return f"depthwise_{kernel}x{kernel}_stride_{stride}"
+def depthwise(kernel: int, stride: int, batch: int) -> str:
+    """The key in `CHOSEN` of a depthwise convolution. MLX's own gradient on Metal is another off multiples of 16."""
+    aligned = batch <= 4 or batch % 16 == 0
+    return f"depthwise_{kernel}x{kernel}_stride_{stride}" + ("" if aligned else "_odd_batch")
+
+
+# (kernel, stride, batch) of the depthwise convolutions for which there is a choice, by key.
+KEYS = {depthwise(k, s, n): (k, s, n) for k in (3, 5, 7) for s in (1, 2) for n in (16, 12)}
+# Whether MLX's own gradient is taken ("library") or the one of this file ("ours"): here what a CPU is faster with.
+DEFAULTS = {**dict.fromkeys(KEYS, LIBRARY), POOL: OURS}
+CHOSEN = dict(DEFAULTS)
 
 
 def _with_vjp(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -121,7 +127,7 @@ def depthwise_conv(x: mx.array, w: mx.array, stride: int, low: _Pair, high: _Pai
     def forward(x: mx.array, w: mx.array) -> mx.array:
         return mx.conv_general(x, w, stride=stride, padding=(list(low), list(high)), groups=x.shape[-1])
 
-    if CHOSEN.get(depthwise(w.shape[1], stride), LIBRARY) == LIBRARY:
+    if CHOSEN.get(depthwise(w.shape[1], stride, x.shape[0]), LIBRARY) == LIBRARY:
         return forward(x, w)
 
     @_with_vjp(forward)

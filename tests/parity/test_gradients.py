@@ -36,11 +36,10 @@ def torch_vjp(function: Callable[..., torch.Tensor], g: np.ndarray | None, *arra
     return y, [x.grad for x in given]
 
 
-@pytest.fixture(params=[gradients.LIBRARY, gradients.TILES])
+@pytest.fixture(params=[gradients.LIBRARY, gradients.OURS])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    every = {gradients.depthwise(k, s): request.param for k in (3, 5, 7) for s in (1, 2)}
-    monkeypatch.setattr(gradients, "CHOSEN", every)
-    return request.param
+    monkeypatch.setattr(gradients, "CHOSEN", dict.fromkeys(gradients.DEFAULTS, request.param))
+    yield request.param
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_of_equal_maxima_the_first_has_the_gradient(
 def test_without_ties_mlxs_own_max_pool_has_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     x, pool, found = mx.array(draw(2, 9, 9, 3)), layers.MaxPool2d(3, 2, 1), []
     g = mx.array(draw(2, 5, 5, 3))
-    for how in (gradients.LIBRARY, gradients.SLICES):
+    for how in (gradients.LIBRARY, gradients.OURS):
         monkeypatch.setitem(gradients.CHOSEN, gradients.POOL, how)
         found.append(np.array(mx.vjp(pool, [x], [g])[1][0]))
     np.testing.assert_allclose(*found, atol=1e-6)
