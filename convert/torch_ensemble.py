@@ -17,12 +17,11 @@ from infer.ensemble import Combine
 def build(source: Source) -> Network:
     """The network of a checkpoint or of a whole ensemble, in evaluation mode, equal tensors shared.
 
-    Raises `WeightsError` for weights that do not fit, `ConvertError` for a view that cannot stand in a graph.
+    Raises `WeightsError` for weights that do not fit.
     """
     if source.ensemble is None:
         (part,) = source.parts
         return classifier(part.weights, part.card)
-    torch_views.check(source.ensemble.views)
     whole = EnsembleGraph(
         [classifier(part.weights, part.card) for part in source.parts],
         [part.weight for part in source.parts],
