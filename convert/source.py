@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,29 +23,35 @@ _BEST = "best"
 
 @dataclass(frozen=True)
 class Part:
-    """One network: canonical weights, its card, and its share and temperature in the mixture."""
+    """One network: canonical weights, its card, its share and temperature in the mixture, and which of the forms of an
+    image it sees."""
 
     weights: Weights
     card: Card
     weight: float = 1.0
     temperature: float = 1.0
+    input: int = 0
 
 
 @dataclass(frozen=True)
 class Source:
-    """What becomes one artefact. `card` is the artefact's own; `ensemble` is None for a single checkpoint."""
+    """What becomes one artefact. `card` is the artefact's own; `ensemble` is None for a single checkpoint.
+
+    `resized` are the forms that the artefact makes itself of its one image (see `one_image`).
+    """
 
     path: Path
     card: Card
     parts: tuple[Part, ...]
     ensemble: Ensemble | None = None
+    resized: tuple[Preprocessing, ...] = ()
 
     @property
     def stem(self) -> str:
         """The artefact's name: `fold_0/best` gives `fold_0_best`."""
         whole = self.path.resolve()
         if self.ensemble is not None:
-            return whole.stem
+            return f"{whole.stem}_one" if self.resized else whole.stem
         return f"{whole.parent.name}_{whole.name}" if whole.parent.name.startswith("fold_") else whole.name
 
     @property
@@ -66,6 +73,29 @@ def read(path: Path) -> list[Source]:
     if path.name.startswith("fold_") and (path / _BEST).is_dir():
         return [_checkpoint(path / _BEST)]
     return [_checkpoint(path)]
+
+
+def one_image(source: Source) -> Source:
+    """The same with one image input, from which the artefact makes the forms that its members want.
+
+    It is as large as the sharpest form needs and shows as much as the widest. Raises `ConvertError` where members do
+    not all crop, all squash or all letterbox.
+    """
+    forms = source.card.inputs
+    if len(forms) == 1:
+        return source
+    if len({(prep.fit, prep.pad) for prep in forms}) > 1:
+        kinds = ", ".join(sorted({prep.fit for prep in forms}))
+        raise ConvertError(
+            f"{source.path}: --one_image: its members fit images in different ways ({kinds}), which cannot be made of "
+            "one image; leave it out, and the artefact takes each form as an input"
+        )
+    largest = max(forms, key=lambda prep: prep.size)
+    whole = max(math.floor(prep.size / prep.crop_pct) for prep in forms)
+    widest = max(prep.crop_pct for prep in forms)
+    one = dataclasses.replace(largest, size=math.ceil(whole * widest), crop_pct=widest)
+    card = dataclasses.replace(source.card, preprocessing=one, further_inputs=())
+    return dataclasses.replace(source, card=card, resized=forms)
 
 
 def _checkpoint(path: Path) -> Source:
@@ -103,28 +133,18 @@ def _ensemble(path: Path) -> Source:
     members = [member for member in ensemble.members if member.weight > 0]
     parts = tuple(_weighted(path, member) for member in members)
     check_classes([(str(m), p.card.class_names) for m, p in zip(members, parts, strict=True)])
-    inputs = {_pixels(part.card) for part in parts}
-    if len(inputs) > 1:
-        found = "; ".join(
-            f"{p.size} px, {p.fit}, {p.interpolation}, crop_pct {p.crop_pct:g}" for p in sorted(inputs, key=str)
-        )
-        raise ConvertError(
-            f"{path}: its members want differently prepared images ({found}), and one file takes one image batch; "
-            "make an ensemble file of those that agree, or convert the members one by one"
-        )
+    inputs = list(dict.fromkeys(part.card.preprocessing.pixels for part in parts))
+    parts = tuple(dataclasses.replace(p, input=inputs.index(p.card.preprocessing.pixels)) for p in parts)
     names = ", ".join(dict.fromkeys(part.card.model for part in parts))
-    card = Card(f"ensemble of {len(parts)}: {names}", parts[0].card.class_names, inputs.pop())
+    first, *others = inputs
+    said = f"ensemble of {len(parts)}: {names}"
+    card = Card(said, parts[0].card.class_names, first, further_inputs=tuple(others))
     return Source(path, card, parts, ensemble)
 
 
 def _weighted(path: Path, member: Member) -> Part:
     part = _part(member.path, f"{path}: its member {member.path}")
     return dataclasses.replace(part, weight=member.weight, temperature=member.temperature)
-
-
-def _pixels(card: Card) -> Preprocessing:
-    """What an image is prepared to; mean and standard deviation are inside the graph."""
-    return dataclasses.replace(card.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def _number(name: str) -> int:

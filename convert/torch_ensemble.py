@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convert import torch_views
+from convert import torch_resize, torch_views
 from convert.source import Source
 from convert.torch_graph import Classifier, Network, classifier
 from infer.ensemble import Combine
@@ -29,6 +29,8 @@ def build(source: Source) -> Network:
         source.ensemble.views,
         source.ensemble.combine,
         source.ensemble.temperature,
+        [part.input for part in source.parts],
+        torch_resize.Resized(source.card.preprocessing, source.resized) if source.resized else None,
     )
     share_equal(whole)
     return whole.eval()
@@ -37,6 +39,7 @@ def build(source: Source) -> Network:
 class EnsembleGraph(nn.Module):
     """Float NCHW RGB pixels in [0, 255] to log probabilities `[N, C]`, normalised, fp32 (fp64 after `.double()`).
 
+    Member m sees the form `inputs[m]` of each image: these are given, or `resized` makes them of the one that is.
     All views of a batch go through a member at once. Means of probabilities are taken as logarithms of sums of
     exponentials about their maximum, so that no precision underflows.
     """
@@ -49,21 +52,25 @@ class EnsembleGraph(nn.Module):
         views: tuple[str, ...],
         combine: Combine,
         temperature: float,
+        inputs: Sequence[int],
+        resized: torch_resize.Resized | None = None,
     ):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.shares = [weight / sum(weights) for weight in weights]
         self.temperatures, self.temperature = list(temperatures), temperature
         self.views, self.combine = views, combine
+        self.inputs, self.resized = list(inputs), resized
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, *pixels: Tensor) -> Tensor:
         """float32 `[N, C]`."""
         views = len(self.views)
-        seen = torch.cat([torch_views.apply(view, pixels) for view in self.views]) if views > 1 else pixels
+        forms = pixels if self.resized is None else self.resized(pixels[0])
+        seen = [torch.cat([torch_views.apply(view, form) for view in self.views]) for form in forms]
         equal = [1 / views] * views
         answers = []
-        for member, temperature in zip(self.members, self.temperatures, strict=True):
-            logits = normalised(member(seen) / temperature)
+        for member, temperature, place in zip(self.members, self.temperatures, self.inputs, strict=True):
+            logits = normalised(member(seen[place]) / temperature)
             answers.append(self._mixed(logits.reshape(views, -1, logits.shape[-1]), equal))
         return normalised(self._mixed(torch.stack(answers), self.shares) / self.temperature)
 

@@ -61,7 +61,7 @@ def _warp(degrees: float, scale: float) -> Callable[[Tensor], Tensor]:
 
         above = _between(taken(0, 0), taken(0, 1), right)
         under = _between(taken(1, 0), taken(1, 1), right)
-        return rounded(_between(above, under, below)).reshape(pixels.shape)
+        return _rounded(_between(above, under, below)).reshape(pixels.shape)
 
     return warped
 
@@ -80,7 +80,7 @@ def _crop(down: float, across: float) -> Callable[[Tensor], Tensor]:
                 for places in (near, near + 1)
             )
             pixels = _between(first, second, _constant(fraction / 256, pixels).reshape(shape))
-        return rounded(pixels)
+        return _rounded(pixels)
 
     return cropped
 
@@ -108,7 +108,7 @@ def _constant(values: NDArray[np.float64], like: Tensor) -> Tensor:
     return torch.tensor(values.reshape(-1), dtype=like.dtype)
 
 
-def rounded(pixels: Tensor) -> Tensor:
+def _rounded(pixels: Tensor) -> Tensor:
     """The nearest whole levels, halves up."""
     return torch.floor(pixels + 0.5)
 

@@ -45,14 +45,14 @@ class Answers(NamedTuple):
 class Panel:
     """The members of an ensemble with what they are to see.
 
-    `places[m]` is the place of the ensemble's member m among the opened `members`, `input_of[m]` that of its pixels in
-    a `Prepared`.
+    `places[m]` is the place of the ensemble's member m among the opened `members`, `inputs_of[m]` those of its pixels
+    in a `Prepared`.
     """
 
     ensemble: Ensemble
     members: Members
     places: tuple[int, ...]
-    input_of: tuple[int, ...]
+    inputs_of: tuple[tuple[int, ...], ...]
     finish: Finish
 
     @property
@@ -79,9 +79,9 @@ class Panel:
 
     def once(self, m: int, images: Sequence[Images]) -> NDArray[np.float32]:
         """float32 `[B, C]`: what member m says of the first view of a batch."""
-        seen = views.apply(self.ensemble.views[0], images[self.input_of[m]])
+        seen = [views.apply(self.ensemble.views[0], images[source]) for source in self.inputs_of[m]]
         with self.members.held([self.places[m]]) as predictors:
-            return predictors[self.places[m]].logits(seen)
+            return predictors[self.places[m]].logits(*seen)
 
     def mix(self, alone: Sequence[Floats]) -> NDArray[np.float32]:
         """float32 `[B, C]`: the ensemble's probabilities from its members' log probabilities."""
@@ -99,10 +99,11 @@ class Panel:
                         if (m, view) in known:
                             yield number, m, known[m, view][number]
                             continue
-                        source = self.input_of[m]
-                        if source not in shown:
-                            shown[source] = views.apply(view, images[source])
-                        yield number, m, predictors[self.places[m]].logits(shown[source])
+                        for source in self.inputs_of[m]:
+                            if source not in shown:
+                                shown[source] = views.apply(view, images[source])
+                        seen = [shown[source] for source in self.inputs_of[m]]
+                        yield number, m, predictors[self.places[m]].logits(*seen)
 
 
 def votes(alone: Sequence[Floats]) -> NDArray[np.int64]:
