@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends.contract import Weights
 from config.errors import ConvertError
 from infer import ensemble as ensembles
-from infer import predictors
+from infer import finish, layers, predictors
 from infer.ensemble import Ensemble
-from infer.member import Member, check_classes
+from infer.layers import Layers
+from infer.maps import Isotonic
+from infer.member import check_classes
 from infer.predictors.checkpoint import read_card, spec_of
 from models import manifest, registry
 from models import weights as weights_file
 from models.card import Card, Preprocessing
 
 _BEST = "best"
+_OTHERWISE = "fit one without it, or convert the members one by one"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network: canonical weights, its card, its share and temperature in the mixture, and which of the forms of an
-    image it sees."""
+    """One network: canonical weights, its card, and which of the forms of an image it sees."""
 
     weights: Weights
     card: Card
-    weight: float = 1.0
-    temperature: float = 1.0
     input: int = 0
 
 
@@ -37,7 +38,8 @@ class Part:
 class Source:
     """What becomes one artefact. `card` is the artefact's own; `ensemble` is None for a single checkpoint.
 
-    `resized` are the forms that the artefact makes itself of its one image (see `one_image`).
+    The parts are the ensemble's members, `groups` the places of those of each run, `layers` what was fitted beyond
+    weights and temperatures. `resized` are the forms that the artefact makes itself of its one image (see `one_image`).
     """
 
     path: Path
@@ -45,6 +47,8 @@ class Source:
     parts: tuple[Part, ...]
     ensemble: Ensemble | None = None
     resized: tuple[Preprocessing, ...] = ()
+    groups: Sequence[Sequence[int]] = ()
+    layers: Layers = field(default_factory=Layers)
 
     @property
     def stem(self) -> str:
@@ -123,15 +127,11 @@ def _ensemble(path: Path) -> Source:
     if not path.exists():
         raise ConvertError(f"{path}: there is no such ensemble file")
     ensemble = ensembles.read(path)
-    if not ensemble.plain:
-        raise ConvertError(
-            f"{path}: was fitted with more than weights and temperatures (ranks, a stack, vector or isotonic"
-            " calibration, a lowest probability, temperatures after the views, or another merge of them), which no"
-            " single artefact holds;"
-            " fit one without these, or convert the members one by one"
-        )
+    if ensemble.combine == "ranks":
+        raise ConvertError(f"{path}: mixes ranks, which no artefact holds; {_OTHERWISE}")
     members = [member for member in ensemble.members if member.weight > 0]
-    parts = tuple(_weighted(path, member) for member in members)
+    ensemble = ensemble.model_copy(update={"members": tuple(members)})
+    parts = tuple(_part(member.path, f"{path}: its member {member.path}") for member in members)
     check_classes([(str(m), p.card.class_names) for m, p in zip(members, parts, strict=True)])
     inputs = list(dict.fromkeys(part.card.preprocessing.pixels for part in parts))
     parts = tuple(dataclasses.replace(p, input=inputs.index(p.card.preprocessing.pixels)) for p in parts)
@@ -139,12 +139,15 @@ def _ensemble(path: Path) -> Source:
     first, *others = inputs
     said = f"ensemble of {len(parts)}: {names}"
     card = Card(said, parts[0].card.class_names, first, further_inputs=tuple(others))
-    return Source(path, card, parts, ensemble)
+    groups = finish.groups(members)
+    return Source(path, card, parts, ensemble, groups=groups, layers=_layers(path, ensemble, card, len(groups)))
 
 
-def _weighted(path: Path, member: Member) -> Part:
-    part = _part(member.path, f"{path}: its member {member.path}")
-    return dataclasses.replace(part, weight=member.weight, temperature=member.temperature)
+def _layers(path: Path, ensemble: Ensemble, card: Card, groups: int) -> Layers:
+    found = layers.read(ensemble.layers, len(card.class_names), groups) if ensemble.layers else Layers()
+    if isinstance(found.map, Isotonic):
+        raise ConvertError(f"{path}: has isotonic calibration, which no artefact holds; {_OTHERWISE}")
+    return found
 
 
 def _number(name: str) -> int:

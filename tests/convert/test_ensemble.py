@@ -19,8 +19,10 @@ from config.errors import ConvertError
 from convert import __main__ as command
 from convert import source, torch_ensemble, torch_resize, torch_views
 from data.augment import eval_transform
-from infer import load, predictors, views
+from infer import layers, load, maps, predictors, views
+from infer.layers import Layers
 from infer.predictors import images
+from infer.stacking import Stack
 from models import manifest, registry, weights
 from models.card import CARD_KEY, Card, Preprocessing
 
@@ -79,9 +81,33 @@ def ensemble(run: Path, **keys: object) -> Path:
     return file
 
 
-@pytest.mark.parametrize("combine", ["probabilities", "logits"])
-def test_the_graph_answers_as_the_runner_does(combine: str, run: Path) -> None:
-    file = ensemble(run, combine=combine)
+CASES: dict[str, dict[str, Any]] = {
+    "probabilities": {},
+    "logits": {"combine": "logits"},
+    "as fitted with views": {"tempered": "mean"},
+    "other merges": {"merge": "geometric", "tempered": "mean"},
+    "maximum": {"merge": "max", "combine": "logits"},
+    "clipped": {"clip": 0.02},
+    "vector": {"layers": "layers.safetensors", "clip": 1e-4},
+    "stack": {"layers": "layers.safetensors", "tempered": "mean"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_graph_answers_as_the_runner_does(case: str, run: Path) -> None:
+    (run / "layers.safetensors").unlink(missing_ok=True)
+    rng, count = np.random.default_rng(1), len(CLASSES)
+    if case == "vector":
+        found = Layers(map=maps.Vector(rng.uniform(0.5, 1.5, count), rng.normal(size=count)))
+        layers.write(run / "layers.safetensors", found)
+    if case == "stack":  # of three members that belong to no run
+        coef = rng.normal(size=(count, 3 * count)) / 3
+        layers.write(run / "layers.safetensors", Layers(Stack(coef, rng.normal(size=count))))
+    keys: dict[str, Any] = {}
+    if case == "stack":
+        keys["members"] = [{"path": str(run / f"fold_{k}" / "best"), "temperature": t} for k, t in ((0, 1.5), (1, 1))]
+        keys["members"].append({"path": str(run / "fold_0" / "best"), "temperature": 0.7})
+    file = ensemble(run, **CASES[case], **keys)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     (one,) = source.read(file)
     graph = torch_ensemble.build(one)
@@ -140,7 +166,7 @@ def several(run: Path, **keys: object) -> Path:
 def test_members_of_several_sizes_are_one_file_with_an_input_for_each(
     target: str, run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = several(run)
+    file = several(run, tempered="mean", clip=1e-3)
     words = [str(file), "--to", target, "--out", str(tmp_path), "--verify", str(pictures)]
     assert command.main(words) == 0, capsys.readouterr().err
     (made,) = (path for path in tmp_path.iterdir() if path.stem == "mixed")
@@ -196,28 +222,23 @@ def test_a_run_is_each_folds_best(run: Path) -> None:
     assert [one.path for one in source.read(run / "fold_1")] == [run / "fold_1" / "best"]
 
 
-@pytest.mark.parametrize("kind", ["artefact", "zoo", "clip", "merge"])
+@pytest.mark.parametrize("kind", ["artefact", "zoo", "ranks", "isotonic"])
 def test_what_cannot_be_one_file_says_why(kind: str, run: Path, tmp_path: Path) -> None:
-    paths: list[str] = []
-    keys: dict[str, Any] = {}
-    said = ""
-    if kind == "clip":
-        paths, keys, said = [str(run / "fold_0" / "best")], {"clip": 1e-4}, "more than weights and temperatures"
-    if kind == "merge":
-        paths, keys, said = (
-            [str(run / "fold_0" / "best")],
-            {"views": ["flip"], "merge": "max"},
-            "more than weights and temperatures",
-        )
+    paths, keys = [str(run / "fold_0" / "best")], {"combine": "ranks"}
+    said = "mixes ranks"
+    if kind == "isotonic":
+        curves = maps.Isotonic(np.zeros(10), np.ones(10), np.arange(11), 1e-3)
+        layers.write(run / "curves.safetensors", Layers(map=curves))
+        keys, said = {"layers": "curves.safetensors"}, "isotonic"
     if kind == "artefact":
         (run / "made.onnx").touch()
-        paths, said = [str(run / "made.onnx")], "artefact already"
+        paths, keys, said = [str(run / "made.onnx")], {}, "artefact already"
     if kind == "zoo":
         card = Card("mlxim/resnet18", CLASSES, registry.get("mlxim/resnet18").preprocessing, {}, "mlx")
         (tmp_path / "zoo").mkdir()
         arrays = {"x": np.zeros(1, np.float32)}
         weights.write(tmp_path / "zoo" / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
-        paths, said = [str(tmp_path / "zoo")], "MLX's alone"
+        paths, keys, said = [str(tmp_path / "zoo")], {}, "MLX's alone"
     file = ensemble(run, members=[{"path": path} for path in paths], **keys)
     with pytest.raises(ConvertError, match=said):
         torch_ensemble.build(source.read(file)[0])
