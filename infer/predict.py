@@ -236,7 +236,10 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> 
     if work.runner.adaptive and done.rows:
         every = len(ensemble.members) * len(ensemble.views)
         saved = 1 - done.passes / (done.rows * every)
-        print(f"adaptive: {done.passes / done.rows:.2f} passes an image in place of {every}, {saved:.0%} saved")
+        print(
+            f"adaptive: {done.passes / done.rows:.2f} passes an image in place of {every}, {saved:.0%} saved; "
+            + work.runner.clock.text(done.rows, len(ensemble.members), len(ensemble.views))
+        )
     if results.errors:
         row = min(results.errors)
         print(f"warning: the first unreadable image: {results.errors[row]}", file=sys.stderr)

@@ -7,7 +7,7 @@ opened once for all of them, or where the unsure images of several batches get t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from infer import merge, views
 from infer.calibration import Floats
+from infer.clock import Clock
 from infer.ensemble import Ensemble, Merge
 from infer.finish import Finish
+from infer.predictors import Predictor
 from infer.prepare import Prepared
 from infer.residency import Members
 
@@ -54,6 +56,7 @@ class Panel:
     places: tuple[int, ...]
     inputs_of: tuple[tuple[int, ...], ...]
     finish: Finish
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def merge(self) -> Merge:
@@ -81,7 +84,7 @@ class Panel:
         """float32 `[B, C]`: what member m says of the first view of a batch."""
         seen = [views.apply(self.ensemble.views[0], images[source]) for source in self.inputs_of[m]]
         with self.members.held([self.places[m]]) as predictors:
-            return predictors[self.places[m]].logits(*seen)
+            return self._logits(m, predictors[self.places[m]], seen)
 
     def mix(self, alone: Sequence[Floats]) -> NDArray[np.float32]:
         """float32 `[B, C]`: the ensemble's probabilities from its members' log probabilities."""
@@ -103,7 +106,11 @@ class Panel:
                             if source not in shown:
                                 shown[source] = views.apply(view, images[source])
                         seen = [shown[source] for source in self.inputs_of[m]]
-                        yield number, m, predictors[self.places[m]].logits(*seen)
+                        yield number, m, self._logits(m, predictors[self.places[m]], seen)
+
+    def _logits(self, m: int, predictor: Predictor, seen: Sequence[Images]) -> NDArray[np.float32]:
+        with self.clock.measured(m, len(seen[0])):
+            return predictor.logits(*seen)
 
 
 def votes(alone: Sequence[Floats]) -> NDArray[np.int64]:

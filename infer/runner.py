@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from config.errors import DataError
 from data.augment import eval_transform
 from infer.adaptive import AdaptivePanel, check, strongest
+from infer.clock import Clock
 from infer.ensemble import Ensemble
 from infer.finish import Finish
 from infer.inputs import Inputs, of_images, of_paths
@@ -68,7 +69,8 @@ class Runner:
         self._inputs, inputs_of = _by_input([card.inputs for card in cards])
         self.finish = Finish(ensemble, self.class_names)
         self.adaptive = adaptive
-        panel = Panel(ensemble, self._members, self._places, inputs_of, self.finish)
+        self.clock = Clock()
+        panel = Panel(ensemble, self._members, self._places, inputs_of, self.finish, self.clock)
         self._panel = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
 
     def run(self, paths: Sequence[Path], batch_size: int | None = None, workers: int = 0) -> Iterator[Answers]:
