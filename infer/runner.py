@@ -6,7 +6,6 @@ order. Memory does not grow with the number of images, unless the caller keeps t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from config.errors import DataError
 from data.augment import EvalTransform
 from infer.adaptive import AdaptivePanel, check, strongest
+from infer.clock import Clock
 from infer.ensemble import Ensemble
 from infer.finish import Finish
 from infer.inputs import Inputs, of_images, of_paths
@@ -66,10 +66,11 @@ class Runner:
         self._places = tuple(range(len(ensemble.members)) if places is None else places)
         cards = [self._members.cards[place] for place in self._places]
         self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
-        self._inputs, input_of = _by_input([card.preprocessing for card in cards])
+        self._inputs, inputs_of = _by_input([card.inputs for card in cards])
         self.finish = Finish(ensemble, self.class_names)
         self.adaptive = adaptive
-        panel = Panel(ensemble, self._members, self._places, input_of, self.finish)
+        self.clock = Clock()
+        panel = Panel(ensemble, self._members, self._places, inputs_of, self.finish, self.clock)
         self._panel = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
 
     def run(self, paths: Sequence[Path], batch_size: int | None = None, workers: int = 0) -> Iterator[Answers]:
@@ -154,8 +155,8 @@ class Runner:
         self.close()
 
 
-def _by_input(preps: Sequence[Preprocessing]) -> tuple[list[Preprocessing], tuple[int, ...]]:
+def _by_input(wanted: Sequence[Sequence[Preprocessing]]) -> tuple[list[Preprocessing], tuple[tuple[int, ...], ...]]:
     """The distinct pixels that members want, and which of them each wants; mean and std are applied by the member."""
-    bare = [dataclasses.replace(prep, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)) for prep in preps]
-    distinct = list(dict.fromkeys(bare))
-    return distinct, tuple(distinct.index(prep) for prep in bare)
+    bare = [[prep.pixels for prep in preps] for preps in wanted]
+    distinct = list(dict.fromkeys(prep for preps in bare for prep in preps))
+    return distinct, tuple(tuple(map(distinct.index, preps)) for preps in bare)
