@@ -96,8 +96,8 @@ def _ensemble(path: Path) -> Source:
     if not ensemble.plain:
         raise ConvertError(
             f"{path}: was fitted with more than weights and temperatures (ranks, a stack, vector or isotonic"
-            " calibration, a lowest probability, temperatures after the views, or another merge of them), which no"
-            " single artefact holds;"
+            " calibration, a lowest probability, temperatures after the views, another merge of them, or second heads),"
+            " which no single artefact holds;"
             " fit one without these, or convert the members one by one"
         )
     members = [member for member in ensemble.members if member.weight > 0]

@@ -105,6 +105,20 @@ class Panel:
                         yield number, m, predictors[self.places[m]].logits(shown[source])
 
 
+def gather(batches: Sequence[Prepared], where: Sequence[tuple[int, int]], sources: Iterable[int]) -> list[Images]:
+    """Pixels of (batch, place) pairs, at most a batch of them: uint8 `[B, S, S, 3]`, black behind them.
+
+    Those of `sources` alone are gathered; the others stay those of the first batch.
+    """
+    images = list(batches[0].images)
+    for source in set(sources):
+        gathered = np.zeros_like(images[source])
+        for row, (number, place) in enumerate(where):
+            gathered[row] = batches[number].images[source][place]
+        images[source] = gathered
+    return images
+
+
 def votes(alone: Sequence[Floats]) -> NDArray[np.int64]:
     """int64 `[B, M]`: the class that each member chooses."""
     return np.stack([answer.argmax(axis=1) for answer in alone], axis=1)
