@@ -21,22 +21,25 @@ from config.errors import ConfigError
 from config.schema import Settings
 from data import folds
 from data.audit import actions, labels
-from training import campaign, results, run
+from models import registry
+from training import campaign as single
+from training import failures, results, run
 from training.cli import StopSignal
+from training.fold import Interrupted
+from training.members import Campaign
 from training.prepare import FOLDS, with_vanished
 
 PROG = "python -m training pair"
 
 
-def most_confused(folder: Path, count: int) -> list[tuple[str, str]]:
-    """The `count` pairs of classes that the run's out-of-fold answers mix up most; fewer where it mixes up fewer."""
+def most_confused(folder: Path, count: int) -> dict[tuple[str, str], int]:
+    """The `count` pairs of classes that the run's out-of-fold answers mix up most, fewer where it mixes up fewer, and
+    how many images are taken for the other class."""
     names = results.class_names(folder)
     _, logits, targets = results.oof(folder)
     matrix = labels.taken_for(logits.argmax(axis=1).astype(np.int64), targets, len(names))
-    found = labels.most_confused(matrix)[:count]
-    for a, b in found:
-        print(f"{names[a]} / {names[b]}: {matrix[a, b] + matrix[b, a]} images taken for each other, out of fold")
-    return [(names[a], names[b]) for a, b in found]
+    found = labels.most_confused(matrix)[:count] if len(names) > 2 else []
+    return {(names[a], names[b]): int(matrix[a, b] + matrix[b, a]) for a, b in found}
 
 
 def train(
@@ -50,13 +53,18 @@ def train(
     """Train the second head of two classes, or go on with it; its run's folder.
 
     `given` are words of a command line, settings that replace the first run's; with `head_only` all layers but the
-    classifier stay as they are. Raises what `campaign.run_all` raises.
+    classifier stay as they are. Raises what `training.campaign.run_all` raises.
     """
     settings = _settings(folder, classes, given, head_only)
-    place = run.folder(settings, engine)
-    with run.briefly(place):
-        _keep_folds(folder, place, settings)
-    return campaign.run_all(engine, settings, stop_requested)
+    made = run.folder(settings, engine)
+    with run.briefly(made):
+        _keep_folds(folder, made, settings)
+    return single.run_all(engine, settings, stop_requested)
+
+
+def place(folder: Path, classes: tuple[str, str]) -> Path:
+    """Where the second head of two classes lies, unless it was given another name."""
+    return folder / run.PAIRS / _name(classes)
 
 
 def command(folder: Path, made: Sequence[Path]) -> str:
@@ -103,16 +111,51 @@ def _name(classes: Sequence[str]) -> str:
     return "--".join(["pair", *(re.sub(r"[^\w.+-]+", "_", name) for name in classes)])[:128]
 
 
-def _keep_folds(folder: Path, place: Path, settings: Settings) -> None:
+def _keep_folds(folder: Path, made: Path, settings: Settings) -> None:
     """The first run's folds of the images of the two classes, as the new run's own."""
-    if (place / FOLDS).exists():
+    if (made / FOLDS).exists():
         return
     whole = actions.load(load.read(folder / run.CONFIG).data).table
     whole = with_vanished(settings, whole, folder)
     fold_of = folds.read(folder / FOLDS, whole)
     table = actions.load(settings.data).table
     of = dict(zip(whole.ids, fold_of, strict=True))
-    folds.write(place / FOLDS, table, np.array([of[name] for name in table.ids]))
+    folds.write(made / FOLDS, table, np.array([of[name] for name in table.ids]))
+
+
+def of_campaign(campaign: Campaign) -> dict[Path, tuple[Path, tuple[str, str]]]:
+    """Where the second heads that the settings ask for lie, or will: of which run, and of which classes.
+
+    It is the best member's run of those that this engine can train; none where no member is trained yet.
+    """
+    count, metric = campaign.settings.ensemble.pairs, campaign.settings.stopping.metric
+    scored = []
+    for member in campaign.members:
+        folder = campaign.run(member)
+        refused = registry.engines(registry.get(member.settings.model)).get(campaign.engine)
+        if count and not refused and (folder / run.FINISHED).exists():
+            scored.append((results.fold_results(folder)["mean"][metric], folder))
+    if not scored:
+        return {}
+    best = (min if metric == "log_loss" else max)(scored, key=lambda pair: pair[0])[1]
+    return {place(best, classes): (best, classes) for classes in most_confused(best, count)}
+
+
+def train_for(campaign: Campaign) -> None:
+    """Train the second heads that a campaign asks for and has not; one that cannot be trained is left out, and said.
+
+    Raises `Interrupted` where a stop is asked for.
+    """
+    for made, (folder, classes) in of_campaign(campaign).items():
+        if (made / run.FINISHED).exists():
+            continue
+        print(f"second head of {' and '.join(classes)}, which {folder.name} confuses most")
+        try:
+            train(folder, classes, (), False, campaign.engine, campaign.stop_requested)
+        except Interrupted:
+            raise Interrupted(campaign.folder) from None
+        except failures.ITS_OWN as error:
+            print(f"left out: {error}")
 
 
 def main(words: Sequence[str]) -> int:
@@ -120,14 +163,17 @@ def main(words: Sequence[str]) -> int:
     asked, given = _parser().parse_known_args(list(words))
     engine = asked.engine or results.card(asked.run).trained_with
     backends.require(engine)
-    chosen = [(asked.classes[0], asked.classes[1])] if asked.classes else most_confused(asked.run, asked.pairs)
+    found = {} if asked.classes else most_confused(asked.run, asked.pairs)
+    for (a, b), count in found.items():
+        print(f"{a} / {b}: {count} images taken for each other, out of fold")
+    chosen = [(asked.classes[0], asked.classes[1])] if asked.classes else list(found)
     if not chosen:
         print(f"{asked.run}: no image is taken for another class out of fold; there is no pair to train")
         return 0
     stop = StopSignal()
     try:
         made = [train(asked.run, classes, given, asked.head_only, engine, stop) for classes in chosen]
-    except campaign.Interrupted:
+    except Interrupted:
         print("stopped; everything is saved, the same command goes on")
         return 128 + stop.received
     print(f"to make an ensemble with what helps: {command(asked.run, made)}")

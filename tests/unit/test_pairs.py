@@ -22,7 +22,7 @@ from infer.runner import Runner
 from tests.unit import members
 from tests.unit.test_campaign import NEVER, settings
 from training import __main__ as training
-from training import campaign, leaderboard
+from training import campaign, cli, leaderboard
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -210,3 +210,22 @@ def test_classes_that_are_not_there_are_named(digits: Path, tmp_path: Path) -> N
     for classes, text in ((("1", "11"), "'11' is no class"), (("1",), "two or more")):
         with pytest.raises(DataError, match=text):
             campaign.run_all("numpy", settings(digits, tmp_path, "--data.classes", f"{list(classes)}"), NEVER)
+
+
+def test_a_campaign_trains_its_second_heads_once_and_fits_them(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in (campaign.plots, campaign.report):
+        monkeypatch.setattr(part, "write", lambda *_: None)
+    words = ["--data.root", str(digits), "--out", str(tmp_path), "--model", "test_resnet", "--weights", "none"]
+    words += ["--data.image_size", "32", "--train.epochs", "1", "--train.compile", "off", "--data.audit", "false"]
+    words += ["--folds.kind", "stratified", "--folds.count", "2", "--tta.views", "[original, hflip]"]
+    words += ["--ensemble.pairs", "1", "--mode"]
+    assert cli.main("torch", [*words, "train"]) == 0
+    assert cli.main("torch", [*words, "fit"]) == 0
+    (folder,) = tmp_path.iterdir()
+    (made,) = folder.glob("members/*/pairs/*")
+    assert (made / "fold_results.yaml").exists() and len(list(made.glob("fold_*/oof_*hflip.npz"))) == 2
+    assert "second head " in capsys.readouterr().out
+    assert cli.main("torch", [*words, "fit"]) == 0
+    assert "is made of these folds already" in capsys.readouterr().out
