@@ -21,6 +21,9 @@ class Data(Section):
     )
     id_column: Column = Field(default="ID", description="Column of train.csv that names the image file.")
     target_column: Column = Field(default="target", description="Column of train.csv that holds the class.")
+    classes: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
+        default=(), description="Names of the classes to train on, two or more; [] takes them all."
+    )
     workers: int = Field(default=0, ge=0, le=1024, description="Loader threads; 0 means one for each core.")
     cache_gb: float = Field(
         default=0.0,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from config.errors import DataError
 from data.augment import EvalTransform
+from infer import pair_panel
 from infer.adaptive import AdaptivePanel, check, strongest
 from infer.clock import Clock
 from infer.ensemble import Ensemble
@@ -66,12 +67,15 @@ class Runner:
         self._places = tuple(range(len(ensemble.members)) if places is None else places)
         cards = [self._members.cards[place] for place in self._places]
         self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
-        self._inputs, inputs_of = _by_input([card.inputs for card in cards])
+        self._pairs = pair_panel.opened(ensemble, options, keep)
+        others = [card.inputs for held in self._pairs for card in held.cards]
+        self._inputs, inputs_of = _by_input([*(card.inputs for card in cards), *others])
         self.finish = Finish(ensemble, self.class_names)
         self.adaptive = adaptive
         self.clock = Clock()
-        panel = Panel(ensemble, self._members, self._places, inputs_of, self.finish, self.clock)
-        self._panel = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
+        panel = Panel(ensemble, self._members, self._places, inputs_of[: len(cards)], self.finish, self.clock)
+        first = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
+        self._panel = pair_panel.beside(first, ensemble, self.class_names, self._pairs, inputs_of[len(cards) :])
 
     def run(self, paths: Sequence[Path], batch_size: int | None = None, workers: int = 0) -> Iterator[Answers]:
         """Answer files batch by batch, in their order; as `stream`, with a `DataError` for an unreadable image."""
@@ -90,7 +94,8 @@ class Runner:
     def unit(self, grid: Grid) -> int:
         """How many batches are answered together: work may be cut before every such number of batches, and resumed."""
         pixels = grid.size * sum(prep.size**2 * 3 for prep in self._inputs)
-        return batches_per_round(pixels, self.adaptive or not self._members.resident, 16 if self.adaptive else 64)
+        some = self.adaptive or bool(self._pairs)  # images of several batches are asked about again, together
+        return batches_per_round(pixels, some or not self._members.resident, 16 if some else 64)
 
     def stream(self, inputs: Inputs, grid: Grid, workers: int = 0, skip_bad: bool = False) -> Iterator[Answers]:
         """Answer the batches of `grid` in order; `workers` 0 means one decoding thread a core.
@@ -143,6 +148,8 @@ class Runner:
 
     def close(self) -> None:
         """Free all members."""
+        for held in self._pairs:
+            held.close()
         if self._owner:
             self._members.close()
 

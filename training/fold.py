@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import backends
 from backends.contract import Backend, CompileMode, LossSpec, OptimSpec, Session, Weights
-from config.errors import DataError, OutOfMemory
+from config.errors import CheckpointError, DataError, OutOfMemory
 from config.schema import Settings
 from data import augment, cache, folds, index
 from data.corrupt import corrupt
@@ -152,7 +152,7 @@ def _start(job: Job, backend: Backend, number: int) -> Weights:
     if begun:
         return weights.read(begun / "model.safetensors")[0]
     spec, settings = job.spec, job.settings
-    found = weights.resolve(spec, settings.weights)
+    found = weights.resolve(spec, _source(settings.weights, number))
     if found is not None:
         fitted, notes = weights.fit(found, spec)
         for note in notes:
@@ -163,6 +163,16 @@ def _start(job: Job, backend: Backend, number: int) -> Weights:
         return session.state().weights
     finally:
         session.close()
+
+
+def _source(wanted: str, number: int) -> str:
+    """What `weights` names; of a run, the best checkpoint of its fold of that number."""
+    own = Path(wanted).expanduser() / f"fold_{number}" / checkpoint.BEST
+    if own.is_dir():
+        return str(own)
+    if any(Path(wanted).expanduser().glob(f"fold_*/{checkpoint.BEST}")):
+        raise CheckpointError(f"weights: {wanted} has no trained fold {number}; train it there, or name a checkpoint")
+    return wanted
 
 
 def load_data(job: Job, number: int) -> engine.FoldData:

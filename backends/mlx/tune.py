@@ -1,7 +1,8 @@
 """Which of the ways in `ports.gradients` this chip is faster with: measured once, kept by chip and MLX's version.
 
-The file is `mlx/CHIP_VERSION.json` in the folder of `config.places`. On a CPU nothing is measured unless it is asked for (`python -m backends tune`): MLX's convolutions
-there are plain loops, for which its own gradient does least, and its scatter-add is slow.
+The file is `mlx/CHIP_VERSION.json` in the folder of `config.places`. On a CPU nothing is measured unless it is asked
+for (`python -m backends tune`): MLX's convolutions there are plain loops, for which its own gradient does least, and
+its scatter-add is slow.
 """
 
 from __future__ import annotations
