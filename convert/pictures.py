@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from config import load
 from config.errors import ConvertError
+from convert.command import CALIBRATION, DEMO
 from convert.source import Source
 from data import index, keyed
 from data.augment import EvalTransform
@@ -25,8 +26,6 @@ Pixels = tuple[NDArray[np.uint8], ...]
 
 BATCH = 16
 # Enough for stable ranges of activations, few enough for a minute on two cores.
-CALIBRATION = 128
-DEMO = Path("the demo's digits")
 _DEMO_IMAGES = 100
 
 
