@@ -46,7 +46,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         os.environ["TANDEM_CACHE"] = str(Path(place) / "cache")
-        originals = _photos(arguments.photos, Path(place))
+        originals = photographs(arguments.photos, Path(place))
         forms = {name: planted(originals, form, Path(place) / "forms" / name) for name, form in FORMS.items()}
         cost = looking(originals, Path(place) / "again", arguments.workers, arguments.images)
         cost |= searching(originals, arguments.images)
@@ -151,7 +151,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(["| form | recall | precision |", "|---|---|---|", *rows, "", *rest])
 
 
-def _photos(source: Path, place: Path) -> list[Path]:
+def photographs(source: Path, place: Path) -> list[Path]:
+    """The files of a folder, or of a tar of one, which is unpacked in `place`."""
     if source.is_file():
         with tarfile.open(source) as archive:
             archive.extractall(place / "photos", filter="data")

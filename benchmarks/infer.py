@@ -44,7 +44,7 @@ from backends.torch import model as networks
 from backends.torch.step import Input
 from convert import onnx as to_onnx
 from convert import torch_graph
-from data.augment import eval_transform
+from data.augment import EvalTransform
 from data.decode import decode
 from infer import predictors
 from infer.ensemble import of
@@ -261,7 +261,7 @@ def photographs(data: Path, count: int, folder: Path) -> Path:
 
 def pixels(paths: list[Path], size: int) -> NDArray[np.uint8]:
     """uint8 `[N, S, S, 3]`, decoded and resized as the runner does."""
-    transform = eval_transform(Preprocessing(size=size))
+    transform = EvalTransform(Preprocessing(size=size))
     return np.stack([transform(decode(path)) for path in paths])
 
 

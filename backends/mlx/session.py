@@ -9,6 +9,8 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -29,7 +31,7 @@ from backends.contract import (
     Weights,
     Which,
 )
-from backends.mlx import losses, model, recompute, statistics, step, tune
+from backends.mlx import losses, model, profile, recompute, statistics, step, tune
 from backends.mlx.memory import memory_errors
 from config.errors import ConfigError
 from models.registry import ModelSpec
@@ -164,6 +166,10 @@ class Session:
             "frozen_steps": mx.array(state.frozen_steps, mx.int32),
         }
         self._calls = state.calls
+
+    def profile(self, folder: Path) -> AbstractContextManager[None]:
+        """Trace the inside of the context with Metal's capture."""
+        return profile.traced(folder)
 
     def describe(self) -> dict[str, Any]:
         """Device, precision, memory in bytes, library versions, and how often the update was traced."""

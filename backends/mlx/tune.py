@@ -1,8 +1,8 @@
 """Which of the ways in `ports.gradients` this chip is faster with: measured once, kept by chip and MLX's version.
 
-The file is `$TANDEM_CACHE/mlx/CHIP_VERSION.json`, else below `$XDG_CACHE_HOME/tandem` or `~/.cache/tandem`; it may be
-deleted at any time. On a CPU nothing is measured unless it is asked for (`python -m backends tune`): MLX's convolutions
-there are plain loops, for which its own gradient does least, and its scatter-add is slow.
+The file is `mlx/CHIP_VERSION.json` in the folder of `config.places`. On a CPU nothing is measured unless it is asked
+for (`python -m backends tune`): MLX's convolutions there are plain loops, for which its own gradient does least, and
+its scatter-add is slow.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-import os
 import re
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from config.places import cache_folder
 from ports import gradients, layers
 
 WAYS = (gradients.LIBRARY, gradients.OURS)
@@ -119,10 +119,8 @@ def on_gpu() -> bool:
 
 def cache_file() -> Path:
     """Where this chip's measurements with this MLX are kept."""
-    own = os.environ.get("TANDEM_CACHE")
-    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandem"
     chip = re.sub(r"\W+", "_", f"{mx.default_device().type.name}_{mx.device_info().get('device_name', '')}").lower()
-    return base / "mlx" / f"{chip}_{importlib.metadata.version('mlx')}.json"
+    return cache_folder() / "mlx" / f"{chip}_{importlib.metadata.version('mlx')}.json"
 
 
 def read(file: Path) -> Seconds:

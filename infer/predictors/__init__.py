@@ -30,8 +30,8 @@ class Predictor(Protocol):
     card: Card
     runtime: str
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 `[N, C]` of uint8 `[N, S, S, 3]` RGB, S the card's size; no normalisation before."""
+    def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, S, S, 3]` RGB for each of the card's inputs; no normalisation before."""
 
     def close(self) -> None:
         """Free its memory."""

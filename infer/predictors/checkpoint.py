@@ -30,10 +30,10 @@ class NumpyPredictor:
         self.card = card
         self._session = session
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, S, S, 3]`."""
-        pixels.check(images, self.card)
-        return self._session.logits(images)
+        (given,) = pixels.checked(images, self.card)
+        return self._session.logits(given)
 
     def close(self) -> None:
         """Free the session."""

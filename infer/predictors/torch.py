@@ -41,15 +41,15 @@ class TorchPredictor:
         self._forward: step.Forward = torch.compile(network, dynamic=False) if compile else network
         self._chunk = max(1, _CHUNK_PIXELS // card.preprocessing.size**2)
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, S, S, 3]`. When the device's memory is too small, fewer images pass at a time.
 
         `OutOfMemory` when even one image does not fit.
         """
-        pixels.check(images, self.card)
+        (given,) = pixels.checked(images, self.card)
         rows, start = [np.zeros((0, len(self.card.class_names)), np.float32)], 0
-        while start < len(images):
-            part = images[start : start + self._chunk]
+        while start < len(given):
+            part = given[start : start + self._chunk]
             try:
                 rows.append(self._answer(part))
             except OutOfMemory as error:
