@@ -41,7 +41,9 @@ class Preprocessing:
     @property
     def pixels(self) -> Preprocessing:
         """What an image is prepared to before mean and std: equal for all that want the same pixels."""
-        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        part = self.crop_pct if self.fit == "crop" else 1.0
+        pad = self.pad if self.fit == "letterbox" else "grey"
+        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_pct=part, pad=pad)
 
 
 @dataclass(frozen=True)
