@@ -24,7 +24,7 @@ from models.card import Card
 # The images of a batch in each form that an artefact takes.
 Pixels = tuple[NDArray[np.uint8], ...]
 
-BATCH = 16
+_BATCH, _BATCH_PIXELS = 16, 16 * 480**2
 # Enough for stable ranges of activations, few enough for a minute on two cores.
 _DEMO_IMAGES = 100
 
@@ -77,11 +77,17 @@ def chosen(images: Table, places: NDArray[np.int64]) -> Table:
     return Table(ids, paths, images.labels[places], images.class_names, images.root)
 
 
+def batch_size(card: Card) -> int:
+    """Images at a time: 16, fewer where they are large or an artefact makes many views of each."""
+    return max(1, min(_BATCH, _BATCH_PIXELS // card.most_pixels))
+
+
 def batches(images: Table, card: Card) -> Iterator[Pixels]:
-    """uint8 `[N, S, S, 3]` for each input, N at most `BATCH`, in the table's order."""
+    """uint8 `[N, S, S, 3]` for each input, N at most `batch_size`, in the table's order."""
+    count = batch_size(card)
     order = np.arange(len(images.paths))
     loaders = [
-        Loader(images.paths, EvalTransform(prep), prep.size, BATCH, images=Images(cache_bytes=0))
+        Loader(images.paths, EvalTransform(prep), prep.size, count, images=Images(cache_bytes=0))
         for prep in card.inputs
     ]
     for together in zip(*(loader.epoch(order) for loader in loaders), strict=True):

@@ -210,7 +210,7 @@ def _reference(source: Source, network: torch_graph.Network, images: Table) -> t
     if source.ensemble is not None:
         members = [m.model_copy(update={"runtime": m.runtime or "torch"}) for m in source.ensemble.members if m.weight]
         with Runner(source.ensemble.model_copy(update={"members": tuple(members)})) as runner:
-            said = np.concatenate([a.probabilities for a in runner.run(images.paths, pictures.BATCH)])
+            said = np.concatenate([a.probabilities for a in runner.run(images.paths, pictures.batch_size(source.card))])
         ours = np.log(np.maximum(said, _LEAST_PROBABILITY))
     exact_all, own = np.concatenate(double), ours
     if source.ensemble is not None:

@@ -131,7 +131,7 @@ def _fault(shop: Workshop, jobs: Sequence[Job], comparison: verify.Comparison, i
     if not lossy(comparison.precision):
         return text
     (job,) = (job for job in jobs if job.out.name == comparison.artefact)
-    some = _few(next(iter(pictures.batches(images, shop.source.card))))
+    some = next(iter(pictures.batches(images, shop.source.card)))
     return f"{text}; the layers that lose most: {sensitivity.worst(shop.rank(job, some))}"
 
 

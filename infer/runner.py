@@ -66,6 +66,7 @@ class Runner:
         self._members, self._owner = members or Members(ensemble.members, options, keep), members is None
         self._places = tuple(range(len(ensemble.members)) if places is None else places)
         cards = [self._members.cards[place] for place in self._places]
+        self._most_pixels = max(card.most_pixels for card in cards)
         self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
         self._pairs = pair_panel.opened(ensemble, options, keep)
         others = [card.inputs for held in self._pairs for card in held.cards]
@@ -88,7 +89,7 @@ class Runner:
     @property
     def batch_size(self) -> int:
         """The automatic number of images a batch: a power of two by the members' largest image, 128 at the most."""
-        fitting = _BATCH_PIXELS // max(prep.size for prep in self._inputs) ** 2
+        fitting = _BATCH_PIXELS // self._most_pixels
         return 1 << (max(1, min(fitting, _BATCH_MOST)).bit_length() - 1)
 
     def unit(self, grid: Grid) -> int:

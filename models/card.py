@@ -41,7 +41,9 @@ class Preprocessing:
     @property
     def pixels(self) -> Preprocessing:
         """What an image is prepared to before mean and std: equal for all that want the same pixels."""
-        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        part = self.crop_pct if self.fit == "crop" else 1.0
+        pad = self.pad if self.fit == "letterbox" else "grey"
+        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_pct=part, pad=pad)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Card:
 
     `model` is a registry name; `model_options` are the options that rebuild the same architecture from it
     (see `models.registry.get`). `class_names` has one entry for each column of the logits, in order. An artefact that
-    holds several networks may take each image in several forms: `further_inputs` are those after the first.
+    holds several networks may take each image in several forms: `further_inputs` are those after the first. `views` is
+    how many views of each image an artefact makes itself and answers at once, which takes so much more memory.
     """
 
     model: str
@@ -59,17 +62,25 @@ class Card:
     model_options: dict[str, Any] = field(default_factory=dict)
     trained_with: str = ""
     further_inputs: tuple[Preprocessing, ...] = ()
+    views: int = 1
 
     @property
     def inputs(self) -> tuple[Preprocessing, ...]:
         """How an image is prepared for each input, in order; one for all but artefacts of ensembles."""
         return (self.preprocessing, *self.further_inputs)
 
+    @property
+    def most_pixels(self) -> int:
+        """Pixels of the largest thing that one image becomes: all views of its largest form."""
+        return self.views * max(prep.size**2 for prep in self.inputs)
+
     def to_json(self) -> str:
-        """One line of JSON with sorted keys."""
+        """One line of JSON with sorted keys; what only artefacts of ensembles have is left out of others."""
         said = asdict(self)
         if not self.further_inputs:
             del said["further_inputs"]
+        if self.views == 1:
+            del said["views"]
         return json.dumps({"version": CARD_VERSION, **said}, sort_keys=True)
 
     @staticmethod

@@ -88,6 +88,14 @@ def test_members_of_other_sizes_each_see_their_own_pixels(tmp_path):
     assert np.allclose(np.concatenate([part.probabilities for part in parts]), expected, atol=TOLERANCE)
 
 
+def test_only_what_changes_an_images_pixels_tells_inputs_apart():
+    wide, squashed = Preprocessing(32, crop_pct=0.9), Preprocessing(32, crop_pct=0.9, fit="squash")
+    assert wide.pixels != Preprocessing(32).pixels and wide.pixels != squashed.pixels
+    assert squashed.pixels == Preprocessing(32, fit="squash", mean=(0.5, 0.5, 0.5), pad="background").pixels
+    boxed = [Preprocessing(32, fit="letterbox", pad=pad) for pad in ("grey", "background")]
+    assert boxed[0].pixels != boxed[1].pixels
+
+
 def test_an_image_is_decoded_once_whatever_the_members_and_views(tmp_path, monkeypatch):
     paths, _ = members.photographs(tmp_path / "images")
     folders = [members.checkpoint(tmp_path / str(i), i) for i in range(3)]
