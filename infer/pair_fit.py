@@ -67,7 +67,8 @@ class Judged:
         if count < _FEWEST:
             return f"{between}, too few to judge it: left out"
         figures = f"log loss {self.before:.4f} -> {self.after:.4f}, wrong {old} -> {new}"
-        kept = f"kept with weight {self.pair.weight:.2f}" if self.pair else "left out, as it does not help"
+        why = "that may be chance" if self.after < self.before else "it does not help"
+        kept = f"kept with weight {self.pair.weight:.2f}" if self.pair else f"left out, as {why}"
         return f"{between}; {figures}: {kept}"
 
 

