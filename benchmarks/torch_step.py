@@ -135,7 +135,7 @@ def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
     network = Timm(case)
     synthetic = cast(Loader, Synthetic(case))
     arms: dict[str, Arm] = {
-        "bare": lambda: bare(opened, case),
+        "bare": lambda: bare(opened, case, case.updates),
         "loop": lambda: loop(opened, case, spec, synthetic, case.updates * case.batch),
         "timm": lambda: network.rate(network.synthetic()),
     }
@@ -150,16 +150,23 @@ def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
         arms["loop files"] = lambda: loop(opened, case, spec, files, count)
         arms["loop cached"] = lambda: loop(opened, case, spec, cached, count)
         arms["timm files"] = lambda: network.rate(theirs)
-    found = _in_turn(case.name, arms, repeats)
+
+    def warm() -> None:
+        """An update of each side, as the first one after another arm pays for the memory that this one gave back."""
+        bare(opened, case, 1)
+        network.rate(network.synthetic()[:1])
+
+    found = _in_turn(case.name, arms, warm, repeats)
     opened.close()
     return {"size": case.size, "batch": case.batch, **_figures(case, spec, found)}
 
 
-def _in_turn(name: str, arms: dict[str, Arm], repeats: int) -> dict[str, list[float]]:
+def _in_turn(name: str, arms: dict[str, Arm], warm: Callable[[], None], repeats: int) -> dict[str, list[float]]:
     """Images a second of each arm's turns, after one that warms up and compiles."""
     found: dict[str, list[float]] = {arm: [] for arm in arms}
     for turn in range(repeats + 1):
         for arm, run in arms.items():
+            warm()
             rate = run()
             if turn:
                 found[arm].append(rate)
@@ -184,7 +191,7 @@ def _figures(case: Case, spec: ModelSpec, found: dict[str, list[float]]) -> dict
     return figures | ({"utilisation": round(tera / peak, 3)} if peak else {})
 
 
-def bare(opened: session.Session, case: Case) -> float:
+def bare(opened: session.Session, case: Case, updates: int) -> float:
     """Images a second of the update alone, its inputs on the device."""
     synthetic, device = Synthetic(case), case.device
     batch = [torch.from_numpy(synthetic.images).to(device), *(torch.from_numpy(a).to(device) for a in _answers(case))]
@@ -193,9 +200,9 @@ def bare(opened: session.Session, case: Case) -> float:
     opened._set = None  # the session is to set the mode again
     rates = step.Rates(1e-4, 0.05, 0.0, 1.0)
     start = case.clock()
-    for _ in range(case.updates):
+    for _ in range(updates):
         step.update(trainer, prepare, batch, None, rates, False)
-    return case.updates * case.batch / (case.clock() - start)
+    return updates * case.batch / (case.clock() - start)
 
 
 def loop(opened: session.Session, case: Case, spec: ModelSpec, train: Loader, count: int) -> float:

@@ -38,7 +38,10 @@ class Recorder:
     def close(self) -> None:
         """End the trace where it runs, and tell where it is."""
         trace, self._trace = self._trace, None
-        if trace is None or self._seen <= self._first:
+        if trace is None:
+            return
+        if self._seen <= self._first:
+            self._say(f"profile: no trace, as there were only {self._seen} updates left")
             return
         trace.__exit__(None, None, None)
         table = self._folder / _TABLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ def traced(folder: Path, device: torch.device) -> Iterator[None]:
     The trace opens in chrome://tracing or ui.perfetto.dev.
     """
     on_gpu = device.type == "cuda"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its library writes notes about every start to stderr
     folder.mkdir(parents=True, exist_ok=True)
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as recorded:
         yield

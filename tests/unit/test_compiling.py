@@ -12,11 +12,12 @@ import torch
 from backends.contract import LossSpec, MemorySpec, OptimSpec
 from backends.torch import compiling as torch_compiling
 from backends.torch.session import Session
+from config import load
 from config.errors import ConfigError
 from config.train_sections import Train
 from tests import tiny
 from tests.contract.cases import CLASSES, KNOBS, SIZE, N, assert_same, batch
-from training import compiling
+from training import compiling, prepare
 from training.compiling import Course
 from training.policy import compiling as policy
 
@@ -74,6 +75,13 @@ def test_settings_are_obeyed_without_a_trial() -> None:
     assert opened.wishes == [True]
     with pytest.raises(ConfigError, match=r"train\.compile on"):
         compiling.session(lambda _: torch_session(), "numpy", Train(compile="on"), COURSE)
+
+
+def test_modes_are_torchs_alone() -> None:
+    wish = load.parse(["--data.root", "x", "--train.compile_mode", "reduce-overhead"], prog="test")
+    prepare.refuse(wish, "torch")
+    with pytest.raises(ConfigError, match="torch alone has modes"):
+        prepare.refuse(wish, "mlx")
 
 
 def test_compiling_pays_from_the_length_on_where_it_saves_more_than_it_costs() -> None:
