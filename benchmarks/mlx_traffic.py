@@ -64,7 +64,7 @@ def counts(spec: ModelSpec, precision: Any, batch: int) -> dict[str, Any]:
 
     `widened` are the bytes that kernels move which make float32 of a bf16 activation.
     """
-    graph = mlx_graph.fused(_step(spec, precision, batch))
+    graph = mlx_graph.fused(step_graph(spec, precision, batch))
     found = mlx_bytes.kernels(graph, batch)
     kinds: dict[str, dict[str, int]] = {}
     for kernel in found:
@@ -78,7 +78,8 @@ def counts(spec: ModelSpec, precision: Any, batch: int) -> dict[str, Any]:
     }
 
 
-def _step(spec: ModelSpec, precision: Any, batch: int) -> mlx_graph.Graph:
+def step_graph(spec: ModelSpec, precision: Any, batch: int) -> mlx_graph.Graph:
+    """The traced graph of one whole update, not yet fused; nothing is computed but fresh weights."""
     network, arrays = model.build(spec, None, precision, seed=0)
     optimizer, size = OptimSpec(ema=True), spec.preprocessing.size
     state = step.fresh(optimizer, arrays)

@@ -134,3 +134,25 @@ def test_batch_norm_trains_as_torchs() -> None:
     assert theirs.running_var is not None
     near(ours.running_mean, theirs.running_mean)
     near(ours.running_var, theirs.running_var)
+
+
+def test_compiled_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in a row in one compiled function, as the training step has them, against the same run eagerly."""
+    monkeypatch.setattr(gradients, "CHOSEN", dict.fromkeys(gradients.DEFAULTS, gradients.OURS))
+    conv, norm, pool = (
+        layers.Conv2d(4, 4, 3, 2, 1, groups=4, bias=False),
+        layers.BatchNorm2d(4),
+        layers.MaxPool2d(3, 2, 1),
+    )
+    last = layers.LayerNorm(4)
+
+    def slopes(x: mx.array, w: mx.array) -> list[mx.array]:
+        def loss(x: mx.array, w: mx.array) -> mx.array:
+            conv.weight = w
+            return mx.sum(mx.square(gradients.gelu(last(pool(gradients.silu(norm(conv(x))))))))
+
+        return list(mx.grad(loss, argnums=(0, 1))(x, w))
+
+    given = mx.array(draw(2, 12, 12, 4)), mx.array(draw(4, 3, 3, 1))
+    for found, wanted in zip(mx.compile(slopes)(*given), slopes(*given), strict=True):
+        np.testing.assert_allclose(np.array(found), np.array(wanted), rtol=1e-5, atol=1e-5)

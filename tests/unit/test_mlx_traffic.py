@@ -10,6 +10,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import pytest
 
+from backends.mlx import model
 from benchmarks import mlx_bytes, mlx_graph, mlx_traffic
 from ports import gradients
 from tests import tiny
@@ -80,6 +81,18 @@ def test_nothing_makes_fp32_of_bf16_activations(family: str) -> None:
     row = mlx_traffic.counts(tiny.spec(family), "bf16", 7)
     assert row["widened"] == 0
     assert row["kernels"] == sum(kind["kernels"] for kind in row["kinds"].values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_kernel_updates_a_parameter(precision: str) -> None:
+    """Weight, two moments and EMA come from one kernel, with arguments left of the 31 that Metal takes."""
+    spec = tiny.spec("vit")
+    graph = mlx_graph.fused(mlx_traffic.step_graph(spec, precision, 4))
+    updates = [op for op in graph.operations if op.name == "Compiled" and len(op.outputs) == 4]
+    _, parameters = model.build(spec, None, "fp32", seed=0)
+    shapes = sorted(graph.arrays[op.outputs[0]][0] for op in updates)
+    assert shapes == sorted(tuple(p.shape) for p in parameters.values())
+    assert max(len(op.inputs) + len(op.outputs) for op in updates) <= 28
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
