@@ -63,7 +63,8 @@ class Settings(Section):
     weights: str = Field(
         default="pretrained",
         min_length=1,
-        description="Where training starts: pretrained (from the Hugging Face hub), none, or a .safetensors file.",
+        description="Where training starts: pretrained (from the Hugging Face hub), none, a .safetensors file, a"
+        " checkpoint, or a run, of which each fold takes the best checkpoint of its own number.",
     )
     global_pool: Literal["avg", "max", "gem"] | None = Field(
         default=None,
@@ -89,6 +90,9 @@ class Settings(Section):
         default=False,
         description="At the end of a fold, average the best and the kept checkpoints as far as the score does not fall"
         " (greedy soup, Wortsman 2022), and keep that where it is better.",
+    )
+    profile: int = Field(
+        default=0, ge=0, description="Updates of each fold to trace into its folder, after the first ones; 0 is off."
     )
     data: Data
     folds: Folds = Folds()

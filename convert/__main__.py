@@ -6,14 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import convert
 from config.errors import ConfigError, TandemError
-from convert import command, source
+from convert import command
 from convert.place import refuse_existing
 from convert.precision import pairs
-from convert.source import Source
+
+if TYPE_CHECKING:
+    from convert.source import Source
 
 
 class Job(NamedTuple):
@@ -66,6 +68,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace, kinds: Sequence[tuple[str, str]]) -> None:
+    from convert import source  # after --help, which must not wait for it
+
     sources = source.read(options.path)
     if options.one_image:
         sources = [source.one_image(one) for one in sources]

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 import convert
-from convert.pictures import CALIBRATION, DEMO
 from convert.precision import PRECISIONS
 
 MACOS = (13, 14, 15)
+CALIBRATION = 128
+DEMO = Path("the demo's digits")
 _EPILOG = "Exit codes: 0 done, 1 an error, 2 a wrong command line, 4 an artefact outside the limits of --verify."
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from config import load
 from config.errors import ConvertError
+from convert.command import CALIBRATION, DEMO
 from convert.source import Source
 from data import index, keyed
-from data.augment import eval_transform
+from data.augment import EvalTransform
 from data.images import Images
 from data.index import Table
 from data.loader import Loader
@@ -25,8 +26,6 @@ Pixels = tuple[NDArray[np.uint8], ...]
 
 _BATCH, _BATCH_PIXELS = 16, 16 * 480**2
 # Enough for stable ranges of activations, few enough for a minute on two cores.
-CALIBRATION = 128
-DEMO = Path("the demo's digits")
 _DEMO_IMAGES = 100
 
 
@@ -88,7 +87,7 @@ def batches(images: Table, card: Card) -> Iterator[Pixels]:
     count = batch_size(card)
     order = np.arange(len(images.paths))
     loaders = [
-        Loader(images.paths, eval_transform(prep), prep.size, count, images=Images(cache_bytes=0))
+        Loader(images.paths, EvalTransform(prep), prep.size, count, images=Images(cache_bytes=0))
         for prep in card.inputs
     ]
     for together in zip(*(loader.epoch(order) for loader in loaders), strict=True):

@@ -6,7 +6,7 @@ opened once for all of them, or where the unsure images of several batches get t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,6 +57,11 @@ class Panel:
     inputs_of: tuple[tuple[int, ...], ...]
     finish: Finish
     clock: Clock = field(default_factory=Clock)
+
+    @property
+    def sources(self) -> set[int]:
+        """The places of all pixels that its members see."""
+        return {source for sources in self.inputs_of for source in sources}
 
     @property
     def merge(self) -> Merge:
@@ -111,6 +116,20 @@ class Panel:
     def _logits(self, m: int, predictor: Predictor, seen: Sequence[Images]) -> NDArray[np.float32]:
         with self.clock.measured(m, len(seen[0])):
             return predictor.logits(*seen)
+
+
+def gather(batches: Sequence[Prepared], where: Sequence[tuple[int, int]], sources: Set[int]) -> list[Images]:
+    """Pixels of (batch, place) pairs, at most a batch of them: uint8 `[B, S, S, 3]`, black behind them.
+
+    Those of `sources` alone are gathered; the others stay those of the first batch.
+    """
+    images = list(batches[0].images)
+    for source in sources:
+        gathered = np.zeros_like(images[source])
+        for row, (number, place) in enumerate(where):
+            gathered[row] = batches[number].images[source][place]
+        images[source] = gathered
+    return images
 
 
 def votes(alone: Sequence[Floats]) -> NDArray[np.int64]:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
-from data.augment import eval_transform
+from data.augment import EvalTransform
+from infer import pair_panel
 from infer.adaptive import AdaptivePanel, check, strongest
 from infer.clock import Clock
 from infer.ensemble import Ensemble
@@ -67,12 +68,15 @@ class Runner:
         cards = [self._members.cards[place] for place in self._places]
         self._most_pixels = max(card.most_pixels for card in cards)
         self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
-        self._inputs, inputs_of = _by_input([card.inputs for card in cards])
+        self._pairs = pair_panel.opened(ensemble, options, keep)
+        others = [card.inputs for held in self._pairs for card in held.cards]
+        self._inputs, inputs_of = _by_input([*(card.inputs for card in cards), *others])
         self.finish = Finish(ensemble, self.class_names)
         self.adaptive = adaptive
         self.clock = Clock()
-        panel = Panel(ensemble, self._members, self._places, inputs_of, self.finish, self.clock)
-        self._panel = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
+        panel = Panel(ensemble, self._members, self._places, inputs_of[: len(cards)], self.finish, self.clock)
+        first = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
+        self._panel = pair_panel.beside(first, ensemble, self.class_names, self._pairs, inputs_of[len(cards) :])
 
     def run(self, paths: Sequence[Path], batch_size: int | None = None, workers: int = 0) -> Iterator[Answers]:
         """Answer files batch by batch, in their order; as `stream`, with a `DataError` for an unreadable image."""
@@ -91,7 +95,8 @@ class Runner:
     def unit(self, grid: Grid) -> int:
         """How many batches are answered together: work may be cut before every such number of batches, and resumed."""
         pixels = grid.size * sum(prep.size**2 * 3 for prep in self._inputs)
-        return batches_per_round(pixels, self.adaptive or not self._members.resident, 16 if self.adaptive else 64)
+        some = self.adaptive or bool(self._pairs)  # images of several batches are asked about again, together
+        return batches_per_round(pixels, some or not self._members.resident, 16 if some else 64)
 
     def stream(self, inputs: Inputs, grid: Grid, workers: int = 0, skip_bad: bool = False) -> Iterator[Answers]:
         """Answer the batches of `grid` in order; `workers` 0 means one decoding thread a core.
@@ -100,7 +105,9 @@ class Runner:
         name. The threads end with the iterator.
         """
         unit = self.unit(grid)
-        batches = prepare(inputs, self._inputs, grid, workers, AHEAD if unit == 1 else unit + 1)
+        # Threads that decode beside a network on the CPU take its cores, while its own threads wait for each other.
+        ahead = 0 if self._members.on_host else AHEAD
+        batches = prepare(inputs, self._inputs, grid, workers, ahead if unit == 1 else unit + 1)
         with closing(cast("Any", batches)):
             for held in in_rounds(batches, unit):
                 bad = {row: fault for batch in held for row, fault in batch.errors.items()}
@@ -121,7 +128,7 @@ class Runner:
 
     def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """uint8 `[S, S, 3]`: an image, uint8 `[H, W, 3]`, as the first member sees it before any view."""
-        return eval_transform(self._inputs[0])(image)
+        return EvalTransform(self._inputs[0])(image)
 
     def in_thread(self, work: Callable[[], _Result]) -> _Result:
         """Do `work` in the thread of the members, where arrays of all engines may be made."""
@@ -144,6 +151,8 @@ class Runner:
 
     def close(self) -> None:
         """Free all members."""
+        for held in self._pairs:
+            held.close()
         if self._owner:
             self._members.close()
 

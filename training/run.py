@@ -26,6 +26,7 @@ from training import checkpoint
 
 CONFIG = load.RUN
 FINISHED = "fold_results.yaml"
+PAIRS = "pairs"  # the folder inside a run that holds its second heads, which are runs themselves
 # Settings that say where, how fast and in which portions a run works, not what comes out of it.
 _CIRCUMSTANCES = (
     "resume",
@@ -36,6 +37,8 @@ _CIRCUMSTANCES = (
     "track",
     "data.workers",
     "train.compile",
+    "train.compile_mode",
+    "profile",
     "folds.train",
     "tune",
     "ensemble",

@@ -18,7 +18,7 @@ from backends.torch import model as torch_model
 from config.errors import ConvertError
 from convert import __main__ as command
 from convert import source, torch_ensemble, torch_resize, torch_views
-from data.augment import eval_transform
+from data.augment import EvalTransform
 from infer import layers, load, maps, predictors, views
 from infer.layers import Layers
 from infer.predictors import images
@@ -202,9 +202,9 @@ def test_forms_of_one_image_are_near_those_of_the_file(wanted: int, crop_pct: fl
     noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3)).astype(float)
     picture = (40 * (ndimage.gaussian_filter(noise, (20, 20, 0)) - 127.5) + 127.5).clip(0, 255).astype(np.uint8)
     whole, form = Preprocessing(320), Preprocessing(wanted, crop_pct=crop_pct)
-    given = torch.from_numpy(eval_transform(whole)(picture)[None]).permute(0, 3, 1, 2).float()
+    given = torch.from_numpy(EvalTransform(whole)(picture)[None]).permute(0, 3, 1, 2).float()
     (made,) = torch_resize.Resized(whole, [form])(given)
-    difference = np.abs(made[0].permute(1, 2, 0).numpy() - eval_transform(form)(picture))
+    difference = np.abs(made[0].permute(1, 2, 0).numpy() - EvalTransform(form)(picture))
     assert difference.mean() < 1.0 < np.abs(np.diff(made.numpy())).mean() / 3
 
 
