@@ -8,6 +8,7 @@ fit --pairs` says.
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,13 +75,7 @@ def command(folder: Path, made: Sequence[Path]) -> str:
 
 def _settings(folder: Path, classes: tuple[str, str], given: Sequence[str], head_only: bool) -> Settings:
     """The first run's settings, but for the classes, what names classes, and where it begins and lies."""
-    known = results.class_names(folder)
-    wrong = [name for name in classes if name not in known] or list(classes[1:]) * (classes[0] == classes[1])
-    if wrong or len(known) < 3:
-        raise ConfigError(
-            f"classes: {' and '.join(map(repr, classes))} are not two of the classes of {folder}, which are "
-            f"{', '.join(known[:8])}; a second head is for two of three or more"
-        )
+    _check(folder, classes)
     trained = [int(answers.fold.name.removeprefix("fold_")) for answers in results.answers(folder)]
     values = {
         "data.classes": list(classes),
@@ -101,6 +96,17 @@ def _settings(folder: Path, classes: tuple[str, str], given: Sequence[str], head
     settings = load.parse(["--config", str(folder / run.CONFIG), *words, *given], PROG)
     frozen = {"optim.freeze_epochs": settings.train.epochs}
     return load.changed(settings, frozen, "--head_only") if head_only else settings
+
+
+def _check(folder: Path, classes: tuple[str, str]) -> None:
+    known = results.class_names(folder)
+    unknown = [name for name in classes if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known[:8])}"
+        raise ConfigError(f"classes: {unknown[0]!r} is no class of {folder}; {hint}")
+    if classes[0] == classes[1] or len(known) < 3:
+        raise ConfigError(f"classes: a second head is for two different classes of three or more, not {classes}")
 
 
 def _word(value: object) -> str:

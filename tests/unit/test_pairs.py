@@ -185,8 +185,8 @@ def test_one_command_trains_a_pair_on_the_folds_and_from_the_networks_of_the_run
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--classes", "1", "ten"], "'1' and 'ten' are not two of the classes"),
-        (["--classes", "1", "1"], "not two of the classes"),
+        (["--classes", "1", "ten"], "'ten' is no class of"),
+        (["--classes", "1", "1"], "two different classes"),
         (["--optim.lrr", "1"], "did you mean"),
     ],
 )
