@@ -13,8 +13,8 @@ Arms, in turn `--repeats` times, best of each, in trained images a second (on th
 - `timm`: the loop of timm's train.py with a normalised batch that is on the device: create_model, create_optimizer_v2,
   channels_last, on CUDA autocast (bf16, with which it scales no loss) and torch.compile, and the loss read each update.
 
-With `--data` also the same loops over JPEG files: `loop files`, `loop cached` (decoded images in memory) and `timm
-files` (create_loader with its prefetcher), each with random crops, flips and colour jitter on `--workers` cores.
+With `--data` also the same loops over JPEG files: `loop files`, `loop cached` (from the cache of decoded images) and
+`timm files` (create_loader with its prefetcher), each with random crops, flips and colour jitter on `--workers` cores.
 
 `loop_over_bare` is seconds over seconds (1.00: the loop costs nothing), `ratio_timm_*` our images a second over
 timm's. `tflops` are the network's own operations, forward and backward, that the loop does in a second, `utilisation`
@@ -24,6 +24,7 @@ their share of what the device can do at most in bf16 (dense), where its peak is
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -44,8 +45,9 @@ from backends.torch import session, step
 from benchmarks.sources import machine, photographs
 from benchmarks.timm_train import Timm
 from benchmarks.torch_cases import CLASSES, LARGE, SMALL, Case, forward_operations, peak_of
-from data import augment
-from data.images import Images
+from config.data_sections import Data
+from data import augment, cache
+from data.images import Images, Source
 from data.loader import Loaded, Loader
 from models import registry
 from models.card import Card
@@ -138,7 +140,12 @@ def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
         "timm": lambda: network.rate(network.synthetic()),
     }
     if paths:
-        files, cached, theirs = _loader(case, spec, paths, 0), _loader(case, spec, paths, 2**34), network.loader(paths)
+        images, kept = Images(0), _cache(case, spec, paths)
+        files, cached, theirs = (
+            _loader(case, spec, paths, images),
+            _loader(case, spec, paths, kept),
+            network.loader(paths),
+        )
         count = min(case.updates * case.batch, len(paths) // case.batch * case.batch)
         arms["loop files"] = lambda: loop(opened, case, spec, files, count)
         arms["loop cached"] = lambda: loop(opened, case, spec, cached, count)
@@ -223,10 +230,17 @@ def _fresh(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
     return networks.to_arrays(networks.canonical_tensors(networks.build(spec)))
 
 
-def _loader(case: Case, spec: ModelSpec, paths: list[Path], cache_bytes: int) -> Loader:
-    prep = replace(spec.preprocessing, size=case.size)
-    transform = augment.by_epoch(case.settings.augment, prep, 1)
-    return Loader(paths, transform, case.size, case.batch, case.workers, 0, Images(cache_bytes))
+def _loader(case: Case, spec: ModelSpec, paths: list[Path], source: Source) -> Loader:
+    transform = augment.by_epoch(case.settings.augment, replace(spec.preprocessing, size=case.size), 1)
+    return Loader(paths, transform, case.size, case.batch, case.workers, 0, source)
+
+
+def _cache(case: Case, spec: ModelSpec, paths: list[Path]) -> Source:
+    """The cache of decoded images, beside the files."""
+    place = paths[0].parent.parent / f"cache_{case.size}"
+    data, prep = Data(root=place, cache_gb=1000.0, cache_dir=place), replace(spec.preprocessing, size=case.size)
+    with contextlib.redirect_stdout(sys.stderr):
+        return cache.sources(data, prep, case.size, paths, Images(0), lambda: False).train
 
 
 def _answers(case: Case) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

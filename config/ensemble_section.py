@@ -26,3 +26,10 @@ class Ensemble(Section):
         tuple[Literal["none", "temperature", "vector", "isotonic"], ...], Field(min_length=1), AfterValidator(distinct)
     ] = Field(default=("temperature",), description="Of several, the one with the lowest nested log loss is kept.")
     clip: bool = Field(default=False, description="Fit a lowest probability too, for log loss.")
+    pairs: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Second heads for so many of the pairs of classes that the best member confuses most: networks for"
+        " these two alone, trained after the members and kept where they help.",
+    )

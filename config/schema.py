@@ -63,7 +63,8 @@ class Settings(Section):
     weights: str = Field(
         default="pretrained",
         min_length=1,
-        description="Where training starts: pretrained (from the Hugging Face hub), none, or a .safetensors file.",
+        description="Where training starts: pretrained (from the Hugging Face hub), none, a .safetensors file, a"
+        " checkpoint, or a run, of which each fold takes the best checkpoint of its own number.",
     )
     global_pool: Literal["avg", "max", "gem"] | None = Field(
         default=None,

@@ -71,6 +71,8 @@ def _convert(options: argparse.Namespace, kinds: Sequence[tuple[str, str]]) -> N
     from convert import source  # after --help, which must not wait for it
 
     sources = source.read(options.path)
+    if options.one_image:
+        sources = [source.one_image(one) for one in sources]
     jobs = [names(one, kinds, options.out) for one in sources]
     for job in (job for some in jobs for job in some):
         refuse_existing(job.out, options.overwrite)

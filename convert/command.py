@@ -80,6 +80,12 @@ def _add_formats(made: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Core ML: a float32 tensor input [N, S, S, 3] in [0, 255] for each N, in place of one image",
     )
+    add(
+        "--one_image",
+        action="store_true",
+        help="an ensemble whose members want several sizes or crops: one image input, resized inside, in place of one "
+        "input for each; its pixels are not quite the runner's, so that fp32 is held to the limits of fp16",
+    )
     add("--macos", type=int, choices=MACOS, default=14, help="Core ML: the oldest macOS to run on (default: 14)")
 
 

@@ -67,9 +67,9 @@ def _answer(chosen: Ensemble, number: int, table: index.Table, asked: Sequence[b
     """Log probabilities of one pass and of all, and the targets, of the images that validate a fold."""
     rows = np.flatnonzero(asked)
     members = tuple(member for member in chosen.members if _number(member) == number)
-    whole = chosen.model_copy(update={"members": members})
+    whole = chosen.model_copy(update={"members": members, "pairs": ()})  # second heads of other folds know the images
     alone = members[adaptive.strongest(whole)].model_copy(update={"weight": 1.0})
-    one = chosen.model_copy(update={"members": (alone,), "views": chosen.views[:1], "temperature": 1.0})
+    one = whole.model_copy(update={"members": (alone,), "views": chosen.views[:1], "temperature": 1.0})
     said = []
     for asking in (one, whole):
         with Runner(asking) as runner:

@@ -16,7 +16,7 @@ from config.errors import ConfigError
 from infer.calibration import Floats, log_softmax
 from infer.ensemble import Ensemble
 from infer.prepare import Prepared
-from infer.rounds import Answers, Images, Known, Panel, finish
+from infer.rounds import Answers, Known, Panel, finish, gather
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class AdaptivePanel:
         key = (self.first, self.panel.ensemble.views[0])
         for start in range(0, len(where), size):
             part = where[start : start + size]
-            images = [_gather(batches, source, part, size) for source in range(len(batches[0].images))]
+            images = gather(batches, part, self.panel.sources)
             logits = np.zeros((size, said[0].shape[1]), np.float32)
             logits[: len(part)] = [said[number][place] for number, place in part]
             known: Known = {key: [logits]}
@@ -132,14 +132,6 @@ class AdaptivePanel:
             for row, (number, place) in enumerate(part):
                 probabilities[number][place] = mixed[row]
                 chosen[number][place] = [answer[row].argmax() for answer in alone]
-
-
-def _gather(batches: Sequence[Prepared], source: int, part: Sequence[tuple[int, int]], size: int) -> Images:
-    """uint8 `[size, S, S, 3]`: pixels of (batch, place) pairs, black behind them."""
-    images = np.zeros((size, *batches[0].images[source].shape[1:]), np.uint8)
-    for row, (number, place) in enumerate(part):
-        images[row] = batches[number].images[source][place]
-    return images
 
 
 def check(ensemble: Ensemble) -> float:

@@ -22,11 +22,19 @@ from infer import views
 from infer.calibration import Floats, log_softmax
 from infer.member import Member
 from infer.options import RunOptions
+from infer.pairs import Pair
 
 Combine = Literal["probabilities", "logits", "ranks"]
 Merge = Literal["probabilities", "logits", "geometric", "max"]
 Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_OPTIONAL = ("tempered", "layers", "clip", "class_multipliers", "aliases")  # left out of the file where not used
+_OPTIONAL = (
+    "tempered",
+    "layers",
+    "clip",
+    "class_multipliers",
+    "aliases",
+    "pairs",
+)  # left out of the file where not used
 _SMALLEST = np.finfo(np.float64).tiny
 
 
@@ -39,7 +47,7 @@ class Ensemble(BaseModel):
     come the `layers`, a safetensors file (`infer.layers`), and `clip`, the lowest probability. `class_multipliers`
     weigh the classes where a label is chosen, not the probabilities. `aliases` are groups of names of one class, which
     share its probability in a submission. `adaptive` is the margin under which an image gets all views and members
-    where `--tta adaptive` asks for that (see `adaptive`).
+    where `--tta adaptive` asks for that (see `adaptive`). `pairs` are second heads for confused classes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +64,7 @@ class Ensemble(BaseModel):
     clip: float = Field(default=0.0, ge=0, lt=1)
     class_multipliers: dict[str, Multiplier] = Field(default_factory=dict)
     aliases: tuple[tuple[str, ...], ...] = ()
+    pairs: tuple[Pair, ...] = ()
 
     @field_validator("views")
     @classmethod
@@ -71,17 +80,18 @@ class Ensemble(BaseModel):
             raise ValueError("the weights of all members are 0")
         return self
 
+    @model_validator(mode="after")
+    def _each_pair_once(self) -> Ensemble:
+        named = [frozenset(pair.classes) for pair in self.pairs]
+        twice = [pair.classes for number, pair in enumerate(self.pairs) if named[number] in named[:number]]
+        if twice:
+            raise ValueError(f"pairs: {' and '.join(twice[0])} stand there twice; keep one of them")
+        return self
+
     @property
     def view_merge(self) -> Merge:
         """How a member's views merge."""
         return self.merge or default_merge(self.combine)
-
-    @property
-    def plain(self) -> bool:
-        """Whether weights and temperatures say all that leads from the members' logits to the probabilities: what an
-        artefact can hold that knows no other step."""
-        mixed = self.combine != "ranks" and self.view_merge == self.combine
-        return mixed and self.layers is None and not self.clip and (self.tempered == "views" or len(self.views) == 1)
 
     def used(self) -> set[str]:
         """The keys whose values are not their defaults."""
@@ -122,14 +132,16 @@ def read(path: Path) -> Ensemble:
         ensemble = Ensemble.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {'; '.join(_fault(fault) for fault in error.errors())}") from error
-    placed = [member.model_copy(update={"path": path.parent / member.path}) for member in ensemble.members]
-    missing = [str(member.path) for member in placed if not member.path.exists()]
+    placed = _placed(ensemble.members, path.parent)
+    pairs = tuple(pair.model_copy(update={"members": _placed(pair.members, path.parent)}) for pair in ensemble.pairs)
+    everyone = [*placed, *(member for pair in pairs for member in pair.members)]
+    missing = [str(member.path) for member in everyone if not member.path.exists()]
     if missing:
         raise ConfigError(f"{path}: names members that do not exist: {', '.join(missing)}")
     layers = path.parent / ensemble.layers if ensemble.layers else None
     if layers and not layers.is_file():
         raise ConfigError(f"{path}: its layers {layers} do not exist; keep that file beside it, or fit it again")
-    return ensemble.model_copy(update={"members": tuple(placed), "layers": layers})
+    return ensemble.model_copy(update={"members": placed, "layers": layers, "pairs": pairs})
 
 
 def write(path: Path, ensemble: Ensemble) -> None:
@@ -138,18 +150,25 @@ def write(path: Path, ensemble: Ensemble) -> None:
     raw = {key: value for key, value in raw.items() if key not in _OPTIONAL or key in ensemble.used()}
     if ensemble.layers:
         raw["layers"] = _relative(ensemble.layers, path)
-    for entry, member in zip(raw["members"], ensemble.members, strict=True):
-        entry["path"] = _relative(member.path, path)
-        if member.runtime is None:
-            del entry["runtime"]
-        entry["options"] = member.options.given()
-        if not entry["options"]:
-            del entry["options"]
+    raw["members"] = [_entry(member, path) for member in ensemble.members]
+    for entry, pair in zip(raw.get("pairs", ()), ensemble.pairs, strict=True):
+        entry["members"] = [_entry(member, path) for member in pair.members]
     raw = {key: value for key, value in raw.items() if key not in ("merge", "adaptive") or value is not None}
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:
         yaml.safe_dump(raw, file, sort_keys=False)
+
+
+def _placed(members: Sequence[Member], folder: Path) -> tuple[Member, ...]:
+    return tuple(member.model_copy(update={"path": folder / member.path}) for member in members)
+
+
+def _entry(member: Member, file: Path) -> dict[str, Any]:
+    """A member as the file has it, without what is not given."""
+    entry = {**member.model_dump(mode="json"), "path": _relative(member.path, file), "options": member.options.given()}
+    absent = [key for key in ("runtime", "options") if not entry[key]]
+    return {key: value for key, value in entry.items() if key not in absent}
 
 
 def _relative(target: Path, file: Path) -> str:
@@ -211,6 +230,8 @@ def _fault(fault: Any) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         described: dict[int, type[BaseModel]] = {1: Ensemble, 3: Member}
+        if fault["loc"][0] == "pairs":
+            described = {3: Pair, 5: Member}
         keys = list(described.get(len(fault["loc"]), RunOptions).model_fields)
         near = difflib.get_close_matches(str(fault["loc"][-1]), keys, n=1)
         return f"{where}: unknown key; {f'did you mean {near[0]}?' if near else 'keys: ' + ', '.join(keys)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from config.errors import DataError
 from infer import journal
 from infer.inputs import Inputs
 from infer.journal import Journal
+from infer.member import Member
 from infer.prepare import Grid
 from infer.runner import Runner
 from infer.shard import Shard
@@ -63,13 +64,12 @@ class Work:
     def job(self) -> dict[str, Any]:
         """What the answers depend on, as JSON: a resumed run must have been begun with the same."""
         ensemble = self.runner.ensemble
-        members = [member.model_dump(mode="json", exclude={"path", "group"}) for member in ensemble.members]
-        prints = [_fingerprint(member.path) for member in ensemble.members]
-        whole = ensemble.model_dump(mode="json", exclude={"members"})
+        whole = ensemble.model_dump(mode="json", exclude={"members", "pairs"})
         return {
             "images": hashlib.sha256("\n".join(self.inputs.ids).encode()).hexdigest(),
-            "members": [{**member, "content": content} for member, content in zip(members, prints, strict=True)],
+            "members": _described(ensemble.members),
             "ensemble": whole,
+            "pairs": [{"weight": pair.weight, "members": _described(pair.members)} for pair in ensemble.pairs],
             "adaptive": self.runner.adaptive,
             "options": self.runner.options.given(),
             "batch_size": self.grid.size,
@@ -174,6 +174,14 @@ def _joined(work: Work, places: list[Path]) -> tuple[NDArray[np.float32], Mappin
             with (place / _MERGED).open("rb") as part:
                 shutil.copyfileobj(part, whole)
     return journal.read_answers(work.folder, classes), errors
+
+
+def _described(members: Sequence[Member]) -> list[dict[str, Any]]:
+    """What members are and hold, wherever they lie."""
+    return [
+        {**member.model_dump(mode="json", exclude={"path", "group"}), "content": _fingerprint(member.path)}
+        for member in members
+    ]
 
 
 def _fingerprint(path: Path) -> str:

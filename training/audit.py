@@ -17,8 +17,8 @@ from config.schema import Settings
 from data import csvfile, groups, index
 from data.audit import actions, labels, page, table
 from data.audit.audit import Audit, Stopped, audit, test_images
-from data.audit.command import bar
 from data.audit.findings import Finding, counts, ordered
+from data.bar import bar
 from infer.calibration import log_softmax
 from training import results, run
 from training.fold import Interrupted
@@ -56,10 +56,11 @@ def after(folder: Path) -> list[Finding]:
         return []
     applied = actions.load(settings.data)
     found = _audit(settings.data, applied.table, lambda: False)
-    everything = ordered([*found.findings, *_of_labels(folder, applied.table)])
+    of_labels, right = _of_labels(folder, applied.table)
+    everything = ordered([*found.findings, *of_labels])
     table.write(folder, everything, earlier=found.findings)
     said = applied.summary() if settings.data.audit_actions else ""
-    page.write(folder, settings.data.root, found, everything, said)
+    page.write(folder, settings.data.root, found, everything, said, right)
     if applied.steps:
         rows = ((step.id, step.action, step.value) for step in applied.steps)
         csvfile.write(folder / APPLIED, ("ID", "action", "value"), rows)
@@ -74,12 +75,15 @@ def summary(found: list[Finding]) -> str:
 
 def _audit(data: Data, given: index.Table, stop: Callable[[], bool]) -> Audit:
     test = test_images(data)
-    with bar(len(given.ids) + len(test.ids if test else [])) as progress:
+    with bar("audit", len(given.ids) + len(test.ids if test else [])) as progress:
         return audit(given, test, data, stop=stop, progress=progress)
 
 
-def _of_labels(folder: Path, given: index.Table) -> list[Finding]:
+def _of_labels(folder: Path, given: index.Table) -> tuple[list[Finding], float]:
+    """What the out-of-fold answers say of labels, and the share of the images that they give their label."""
     ids, logits, targets = results.oof(folder)
     known = np.isin(ids, given.ids)
     probabilities = np.exp(log_softmax(logits[known]))
-    return labels.find(np.array(ids)[known].tolist(), probabilities, targets[known], results.class_names(folder))
+    right = float((logits[known].argmax(axis=1) == targets[known]).mean()) if known.any() else 0.0
+    names = results.class_names(folder)
+    return labels.find(np.array(ids)[known].tolist(), probabilities, targets[known], names), right

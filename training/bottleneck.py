@@ -29,8 +29,8 @@ def _faster(settings: Settings, cores: int) -> list[str]:
     ways = []
     if 0 < data.workers < cores:
         ways.append(f"raise --data.workers ({data.workers} of {cores} cores), or 0 for all")
-    if not getattr(data, "cache_gb", 1):
-        ways.append("keep decoded images with --data.cache_gb")
+    if not data.cache_gb:
+        ways.append("keep decoded images with --data.cache_gb 20")
     ways.append("store the images smaller on disk")
     if level not in ("none", "minimal"):
         ways.append(f"choose a lighter --augment.level than {level}")

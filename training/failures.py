@@ -19,7 +19,7 @@ from training.policy import optimizer
 
 FAILED = "failed.yaml"
 # Faults of one member. Others, such as an image that vanished or a full disk, would stop the next one too.
-_ITS_OWN = (OutOfMemory, Diverged, WeightsError)
+ITS_OWN = (OutOfMemory, Diverged, WeightsError)
 
 
 def attempt(job: fold.Job, number: int) -> dict[str, Any] | None:
@@ -33,7 +33,7 @@ def attempt(job: fold.Job, number: int) -> dict[str, Any] | None:
     while True:
         try:
             row = fold.train(job, number)
-        except _ITS_OWN as error:
+        except ITS_OWN as error:
             tried.append(str(error))
             if isinstance(error, Diverged) and len(tried) == 1 and _halve(job, number, folder):
                 continue

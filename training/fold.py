@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 import backends
 from backends.contract import Backend, CompileMode, LossSpec, OptimSpec, Session, Weights
-from config.errors import DataError, OutOfMemory
+from config.errors import CheckpointError, DataError, OutOfMemory
 from config.schema import Settings
-from data import augment, folds, index
+from data import augment, cache, folds, index
 from data.corrupt import corrupt
-from data.images import Images
+from data.images import Images, Source
 from data.loader import ByEpoch, Loader, Transform
 from models import weights
 from models.card import Card
@@ -152,7 +152,7 @@ def _start(job: Job, backend: Backend, number: int) -> Weights:
     if begun:
         return weights.read(begun / "model.safetensors")[0]
     spec, settings = job.spec, job.settings
-    found = weights.resolve(spec, settings.weights)
+    found = weights.resolve(spec, _source(settings.weights, number))
     if found is not None:
         fitted, notes = weights.fit(found, spec)
         for note in notes:
@@ -163,6 +163,16 @@ def _start(job: Job, backend: Backend, number: int) -> Weights:
         return session.state().weights
     finally:
         session.close()
+
+
+def _source(wanted: str, number: int) -> str:
+    """What `weights` names; of a run, the best checkpoint of its fold of that number."""
+    own = Path(wanted).expanduser() / f"fold_{number}" / checkpoint.BEST
+    if own.is_dir():
+        return str(own)
+    if any(Path(wanted).expanduser().glob(f"fold_*/{checkpoint.BEST}")):
+        raise CheckpointError(f"weights: {wanted} has no trained fold {number}; train it there, or name a checkpoint")
+    return wanted
 
 
 def load_data(job: Job, number: int) -> engine.FoldData:
@@ -176,13 +186,16 @@ def load_data(job: Job, number: int) -> engine.FoldData:
     batch = min(int(settings.train.batch_size or 1), len(lesson.paths))
     optimizer.memory(settings.train).size(batch)  # refuses a micro-batch that does not divide it
     stages = resizing.stages(settings.progressive, settings.train, job.spec, batch, len(lesson.paths))
+    sources = _sources(job)
     return engine.FoldData(
         stages=stages,
-        train=tuple(_train_loader(job, stage, lesson.paths) for stage in stages),
+        train=tuple(_train_loader(job, stage, lesson.paths, sources.train) for stage in stages),
         train_labels=lesson.labels,
         train_targets=lesson.targets,
         train_weights=lesson.weights,
-        valid=_valid_loader(job, [table.paths[i] for i in valid], settings.train.val_batch_size or batch),
+        valid=_valid_loader(
+            job, [table.paths[i] for i in valid], settings.train.val_batch_size or batch, sources.judged
+        ),
         valid_labels=table.labels[valid],
         valid_ids=[table.ids[i] for i in valid],
         raise_to=sampling.raise_to(settings.class_imbalance, table.class_names),
@@ -195,7 +208,7 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
     settings, prep = job.settings, job.card.preprocessing
     if not settings.stopping.corrupted:
         return None
-    plain = augment.eval_transform(prep)
+    plain = augment.EvalTransform(prep)
     return Loader(
         paths,
         lambda image, rng: plain(corrupt(image, rng)),
@@ -208,21 +221,34 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
     )
 
 
-def _train_loader(job: Job, stage: resizing.Stage, paths: Sequence[Path]) -> Loader:
+def _sources(job: Job) -> cache.Sources:
+    """Where the fold's pixels come from: a cache of all of the run's images, or the files."""
+    paths = [*job.table.paths, *job.teaching.paths()]
+    prep = job.card.preprocessing
+    try:
+        return cache.sources(job.settings.data, prep, prep.size, paths, job.images, job.stop_requested)
+    except cache.Stopped:
+        raise Interrupted(job.folder) from None
+
+
+def _train_loader(job: Job, stage: resizing.Stage, paths: Sequence[Path], source: Source) -> Loader:
     prep = replace(job.card.preprocessing, size=stage.size)
     transform = augment.by_epoch(job.settings.augment, prep, job.settings.train.epochs)
-    return _loader(job, paths, transform, stage.size, stage.batch)
+    return _loader(job, paths, transform, stage.size, stage.batch, source)
 
 
-def _valid_loader(job: Job, paths: Sequence[Path], batch: int) -> Loader:
+def _valid_loader(job: Job, paths: Sequence[Path], batch: int, squares: Source | None) -> Loader:
     prep = job.card.preprocessing
-    return _loader(job, paths, augment.eval_transform(prep), prep.size, batch)
+    transform = augment.EvalTransform(prep) if squares is None else augment.as_it_is
+    return _loader(job, paths, transform, prep.size, batch, squares or job.images)
 
 
-def _loader(job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int) -> Loader:
+def _loader(
+    job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int, source: Source
+) -> Loader:
     data = job.settings.data
     skip = data.on_bad_image == "skip"
-    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, job.images, skip)
+    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, source, skip)
 
 
 def _finish(folder: Path, number: int, loop: Loop, seconds: float) -> dict[str, Any]:

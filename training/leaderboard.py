@@ -122,7 +122,10 @@ def different(one: Entry, other: Entry) -> list[str]:
 def _runs(path: Path) -> list[Path]:
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no such folder; give run folders, or one that holds them")
-    return [path] if (path / run.CONFIG).exists() else sorted(file.parent for file in path.rglob(run.CONFIG))
+    if (path / run.CONFIG).exists():
+        return [path]
+    found = sorted(file.parent for file in path.rglob(run.CONFIG))
+    return [one for one in found if one.parent.name != run.PAIRS]  # second heads know two classes, which is easier
 
 
 def _results(path: Path) -> list[Path]:

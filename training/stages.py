@@ -24,9 +24,9 @@ from config.errors import CheckpointError, ConfigError, DataError
 from data import index
 from data.audit import command as look
 from data.audit import page
-from infer import ensemble, fit, oof, submission, summary, views, views_oof
+from infer import ensemble, fit, oof, sheet, submission, summary, views, views_oof
 from infer.runner import Runner
-from training import report, run, trial, tune, turns, worklist
+from training import pairs, report, run, trial, tune, turns, worklist
 from training.fold import Interrupted
 from training.members import Campaign
 from training.trackers import broadcast
@@ -65,11 +65,12 @@ def work(campaign: Campaign, wish: Wish) -> int:
     campaign = _in_effect(campaign)
     if wish.mode == "full":
         turns.train(campaign, wish)
-        _afterwards(campaign, [fitted, predicted, reported])
+        _afterwards(campaign, [paired, fitted, predicted, reported])
     elif wish.mode == "train":
         turns.train(campaign, wish)
     else:
-        _afterwards(campaign, [{"fit": fitted, "predict": predicted, "report": reported}[wish.mode]])
+        alone = {"fit": [paired, fitted], "predict": [predicted], "report": [reported]}
+        _afterwards(campaign, alone[wish.mode])
     left_out = turns.given_up(campaign)
     for row in left_out:
         print(f"left out: fold {row['fold']} of {row['member']}: {row['reason']}")
@@ -142,6 +143,11 @@ def _alone(campaign: Campaign) -> Iterator[None]:
         yield
 
 
+def paired(campaign: Campaign) -> None:
+    """Second heads of the classes that the best member confuses most, where the settings ask for any."""
+    pairs.train_for(campaign)
+
+
 def fitted(campaign: Campaign) -> None:
     """`ensemble.yaml`: weights and temperatures on the out-of-fold answers of all trained folds."""
     folds = turns.trained(campaign)
@@ -151,19 +157,24 @@ def fitted(campaign: Campaign) -> None:
         raise CheckpointError(f"{campaign.folder}: {found}; first: {campaign.command('--mode train')}")
     seen, plan = _views(campaign), _plan(campaign, list(folds))
     merge = ensemble.default_merge(plan.combine)
-    inputs = [path / name for found in folds.values() for path in found for name in ("oof.npz", "best/manifest.json")]
+    heads = [path for path in pairs.of_campaign(campaign) if (path / run.FINISHED).exists()]
+    answered = [
+        *(path for found in folds.values() for path in found),
+        *(p for head in heads for p in oof.finished(head)),
+    ]
+    inputs = [path / name for path in answered for name in ("oof.npz", "best/manifest.json")]
     key, out = _key(inputs, str(seen), str(plan)), campaign.folder / ENSEMBLE
     if _is_done(campaign, "fit", key):
         print(f"{out} is made of these folds already")
         return
     runs = [campaign.folder / "members" / name for name in folds]
     if seen != oof.ORIGINAL:
-        for path in runs:
+        for path in [*runs, *heads]:
             for line in views_oof.answer(path, seen, merge, _BATCH, campaign.settings.data.workers):
                 print(line, flush=True)
                 if campaign.stop_requested():
                     raise Interrupted(campaign.folder)
-    made = fit.fit(runs, seen, plan=plan)
+    made = fit.fit(runs, seen, plan=plan, pairs=heads)
     _make_room(campaign.folder)
     files = fit.write(out, made)
     print(fit.report(made))
@@ -212,23 +223,17 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: index.Table, s
     data, out = campaign.settings.data, campaign.folder / SUBMISSIONS
     submission.prepare(out)
     with Runner(chosen) as runner:
-        layout = submission.plain_layout(table.ids, data.id_column, data.target_column)
-        if sample.exists():
-            layout = submission.sample_layout(sample, runner.class_names, data.id_column, aliases=chosen.aliases)
-        rows = submission.align(table.ids, layout, str(sample))
-        path = submission.destination(out, runner.models, chosen.views, datetime.now())
+        planned = sheet.plan(runner, table.ids, data.id_column, data.target_column, sample if sample.exists() else None)
         answers = []
         for part in runner.run(table.paths, workers=data.workers):
             answers.append(part.probabilities)
             if campaign.stop_requested():
                 raise Interrupted(campaign.folder)
-        names = runner.class_names
-    probabilities = np.concatenate(answers)[rows]
-    labels = runner.finish.labels(probabilities)
-    beside = submission.write(path, layout, probabilities, names, labels=labels, aliases=chosen.aliases)
-    print(summary.text(probabilities, names, layout.ids, labels=labels))
-    print(f"wrote {path} and {beside}")
-    return [path, beside]
+        probabilities, names = np.concatenate(answers), runner.class_names
+        written = planned.write(out, runner, probabilities)
+        print(summary.text(probabilities, names, table.ids, labels=runner.finish.labels(probabilities)))
+    print(f"wrote {written[0]} and {written[1]}")
+    return written
 
 
 def reported(campaign: Campaign) -> None:

@@ -31,7 +31,7 @@ from backends.contract import (
     Weights,
     Which,
 )
-from backends.mlx import losses, model, profile, recompute, statistics, step
+from backends.mlx import losses, model, profile, recompute, statistics, step, tune
 from backends.mlx.memory import memory_errors
 from config.errors import ConfigError
 from models.registry import ModelSpec
@@ -61,6 +61,7 @@ def open(
     """
     if mx.metal.is_available():
         _claim_memory()
+    tune.choose()
     return Session(spec, weights, optim, loss, precision, seed, compile, memory)
 
 
@@ -179,6 +180,7 @@ class Session:
             "precision": self._precision,
             "compiled": self._compiled,
             "traces": self.traces,
+            "gradients": {**tune.choose().ways, "from": tune.choose().source},
             "memory": {
                 "active": mx.get_active_memory(),
                 "peak": mx.get_peak_memory(),

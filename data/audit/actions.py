@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -45,9 +45,31 @@ class Applied:
 
 
 def load(data: Data) -> Applied:
-    """The training set that the settings name, with their `audit_actions` applied where they name any."""
+    """The training set that the settings name, with their `audit_actions` applied and their `classes` alone."""
     table = index.load(data.root, data.id_column, data.target_column, keep_missing=data.on_bad_image == "skip")
-    return apply(table, read(data.audit_actions), data.audit_actions) if data.audit_actions else Applied(table)
+    found = apply(table, read(data.audit_actions), data.audit_actions) if data.audit_actions else Applied(table)
+    return replace(found, table=of_classes(found.table, data.classes)) if data.classes else found
+
+
+def of_classes(table: index.Table, names: Sequence[str]) -> index.Table:
+    """The images of these classes alone, in the table's order; `DataError` for fewer than two, or one that has none."""
+    unknown = [name for name in names if name not in table.class_names]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], table.class_names, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(table.class_names[:8])}"
+        raise DataError(f"data.classes: {unknown[0]!r} is no class of {table.root}{hint}")
+    if len(names) < 2:
+        raise DataError(f"data.classes: only {names[0]!r}; a classifier needs images of two or more classes")
+    kept = tuple(name for name in table.class_names if name in names)
+    rows = np.flatnonzero([table.class_names[label] in kept for label in table.labels])
+    return replace(
+        table,
+        ids=[table.ids[i] for i in rows],
+        paths=[table.paths[i] for i in rows],
+        labels=np.array([kept.index(table.class_names[table.labels[i]]) for i in rows], dtype=np.int64),
+        class_names=kept,
+        groups=None if table.groups is None else table.groups[rows],
+    )
 
 
 def read(path: Path) -> list[Step]:

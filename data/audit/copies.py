@@ -82,7 +82,8 @@ class _Copies:
         ranked = Counter(self.entries[i].target for i in train).most_common()
         clear = ranked[0][1] > ranked[1][1]
         for i in train:
-            own, others = self.entries[i].target, [j for j in train if j != i]
+            own = self.entries[i].target
+            others = sorted((j for j in train if j != i), key=lambda j: self.entries[j].target == own)
             labels = ", ".join(sorted({self.entries[j].target for j in others} - {own}))
             text = f"labelled {own}, and {labels} as well: {self._form(i, others)}"
             action, value = self._settled(i, train, ranked[0][0] if clear else None)

@@ -6,8 +6,8 @@ What a pair means for a data set (a leak, a conflict of labels) is said in `data
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,10 +16,11 @@ from scipy.ndimage import uniform_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from data.audit.fingerprint import SIDE, TURNS, Turn, laid
+from data.audit.fingerprint import CROPS, SIDE, TURNS, Turn, crop_hashes, cropped, laid
 from data.decode import Pixels
 
 RADIUS = 11  # bits in which the hashes of a pair may differ
+_CROPPED = 8  # bits in which that of a crop may differ
 _CHUNK = 16  # bits; of four chunks, one differs in at most RADIUS // 4
 _MOST = 64  # candidates looked at in a crowded bucket
 _BLOCK = 2048  # pairs proved at once
@@ -50,7 +51,8 @@ def find(pictures: Pixels, hashes: NDArray[np.uint64]) -> list[Pair]:
 
     Of two pictures whose hashes differ in at most `RADIUS` bits, in any of the eight ways to lay one, none is missed
     (multi-index hashing, Norouzi et al. 2012), save where more than `_MOST` others share a quarter of its hash: there
-    the nearest in the order of the hashes are looked at. Flat pictures, such as blank pages, have no pairs.
+    the nearest in the order of the hashes are looked at. Then each picture is cropped by 5% in a few ways, and pictures
+    within `_CROPPED` bits of that are looked for. Flat pictures, such as blank pages, have no pairs.
     """
     blocks = (
         pictures[start : start + _BLOCK] for start in range(0, len(pictures), _BLOCK)
@@ -58,9 +60,12 @@ def find(pictures: Pixels, hashes: NDArray[np.uint64]) -> list[Pair]:
     uneven = np.flatnonzero(np.concatenate([block.std(axis=(1, 2)) for block in blocks]) >= _FLAT)
     if len(uneven) < 2:
         return []
-    first, second, turn, distance = _candidates(hashes[uneven])
-    first, second = uneven[first], uneven[second]
-    return _without_templates(pictures, list(_proven(pictures, first, second, turn, distance)))
+    own = hashes[uneven, 0]
+    found = list(_proven(pictures, uneven, _candidates(hashes[uneven], own, RADIUS), _laid))
+    crops = _candidates(np.stack([crop_hashes(pictures[i]) for i in uneven]), own, _CROPPED)
+    known = np.array([pair[:2] for pair in found], dtype=np.int64).reshape(-1, 2)
+    found += _proven(pictures, uneven, _without(crops, uneven, known, len(pictures)), _cropped)
+    return _without_templates(pictures, found)
 
 
 def groups(count: int, pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
@@ -70,34 +75,53 @@ def groups(count: int, pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
-def _candidates(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], ...]:
-    """Pairs (first, second, number of the turn, distance) of hashes `[N, 8]`, each once, at its least distance."""
-    found = [part for shift in range(0, 64, _CHUNK) for part in _by_chunk(hashes, np.uint64(shift))]
-    first, second, turn, distance = (np.concatenate(column) for column in zip(*found, strict=True))
+class _Candidates(NamedTuple):
+    """Pairs by position, each once: the form (of several) in which `first` is nearest to `second`, and how near."""
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    form: NDArray[np.int64]
+    distance: NDArray[np.int64]
+
+    def take(self, rows: NDArray[Any]) -> _Candidates:
+        return _Candidates(*(column[rows] for column in self))
+
+
+def _candidates(forms: NDArray[np.uint64], own: NDArray[np.uint64], radius: int) -> _Candidates:
+    """The pairs of which one picture in some form, hashes `[N, F]`, is within `radius` of another, hashes `[N]`."""
+    found = [part for shift in range(0, 64, _CHUNK) for part in _by_chunk(forms, own, radius, np.uint64(shift))]
+    first, second, form, distance = (np.concatenate(column) for column in zip(*found, strict=True))
     low, high = np.minimum(first, second), np.maximum(first, second)
-    order = np.lexsort((turn, distance, high, low))
+    order = np.lexsort((form, distance, high, low))
     low, high = low[order], high[order]
     new = np.ones(len(order), dtype=np.bool_)
     new[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-    kept = order[new]
-    return first[kept], second[kept], turn[kept], distance[kept]
+    return _Candidates(first, second, form, distance).take(order[new])
 
 
-def _by_chunk(hashes: NDArray[np.uint64], shift: np.uint64) -> Iterator[tuple[NDArray[np.int64], ...]]:
-    """Pairs whose 16 bits at `shift` differ in at most a quarter of `RADIUS` bits."""
-    own = hashes[:, 0]
+def _without(found: _Candidates, place: NDArray[np.int64], known: NDArray[np.int64], count: int) -> _Candidates:
+    """The candidates that are not among the `known` pairs `[K, 2]` of `count` pictures, at whose `place`s they are."""
+    one, other = place[found.first], place[found.second]
+    keys = np.minimum(one, other) * count + np.maximum(one, other)
+    return found.take(~np.isin(keys, known.min(axis=1, initial=count) * count + known.max(axis=1, initial=0)))
+
+
+def _by_chunk(
+    forms: NDArray[np.uint64], own: NDArray[np.uint64], radius: int, shift: np.uint64
+) -> Iterator[_Candidates]:
+    """Pairs whose 16 bits at `shift` differ in at most a quarter of `radius` bits."""
     rolled = _rolled(own, shift)
     order = np.argsort(rolled, kind="stable")
     rolled = rolled[order]
     starts = np.searchsorted(rolled >> np.uint64(48), np.arange(2**_CHUNK + 1, dtype=np.uint64))
-    for turn in range(hashes.shape[1]):
-        asked = _rolled(hashes[:, turn], shift)
-        for mask in _masks():
+    for form in range(forms.shape[1]):
+        asked = _rolled(forms[:, form], shift)
+        for mask in _masks(radius):
             rows, places = _bucket(asked ^ (mask << np.uint64(48)), rolled, starts)
             columns = order[places]
-            distance = np.bitwise_count(hashes[rows, turn] ^ own[columns]).astype(np.int64)
-            near = (distance <= RADIUS) & (rows != columns)
-            yield rows[near], columns[near], np.full(near.sum(), turn), distance[near]
+            distance = np.bitwise_count(forms[rows, form] ^ own[columns]).astype(np.int64)
+            near = (distance <= radius) & (rows != columns)
+            yield _Candidates(rows[near], columns[near], np.full(near.sum(), form), distance[near])
 
 
 def _bucket(
@@ -116,11 +140,11 @@ def _bucket(
     return rows, low[rows] + offsets
 
 
-def _masks() -> list[np.uint64]:
-    """The numbers of 16 bits with at most a quarter of `RADIUS` bits set."""
+def _masks(radius: int) -> list[np.uint64]:
+    """The numbers of 16 bits with at most a quarter of `radius` bits set."""
     bits = [1 << place for place in range(_CHUNK)]
     return [
-        np.uint64(sum(chosen)) for count in range(RADIUS // 4 + 1) for chosen in itertools.combinations(bits, count)
+        np.uint64(sum(chosen)) for count in range(radius // 4 + 1) for chosen in itertools.combinations(bits, count)
     ]
 
 
@@ -129,19 +153,30 @@ def _rolled(values: NDArray[np.uint64], shift: np.uint64) -> NDArray[np.uint64]:
     return (values << shift) | (values >> (np.uint64(64) - shift)) if shift else values
 
 
+def _laid(picture: Pixels, form: int) -> tuple[Pixels, Turn]:
+    return laid(picture, TURNS[form]), TURNS[form]
+
+
+def _cropped(picture: Pixels, form: int) -> tuple[Pixels, Turn]:
+    return cropped(picture, CROPS[form]), TURNS[0]
+
+
 def _proven(
     pictures: Pixels,
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
-    turn: NDArray[np.int64],
-    distance: NDArray[np.int64],
+    place: NDArray[np.int64],
+    found: _Candidates,
+    formed: Callable[[Pixels, int], tuple[Pixels, Turn]],
 ) -> Iterator[Pair]:
-    """The candidates that are the same picture by their pixels, nearest hashes first."""
-    left, order = _ALIGNMENTS, np.argsort(distance, kind="stable")
+    """The candidates that are the same picture by their pixels, nearest hashes first.
+
+    Candidate i is the picture at `place[i]`; `formed` gives it in one of its forms, and how that is laid.
+    """
+    left, order = _ALIGNMENTS, np.argsort(found.distance, kind="stable")
     for start in range(0, len(order), _BLOCK):
-        part = order[start : start + _BLOCK]
-        one = np.stack([laid(pictures[i], TURNS[t]) for i, t in zip(first[part], turn[part], strict=True)])
-        other = pictures[second[part]]
+        part = found.take(order[start : start + _BLOCK])
+        firsts, seconds = place[part.first], place[part.second]
+        made = [formed(pictures[i], form) for i, form in zip(firsts, part.form.tolist(), strict=True)]
+        one, other = np.stack([picture for picture, _ in made]), pictures[seconds]
         likeness, freedom = _likeness(one, other)
         same = (likeness >= _LIKE) & (_evidence(likeness, freedom) >= _EVIDENCE)
         worth = ~same & (_evidence(_ALIGNED, freedom) >= _ALIGNED_EVIDENCE)
@@ -150,8 +185,7 @@ def _proven(
             same[row] = (likeness[row] >= _ALIGNED) & (_evidence(likeness[row], freedom[row]) >= _ALIGNED_EVIDENCE)
             left -= 1
         for row in np.flatnonzero(same).tolist():
-            i = part[row]
-            yield Pair(int(first[i]), int(second[i]), TURNS[turn[i]], int(distance[i]), float(likeness[row]))
+            yield Pair(int(firsts[row]), int(seconds[row]), made[row][1], int(part.distance[row]), float(likeness[row]))
 
 
 def _without_templates(pictures: Pixels, pairs: list[Pair]) -> list[Pair]:

@@ -43,6 +43,9 @@ _NAMES = {
     Turn(True, True, True): "mirrored along the other diagonal",
 }
 TURNS: tuple[Turn, ...] = tuple(_NAMES)
+# Where a copy may have been cropped by 5%: the shares of that cut at the top and the left.
+CROPS = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
+_CUT = 0.05
 
 
 def small(image: Pixels) -> Pixels:
@@ -64,9 +67,7 @@ def hashes(picture: Pixels) -> NDArray[np.uint64]:
     their median without the mean brightness, as pHash and imagehash have it. A mirrored picture changes the sign of the
     odd frequencies and a transposed one exchanges their axes, so one transform gives all eight.
     """
-    reduced = cv2.resize(picture, (_DCT, _DCT), interpolation=cv2.INTER_AREA).astype(np.float32)
-    low = cv2.dct(reduced)[:_KEPT, :_KEPT]
-    low[0, 0] = 0
+    low = _lowest(picture)
     return np.array([_bits(_laid(low, turn)) for turn in TURNS], dtype=np.uint64)
 
 
@@ -74,6 +75,29 @@ def laid(picture: Pixels, turn: Turn) -> Pixels:
     """`picture` `[S, S]` laid in another way."""
     picture = picture.T if turn.transpose else picture
     return picture[:: -1 if turn.down else 1, :: -1 if turn.across else 1]
+
+
+def cropped(picture: Pixels, crop: tuple[float, float]) -> Pixels:
+    """`picture` `[S, S]` without 5% of its height and width, `crop` of `CROPS`, enlarged to `[S, S]` again."""
+    kept = 1 - _CUT
+    down, right = (kept / 2 - 0.5 + SIDE * _CUT * share for share in crop)  # of the first pixel's centre
+    motion = np.array([[kept, 0, right], [0, kept, down]], dtype=np.float32)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    moved = cv2.warpAffine(picture, motion, (SIDE, SIDE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(moved, dtype=np.uint8)
+
+
+def crop_hashes(picture: Pixels) -> NDArray[np.uint64]:
+    """The hash of `picture` cropped in each of `CROPS`: uint64 `[5]`."""
+    return np.array([_bits(_lowest(cropped(picture, crop))) for crop in CROPS], dtype=np.uint64)
+
+
+def _lowest(picture: Pixels) -> NDArray[np.float32]:
+    """The 8 x 8 lowest frequencies, without the mean brightness."""
+    reduced = cv2.resize(picture, (_DCT, _DCT), interpolation=cv2.INTER_AREA).astype(np.float32)
+    low = np.asarray(cv2.dct(reduced)[:_KEPT, :_KEPT], dtype=np.float32)
+    low[0, 0] = 0
+    return low
 
 
 def _laid(low: NDArray[np.float32], turn: Turn) -> NDArray[np.float32]:

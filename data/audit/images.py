@@ -108,7 +108,7 @@ def _damage(facts: Facts) -> Iterator[tuple[str, str]]:
     if facts.fault == "is empty":
         yield "empty", "the file has no bytes"
     else:
-        yield ("truncated" if "truncated" in facts.fault else "unreadable"), facts.fault
+        yield ("truncated" if "truncated" in facts.fault.lower() else "unreadable"), facts.fault
 
 
 def _odd(name: str, facts: Facts) -> Iterator[tuple[str, str]]:

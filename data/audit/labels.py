@@ -82,12 +82,10 @@ def find(
 
 def confused(probabilities: NDArray[np.floating], labels: NDArray[np.int64], names: Sequence[str]) -> list[Finding]:
     """The pairs of classes most often taken for each other, and those that the model can hardly tell apart."""
-    count = len(names)
-    matrix = np.bincount(labels * count + probabilities.argmax(axis=1), minlength=count**2).reshape(count, count)
+    matrix = taken_for(probabilities.argmax(axis=1), labels, len(names))
     mixed = np.triu(matrix + matrix.T, 1)
     found = []
-    for place in np.argsort(-mixed, axis=None, kind="stable")[:_PAIRS].tolist():
-        a, b = divmod(place, count)
+    for a, b in most_confused(matrix)[:_PAIRS]:
         if mixed[a, b] < _LEAST_PAIR:
             break
         text = f"{matrix[a, b]} of {matrix[a].sum()} {names[a]} taken for {names[b]}, {matrix[b, a]} of "
@@ -103,3 +101,15 @@ def confused(probabilities: NDArray[np.floating], labels: NDArray[np.int64], nam
             Finding("alias", f"{text}; if they are one class, relabel one of them", split="train", target=names[a])
         )
     return found
+
+
+def taken_for(predicted: NDArray[np.int64], labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """int64 `[C, C]`: how many images of a class (row) are taken for another (column)."""
+    return np.asarray(np.bincount(labels * count + predicted, minlength=count**2).reshape(count, count))
+
+
+def most_confused(matrix: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """The pairs of classes of which one is ever taken for the other, most often first."""
+    mixed = np.triu(matrix + matrix.T, 1)
+    order = np.argsort(-mixed, axis=None, kind="stable")[: np.count_nonzero(mixed)]
+    return [divmod(place, len(matrix)) for place in order.tolist()]

@@ -23,8 +23,14 @@ NAME = "audit.html"
 _THUMBNAIL, _PER_KIND, _BESIDE = 96, 60, 3
 
 
-def write(folder: Path, root: Path, audit: Audit, found: Sequence[Finding], applied: str = "") -> Path:
-    """Write the page about `found`, the findings of `audit` and perhaps more, into `folder`; where."""
+def write(
+    folder: Path, root: Path, audit: Audit, found: Sequence[Finding], applied: str = "", right: float | None = None
+) -> Path:
+    """Write the page about `found`, the findings of `audit` and perhaps more, into `folder`; where.
+
+    `applied` says what was done about earlier findings; `right` is the share of images whose label the model that
+    speaks of labels gave too.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -36,6 +42,7 @@ def write(folder: Path, root: Path, audit: Audit, found: Sequence[Finding], appl
         tests=sum(split == "test" for split, _ in audit.paths),
         grouped=int(sizes[sizes > 1].sum()),
         applied=applied,
+        right=right,
         measures=audit.measures,
         rows=rows(found),
         kinds=[{"kind": kind, "count": n, "means": KINDS[kind]} for kind, n in counts(list(found)).items()],

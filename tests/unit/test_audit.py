@@ -19,6 +19,9 @@ from data import index
 from data.audit import actions, copies
 from data.audit import audit as whole
 from data.audit import survey as surveys
+from data.audit.duplicates import Pair
+from data.audit.fingerprint import Turn
+from data.audit.look import Facts
 from data.audit.survey import Stopped
 from data.images import Images
 from tests.unit.test_audit_duplicates import scene
@@ -45,6 +48,8 @@ def root(tmp_path_factory) -> Path:
     Image.fromarray(scene(21)[:, ::-1]).save(test / "leak.jpg", quality=90)
     (ant / "empty.png").write_bytes(b"")
     (ant / "cut.png").write_bytes((ant / "03.png").read_bytes()[:9000])
+    save(ant / "header.jpg", 71)
+    (ant / "header.jpg").write_bytes((ant / "header.jpg").read_bytes()[:300])
     (ant / "text.jpg").write_text("no image")
     Image.new("RGB", (160, 120), (250, 250, 250)).save(bee / "blank.png")
     save(bee / "png.jpg", 60, format="PNG")
@@ -77,6 +82,7 @@ def rows(path: Path) -> list[dict[str, str]]:
     [
         ("empty", "ant/empty.png", "drop"),
         ("truncated", "ant/cut.png", "drop"),
+        ("truncated", "ant/header.jpg", "drop"),
         ("unreadable", "ant/text.jpg", "drop"),
         ("near_blank", "bee/blank.png", "drop"),
         ("wrong_extension", "bee/png.jpg", ""),
@@ -120,6 +126,19 @@ def test_a_copy_is_turned_back_by_what_is_proposed(found: whole.Audit, root: Pat
     np.testing.assert_array_equal(Images(turns=turns)(path), scene(2))
     again = whole.audit(replace(index.load(root), turns=turns), None, Data(root=root))
     assert "wrong_way_up" not in {finding.kind for finding in again.findings}
+
+
+def test_a_conflict_names_the_copy_that_has_the_other_label() -> None:
+    turn = Turn(False, False, False)
+    entries = [
+        copies.Entry("1.png", "train", "a"),
+        copies.Entry("2.png", "train", "a"),
+        copies.Entry("3.png", "train", "b"),
+    ]
+    facts = [Facts(str(i), 1) for i in range(3)]
+    pairs = [Pair(i, j, turn, 1, 0.9) for i, j in ((0, 1), (0, 2), (1, 2))]
+    told = [finding.detail for finding in copies.find(entries, facts, pairs) if finding.kind == "label_conflict"]
+    assert [detail.partition("as well: ")[2].partition(",")[0] for detail in told] == ["3.png", "3.png", "1.png"]
 
 
 def test_a_group_that_is_most_of_a_class_is_no_group() -> None:

@@ -46,6 +46,8 @@ FORMS = {
     "turned right": lambda image: np.rot90(image, -1),
     "brighter": lambda image: cv2.convertScaleAbs(image, alpha=1.2, beta=10),
     "darker": lambda image: cv2.convertScaleAbs(image, alpha=0.7),
+    "cropped around": lambda image: image[2:-2, 3:-3],
+    "cropped at a corner": lambda image: image[5:, :-6],
 }
 
 
@@ -92,7 +94,7 @@ def test_the_search_misses_no_near_hash() -> None:
     for i in range(150, 300):  # half of them a few bits away from the other half
         flipped = rng.choice(64, rng.integers(0, 15), replace=False).astype(np.uint64)
         own[i] = own[i - 150] ^ np.bitwise_or.reduce(np.uint64(1) << flipped, initial=np.uint64(0))
-    first, second, *_ = duplicates._candidates(np.repeat(own[:, None], 8, axis=1))
+    first, second, *_ = duplicates._candidates(np.repeat(own[:, None], 8, axis=1), own, duplicates.RADIUS)
     pairs = {(min(a, b), max(a, b)) for a, b in zip(first.tolist(), second.tolist(), strict=True)}
     distance = np.bitwise_count(own[:, None] ^ own[None])
     near = {(a, b) for a, b in np.argwhere(distance <= duplicates.RADIUS).tolist() if a < b}

@@ -80,7 +80,9 @@ def test_what_the_user_decided_is_applied_and_kept(root: Path, tmp_path: Path, c
         "group",
         "group",
     ]
-    assert "1 drop, 1 relabel, 2 group, 1 rotate" in (folder / "audit.html").read_text()
+    page = (folder / "audit.html").read_text()
+    assert "1 drop, 1 relabel, 2 group, 1 rotate" in page
+    assert "% of them their label." in page and "may be its own" in page, "a model that was hardly trained"
     found = campaign.prepare(audited(root, tmp_path, *PLAIN, "--data.audit_actions", str(file)))[2]
     turned = campaign.Images(turns=found.turns)(root / "c" / "2.png")
     np.testing.assert_array_equal(turned, np.rot90(scene(202, 60, 80), -1))

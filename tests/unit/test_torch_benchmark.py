@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from benchmarks import gpu, torch_cases, torch_step
+from benchmarks import __main__ as bench
+from benchmarks import torch_cases, torch_step
 from models import registry
 
 
@@ -44,14 +45,20 @@ def test_the_peak_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_both_say_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu.main([]) == 0
+    assert bench.main(["--gpu"]) == 0
     assert "no CUDA device" in capsys.readouterr().out
-    assert not gpu.PAGE.exists()
     assert torch_step.main(["--device", "cuda"]) == 1
     assert "no CUDA device" in capsys.readouterr().err
 
 
-def test_figures_become_rows() -> None:
-    said = gpu.section("infer", ["-m", "benchmarks.infer"], {"ratio": 2.0, "models": {"a": {"tflops": 1}}})
-    assert "| ratio | 2.0 |" in said
-    assert "| models.a.tflops | 1 |" in said
+def test_figures_become_a_page() -> None:
+    figures = {"ratio_timm": 2.0, "models": {"a": {"utilisation": 0.4}, "b": {}}, "spread": {"files": 1.1}}
+    page = bench.written("CPU", {"infer": ("python x", figures), "torch_step": ("python y", figures)})
+    assert "| 5 members x 3 views: ours to timm's script for each | 2.0 | >= 3 |  |" in page
+    assert "uses (a) | 0.4 |" in page and "uses (b)" not in page
+    assert "`python y`" in page and "| models.a.utilisation | 0.4 |" in page
+
+
+def test_bad_data_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--data", "nowhere.tar"]) == 2
+    assert capsys.readouterr().err.startswith("nowhere.tar: does not exist")
