@@ -55,7 +55,7 @@ Seconds = dict[str, list[float]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table or JSON; 1 where mlx-image is faster with one of the networks or the loop costs more than 3%."""
+    """Print a table or JSON; 1 where a network is `slower` (see `run`) or the loop costs more than 3%."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mlx_step", description=__doc__)
     parser.add_argument("--gpu", action="store_true", help="sizes for Metal or CUDA")
     parser.add_argument("--model", nargs="+", choices=sorted({*SMALL, *LARGE}))
@@ -73,11 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     print(json.dumps(result, indent=1) if given.json else text(result))
-    return int(min(result["ratios"].values()) < 1 or result["loop"] > GOAL)
+    return int(bool(result["slower"]) or result["loop"] > GOAL)
 
 
 def run(names: Sequence[str], size: int, batch: int, rounds: int, steps: int) -> dict[str, Any]:
-    """All networks: `ratios` and `loops` by network, `loop` their mean, and all seconds of a step."""
+    """All networks: `ratios` and `loops` by network, `loop` their mean, and all seconds of a step.
+
+    `slower` names the networks with which mlx-image is faster in three quarters of the rounds.
+    """
     backends.require("mlx")
     if not backends.installed("mlxim"):
         raise BackendUnavailable("mlx-image is not installed here; run: pip install --no-deps mlx-image==0.1.10")
@@ -87,6 +90,7 @@ def run(names: Sequence[str], size: int, batch: int, rounds: int, steps: int) ->
         "ratios": {name: round(_median(each["mlx_image"], each["step"]), 3) for name, each in seconds.items()},
         "loops": {name: round(share, 4) for name, share in loops.items()},
         "loop": round(statistics.mean(loops.values()), 4),
+        "slower": [name for name, each in seconds.items() if _slower(each["mlx_image"], each["step"])],
         "seconds": {name: {k: [round(s, 4) for s in v] for k, v in each.items()} for name, each in seconds.items()},
         "sizes": {"pixels": size, "batch": batch, "rounds": rounds, "steps": steps},
         **about(),
@@ -273,6 +277,10 @@ def _timed(function: Callable[[], Any]) -> float:
 
 def _median(over: list[float], under: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def _slower(theirs: list[float], ours: list[float]) -> bool:
+    return sum(a < b for a, b in zip(theirs, ours, strict=True)) >= 0.75 * len(ours)
 
 
 def text(result: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ def test_ratios_and_loops_are_medians_over_the_rounds(monkeypatch, capsys) -> No
     assert told["ratios"] == {"resnet18": 1.5, "vit_tiny": 2.0}
     assert told["loops"] == {"resnet18": 0.02, "vit_tiny": 0.0}
     assert told["loop"] == 0.01
+    assert told["slower"] == []
     assert told["command"].startswith("python -m benchmarks.mlx_step")
     assert mlx_step.main(["--model", "vit_tiny"]) == 0
     assert "| vit_tiny | 200.0 | 100.0 | 2.00 | 100.0 | +0.0% |" in capsys.readouterr().out
