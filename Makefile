@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 LOCK := requirements.lock
 PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install test demo parity lint clean
+.PHONY: install test demo parity bench bench-gpu lint clean
 
 install: $(STAMP)
 
@@ -31,6 +31,14 @@ demo: install
 # Long: every architecture at its real size. It goes on where it was stopped.
 parity: install
 	$(PY) -m benchmarks.parity
+
+# Against timm, mlx-image, torchvision and ttach, about 13 minutes on 2 cores; writes docs/benchmarks.md.
+bench: install
+	$(PY) -m benchmarks
+
+# On a machine with a CUDA device; elsewhere it says so and does nothing.
+bench-gpu: install
+	$(PY) -m benchmarks --gpu
 
 clean:
 	rm -rf $(VENV) demo_out runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +22,8 @@ from models.registry import ModelSpec
 
 Weights = dict[str, NDArray[np.float32]]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+# How torch compiles: "reduce-overhead" replays CUDA graphs, "max-autotune" also tries out kernels.
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's
 Which = Literal["live", "ema"]
 _Loss = TypeVar("_Loss")
@@ -196,11 +200,13 @@ class TrainState:
 class StepResult(NamedTuple):
     """What one update reports: unweighted per-sample losses float32 `[N]`, the gradient norm before clipping,
     and whether all was finite (an update that was not is skipped by the engine; one of fp16 that only wants a smaller
-    loss scale is skipped too, but is no fault and counts as finite)."""
+    loss scale is skipped too, but is no fault and counts as finite). `seconds` is how long the device worked on it, 0
+    where the engine cannot tell."""
 
     losses: NDArray[np.float32]
     grad_norm: float
     finite: bool
+    seconds: float = 0.0
 
 
 class Session(Protocol):
@@ -228,6 +234,10 @@ class Session(Protocol):
     def load(self, state: TrainState, strict: bool = True) -> None:
         """Take over a whole state; `WeightsError` (and nothing changed) when names or shapes do not fit."""
 
+    def profile(self, folder: Path) -> AbstractContextManager[None]:
+        """A context whose inside is traced; at its end the trace is written into `folder`, and for people `table.txt`
+        where the engine has one. Raises `BackendUnavailable` or `ConfigError`, at the call, where it has no traces."""
+
     def describe(self) -> dict[str, Any]:
         """Device, precision, memory in bytes, library versions."""
 
@@ -246,10 +256,11 @@ class Backend(Protocol):
         loss: LossSpec,
         precision: Precision = "fp32",
         seed: int = 0,
-        compile: bool = True,
+        compile: bool | CompileMode = True,
         memory: MemorySpec = NO_SAVING,
     ) -> Session:
         """Build `spec` on this machine's best device and load `weights` (`None`: fresh, drawn from `seed`).
 
-        `precision` "auto" is bf16 where the device is fast at it (CUDA), else fp32.
+        `precision` "auto" is bf16 where the device is fast at it (CUDA), else fp32. `compile` True compiles where the
+        engine gains by it; a mode, which only torch's engine is given, compiles or raises `ConfigError`.
         """

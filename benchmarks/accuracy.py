@@ -235,21 +235,19 @@ def summary(found: dict[str, list[float]], common: Common) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the arms and print, or with --json write, what they reached."""
+    """Run the arms and print what they reached."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=DATA, help="the .tar.xz, or a folder with train/ and test/")
     parser.add_argument("--epochs", type=int, default=Common.epochs)
     parser.add_argument("--seeds", type=int, default=3, help="how many runs of each arm")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     given = parser.parse_args()
     common = Common(epochs=given.epochs)
     with unpacked(given.data) as data:
         results = summary(measure(given.arms, data, common, given.seeds), common)
-    for arm, row in results["arms"].items():
-        print(f"{arm:10} {row['mean']:.4f} +- {row['std']:.4f} over {given.seeds} seeds")
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1))
+    table = [f"{a:10} {r['mean']:.4f} +- {r['std']:.4f} over {given.seeds} seeds" for a, r in results["arms"].items()]
+    print(json.dumps(results, indent=1) if given.json else "\n".join(table))
 
 
 if __name__ == "__main__":

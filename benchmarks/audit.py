@@ -1,6 +1,6 @@
 """How many planted copies the audit finds, how many of its pairs are copies, and what it costs for a large data set.
 
-    python -m benchmarks.audit --photos photos.tar --images 33137 --json
+    python -m benchmarks.audit --data photos.tar --images 33137 --json
 
 Every photograph is planted once in each form, beside all the originals: recall is the share of copies found, precision
 the share of the pairs found that were planted. The search is timed with as many hashes and pictures as `--images`
@@ -39,14 +39,14 @@ PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos.tar"
 def main() -> int:
     """Print a table or JSON."""
     parser = argparse.ArgumentParser(description="The audit's duplicate finder on planted copies, and its speed.")
-    parser.add_argument("--photos", type=Path, default=PHOTOS, help="a folder of photographs, or a tar of one")
+    parser.add_argument("--data", type=Path, default=PHOTOS, help="a folder of photographs, or a tar of one")
     parser.add_argument("--images", type=int, default=33137, help="size of the data set to extrapolate to")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         os.environ["TANDEM_CACHE"] = str(Path(place) / "cache")
-        originals = photographs(arguments.photos, Path(place))
+        originals = photographs(arguments.data, Path(place))
         forms = {name: planted(originals, form, Path(place) / "forms" / name) for name, form in FORMS.items()}
         cost = looking(originals, Path(place) / "again", arguments.workers, arguments.images)
         cost |= searching(originals, arguments.images)

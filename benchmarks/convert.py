@@ -6,6 +6,7 @@ Each conversion is a process of its own, so that its peak memory is its own. The
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -28,6 +29,7 @@ MODELS = (
     "maxvit_tiny_tf_224",
 )
 CLASSES = 100
+FIGURES = ("size", "seconds", "cpu_seconds", "peak_gib", "megabytes")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,16 +38,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--one", choices=("onnx", "coreml"), help="this process converts one model to this format")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     options = parser.parse_args(argv)
     if options.one:
         print(_convert(options.models[0], options.one, options.precision))
         return 0
     columns = ["model", "size", *("s", "CPU s", "GiB", "MB") * 2]
     columns[2], columns[6] = "ONNX s", "Core ML s"
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+    told = {}
+    if not options.json:
+        print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
     for model in options.models:
-        rows = [_apart(model, target, options.precision).split() for target in ("onnx", "coreml")]
-        print(f"| {model} | {rows[0][0]} | {' | '.join(' | '.join(row[1:]) for row in rows)} |", flush=True)
+        rows = {target: _apart(model, target, options.precision).split() for target in ("onnx", "coreml")}
+        told[model] = {target: dict(zip(FIGURES, row, strict=False)) for target, row in rows.items()}
+        if not options.json:
+            figures = " | ".join(" | ".join(row[1:]) for row in rows.values())
+            print(f"| {model} | {rows['onnx'][0]} | {figures} |", flush=True)
+    if options.json:
+        print(json.dumps(told, indent=1))
     return 0
 
 

@@ -19,32 +19,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-import timm
 import torch
 import ttach
 from numpy.typing import NDArray
-from PIL import Image
 from timm.data import create_dataset, create_loader
 
 from backends.torch import model as networks
 from backends.torch.step import Input
+from benchmarks.sources import PHOTOS, machine, photographs
 from convert import onnx as to_onnx
 from convert import torch_graph
-from data.augment import eval_transform
+from data.augment import EvalTransform
 from data.decode import decode
 from infer import predictors
 from infer.ensemble import of
@@ -53,7 +49,6 @@ from infer.runner import Runner
 from models import manifest, weights
 from models.card import CARD_KEY, Card, Preprocessing
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "photos.tar"
 # What ttach's Rotate90 makes of an image, under both names.
 VIEWS, ANGLES = ("original", "rot90", "rot180"), (0, 90, 180)
 CLASSES = 10
@@ -63,7 +58,7 @@ Rows = NDArray[np.float32]
 def main() -> int:
     """Print the table or JSON."""
     parser = argparse.ArgumentParser(description="Inference: the runner, timm's procedure, ttach.")
-    parser.add_argument("--data", type=Path, default=DATA, help="a tar of photographs, or a folder")
+    parser.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
     parser.add_argument("--images", type=int, default=2000, help="files; photographs are repeated to reach it")
     parser.add_argument("--model", default="test_resnet")
     parser.add_argument("--size", type=int, default=160, help="image size in pixels")
@@ -78,7 +73,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         result = memory(arguments, Path(place)) if arguments.memory else speed(arguments, Path(place))
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    result = {**shown, **machine(), **result}
+    result = {**shown, **machine("torch", "timm", "ttach"), "torch_threads": torch.get_num_threads(), **result}
     print(json.dumps(result, indent=1) if arguments.json else text(result))
     return 0
 
@@ -245,23 +240,9 @@ def peak(arguments: argparse.Namespace, member: Path, images: Path, out: Path) -
     return highest >> 20
 
 
-def photographs(data: Path, count: int, folder: Path) -> Path:
-    """A folder of `count` JPEG files, the photographs of `data` as often as it takes."""
-    if not data.is_dir():
-        with tarfile.open(data) as packed:
-            packed.extractall(folder.parent.parent / "source", filter="data")
-        data = folder.parent.parent / "source"
-    files = sorted(file for file in data.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
-    files = [file for file in files if Image.open(file).mode == "RGB"]
-    folder.mkdir(parents=True)
-    for number in range(count):
-        (folder / f"{number:06}.jpg").write_bytes(files[number % len(files)].read_bytes())
-    return folder
-
-
 def pixels(paths: list[Path], size: int) -> NDArray[np.uint8]:
     """uint8 `[N, S, S, 3]`, decoded and resized as the runner does."""
-    transform = eval_transform(Preprocessing(size=size))
+    transform = EvalTransform(Preprocessing(size=size))
     return np.stack([transform(decode(path)) for path in paths])
 
 
@@ -285,18 +266,6 @@ def network(member: Path) -> tuple[torch.nn.Module, Input]:
     networks.load_canonical(built, weights.read(member / "model.safetensors")[0], str(member))
     prep = spec.preprocessing
     return built.eval(), Input(torch.tensor(prep.mean), torch.tensor(prep.std), spec.in_chans, "fp32")
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    return {
-        "machine": platform.platform(),
-        "cores": len(psutil.Process().cpu_affinity()),
-        "load": round(os.getloadavg()[0], 1),
-        "torch_threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "timm": timm.__version__},
-        "date": date.today().isoformat(),
-    }
 
 
 def text(result: dict[str, Any]) -> str:

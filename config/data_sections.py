@@ -25,6 +25,15 @@ class Data(Section):
         default=(), description="Names of the classes to train on, two or more; [] takes them all."
     )
     workers: int = Field(default=0, ge=0, le=1024, description="Loader threads; 0 means one for each core.")
+    cache_gb: float = Field(
+        default=0.0,
+        ge=0,
+        description="Most room in GB for a cache of decoded images, made before the first epoch and used by all later"
+        " runs; 0 keeps none. Training then sees images whose short side is 1.15 times the model's.",
+    )
+    cache_dir: Path | None = Field(
+        default=None, description="Folder of that cache, which machines may share; null is the user's cache folder."
+    )
     fit: Literal["crop", "squash", "letterbox"] | None = Field(
         default=None,
         description="How a picture that is not square becomes square: crop cuts the centre, squash ignores the aspect"

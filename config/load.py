@@ -87,7 +87,9 @@ def _of_run(line: Layer) -> list[Layer]:
     if file is None:
         raise ConfigError(f"resume: {resume} ({_LINE}) has no {RUN}, so it is no run; give the folder of a run")
     layer = yaml_file.read(file, str(file))
-    return [Layer({k: v for k, v in layer.values.items() if k not in ("resume", "resume_anyway")}, layer.where)]
+    return [
+        Layer({k: v for k, v in layer.values.items() if k not in ("resume", "resume_anyway", "profile")}, layer.where)
+    ]
 
 
 def read(path: Path) -> Settings:

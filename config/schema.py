@@ -91,6 +91,9 @@ class Settings(Section):
         description="At the end of a fold, average the best and the kept checkpoints as far as the score does not fall"
         " (greedy soup, Wortsman 2022), and keep that where it is better.",
     )
+    profile: int = Field(
+        default=0, ge=0, description="Updates of each fold to trace into its folder, after the first ones; 0 is off."
+    )
     data: Data
     folds: Folds = Folds()
     augment: Augment = Augment()

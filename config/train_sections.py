@@ -40,6 +40,11 @@ class Train(Section):
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="Compile the step; auto does where it pays, off is slower but starts at once."
     )
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
+        default="default",
+        description="torch.compile's mode: reduce-overhead replays CUDA graphs, max-autotune also tries out kernels"
+        " (slow to start). torch's alone.",
+    )
 
 
 class Progressive(Section):

@@ -6,14 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import convert
 from config.errors import ConfigError, TandemError
-from convert import command, source
+from convert import command
 from convert.place import refuse_existing
 from convert.precision import pairs
-from convert.source import Source
+
+if TYPE_CHECKING:
+    from convert.source import Source
 
 
 class Job(NamedTuple):
@@ -66,7 +68,11 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace, kinds: Sequence[tuple[str, str]]) -> None:
+    from convert import source  # after --help, which must not wait for it
+
     sources = source.read(options.path)
+    if options.one_image:
+        sources = [source.one_image(one) for one in sources]
     jobs = [names(one, kinds, options.out) for one in sources]
     for job in (job for some in jobs for job in some):
         refuse_existing(job.out, options.overwrite)

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 import convert
-from convert.pictures import CALIBRATION, DEMO
 from convert.precision import PRECISIONS
 
 MACOS = (13, 14, 15)
+CALIBRATION = 128
+DEMO = Path("the demo's digits")
 _EPILOG = "Exit codes: 0 done, 1 an error, 2 a wrong command line, 4 an artefact outside the limits of --verify."
 
 
@@ -78,6 +79,12 @@ def _add_formats(made: argparse.ArgumentParser) -> None:
         default=[],
         metavar="N",
         help="Core ML: a float32 tensor input [N, S, S, 3] in [0, 255] for each N, in place of one image",
+    )
+    add(
+        "--one_image",
+        action="store_true",
+        help="an ensemble whose members want several sizes or crops: one image input, resized inside, in place of one "
+        "input for each; its pixels are not quite the runner's, so that fp32 is held to the limits of fp16",
     )
     add("--macos", type=int, choices=MACOS, default=14, help="Core ML: the oldest macOS to run on (default: 14)")
 

@@ -16,6 +16,7 @@ from convert import coreml_compress, torch_graph
 from convert.classify import add_labels
 from convert.place import whole
 from convert.quiet import quietly
+from infer.predictors import images as pixels
 from infer.predictors.mil_package import coremltools
 from models.card import CARD_KEY, Card
 
@@ -37,7 +38,8 @@ def write(
 
     Without `batches` the input is `image`, one RGB picture of the card's size, and the package is a classifier
     (`classLabel`, `classLabel_probs`). With them it is `images`, float32 `[N, S, S, 3]` in [0, 255] for each N listed
-    (the first is the default), and there are no labels. Outputs in both: float32 `logits` and `probabilities` `[N, C]`.
+    (the first is the default), and there are no labels. Where the card has several inputs, they are `image_480` or
+    `images_480` and the like. Outputs in both: float32 `logits` and `probabilities` `[N, C]`.
     `float_layers` names constants of the program that stay in fp16 where `precision` compresses the others.
     Raises `ConvertError`, or `BackendUnavailable` where coremltools is missing.
     """
@@ -55,7 +57,7 @@ def converted(
     try:
         return ct.convert(
             _exported(network, card, batches),
-            inputs=[_input(ct, card.preprocessing.size, batches)],
+            inputs=_inputs(ct, card, batches),
             outputs=[ct.TensorType(name=name, dtype=np.float32) for name in ("logits", "probabilities")],
             minimum_deployment_target=getattr(ct.target, TARGETS[macos]),
             compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
@@ -78,14 +80,15 @@ def save(model: Any, card: Card, path: Path, labels: bool) -> None:
 
 
 def _exported(network: torch_graph.Network, card: Card, batches: tuple[int, ...]) -> Any:
-    size = card.preprocessing.size
     module = torch_graph.WithProbabilities(network, channels_last=bool(batches)).eval()
-    shape = (size, size, 3) if batches else (3, size, size)
+    sizes = [prep.size for prep in card.inputs]
+    shapes = [(size, size, 3) if batches else (3, size, size) for size in sizes]
     many = len(batches) > 1
-    example = torch.zeros(2 if many else (*batches, 1)[0], *shape)
+    examples = tuple(torch.zeros(2 if many else (*batches, 1)[0], *shape) for shape in shapes)
     # A range of one length would be a constant, which torch refuses to call dynamic.
-    dynamic = {"pixels": {0: torch.export.Dim("batch", min=1, max=max(*batches, 2))}} if many else None
-    exported = torch.export.export(module, (example,), dynamic_shapes=dynamic).run_decompositions({})
+    batch = {0: torch.export.Dim("batch", min=1, max=max(*batches, 2))} if many else None
+    dynamic = {"pixels": tuple(batch for _ in sizes)} if many else None
+    exported = torch.export.export(module, examples, dynamic_shapes=dynamic).run_decompositions({})
     rewrite(exported.graph)
     return exported
 
@@ -112,9 +115,14 @@ def rewrite(fx_graph: Any) -> None:
             fx_graph.erase_node(node)
 
 
-def _input(ct: Any, size: int, batches: tuple[int, ...]) -> Any:
+def _inputs(ct: Any, card: Card, batches: tuple[int, ...]) -> list[Any]:
+    named = zip(pixels.names(card, "images" if batches else "image"), card.inputs, strict=True)
+    return [_input(ct, name, prep.size, batches) for name, prep in named]
+
+
+def _input(ct: Any, name: str, size: int, batches: tuple[int, ...]) -> Any:
     if not batches:
-        return ct.ImageType(name="image", shape=(1, 3, size, size), color_layout=ct.colorlayout.RGB)
+        return ct.ImageType(name=name, shape=(1, 3, size, size), color_layout=ct.colorlayout.RGB)
     shapes = [(n, size, size, 3) for n in batches]
     shape = ct.EnumeratedShapes(shapes, default=shapes[0]) if len(shapes) > 1 else shapes[0]
-    return ct.TensorType(name="images", shape=shape, dtype=np.float32)
+    return ct.TensorType(name=name, shape=shape, dtype=np.float32)

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
 from config.errors import ConvertError
 from convert import onnx_int8, torch_graph
+from convert.pictures import Pixels
 from convert.place import whole
 from convert.quiet import quietly
+from infer.predictors import images as pixels
 from infer.predictors import onnx as runtime
 from models.card import CARD_KEY, Card
 
@@ -36,16 +37,17 @@ def write(
     precision: str = "fp32",
     overwrite: bool = False,
     float_input: bool = False,
-    calibration: Sequence[NDArray[np.uint8]] = (),
+    calibration: Sequence[Pixels] = (),
     float_layers: tuple[str, ...] = (),
     probabilities: bool = False,
 ) -> Path:
     """Write `out`, an `.onnx` file that `onnx.checker` accepts and this machine's ONNX Runtime has run.
 
-    Its input `images` is uint8 `[N, S, S, 3]`, or with `float_input` float32 `[N, 3, S, S]` in [0, 1]; its metadata
-    hold the card and which execution providers were tried. fp16 computes the network in half precision; int8
-    needs `calibration`, batches of uint8 images, and leaves the nodes `float_layers` as they are. `probabilities` adds
-    the softmax as a second output. A model over 2 GB has its weights in `out` + `.data`. Raises `ConvertError`.
+    Its input `images` is uint8 `[N, S, S, 3]`, or with `float_input` float32 `[N, 3, S, S]` in [0, 1]; of a card with
+    several inputs they are `images_480` and the like. Its metadata hold the card and which execution providers were
+    tried. fp16 computes the network in half precision; int8 needs `calibration`, batches of images, and leaves the
+    nodes `float_layers` as they are. `probabilities` adds the softmax as a second output. A model over 2 GB has its
+    weights in `out` + `.data`. Raises `ConvertError`.
     """
     with whole(out, overwrite, also=(".data",)) as path:
         with quietly():
@@ -69,16 +71,18 @@ def exported(
     if precision == "fp16":
         network = copy.deepcopy(network)
         network.halve()
+    names = list(pixels.names(card))
     module = (torch_graph.FromFloats if float_input else torch_graph.FromBytes)(network, probabilities)
+    batch = torch.export.Dim("batch")
     try:
         program = torch.onnx.export(
             module.eval(),
-            (_example(card, float_input),),
+            tuple(_example(prep.size, float_input) for prep in card.inputs),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["images"],
+            input_names=names,
             output_names=["logits", "probabilities"] if probabilities else ["logits"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamic_shapes={"images": tuple({0: batch} for _ in names)},
             external_data=False,
             optimize=True,
             verbose=False,
@@ -102,8 +106,7 @@ def save(message: Any, path: Path) -> None:
         onnx.save_model(message, str(path))
 
 
-def _example(card: Card, float_input: bool) -> torch.Tensor:
-    size = card.preprocessing.size
+def _example(size: int, float_input: bool) -> torch.Tensor:
     return torch.zeros(2, 3, size, size) if float_input else torch.zeros(2, size, size, 3, dtype=torch.uint8)
 
 
@@ -112,8 +115,7 @@ def _try(path: Path) -> None:
     tried = {}
     for provider in runtime.available():
         opened = runtime.open(path, (provider,))
-        size = opened.card.preprocessing.size
-        opened.logits(np.zeros((1, size, size, 3), np.uint8))
+        opened.logits(*(np.zeros((1, prep.size, prep.size, 3), np.uint8) for prep in opened.card.inputs))
         if provider in opened.providers:
             tried[provider] = runtime.version()
         opened.close()

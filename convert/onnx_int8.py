@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from convert.pictures import Pixels
+
 KINDS = ("Conv", "Gemm", "MatMul")
 _CACHE = "ranges.json"
 
@@ -31,9 +33,7 @@ def prepared(message: Any, folder: Path) -> Path:
     return ready
 
 
-def quantized(
-    message: Any, batches: Sequence[NDArray[np.uint8]], folder: Path, float_layers: tuple[str, ...] = ()
-) -> Any:
+def quantized(message: Any, batches: Sequence[Pixels], folder: Path, float_layers: tuple[str, ...] = ()) -> Any:
     """The model in int8; `folder` takes what onnxruntime writes on its way, and holds no new file afterwards."""
     ready = prepared(message, folder)
     made = folder / "int8.onnx"
@@ -45,7 +45,7 @@ def quantized(
     return whole
 
 
-def one_by_one(message: Any, batches: Sequence[NDArray[np.uint8]], folder: Path) -> Iterator[tuple[str, str, Path]]:
+def one_by_one(message: Any, batches: Sequence[Pixels], folder: Path) -> Iterator[tuple[str, str, Path]]:
     """For each layer its node, its name and the model with it alone in int8, a file that the next one replaces."""
     ready = prepared(message, folder)
     made = folder / "one.onnx"
@@ -73,7 +73,7 @@ def layers(file: Path) -> dict[str, str]:
     return found
 
 
-def _quantize(ready: Path, made: Path, batches: Sequence[NDArray[np.uint8]], folder: Path, names: list[str]) -> None:
+def _quantize(ready: Path, made: Path, batches: Sequence[Pixels], folder: Path, names: list[str]) -> None:
     logging.disable(logging.WARNING)
     try:
         quantize_static(
@@ -94,9 +94,10 @@ def _quantize(ready: Path, made: Path, batches: Sequence[NDArray[np.uint8]], fol
 class _Reader(CalibrationDataReader):
     """Gives the batches one after the other, in the form that the model's input takes."""
 
-    def __init__(self, file: Path, batches: Sequence[NDArray[np.uint8]]):
-        (images,) = onnx.load(str(file), load_external_data=False).graph.input
-        self._floats = images.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    def __init__(self, file: Path, batches: Sequence[Pixels]):
+        inputs = onnx.load(str(file), load_external_data=False).graph.input
+        self._names = [one.name for one in inputs]
+        self._floats = inputs[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
         self._left = iter(batches)
 
     def get_next(self) -> dict[str, NDArray] | None:
@@ -104,4 +105,5 @@ class _Reader(CalibrationDataReader):
         batch = next(self._left, None)
         if batch is None:
             return None
-        return {"images": np.moveaxis(batch, 3, 1) / np.float32(255) if self._floats else batch}
+        forms = [np.moveaxis(one, 3, 1) / np.float32(255) if self._floats else one for one in batch]
+        return dict(zip(self._names, forms, strict=True))

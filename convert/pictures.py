@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 
 from config import load
 from config.errors import ConvertError
+from convert.command import CALIBRATION, DEMO
 from convert.source import Source
 from data import index, keyed
-from data.augment import eval_transform
+from data.augment import EvalTransform
 from data.images import Images
 from data.index import Table
 from data.loader import Loader
 from models.card import Card
 
-BATCH = 16
+# The images of a batch in each form that an artefact takes.
+Pixels = tuple[NDArray[np.uint8], ...]
+
+_BATCH, _BATCH_PIXELS = 16, 16 * 480**2
 # Enough for stable ranges of activations, few enough for a minute on two cores.
-CALIBRATION = 128
-DEMO = Path("the demo's digits")
 _DEMO_IMAGES = 100
 
 
@@ -75,12 +77,21 @@ def chosen(images: Table, places: NDArray[np.int64]) -> Table:
     return Table(ids, paths, images.labels[places], images.class_names, images.root)
 
 
-def batches(images: Table, card: Card) -> Iterator[NDArray[np.uint8]]:
-    """uint8 `[N, S, S, 3]`, N at most `BATCH`, in the table's order."""
-    prep = card.preprocessing
-    loader = Loader(images.paths, eval_transform(prep), prep.size, BATCH, images=Images(cache_bytes=0))
-    for batch in loader.epoch(np.arange(len(images.paths))):
-        yield batch.images[batch.weight > 0].copy()
+def batch_size(card: Card) -> int:
+    """Images at a time: 16, fewer where they are large or an artefact makes many views of each."""
+    return max(1, min(_BATCH, _BATCH_PIXELS // card.most_pixels))
+
+
+def batches(images: Table, card: Card) -> Iterator[Pixels]:
+    """uint8 `[N, S, S, 3]` for each input, N at most `batch_size`, in the table's order."""
+    count = batch_size(card)
+    order = np.arange(len(images.paths))
+    loaders = [
+        Loader(images.paths, EvalTransform(prep), prep.size, count, images=Images(cache_bytes=0))
+        for prep in card.inputs
+    ]
+    for together in zip(*(loader.epoch(order) for loader in loaders), strict=True):
+        yield tuple(batch.images[batch.weight > 0].copy() for batch in together)
 
 
 def labels(images: Table, card: Card) -> NDArray[np.int64] | None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from convert import coreml, coreml_compress, onnx, onnx_int8, torch_graph
+from convert.pictures import Pixels
 from convert.quiet import quietly
 from infer.predictors import mil_package, mil_program
 from infer.predictors import onnx as onnx_runtime
@@ -24,7 +25,6 @@ from infer.predictors.mil_evaluate import Evaluator
 from infer.predictors.mil_reference import MilReferencePredictor
 from models.card import CARD_KEY, Card
 
-Images = NDArray[np.uint8]
 # A sweep runs the whole network once a layer.
 IMAGES = 32
 
@@ -41,10 +41,10 @@ class Loss(NamedTuple):
 
 
 def rank(
-    network: torch_graph.Network, card: Card, target: str, precision: str, images: Images, calibration: Sequence[Images]
+    network: torch_graph.Network, card: Card, target: str, precision: str, images: Pixels, calibration: Sequence[Pixels]
 ) -> list[Loss]:
-    """All layers that `precision` compresses, the one that loses most first; `images` uint8 `[N, S, S, 3]`."""
-    before = log_softmax(torch_graph.once(network, images).astype(np.float64), 1)
+    """All layers that `precision` compresses, the one that loses most first; `images` are those of one batch."""
+    before = log_softmax(torch_graph.once(network, *images).astype(np.float64), 1)
     with tempfile.TemporaryDirectory() as folder:
         if target == "onnx":
             found = list(_onnx(network, card, images, calibration, Path(folder), before))
@@ -86,8 +86,8 @@ def _kl(before: NDArray, logits: NDArray) -> float:
 def _onnx(
     network: torch_graph.Network,
     card: Card,
-    images: Images,
-    calibration: Sequence[Images],
+    images: Pixels,
+    calibration: Sequence[Pixels],
     folder: Path,
     before: NDArray,
 ) -> Iterator[Loss]:
@@ -96,12 +96,12 @@ def _onnx(
     message.metadata_props.add(key=CARD_KEY, value=card.to_json())
     for node, name, file in onnx_int8.one_by_one(message, calibration, folder):
         opened = onnx_runtime.open(file)
-        yield Loss(node, name, _kl(before, opened.logits(images)))
+        yield Loss(node, name, _kl(before, opened.logits(*images)))
         opened.close()
 
 
 def _coreml(
-    network: torch_graph.Network, card: Card, precision: str, images: Images, folder: Path, before: NDArray
+    network: torch_graph.Network, card: Card, precision: str, images: Pixels, folder: Path, before: NDArray
 ) -> Iterator[Loss]:
     with quietly():
         model = coreml.converted(network, card, precision)
@@ -113,7 +113,7 @@ def _coreml(
         layer = coreml_compress.original(name)
         if layer is not None and layer in plain.constants:
             one = dataclasses.replace(plain, constants={**plain.constants, layer: dense})
-            answer = MilReferencePredictor(card, Evaluator(one), ()).logits(images)
+            answer = MilReferencePredictor(card, Evaluator(one), ()).logits(*images)
             yield Loss(layer, re.sub(r"^p_classifier_(model_)?|(_weight)?_to_fp16$", "", layer), _kl(before, answer))
 
 

@@ -3,48 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends.contract import Weights
 from config.errors import ConvertError
 from infer import ensemble as ensembles
-from infer import predictors
+from infer import finish, layers, predictors
 from infer.ensemble import Ensemble
-from infer.member import Member, check_classes
+from infer.layers import Layers
+from infer.maps import Isotonic
+from infer.member import check_classes
 from infer.predictors.checkpoint import read_card, spec_of
 from models import manifest, registry
 from models import weights as weights_file
 from models.card import Card, Preprocessing
 
 _BEST = "best"
+_OTHERWISE = "fit one without it, or convert the members one by one"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network: canonical weights, its card, and its share and temperature in the mixture."""
+    """One network: canonical weights, its card, and which of the forms of an image it sees."""
 
     weights: Weights
     card: Card
-    weight: float = 1.0
-    temperature: float = 1.0
+    input: int = 0
 
 
 @dataclass(frozen=True)
 class Source:
-    """What becomes one artefact. `card` is the artefact's own; `ensemble` is None for a single checkpoint."""
+    """What becomes one artefact. `card` is the artefact's own; `ensemble` is None for a single checkpoint.
+
+    The parts are the ensemble's members, `groups` the places of those of each run, `layers` what was fitted beyond
+    weights and temperatures. `resized` are the forms that the artefact makes itself of its one image (see `one_image`).
+    """
 
     path: Path
     card: Card
     parts: tuple[Part, ...]
     ensemble: Ensemble | None = None
+    resized: tuple[Preprocessing, ...] = ()
+    groups: Sequence[Sequence[int]] = ()
+    layers: Layers = field(default_factory=Layers)
 
     @property
     def stem(self) -> str:
         """The artefact's name: `fold_0/best` gives `fold_0_best`."""
         whole = self.path.resolve()
         if self.ensemble is not None:
-            return whole.stem
+            return f"{whole.stem}_one" if self.resized else whole.stem
         return f"{whole.parent.name}_{whole.name}" if whole.parent.name.startswith("fold_") else whole.name
 
     @property
@@ -66,6 +77,29 @@ def read(path: Path) -> list[Source]:
     if path.name.startswith("fold_") and (path / _BEST).is_dir():
         return [_checkpoint(path / _BEST)]
     return [_checkpoint(path)]
+
+
+def one_image(source: Source) -> Source:
+    """The same with one image input, from which the artefact makes the forms that its members want.
+
+    It is as large as the sharpest form needs and shows as much as the widest. Raises `ConvertError` where members do
+    not all crop, all squash or all letterbox.
+    """
+    forms = source.card.inputs
+    if len(forms) == 1:
+        return source
+    if len({(prep.fit, prep.pad) for prep in forms}) > 1:
+        kinds = ", ".join(sorted({prep.fit for prep in forms}))
+        raise ConvertError(
+            f"{source.path}: --one_image: its members fit images in different ways ({kinds}), which cannot be made of "
+            "one image; leave it out, and the artefact takes each form as an input"
+        )
+    largest = max(forms, key=lambda prep: prep.size)
+    whole = max(math.floor(prep.size / prep.crop_pct) for prep in forms)
+    widest = max(prep.crop_pct for prep in forms)
+    one = dataclasses.replace(largest, size=math.ceil(whole * widest), crop_pct=widest)
+    card = dataclasses.replace(source.card, preprocessing=one, further_inputs=())
+    return dataclasses.replace(source, card=card, resized=forms)
 
 
 def _checkpoint(path: Path) -> Source:
@@ -93,38 +127,29 @@ def _ensemble(path: Path) -> Source:
     if not path.exists():
         raise ConvertError(f"{path}: there is no such ensemble file")
     ensemble = ensembles.read(path)
-    if not ensemble.plain:
-        raise ConvertError(
-            f"{path}: was fitted with more than weights and temperatures (ranks, a stack, vector or isotonic"
-            " calibration, a lowest probability, temperatures after the views, another merge of them, or second heads),"
-            " which no single artefact holds;"
-            " fit one without these, or convert the members one by one"
-        )
+    if ensemble.combine == "ranks":
+        raise ConvertError(f"{path}: mixes ranks, which no artefact holds; {_OTHERWISE}")
+    if ensemble.pairs:
+        raise ConvertError(f"{path}: has second heads (pairs), which no artefact holds; {_OTHERWISE}")
     members = [member for member in ensemble.members if member.weight > 0]
-    parts = tuple(_weighted(path, member) for member in members)
+    ensemble = ensemble.model_copy(update={"members": tuple(members)})
+    parts = tuple(_part(member.path, f"{path}: its member {member.path}") for member in members)
     check_classes([(str(m), p.card.class_names) for m, p in zip(members, parts, strict=True)])
-    inputs = {_pixels(part.card) for part in parts}
-    if len(inputs) > 1:
-        found = "; ".join(
-            f"{p.size} px, {p.fit}, {p.interpolation}, crop_pct {p.crop_pct:g}" for p in sorted(inputs, key=str)
-        )
-        raise ConvertError(
-            f"{path}: its members want differently prepared images ({found}), and one file takes one image batch; "
-            "make an ensemble file of those that agree, or convert the members one by one"
-        )
+    inputs = list(dict.fromkeys(part.card.preprocessing.pixels for part in parts))
+    parts = tuple(dataclasses.replace(p, input=inputs.index(p.card.preprocessing.pixels)) for p in parts)
     names = ", ".join(dict.fromkeys(part.card.model for part in parts))
-    card = Card(f"ensemble of {len(parts)}: {names}", parts[0].card.class_names, inputs.pop())
-    return Source(path, card, parts, ensemble)
+    first, *others = inputs
+    said = f"ensemble of {len(parts)}: {names}"
+    card = Card(said, parts[0].card.class_names, first, further_inputs=tuple(others), views=len(ensemble.views))
+    groups = finish.groups(members)
+    return Source(path, card, parts, ensemble, groups=groups, layers=_layers(path, ensemble, card, len(groups)))
 
 
-def _weighted(path: Path, member: Member) -> Part:
-    part = _part(member.path, f"{path}: its member {member.path}")
-    return dataclasses.replace(part, weight=member.weight, temperature=member.temperature)
-
-
-def _pixels(card: Card) -> Preprocessing:
-    """What an image is prepared to; mean and standard deviation are inside the graph."""
-    return dataclasses.replace(card.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+def _layers(path: Path, ensemble: Ensemble, card: Card, groups: int) -> Layers:
+    found = layers.read(ensemble.layers, len(card.class_names), groups) if ensemble.layers else Layers()
+    if isinstance(found.map, Isotonic):
+        raise ConvertError(f"{path}: has isotonic calibration, which no artefact holds; {_OTHERWISE}")
+    return found
 
 
 def _number(name: str) -> int:

@@ -1,4 +1,4 @@
-"""A whole ensemble as one torch module: views, members, temperatures and weights, equal to what `infer.runner` does."""
+"""A whole ensemble as one torch module: views, members and all that follows, equal to what `infer.runner` does."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convert import torch_views
+from convert import torch_resize, torch_views
 from convert.source import Source
 from convert.torch_graph import Classifier, Network, classifier
-from infer.ensemble import Combine
+from convert.torch_mixing import Mixing
 
 
 def build(source: Source) -> Network:
     """The network of a checkpoint or of a whole ensemble, in evaluation mode, equal tensors shared.
 
-    Raises `WeightsError` for weights that do not fit, `ConvertError` for a view that cannot stand in a graph.
+    Raises `WeightsError` for weights that do not fit.
     """
     if source.ensemble is None:
         (part,) = source.parts
         return classifier(part.weights, part.card)
-    torch_views.check(source.ensemble.views)
     whole = EnsembleGraph(
         [classifier(part.weights, part.card) for part in source.parts],
-        [part.weight for part in source.parts],
-        [part.temperature for part in source.parts],
+        [part.input for part in source.parts],
         source.ensemble.views,
-        source.ensemble.combine,
-        source.ensemble.temperature,
+        Mixing(source.ensemble, source.groups, source.layers),
+        torch_resize.Resized(source.card.preprocessing, source.resized) if source.resized else None,
     )
     share_equal(whole)
     return whole.eval()
@@ -38,56 +36,36 @@ def build(source: Source) -> Network:
 class EnsembleGraph(nn.Module):
     """Float NCHW RGB pixels in [0, 255] to log probabilities `[N, C]`, normalised, fp32 (fp64 after `.double()`).
 
-    All views of a batch go through a member at once. Means of probabilities are taken as logarithms of sums of
-    exponentials about their maximum, so that no precision underflows.
+    Member m sees the form `inputs[m]` of each image: these are given, or `resized` makes them of the one that is.
+    All views of a batch go through a member at once.
     """
 
     def __init__(
         self,
         members: Sequence[Classifier],
-        weights: Sequence[float],
-        temperatures: Sequence[float],
+        inputs: Sequence[int],
         views: tuple[str, ...],
-        combine: Combine,
-        temperature: float,
+        mixing: Mixing,
+        resized: torch_resize.Resized | None = None,
     ):
         super().__init__()
-        self.members = nn.ModuleList(members)
-        self.shares = [weight / sum(weights) for weight in weights]
-        self.temperatures, self.temperature = list(temperatures), temperature
-        self.views, self.combine = views, combine
+        self.members, self.mixing = nn.ModuleList(members), mixing
+        self.inputs, self.views, self.resized = list(inputs), views, resized
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, *pixels: Tensor) -> Tensor:
         """float32 `[N, C]`."""
-        views = len(self.views)
-        seen = torch.cat([torch_views.apply(view, pixels) for view in self.views]) if views > 1 else pixels
-        equal = [1 / views] * views
+        forms = pixels if self.resized is None else self.resized(pixels[0])
+        seen = [torch.cat([torch_views.apply(view, form) for view in self.views]) for form in forms]
         answers = []
-        for member, temperature in zip(self.members, self.temperatures, strict=True):
-            logits = normalised(member(seen) / temperature)
-            answers.append(self._mixed(logits.reshape(views, -1, logits.shape[-1]), equal))
-        return normalised(self._mixed(torch.stack(answers), self.shares) / self.temperature)
-
-    def _mixed(self, together: Tensor, shares: Sequence[float]) -> Tensor:
-        """The weighted mean of answers given as log probabilities `[K, N, C]`, itself as log probabilities `[N, C]`."""
-        if len(shares) == 1:
-            return together[0]
-        share = torch.tensor(shares, dtype=together.dtype).reshape(-1, 1, 1)
-        if self.combine == "logits":
-            return normalised((together * share).sum(0))
-        highest = together.amax(0)
-        return ((together - highest).exp() * share).sum(0).log() + highest
+        for m, (member, place) in enumerate(zip(self.members, self.inputs, strict=True)):
+            logits = member(seen[place])
+            answers.append(self.mixing.merged(m, logits.reshape(len(self.views), -1, logits.shape[-1])))
+        return torch.as_tensor(self.mixing(answers))
 
     def halve(self) -> None:
         """Compute the members in half precision; the mixture stays as it is."""
         for member in self.members:
             member.halve()
-
-
-def normalised(logits: Tensor) -> Tensor:
-    """Log probabilities: log softmax over the last dimension, written out so that no format splits it unstably."""
-    shifted = logits - logits.amax(-1, keepdim=True)
-    return shifted - shifted.exp().sum(-1, keepdim=True).log()
 
 
 def share_equal(module: nn.Module) -> int:

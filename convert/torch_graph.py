@@ -1,6 +1,7 @@
 """The torch modules that are converted: timm's networks with their cards' preprocessing inside. Formats come after.
 
-A `Network` takes float NCHW RGB pixels in [0, 255] and gives logits `[N, C]`: a `Classifier`, or an ensemble of them.
+A `Network` takes float NCHW RGB pixels in [0, 255], one array for each input of its card, and gives logits `[N, C]`: a
+`Classifier`, or an ensemble of them.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from backends.torch import model as torch_model
 from infer.predictors.checkpoint import spec_of
 from models.card import Card, Preprocessing
 
-Answer = Callable[[NDArray[np.uint8]], tuple[NDArray, NDArray]]
+Answer = Callable[..., tuple[NDArray, NDArray]]
 
 
 class Network(Protocol):
     """What the converters take; in truth an `nn.Module`."""
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """float NCHW pixels in [0, 255] to logits `[N, C]` of the same dtype."""
+    def __call__(self, *pixels: Tensor) -> Tensor:
+        """float NCHW pixels in [0, 255], for each input of the card, to logits `[N, C]` of the same dtype."""
 
     def halve(self) -> None:
         """Compute inside in half precision, in place."""
@@ -60,15 +61,15 @@ class Classifier(nn.Module):
 
 
 class FromBytes(nn.Module):
-    """A network of uint8 `[N, S, S, 3]`, as the runner has its images; with the softmax of its logits if wanted."""
+    """A network of uint8 `[N, S, S, 3]` for each input, as the runner has its images; with the softmax if wanted."""
 
     def __init__(self, classifier: Network, probabilities: bool = False):
         super().__init__()
         self.classifier, self.probabilities = classifier, probabilities
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, *images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """float32 `[N, C]`, or two of them."""
-        logits = self.classifier(self.pixels(images))
+        logits = self.classifier(*map(self.pixels, images))
         return (logits, torch.softmax(logits, -1)) if self.probabilities else logits
 
     def pixels(self, images: Tensor) -> Tensor:
@@ -92,9 +93,9 @@ class WithProbabilities(nn.Module):
         self.classifier = classifier
         self.channels_last = channels_last
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and probabilities, float32 `[N, C]` each."""
-        logits = self.classifier(pixels.permute(0, 3, 1, 2) if self.channels_last else pixels)
+        logits = self.classifier(*(one.permute(0, 3, 1, 2) if self.channels_last else one for one in pixels))
         return logits, torch.softmax(logits, -1)
 
 
@@ -106,18 +107,18 @@ def classifier(weights: Weights, card: Card) -> Classifier:
 
 
 @torch.no_grad()
-def once(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits `[N, C]` of uint8 `[N, S, S, 3]`, on the CPU."""
-    return network(_pixels(images).float()).numpy()
+def once(network: Network, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Logits `[N, C]` of uint8 `[N, S, S, 3]` for each input, on the CPU."""
+    return network(*(_pixels(one).float() for one in images)).numpy()
 
 
 def reference(single: Network) -> Answer:
-    """The original: a function of uint8 `[N, S, S, 3]` that gives its logits on the CPU in float32 and in float64."""
+    """The original: from uint8 `[N, S, S, 3]`, for each input, to its logits on the CPU in float32 and in float64."""
     double = copy.deepcopy(single).double()
 
     @torch.no_grad()
-    def answer(images: NDArray[np.uint8]) -> tuple[NDArray, NDArray]:
-        return once(single, images), double(_pixels(images).double()).numpy()
+    def answer(*images: NDArray[np.uint8]) -> tuple[NDArray, NDArray]:
+        return once(single, *images), double(*(_pixels(one).double() for one in images)).numpy()
 
     return answer
 

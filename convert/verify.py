@@ -101,8 +101,15 @@ def compare(
     for artefact in artefacts:
         for one in _answers(artefact.path, images, source):
             said = one._replace(logits=np.maximum(one.logits, least))
-            found.append(measure(artefact, said, np.maximum(ours, least), error, labels, before))
+            found.append(
+                measure(artefact, said, np.maximum(ours, least), error, labels, before, _wider(artefact, source))
+            )
     return found
+
+
+def _wider(artefact: Artefact, source: Source) -> Limits | None:
+    """fp16's limits for an fp32 artefact that resizes images itself: its pixels are not the runner's."""
+    return PRECISIONS["fp16"].limits if source.resized and artefact.precision == "fp32" else None
 
 
 def not_here(path: Path) -> tuple[str, ...]:
@@ -119,8 +126,12 @@ def measure(
     torch_error: float,
     labels: NDArray[np.int64] | None,
     milliseconds: float | None = None,
+    limits: Limits | None = None,
 ) -> Comparison:
-    """Compare logits `[N, C]` with the checkpoint's; `labels` int64 `[N]`, -1 for an image that has none."""
+    """Compare logits `[N, C]` with the checkpoint's; `labels` int64 `[N]`, -1 for an image that has none.
+
+    `limits` are those of the artefact's precision where no others are given.
+    """
     logits, top1 = said.logits, reference.argmax(1)
     targets = top1 if labels is None else np.where(labels >= 0, labels, top1)
     answer, wanted = log_softmax(logits.astype(np.float64), 1), log_softmax(reference.astype(np.float64), 1)
@@ -128,7 +139,6 @@ def measure(
     difference = np.abs(logits.astype(np.float64) - reference)
     agreement = float((logits.argmax(1) == top1).mean())
     loss, loss_before = float(-answer[rows, targets].mean()), float(-wanted[rows, targets].mean())
-    limits = PRECISIONS[artefact.precision].limits
     return Comparison(
         artefact=artefact.path.name,
         runtime=said.runtime,
@@ -147,7 +157,14 @@ def measure(
         milliseconds_checkpoint=milliseconds,
         machine=machine(),
         not_tried=not_here(artefact.path),
-        faults=faults(limits, agreement, float(difference.max()), torch_error, loss, loss_before),
+        faults=faults(
+            limits or PRECISIONS[artefact.precision].limits,
+            agreement,
+            float(difference.max()),
+            torch_error,
+            loss,
+            loss_before,
+        ),
     )
 
 
@@ -184,21 +201,23 @@ def _reference(source: Source, network: torch_graph.Network, images: Table) -> t
     single, double = [], []
     milliseconds = None
     for batch in pictures.batches(images, source.card):
-        one, exact = answer(batch)
+        one, exact = answer(*batch)
         single.append(one)
         double.append(exact)
         if milliseconds is None:
-            milliseconds = _median(lambda: torch_graph.once(network, batch[:1]))  # noqa: B023
+            milliseconds = _median(lambda: torch_graph.once(network, *(one[:1] for one in batch)))  # noqa: B023
     ours = np.concatenate(single)
     if source.ensemble is not None:
         members = [m.model_copy(update={"runtime": m.runtime or "torch"}) for m in source.ensemble.members if m.weight]
         with Runner(source.ensemble.model_copy(update={"members": tuple(members)})) as runner:
-            said = np.concatenate([a.probabilities for a in runner.run(images.paths, pictures.BATCH)])
+            said = np.concatenate([a.probabilities for a in runner.run(images.paths, pictures.batch_size(source.card))])
         ours = np.log(np.maximum(said, _LEAST_PROBABILITY))
-    exact_all = np.concatenate(double)
+    exact_all, own = np.concatenate(double), ours
     if source.ensemble is not None:
         exact_all = np.maximum(exact_all, np.log(_LEAST_PROBABILITY))
-    return ours, float(np.abs(ours - exact_all).max()), milliseconds or 0.0
+    if source.resized:
+        own = np.maximum(np.concatenate(single), np.log(_LEAST_PROBABILITY))
+    return ours, float(np.abs(own - exact_all).max()), milliseconds or 0.0
 
 
 def _answers(path: Path, images: Table, source: Source) -> Iterator[Measured]:
@@ -206,9 +225,9 @@ def _answers(path: Path, images: Table, source: Source) -> Iterator[Measured]:
         try:
             rows, milliseconds = [], None
             for batch in pictures.batches(images, source.card):
-                rows.append(predictor.logits(batch))
+                rows.append(predictor.logits(*batch))
                 if milliseconds is None and predictor.runtime != "mil_reference":
-                    milliseconds = _median(lambda: predictor.logits(batch[:1]))  # noqa: B023
+                    milliseconds = _median(lambda: predictor.logits(*(one[:1] for one in batch)))  # noqa: B023
             yield Measured(name, np.concatenate(rows), milliseconds)
         finally:
             predictor.close()

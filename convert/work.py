@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 import convert
 from config.errors import ConvertError
@@ -31,14 +30,15 @@ class Workshop:
     def __init__(self, source: Source, options: argparse.Namespace):
         self.source, self.options = source, options
         self.network: torch_graph.Network = torch_ensemble.build(source)
-        self._calibration: list[NDArray[np.uint8]] | None = None
+        self._calibration: list[pictures.Pixels] | None = None
 
-    def calibration(self) -> list[NDArray[np.uint8]]:
+    def calibration(self) -> list[pictures.Pixels]:
         """Batches of calibration images."""
         if self._calibration is None:
             table = pictures.calibration(self.options.calibrate, self.source)
             self._calibration = list(pictures.batches(table, self.source.card))
-            self._images, self._labels = np.concatenate(self._calibration), pictures.labels(table, self.source.card)
+            self._images = tuple(np.concatenate(parts) for parts in zip(*self._calibration, strict=True))
+            self._labels = pictures.labels(table, self.source.card)
         return self._calibration
 
     def write(self, job: Job, out: Path, float_layers: tuple[str, ...] = ()) -> None:
@@ -62,7 +62,7 @@ class Workshop:
                 self.network, self.source.card, out, job.precision, batches, o.overwrite, o.macos, float_layers
             )
 
-    def rank(self, job: Job, images: NDArray[np.uint8]) -> list[sensitivity.Loss]:
+    def rank(self, job: Job, images: pictures.Pixels) -> list[sensitivity.Loss]:
         """The job's layers, the one that loses most first."""
         calibration = self.calibration() if job.target == "onnx" else ()
         return sensitivity.rank(self.network, self.source.card, job.target, job.precision, images, calibration)
@@ -70,8 +70,8 @@ class Workshop:
     def sweep(self, job: Job) -> tuple[str, ...]:
         """The layers to keep in float so that the limits hold on the calibration images; writes the table of all."""
         self.calibration()
-        losses = self.rank(job, self._images[: sensitivity.IMAGES])
-        before = torch_graph.once(self.network, self._images)
+        losses = self.rank(job, _few(self._images))
+        before = torch_graph.once(self.network, *self._images)
 
         def holds(layers: tuple[str, ...]) -> bool:
             with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ class Workshop:
                 self.write(job, tried.path, layers)
                 runtime = "mil_reference" if job.target == "coreml" else "onnx"
                 with contextlib.closing(predictors.open(tried.path, runtime)) as opened:
-                    said = verify.Measured(runtime, opened.logits(self._images), None)
+                    said = verify.Measured(runtime, opened.logits(*self._images), None)
                 return not verify.measure(tried, said, before, 0.0, self._labels).faults
 
         layers = sensitivity.kept(losses, holds)
@@ -131,5 +131,9 @@ def _fault(shop: Workshop, jobs: Sequence[Job], comparison: verify.Comparison, i
     if not lossy(comparison.precision):
         return text
     (job,) = (job for job in jobs if job.out.name == comparison.artefact)
-    some = next(iter(pictures.batches(images, shop.source.card)))[: sensitivity.IMAGES]
+    some = next(iter(pictures.batches(images, shop.source.card)))
     return f"{text}; the layers that lose most: {sensitivity.worst(shop.rank(job, some))}"
+
+
+def _few(images: pictures.Pixels) -> pictures.Pixels:
+    return tuple(one[: sensitivity.IMAGES] for one in images)

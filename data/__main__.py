@@ -1,5 +1,5 @@
 """`python -m data`: `audit` says what is wrong with a data set, `preview` draws what training will see of it,
-`enlarge` fills up its small classes."""
+`enlarge` fills up its small classes, `cache` shows and clears the decoded images that are kept."""
 
 from __future__ import annotations
 
@@ -28,8 +28,14 @@ _SHORT = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
-    arguments, rest = _parser().parse_known_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
     try:
+        if arguments.command == "cache":
+            if rest:
+                parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            _cache(arguments)
+            return 0
         given = [(_SHORT[name], getattr(arguments, name, None)) for name in _SHORT]
         line = [token for name, value in given if value is not None for token in (f"--{name}", value)]
         settings = load.parse([*line, *rest], f"{_PROG} {arguments.command}")
@@ -64,6 +70,19 @@ def _enlarge(settings: Settings, arguments: argparse.Namespace) -> None:
     print(f"train on it with --data.root {arguments.out} --folds.kind stratified_group")
 
 
+def _cache(arguments: argparse.Namespace) -> None:
+    from data import cache, store
+
+    place = cache.place(arguments.dir)
+    kept = [(folder, store.size(folder)) for folder in cache.folders(place)]
+    for folder, size in kept:
+        print(f"{size / 1e9:8.2f} GB  {folder}")
+        if arguments.clear:
+            cache.remove(folder)
+    done = "removed" if arguments.clear else "in all"
+    print(f"{sum(size for _, size in kept) / 1e9:8.2f} GB  {done}" if kept else f"{place} keeps no images")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROG, description="What can be done with a data set before training.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -96,6 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     more.add_argument("--least", type=_count, required=True, help="images that each class gets at least")
     more.add_argument("--seed", help="decides the damage (default: 0)")
     more.set_defaults(run=_enlarge)
+    kept = commands.add_parser(
+        "cache",
+        help="show, or remove, the decoded images that data.cache_gb keeps",
+        description="List what data.cache_gb has had kept: a folder for each form and size of the images.",
+        allow_abbrev=False,
+    )
+    kept.add_argument("--dir", type=Path, help="data.cache_dir, where that was set")
+    kept.add_argument("--clear", action="store_true", help="remove it all; no training may be running on it")
     sheet = commands.add_parser(
         "preview",
         help="write a picture of what training will see of some images",

@@ -1,22 +1,23 @@
 """What the loader does to each decoded image: one fixed way to evaluate, and many with chance to train.
 
 What acts is decided by `config.schema.Augment`: its level is a table of blocks, which its switches change one by one,
-and its policy may take the level's place. How a block works is in `data.ops`, `data.documents`, `data.geometry` and
-`data.policies`. Blocks act in the order in which a picture comes to be: the paper, how it lies, the camera, the file.
+and its policy may take the level's place. How a block works is in `data.ops`, `data.colour`, `data.documents`,
+`data.geometry` and `data.policies`. Blocks act in the order in which a picture comes to be: the paper, how it lies, the
+camera, the file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from config.data_sections import Augment
-from data import documents, geometry, ops, policies, resize
-from data.decode import Pixels
+from data import colour, documents, geometry, ops, policies, resize
+from data.decode import Pixels, shrinkage
 from data.loader import ByEpoch, Transform
 from models.card import Preprocessing
 
@@ -25,11 +26,29 @@ _SWITCHES = documents.SWITCHES | ops.SWITCHES
 _BESIDE_POLICY = ("erase",)  # what a policy leaves to the level
 
 
-class EvalTransform(Protocol):
-    """A transform without chance; it takes the loader's generator and leaves it alone."""
+@dataclass(frozen=True)
+class EvalTransform:
+    """How `prep` has an image prepared to be evaluated: uint8 `[H, W, 3]` to `[prep.size, prep.size, 3]`.
 
-    def __call__(self, image: Pixels, rng: np.random.Generator | None = None) -> Pixels:
-        """uint8 `[H, W, 3]` to `[S, S, 3]`."""
+    It takes the loader's generator and leaves it alone.
+    """
+
+    prep: Preprocessing
+
+    def __call__(self, image: Pixels, rng: np.random.Generator | None = None) -> Pixels:  # noqa: ARG002
+        """The square of one image."""
+        prep = self.prep
+        if prep.fit == "squash":
+            return resize.squash(image, prep.size, prep.interpolation)
+        if prep.fit == "letterbox":
+            return resize.letterbox(image, prep.size, prep.interpolation, geometry.fill(image, prep.pad))
+        return resize.crop(image, prep.size, prep.crop_pct, prep.interpolation)
+
+    def shrink(self, height: int, width: int, rng: np.random.Generator | None = None) -> int:  # noqa: ARG002
+        """How many times smaller a file of that many pixels may be decoded: twice what is needed remains."""
+        side = max(height, width) if self.prep.fit == "letterbox" else min(height, width)
+        share = self.prep.crop_pct if self.prep.fit == "crop" else 1.0
+        return shrinkage(side, 2 * self.prep.size / share)
 
 
 class Act(NamedTuple):
@@ -117,18 +136,9 @@ LEVELS = {
 }
 
 
-def eval_transform(prep: Preprocessing) -> EvalTransform:
-    """How `prep` has an image prepared to be evaluated: uint8 `[H, W, 3]` to `[prep.size, prep.size, 3]`."""
-
-    def transform(image: Pixels, rng: np.random.Generator | None = None) -> Pixels:  # noqa: ARG001
-        if prep.fit == "squash":
-            return resize.squash(image, prep.size, prep.interpolation)
-        if prep.fit == "letterbox":
-            colour = geometry.fill(image, prep.pad)
-            return resize.letterbox(image, prep.size, prep.interpolation, colour)
-        return resize.crop(image, prep.size, prep.crop_pct, prep.interpolation)
-
-    return transform
+def as_it_is(image: Pixels, _rng: np.random.Generator) -> Pixels:
+    """The transform of images that have been prepared already."""
+    return image
 
 
 def share_at(section: Augment, epoch: int, epochs: int) -> float:
@@ -147,7 +157,7 @@ def share_at(section: Augment, epoch: int, epochs: int) -> float:
 def alone(section: Augment, prep: Preprocessing) -> dict[str, Transform]:
     """Each block that `section` lets act, by name: a transform in which it is the only one, and always acts."""
     blocks = _acts(section, 1.0).items()
-    return {name: _Training(prep, {name: Act(1.0, act.strength)}, None, None) for name, act in blocks}
+    return {name: Training(prep, {name: Act(1.0, act.strength)}, None, None) for name, act in blocks}
 
 
 def by_epoch(section: Augment, prep: Preprocessing, epochs: int) -> ByEpoch:
@@ -166,13 +176,13 @@ def train_transform(section: Augment, prep: Preprocessing, share: float = 1.0) -
     if section.least_area is not None:
         least = section.least_area
     if share == 0 or (least is None and not acts and policy is None):
-        return eval_transform(prep)
-    return _Training(prep, acts, policy, None if least is None else 1 - (1 - least) * share)
+        return EvalTransform(prep)
+    return Training(prep, acts, policy, None if least is None else 1 - (1 - least) * share)
 
 
 @dataclass(frozen=True)
-class _Training:
-    """The stages of a training image; `least` as in `Level`, for the fit of `prep`."""
+class Training:
+    """A transform for training, stage by stage; `least` as in `Level`, for the fit of `prep`."""
 
     prep: Preprocessing
     acts: Mapping[str, Act]
@@ -180,11 +190,12 @@ class _Training:
     least: float | None
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        """uint8 `[H, W, 3]` to `[prep.size, prep.size, 3]`."""
         image = self._change(self._framed(image, rng), rng, _ON_PAPER)
         image, padding = self._laid(image, rng)
         if self.policy is not None:
             image, padding = self.policy(image, rng), None  # it may have moved the padding
-        image = self._change(image, rng, ops.OPS)
+        image = self._change(self._tinted(image, rng), rng, ops.OPS)
         if padding is not None and self.prep.pad == "grey":
             np.copyto(image, resize.PAD, where=padding[..., None])  # as evaluation has it, whatever the colours became
         return image
@@ -195,14 +206,28 @@ class _Training:
         if self.prep.fit == "letterbox":
             return geometry.reduced(image, size)
         if self.prep.fit == "squash" or self.least is None:
-            return eval_transform(self.prep)(image)
+            return EvalTransform(self.prep)(image)
         if self.least == 1:
             return geometry.random_square(image, rng, size)
         return geometry.random_crop(image, rng, size, self.least)
 
+    def shrink(self, height: int, width: int, rng: np.random.Generator) -> int:
+        """How many times smaller a file of that many pixels may be decoded for the image that `rng` will make of it."""
+        size = self.prep.size
+        if self.prep.fit == "letterbox":
+            return shrinkage(max(height, width), size)
+        if self.prep.fit == "squash" or self.least is None:
+            return EvalTransform(self.prep).shrink(height, width)
+        if self.least == 1:
+            return shrinkage(min(height, width), size)
+        box = geometry.crop_box(height, width, rng, self.least)
+        return shrinkage(min(box.height, box.width), size)
+
     def _laid(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, NDArray[np.bool_] | None]:
         """All motions in one warp, and for a letterboxed image its place and its size on the square; with the padding
         that this leaves, bool `[S, S]`."""
+        if self.prep.fit != "letterbox" and not self.acts.keys() & geometry.MOTIONS.keys():
+            return image, None
         quad = start = geometry.corners(*image.shape[:2])
         for name, motion in geometry.MOTIONS.items():
             if self._acts(name, rng):
@@ -210,10 +235,14 @@ class _Training:
         if self.prep.fit != "letterbox":
             return (image if quad is start else geometry.cover(image, quad)), None
         area = 1.0 if self.least is None else rng.uniform(self.least, 1)
-        colour = geometry.fill(image, self.prep.pad)
+        fill = geometry.fill(image, self.prep.pad)
         if quad is start:
-            return geometry.random_letterbox(image, rng, self.prep.size, area, colour)
-        return geometry.keep(image, quad, self.prep.size, area, rng, colour)
+            return geometry.random_letterbox(image, rng, self.prep.size, area, fill)
+        return geometry.keep(image, quad, self.prep.size, area, rng, fill)
+
+    def _tinted(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        acting = {name: self.acts[name].strength for name in colour.MAPS if name in self.acts and self._acts(name, rng)}
+        return colour.tint(image, rng, acting) if acting else image
 
     def _change(self, image: Pixels, rng: np.random.Generator, stage: Mapping[str, ops.Op]) -> Pixels:
         for name, op in stage.items():

@@ -1,4 +1,4 @@
-"""From a file to RGB pixels, whatever the format. Resizing is `data.resize`, caching `data.images`.
+"""From a file to RGB pixels, whatever the format. Resizing is `data.resize`, keeping pixels `data.images`.
 
 cv2 reads JPEG, PNG and WebP, Pillow the header of everything and the pixels of the rest: palettes, CMYK, TIFF, GIF,
 AVIF, HEIC (by pi-heif), animations. One EXIF rule holds for both: the orientation is applied here, by what Pillow reads
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -20,12 +21,23 @@ from PIL import ExifTags, Image
 from config.errors import DataError
 
 Pixels = NDArray[np.uint8]
+# From the height and width of an image to how many times smaller (1, 2, 4 or 8) it may be decoded.
+Shrink = Callable[[int, int], int]
 
 PIXEL_LIMIT = 178_956_970
 _CV2_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 _CV2_MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16")
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _WIDE_MODES = ("I", "F")
+_SCALABLE = ("JPEG", "MPO")
+_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_FLAGS = {
+    1: _RGB,
+    2: cv2.IMREAD_REDUCED_COLOR_2 | cv2.IMREAD_IGNORE_ORIENTATION,
+    4: cv2.IMREAD_REDUCED_COLOR_4 | cv2.IMREAD_IGNORE_ORIENTATION,
+    8: cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION,
+}
+_ON_THEIR_SIDE = (5, 6, 7, 8)
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"mif1")
 # What Pillow's readers raise for damaged files.
 _DAMAGED = (
@@ -45,10 +57,22 @@ cv2.setNumThreads(0)  # the loader's threads share the cores
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it would print is raised as a DataError
 
 
-def decode(source: Path | bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
+def whole(_height: int, _width: int) -> int:
+    """Decode every pixel."""
+    return 1
+
+
+def shrinkage(side: float, least: float) -> int:
+    """The largest factor that a JPEG decoder knows (1, 2, 4, 8) by which `side` pixels stay at least `least`."""
+    return next((factor for factor in (8, 4, 2) if side >= factor * least), 1)
+
+
+def decode(source: Path | bytes, pixel_limit: int = PIXEL_LIMIT, shrink: Shrink = whole) -> Pixels:
     """The image as uint8 `[H, W, 3]` RGB: EXIF orientation applied, transparency over white, 16 bits scaled to 8.
 
-    The first frame of an animation counts. Raises `DataError` for a file that is missing, damaged, truncated, of an
+    `shrink` gets the height and the width of a JPEG as it is shown, and may have it decoded at a half, a quarter or an
+    eighth, sides rounded up, which is faster the larger it is. Other formats do not ask. The first frame of an
+    animation counts. Raises `DataError` for a file that is missing, damaged, truncated, of an
     unknown format, of 32-bit pixels, or of more than `pixel_limit` pixels (seen in the header, before decoding).
     """
     data, name = _read(source)
@@ -57,15 +81,30 @@ def decode(source: Path | bytes, pixel_limit: int = PIXEL_LIMIT) -> Pixels:
     try:
         with Image.open(io.BytesIO(data)) as header:
             _check_header(header, name, pixel_limit)
-            image = _with_cv2(data) if _suits_cv2(header) else None
-            if image is not None:
-                return _orient(image, _orientation(header))
-            return _with_pillow(header)
+            if not _suits_cv2(header):
+                return _with_pillow(header)
+            orientation = _orientation(header)
+            image = _scaled(data, header, orientation, shrink) if header.format in _SCALABLE else _with_cv2(data)
+            return _with_pillow(header) if image is None else _orient(image, orientation)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: has more pixels than Pillow opens; scale it down or remove it") from error
     except _DAMAGED as error:
         reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(f"{name}: cannot be decoded ({reason}); replace or remove the file") from error
+
+
+def sides(data: bytes) -> tuple[int, int] | None:
+    """Height and width of an encoded image as it is shown, from its header alone; None where that is damaged."""
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            return _shown(header, _orientation(header))
+    except (*_DAMAGED, Image.DecompressionBombError):
+        return None
+
+
+def _shown(header: Image.Image, orientation: int) -> tuple[int, int]:
+    width, height = header.size
+    return (width, height) if orientation in _ON_THEIR_SIDE else (height, width)
 
 
 def _open_heic(name: str, brand: bytes) -> None:
@@ -113,14 +152,19 @@ def _orientation(header: Image.Image) -> int:
         return 1
 
 
-def _with_cv2(data: bytes) -> Pixels | None:
+def _scaled(data: bytes, header: Image.Image, orientation: int, shrink: Shrink) -> Pixels | None:
+    """The pixels of a JPEG in the size that `shrink` wants, as they are stored; None as `_with_cv2`."""
+    return _with_cv2(data, _FLAGS[shrink(*_shown(header, orientation))])
+
+
+def _with_cv2(data: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> Pixels | None:
     """RGB pixels as they are stored, or None where cv2 finds the file damaged: Pillow then says how."""
     try:
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except cv2.error:
         return None
-    if image is None:
-        return None
+    if image is None or flags == _RGB:
+        return image
     eight = _to_8_bits(image)
     if eight.ndim == 2:
         return cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB)
@@ -151,7 +195,7 @@ def _over_white(rgba: Pixels) -> Pixels:
 
 def _orient(image: Pixels, orientation: int) -> Pixels:
     """EXIF 2.32, tag 0x0112: how the stored rows and columns lie."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in _ON_THEIR_SIDE:
         image = cv2.transpose(image)
     if orientation in (2, 3, 6, 7):
         image = cv2.flip(image, 1)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.decode import Pixels
 from data.ops import Op
-from data.resize import PAD, Colour, place, resize, shrink_to_fit
+from data.resize import PAD, Colour, place, resample, resize, shrink_to_fit
 from models.card import Pad
 
 Quad = NDArray[np.float64]
@@ -171,28 +171,39 @@ def reduced(image: Pixels, side: int) -> Pixels:
     return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
 
 
-def random_crop(
-    image: Pixels,
-    rng: np.random.Generator,
-    size: int,
-    least_area: float,
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Pixels:
-    """A random part of at least `least_area` of the image as `[size, size, 3]` (torchvision's RandomResizedCrop)."""
-    height, width = image.shape[:2]
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def crop_box(
+    height: int, width: int, rng: np.random.Generator, least_area: float, ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> Box:
+    """A random part of at least `least_area` of an image, as torchvision's RandomResizedCrop draws it."""
     for _ in range(_TRIES):
         area = rng.uniform(least_area, 1) * height * width
         shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         rows, columns = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
         if 0 < rows <= height and 0 < columns <= width:
-            return _part(image, rng, size, rows, columns)
-    return _part(image, rng, size, min(height, round(width / ratio[0])), min(width, round(height * ratio[1])))
+            break
+    else:
+        rows, columns = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+    return _anywhere(height, width, rng, rows, columns)
+
+
+def random_crop(image: Pixels, rng: np.random.Generator, size: int, least_area: float) -> Pixels:
+    """A random part of at least `least_area` of the image as `[size, size, 3]` (see `crop_box`)."""
+    return _part(image, crop_box(image.shape[0], image.shape[1], rng, least_area), size)
 
 
 def random_square(image: Pixels, rng: np.random.Generator, size: int) -> Pixels:
     """The largest square at a random place along the long side, as `[size, size, 3]`."""
     side = min(image.shape[:2])
-    return _part(image, rng, size, side, side)
+    return _part(image, _anywhere(image.shape[0], image.shape[1], rng, side, side), size)
 
 
 def random_letterbox(
@@ -206,9 +217,14 @@ def random_letterbox(
     return Placed(place(small, size, top, left, colour), padding)
 
 
-def _part(image: Pixels, rng: np.random.Generator, size: int, rows: int, columns: int) -> Pixels:
-    top, left = rng.integers(image.shape[0] - rows + 1), rng.integers(image.shape[1] - columns + 1)
-    return resize(image[top : top + rows, left : left + columns], size, size)
+def _anywhere(height: int, width: int, rng: np.random.Generator, rows: int, columns: int) -> Box:
+    down, right = rng.random(2).tolist()  # a tenth of the time of two calls of integers
+    return Box(int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns)
+
+
+def _part(image: Pixels, box: Box, size: int) -> Pixels:
+    part = image[box.top : box.top + box.height, box.left : box.left + box.width]
+    return resample(part, size, size)
 
 
 def _warp(image: Pixels, quad: Quad, height: int, width: int, fill: Colour | None) -> Pixels:

@@ -1,51 +1,94 @@
-"""Decoded images, kept in memory where the whole set is small. Batches are `data.loader`."""
+"""Decoded images, kept in memory where the whole set is small. A cache on disk is `data.cache`."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cv2
 
-from data.decode import PIXEL_LIMIT, Pixels, decode
+from data.decode import PIXEL_LIMIT, Pixels, Shrink, decode, whole
 
 CACHE_BYTES = 512 * 2**20
+# From a file to its pixels, where `shrink` allows smaller ones, as `Images` and `data.cache` give them.
+Source = Callable[[Path, Shrink], Pixels]
+
+
+class Picture:
+    """One encoded image, decoded once for each scale that is asked for; `turn` is a code of OpenCV's rotate.
+
+    `picture(shrink)` is uint8 `[H, W, 3]`, read-only; see `decode` for `shrink` and for what is raised.
+    """
+
+    def __init__(self, source: Path | bytes, pixel_limit: int = PIXEL_LIMIT, turn: int | None = None):
+        self._source, self._pixel_limit, self._turn = source, pixel_limit, turn
+        self._shape: tuple[int, int] | None = None  # of a JPEG, the only kind that can be decoded smaller
+        self._decoded: dict[int, Pixels] = {}
+
+    def __call__(self, shrink: Shrink = whole) -> Pixels:
+        """The pixels in the size that `shrink` wants."""
+        if self._decoded:
+            factor = shrink(*self._shape) if self._shape else 1
+            found = self._decoded.get(factor)
+            if found is not None:
+                return found
+        return self._decode(shrink)
+
+    def _decode(self, shrink: Shrink) -> Pixels:
+        factor = 1
+
+        def asked(height: int, width: int) -> int:
+            nonlocal factor
+            sideways = self._turn in (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_90_COUNTERCLOCKWISE)
+            self._shape = (width, height) if sideways else (height, width)
+            factor = shrink(*self._shape)
+            return factor
+
+        image = decode(self._source, self._pixel_limit, asked)
+        if self._turn is not None:
+            image = cv2.rotate(image, self._turn)
+        image.flags.writeable = False
+        return self._decoded.setdefault(factor, image)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels that are kept."""
+        return sum(image.nbytes for image in list(self._decoded.values()))  # a thread may add one
 
 
 class Images:
-    """`images(path)` is the decoded file, uint8 `[H, W, 3]`, read-only. Safe to share between threads and loaders.
+    """`images(path, shrink)` is the decoded file, uint8 `[H, W, 3]`, read-only. Safe to share between threads and
+    loaders.
 
     Decoded pixels are kept until they exceed `cache_bytes` in all; then the set is taken for a large one, the memory
     is given back and every call decodes. `cache_bytes=0` suits a single pass. Files in `turns` are turned by that code
-    of OpenCV's. Raises `DataError` as `decode` does.
+    of OpenCV's. `shrink` and errors are as in `decode`.
     """
 
     def __init__(
         self, cache_bytes: int = CACHE_BYTES, pixel_limit: int = PIXEL_LIMIT, turns: Mapping[Path, int] | None = None
     ):
-        self._cache: dict[Path, Pixels] = {}
+        self._pictures: dict[Path, Picture] = {}
         self._room = cache_bytes
-        self._pixel_limit = pixel_limit
-        self._turns = turns or {}
+        self.pixel_limit = pixel_limit
+        self.turns = turns or {}
         self._lock = threading.Lock()
 
-    def __call__(self, path: Path) -> Pixels:
+    def __call__(self, path: Path, shrink: Shrink = whole) -> Pixels:
         """The pixels of one file, from memory where they are kept."""
-        image = self._cache.get(path)
-        if image is None:
-            image = decode(path, self._pixel_limit)
-            if path in self._turns:
-                image = cv2.rotate(image, self._turns[path])
-            image.flags.writeable = False
-            self._keep(path, image)
+        picture = self._pictures.get(path) or Picture(path, self.pixel_limit, self.turns.get(path))
+        before = picture.nbytes
+        image = picture(shrink)
+        if self._room > 0 and picture.nbytes > before:
+            self._keep(path, picture, picture.nbytes - before)
         return image
 
-    def _keep(self, path: Path, image: Pixels) -> None:
+    def _keep(self, path: Path, picture: Picture, more: int) -> None:
         with self._lock:
-            if self._room <= 0 or path in self._cache:
+            if self._room <= 0:
                 return
-            self._room -= image.nbytes
-            self._cache[path] = image
+            if self._pictures.setdefault(path, picture) is picture:
+                self._room -= more
             if self._room < 0:
-                self._cache.clear()
+                self._pictures.clear()

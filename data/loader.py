@@ -6,6 +6,7 @@ A sample that stands several times in an order is augmented differently each tim
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import weakref
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from config.errors import DataError
 from data import keyed
 from data.decode import Pixels
-from data.images import Images
+from data.images import Images, Source
 from data.sampler import occurrences
 
 Transform = Callable[[Pixels, np.random.Generator], Pixels]
@@ -56,8 +57,9 @@ class Loader:
     `transform(image, rng)` gets a decoded image (read-only) and a generator keyed by (seed, epoch, sample, how often it
     stood before in the order), and returns uint8 `[size, size, 3]`; those of `data.augment` fit, for training and for
     evaluation. With `skip_bad`, an image that cannot be read is left out of its batch, and `bad` says why, by its path.
+    Where it has a method `shrink(height, width, rng)`, a JPEG is decoded so many times smaller for it (see `decode`).
     A `ByEpoch` gives each epoch its own. `workers=0` is one thread for each core. Pass one `Images` to
-    several loaders to decode a small set only once among them.
+    several loaders to decode a small set only once among them, or a source of `data.cache`.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Loader:
         batch_size: int,
         workers: int = 0,
         seed: int = 0,
-        images: Images | None = None,
+        images: Source | None = None,
         skip_bad: bool = False,
     ):
         self.paths = list(paths)
@@ -122,7 +124,7 @@ class _Epoch:
     """What the threads share: it prepares the image of any place in one epoch's order."""
 
     paths: list[Path]
-    images: Images
+    images: Source
     transform: Transform
     seed: int
     epoch: int
@@ -135,8 +137,8 @@ class _Epoch:
         for slot in slots.tolist():
             sample, seen = int(self.order[first + slot]), int(self.seen[first + slot])
             try:
-                rng = keyed.rng(self.seed, "augment", self.epoch, sample, seen)
-                batch.images[slot] = self.transform(self.images(self.paths[sample]), rng)
+                image = self.images(self.paths[sample], functools.partial(self._shrink, sample, seen))
+                batch.images[slot] = self.transform(image, self._rng(sample, seen))
             except DataError as error:
                 if self.bad is None:
                     raise
@@ -145,6 +147,14 @@ class _Epoch:
             except Exception as error:
                 error.add_note(f"while preparing {self.paths[sample]}")
                 raise
+
+    def _rng(self, sample: int, seen: int) -> np.random.Generator:
+        return keyed.rng(self.seed, "augment", self.epoch, sample, seen)
+
+    def _shrink(self, sample: int, seen: int, height: int, width: int) -> int:
+        """What the transform will leave of the image with the same random numbers."""
+        shrink = getattr(self.transform, "shrink", None)
+        return shrink(height, width, self._rng(sample, seen)) if shrink else 1
 
 
 def cores() -> int:

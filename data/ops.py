@@ -1,8 +1,9 @@
-"""Blocks that change pixels where they are: colour, tone, and what a camera and a file format do to an image.
+"""Blocks that change pixels where they are: hue, tone, and what a camera and a file format do to an image.
 
 `OPS` maps a name to `op(image, rng, strength)`: uint8 `[H, W, 3]` RGB to a new array of the same shape; strength 0
 changes nothing, 1 is the strongest that is still sensible. `SWITCHES` have no strength: they act or they do not. The
-plain functions beneath are `data.tone`; what moves pixels is `data.geometry`, damage to paper `data.documents`.
+plain functions beneath are `data.tone`; what moves pixels is `data.geometry`, damage to paper `data.documents`,
+brightness, contrast and saturation `data.colour`.
 """
 
 from __future__ import annotations
@@ -14,28 +15,12 @@ import cv2
 import numpy as np
 
 from data import tone
+from data.colour import factor
 from data.decode import Pixels
 
 Op = Callable[[Pixels, np.random.Generator, float], Pixels]
 
 _TRIES = 10
-_BRIGHTEST = 235.0
-
-
-def brightness(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Brightness by a factor up to 1.6 or down to 1 / 1.6, but not beyond a mean of 235: print would vanish."""
-    factor, mean = _factor(rng, 0.6 * strength), float(np.mean(cv2.mean(image)[:3]))
-    return tone.adjust_brightness(image, min(factor, max(1.0, _BRIGHTEST / max(mean, 1.0))))
-
-
-def contrast(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Contrast by a factor up to 1.6 or down to 1 / 1.6."""
-    return tone.adjust_contrast(image, _factor(rng, 0.6 * strength))
-
-
-def saturation(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Saturation by a factor up to 1.8 or down to 1 / 1.8."""
-    return tone.adjust_saturation(image, _factor(rng, 0.8 * strength))
 
 
 def hue(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
@@ -45,7 +30,7 @@ def hue(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
 
 def gamma(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
     """Gamma up to 1.7 or down to 1 / 1.7."""
-    return tone.adjust_gamma(image, _factor(rng, 0.7 * strength))
+    return tone.adjust_gamma(image, factor(rng, 0.7 * strength))
 
 
 def greyscale(image: Pixels, _rng: np.random.Generator, _strength: float = 1.0) -> Pixels:
@@ -113,9 +98,6 @@ def erase(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
 
 
 OPS: dict[str, Op] = {
-    "brightness": brightness,
-    "contrast": contrast,
-    "saturation": saturation,
     "hue": hue,
     "gamma": gamma,
     "greyscale": greyscale,
@@ -127,8 +109,3 @@ OPS: dict[str, Op] = {
     "erase": erase,
 }
 SWITCHES = frozenset({"greyscale"})
-
-
-def _factor(rng: np.random.Generator, reach: float) -> float:
-    """1 at its middle, as often above as below, between 1 / (1 + reach) and 1 + reach."""
-    return float((1 + reach) ** rng.uniform(-1, 1))

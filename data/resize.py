@@ -13,8 +13,8 @@ from models.card import Interpolation
 # The grey that fills what an image does not cover.
 PAD = 128
 Colour = tuple[float, float, float]
-# LINEAR_EXACT: the same result on every CPU, and no crash on arm64 macOS (opencv#29794).
-_ENLARGE = {"bilinear": cv2.INTER_LINEAR_EXACT, "bicubic": cv2.INTER_CUBIC}
+_LINEAR = cv2.INTER_LINEAR_EXACT  # the same result on every CPU, and no crash on arm64 macOS (opencv#29794)
+_ENLARGE = {"bilinear": _LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 def resize(image: Pixels, height: int, width: int, interpolation: Interpolation = "bilinear") -> Pixels:
@@ -30,6 +30,15 @@ def resize(image: Pixels, height: int, width: int, interpolation: Interpolation 
     if (rows, columns) != (height, width):
         image = cv2.resize(image, (width, height), interpolation=_ENLARGE[interpolation])
     return image
+
+
+def resample(image: Pixels, height: int, width: int) -> Pixels:
+    """uint8 `[H, W, 3]` to `[height, width, 3]`, twice as fast as `resize` and less smooth: for training.
+
+    Means of whole blocks of pixels, as large as leave enough of them, and bilinear between these.
+    """
+    image = _shrink(image, image.shape[0] // height, image.shape[1] // width)
+    return image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height), interpolation=_LINEAR)
 
 
 def crop(image: Pixels, size: int, crop_pct: float = 1.0, interpolation: Interpolation = "bilinear") -> Pixels:
@@ -77,7 +86,7 @@ def place(image: Pixels, size: int, top: int, left: int, colour: Colour = (PAD, 
 def _shrink(image: Pixels, down: int, across: int) -> Pixels:
     """Means of whole `down` x `across` blocks: three times faster on large photographs.
 
-    What fills no block is cut off evenly, at most an eighth of a pixel of the final image on each side.
+    What fills no block is cut off evenly: less than half a block on each side.
     """
     down, across = max(down, 1), max(across, 1)
     if down == across == 1:

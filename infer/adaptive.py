@@ -123,7 +123,7 @@ class AdaptivePanel:
         key = (self.first, self.panel.ensemble.views[0])
         for start in range(0, len(where), size):
             part = where[start : start + size]
-            images = gather(batches, part, self.panel.input_of)
+            images = gather(batches, part, self.panel.sources)
             logits = np.zeros((size, said[0].shape[1]), np.float32)
             logits[: len(part)] = [said[number][place] for number, place in part]
             known: Known = {key: [logits]}

@@ -93,20 +93,6 @@ class Ensemble(BaseModel):
         """How a member's views merge."""
         return self.merge or default_merge(self.combine)
 
-    @property
-    def plain(self) -> bool:
-        """Whether weights and temperatures say all that leads from the members' logits to the probabilities: what an
-        artefact can hold that knows no other step."""
-        mixed = self.combine != "ranks" and self.view_merge == self.combine
-        alone = not self.pairs
-        return (
-            mixed
-            and alone
-            and self.layers is None
-            and not self.clip
-            and (self.tempered == "views" or len(self.views) == 1)
-        )
-
     def used(self) -> set[str]:
         """The keys whose values are not their defaults."""
         return set(self.model_dump(exclude_defaults=True))

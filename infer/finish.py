@@ -28,7 +28,7 @@ class Finish:
     def __init__(self, ensemble: Ensemble, class_names: Sequence[str]):
         self.ensemble = ensemble
         self._class_names = class_names
-        self._groups = _groups(ensemble.members)
+        self._groups = groups(ensemble.members)
         self._layers = Layers()
         if ensemble.layers:
             self._layers = layers.read(ensemble.layers, len(class_names), len(self._groups))
@@ -74,7 +74,7 @@ class Finish:
         return mixture
 
 
-def _groups(members: Sequence[Member]) -> list[list[int]]:
+def groups(members: Sequence[Member]) -> list[list[int]]:
     """The places of the members of each run, in the order of the runs; a member without a group is its own."""
     names = [member.group or f"\0{place}" for place, member in enumerate(members)]
     order = sorted(range(len(names)), key=lambda place: names.index(names[place]))

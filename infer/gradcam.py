@@ -65,7 +65,7 @@ class Explainer:
 
         `ConfigError` where the images are so small that the features are a single place.
         """
-        pixels.check(images, self.card)
+        pixels.checked((images,), self.card)
         wanted = np.asarray(classes, dtype=np.int64)
         size = self.card.preprocessing.size
         maps = [np.zeros((0, size, size), np.float32)]

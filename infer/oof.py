@@ -20,7 +20,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from config.errors import CheckpointError, DataError
 from infer import npz, repeats
-from infer.calibration import log_softmax
 from infer.member import check_classes
 from infer.predictors import checkpoint
 
@@ -41,8 +40,6 @@ _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
-
-_TINY = np.finfo(np.float32).tiny
 
 Ints = NDArray[np.int64]
 
@@ -68,7 +65,7 @@ class Gathered:
             for number in np.unique(which[which >= 0]):
                 mine = which == number
                 logits[mine] = self.parts[number][place[mine]]
-        return found[0] if len(part) == 1 else _averaged(found, part >= 0)
+        return found[0] if len(part) == 1 else repeats.mean(found, part >= 0)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return self[:].astype(dtype or np.float32, copy=False)
@@ -194,30 +191,14 @@ def align(runs: Sequence[Run]) -> Table:
 def _places(named: Sequence[NDArray[np.str_]], path: Path) -> tuple[NDArray[np.str_], Ints, Ints]:
     """The distinct ids of all folds, in the order of their first appearance, and for each repeat and id its fold and
     its row there."""
-    ids = np.concatenate(named)
-    fold = np.repeat(np.arange(len(named)), [len(part) for part in named])
-    row = np.concatenate([np.arange(len(part)) for part in named])
-    unique, first, inverse, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
-    if (counts > 1).any():
-        twice = str(unique[counts > 1][0])
+    ids, rows = repeats.occurrences(np.concatenate(named))
+    if len(rows) > 1:
+        twice = str(ids[rows[1] >= 0][0])
         if not repeats.of_run(path) or any(len(np.unique(part)) < len(part) for part in named):
             raise DataError(f"{path}: two folds both answer image {twice!r}; they are not of one split")
-    order = np.argsort(inverse, kind="stable")
-    again = np.empty(len(ids), dtype=np.int64)
-    again[order] = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
-    part_of = np.full((int(counts.max(initial=1)), len(unique)), -1, dtype=np.int64)
-    row_of = np.zeros_like(part_of)
-    part_of[again, inverse], row_of[again, inverse] = fold, row
-    by_appearance = np.argsort(first)
-    return unique[by_appearance], part_of[:, by_appearance], row_of[:, by_appearance]
-
-
-def _averaged(logits: NDArray[np.float32], there: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """float32 `[N, C]` of the repeats' logits `[R, N, C]`, of which those `there` `[R, N]` count."""
-    probabilities = np.exp(log_softmax(logits)) * there[:, :, None]
-    mean = probabilities.sum(axis=0) / np.maximum(there.sum(axis=0), 1)[:, None]
-    several = there.sum(axis=0, keepdims=True).T > 1
-    return np.where(several, np.log(np.maximum(mean, _TINY)), logits.sum(axis=0)).astype(np.float32)
+    fold = np.repeat(np.arange(len(named)), [len(part) for part in named])
+    row = np.concatenate([np.arange(len(part)) for part in named])
+    return ids, np.where(rows >= 0, fold[rows], -1), np.where(rows >= 0, row[rows], 0)
 
 
 def _targets(parts: Sequence[tuple[Any, Any, Ints]], part: Ints, row: Ints, ids: NDArray[np.str_], path: Path) -> Ints:

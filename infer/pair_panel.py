@@ -41,7 +41,7 @@ class Second:
 
     def ask(self, batches: Sequence[Prepared], where: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
         """float32 `[n]`: the probability of the first of its classes for (batch, place) pairs, a batch at most."""
-        images = gather(batches, where, self.panel.input_of)
+        images = gather(batches, where, self.panel.sources)
         said = self.panel.members.run(lambda: self.panel.mix(self.panel.alone([images])[0]))
         return said[: len(where), 0]
 
@@ -88,9 +88,9 @@ def beside(
     ensemble: Ensemble,
     class_names: Sequence[str],
     members: Sequence[Members],
-    input_of: Sequence[int],
+    inputs_of: Sequence[tuple[int, ...]],
 ) -> Answering:
-    """The panel with the ensemble's second heads, whose pixels are `input_of` for all their members one after another.
+    """The panel with the ensemble's second heads, whose pixels are `inputs_of` for all their members one after another.
 
     `ConfigError` where a second head knows other classes than the file says, or the ensemble has none such.
     """
@@ -102,7 +102,7 @@ def beside(
             views=ensemble.views, merge=ensemble.view_merge, tempered=ensemble.tempered, members=pair.members
         )
         finish = Finish(alone, held.cards[0].class_names)
-        own = Panel(alone, held, tuple(range(len(pair.members))), tuple(input_of[begun:end]), finish)
+        own = Panel(alone, held, tuple(range(len(pair.members))), tuple(inputs_of[begun:end]), finish)
         seconds.append(Second(columns, pair.weight, ensemble.clip, own))
         begun = end
     return PairPanel(panel, tuple(seconds)) if seconds else panel

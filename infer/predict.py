@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from infer.options import COMPUTE_UNITS, PRECISIONS, RunOptions, given, parse_ov
 if TYPE_CHECKING:
     from infer.ensemble import Ensemble
     from infer.outputs import Results
-    from infer.submission import Layout
+    from infer.sheet import Sheet
     from infer.work import Done, Work
 
 MEMBER = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
@@ -161,7 +160,7 @@ def _share(text: str) -> float:
 
 def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     """Everything that can be refused is, before the first image is decoded."""
-    from infer import adaptive, inputs, outputs, shard, submission
+    from infer import adaptive, inputs, outputs, shard, sheet
     from infer.runner import Runner
     from infer.work import Work, answer
 
@@ -174,12 +173,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     if unsure_only:
         adaptive.check(chosen)
     with Runner(chosen, shared_options(options), options.in_memory, adaptive=unsure_only) as runner:
-        layout = submission.plain_layout(images.ids, options.id_column, options.target_column)
-        if options.sample:
-            layout = submission.sample_layout(
-                options.sample, runner.class_names, options.id_column, aliases=chosen.aliases
-            )
-            submission.align(images.ids, layout, str(options.sample))
+        planned = sheet.plan(runner, images.ids, options.id_column, options.target_column, options.sample)
         grid = runner.grid(len(images), options.batch_size)
         work = Work(
             runner,
@@ -193,14 +187,14 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
         )
         with closing(_Progress()) as progress:
             done = answer(work, options.resume or part.of > 1, progress.say)
-        return _end(work, layout, options, done)
+        return _end(work, planned, options, done)
 
 
 def _folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.part") if out.suffix else out / "unfinished"
 
 
-def _end(work: Work, layout: Layout, options: argparse.Namespace, done: Done) -> int:
+def _end(work: Work, planned: Sheet, options: argparse.Namespace, done: Done) -> int:
     from infer.outputs import Results
     from infer.work import merged
 
@@ -209,32 +203,18 @@ def _end(work: Work, layout: Layout, options: argparse.Namespace, done: Done) ->
             print(f"shard {work.shard} is done: {done.rows} images; the last shard to end writes the files")
             return 0
         results = Results(work.inputs.ids, work.runner.class_names, *whole, work.skip_bad, work.runner.finish.labels)
-        written = [path for out in options.out for path in _write(out, work, results, layout, options)]
+        written = [path for out in options.out for path in _write(out, work, results, planned, options)]
     _tell(work, results, done, written)
     return 0
 
 
-def _write(out: Path, work: Work, results: Results, layout: Layout, options: argparse.Namespace) -> list[Path]:
-    from infer import outputs, submission
+def _write(out: Path, work: Work, results: Results, planned: Sheet, options: argparse.Namespace) -> list[Path]:
+    from infer import outputs
 
     if not outputs.is_submission(out, options.format):
         outputs.write(out, results)
         return [out]
-    rows = submission.align(results.ids, layout, str(options.sample))
-    in_order = options.sample is None
-    path = submission.destination(out, work.runner.models, work.runner.ensemble.views, datetime.now())
-    told = [results.errors.get(row, "") for row in rows.tolist()] if results.shows_errors else None
-    values = results.probabilities if in_order else results.probabilities[rows]
-    beside = submission.write(
-        path,
-        layout,
-        values,
-        results.class_names,
-        labels=results.labels(values),
-        aliases=work.runner.ensemble.aliases,
-        errors=told,
-    )
-    return [path, beside]
+    return planned.write(out, work.runner, results.probabilities, results.errors if results.shows_errors else None)
 
 
 def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> None:
@@ -256,7 +236,10 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> 
     if work.runner.adaptive and done.rows:
         every = len(ensemble.members) * len(ensemble.views)
         saved = 1 - done.passes / (done.rows * every)
-        print(f"adaptive: {done.passes / done.rows:.2f} passes an image in place of {every}, {saved:.0%} saved")
+        print(
+            f"adaptive: {done.passes / done.rows:.2f} passes an image in place of {every}, {saved:.0%} saved; "
+            + work.runner.clock.text(done.rows, len(ensemble.members), len(ensemble.views))
+        )
     if results.errors:
         row = min(results.errors)
         print(f"warning: the first unreadable image: {results.errors[row]}", file=sys.stderr)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
-from data.augment import EvalTransform, eval_transform
-from data.decode import Pixels, decode
+from data.augment import EvalTransform
+from data.decode import Pixels, Shrink, whole
+from data.images import Picture
 from data.loader import cores
 from infer.inputs import Inputs, Source
 from models.card import Preprocessing
@@ -62,18 +63,19 @@ class Grid:
 def prepare(
     inputs: Inputs, preps: Sequence[Preprocessing], grid: Grid, workers: int = 0, ahead: int = AHEAD
 ) -> Iterator[Prepared]:
-    """The batches of `grid` in order; `workers` 0 is one thread a core. At most `ahead` + 1 batches exist at a time.
+    """The batches of `grid` in order; `workers` 0 is one thread a core. At most `ahead` + 1 batches exist at a time;
+    with `ahead` 0 each is begun when it is asked for.
 
     The threads end with the iterator: when it is used up, closed, dropped, or has raised.
     """
-    work = _Work(inputs, preps, [eval_transform(prep) for prep in preps], grid, workers or cores())
-    numbers = iter(grid.batches)
+    work = _Work(inputs, preps, [EvalTransform(prep) for prep in preps], grid, workers or cores())
     with ThreadPoolExecutor(1, "tandem-read") as reader, ThreadPoolExecutor(work.threads, "tandem-prepare") as pool:
-        waiting = deque(work.start(pool, reader, number) for number in itertools.islice(numbers, ahead))
+        begun = (work.start(pool, reader, number) for number in grid.batches)
+        waiting = deque(itertools.islice(begun, ahead))
         try:
-            while waiting:
+            for _ in grid.batches:
+                waiting.extend(itertools.islice(begun, 1))
                 batch, shares = waiting.popleft()
-                waiting.extend(work.start(pool, reader, number) for number in itertools.islice(numbers, 1))
                 for share in shares:
                     share.result()
                 yield batch
@@ -118,9 +120,9 @@ class _Work:
         for place in places:
             row = int(batch.rows[place])
             try:
-                image = pixels(read.result()[place] if read else self._source(row))
+                image = opened(read.result()[place] if read else self._source(row))
                 for out, transform in zip(batch.images, self.transforms, strict=True):
-                    out[place] = transform(image)
+                    out[place] = transform(image(transform.shrink))
             except DataError as error:
                 batch.errors[row] = str(error)
             except Exception as error:
@@ -128,12 +130,17 @@ class _Work:
                 raise
 
 
-def pixels(source: Source | DataError) -> Pixels:
-    """uint8 `[H, W, 3]` RGB of a path, of encoded bytes, or of such an array itself; raises `DataError`."""
+def opened(source: Source | DataError) -> Callable[[Shrink], Pixels]:
+    """A path, encoded bytes or an array as a function of the scale that is wanted; raises `DataError`."""
     if isinstance(source, DataError):
         raise source
     if not isinstance(source, np.ndarray):
-        return decode(source)
+        return Picture(source)
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
         raise DataError(f"image array of {source.dtype} {source.shape}: give uint8 of shape (height, width, 3), RGB")
-    return source
+    return lambda _shrink: source
+
+
+def pixels(source: Source | DataError) -> Pixels:
+    """uint8 `[H, W, 3]` RGB of a path, of encoded bytes, or of such an array itself; raises `DataError`."""
+    return opened(source)(whole)

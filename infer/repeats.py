@@ -26,17 +26,33 @@ def of_run(run: Path) -> bool:
     return file.is_file() and "fold_2" in csvfile.header(file)
 
 
-def merged(answers: Answers) -> Answers:
-    """Each image once, in the order of its first answer: the logarithm of the mean of its probabilities.
+def occurrences(ids: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    """The distinct ids `[N]` in the order of their first row, and int64 `[R, N]` the rows of the first to the R-th
+    time that each appears, -1 where there is none."""
+    unique, first, inverse, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
+    order = np.argsort(inverse, kind="stable")
+    again = np.empty(len(ids), dtype=np.int64)
+    again[order] = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows = np.full((int(counts.max(initial=1)), len(unique)), -1, dtype=np.int64)
+    rows[again, inverse] = np.arange(len(ids))
+    by_appearance = np.argsort(first)
+    return unique[by_appearance], rows[:, by_appearance]
 
-    Logits of images that were answered once stay as they are.
+
+def mean(logits: NDArray[np.float32], there: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """float32 `[N, C]`: the logarithm of the mean of the probabilities of logits `[R, N, C]` that are `there` `[R, N]`.
+
+    Logits of an image that was answered once stay as they are; one that was not answered has zeros.
     """
-    _, first, place, counts = np.unique(answers.ids, return_index=True, return_inverse=True, return_counts=True)
-    if len(counts) == len(answers.ids):
+    count = there.sum(axis=0)[:, None]
+    probabilities = np.exp(log_softmax(logits)) * there[:, :, None]
+    means = np.log(np.maximum(probabilities.sum(axis=0) / np.maximum(count, 1), np.finfo(np.float32).tiny))
+    return np.where(count > 1, means, (logits * there[:, :, None]).sum(axis=0)).astype(np.float32)
+
+
+def merged(answers: Answers) -> Answers:
+    """Each image once, in the order of its first answer; see `mean`."""
+    ids, rows = occurrences(answers.ids)
+    if len(rows) == 1:
         return answers
-    sums = np.zeros((len(counts), answers.logits.shape[1]))
-    np.add.at(sums, place, np.exp(log_softmax(answers.logits)))
-    means = np.log(np.maximum(sums / counts[:, None], np.finfo(np.float32).tiny))
-    logits = np.where(counts[:, None] > 1, means, answers.logits[first]).astype(np.float32)
-    order = np.argsort(first)
-    return Answers(answers.ids[first[order]], logits[order], answers.targets[first[order]])
+    return Answers(ids, mean(answers.logits[rows], rows >= 0), answers.targets[rows[0]])

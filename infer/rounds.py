@@ -6,8 +6,8 @@ opened once for all of them, or where the unsure images of several batches get t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from infer import merge, views
 from infer.calibration import Floats
+from infer.clock import Clock
 from infer.ensemble import Ensemble, Merge
 from infer.finish import Finish
+from infer.predictors import Predictor
 from infer.prepare import Prepared
 from infer.residency import Members
 
@@ -45,15 +47,21 @@ class Answers(NamedTuple):
 class Panel:
     """The members of an ensemble with what they are to see.
 
-    `places[m]` is the place of the ensemble's member m among the opened `members`, `input_of[m]` that of its pixels in
-    a `Prepared`.
+    `places[m]` is the place of the ensemble's member m among the opened `members`, `inputs_of[m]` those of its pixels
+    in a `Prepared`.
     """
 
     ensemble: Ensemble
     members: Members
     places: tuple[int, ...]
-    input_of: tuple[int, ...]
+    inputs_of: tuple[tuple[int, ...], ...]
     finish: Finish
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def sources(self) -> set[int]:
+        """The places of all pixels that its members see."""
+        return {source for sources in self.inputs_of for source in sources}
 
     @property
     def merge(self) -> Merge:
@@ -79,9 +87,9 @@ class Panel:
 
     def once(self, m: int, images: Sequence[Images]) -> NDArray[np.float32]:
         """float32 `[B, C]`: what member m says of the first view of a batch."""
-        seen = views.apply(self.ensemble.views[0], images[self.input_of[m]])
+        seen = [views.apply(self.ensemble.views[0], images[source]) for source in self.inputs_of[m]]
         with self.members.held([self.places[m]]) as predictors:
-            return predictors[self.places[m]].logits(seen)
+            return self._logits(m, predictors[self.places[m]], seen)
 
     def mix(self, alone: Sequence[Floats]) -> NDArray[np.float32]:
         """float32 `[B, C]`: the ensemble's probabilities from its members' log probabilities."""
@@ -99,19 +107,24 @@ class Panel:
                         if (m, view) in known:
                             yield number, m, known[m, view][number]
                             continue
-                        source = self.input_of[m]
-                        if source not in shown:
-                            shown[source] = views.apply(view, images[source])
-                        yield number, m, predictors[self.places[m]].logits(shown[source])
+                        for source in self.inputs_of[m]:
+                            if source not in shown:
+                                shown[source] = views.apply(view, images[source])
+                        seen = [shown[source] for source in self.inputs_of[m]]
+                        yield number, m, self._logits(m, predictors[self.places[m]], seen)
+
+    def _logits(self, m: int, predictor: Predictor, seen: Sequence[Images]) -> NDArray[np.float32]:
+        with self.clock.measured(m, len(seen[0])):
+            return predictor.logits(*seen)
 
 
-def gather(batches: Sequence[Prepared], where: Sequence[tuple[int, int]], sources: Iterable[int]) -> list[Images]:
+def gather(batches: Sequence[Prepared], where: Sequence[tuple[int, int]], sources: Set[int]) -> list[Images]:
     """Pixels of (batch, place) pairs, at most a batch of them: uint8 `[B, S, S, 3]`, black behind them.
 
     Those of `sources` alone are gathered; the others stay those of the first batch.
     """
     images = list(batches[0].images)
-    for source in set(sources):
+    for source in sources:
         gathered = np.zeros_like(images[source])
         for row, (number, place) in enumerate(where):
             gathered[row] = batches[number].images[source][place]

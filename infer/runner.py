@@ -6,7 +6,6 @@ order. Memory does not grow with the number of images, unless the caller keeps t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
-from data.augment import eval_transform
+from data.augment import EvalTransform
 from infer import pair_panel
 from infer.adaptive import AdaptivePanel, check, strongest
+from infer.clock import Clock
 from infer.ensemble import Ensemble
 from infer.finish import Finish
 from infer.inputs import Inputs, of_images, of_paths
@@ -66,15 +66,17 @@ class Runner:
         self._members, self._owner = members or Members(ensemble.members, options, keep), members is None
         self._places = tuple(range(len(ensemble.members)) if places is None else places)
         cards = [self._members.cards[place] for place in self._places]
+        self._most_pixels = max(card.most_pixels for card in cards)
         self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
         self._pairs = pair_panel.opened(ensemble, options, keep)
-        preps = [card.preprocessing for card in (*cards, *(card for held in self._pairs for card in held.cards))]
-        self._inputs, input_of = _by_input(preps)
+        others = [card.inputs for held in self._pairs for card in held.cards]
+        self._inputs, inputs_of = _by_input([*(card.inputs for card in cards), *others])
         self.finish = Finish(ensemble, self.class_names)
         self.adaptive = adaptive
-        panel = Panel(ensemble, self._members, self._places, input_of[: len(cards)], self.finish)
+        self.clock = Clock()
+        panel = Panel(ensemble, self._members, self._places, inputs_of[: len(cards)], self.finish, self.clock)
         first = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
-        self._panel = pair_panel.beside(first, ensemble, self.class_names, self._pairs, input_of[len(cards) :])
+        self._panel = pair_panel.beside(first, ensemble, self.class_names, self._pairs, inputs_of[len(cards) :])
 
     def run(self, paths: Sequence[Path], batch_size: int | None = None, workers: int = 0) -> Iterator[Answers]:
         """Answer files batch by batch, in their order; as `stream`, with a `DataError` for an unreadable image."""
@@ -87,7 +89,7 @@ class Runner:
     @property
     def batch_size(self) -> int:
         """The automatic number of images a batch: a power of two by the members' largest image, 128 at the most."""
-        fitting = _BATCH_PIXELS // max(prep.size for prep in self._inputs) ** 2
+        fitting = _BATCH_PIXELS // self._most_pixels
         return 1 << (max(1, min(fitting, _BATCH_MOST)).bit_length() - 1)
 
     def unit(self, grid: Grid) -> int:
@@ -103,7 +105,9 @@ class Runner:
         name. The threads end with the iterator.
         """
         unit = self.unit(grid)
-        batches = prepare(inputs, self._inputs, grid, workers, AHEAD if unit == 1 else unit + 1)
+        # Threads that decode beside a network on the CPU take its cores, while its own threads wait for each other.
+        ahead = 0 if self._members.on_host else AHEAD
+        batches = prepare(inputs, self._inputs, grid, workers, ahead if unit == 1 else unit + 1)
         with closing(cast("Any", batches)):
             for held in in_rounds(batches, unit):
                 bad = {row: fault for batch in held for row, fault in batch.errors.items()}
@@ -124,7 +128,7 @@ class Runner:
 
     def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """uint8 `[S, S, 3]`: an image, uint8 `[H, W, 3]`, as the first member sees it before any view."""
-        return eval_transform(self._inputs[0])(image)
+        return EvalTransform(self._inputs[0])(image)
 
     def in_thread(self, work: Callable[[], _Result]) -> _Result:
         """Do `work` in the thread of the members, where arrays of all engines may be made."""
@@ -161,8 +165,8 @@ class Runner:
         self.close()
 
 
-def _by_input(preps: Sequence[Preprocessing]) -> tuple[list[Preprocessing], tuple[int, ...]]:
+def _by_input(wanted: Sequence[Sequence[Preprocessing]]) -> tuple[list[Preprocessing], tuple[tuple[int, ...], ...]]:
     """The distinct pixels that members want, and which of them each wants; mean and std are applied by the member."""
-    bare = [dataclasses.replace(prep, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)) for prep in preps]
-    distinct = list(dict.fromkeys(bare))
-    return distinct, tuple(distinct.index(prep) for prep in bare)
+    bare = [[prep.pixels for prep in preps] for preps in wanted]
+    distinct = list(dict.fromkeys(prep for preps in bare for prep in preps))
+    return distinct, tuple(tuple(map(distinct.index, preps)) for preps in bare)

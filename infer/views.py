@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 
 import cv2
 import numpy as np
@@ -22,6 +22,23 @@ View = Callable[[Images], Images]
 
 _SHIFT = 16  # a shift moves the image by 1/16 of its size
 _CROP = 7 / 8  # what a crop keeps of each side, as torchvision's and timm's usual 224 of 256
+_UNIT = 1024  # cv2 adds coordinates up in 1024ths of a pixel, and rounds the sum to 32nds
+
+# Degrees and scale of the warps; how far down and across the image each crop lies.
+WARPS = {
+    "rotate+10": (10.0, 1.0),
+    "rotate-10": (-10.0, 1.0),
+    "zoom_0.8": (0.0, 0.8),
+    "zoom_1.1": (0.0, 1.1),
+    "zoom_1.25": (0.0, 1.25),
+}
+CROPS = {
+    "crop_center": (0.5, 0.5),
+    "crop_lt": (0.0, 0.0),
+    "crop_rt": (0.0, 1.0),
+    "crop_lb": (1.0, 0.0),
+    "crop_rb": (1.0, 1.0),
+}
 
 
 def _flip(images: Images, axes: tuple[int, ...]) -> Images:
@@ -32,22 +49,43 @@ def _turn(images: Images, quarters: int) -> Images:
     return np.rot90(images, quarters, axes=(1, 2))
 
 
-def _warp(images: Images, degrees: float = 0.0, scale: float = 1.0) -> Images:
+def _warp(images: Images, degrees: float, scale: float) -> Images:
     """Rotate counter-clockwise and enlarge about the centre, bilinear, mirrored at the border."""
-    height, width = images.shape[1:3]
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
-    warp = partial(cv2.warpAffine, M=matrix, dsize=(width, height), borderMode=cv2.BORDER_REFLECT_101)
-    return np.stack([np.asarray(warp(np.ascontiguousarray(image)), dtype=np.uint8) for image in images])
+    places, fractions = warp_map(images.shape[1], degrees, scale)
+    warp = partial(cv2.remap, map1=places, map2=fractions, interpolation=cv2.INTER_LINEAR)
+    moved = [warp(np.ascontiguousarray(image), borderMode=cv2.BORDER_REFLECT_101) for image in images]
+    return np.stack([np.asarray(image, dtype=np.uint8) for image in moved])
+
+
+@lru_cache(maxsize=16)
+def warp_map(size: int, degrees: float, scale: float) -> tuple[NDArray[np.int16], NDArray[np.uint16]]:
+    """Where a warped image of that size takes its pixels from: `[S, S, 2]` (x, y), and `[S, S]` 32 * fy + fx.
+
+    fx and fy are 32nds of a pixel right of and below that place: cv2's fixed-point maps. They are the same on every
+    machine, so that a graph can repeat the view, and on x86-64 they are those of `cv2.warpAffine`.
+    """
+    matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), degrees, scale)
+    back = cv2.invertAffineTransform(matrix) * _UNIT
+    steps = np.arange(size)
+    along, down = np.rint(back[:, :1] * steps), np.rint(back[:, 1:2] * steps + back[:, 2:])
+    fixed = (along[:, None, :] + down[:, :, None]).astype(np.int64) + 16 >> 5
+    x, y = fixed
+    return np.stack([x >> 5, y >> 5], axis=-1).astype(np.int16), ((y & 31) * 32 + (x & 31)).astype(np.uint16)
 
 
 def _crop(images: Images, down: float, across: float) -> Images:
     """A part of the image, enlarged to its size: 0 is the upper or left edge, 1 the lower or right one, 0.5 centred."""
-    height, width = images.shape[1:3]
-    rows, columns = round(height * _CROP), round(width * _CROP)
-    top, left = int((height - rows) * down), int((width - columns) * across)
-    parts = images[:, top : top + rows, left : left + columns]
+    size = images.shape[1]
+    part, top, left = crop_box(size, down, across)
+    parts = images[:, top : top + part, left : left + part]
     # Bilinear, with pixel centres at half integers: torch's interpolate without align_corners.
-    return np.stack([cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR_EXACT) for part in parts])
+    return np.stack([cv2.resize(one, (size, size), interpolation=cv2.INTER_LINEAR_EXACT) for one in parts])
+
+
+def crop_box(size: int, down: float, across: float) -> tuple[int, int, int]:
+    """The side, the first row and the first column of what a crop keeps of an image of that size."""
+    part = round(size * _CROP)
+    return part, int((size - part) * down), int((size - part) * across)
 
 
 def _shift(images: Images, axis: int, sign: int) -> Images:
@@ -68,20 +106,12 @@ VIEWS: dict[str, View] = {
     "rot270": partial(_turn, quarters=3),
     "hflip_rot90": lambda images: _turn(_flip(images, (2,)), 1),
     "hflip_rot270": lambda images: _turn(_flip(images, (2,)), 3),
-    "rotate+10": partial(_warp, degrees=10.0),
-    "rotate-10": partial(_warp, degrees=-10.0),
-    "zoom_0.8": partial(_warp, scale=0.8),
-    "zoom_1.1": partial(_warp, scale=1.1),
-    "zoom_1.25": partial(_warp, scale=1.25),
+    **{name: partial(_warp, degrees=degrees, scale=scale) for name, (degrees, scale) in WARPS.items()},
     "shift_left": partial(_shift, axis=2, sign=-1),
     "shift_right": partial(_shift, axis=2, sign=1),
     "shift_up": partial(_shift, axis=1, sign=-1),
     "shift_down": partial(_shift, axis=1, sign=1),
-    "crop_center": partial(_crop, down=0.5, across=0.5),
-    "crop_lt": partial(_crop, down=0.0, across=0.0),
-    "crop_rt": partial(_crop, down=0.0, across=1.0),
-    "crop_lb": partial(_crop, down=1.0, across=0.0),
-    "crop_rb": partial(_crop, down=1.0, across=1.0),
+    **{name: partial(_crop, down=down, across=across) for name, (down, across) in CROPS.items()},
 }
 
 PRESETS: dict[str, tuple[str, ...]] = {

@@ -7,7 +7,7 @@ user metadata, always as the one string `CARD_KEY -> JSON`. So no artefact can b
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from config.errors import WeightsError
@@ -38,13 +38,22 @@ class Preprocessing:
     fit: Fit = "crop"
     pad: Pad = "grey"
 
+    @property
+    def pixels(self) -> Preprocessing:
+        """What an image is prepared to before mean and std: equal for all that want the same pixels."""
+        part = self.crop_pct if self.fit == "crop" else 1.0
+        pad = self.pad if self.fit == "letterbox" else "grey"
+        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_pct=part, pad=pad)
+
 
 @dataclass(frozen=True)
 class Card:
     """What a trained artefact is: its model, its preprocessing and its classes.
 
     `model` is a registry name; `model_options` are the options that rebuild the same architecture from it
-    (see `models.registry.get`). `class_names` has one entry for each column of the logits, in order.
+    (see `models.registry.get`). `class_names` has one entry for each column of the logits, in order. An artefact that
+    holds several networks may take each image in several forms: `further_inputs` are those after the first. `views` is
+    how many views of each image an artefact makes itself and answers at once, which takes so much more memory.
     """
 
     model: str
@@ -52,10 +61,27 @@ class Card:
     preprocessing: Preprocessing
     model_options: dict[str, Any] = field(default_factory=dict)
     trained_with: str = ""
+    further_inputs: tuple[Preprocessing, ...] = ()
+    views: int = 1
+
+    @property
+    def inputs(self) -> tuple[Preprocessing, ...]:
+        """How an image is prepared for each input, in order; one for all but artefacts of ensembles."""
+        return (self.preprocessing, *self.further_inputs)
+
+    @property
+    def most_pixels(self) -> int:
+        """Pixels of the largest thing that one image becomes: all views of its largest form."""
+        return self.views * max(prep.size**2 for prep in self.inputs)
 
     def to_json(self) -> str:
-        """One line of JSON with sorted keys."""
-        return json.dumps({"version": CARD_VERSION, **asdict(self)}, sort_keys=True)
+        """One line of JSON with sorted keys; what only artefacts of ensembles have is left out of others."""
+        said = asdict(self)
+        if not self.further_inputs:
+            del said["further_inputs"]
+        if self.views == 1:
+            del said["views"]
+        return json.dumps({"version": CARD_VERSION, **said}, sort_keys=True)
 
     @staticmethod
     def from_json(text: str | None, source: str) -> Card:
@@ -67,12 +93,16 @@ class Card:
         try:
             raw = json.loads(text)
             version = raw.pop("version")
-            prep = raw.pop("preprocessing")
-            prep["mean"], prep["std"] = tuple(prep["mean"]), tuple(prep["std"])
+            raw["preprocessing"] = _preprocessing(raw["preprocessing"])
+            raw["further_inputs"] = tuple(map(_preprocessing, raw.get("further_inputs", ())))
             raw["class_names"] = tuple(raw["class_names"])
-            card = Card(preprocessing=Preprocessing(**prep), **raw)
+            card = Card(**raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise WeightsError(f"{source}: its Tandem card is unreadable ({error})") from error
         if version != CARD_VERSION:
             raise WeightsError(f"{source}: card version {version}, this Tandem reads {CARD_VERSION}; update Tandem")
         return card
+
+
+def _preprocessing(raw: dict[str, Any]) -> Preprocessing:
+    return Preprocessing(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})

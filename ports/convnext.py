@@ -18,6 +18,7 @@ from config.errors import ConfigError
 from models.registry import ModelSpec
 from ports.arguments import Activation, read_args, unsupported
 from ports.conv import make_divisible
+from ports.gradients import gelu
 from ports.layers import ACTIVATIONS, Conv2d, DropPath, LayerNorm, RmsNorm, drop_path_rates, pooling
 
 _STEMS = ("patch", "overlap", "overlap_tiered", "overlap_act")
@@ -67,6 +68,8 @@ def _settings(spec: ModelSpec) -> Settings:
 
 class SimpleNorm(RmsNorm):
     """x / std(x) over the last axis times a weight, the mean not taken out; the variance is the unbiased one."""
+
+    keep_fp32: ClassVar[bool] = True
 
     def __call__(self, x: mx.array) -> mx.array:
         """Same shape and dtype as the input."""
@@ -190,7 +193,7 @@ class Head(nn.Module):
         """`[N, H, W, dim]` to logits `[N, num_classes]`, or to the features before them."""
         x = self.global_pool(x)
         x = self.norm(x) if "norm" in self else x
-        x = nn.gelu(self.pre_logits["fc"](x)) if "pre_logits" in self else x
+        x = gelu(self.pre_logits["fc"](x)) if "pre_logits" in self else x
         x = self.drop(x)
         return self.fc(x) if "fc" in self else x
 

@@ -16,6 +16,7 @@ import numpy as np
 from models.geometry import patch_grid, position_prefix
 from models.registry import ModelSpec
 from ports.arguments import Norm, layer_norm, read_args, unsupported
+from ports.gradients import gelu, silu
 from ports.layers import DropPath, classifier, drop_path_rates
 from ports.transformer import (
     AttentionPool,
@@ -189,11 +190,11 @@ def mlp(args: Args, norm: Norm) -> nn.Module:
     """The recorded feed-forward layer: plain, or gated with its two projections apart or packed."""
     hidden, inner = int(args.embed_dim * args.mlp_ratio), norm if args.scale_mlp else None
     if not args.swiglu_mlp:
-        return FeedForward(args.embed_dim, hidden, nn.gelu, inner)
+        return FeedForward(args.embed_dim, hidden, gelu, inner)
     align = args.swiglu_align_to
     if args.scale_mlp or (align and not args.use_post_norm):
-        return SwiGLU(args.embed_dim, hidden + (-hidden % align if align else 0), nn.silu, inner)
-    return PackedGLU(args.embed_dim, hidden, nn.silu)
+        return SwiGLU(args.embed_dim, hidden + (-hidden % align if align else 0), silu, inner)
+    return PackedGLU(args.embed_dim, hidden, silu)
 
 
 class Block(nn.Module):
@@ -259,7 +260,7 @@ class Eva(nn.Module):
         self.norm = norm(dim) if before else nn.Identity()
         if self._pool == "map":
             hidden = int(dim * (args.attn_pool_mlp_ratio or args.mlp_ratio))
-            self.attn_pool = AttentionPool(dim, args.attn_pool_num_heads or args.num_heads, hidden, norm, nn.gelu)
+            self.attn_pool = AttentionPool(dim, args.attn_pool_num_heads or args.num_heads, hidden, norm, gelu)
         self.fc_norm = norm(dim) if after else nn.Identity()
         self.head_drop = nn.Dropout(spec.drop_rate)
         self.head = classifier(dim, spec)

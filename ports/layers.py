@@ -19,6 +19,7 @@ import numpy as np
 from config.errors import ConfigError
 from models.registry import ModelSpec
 from models.weights import check
+from ports import gradients
 
 Padding = int | tuple[int, int] | str
 
@@ -54,12 +55,17 @@ class Conv2d(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """`[N, H, W, C]` to `[N, H', W', O]`."""
         kernel, stride, padding, dilation, groups = self._geometry
-        low, high = _both_sides(x.shape[1:3], kernel, stride, padding, dilation)
-        x = mx.conv_general(x, self.weight, stride=stride, padding=(low, high), kernel_dilation=dilation, groups=groups)
+        low, high = sides(x.shape[1:3], kernel, stride, padding, dilation)
+        if 1 < groups == x.shape[-1] == self.weight.shape[0] and kernel > 1 and dilation == 1:
+            x = gradients.depthwise_conv(x, self.weight, stride, low, high)
+        else:
+            x = mx.conv_general(
+                x, self.weight, stride=stride, padding=(low, high), kernel_dilation=dilation, groups=groups
+            )
         return x + self.bias if "bias" in self else x
 
 
-def _both_sides(
+def sides(
     pixels: Sequence[int], kernel: int, stride: int, padding: Padding, dilation: int
 ) -> tuple[list[int], list[int]]:
     """The padding before and after, each (rows, columns)."""
@@ -76,25 +82,24 @@ def _same(length: int, kernel: int, stride: int, dilation: int) -> tuple[int, in
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the last axis, statistics in fp32 whatever the input's dtype."""
+    """LayerNorm over the last axis, statistics in fp32 whatever the input's dtype.
 
-    keep_fp32: ClassVar[bool] = True
+    MLX's kernel takes input and weights in one dtype: fp32 weights would make fp32 copies of the input and the result.
+    """
 
     def __call__(self, x: mx.array) -> mx.array:
         """Same shape and dtype as the input."""
-        weight = self.weight if "weight" in self else None
-        bias = self.bias if "bias" in self else None
-        return mx.fast.layer_norm(x, weight, bias, self.eps).astype(x.dtype)
+        weight = self.weight.astype(x.dtype) if "weight" in self else None
+        bias = self.bias.astype(x.dtype) if "bias" in self else None
+        return mx.fast.layer_norm(x, weight, bias, self.eps)
 
 
 class RmsNorm(nn.RMSNorm):
     """x / rms(x) over the last axis times a weight, statistics in fp32 whatever the input's dtype."""
 
-    keep_fp32: ClassVar[bool] = True
-
     def __call__(self, x: mx.array) -> mx.array:
         """Same shape and dtype as the input."""
-        return mx.fast.rms_norm(x, self.weight, self.eps).astype(x.dtype)
+        return mx.fast.rms_norm(x, self.weight.astype(x.dtype), self.eps)
 
 
 class BatchNorm2d(nn.Module):
@@ -121,28 +126,30 @@ class BatchNorm2d(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """`[..., C]` to the same shape and dtype."""
-        mean, var = self.running_mean, self.running_var
-        if self.training:
-            wide = x.astype(mx.float32)
-            mean = channel_means(wide)
-            # The variance has no slope in the mean, about which deviations sum to zero.
-            var = channel_means(mx.square(wide - mx.stop_gradient(mean)))
-            count = x.size // x.shape[-1]
-            keep, new = 1 - self._momentum, self._momentum
-            self.running_mean = keep * self.running_mean + new * mx.stop_gradient(mean)
-            self.running_var = keep * self.running_var + new * mx.stop_gradient(var) * (count / max(count - 1, 1))
-        scale = mx.rsqrt(var + self._eps) * self.weight
-        return ((x.astype(mx.float32) - mean) * scale + self.bias).astype(x.dtype)
+        if not self.training:
+            scale = mx.rsqrt(self.running_var + self._eps) * self.weight
+            return ((x.astype(mx.float32) - self.running_mean) * scale + self.bias).astype(x.dtype)
+        y, mean, var = gradients.batch_norm(x, self.weight, self.bias, self._eps)
+        count = x.size // x.shape[-1]
+        keep, new = 1 - self._momentum, self._momentum
+        self.running_mean = keep * self.running_mean + new * mx.stop_gradient(mean)
+        self.running_var = keep * self.running_var + new * mx.stop_gradient(var) * (count / max(count - 1, 1))
+        return y
 
 
-def channel_means(x: mx.array) -> mx.array:
-    """Means over all axes but the last, `[..., C]` to `[C]`, one axis at a time.
+class MaxPool2d(nn.Module):
+    """torch's MaxPool2d over `[N, H, W, C]`; the padding is never the maximum."""
 
-    MLX adds naively on the CPU: over the axes of 16 x 112 x 112 at once, a mean is off by 1e-5, a variance by 5e-5.
-    """
-    while x.ndim > 1:
-        x = mx.mean(x, axis=-2)
-    return x
+    def __init__(self, kernel_size: int, stride: int, padding: int = 0):
+        super().__init__()
+        self._geometry = (kernel_size, stride, padding)
+        self._library = nn.MaxPool2d(kernel_size, stride, padding)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`[N, H, W, C]` to `[N, H', W', C]`."""
+        if gradients.CHOSEN[gradients.POOL] == gradients.LIBRARY:
+            return self._library(x)
+        return gradients.max_pool(x, *self._geometry)
 
 
 class DropPath(nn.Module):
@@ -218,13 +225,13 @@ def drop_path_rates(rate: float, depths: list[int]) -> list[list[float]]:
 
 
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "gelu": nn.gelu,
+    "gelu": gradients.gelu,
     "gelu_tanh": nn.gelu_approx,
     "quick_gelu": nn.gelu_fast_approx,
     "relu": nn.relu,
     "relu6": nn.relu6,
-    "silu": nn.silu,
-    "swish": nn.silu,
+    "silu": gradients.silu,
+    "swish": gradients.silu,
     "sigmoid": mx.sigmoid,
     "hard_swish": nn.hardswish,
     "hard_sigmoid": lambda x: nn.relu6(x + 3) / 6,

@@ -19,6 +19,7 @@ from models.geometry import maxvit_window
 from models.registry import ModelSpec
 from ports.arguments import Activation, activation, arguments, unsupported
 from ports.conv import SqueezeExcite, average, conv, convolutions, draw_fan_out, make_divisible
+from ports.gradients import silu
 from ports.layers import BatchNorm2d, Conv2d, DropPath, LayerNorm, PoolHead, classifier, drop_path_rates, pooling
 from ports.transformer import FeedForward, layer_scale, normal
 from ports.windows import merge, partition, relative_index, split_window_qkv, window_attention
@@ -95,7 +96,7 @@ class MbConv(nn.Module):
         self.norm1 = parts.batch_norm(middle)
         self.conv2_kxk = conv(middle, middle, 3, stride, groups=middle, same=same)
         self.norm2 = parts.batch_norm(middle)
-        self.se = SqueezeExcite(middle, reduced, nn.silu)
+        self.se = SqueezeExcite(middle, reduced, silu)
         self.conv3_1x1 = conv(middle, after, 1, bias=cfg["output_bias"])
         self.drop_path = DropPath(drop_path)
         self._act = parts.conv_act

@@ -19,7 +19,7 @@ import mlx.nn as nn
 from models.registry import ModelSpec
 from ports.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
 from ports.conv import SqueezeExcite, average, conv, draw_fan_out, halve, make_divisible, means
-from ports.layers import Conv2d, DropPath, classifier, pooling
+from ports.layers import Conv2d, DropPath, MaxPool2d, classifier, pooling
 
 _DEFAULTS: dict[str, Any] = {
     "block": "Bottleneck",
@@ -245,7 +245,7 @@ def _stem_pool(width: int, replaced: bool, style: Style) -> list[Any]:
         return [conv(width, width, 3, 1 if blur else 2), *blur, style.norm(width), style.act]
     if style.aa == "avg":
         return blur
-    return [nn.MaxPool2d(3, stride=1 if blur else 2, padding=1), *blur]
+    return [MaxPool2d(3, stride=1 if blur else 2, padding=1), *blur]
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, args: Mapping[str, Any], style: Style) -> list[Any] | None:

@@ -14,6 +14,7 @@ import numpy as np
 from models.geometry import Stage, swin_stages
 from models.registry import ModelSpec
 from ports.arguments import read_args
+from ports.gradients import gelu
 from ports.layers import DropPath, LayerNorm, PoolHead, drop_path_rates
 from ports.transformer import FeedForward, PatchEmbed, init_linears, normal
 from ports.windows import merge, partition, relative_index, split_window_qkv, window_attention
@@ -85,7 +86,7 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(dim, eps=1e-5)
         self.attn = WindowAttention(dim, heads, stage, shift)
         self.norm2 = LayerNorm(dim, eps=1e-5)
-        self.mlp = FeedForward(dim, 4 * dim, nn.gelu)
+        self.mlp = FeedForward(dim, 4 * dim, gelu)
         self.drop_path = DropPath(drop_path)
         self._stage, self._shift = stage, shift
 

@@ -17,6 +17,7 @@ import numpy as np
 from models.geometry import Stage, swin_stages
 from models.registry import ModelSpec
 from ports.arguments import read_args
+from ports.gradients import gelu
 from ports.layers import DropPath, LayerNorm, drop_path_rates
 from ports.swin import Swin, SwinStage, gather_2x2, shift_mask, windowed
 from ports.transformer import FeedForward, init_linears
@@ -97,7 +98,7 @@ class Block(nn.Module):
         super().__init__()
         self.attn = WindowAttention(dim, heads, stage, shift, pretrained)
         self.norm1 = LayerNorm(dim, eps=1e-5)
-        self.mlp = FeedForward(dim, 4 * dim, nn.gelu)
+        self.mlp = FeedForward(dim, 4 * dim, gelu)
         self.norm2 = LayerNorm(dim, eps=1e-5)
         self.drop_path = DropPath(drop_path)
         self._stage, self._shift = stage, shift

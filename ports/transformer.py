@@ -51,7 +51,9 @@ def split_heads(x: mx.array, heads: int) -> mx.array:
 
 def split_qkv(qkv: mx.array, heads: int) -> tuple[mx.array, mx.array, mx.array]:
     """`[N, L, 3 * heads * d]`, thirds first, to three of `[N, heads, L, d]`."""
-    q, k, v = (split_heads(part, heads) for part in mx.split(qkv, 3, axis=-1))
+    # Cut into heads before it is split, so that its gradient is put together in one copy.
+    parts = mx.split(qkv.reshape(*qkv.shape[:2], 3, heads, -1), 3, axis=2)
+    q, k, v = (part.squeeze(2).transpose(0, 2, 1, 3) for part in parts)
     return q, k, v
 
 

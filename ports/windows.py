@@ -31,8 +31,9 @@ def relative_index(window: int) -> mx.array:
 
 def split_window_qkv(qkv: mx.array, heads: int) -> tuple[mx.array, mx.array, mx.array]:
     """`[N, windows, L, 3 * C]` to three of `[N, windows, heads, L, d]`."""
-    n, windows, length, _ = qkv.shape
-    q, k, v = qkv.reshape(n, windows, length, 3, heads, -1).transpose(3, 0, 1, 4, 2, 5)
+    # Split before it is transposed, so that its gradient is put together in one copy.
+    parts = mx.split(qkv.reshape(*qkv.shape[:3], 3, heads, -1), 3, axis=3)
+    q, k, v = (part.squeeze(3).transpose(0, 1, 3, 2, 4) for part in parts)
     return q, k, v
 
 

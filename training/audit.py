@@ -17,8 +17,8 @@ from config.schema import Settings
 from data import csvfile, groups, index
 from data.audit import actions, labels, page, table
 from data.audit.audit import Audit, Stopped, audit, test_images
-from data.audit.command import bar
 from data.audit.findings import Finding, counts, ordered
+from data.bar import bar
 from infer.calibration import log_softmax
 from training import results, run
 from training.fold import Interrupted
@@ -75,7 +75,7 @@ def summary(found: list[Finding]) -> str:
 
 def _audit(data: Data, given: index.Table, stop: Callable[[], bool]) -> Audit:
     test = test_images(data)
-    with bar(len(given.ids) + len(test.ids if test else [])) as progress:
+    with bar("audit", len(given.ids) + len(test.ids if test else [])) as progress:
         return audit(given, test, data, stop=stop, progress=progress)
 
 

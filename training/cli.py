@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-import backends
 from config import load
 from config.command import Wish
 from config.errors import TandemError
@@ -51,9 +50,11 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
     try:
         command = load.parse_command(sys.argv[1:] if argv is None else argv, prog=prog)
         settings = None if command.wish.mode else command.settings
+        import backends  # after --help, which must not wait for these imports
+        from training import campaign
+
         backends.require(engine)
         stop = StopSignal()
-        from training import campaign  # after --help, which must not wait for these imports
 
         try:
             if settings is None:

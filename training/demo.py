@@ -5,6 +5,7 @@ Everything is written to `demo_out/`; a second start skips what is finished. Onl
 
 from __future__ import annotations
 
+import argparse
 import csv
 import subprocess
 import sys
@@ -158,4 +159,5 @@ def _column(path: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m training.demo", description=__doc__).parse_args()
     sys.exit(main())

@@ -21,10 +21,12 @@ from config.schema import Settings
 from data.loader import Loaded, Loader
 from models.card import Card
 from training import averaging, checkpoint, evaluation, metrics
+from training.candidates import Candidates
 from training.loop import Clock, Events, Loop, Totals
 from training.policy import mix, sampling, schedule, watch
 from training.policy.mining import Mining
 from training.policy.resizing import Course, Stage
+from training.profiling import Recorder
 from training.saver import Saver
 
 _IN_FLIGHT = 4  # updates enqueued before the oldest one's result is read
@@ -82,6 +84,7 @@ class Fit:
         self.saved_at = time.monotonic()
         self.saver = Saver()
         self.named: set[Path] = set()  # unreadable images that were told of
+        self.recorder = Recorder(settings.profile, self.course.updates, session, folder, events.say)
 
     def run(self) -> Loop:
         """Train to the end or until the patience is used up; resumes from the newest whole checkpoint in `folder`.
@@ -92,9 +95,12 @@ class Fit:
             self._announce()
             if not self._resume():
                 self.save()
-            self._train()
+            try:
+                self._train()
+            finally:
+                self.recorder.close()
             if self.loop.epoch == self.settings.train.epochs or self.loop.stopping.stop:
-                self._average()
+                self._candidates().compete(self.swa, self.settings.soup, self.loop.stopping)
         return self.loop
 
     def _announce(self) -> None:
@@ -170,6 +176,7 @@ class Fit:
 
     def _train_epoch(self) -> None:
         loop, spent = self.loop, self.clock
+        self.recorder.before_update()
         clock = time.perf_counter()
         for loaded in self._loader(loop.epoch).epoch(self._order(loop.epoch), loop.epoch, first_batch=loop.batch):
             spent.waited += time.perf_counter() - clock
@@ -181,6 +188,7 @@ class Fit:
             if self.stop_requested():
                 self.save()
                 return
+            self.recorder.before_update()
             clock = time.perf_counter()
         self._drain()
         spent.computed += time.perf_counter() - clock
@@ -224,6 +232,7 @@ class Fit:
             self._skipped(index)
             return
         self.loop.skipped_in_a_row = 0
+        self.clock.device += result.seconds
         losses = result.losses[kept]
         self.loop.totals.loss += float(losses.sum(dtype=np.float64))
         self.loop.totals.samples += len(losses)
@@ -303,6 +312,8 @@ class Fit:
         """Copy this moment to the host and write it in the background as a checkpoint, `before` ahead of it."""
         clock = time.perf_counter()
         self._drain()
+        self.clock.computed += time.perf_counter() - clock
+        clock = time.perf_counter()
         if self.session.rank == 0:
             state, arrays = self.session.state(), self._arrays()
             loop = {"loop": self.loop.to_json(), "config": self.settings.model_dump(mode="json")}
@@ -328,39 +339,12 @@ class Fit:
         checkpoint.save_best(self.folder, self.card, chosen, scores)
         self._write_oof(logits)
 
-    def _average(self) -> None:
-        """Averages take the place of the best epoch's weights where they score better; once, as the best then says."""
-        self.saver.wait()
-        place, metric = self.folder / checkpoint.BEST, self.loop.stopping.metric
-        if not place.exists() or "averaged" in checkpoint.read_state(place):
-            return
-        made = {"swa": self._judge(self.swa.mean, True)} if self.swa.count else {}
-        if self.settings.soup:
-            made["soup"] = self.soup()
-        least = averaging.goodness({metric: self.loop.stopping.best}, metric)
-        for name, judged in made.items():
-            reached = averaging.goodness(judged.scores, metric)
-            self.events.say(f"{name}: {metric} {judged.scores[metric]:.4f}, best epoch {self.loop.stopping.best:.4f}")
-            if reached > least:
-                least = reached
-                said = {"epoch": self.loop.stopping.best_epoch, "scores": judged.scores, "averaged": name}
-                self.saver.save(functools.partial(self._write_averaged, said, judged))
-
-    def _write_averaged(self, said: dict[str, Any], judged: averaging.Judged) -> None:
-        self._write_oof(judged.logits)
-        checkpoint.save_best(self.folder, self.card, judged.weights, said)
-
     def soup(self) -> averaging.Judged:
         """The greedy soup of the best and the kept checkpoints, written as the checkpoint `soup`. Ends the training."""
-        self.saver.wait()
-        metric, paths = self.loop.stopping.metric, [self.folder / checkpoint.BEST, *checkpoint.steps(self.folder)]
-        judged, members = averaging.soup([path for path in paths if not checkpoint.damage(path)], self._judge, metric)
-        names = [path.name for path in members]
-        checkpoint.save_best(
-            self.folder, self.card, judged.weights, {"scores": judged.scores, "members": names}, checkpoint.SOUP
-        )
-        self.events.say(f"soup of {', '.join(names)}")
-        return judged
+        return self._candidates().soup(self.loop.stopping.metric)
+
+    def _candidates(self) -> Candidates:
+        return Candidates(self.folder, self.card, self._judge, self._write_oof, self.saver, self.events.say)
 
     def _judge(self, given: Weights, averaged: bool) -> averaging.Judged:
         self.session.load(TrainState(given), strict=False)

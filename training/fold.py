@@ -19,17 +19,17 @@ import yaml
 from numpy.typing import NDArray
 
 import backends
-from backends.contract import Backend, LossSpec, OptimSpec, Session, Weights
-from config.errors import CheckpointError, ConfigError, DataError, OutOfMemory
+from backends.contract import Backend, CompileMode, LossSpec, OptimSpec, Session, Weights
+from config.errors import CheckpointError, DataError, OutOfMemory
 from config.schema import Settings
-from data import augment, folds, index
+from data import augment, cache, folds, index
 from data.corrupt import corrupt
-from data.images import Images
+from data.images import Images, Source
 from data.loader import ByEpoch, Loader, Transform
 from models import weights
 from models.card import Card
 from models.registry import ModelSpec
-from training import checkpoint, engine, memory, metrics, run, teacher
+from training import checkpoint, compiling, engine, memory, metrics, run, teacher
 from training.loop import Loop
 from training.policy import loss as losses
 from training.policy import optimizer, resizing, sampling
@@ -98,7 +98,7 @@ def _trained_as_it_fits(job: Job, number: int, data: engine.FoldData, folder: Pa
 
 def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: int) -> Loop:
     settings = job.settings
-    session = open_session(job, number, micro)
+    session = open_session(job, number, micro, _course(job, data, folder))
     try:
         if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
             memory.attempt(session, data.stages[-1].batch, data.stages[-1].size, job.spec.num_classes)
@@ -113,6 +113,15 @@ def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: 
     return loop
 
 
+def _course(job: Job, data: engine.FoldData, folder: Path) -> compiling.Course:
+    """What is left to train, for the choice of compiling: whole epochs from the newest checkpoint on."""
+    begun, last = checkpoint.newest(folder), data.stages[-1]
+    epochs = job.settings.train.epochs - (checkpoint.read_state(begun)["loop"]["epoch"] if begun else 0)
+    return compiling.Course(
+        epochs * (len(data.train_labels) // last.batch), last.batch, last.size, job.spec.num_classes
+    )
+
+
 def _both(one: OnEpoch, other: OnEpoch) -> OnEpoch:
     def each(row: dict[str, float], best: bool) -> None:
         one(row, best)
@@ -121,26 +130,20 @@ def _both(one: OnEpoch, other: OnEpoch) -> OnEpoch:
     return each
 
 
-def open_session(job: Job, number: int, micro_batch: int) -> Session:
-    """The fold's session with the weights that it starts from; `micro_batch` 0 is what the settings say."""
+def open_session(job: Job, number: int, micro_batch: int, course: compiling.Course | None = None) -> Session:
+    """The fold's session with the weights that it starts from; `micro_batch` 0 is what the settings say, and `course`
+    what it has to train."""
     settings, spec, backend = job.settings, job.spec, backends.load(job.backend)
     labels = job.table.labels[~folds.validates(job.fold_of, number)]
     start = _start(job, backend, number)
     optim = optimizer.spec(settings.optim, settings.ema.decay > 0, spec, start)
     loss, train = losses.spec(settings.loss, labels, spec.num_classes), settings.train
-    session = backend.open(
-        spec,
-        start,
-        optim,
-        loss,
-        train.precision,
-        settings.seed,
-        train.compile != "off",
-        optimizer.memory(train, micro_batch),
-    )
-    if train.compile == "on" and not session.describe()["compiled"]:
-        raise ConfigError(f"train.compile on: the {job.backend} engine does not compile on this device; set it to auto")
-    return session
+    saving = optimizer.memory(train, micro_batch)
+
+    def opened(compile: bool | CompileMode) -> Session:
+        return backend.open(spec, start, optim, loss, train.precision, settings.seed, compile, saving)
+
+    return compiling.session(opened, job.backend, train, course)
 
 
 def _start(job: Job, backend: Backend, number: int) -> Weights:
@@ -183,13 +186,16 @@ def load_data(job: Job, number: int) -> engine.FoldData:
     batch = min(int(settings.train.batch_size or 1), len(lesson.paths))
     optimizer.memory(settings.train).size(batch)  # refuses a micro-batch that does not divide it
     stages = resizing.stages(settings.progressive, settings.train, job.spec, batch, len(lesson.paths))
+    sources = _sources(job)
     return engine.FoldData(
         stages=stages,
-        train=tuple(_train_loader(job, stage, lesson.paths) for stage in stages),
+        train=tuple(_train_loader(job, stage, lesson.paths, sources.train) for stage in stages),
         train_labels=lesson.labels,
         train_targets=lesson.targets,
         train_weights=lesson.weights,
-        valid=_valid_loader(job, [table.paths[i] for i in valid], settings.train.val_batch_size or batch),
+        valid=_valid_loader(
+            job, [table.paths[i] for i in valid], settings.train.val_batch_size or batch, sources.judged
+        ),
         valid_labels=table.labels[valid],
         valid_ids=[table.ids[i] for i in valid],
         raise_to=sampling.raise_to(settings.class_imbalance, table.class_names),
@@ -202,7 +208,7 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
     settings, prep = job.settings, job.card.preprocessing
     if not settings.stopping.corrupted:
         return None
-    plain = augment.eval_transform(prep)
+    plain = augment.EvalTransform(prep)
     return Loader(
         paths,
         lambda image, rng: plain(corrupt(image, rng)),
@@ -215,21 +221,34 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
     )
 
 
-def _train_loader(job: Job, stage: resizing.Stage, paths: Sequence[Path]) -> Loader:
+def _sources(job: Job) -> cache.Sources:
+    """Where the fold's pixels come from: a cache of all of the run's images, or the files."""
+    paths = [*job.table.paths, *job.teaching.paths()]
+    prep = job.card.preprocessing
+    try:
+        return cache.sources(job.settings.data, prep, prep.size, paths, job.images, job.stop_requested)
+    except cache.Stopped:
+        raise Interrupted(job.folder) from None
+
+
+def _train_loader(job: Job, stage: resizing.Stage, paths: Sequence[Path], source: Source) -> Loader:
     prep = replace(job.card.preprocessing, size=stage.size)
     transform = augment.by_epoch(job.settings.augment, prep, job.settings.train.epochs)
-    return _loader(job, paths, transform, stage.size, stage.batch)
+    return _loader(job, paths, transform, stage.size, stage.batch, source)
 
 
-def _valid_loader(job: Job, paths: Sequence[Path], batch: int) -> Loader:
+def _valid_loader(job: Job, paths: Sequence[Path], batch: int, squares: Source | None) -> Loader:
     prep = job.card.preprocessing
-    return _loader(job, paths, augment.eval_transform(prep), prep.size, batch)
+    transform = augment.EvalTransform(prep) if squares is None else augment.as_it_is
+    return _loader(job, paths, transform, prep.size, batch, squares or job.images)
 
 
-def _loader(job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int) -> Loader:
+def _loader(
+    job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int, source: Source
+) -> Loader:
     data = job.settings.data
     skip = data.on_bad_image == "skip"
-    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, job.images, skip)
+    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, source, skip)
 
 
 def _finish(folder: Path, number: int, loop: Loop, seconds: float) -> dict[str, Any]:

@@ -25,20 +25,28 @@ class Totals:
 class Clock:
     """Seconds that an epoch spent, and the images it trained on in them. No checkpoint keeps it and nothing is decided
     by it: after a resume in the middle of an epoch it tells of the rest.
+
+    `waited` is the host's time without a batch, `device` the seconds of updates as far as the engine can tell: a device
+    that works on earlier updates meanwhile does not wait.
     """
 
     waited: float = 0.0
     computed: float = 0.0
     saved: float = 0.0
+    device: float = 0.0
     images: int = 0
 
     def row(self) -> dict[str, float]:
         """What `history.csv` tells of it."""
         spent = max(self.waited + self.computed + self.saved, 1e-9)
+        saving = self.saved / spent
+        waiting = min(self.waited, max(0.0, spent - self.saved - self.device)) / spent
         return {
             "seconds": round(spent, 3),
             "images_per_second": round(self.images / spent, 1),
-            "waiting": round(self.waited / spent, 3),
+            "waiting": round(waiting, 3),
+            "computing": round(1 - waiting - saving, 3),
+            "saving": round(saving, 3),
         }
 
 

@@ -31,6 +31,8 @@ def refuse(settings: Settings, backend: str) -> None:
     precision = settings.train.precision
     if precision in ("tf32", "fp16") and backend != "torch":
         raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")
+    if settings.train.compile_mode != "default" and backend != "torch":
+        raise ConfigError(f"train.compile_mode: torch alone has modes; leave it at default with {backend}")
     trackers.require(settings.track)
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -18,13 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from config.schema import Settings
-from training import results
+from training import bottleneck, results
 from training.engine import FoldData
 from training.loop import Events
 from training.machine import Machine
 from training.trackers.broadcast import Broadcast
-
-_WAITING_TOO_LONG = 0.1
 
 
 class Progress:
@@ -82,11 +81,12 @@ class Progress:
             f"fold {self.fold}  epoch {row['epoch']:.0f}/{self.settings.train.epochs}  lr {row['lr']:.2e}  "
             f"train loss {row['train_loss']:.4f}  val loss {row['log_loss']:.4f}  accuracy {row['accuracy']:.4f}  "
             f"macro-F1 {row['macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  "
-            f"waiting {row['waiting']:.0%}{'  best' if best else ''}"
+            f"{bottleneck.shares(row)}{'  best' if best else ''}"
         )
         self._say(text)
-        if row["waiting"] > _WAITING_TOO_LONG and row["seconds"] > 60:
-            self._say("  the device waits for data: raise data.workers, or make the images smaller on disk")
+        advice = bottleneck.advice(row, self.settings, os.cpu_count() or 1)
+        if advice:
+            self._say(advice)
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)

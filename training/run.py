@@ -37,6 +37,8 @@ _CIRCUMSTANCES = (
     "track",
     "data.workers",
     "train.compile",
+    "train.compile_mode",
+    "profile",
     "folds.train",
     "tune",
     "ensemble",

@@ -24,7 +24,7 @@ from config.errors import CheckpointError, ConfigError, DataError
 from data import index
 from data.audit import command as look
 from data.audit import page
-from infer import ensemble, fit, oof, submission, summary, views, views_oof
+from infer import ensemble, fit, oof, sheet, submission, summary, views, views_oof
 from infer.runner import Runner
 from training import pairs, report, run, trial, tune, turns, worklist
 from training.fold import Interrupted
@@ -223,23 +223,17 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: index.Table, s
     data, out = campaign.settings.data, campaign.folder / SUBMISSIONS
     submission.prepare(out)
     with Runner(chosen) as runner:
-        layout = submission.plain_layout(table.ids, data.id_column, data.target_column)
-        if sample.exists():
-            layout = submission.sample_layout(sample, runner.class_names, data.id_column, aliases=chosen.aliases)
-        rows = submission.align(table.ids, layout, str(sample))
-        path = submission.destination(out, runner.models, chosen.views, datetime.now())
+        planned = sheet.plan(runner, table.ids, data.id_column, data.target_column, sample if sample.exists() else None)
         answers = []
         for part in runner.run(table.paths, workers=data.workers):
             answers.append(part.probabilities)
             if campaign.stop_requested():
                 raise Interrupted(campaign.folder)
-        names = runner.class_names
-    probabilities = np.concatenate(answers)[rows]
-    labels = runner.finish.labels(probabilities)
-    beside = submission.write(path, layout, probabilities, names, labels=labels, aliases=chosen.aliases)
-    print(summary.text(probabilities, names, layout.ids, labels=labels))
-    print(f"wrote {path} and {beside}")
-    return [path, beside]
+        probabilities, names = np.concatenate(answers), runner.class_names
+        written = planned.write(out, runner, probabilities)
+        print(summary.text(probabilities, names, table.ids, labels=runner.finish.labels(probabilities)))
+    print(f"wrote {written[0]} and {written[1]}")
+    return written
 
 
 def reported(campaign: Campaign) -> None:

@@ -86,12 +86,17 @@ def forward(
     for name, (owner, key) in network.homes.items():
         if (frozen or measured) and is_buffer(name):
             owner.train(measured)
-        keep = is_buffer(name) or getattr(owner, "keep_fp32", False)
-        owner[key] = arrays[name] if keep else arrays[name].astype(network.dtype)
+        owner[key] = cast(network, name, arrays[name])
     logits = network.module(pixels.astype(network.dtype))
     buffers = {name: owner[key] for name, (owner, key) in network.homes.items() if is_buffer(name)}
     _empty(network)
     return logits.astype(mx.float32), buffers
+
+
+def cast(network: Network, name: str, array: mx.array) -> mx.array:
+    """What the network computes with for the float32 master `array` called `name`."""
+    keep = is_buffer(name) or getattr(network.homes[name][0], "keep_fp32", False)
+    return array if keep else array.astype(network.dtype)
 
 
 def to_canonical(network: Network, arrays: Arrays) -> Weights:

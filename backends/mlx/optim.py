@@ -55,13 +55,16 @@ def update(
     rates: tuple[mx.array, mx.array],
     counts: tuple[mx.array, mx.array],
     dtype: mx.Dtype,
+    taken: mx.array,
 ) -> tuple[Arrays, Moments]:
     """The parameters that have a gradient, moved, and all moments.
 
     `rates` are learning rate and weight decay before the multipliers; `counts` the int32 numbers, from 1, of this
-    update for the head and for the rest. `dtype` is the one of the network's arithmetic.
+    update for the head and for the rest. `dtype` is the one of the network's arithmetic. Where `taken` is false nothing
+    moves; the gradients must be finite all the same.
     """
-    rule_of = _rules(spec, counts, dtype)
+    rule_of = _rules(spec, counts, dtype, taken)
+    rates = (mx.where(taken, rates[0], 0.0), mx.where(taken, rates[1], 0.0))
     new: Arrays = {}
     kept: Moments = {slot: dict(arrays) for slot, arrays in moments.items()}
     for name, gradient in gradients.items():
@@ -73,12 +76,14 @@ def update(
     return new, kept
 
 
-def _rules(spec: OptimSpec, counts: tuple[mx.array, mx.array], dtype: mx.Dtype) -> Callable[[str], rules.Rule]:
+def _rules(
+    spec: OptimSpec, counts: tuple[mx.array, mx.array], dtype: mx.Dtype, taken: mx.array
+) -> Callable[[str], rules.Rule]:
     if spec.name in ("sgd", "lion"):
-        one = rules.sgd(spec) if spec.name == "sgd" else rules.lion(spec)
+        one = rules.sgd(spec, taken) if spec.name == "sgd" else rules.lion(spec, taken)
         return lambda _: one
-    head, rest = (rules.adamw(spec, count) for count in counts)
-    muon = rules.muon(spec, dtype)
+    head, rest = (rules.adamw(spec, count, taken) for count in counts)
+    muon = rules.muon(spec, dtype, taken)
     matrices = spec.matrices if spec.name == "muon" else frozenset()
     return lambda name: muon if name in matrices else head if name in spec.head else rest
 

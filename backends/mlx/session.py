@@ -9,6 +9,8 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -29,7 +31,7 @@ from backends.contract import (
     Weights,
     Which,
 )
-from backends.mlx import losses, model, recompute, statistics, step
+from backends.mlx import losses, model, profile, recompute, statistics, step, tune
 from backends.mlx.memory import memory_errors
 from config.errors import ConfigError
 from models.registry import ModelSpec
@@ -59,6 +61,7 @@ def open(
     """
     if mx.metal.is_available():
         _claim_memory()
+    tune.choose()
     return Session(spec, weights, optim, loss, precision, seed, compile, memory)
 
 
@@ -164,6 +167,10 @@ class Session:
         }
         self._calls = state.calls
 
+    def profile(self, folder: Path) -> AbstractContextManager[None]:
+        """Trace the inside of the context with Metal's capture."""
+        return profile.traced(folder)
+
     def describe(self) -> dict[str, Any]:
         """Device, precision, memory in bytes, library versions, and how often the update was traced."""
         info = mx.device_info()
@@ -173,6 +180,7 @@ class Session:
             "precision": self._precision,
             "compiled": self._compiled,
             "traces": self.traces,
+            "gradients": {**tune.choose().ways, "from": tune.choose().source},
             "memory": {
                 "active": mx.get_active_memory(),
                 "peak": mx.get_peak_memory(),

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from backends.contract import OptimSpec, is_buffer
 from backends.mlx import losses, optim
-from backends.mlx.model import Arrays, Network, forward, normalise
+from backends.mlx.model import Arrays, Network, cast, forward, normalise
 
 # {"parameters", "buffers", "ema": Arrays, "moments": Moments, "step", "frozen_steps": int32 []}
 State = dict[str, Any]
@@ -111,6 +111,8 @@ def _slopes(recipe: Recipe, parameters: Arrays, buffers: Arrays, inputs: Inputs)
         return mx.sum(each * inputs["share"]), each, moved
 
     trained = {name: value for name, value in parameters.items() if name in recipe.trained}
+    # With respect to what the network computes with: float32 gradients of bf16 would be copies of the same digits.
+    trained = {name: cast(recipe.network, name, value) for name, value in trained.items()}
     (mean, each, moved), gradients = mx.value_and_grad(objective)(trained)
     return {"gradients": gradients, "buffers": moved, "mean": mean}, each
 
@@ -122,21 +124,25 @@ def _applied(recipe: Recipe, state: State, sums: Sums, knobs: mx.array) -> tuple
     total = optim.norm(gradients)
     finite = mx.isfinite(sums["mean"]) & mx.isfinite(total)
     count = state["step"] + 1
-    gradients = optim.limited(spec, state["parameters"], gradients, total, clip_norm)
+    # Zeros in place of gradients that are not to be taken; bf16 ones are widened here, in the update's own kernels.
+    gradients = {n: mx.where(finite, g, mx.array(0, g.dtype)).astype(mx.float32) for n, g in gradients.items()}
+    limit = mx.where(finite, total, 0.0)
+    gradients = optim.limited(spec, state["parameters"], gradients, limit, clip_norm)
     counts = (count, count - state["frozen_steps"])
     moved, moments = optim.update(
-        spec, state["parameters"], gradients, state["moments"], (lr, weight_decay), counts, recipe.network.dtype
+        spec, state["parameters"], gradients, state["moments"], (lr, weight_decay), counts, recipe.network.dtype, finite
     )
     parameters = {**state["parameters"], **moved}
+    buffers = {name: mx.where(finite, sums["buffers"][name], old) for name, old in state["buffers"].items()}
     new = {
         "parameters": parameters,
-        "buffers": sums["buffers"],
-        "ema": optim.averaged(state["ema"], {**parameters, **sums["buffers"]}, ema_decay),
+        "buffers": buffers,
+        "ema": optim.averaged(state["ema"], {**parameters, **buffers}, mx.where(finite, ema_decay, 1.0)),
         "moments": moments,
-        "step": count,
-        "frozen_steps": state["frozen_steps"] + int(recipe.frozen),
+        "step": mx.where(finite, count, state["step"]),
+        "frozen_steps": state["frozen_steps"] + int(recipe.frozen) * finite.astype(mx.int32),
     }
-    return _chosen(finite, new, state), total, finite
+    return new, total, finite
 
 
 def evaluate(network: Network) -> Callable[[Arrays, mx.array], mx.array]:
@@ -157,10 +163,3 @@ def mixed(images: mx.array, targets: mx.array, mix: Arrays) -> tuple[mx.array, m
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
     images = mx.where(inside[..., None], other, blend * images + (1 - blend) * other)
     return images, own * targets + (1 - own) * targets[mix["permutation"]]
-
-
-def _chosen(finite: mx.array, new: Any, old: Any) -> Any:
-    """`new` where `finite`, else `old`, for every array of two trees of one shape."""
-    if isinstance(old, dict):
-        return {key: _chosen(finite, new[key], value) for key, value in old.items()}
-    return mx.where(finite, new, old)

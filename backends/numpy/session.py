@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,6 +139,10 @@ class Session:
         moments = _fitted("optimizer", state.optimizer, held.optimizer, strict)
         kept = average if self._optimizer.ema else None
         self._state = replace(state, weights=weights, ema=kept, optimizer=moments)
+
+    def profile(self, folder: Path) -> AbstractContextManager[None]:
+        """`ConfigError`: this engine has no traces."""
+        raise ConfigError(f"profile: the numpy engine has no traces to write into {folder}; leave --profile out")
 
     def describe(self) -> dict[str, Any]:
         """Device, precision, memory in bytes, library versions."""

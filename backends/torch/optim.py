@@ -25,6 +25,8 @@ _MOMENTS = {
     "lion": ("exp_avg",),
     "muon": ("momentum_buffer",),
 }
+# Where the average's tensors move in three kernels together: torch's lerp with a share on the device is one for each.
+_IN_BULK = ("cuda",)
 Parameters = Mapping[str, nn.Parameter]
 
 
@@ -96,15 +98,17 @@ def update(optimizers: list[torch.optim.Optimizer], lr: float, weight_decay: flo
 
     Parameters without a gradient, which are frozen, stay too.
     """
-    if finite.device.type == "mps" and not finite.item():
-        # Its fused kernels are not known to take the flag; the wait costs little beside an eager MPS step.
+    fused = finite.device.type != "mps"
+    if not fused and not finite.item():
+        # Torch's kernels for it do not take the flag; the wait costs little beside an eager MPS step.
         return
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_mult"]
             group["weight_decay"] = weight_decay * group["wd_mult"]
         # What torch.amp.GradScaler hands to a fused optimizer: 1.0 skips the update inside the kernel.
-        optimizer.found_inf = (~finite).float()
+        own = isinstance(optimizer, rules.Lion | rules.Muon)
+        optimizer.found_inf = (~finite).float() if fused or own else None
         optimizer.step()
 
 
@@ -138,8 +142,13 @@ class Average:
     def update(self, decay: float, finite: Tensor) -> None:
         """`decay * average + (1 - decay) * live`, and nothing where `finite` is false."""
         share = finite.float() * (1 - decay)
-        for name, tensor in self.tensors.items():
-            tensor.lerp_(self._live[name], share)
+        averages, live = list(self.tensors.values()), [self._live[name] for name in self.tensors]
+        if share.device.type in _IN_BULK:
+            towards = torch._foreach_sub(live, averages)
+            torch._foreach_mul_(towards, share)
+            torch._foreach_add_(averages, towards)
+        else:
+            torch._foreach_lerp_(averages, live, [share] * len(averages))
 
 
 class Statistics:
@@ -160,5 +169,4 @@ class Statistics:
         if kept is None or now is None:
             return
         chosen = torch.where(moved, now, kept).split([t.numel() for t in self._tensors])
-        for tensor, value in zip(self._tensors, chosen, strict=True):
-            tensor.copy_(value.view_as(tensor))
+        torch._foreach_copy_(self._tensors, [v.view_as(t) for t, v in zip(self._tensors, chosen, strict=True)])

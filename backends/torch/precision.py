@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,8 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolved(precision: Precision, device: torch.device) -> Precision:
-    """`auto` is bf16 on CUDA, else fp32. Says to torch whether CUDA's fp32 may be tf32, which fp32 never is here.
+    """`auto` is bf16 on CUDA from compute capability 8 on, else fp32. Says to torch whether CUDA's fp32 may be tf32,
+    which fp32 never is here.
 
     Raises `ConfigError` for tf32 on a device that has none.
     """
@@ -27,14 +30,20 @@ def resolved(precision: Precision, device: torch.device) -> Precision:
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
     if precision == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if fast else "fp32"
     return precision
 
 
-def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+def tf32(device: torch.device) -> bool:
+    """Whether fp32 products are taken in tf32 there."""
+    return device.type == "cuda" and torch.backends.cudnn.allow_tf32
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast over float32 weights, or nothing."""
     dtype = _AUTOCAST.get(precision)
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
 class LossScale:

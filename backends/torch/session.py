@@ -9,7 +9,9 @@ import math
 import os
 import platform
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,11 +19,13 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from backends.contract import (
     FIRST_LOSS_SCALE,
     NO_SAVING,
     Batch,
+    CompileMode,
     Knobs,
     LossSpec,
     MemorySpec,
@@ -33,9 +37,10 @@ from backends.contract import (
     Weights,
     Which,
 )
-from backends.torch import losses, model, optim, statistics, step
+from backends.torch import compiling, losses, model, optim, profile, statistics, step
 from backends.torch.memory import memory_errors
-from backends.torch.precision import LossScale, resolved
+from backends.torch.precision import LossScale, resolved, tf32
+from backends.torch.transfer import Pending, Transfer, arrived
 from config.errors import BackendUnavailable, ConfigError
 from models.registry import ModelSpec
 from models.weights import check
@@ -47,13 +52,6 @@ _CHUNK_PIXELS = 64 * 224 * 224
 _CHUNK_MOST = 64
 
 
-class Pending(NamedTuple):
-    """The packed result of one update on its way to the host; `ready` is the CUDA event that says it has arrived."""
-
-    packed: Tensor
-    ready: torch.cuda.Event | None
-
-
 @memory_errors()
 def open(
     spec: ModelSpec,
@@ -62,12 +60,13 @@ def open(
     loss: LossSpec,
     precision: Precision = "fp32",
     seed: int = 0,
-    compile: bool = True,
+    compile: bool | CompileMode = True,
     memory: MemorySpec = NO_SAVING,
 ) -> Session:
     """Build `spec` on CUDA, else Apple's MPS, else the CPU; `weights` None draws fresh ones from `seed`.
 
-    `compile` compiles the forward pass, on CUDA only. Raises `ConfigError`, `WeightsError` or `BackendUnavailable`.
+    `compile` True compiles the passes on CUDA only, a mode on the CPU too. Raises `ConfigError`, `WeightsError` or
+    `BackendUnavailable`.
     """
     return Session(spec, weights, optim, loss, precision, seed, compile, memory, device=best_device())
 
@@ -101,16 +100,20 @@ class Session:
         loss: LossSpec,
         precision: Precision,
         seed: int,
-        compile: bool,
+        compile: bool | CompileMode,
         memory: MemorySpec,
         device: torch.device,
     ):
         if spec.in_chans not in (1, 3):
             raise ConfigError(f"model {spec.name}: in_chans is {spec.in_chans}; images are RGB, so choose 1 or 3")
         precision = resolved(precision, device)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # shapes are fixed: the fastest algorithm is worth looking for
         self._optimizer, self._precision, self._seed, self._device = optimizer, precision, seed, device
         self._classes, self._calls = spec.num_classes, 0
-        self._compiled = compile and device.type == "cuda"
+        self._mode = compiling.mode(compile, device, memory)
+        self._transfer = Transfer(device)
+        self._set: bool | None = None  # the mode of training that the network is in: frozen or not; None: evaluation
         network = self._network(spec, weights)
         if memory.recompute:
             step.checkpoint_blocks(network, spec.name)
@@ -118,7 +121,7 @@ class Session:
         self._tensors = model.canonical_tensors(network)
         self._trainer = step.Trainer(
             model=network,
-            forward=self._forward(network),
+            forward=compiling.training(network, self._mode),
             loss=losses.make(loss),
             spec=optimizer,
             memory=memory,
@@ -131,43 +134,50 @@ class Session:
             scale=LossScale(device) if precision == "fp16" else None,
         )
         self._moments = optim.moments(self._trainer.optimizers, self._parameters)
-        self._average_forward = self._forward(self._trainer.average.model) if self._trainer.average else None
+        average = self._trainer.average
+        self._evaluate = compiling.evaluation(network, self._mode)
+        self._evaluate_average = compiling.evaluation(average.model, self._mode) if average else None
         prep = spec.preprocessing
         mean, std = (torch.tensor(v, dtype=torch.float32, device=device) for v in (prep.mean, prep.std))
-        self._input = step.Input(mean, std, spec.in_chans, precision)
+        self._input = step.Input(mean, std, spec.in_chans, precision, self._layout())
 
     @memory_errors()
     def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> Pending:
         """Enqueue one update and return a pending result; never waits for CUDA."""
         rates = step.Rates(*(float(v) for v in knobs.array()))
-        plan = None if mix is None else [self._send(a) for a in mix]
-        step.set_mode(self._trainer, knobs.frozen)
-        with step.randomness(self._seed, "train", self._calls, self._device):
-            packed = step.update(self._trainer, self._input, [self._send(a) for a in batch], plan, rates, knobs.frozen)
+        sent = self._transfer.send([*batch, *(mix or ())])
+        if self._set is not knobs.frozen:
+            step.set_mode(self._trainer, knobs.frozen)
+            self._set = knobs.frozen
+        began = self._transfer.begin()
+        with record_function("train_step"), step.randomness(self._seed, "train", self._calls, self._device):
+            packed = step.update(self._trainer, self._input, sent[:3], sent[3:] or None, rates, knobs.frozen)
         self._calls += 1
-        return self._returning(packed)
+        return self._transfer.returning(packed, began)
 
     @memory_errors()
     def read(self, pending: Pending) -> StepResult:
         """Wait for one pending result, and not for updates that were enqueued after it."""
-        if pending.ready is not None:
-            pending.ready.synchronize()
-        packed = pending.packed.cpu().numpy()
-        return StepResult(packed[:-2].copy(), float(packed[-2]), bool(packed[-1]))
+        with record_function("read"):
+            packed, seconds = arrived(pending)
+        return StepResult(packed[:-2].copy(), float(packed[-2]), bool(packed[-1]), seconds)
 
     @memory_errors()
     def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode; a compiled session pads to whole chunks."""
         network, forward = self._weights_of(which)
+        self._set = None
         network.eval()
         size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
         parts = [self._chunk(forward, images[i : i + size], size) for i in range(0, len(images), size)]
-        return np.concatenate(parts) if parts else np.zeros((0, self._classes), np.float32)
+        return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, self._classes), np.float32)
 
     @memory_errors()
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Take BatchNorm's running statistics of the live weights anew, as `swa_utils.update_bn` does."""
-        statistics.recalibrate(self._trainer.model, self._input, self._precision, map(self._send, batches))
+        self._set = None
+        sent = (self._transfer.send([images])[0] for images in batches)
+        statistics.recalibrate(self._trainer.model, self._input, self._precision, sent)
 
     def state(self) -> TrainState:
         """A copy of the whole state in canonical form; waits for the device."""
@@ -208,20 +218,29 @@ class Session:
             self._trainer.scale.age.fill_(state.scale_age)
         self._calls = state.calls
 
+    def profile(self, folder: Path) -> AbstractContextManager[None]:
+        """Trace the inside of the context with torch's profiler."""
+        return profile.traced(folder, self._device)
+
     def describe(self) -> dict[str, Any]:
         """Device, precision, memory in bytes, library versions."""
         return {
             "engine": "torch",
             "device": self._device_name(),
             "precision": self._precision,
-            "compiled": self._compiled,
+            "compiled": bool(self._mode),
+            "compile_mode": self._mode,
+            "compiles": self._device.type == "cuda" and not compiling.refusal(self._device),
+            "tf32": tf32(self._device),
+            "layout": str(self._layout()).removeprefix("torch."),
             "memory": self._memory(),
             "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
         }
 
     def close(self) -> None:
         """Free the device's memory; the session cannot be used afterwards."""
-        del self._trainer, self._tensors, self._parameters, self._moments, self._average_forward
+        del self._trainer, self._tensors, self._parameters, self._moments
+        del self._evaluate, self._evaluate_average
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -230,44 +249,26 @@ class Session:
             network = model.build(spec)
         if weights is not None:
             model.load_canonical(network, weights, f"the weights for {spec.name}")
-        # Tensor cores want channels last; on the CPU it makes no clear difference.
-        layout = torch.channels_last if self._device.type == "cuda" else torch.preserve_format
-        return network.to(self._device, memory_format=layout)
+        return network.to(self._device, memory_format=self._layout())
 
-    def _forward(self, network: nn.Module) -> step.Forward:
-        forward: step.Forward = torch.compile(network, dynamic=False) if self._compiled else network
-        return forward
+    def _layout(self) -> torch.memory_format:
+        """Tensor cores and oneDNN want channels last; on MPS that slows the gradients of convolutions."""
+        return torch.contiguous_format if self._device.type == "mps" else torch.channels_last
 
     def _weights_of(self, which: Which) -> tuple[nn.Module, step.Forward]:
         if which == "live":
-            return self._trainer.model, self._trainer.forward
-        if self._trainer.average is None or self._average_forward is None:
+            return self._trainer.model, self._evaluate
+        if self._trainer.average is None or self._evaluate_average is None:
             raise ConfigError(
                 "this session keeps no EMA weights; open it with OptimSpec(ema=True) or ask for live ones"
             )
-        return self._trainer.average.model, self._average_forward
+        return self._trainer.average.model, self._evaluate_average
 
-    def _chunk(self, forward: step.Forward, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    def _chunk(self, forward: compiling.Forward, images: NDArray[np.uint8], size: int) -> Tensor:
         count = len(images)
-        if self._compiled and count < size:
+        if self._mode and count < size:
             images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
-        logits = step.evaluate(forward, self._input, self._send(images))
-        return np.array(logits.cpu().numpy()[:count])
-
-    def _send(self, array: NDArray) -> Tensor:
-        """A copy on the device; from pinned memory to CUDA, as a pageable one would wait for the queue."""
-        tensor = torch.from_numpy(np.require(array, requirements=("C", "W")))
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
-
-    def _returning(self, packed: Tensor) -> Pending:
-        if self._device.type != "cuda":
-            return Pending(packed, None)
-        host = packed.to("cpu", non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record(torch.cuda.current_stream(self._device))
-        return Pending(host, ready)
+        return step.evaluate(forward, self._input, self._transfer.send([images])[0])[:count]
 
     def _device_name(self) -> str:
         if self._device.type == "cuda":

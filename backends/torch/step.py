@@ -43,17 +43,19 @@ class Trainer(NamedTuple):
 
 
 class Input(NamedTuple):
-    """How uint8 pixels become the model's input: mean and std of [0, 1] values, `[3]` on the device."""
+    """How uint8 pixels become the model's input: mean and std of [0, 1] values, `[3]` on the device; its layout."""
 
     mean: Tensor
     std: Tensor
     channels: int
     precision: Precision
+    layout: torch.memory_format = torch.channels_last
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 `[N, H, W, 3]` to float32 `[N, C, H, W]`; one channel is the mean of the normalised three."""
         scaled = ((images.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
-        return scaled if self.channels == 3 else scaled.mean(1, keepdim=True)
+        pixels = scaled if self.channels == 3 else scaled.mean(1, keepdim=True)
+        return pixels.contiguous(memory_format=self.layout)
 
 
 class Rates(NamedTuple):

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from config.data_sections import Data
 from data.audit import actions, page, table
 from data.audit.audit import Audit, audit, test_images
 from data.audit.findings import KINDS, Finding, counts
-
-_SOON = 200  # images from which a bar is drawn
+from data.bar import bar
 
 
 def run(data: Data, out: Path, least: int) -> Audit:
     """Audit the data set of the settings, print a summary and write both files into `out`."""
     applied = actions.load(data)
     test = test_images(data)
-    with bar(len(applied.table.ids) + len(test.ids if test else [])) as progress:
+    with bar("audit", len(applied.table.ids) + len(test.ids if test else [])) as progress:
         found = audit(applied.table, test, data, least, progress=progress)
     print(summary(found))
     said = applied.summary() if data.audit_actions else ""
@@ -49,13 +43,3 @@ def listed(found: Sequence[Finding]) -> Iterator[str]:
         first = next(finding for finding in found if finding.kind == kind)
         example = f"{first.id}: {first.detail}" if first.id else first.detail
         yield f"{count:6d} {kind.replace('_', ' ')} ({KINDS[kind]}), such as {example}"
-
-
-@contextmanager
-def bar(images: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal's standard error for many images; told how many are done."""
-    columns = (TextColumn("audit"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = images < _SOON or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
-        task = progress.add_task("audit", total=images)
-        yield lambda done: progress.update(task, completed=done)

@@ -1,7 +1,7 @@
 """A look at every file of a data set by several threads, kept from one time to the next in a cache of the user's.
 
 A file is looked at again when its size or its time of change differs. The cache lies outside the data set, which may be
-read-only: in `$TANDEM_CACHE`, else in `tandem` below `$XDG_CACHE_HOME` or `~/.cache`. It may be deleted at any time.
+read-only (`config.places`), and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from config.places import cache_folder
 from data import csvfile
 from data.audit import duplicates, fingerprint
 from data.audit.duplicates import Pair
@@ -131,10 +132,8 @@ def _key(path: Path, pixel_limit: int) -> Key:
 
 
 def _file(place: Path) -> Path:
-    own = os.environ.get("TANDEM_CACHE")
-    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandem"
     name = hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16]
-    return base / "audit" / f"{place.resolve().name or 'root'}_{name}.npz"
+    return cache_folder() / "audit" / f"{place.resolve().name or 'root'}_{name}.npz"
 
 
 def _read(file: Path) -> tuple[dict[Key, Look], dict[str, list[Pair]]]:

@@ -25,13 +25,18 @@ _WEIGHTS = "model.safetensors"
 
 
 class Predictor(Protocol):
-    """A model that is ready to answer. `card` says what to feed it, `runtime` what runs it."""
+    """A model that is ready to answer. `card` says what to feed it, `runtime` what runs it, `on_host` whether it
+    computes on the cores that decode its images."""
 
     card: Card
     runtime: str
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 `[N, C]` of uint8 `[N, S, S, 3]` RGB, S the card's size; no normalisation before."""
+    @property
+    def on_host(self) -> bool:
+        """Whether it computes on this machine's CPU."""
+
+    def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, S, S, 3]` RGB for each of the card's inputs; no normalisation before."""
 
     def close(self) -> None:
         """Free its memory."""

@@ -25,15 +25,16 @@ class NumpyPredictor:
     """A session of the numpy engine that only answers; see `infer.predictors.Predictor`."""
 
     runtime = "numpy"
+    on_host = True
 
     def __init__(self, card: Card, session: Session):
         self.card = card
         self._session = session
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, S, S, 3]`."""
-        pixels.check(images, self.card)
-        return self._session.logits(images)
+        (given,) = pixels.checked(images, self.card)
+        return self._session.logits(given)
 
     def close(self) -> None:
         """Free the session."""

@@ -22,23 +22,27 @@ class CoreMLPredictor:
     """A loaded package; see `infer.predictors.Predictor`. `batches` is empty for an image input, one image a call."""
 
     runtime = "coreml"
+    on_host = False
 
     def __init__(self, card: Card, model: Any, batches: tuple[int, ...]):
         self.card = card
         self._model, self._batches = model, batches
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 `[N, C]` of uint8 `[N, S, S, 3]`, the package's own `logits` output."""
-        pixels.check(images, self.card)
-        rows = [self._answer(part) for part in split(images, self._batches or (1,))]
-        return np.concatenate([np.zeros((0, len(self.card.class_names)), np.float32), *rows])[: len(images)]
+    def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, S, S, 3]` for each input, the package's own `logits` output."""
+        given = pixels.checked(images, self.card)
+        parts = zip(*(split(one, self._batches or (1,)) for one in given), strict=True)
+        rows = [self._answer(part) for part in parts]
+        return np.concatenate([np.zeros((0, len(self.card.class_names)), np.float32), *rows])[: len(given[0])]
 
-    def _answer(self, part: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _answer(self, part: tuple[NDArray[np.uint8], ...]) -> NDArray[np.float32]:
         if self._batches:
-            answer = self._model.predict({"images": part.astype(np.float32)})
+            named = zip(pixels.names(self.card), part, strict=True)
+            answer = self._model.predict({name: one.astype(np.float32) for name, one in named})
         else:
-            answer = self._model.predict({"image": Image.fromarray(part[0])})
-        return np.asarray(answer["logits"], np.float32).reshape(len(part), -1)
+            named = zip(pixels.names(self.card, "image"), part, strict=True)
+            answer = self._model.predict({name: Image.fromarray(one[0]) for name, one in named})
+        return np.asarray(answer["logits"], np.float32).reshape(len(part[0]), -1)
 
     def close(self) -> None:
         """Free the model."""

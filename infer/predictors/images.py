@@ -1,15 +1,38 @@
-"""The one check of what a predictor is given. Decoding and resizing happen before, in `data`."""
+"""The one check of what a predictor is given, and what an artefact's inputs are called. `data` decodes and resizes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.card import Card
 
+Images = NDArray[np.uint8]
 
-def check(images: NDArray[np.uint8], card: Card) -> None:
-    """`ValueError` unless `images` is uint8 `[N, S, S, 3]` with S the card's size: a mistake of the caller."""
-    size = card.preprocessing.size
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
-        raise ValueError(f"images must be uint8 [N, {size}, {size}, 3], got {images.dtype} {list(images.shape)}")
+
+def checked(images: Sequence[Images], card: Card) -> tuple[Images, ...]:
+    """The same images; `ValueError` unless they are uint8 `[N, S, S, 3]`, S the size of each of the card's inputs, and
+    of one N: a mistake of the caller."""
+    sizes = [prep.size for prep in card.inputs]
+    wanted = [(size, size, 3) for size in sizes]
+    if [i.shape[1:] for i in images] != wanted or {i.dtype for i in images} != {np.dtype(np.uint8)}:
+        said = " and ".join(f"[N, {size}, {size}, 3]" for size in sizes)
+        found = " and ".join(f"{i.dtype} {list(i.shape)}" for i in images)
+        raise ValueError(f"images must be uint8 {said}, got {found}")
+    if len({len(i) for i in images}) > 1:
+        raise ValueError(f"each input must have as many images, got {', '.join(str(len(i)) for i in images)}")
+    return tuple(images)
+
+
+def names(card: Card, stem: str = "images") -> tuple[str, ...]:
+    """What an artefact calls the card's inputs: the stem, or where there are several `images_480`, `images_224`, ...
+
+    A size that stands there already gets a number: `images_224_2`.
+    """
+    if not card.further_inputs:
+        return (stem,)
+    sizes = [prep.size for prep in card.inputs]
+    again = [sizes[:place].count(size) for place, size in enumerate(sizes)]
+    return tuple(f"{stem}_{size}{f'_{n + 1}' if n else ''}" for size, n in zip(sizes, again, strict=True))

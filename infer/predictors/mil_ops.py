@@ -147,6 +147,10 @@ def _exp(*, x: Tensor) -> Tensor:
     return torch.exp(x)
 
 
+def _floor(*, x: Tensor) -> Tensor:
+    return torch.floor(x)
+
+
 def _log(*, x: Tensor, epsilon: Tensor | None = None) -> Tensor:
     return torch.log(x + (1e-45 if epsilon is None else epsilon))
 
@@ -286,6 +290,7 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
     "equal": _equal,
     "exp": _exp,
     "expand_dims": _expand_dims,
+    "floor": _floor,
     "gather": _gather,
     "gelu": _gelu,
     "layer_norm": _layer_norm,

@@ -31,26 +31,29 @@ class MilReferencePredictor:
     """The evaluator as a predictor; see `infer.predictors.Predictor`."""
 
     runtime = "mil_reference"
+    on_host = True
 
     def __init__(self, card: Card, evaluator: Evaluator, batches: tuple[int, ...]):
         self.card = card
         self._evaluator, self._batches = evaluator, batches
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 `[N, C]` of uint8 `[N, S, S, 3]`."""
-        return self.exact(images).astype(np.float32)
+    def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, S, S, 3]` for each input."""
+        return self.exact(*images).astype(np.float32)
 
-    def exact(self, images: NDArray[np.uint8]) -> NDArray[np.floating]:
+    def exact(self, *images: NDArray[np.uint8]) -> NDArray[np.floating]:
         """`logits` in the evaluator's own dtype: float64 in that mode."""
-        pixels.check(images, self.card)
-        rows = [self._answer(part) for part in split(images, self._batches or (1,))]
+        given = pixels.checked(images, self.card)
+        parts = zip(*(split(one, self._batches or (1,)) for one in given), strict=True)
+        rows = [self._answer(part) for part in parts]
         empty = np.zeros((0, len(self.card.class_names)), np.float32)
-        return np.concatenate([empty.astype(rows[0].dtype if rows else np.float32), *rows])[: len(images)]
+        return np.concatenate([empty.astype(rows[0].dtype if rows else np.float32), *rows])[: len(given[0])]
 
-    def _answer(self, part: NDArray[np.uint8]) -> NDArray[np.floating]:
-        floats = part.astype(np.float32)
-        feeds = {"images": floats} if self._batches else {"image": np.moveaxis(floats, 3, 1)}
-        logits = cast("Tensor", self._evaluator.run(feeds)["logits"]).reshape(len(part), -1).numpy()
+    def _answer(self, part: tuple[NDArray[np.uint8], ...]) -> NDArray[np.floating]:
+        form = [one if self._batches else np.moveaxis(one, 3, 1) for one in part]
+        named = pixels.names(self.card, "images" if self._batches else "image")
+        feeds = {name: one.astype(np.float32) for name, one in zip(named, form, strict=True)}
+        logits = cast("Tensor", self._evaluator.run(feeds)["logits"]).reshape(len(part[0]), -1).numpy()
         if logits.shape[1] != len(self.card.class_names):
             found, said = logits.shape[1], len(self.card.class_names)
             raise WeightsError(f"its program gives {found} logits, its card says {said} classes; convert it again")
@@ -78,7 +81,8 @@ def open(path: Path, mode: Mode = "native") -> MilReferencePredictor:
 
 def _check_interface(package: mil_package.Package, program: Program) -> None:
     inputs = [i.name for i in program.inputs]
-    if inputs not in (["image"], ["images"]) or "logits" not in program.outputs:
+    possible = [list(pixels.names(package.card, stem)) for stem in ("image", "images")]
+    if inputs not in possible or "logits" not in program.outputs:
         raise WeightsError(f"{package.path}: takes {inputs} and gives {list(program.outputs)}, not as `convert` writes")
     for operation in program.operations:
         if operation.kind == "classify" and operation.inputs.get("classes") != (package.card.class_names,):

@@ -21,13 +21,14 @@ class MLXPredictor:
 
     def __init__(self, card: Card, opened: session.Session, device: mx.Device):
         self.card, self.device = card, device
+        self.on_host = device.type == mx.DeviceType.cpu
         self._session = opened
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, S, S, 3]`."""
-        pixels.check(images, self.card)
+        (given,) = pixels.checked(images, self.card)
         with mx.stream(self.device):
-            return self._session.logits(images)
+            return self._session.logits(given)
 
     def close(self) -> None:
         """Free the session."""

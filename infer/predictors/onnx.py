@@ -36,26 +36,36 @@ class OnnxPredictor:
         self._floats = session.get_inputs()[0].type == "tensor(float)"
 
     @property
+    def on_host(self) -> bool:
+        """Whether the preferred provider is the CPU's."""
+        return self.providers[0] == "CPUExecutionProvider"
+
+    @property
     def providers(self) -> tuple[str, ...]:
         """The execution providers that the session uses, the preferred first."""
         return tuple(self._session.get_providers())
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 `[N, C]` of uint8 `[N, S, S, 3]`."""
-        pixels.check(images, self.card)
-        if not len(images):
+    def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, S, S, 3]` for each input."""
+        given = pixels.checked(images, self.card)
+        if not len(given[0]):
             return np.zeros((0, len(self.card.class_names)), np.float32)
-        given = np.moveaxis(images, 3, 1) / np.float32(255) if self._floats else images
+        feeds = {name: self._form(one) for name, one in zip(pixels.names(self.card), given, strict=True)}
         if self.providers[0] in _ON_CUDA:
-            return self._bound(np.ascontiguousarray(given), "cuda")
-        return np.asarray(self._session.run(["logits"], {"images": given})[0], np.float32)
+            return self._bound(feeds, "cuda")
+        return np.asarray(self._session.run(["logits"], feeds)[0], np.float32)
 
-    def _bound(self, images: NDArray[Any], device: str) -> NDArray[np.float32]:
-        """One run with its input and output bound to `device`: one copy there and one back."""
+    def _form(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        return np.moveaxis(images, 3, 1) / np.float32(255) if self._floats else images
+
+    def _bound(self, feeds: dict[str, NDArray[Any]], device: str) -> NDArray[np.float32]:
+        """One run with its inputs and output bound to `device`: one copy there and one back."""
         import onnxruntime
 
         binding = self._session.io_binding()
-        binding.bind_ortvalue_input("images", onnxruntime.OrtValue.ortvalue_from_numpy(images, device, 0))
+        for name, array in feeds.items():
+            there = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+            binding.bind_ortvalue_input(name, there)
         binding.bind_output("logits", device, 0)
         self._session.run_with_iobinding(binding)
         return np.asarray(binding.copy_outputs_to_cpu()[0], np.float32)
@@ -126,10 +136,11 @@ def _cannot_load(errors: Any) -> tuple[type[Exception], ...]:
 
 
 def _check_signature(session: Any, card: Card, path: Path) -> None:
-    size, classes = card.preprocessing.size, len(card.class_names)
+    sizes, classes = [prep.size for prep in card.inputs], len(card.class_names)
     found = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
-    wanted = [("images", "tensor(uint8)", [size, size, 3])]
-    floats = [("images", "tensor(float)", [3, size, size])]
+    named = list(zip(pixels.names(card), sizes, strict=True))
+    wanted = [(name, "tensor(uint8)", [size, size, 3]) for name, size in named]
+    floats = [(name, "tensor(float)", [3, size, size]) for name, size in named]
     answers = [(o.name, o.shape[1:]) for o in session.get_outputs()]
     known = [("logits", [classes]), ("probabilities", [classes])]
     if found not in (wanted, floats) or answers not in (known[:1], known):

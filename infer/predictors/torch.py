@@ -35,21 +35,21 @@ class TorchPredictor:
     runtime = "torch"
 
     def __init__(self, card: Card, network: nn.Module, prepare: step.Input, device: torch.device, compile: bool):
-        self.card, self.device = card, device
+        self.card, self.device, self.on_host = card, device, device.type == "cpu"
         self._network: nn.Module | None = network
         self._prepare, self._compiled = prepare, compile
         self._forward: step.Forward = torch.compile(network, dynamic=False) if compile else network
         self._chunk = max(1, _CHUNK_PIXELS // card.preprocessing.size**2)
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, S, S, 3]`. When the device's memory is too small, fewer images pass at a time.
 
         `OutOfMemory` when even one image does not fit.
         """
-        pixels.check(images, self.card)
+        (given,) = pixels.checked(images, self.card)
         rows, start = [np.zeros((0, len(self.card.class_names)), np.float32)], 0
-        while start < len(images):
-            part = images[start : start + self._chunk]
+        while start < len(given):
+            part = given[start : start + self._chunk]
             try:
                 rows.append(self._answer(part))
             except OutOfMemory as error:

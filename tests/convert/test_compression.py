@@ -60,7 +60,9 @@ def test_a_changed_index_byte_of_a_palette_moves_the_logits(small: Network, tmp_
 @pytest.fixture(scope="module")
 def int8(vit: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("int8") / "x.onnx"
-    return onnx.write(vit.classifier, vit.card, out, "int8", calibration=[vit.images], float_layers=("node_linear_8",))
+    return onnx.write(
+        vit.classifier, vit.card, out, "int8", calibration=[(vit.images,)], float_layers=("node_linear_8",)
+    )
 
 
 def test_int8_is_per_channel_and_leaves_the_named_layers(int8: Path, vit: Network) -> None:
@@ -84,7 +86,7 @@ def test_the_layer_that_was_made_hard_for_int8_is_named_first(small: Network) ->
     hard = copy.deepcopy(small.classifier)
     hard.model.head.norm.weight[0] *= 1000
     hard.model.head.fc.weight[:, 0] *= 0.001
-    losses = sensitivity.rank(hard, small.card, "onnx", "int8", small.images, [small.images])
+    losses = sensitivity.rank(hard, small.card, "onnx", "int8", (small.images,), [(small.images,)])
     assert losses[0].name == "head.fc"
     assert losses[0].kl_divergence > 10 * losses[1].kl_divergence
 
@@ -96,7 +98,7 @@ def test_the_layer_that_was_made_hard_for_a_palette_is_named_first(small: Networ
     norm.weight[0] *= 0.001
     norm.bias[0] *= 0.001
     convolution.weight[:, 0] *= 1000
-    losses = sensitivity.rank(hard, small.card, "coreml", "palette4", small.images, [])
+    losses = sensitivity.rank(hard, small.card, "coreml", "palette4", (small.images,), [])
     assert losses[0].name == "stages_2_downsample_1"
     assert losses[0].kl_divergence > 2 * losses[1].kl_divergence
 

@@ -77,7 +77,7 @@ def test_a_full_device_gets_fewer_images_at_a_time(trained, monkeypatch):
 def test_io_binding_gives_the_same_answers(trained):
     predictor = predictors.open(trained[1], "onnx", providers=("cpu",))
     assert predictor.providers == ("CPUExecutionProvider",)
-    assert np.array_equal(predictor._bound(IMAGES, "cpu"), predictor.logits(IMAGES))
+    assert np.array_equal(predictor._bound({"images": IMAGES}, "cpu"), predictor.logits(IMAGES))
 
 
 def test_options_reach_the_member_that_they_are_for(trained, monkeypatch):

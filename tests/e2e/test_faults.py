@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,11 +210,11 @@ class Failing:
     def __init__(self, n: int, error: Exception, **options: int):
         self.left, self.error, self.images = n, error, Images(cache_bytes=0, **options)
 
-    def __call__(self, path: Path) -> np.ndarray:
+    def __call__(self, path: Path, *scale: Any) -> np.ndarray:
         self.left -= 1
         if self.left == 0:
             raise self.error
-        return self.images(path)
+        return self.images(path, *scale)
 
 
 def test_a_loader_thread_that_dies_ends_the_run_and_it_goes_on(

@@ -18,6 +18,7 @@ from tests.e2e.commands import words
 from tests.unit.test_campaign import NEVER, final
 from training import campaign
 
+CLOCKS = ("seconds", "images_per_second", "waiting", "computing", "saving")  # columns that tell times
 # Each start is a process of its own, made from one that has imported everything already.
 FRESH = multiprocessing.get_context("forkserver")
 # As tests/conftest.py does, MLX's BLAS first: it is process-wide, and the bits of all runs here must come from one.
@@ -91,7 +92,7 @@ def assert_same(one: Path, other: Path) -> None:
 def scores(fold: Path) -> list[list[str]]:
     """`history.csv` without the columns that tell times."""
     rows = [row.split(",") for row in (fold / "history.csv").read_text().splitlines()]
-    kept = [i for i, name in enumerate(rows[0]) if name not in ("seconds", "images_per_second", "waiting")]
+    kept = [i for i, name in enumerate(rows[0]) if name not in CLOCKS]
     return [[row[i] for i in kept] for row in rows]
 
 

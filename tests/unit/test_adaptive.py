@@ -1,5 +1,7 @@
 """Adaptive test-time augmentation: the threshold's fit, and that unsure images get what they would get without it."""
 
+import re
+
 import numpy as np
 import pytest
 import yaml
@@ -8,6 +10,7 @@ from scipy.special import log_softmax, softmax
 import infer
 from config.errors import ConfigError
 from infer import adaptive, ensemble, inputs
+from infer.clock import Clock
 from infer.runner import Runner
 from tests.unit import members
 
@@ -69,11 +72,20 @@ def test_the_command_says_what_it_saved_and_needs_a_fitted_ensemble(tmp_path, ca
     file.write_text(yaml.safe_dump({"members": [{"path": "a"}], "views": ["flips"], "adaptive": 0.7}))
     words = ["--ensemble", str(file), "--images", str(tmp_path / "images"), "--tta", "adaptive", "--out"]
     assert infer.main([*words, str(tmp_path / "s.npz")]) == 0
-    assert "passes an image in place of 4" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "passes an image in place of 4" in said and re.search(r"s in the networks in place of about \d+\.\d s", said)
     file.write_text(yaml.safe_dump({"members": [{"path": "a"}], "views": ["flips"]}))
     assert infer.main([*words, str(tmp_path / "t.npz")]) == 2
     err = capsys.readouterr().err
     assert "has no fitted threshold" in err and err.count("\n") == 1
+
+
+def test_the_time_that_was_saved_is_estimated_from_what_was_measured():
+    clock = Clock({0: [(10, 9.0), (10, 1.0), (10, 1.0)], 1: [(4, 2.0)]})  # the first call prepares something once
+    assert clock.spent == 13.0 and clock.everything(30, members=2, views=4) == pytest.approx(30 * 4 * (0.1 + 0.5))
+    assert clock.text(30, 2, 4) == "13.0 s in the networks in place of about 72.0 s, 82% saved"
+    assert clock.text(5, 2, 4).endswith("in place of about 12.0 s, 8% more")
+    assert clock.everything(30, members=3, views=4) is None and "not measured" in clock.text(30, 3, 4)
 
 
 def test_an_ensemble_of_other_files_cannot_be_adapted(tmp_path):

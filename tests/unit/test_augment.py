@@ -10,6 +10,7 @@ from torchvision.transforms import v2 as tv
 
 from config.data_sections import Augment
 from data import augment, geometry, resize
+from data.decode import decode
 from models.card import Preprocessing
 from tests.unit.pictures import PHOTO, chance, difference, photograph
 
@@ -30,7 +31,7 @@ def training(level="none", size=48, fit="crop", share=1.0, **settings):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_the_centre_crop_shows_what_torchvisions_shows(shape, size, share, interpolation):
     image = photograph(*shape)
-    found = augment.eval_transform(Preprocessing(size=size, crop_pct=share, interpolation=interpolation))(image)
+    found = augment.EvalTransform(Preprocessing(size=size, crop_pct=share, interpolation=interpolation))(image)
     reference = tv.Compose(
         [tv.Resize(math.floor(size / share), interpolation=InterpolationMode(interpolation)), tv.CenterCrop(size)]
     )
@@ -73,9 +74,9 @@ def test_a_fine_pattern_does_not_alias():
 
 def test_squash_shows_all_and_letterbox_keeps_the_aspect_ratio():
     image = np.full((60, 120, 3), 200, dtype=np.uint8)
-    squashed = augment.eval_transform(Preprocessing(size=48, fit="squash"))(image)
+    squashed = augment.EvalTransform(Preprocessing(size=48, fit="squash"))(image)
     assert squashed.shape == (48, 48, 3) and (squashed == 200).all()
-    boxed = augment.eval_transform(Preprocessing(size=48, fit="letterbox"))(image)
+    boxed = augment.EvalTransform(Preprocessing(size=48, fit="letterbox"))(image)
     assert boxed.shape == (48, 48, 3)
     assert (boxed[12:36] == 200).all() and (boxed[:12] == resize.PAD).all() and (boxed[36:] == resize.PAD).all()
 
@@ -104,6 +105,37 @@ def test_a_random_crop_is_a_part_of_the_promised_area_and_shape():
     assert abs(np.mean(lefts) - np.mean([d["left"] for d in drawn])) < 5
 
 
+@pytest.fixture(scope="module")
+def jpeg(tmp_path_factory):
+    path = tmp_path_factory.mktemp("jpeg") / "large.jpg"
+    Image.fromarray(photograph(700, 1000)).save(path, quality=95, subsampling=0)
+    return path
+
+
+def both(path, transform, number):
+    """What a transform makes of a JPEG that is decoded as small as it allows, and of the whole one."""
+    small = decode(path, shrink=lambda height, width: transform.shrink(height, width, chance(number)))
+    assert small.shape[0] < 700
+    return transform(small, chance(number)), transform(decode(path), chance(number))
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_evaluation_sees_the_same_of_a_jpeg_decoded_smaller(fit, jpeg):
+    found, wanted = both(jpeg, augment.EvalTransform(Preprocessing(size=48, fit=fit, crop_pct=0.9)), 0)
+    assert difference(found, wanted).mean() < 0.2 * difference(np.roll(wanted, 1, 0), wanted).mean()
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("level", ["minimal", "moderate"])
+def test_training_sees_the_same_of_a_jpeg_decoded_smaller_within_a_pixel(fit, level, jpeg):
+    transform = training(level, fit=fit, least_area=0.3, affine=False, erase=False)
+    for i in range(6):
+        found, wanted = both(jpeg, transform, i)
+        shifts = [np.roll(wanted, step, axis) for step in (1, -1) for axis in (0, 1)]
+        nearest = min(difference(found, one).mean() for one in (wanted, *shifts))  # a letterbox may lie a pixel off
+        assert nearest < 0.8 * difference(shifts[0], wanted).mean()
+
+
 # The levels.
 
 
@@ -123,7 +155,7 @@ def test_everything_takes_every_image_and_only_its_key_decides(settings, fit, sh
 
 def test_none_is_what_evaluation_sees_and_the_levels_grow_stronger():
     for fit in FITS:
-        plain = augment.eval_transform(Preprocessing(size=64, fit=fit))(PHOTO)
+        plain = augment.EvalTransform(Preprocessing(size=64, fit=fit))(PHOTO)
         np.testing.assert_array_equal(training("none", 64, fit)(PHOTO, chance()), plain)
     square = photograph(64, 64)
     change = [
@@ -202,7 +234,7 @@ def test_a_switch_adds_or_removes_its_block_alone():
 @pytest.mark.parametrize("name", augment.BLOCKS)
 def test_each_block_can_be_switched_on_by_itself_and_then_acts(name):
     image = photograph(64, 64)
-    plain = augment.eval_transform(Preprocessing(size=64))(image)
+    plain = augment.EvalTransform(Preprocessing(size=64))(image)
     found = [training("none", 64, **{name: True})(image, chance(i)) for i in range(40)]
     assert any((x != plain).any() for x in found)
 
@@ -254,4 +286,4 @@ def test_a_smaller_share_changes_less_and_none_is_evaluation(settings):
     ]
     assert change[0] == 0 and all(one < other for one, other in pairwise(change))
     epochs = augment.by_epoch(Augment(**settings, off_epochs=1), Preprocessing(size=64), 3)
-    np.testing.assert_array_equal(epochs.at(2)(PHOTO, chance()), augment.eval_transform(Preprocessing(size=64))(PHOTO))
+    np.testing.assert_array_equal(epochs.at(2)(PHOTO, chance()), augment.EvalTransform(Preprocessing(size=64))(PHOTO))

@@ -1,4 +1,5 @@
 import io
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,11 +11,16 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from data import augment, documents, geometry, ops, tone
+from data import augment, colour, documents, geometry, ops, tone
 from data.resize import PAD
 from tests.unit.pictures import PHOTO, chance, difference, photograph
 
-BLOCKS = {**geometry.FLIPS, **documents.OPS, **ops.OPS}
+
+def tinted(name):
+    return lambda image, rng, strength: colour.tint(image, rng, {name: strength})
+
+
+BLOCKS = {**geometry.FLIPS, **documents.OPS, **{name: tinted(name) for name in colour.MAPS}, **ops.OPS}
 SWITCHES = {*geometry.FLIPS, *documents.SWITCHES, *ops.SWITCHES}
 
 
@@ -34,6 +40,22 @@ SWITCHES = {*geometry.FLIPS, *documents.SWITCHES, *ops.SWITCHES}
 def test_brightness_contrast_saturation_and_sharpness_are_pils(ours, enhancer, factor):
     expected = np.asarray(enhancer(Image.fromarray(PHOTO)).enhance(factor))
     assert difference(ours(PHOTO, factor), expected).max() <= 2  # PIL cuts off where cv2 rounds, once or twice
+
+
+def test_maps_of_colour_in_one_pass_are_pils_one_after_another():
+    mild = (PHOTO // 2 + 64).astype(np.uint8)  # nothing is cut off on the way
+    expected = Image.fromarray(mild)
+    for enhancer, factor in ((ImageEnhance.Brightness, 0.9), (ImageEnhance.Contrast, 0.8), (ImageEnhance.Color, 1.3)):
+        expected = enhancer(expected).enhance(factor)
+    drawn = iter([0.9, 0.8, 1.3])
+    maps = {
+        "brightness": lambda *_: colour.scaled(next(drawn)),
+        "contrast": lambda light, *_: colour.spread(next(drawn), light),
+        "saturation": lambda *_: colour.saturated(next(drawn)),
+    }
+    with mock.patch.dict(colour.MAPS, maps):
+        found = colour.tint(mild, chance(), dict.fromkeys(maps, 1.0))
+    assert difference(found, np.asarray(expected)).max() <= 3  # PIL cuts off three times where cv2 rounds once
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.05, 0.3])
@@ -135,7 +157,7 @@ def test_brightening_never_wipes_out_a_white_page():
     page = np.full((100, 100, 3), 240, np.uint8)
     page[40:60, 20:80] = 180
     for i in range(60):
-        found = ops.brightness(page, chance(i), 1.0).astype(int)
+        found = BLOCKS["brightness"](page, chance(i), 1.0).astype(int)
         assert found[0, 0, 0] - found[50, 50, 0] > 20
 
 

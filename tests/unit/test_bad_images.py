@@ -33,7 +33,7 @@ def damaged(digits: Path, tmp_path: Path) -> tuple[Path, list[str]]:
 
 def loader(root: Path, **options: bool) -> Loader:
     paths = sorted((root / "train").iterdir())[:12]
-    return Loader(paths, augment.eval_transform(Preprocessing(16)), 16, batch_size=8, workers=2, **options)
+    return Loader(paths, augment.EvalTransform(Preprocessing(16)), 16, batch_size=8, workers=2, **options)
 
 
 def test_a_bad_image_weighs_nothing_and_another_one_stands_in_its_place(damaged: tuple[Path, list[str]]) -> None:

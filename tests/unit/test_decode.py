@@ -72,6 +72,35 @@ def test_exif_orientation_is_applied_once(form, orientation):
     assert_close(decode(data), by_pillow(data), 2)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_jpeg_decoded_smaller_is_pillows_draft(factor, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(96, 160), "JPEG", quality=95, subsampling=0, exif=exif)
+    asked = []
+    found = decode(data, shrink=lambda *shape: asked.append(shape) or factor)
+    draft = Image.open(io.BytesIO(data))
+    draft.draft("RGB", (160 // factor, 96 // factor))
+    expected = np.asarray(ImageOps.exif_transpose(draft))
+    assert asked == [(96, 160) if orientation < 5 else (160, 96)]
+    assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() <= 2
+
+
+def test_what_cannot_be_decoded_smaller_does_not_ask():
+    def never(*_):
+        raise AssertionError
+
+    for form in ("PNG", "WEBP", "GIF"):
+        decode(encoded(picture(), form), shrink=never)
+    decode(encoded(picture().convert("CMYK"), "JPEG"), shrink=never)
+    grey = decode(encoded(picture(64, 96).convert("L"), "JPEG"), shrink=lambda *_: 2)
+    assert grey.shape == (32, 48, 3) and (grey[..., 0] == grey[..., 2]).all()
+    whole = encoded(picture(64, 96), "JPEG")
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode(whole[: len(whole) // 2], shrink=lambda *_: 4)
+
+
 @pytest.mark.parametrize("form", ["PNG", "GIF", "TIFF", "BMP", "WEBP"])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
 def test_grey_palette_and_transparent_images(form, mode):

@@ -104,14 +104,14 @@ def test_a_letterbox_goes_on_with_the_papers_colour(root: Path) -> None:
     paper = np.full((100, 60, 3), (250, 240, 220), dtype=np.uint8)
     paper[40:60, 20:40] = 10
     grey, background = (Preprocessing(size=50, fit="letterbox", pad=pad) for pad in ("grey", "background"))
-    assert tuple(augment.eval_transform(grey)(paper)[25, 2]) == (128, 128, 128)
-    assert tuple(augment.eval_transform(background)(paper)[25, 2]) == (250, 240, 220)
+    assert tuple(augment.EvalTransform(grey)(paper)[25, 2]) == (128, 128, 128)
+    assert tuple(augment.EvalTransform(background)(paper)[25, 2]) == (250, 240, 220)
     section = load.parse(["--config", "documents", "--data.root", str(root)], prog="test").augment
     transform = augment.train_transform(section.model_copy(update={"noise": False, "shadow": False}), background)
     corners = [transform(paper, keyed.rng(0, "augment", i))[0, 0].astype(int) for i in range(20)]
     assert np.median([corner.mean() for corner in corners]) > 190, "the training's padding is paper too"
     photo = np.random.default_rng(0).integers(0, 256, (100, 60, 3), dtype=np.uint8)
-    assert tuple(augment.eval_transform(background)(photo)[25, 2]) == (128, 128, 128), "it has no background"
+    assert tuple(augment.EvalTransform(background)(photo)[25, 2]) == (128, 128, 128), "it has no background"
 
 
 def test_damaged_validation_pages_are_scored_beside_the_clean_and_decide(few: Path, tmp_path: Path) -> None:

@@ -69,24 +69,6 @@ def test_every_fault_of_a_file_is_named_in_one_line(tmp_path, text, faults):
     assert all(fault in message for fault in ["ensemble.yaml: ", *faults]) and "\n" not in message
 
 
-@pytest.mark.parametrize(
-    ("more", "plain"),
-    [
-        ({}, True),
-        ({"combine": "logits", "temperature": 1.5, "views": ("original", "hflip")}, True),
-        ({"class_multipliers": {"a": 2.0}, "aliases": (("a", "b"),)}, True),
-        ({"tempered": "mean"}, True),
-        ({"tempered": "mean", "views": ("original", "hflip")}, False),
-        ({"combine": "ranks"}, False),
-        ({"merge": "max"}, False),
-        ({"clip": 1e-4}, False),
-        ({"layers": "e_layers.safetensors"}, False),
-    ],
-)
-def test_an_ensemble_says_whether_weights_and_temperatures_are_all_of_it(more, plain):
-    assert Ensemble(members=(Member(path="."),), **more).plain is plain
-
-
 def test_members_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd@name").mkdir()

@@ -70,7 +70,7 @@ def run_without(blocked: set[str], *argv: str) -> subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-PROGRAMS = ("train_torch.py", "train_mlx.py", "infer", "convert", "models", "training", "data")
+PROGRAMS = ("train_torch.py", "train_mlx.py", "infer", "convert", "models", "training", "data", "backends")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -101,3 +101,13 @@ def test_each_engine_trains_where_the_other_is_not_installed(program, blocked, d
     )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("*/fold_0/best/model.safetensors"))
+
+
+# What makes a start slow, and no option's help needs.
+HEAVY = {"numpy", "cv2", "sklearn", "scipy", "matplotlib", "PIL"}
+
+
+@pytest.mark.parametrize("program", ["train_torch.py", "train_mlx.py", "training"])
+def test_help_waits_for_nothing_heavy(program: str) -> None:
+    done = run_without(TORCH_SIDE | MLX_SIDE | HEAVY, program, "--help")
+    assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@ import threading
 import time
 from contextlib import closing
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from config.errors import DataError
 from data import augment, images, loader
 from data.sampler import epoch_order
 from models.card import Preprocessing
+from tests.unit.pictures import photograph
 
 COUNT, SIZE = 23, 16
 
@@ -69,7 +71,7 @@ def test_a_sample_is_augmented_alike_wherever_it_stands_in_the_order(paths):
 
 
 def test_evaluation_gives_every_image_once_in_order_and_pads_the_last_batch(paths):
-    transform = augment.eval_transform(Preprocessing(size=SIZE))
+    transform = augment.EvalTransform(Preprocessing(size=SIZE))
     made = loader.Loader(paths, transform, SIZE, 10)
     batches = copies(made.epoch(np.arange(COUNT)))
     assert len(batches) == made.batches(COUNT) == 3
@@ -106,7 +108,7 @@ def test_a_sample_that_stands_several_times_is_augmented_differently_each_time_w
 def test_a_transform_may_change_with_the_epoch(paths):
     section, prep = Augment(level="hard", off_epochs=1), Preprocessing(size=SIZE)
     made = loader.Loader(paths, augment.by_epoch(section, prep, 3), SIZE, 5, 2, seed=1)
-    plain = copies(loader.Loader(paths, augment.eval_transform(prep), SIZE, 5).epoch(np.arange(COUNT)))
+    plain = copies(loader.Loader(paths, augment.EvalTransform(prep), SIZE, 5).epoch(np.arange(COUNT)))
     for epoch in (0, 1):
         assert_same(copies(made.epoch(np.arange(COUNT), epoch)), copies(training(paths).epoch(np.arange(COUNT), epoch)))
     assert_same(copies(made.epoch(np.arange(COUNT), 2)), plain)
@@ -192,7 +194,7 @@ def test_batches_are_prepared_while_the_consumer_is_busy(paths):
 def decoded(monkeypatch):
     """The paths that were decoded, in order."""
     seen, decode = [], images.decode
-    monkeypatch.setattr(images, "decode", lambda path, limit: seen.append(path) or decode(path, limit))
+    monkeypatch.setattr(images, "decode", lambda path, *rest: seen.append(path) or decode(path, *rest))
     return seen
 
 
@@ -210,9 +212,24 @@ def test_a_set_that_does_not_fit_is_decoded_each_time_and_keeps_no_memory(paths,
     small = images.Images(cache_bytes=10 * 20 * 24 * 3)
     once = copies(training(paths, images=small).epoch(np.arange(COUNT), 0))
     assert_same(copies(training(paths, images=small).epoch(np.arange(COUNT), 0)), once)
-    assert len(decoded) == 2 * COUNT and not small._cache
+    assert len(decoded) == 2 * COUNT and not small._pictures
     list(training(paths, images=images.Images(cache_bytes=0)).epoch(np.arange(COUNT), 0))
     assert len(decoded) == 3 * COUNT
+
+
+def test_what_is_kept_in_memory_changes_no_pixel(tmp_path):
+    shapes = [(90, 200), (200, 90), (64, 64), (150, 151), (70, 64), (16, 16)]
+    paths = [tmp_path / f"{i}.jpg" for i in range(len(shapes))]
+    for path, shape in zip(paths, shapes, strict=True):
+        Image.fromarray(photograph(*shape)).save(path)
+    turns = {paths[0]: cv2.ROTATE_90_CLOCKWISE, paths[3]: cv2.ROTATE_180}
+    kept, none = images.Images(turns=turns), images.Images(cache_bytes=0, turns=turns)
+    for path in paths:
+        kept(path)  # whole, as a look before training leaves them
+    for epoch in range(8):
+        some, others = (copies(training(paths, images=held).epoch(np.arange(6), epoch)) for held in (kept, none))
+        assert_same(some, others)
+    assert {factor for path in paths for factor in kept._pictures[path]._decoded} == {1, 2, 4, 8}
 
 
 def test_the_pixel_limit_reaches_the_decoder(paths):

@@ -218,6 +218,43 @@ def test_ctrl_c_says_how_to_go_on_and_the_files_are_the_same(pair, tmp_path, cap
     assert (tmp_path / "s.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
+@pytest.mark.parametrize("launched", ["by torchrun", "with --shard"])
+def test_a_killed_rank_that_is_started_again_loses_nothing(pair, tmp_path, capsys, monkeypatch, launched):
+    folders, _, _ = pair
+    dying = (
+        "import sys, os, signal, infer\n"
+        "from infer.journal import Journal\n"
+        "append, batches = Journal.append, []\n"
+        "def dies_while_writing(self, probabilities, errors):\n"
+        "    batches.append(probabilities)\n"
+        "    if len(batches) == 3:\n"
+        "        self._answers.write(probabilities.tobytes()[:7])\n"
+        "        self._answers.flush()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    append(self, probabilities, errors)\n"
+        "Journal.append = dies_while_writing\n"
+        "sys.exit(infer.main(sys.argv[1:]))\n"
+    )
+    words = ["--member", *folders, "--images", tmp_path / "images", "--batch_size", 1, "--tta", "flip", "--out"]
+    assert command(capsys, *words, tmp_path / "whole.npz", tmp_path / "whole.csv")[0] == 0
+    words += [tmp_path / "s.npz", tmp_path / "s.csv"]
+
+    def started(rank):
+        monkeypatch.setenv("RANK" if launched == "by torchrun" else "_", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        return [*words, "--resume", *([] if launched == "by torchrun" else ["--shard", f"{rank}/2"])]
+
+    given = [sys.executable, "-c", dying, *map(str, started(1))]
+    assert subprocess.run(given, cwd=Path(work.__file__).parents[1]).returncode == -signal.SIGKILL
+    assert (tmp_path / "s.npz.part" / "shard_1_of_2" / "answers.f32").stat().st_size == 2 * 3 * 4 + 7
+    code, said, _ = command(capsys, *started(0))
+    assert code == 0 and "the last shard to end writes the files" in said and not (tmp_path / "s.npz").exists()
+    code, said, _ = command(capsys, *started(1))
+    assert code == 0 and "wrote" in said
+    for name in ("npz", "csv"):
+        assert (tmp_path / f"s.{name}").read_bytes() == (tmp_path / f"whole.{name}").read_bytes()
+
+
 def test_two_processes_do_not_write_one_journal(pair, tmp_path, capsys):
     folders, _, _ = pair
     place = tmp_path / "s.npz.part" / "shard_0_of_1"

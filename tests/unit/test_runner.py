@@ -9,8 +9,8 @@ from scipy.special import softmax
 
 import infer
 from config.errors import BackendUnavailable, CheckpointError, ConfigError, DataError, WeightsError
-from data import augment
-from infer import ensemble, predictors, prepare
+from data import augment, images
+from infer import ensemble, predictors
 from infer.runner import Runner
 from models import weights
 from models.card import CARD_KEY, Preprocessing
@@ -81,19 +81,27 @@ def test_members_of_other_sizes_each_see_their_own_pixels(tmp_path):
     folders = [members.checkpoint(tmp_path / str(i), i, members.card(**prep)) for i, prep in enumerate(preps)]
     expected = np.zeros((7, 3))
     for folder, prep in zip(folders, preps, strict=True):
-        transform = augment.eval_transform(Preprocessing(**{"size": 32, **prep}))
+        transform = augment.EvalTransform(Preprocessing(**{"size": 32, **prep}))
         expected += softmax(logits_of(folder, np.stack([transform(image) for image in pixels])), axis=1) / 3
     with Runner(ensemble.of([str(folder) for folder in folders])) as runner:
         parts = list(runner.run(paths, batch_size=4, workers=2))
     assert np.allclose(np.concatenate([part.probabilities for part in parts]), expected, atol=TOLERANCE)
 
 
+def test_only_what_changes_an_images_pixels_tells_inputs_apart():
+    wide, squashed = Preprocessing(32, crop_pct=0.9), Preprocessing(32, crop_pct=0.9, fit="squash")
+    assert wide.pixels != Preprocessing(32).pixels and wide.pixels != squashed.pixels
+    assert squashed.pixels == Preprocessing(32, fit="squash", mean=(0.5, 0.5, 0.5), pad="background").pixels
+    boxed = [Preprocessing(32, fit="letterbox", pad=pad) for pad in ("grey", "background")]
+    assert boxed[0].pixels != boxed[1].pixels
+
+
 def test_an_image_is_decoded_once_whatever_the_members_and_views(tmp_path, monkeypatch):
     paths, _ = members.photographs(tmp_path / "images")
     folders = [members.checkpoint(tmp_path / str(i), i) for i in range(3)]
     decoded = []
-    original = prepare.decode
-    monkeypatch.setattr(prepare, "decode", lambda path, *rest: decoded.append(path) or original(path, *rest))
+    original = images.decode
+    monkeypatch.setattr(images, "decode", lambda path, *rest: decoded.append(path) or original(path, *rest))
     with Runner(ensemble.of([str(folder) for folder in folders], ["d4"])) as runner:
         list(runner.run(paths, batch_size=2))
     assert sorted(decoded) == paths

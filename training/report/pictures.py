@@ -15,7 +15,7 @@ from scipy.special import softmax
 from config import load
 from config.errors import TandemError
 from data import index
-from data.augment import eval_transform
+from data.augment import EvalTransform
 from data.decode import decode
 from data.keyed import rng
 from infer import gradcam
@@ -92,7 +92,7 @@ def with_thumbnails(rows: Sequence[dict[str, Any]], path_of: dict[str, Path]) ->
 
 def _heat(best: Path, rows: list[dict[str, Any]]) -> list[str]:
     explainer = gradcam.open(best)
-    transform = eval_transform(explainer.card.preprocessing)
+    transform = EvalTransform(explainer.card.preprocessing)
     images = np.stack([transform(decode(row["path"]), rng(0, "report")) for row in rows])
     maps = explainer.heatmaps(images, [row["class"] for row in rows])
     return [_uri(_small(gradcam.overlay(image, heat))) for image, heat in zip(images, maps, strict=True)]

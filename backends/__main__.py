@@ -1,0 +1,46 @@
+"""`python -m backends tune`: which ways to compute gradients this chip is faster with in MLX, measured and kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+import backends
+from config.errors import TandemError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m backends", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    tune = commands.add_parser("tune", help="measure MLX's gradients on this chip (done at first use on Metal)")
+    tune.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+    try:
+        print(_tune(args.json))
+    except TandemError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _tune(as_json: bool) -> str:
+    backends.require("mlx")
+    from backends.mlx import tune
+
+    file, seconds = tune.cache_file(), tune.measure(budget=60.0)
+    tune.write(file, seconds)
+    chosen = tune.faster(seconds)
+    if as_json:
+        return json.dumps({"file": str(file), "seconds": seconds, "chosen": chosen})
+    rows = [f"{'gradient':34}{'MLX, ms':>10}{'ours, ms':>10}  chosen"]
+    for key, both in seconds.items():
+        library, ours = (1e3 * both[way] for way in tune.WAYS)
+        rows.append(f"{key:34}{library:10.2f}{ours:10.2f}  {chosen[key]}")
+    return "\n".join([*rows, f"kept in {file}"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

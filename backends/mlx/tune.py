@@ -1,0 +1,148 @@
+"""Which of the ways in `ports.gradients` this chip is faster with: measured once, kept by chip and MLX's version.
+
+The file is `mlx/CHIP_VERSION.json` in the folder of `config.places`. On a CPU nothing is measured unless it is asked
+for (`python -m backends tune`): MLX's convolutions there are plain loops, for which its own gradient does least, and
+its scatter-add is slow.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from config.places import cache_folder
+from ports import gradients, layers
+
+WAYS = (gradients.LIBRARY, gradients.OURS)
+_BUDGET = 2.0  # seconds at first use; what is not measured by then keeps its default
+_REPEATS = 3
+# Images a side and channels of what is measured: a middle stage of the usual networks, or what a CPU does at once.
+_GPU, _CPU = (28, 192), (8, 16)
+
+Seconds = dict[str, dict[str, float]]
+
+
+class Choice(NamedTuple):
+    """The way for each key of `gradients.CHOSEN`, and where that is known from."""
+
+    ways: dict[str, str]
+    source: str
+
+
+@functools.cache
+def choose() -> Choice:
+    """The choice for this machine, set in `gradients.CHOSEN`; measured now if it never was. Once in a process."""
+    file = cache_file()
+    seconds, source = read(file), str(file)
+    if not seconds and on_gpu():
+        seconds, source = measure(_BUDGET), "measured now"
+        write(file, seconds)
+    choice = Choice(faster(seconds), source if seconds else "known of CPUs")
+    gradients.CHOSEN.update(choice.ways)
+    return choice
+
+
+def faster(seconds: Seconds) -> dict[str, str]:
+    """The faster way for each key; for what was not measured the default."""
+    found = {key: min(both, key=lambda way: both[way]) for key, both in seconds.items()}
+    return {key: found.get(key, default) for key, default in gradients.DEFAULTS.items()}
+
+
+def measure(budget: float) -> Seconds:
+    """The seconds of each way, forwards and backwards, the least of three; ends early after `budget` seconds."""
+    size, channels = _GPU if on_gpu() else _CPU
+    end, found = time.perf_counter() + budget, Seconds()
+    for key in gradients.DEFAULTS:
+        if time.perf_counter() > end:
+            break
+        found[key] = {way: _seconds(*_case(key, way, size, channels)) for way in WAYS}
+    return found
+
+
+def _case(key: str, way: str, size: int, channels: int) -> tuple[Callable[..., list[mx.array]], list[mx.array]]:
+    """A function that computes the gradients of `key` in the given way, and its arguments."""
+    if key == gradients.POOL:
+        forward: Callable[..., mx.array] = layers.MaxPool2d(3, 2, 1)
+        arrays = [mx.ones((16, 2 * size, 2 * size, channels))]
+    else:
+        kernel, stride, batch = gradients.KEYS[key]
+        padding = (kernel // 2, kernel // 2)
+        arrays = [mx.ones((batch, size, size, channels)), mx.ones((channels, kernel, kernel, 1))]
+
+        forward = functools.partial(gradients.depthwise_conv, stride=stride, low=padding, high=padding)
+
+    def slopes(*given: mx.array) -> list[mx.array]:
+        with _chosen(key, way):
+            y = forward(*given)
+            return list(mx.vjp(forward, list(given), [mx.ones_like(y)])[1])
+
+    return (mx.compile(slopes) if on_gpu() else slopes), arrays
+
+
+def _seconds(function: Callable[..., list[mx.array]], arrays: list[mx.array]) -> float:
+    mx.eval(arrays)
+    mx.eval(function(*arrays))
+    found = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        mx.eval(function(*arrays))
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+@contextmanager
+def _chosen(key: str, way: str) -> Iterator[None]:
+    before = gradients.CHOSEN.copy()
+    gradients.CHOSEN[key] = way
+    try:
+        yield
+    finally:
+        gradients.CHOSEN.clear()
+        gradients.CHOSEN.update(before)
+
+
+def on_gpu() -> bool:
+    """Whether MLX computes on Metal or CUDA."""
+    return bool(mx.default_device().type == mx.gpu)
+
+
+def cache_file() -> Path:
+    """Where this chip's measurements with this MLX are kept."""
+    chip = re.sub(r"\W+", "_", f"{mx.default_device().type.name}_{mx.device_info().get('device_name', '')}").lower()
+    return cache_folder() / "mlx" / f"{chip}_{importlib.metadata.version('mlx')}.json"
+
+
+def read(file: Path) -> Seconds:
+    """What was measured; empty where there is no file, and, with a line on stderr, where it is damaged."""
+    try:
+        seconds = {
+            str(key): {way: float(both[way]) for way in WAYS} for key, both in json.loads(file.read_text()).items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"{file} is damaged ({error}); it is not used", file=sys.stderr)
+        return {}
+    return seconds if seconds.keys() <= gradients.DEFAULTS.keys() else {}
+
+
+def write(file: Path, seconds: Seconds) -> None:
+    """Keep measurements, all or nothing; where that is not possible, a line on stderr says so."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as stream:
+            json.dump(seconds, stream, indent=1)
+        Path(stream.name).replace(file)
+    except OSError as error:
+        print(f"{file} cannot be written ({error}); the measurement is made again next time", file=sys.stderr)

@@ -1,0 +1,236 @@
+"""How fast are images prepared for training? Our loader from files and from its cache against timm's, per CPU second.
+
+    python -m benchmarks.loader --json
+
+Every arm decodes, takes a random crop of 8 to 100% resized to 224 pixels, flips, and changes brightness, contrast and
+saturation of each image. One epoch warms an arm up, then the arms take turns of a second, `--repeats` each; a figure is
+the CPU time of all of an arm's processes for an image, the best of its turns. Arms:
+
+- `files`: `data.loader.Loader` over the files.
+- `cached`: the same from the cache of `data.cache`, as it is from the second epoch on (the first one makes it).
+- `jpegs`: the same from the cache where raw pixels have no room.
+- `timm`: timm's `create_loader` with its prefetcher, the default, and `--workers` processes.
+- `torchvision`: torchvision's v2 transforms on tensors decoded by torchvision, in torch's DataLoader.
+
+Also wall time to the first batch, how CPU time grows from 1 to 8 threads, and memory for 100 times the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from timm.data import create_dataset, create_loader
+from torchvision.datasets import ImageFolder
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms import v2
+
+from benchmarks.sources import PHOTOS, machine, photographs
+from config.data_sections import Data
+from data import cache, store
+from data.augment import Act, Training
+from data.images import Images, Source
+from data.loader import Loader
+from data.sampler import epoch_order
+from models.card import Preprocessing
+
+_BATCH, _SIZE, _LEAST = 64, 224, 0.08
+_JITTER = 0.4  # timm's default
+_TURN = 1.0  # CPU seconds
+Arm = Callable[[int], Iterator[int]]  # an epoch's images, as the numbers of them in each batch
+
+
+def main() -> int:
+    """Print the table or JSON."""
+    parser = argparse.ArgumentParser(description="Images prepared for training: our loader, timm's, torchvision's.")
+    parser.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
+    parser.add_argument("--images", type=int, default=0, help="files; 0 takes each photograph once")
+    parser.add_argument("--workers", type=int, default=2, help="our threads, and the others' processes")
+    parser.add_argument("--repeats", type=int, default=4, help="turns of each arm")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        result = measured(arguments, Path(place))
+    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    result = {**shown, **machine("timm", "torchvision", "opencv-python-headless"), **result}
+    print(json.dumps(result, indent=1) if arguments.json else text(result))
+    return 0
+
+
+def measured(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
+    """CPU milliseconds an image of each arm, the ratios to timm's, and what else the module says."""
+    folder = photographs(arguments.data, arguments.images, place / "images" / "class")
+    paths = sorted(folder.iterdir())
+    with contextlib.redirect_stdout(sys.stderr):
+        raw, jpegs = caches(paths, place)
+    arms: dict[str, Arm] = {
+        "files": ours(paths, Images(0), arguments.workers),
+        "cached": ours(paths, raw, arguments.workers),
+        "jpegs": ours(paths, jpegs, arguments.workers),
+        "timm": timms(folder.parent, arguments.workers),
+        "torchvision": torchvisions(folder.parent, arguments.workers),
+    }
+    spent = in_turn(arms, arguments.repeats)
+    best = {name: min(values) for name, values in spent.items()}
+    return {
+        "cpu_ms": {name: round(value, 4) for name, value in best.items()},
+        "spread": {name: round(max(values) / min(values), 3) for name, values in spent.items()},
+        "ratio_files": round(best["timm"] / best["files"], 2),
+        "ratio_cached": round(best["timm"] / best["cached"], 2),
+        "ratio_jpegs": round(best["timm"] / best["jpegs"], 2),
+        "ratio_torchvision": round(best["torchvision"] / best["files"], 2),
+        "first_batch_s": round(first_batch(paths), 3),
+        "threads": scaling(paths, raw, arguments.repeats),
+        "memory_mib": memory(paths, arguments.workers),
+    }
+
+
+def in_turn(arms: dict[str, Arm], repeats: int) -> dict[str, list[float]]:
+    """CPU milliseconds an image in each arm's turns of a second or more, after an epoch that does not count."""
+    spent: dict[str, list[float]] = {name: [] for name in arms}
+    for arm in arms.values():
+        sum(arm(0))
+    for turn in range(repeats):
+        for name, arm in arms.items():
+            before, count, epoch = cpu_seconds(), 0, 0
+            while (taken := cpu_seconds() - before) < _TURN or not count:
+                epoch += 1
+                count += sum(arm(epoch))
+            spent[name].append(1000 * taken / count)
+            print(f"{name}: {spent[name][-1]:.3f} ms an image (turn {turn + 1}, n {count})", file=sys.stderr)
+    return spent
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and, in hundredths, of its children that are alive."""
+    children = psutil.Process().children(recursive=True)
+    return time.process_time() + sum(sum(one.cpu_times()[:2]) for one in children)
+
+
+def transform() -> Training:
+    """The same changes as timm's defaults make."""
+    strength = _JITTER / 0.6  # our brightness and contrast reach a factor of 1.6 at strength 1
+    acts = {"hflip": Act(0.5), **{name: Act(1.0, strength) for name in ("brightness", "contrast", "saturation")}}
+    return Training(Preprocessing(size=_SIZE), acts, None, _LEAST)
+
+
+def ours(paths: list[Path], source: Source, workers: int) -> Arm:
+    """Our loader over a source of pixels."""
+    loader = Loader(paths, transform(), _SIZE, _BATCH, workers, images=source)
+
+    def epoch(number: int) -> Iterator[int]:
+        for batch in loader.epoch(epoch_order(len(paths), 0, number), number):
+            yield int((batch.weight > 0).sum())
+
+    return epoch
+
+
+def caches(paths: list[Path], place: Path) -> tuple[Source, Source]:
+    """A cache with room for raw pixels, and one whose room is too little for them and enough for JPEGs."""
+    taken, found = 1e12, []
+    for name in ("raw", "jpeg"):
+        data = Data(root=place, cache_gb=0.9 * taken / 1e9, cache_dir=place / name)
+        found.append(cache.sources(data, Preprocessing(size=_SIZE), _SIZE, paths, Images(0), lambda: False).train)
+        taken = sum(store.size(folder) for folder in cache.folders(place / name))
+    return found[0], found[1]
+
+
+def timms(root: Path, workers: int) -> Arm:
+    """timm's training loader, its prefetcher on the CPU."""
+    loader = create_loader(
+        create_dataset("", root),
+        input_size=(3, _SIZE, _SIZE),
+        batch_size=_BATCH,
+        is_training=True,
+        scale=(_LEAST, 1.0),
+        hflip=0.5,
+        color_jitter=_JITTER,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        device=torch.device("cpu"),
+    )
+
+    def epoch(_number: int) -> Iterator[int]:
+        for images, _ in loader:
+            yield len(images)
+
+    return epoch
+
+
+def torchvisions(root: Path, workers: int) -> Arm:
+    """torchvision's v2 transforms, in torch's DataLoader, to uint8 as ours."""
+    change = v2.Compose(
+        [
+            v2.RandomResizedCrop(_SIZE, scale=(_LEAST, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(_JITTER, _JITTER, _JITTER),
+        ]
+    )
+    dataset = ImageFolder(str(root), change, loader=_decoded)
+    loader = torch.utils.data.DataLoader(
+        dataset, _BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
+    )
+
+    def epoch(_number: int) -> Iterator[int]:
+        for images, _ in loader:
+            yield len(images)
+
+    return epoch
+
+
+def _decoded(path: str) -> torch.Tensor:
+    return decode_jpeg(read_file(path), ImageReadMode.RGB)
+
+
+def first_batch(paths: list[Path]) -> float:
+    """Seconds by the clock from a new loader to its first batch, threads and all."""
+    begun = time.perf_counter()
+    batches = Loader(paths, transform(), _SIZE, _BATCH, images=Images(0)).epoch(np.arange(len(paths)))
+    next(batches)
+    found = time.perf_counter() - begun
+    batches.close()
+    return found
+
+
+def scaling(paths: list[Path], raw: Source, repeats: int) -> dict[str, dict[str, float]]:
+    """How much of one thread's speed per CPU second is left with 2, 4 and 8 threads, from files and from the cache."""
+    found = {}
+    for name, source in (("files", Images(0)), ("cached", raw)):
+        arms = {str(threads): ours(paths, source, threads) for threads in (1, 2, 4, 8)}
+        spent = in_turn(arms, repeats)
+        found[name] = {threads: round(min(spent["1"]) / min(values), 3) for threads, values in spent.items()}
+    return found
+
+
+def memory(paths: list[Path], workers: int) -> dict[str, float]:
+    """Resident memory after the first batches of the images and of 100 times as many, MiB."""
+    found = {}
+    for name, times in (("once", 1), ("hundred", 100)):
+        loader = Loader(paths * times, transform(), _SIZE, _BATCH, workers, images=Images(0))
+        with contextlib.closing(loader.epoch(np.arange(len(loader.paths)))) as batches:
+            for _ in zip(range(5), batches, strict=False):
+                pass
+        found[name] = round(psutil.Process().memory_info().rss / 2**20, 1)
+    return found
+
+
+def text(result: dict[str, Any]) -> str:
+    """The result for people."""
+    return "\n".join(f"{key:>18}  {value}" for key, value in result.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

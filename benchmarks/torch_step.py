@@ -1,0 +1,290 @@
+"""How fast does torch train? Our loop against the bare step and against the loop of timm's train.py, in one run.
+
+    python -m benchmarks.torch_step --json                        # small networks on the CPU, synthetic data
+    python -m benchmarks.torch_step --data ../shared/data/photos.tar
+    python -m benchmarks.torch_step --device cuda --data DIR      # the larger networks, compiled, bf16
+
+Arms, in turn `--repeats` times, best of each, in trained images a second (on the CPU: a second of CPU time); a turn is
+`--updates` updates:
+
+- `bare`: the engine's update on tensors that are on the device already, enqueued one after another, nothing read.
+- `loop`: `training.engine.Fit` with the same batch of uint8 pixels from the host for every update; checkpoints, whose
+  cadence is the user's, are left out.
+- `timm`: the loop of timm's train.py with a normalised batch that is on the device: create_model, create_optimizer_v2,
+  autocast (bf16, with which it scales no loss), channels_last and torch.compile on CUDA, and the loss read each update.
+
+With `--data` also the same loops over JPEG files: `loop files`, `loop cached` (from the cache of decoded images) and
+`timm files` (create_loader with its prefetcher), each with random crops, flips and colour jitter on `--workers` cores.
+
+`loop_over_bare` is seconds over seconds (1.00: the loop costs nothing), `ratio_timm_*` our images a second over
+timm's. `tflops` are the network's own operations, forward and backward, that the loop does in a second, `utilisation`
+their share of what the device can do at most in bf16 (dense), where its peak is known. Results: docs/speed_torch.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from backends.contract import CompileMode, LossSpec
+from backends.torch import model as networks
+from backends.torch import session, step
+from benchmarks.sources import machine, photographs
+from benchmarks.timm_train import Timm
+from benchmarks.torch_cases import CLASSES, LARGE, SMALL, Case, forward_operations, peak_of
+from config.data_sections import Data
+from data import augment, cache
+from data.images import Images, Source
+from data.loader import Loaded, Loader
+from models import registry
+from models.card import Card
+from models.registry import ModelSpec
+from training import engine
+from training.loop import Events
+from training.policy import optimizer
+from training.policy.resizing import Stage
+
+Arm = Callable[[], float]  # a turn of it: trained images a second
+
+
+class Synthetic:
+    """A loader of one and the same batch, as `data.loader.Loader` gives them."""
+
+    bad: dict[Path, str] = {}  # noqa: RUF012 - never written to
+
+    def __init__(self, case: Case):
+        self.batch_size, self.paths = case.batch, [Path("synthetic")]
+        draw = np.random.default_rng(0)
+        self.images = draw.integers(0, 256, (case.batch, case.size, case.size, 3), dtype=np.uint8)
+
+    def epoch(self, order: NDArray[np.int64], *_: Any, **__: Any) -> Iterator[Loaded]:
+        """As many batches as the order has whole ones."""
+        for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
+            index = order[start : start + self.batch_size]
+            yield Loaded(self.images, index, np.ones(self.batch_size, np.float32))
+
+
+class Marked:
+    """A loader that notes when its epoch is asked for."""
+
+    def __init__(self, loader: Any, clock: Callable[[], float]):
+        self._loader, self._clock, self.at = loader, clock, 0.0
+        self.batch_size, self.paths, self.bad = loader.batch_size, loader.paths, loader.bad
+
+    def epoch(self, *arguments: Any, **named: Any) -> Iterator[Loaded]:
+        """The loader's."""
+        self.at = self._clock()
+        yield from self._loader.epoch(*arguments, **named)
+
+
+class Unsaved(engine.Fit):
+    """The loop without its checkpoints, whose cadence is the user's."""
+
+    def save(self, _before: Any = None) -> None:
+        """Only what every save waits for."""
+        self._drain()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table or JSON."""
+    parser = argparse.ArgumentParser(description="Training with torch: our loop, the bare step, timm's train.py.")
+    parser.add_argument("--data", type=Path, help="a tar of photographs, or a folder; without it data is synthetic")
+    parser.add_argument("--images", type=int, default=0, help="files; 0 takes each photograph once")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps")
+    parser.add_argument("--models", nargs="+", help="names, of the table's or others; default: by device")
+    parser.add_argument("--size", type=int, help="pixels, in place of the table's")
+    parser.add_argument("--batch", type=int, help="images, in place of the table's")
+    parser.add_argument("--updates", type=int, help="updates of a turn; default 6 on the CPU, 60 elsewhere")
+    parser.add_argument("--repeats", type=int, default=4, help="turns of each arm")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads, timm's processes")
+    parser.add_argument("--compile", choices=("off", "default", "reduce-overhead", "max-autotune"))
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    arguments = parser.parse_args(argv)
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("benchmarks.torch_step: there is no CUDA device here, so nothing was measured", file=sys.stderr)
+        return 1
+    os.environ[session.DEVICE_VARIABLE] = arguments.device
+    with tempfile.TemporaryDirectory() as place:
+        paths = _files(arguments, Path(place)) if arguments.data else []
+        rows = {case.name: measured(case, paths, arguments.repeats) for case in _cases(arguments, device)}
+    result = {**_what(device), **_summary(rows), "models": rows}
+    print(json.dumps(result, indent=1) if arguments.json else _table(result))
+    return 0
+
+
+def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
+    """The arms of one network, and their ratios."""
+    settings, spec = case.settings, registry.get(case.name, num_classes=CLASSES, image_size=case.size)
+    optim = optimizer.spec(settings.optim, False, spec, _fresh(spec))
+    loss = LossSpec()
+    opened = session.open(spec, None, optim, loss, "auto", 0, case.compile)
+    network = Timm(case)
+    synthetic = cast(Loader, Synthetic(case))
+    arms: dict[str, Arm] = {
+        "bare": lambda: bare(opened, case, case.updates),
+        "loop": lambda: loop(opened, case, spec, synthetic, case.updates * case.batch),
+        "timm": lambda: network.rate(network.synthetic()),
+    }
+    if paths:
+        images, kept = Images(0), _cache(case, spec, paths)
+        files, cached, theirs = (
+            _loader(case, spec, paths, images),
+            _loader(case, spec, paths, kept),
+            network.loader(paths),
+        )
+        count = min(case.updates * case.batch, len(paths) // case.batch * case.batch)
+        arms["loop files"] = lambda: loop(opened, case, spec, files, count)
+        arms["loop cached"] = lambda: loop(opened, case, spec, cached, count)
+        arms["timm files"] = lambda: network.rate(theirs)
+
+    def warm() -> None:
+        """An update of each side, as the first one after another arm pays for the memory that this one gave back."""
+        bare(opened, case, 1)
+        network.rate(network.synthetic()[:1])
+
+    found = _in_turn(case.name, arms, warm, repeats)
+    opened.close()
+    return {"size": case.size, "batch": case.batch, **_figures(case, spec, found)}
+
+
+def _in_turn(name: str, arms: dict[str, Arm], warm: Callable[[], None], repeats: int) -> dict[str, list[float]]:
+    """Images a second of each arm's turns, after one that warms up and compiles."""
+    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    for turn in range(repeats + 1):
+        for arm, run in arms.items():
+            warm()
+            rate = run()
+            if turn:
+                found[arm].append(rate)
+        print(f"{name}: {'warm' if not turn else f'turn {turn} of {repeats}'}", file=sys.stderr)
+    return found
+
+
+def _figures(case: Case, spec: ModelSpec, found: dict[str, list[float]]) -> dict[str, Any]:
+    best = {arm: max(rates) for arm, rates in found.items()}
+    figures: dict[str, Any] = {
+        "images_per_second": {arm: round(rate, 1) for arm, rate in best.items()},
+        "spread": {arm: round(1 - min(rates) / max(rates), 3) for arm, rates in found.items()},
+        "loop_over_bare": round(best["bare"] / best["loop"], 3),
+        "ratio_timm_synthetic": round(best["loop"] / best["timm"], 3),
+    }
+    if "timm files" in best:
+        figures["ratio_timm_files"] = round(best["loop files"] / best["timm files"], 3)
+        figures["cached_over_bare"] = round(best["bare"] / best["loop cached"], 3)
+    tera = 3 * forward_operations(spec) * best["loop"] / 1e12
+    figures["tflops"] = round(tera, 3)
+    peak = peak_of(case.device)
+    return figures | ({"utilisation": round(tera / peak, 3)} if peak else {})
+
+
+def bare(opened: session.Session, case: Case, updates: int) -> float:
+    """Images a second of the update alone, its inputs on the device."""
+    synthetic, device = Synthetic(case), case.device
+    batch = [torch.from_numpy(synthetic.images).to(device), *(torch.from_numpy(a).to(device) for a in _answers(case))]
+    trainer, prepare = opened._trainer, opened._input
+    step.set_mode(trainer, False)
+    opened._set = None  # the session is to set the mode again
+    rates = step.Rates(1e-4, 0.05, 0.0, 1.0)
+    start = case.clock()
+    for _ in range(updates):
+        step.update(trainer, prepare, batch, None, rates, False)
+    return updates * case.batch / (case.clock() - start)
+
+
+def loop(opened: session.Session, case: Case, spec: ModelSpec, train: Loader, count: int) -> float:
+    """Images a second of an epoch of `training.engine.Fit` over `count` images, until the last update is read."""
+    began, ended = Marked(train, case.clock), Marked(Synthetic(case), case.clock)
+    labels = np.arange(count) % CLASSES
+    data = engine.FoldData(
+        stages=(Stage(1, case.size, case.batch),),
+        train=(cast(Loader, began),),
+        train_labels=labels,
+        train_targets=np.eye(CLASSES, dtype=np.float32)[labels],
+        train_weights=np.ones(count, np.float32),
+        valid=cast(Loader, ended),
+        valid_labels=labels[: case.batch],
+        valid_ids=[str(i) for i in range(case.batch)],
+        raise_to={},
+    )
+    card = Card(case.name, tuple(map(str, range(CLASSES))), spec.preprocessing, {}, "torch")
+    with tempfile.TemporaryDirectory() as folder:
+        Unsaved(opened, data, case.settings, card, Path(folder), Events()).run()
+    return count / (ended.at - began.at)
+
+
+def _fresh(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
+    return networks.to_arrays(networks.canonical_tensors(networks.build(spec)))
+
+
+def _loader(case: Case, spec: ModelSpec, paths: list[Path], source: Source) -> Loader:
+    transform = augment.by_epoch(case.settings.augment, replace(spec.preprocessing, size=case.size), 1)
+    return Loader(paths, transform, case.size, case.batch, case.workers, 0, source)
+
+
+def _cache(case: Case, spec: ModelSpec, paths: list[Path]) -> Source:
+    """The cache of decoded images, beside the files."""
+    place = paths[0].parent.parent / f"cache_{case.size}"
+    data, prep = Data(root=place, cache_gb=1000.0, cache_dir=place), replace(spec.preprocessing, size=case.size)
+    with contextlib.redirect_stdout(sys.stderr):
+        return cache.sources(data, prep, case.size, paths, Images(0), lambda: False).train
+
+
+def _answers(case: Case) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return np.eye(CLASSES, dtype=np.float32)[np.arange(case.batch) % CLASSES], np.ones(case.batch, np.float32)
+
+
+def _cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:
+    on_gpu = device.type == "cuda"
+    table = LARGE if on_gpu else SMALL
+    known = {name: (size, batch) for name, size, batch in (*SMALL, *LARGE)}
+    wish = arguments.compile or ("default" if on_gpu else "off")
+    found = []
+    for name in arguments.models or [name for name, _, _ in table]:
+        size, batch = known.get(name, (224, 32))
+        updates = arguments.updates or (60 if on_gpu else 6)
+        compile = False if wish == "off" else cast(CompileMode, wish)
+        size, batch = arguments.size or size, arguments.batch or batch
+        found.append(Case(name, size, batch, updates, arguments.workers, compile, device))
+    return found
+
+
+def _files(arguments: argparse.Namespace, place: Path) -> list[Path]:
+    return sorted(photographs(arguments.data, arguments.images, place / "images" / "class").iterdir())
+
+
+def _what(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return {**machine("torch", "timm"), "device": name, "threads": torch.get_num_threads()}
+
+
+def _summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The geometric means over the networks."""
+    names = ("loop_over_bare", "ratio_timm_synthetic", "ratio_timm_files", "cached_over_bare")
+    there = [name for name in names if all(name in row for row in rows.values())]
+    return {name: round(statistics.geometric_mean(row[name] for row in rows.values()), 3) for name in there}
+
+
+def _table(result: dict[str, Any]) -> str:
+    models = result["models"]
+    lines = [f"{key:>22}  {value}" for key, value in result.items() if key != "models"]
+    for name, row in models.items():
+        lines += ["", name, *(f"{key:>22}  {value}" for key, value in row.items())]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

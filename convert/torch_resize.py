@@ -1,0 +1,71 @@
+"""Makes of one image the forms that several networks want, inside a graph: smaller ones, of less of it.
+
+They are means of areas as in `data.resize`, but of the one image's pixels, not of the file's: near, not equal. They
+stay between levels of 255: to round them would make a small error of a sum a whole level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.card import Preprocessing
+
+
+class Resized:
+    """Float NCHW pixels of a `whole` image in [0, 255] to each of `forms`.
+
+    No form may show more of the image than `whole` does, nor be sharper, but for rounding.
+    """
+
+    def __init__(self, whole: Preprocessing, forms: Sequence[Preprocessing]):
+        self._whole, self._forms = whole, tuple(forms)
+
+    def __call__(self, pixels: Tensor) -> list[Tensor]:
+        """All forms of `[N, 3, S, S]`, in their order."""
+        return [self._made(pixels, form) for form in self._forms]
+
+    def _made(self, pixels: Tensor, form: Preprocessing) -> Tensor:
+        taps = _taps(self._whole.size, form.size, *_kept(self._whole, form))
+        for dim in (3, 2):
+            shape = [-1, 1] if dim == 2 else [-1]
+            parts = [
+                pixels.index_select(dim, torch.tensor(places))
+                * torch.tensor(weights, dtype=pixels.dtype).reshape(shape)
+                for places, weights in taps
+            ]
+            pixels = sum(parts[1:], parts[0])
+        return pixels
+
+
+def _kept(whole: Preprocessing, form: Preprocessing) -> tuple[float, float]:
+    """Where what `form` shows begins, and how long its side is, in pixels of `whole`.
+
+    Both crop at whole pixels (see `data.resize.crop`): this is exact for the short side of the file's image, and at
+    most half a pixel beside it for the long one.
+    """
+    if form.fit != "crop":
+        return 0.0, float(whole.size)
+    shorter, side = (math.floor(prep.size / prep.crop_pct) for prep in (form, whole))
+    unit = side / shorter
+    start = round((shorter - form.size) / 2) * unit - round((side - whole.size) / 2)
+    length = min(form.size * unit, float(whole.size))
+    return min(max(start, 0.0), whole.size - length), length
+
+
+def _taps(size: int, wanted: int, start: float, length: float) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """Places and weights `[wanted]` each, whose sum of products is the mean of each of `wanted` equal parts of the
+    `length` pixels from `start` on, of `size` pixels."""
+    edges = start + length / wanted * np.arange(wanted + 1)
+    first = np.floor(edges[:-1]).astype(np.int64)
+    found = []
+    for step in range(math.ceil(length / wanted) + 1):
+        place = first + step
+        covered = np.minimum(edges[1:], place + 1) - np.maximum(edges[:-1], place)
+        found.append((np.minimum(place, size - 1), np.maximum(covered, 0) * wanted / length))
+    return found

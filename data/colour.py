@@ -1,0 +1,90 @@
+"""Brightness, contrast and saturation: maps of the colours of which any number is one pass over the pixels.
+
+Values are cut off at 0 and 255 once, at the end, not after each map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from data.decode import Pixels
+
+_LUMINANCE = np.array([[0.299, 0.587, 0.114, 0.0]] * 3, np.float32)  # of PIL's convert("L")
+_EACH, _ALL = np.eye(3, 4, dtype=np.float32), np.eye(1, 4, 3, dtype=np.float32)
+_BRIGHTEST = 235.0
+
+
+class Map(NamedTuple):
+    """Each value becomes `own` times itself, plus `grey` times its pixel's luminance, plus `shift`."""
+
+    own: float
+    grey: float = 0.0
+    shift: float = 0.0
+
+    def then(self, other: Map) -> Map:
+        """This map, and `other` after it."""
+        luminance = self.own + self.grey  # what this one makes of a luminance, beside its shift
+        return Map(
+            other.own * self.own,
+            other.own * self.grey + other.grey * luminance,
+            (other.own + other.grey) * self.shift + other.shift,
+        )
+
+    def __call__(self, image: Pixels) -> Pixels:
+        """uint8 `[H, W, 3]`."""
+        return cv2.transform(image, self.own * _EACH + self.grey * _LUMINANCE + self.shift * _ALL)
+
+
+# (mean luminance of the image, rng, strength) to a map; strength 0 changes nothing, 1 is the strongest that is sensible
+Draw = Callable[[float, np.random.Generator, float], Map]
+
+
+def scaled(factor: float) -> Map:
+    """Values times `factor`, as PIL's ImageEnhance.Brightness."""
+    return Map(factor)
+
+
+def spread(factor: float, light: float) -> Map:
+    """Distance from the mean luminance `light` times `factor`, as PIL's ImageEnhance.Contrast."""
+    return Map(factor, shift=(1 - factor) * light)
+
+
+def saturated(factor: float) -> Map:
+    """Distance from the grey image times `factor`, as PIL's ImageEnhance.Color."""
+    return Map(factor, grey=1 - factor)
+
+
+def brightness(light: float, rng: np.random.Generator, strength: float) -> Map:
+    """Brightness by a factor up to 1.6 or down to 1 / 1.6, but not beyond a mean of 235: print would vanish."""
+    return scaled(min(factor(rng, 0.6 * strength), max(1.0, _BRIGHTEST / max(light, 1.0))))
+
+
+def contrast(light: float, rng: np.random.Generator, strength: float) -> Map:
+    """Contrast by a factor up to 1.6 or down to 1 / 1.6."""
+    return spread(factor(rng, 0.6 * strength), light)
+
+
+def saturation(_light: float, rng: np.random.Generator, strength: float) -> Map:
+    """Saturation by a factor up to 1.8 or down to 1 / 1.8."""
+    return saturated(factor(rng, 0.8 * strength))
+
+
+MAPS: dict[str, Draw] = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+
+
+def tint(image: Pixels, rng: np.random.Generator, acting: dict[str, float]) -> Pixels:
+    """The maps named in `acting`, with their strengths, drawn in its order and applied at once to uint8 `[H, W, 3]`."""
+    light, whole = float(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]), Map(1.0)
+    for name, strength in acting.items():
+        drawn = MAPS[name](light, rng, strength)
+        whole, light = whole.then(drawn), (drawn.own + drawn.grey) * light + drawn.shift
+    return whole(image)
+
+
+def factor(rng: np.random.Generator, reach: float) -> float:
+    """1 at its middle, as often above as below, between 1 / (1 + reach) and 1 + reach."""
+    return float((1 + reach) ** rng.uniform(-1, 1))

@@ -1,0 +1,109 @@
+"""The file format of the cache: many images in one file, found by keys of 16 bytes. What is kept is `data.cache`.
+
+A store is a folder: `pixels`, the images one after another, and `index`, a record for each (little-endian: key, offset
+and length in `pixels`, height, width). Pixels are on the disk before their records are, so a store whose writer died is
+whole up to its last record. It names no file of the data set and may be copied or shared between machines.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data.decode import Pixels
+
+Encoding = Literal["raw", "jpeg"]
+_RECORD = np.dtype([("key", "V16"), ("offset", "<u8"), ("length", "<u8"), ("height", "<u4"), ("width", "<u4")])
+_QUALITY = 95
+
+
+class Kept(NamedTuple):
+    """Where an image lies in `pixels`, and its sides."""
+
+    offset: int
+    length: int
+    height: int
+    width: int
+
+
+def encode(image: Pixels, encoding: Encoding) -> bytes:
+    """uint8 `[H, W, 3]` as it is kept: its bytes, or a JPEG of quality 95 with all of its colours."""
+    if encoding == "raw":
+        return image.tobytes()
+    options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+
+
+class Store:
+    """An open store: `read(key)` is the image, uint8 `[H, W, 3]`, read-only; safe to share between threads.
+
+    It holds what was there when it was opened; appending is for one process at a time, which opens it anew.
+    """
+
+    def __init__(self, folder: Path, encoding: Encoding):
+        self.folder, self.encoding = folder, encoding
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = folder / "pixels"
+        there = pixels.stat().st_size if pixels.exists() else 0
+        self._kept = {key: kept for key, kept in _records(folder / "index") if kept.offset + kept.length <= there}
+        self._end = max((kept.offset + kept.length for kept in self._kept.values()), default=0)
+        self._pixels = _mapped(pixels, self._end)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def read(self, key: bytes) -> Pixels:
+        """The image of a key that the store contains."""
+        kept = self._kept[key]
+        data = self._pixels[kept.offset : kept.offset + kept.length]
+        if self.encoding == "raw":
+            return data.reshape(kept.height, kept.width, 3)
+        return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
+
+    def append(self, images: Iterable[tuple[bytes, tuple[int, int], bytes]]) -> None:
+        """Write (key, sides, the image as `encode` gives it) behind what is there; a torn end is cut off first."""
+        rows, end = list[tuple[bytes, int, int, int, int]](), self._end
+        with (self.folder / "pixels").open("ab") as file:
+            file.truncate(end)
+            for key, (height, width), encoded in images:
+                file.write(encoded)
+                rows.append((key, end, len(encoded), height, width))
+                end += len(encoded)
+            file.flush()
+            os.fsync(file.fileno())
+        with (self.folder / "index").open("ab") as file:
+            file.truncate(file.tell() // _RECORD.itemsize * _RECORD.itemsize)
+            file.write(np.array(rows, _RECORD).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        self._kept |= {row[0]: Kept(*row[1:]) for row in rows}
+        self._end = end
+
+
+def size(folder: Path) -> int:
+    """Bytes of a store's files."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) if folder.is_dir() else 0
+
+
+def _records(file: Path) -> Iterator[tuple[bytes, Kept]]:
+    data = file.read_bytes() if file.exists() else b""
+    for row in np.frombuffer(data[: len(data) // _RECORD.itemsize * _RECORD.itemsize], _RECORD).tolist():
+        yield row[0], Kept(*row[1:])
+
+
+def _mapped(file: Path, length: int) -> NDArray[np.uint8]:
+    if not length:
+        return np.zeros(0, np.uint8)
+    with file.open("rb") as stream:
+        return np.frombuffer(mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_READ), np.uint8)

@@ -1,0 +1,110 @@
+"""What the torch engine's step must not do: wait for the device. On the meta device, which holds no values, any look at
+one is an error, so that an update which passes there never waits on CUDA either."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from backends.contract import LossSpec, MemorySpec, OptimizerName, OptimSpec, Precision
+from backends.torch import optim, step
+from backends.torch.session import Session
+from tests import tiny
+from tests.contract.cases import CLASSES, KNOBS, batch, identity
+
+META = torch.device("meta")
+
+
+def on_meta(family: str, optimizer: OptimSpec, precision: Precision = "fp32", micro: int = 0) -> Session:
+    spec = tiny.spec(family, num_classes=CLASSES)
+    return Session(spec, None, optimizer, LossSpec(), precision, 0, False, MemorySpec(micro_batch=micro), META)
+
+
+@pytest.mark.parametrize("family", tiny.TINY)
+def test_an_update_never_looks_at_a_value_on_the_device(family: str) -> None:
+    session = on_meta(family, OptimSpec(ema=True))
+    for plan in (None, identity()):
+        pending = session.train_step(batch(), plan, KNOBS)
+        assert pending.packed.device == META and pending.packed.shape == (len(batch().images) + 2,)
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        session.read(pending)  # the test's own proof: this is where a wait would be
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        OptimSpec(clip_value=0.1, clip_factor=0.01),
+        OptimSpec(name="lion", ema=True),
+        OptimSpec(name="muon", matrices=frozenset({"stem.0.weight"})),
+    ],
+    ids=lambda o: o.name,
+)
+def test_no_optimizer_and_no_limit_looks_either(optimizer: OptimSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        step, "autocast", lambda *_: nullcontext()
+    )  # meta has none; the loss scale is what is looked at
+    session = on_meta("convnext", optimizer, "fp16", micro=4)
+    for _ in range(2):
+        session.train_step(batch(), None, KNOBS)
+    frozen = OptimSpec(head=frozenset({"head.fc.weight", "head.fc.bias"}))
+    on_meta("convnext", frozen).train_step(batch(), None, KNOBS._replace(frozen=True))
+
+
+class Looks(TorchDispatchMode):
+    """Counts the operations that take a value from the device to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "unique", "masked_select"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion", "muon"])
+def test_nothing_is_taken_to_the_host_in_an_update_on_the_cpu(optimizer: OptimizerName) -> None:
+    """Torch has no meta kernel of its fused SGD, hence this count."""
+    spec, matrices = tiny.spec("resnet", num_classes=CLASSES), frozenset({"layer1.0.conv1.weight"})
+    wish = OptimSpec(optimizer, ema=True, matrices=matrices if optimizer == "muon" else frozenset())
+    session = Session(spec, None, wish, LossSpec(), "bf16", 0, False, MemorySpec(), torch.device("cpu"))
+    with Looks() as looks:
+        session.train_step(batch(), identity(), KNOBS)
+        assert not looks.found
+        torch.ones(()).item()
+    assert looks.found == ["_local_scalar_dense"]  # the count counts
+
+
+def test_the_average_moves_by_the_same_in_three_kernels_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA all its tensors move in three kernels; that path on the CPU, against torch's own moving average."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    average = optim.Average(model)
+    before = {name: tensor.clone() for name, tensor in average.tensors.items()}
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.add_(torch.ones_like(tensor))
+    monkeypatch.setattr(optim, "_IN_BULK", ("cpu",))
+    average.update(0.9, torch.tensor(False))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in average.tensors.items())
+    average.update(0.9, torch.tensor(True))
+    reference = torch.optim.swa_utils.get_ema_avg_fn(0.9)
+    for name, tensor in average.tensors.items():
+        torch.testing.assert_close(tensor, reference(before[name], model.state_dict()[name], 0))
+
+
+def test_what_is_sent_is_not_changed_and_comes_back() -> None:
+    session = Session(
+        tiny.spec("convnext"), None, OptimSpec(), LossSpec(), "fp32", 0, False, MemorySpec(), torch.device("cpu")
+    )
+    images = batch().images.copy()
+    images.flags.writeable = False
+    result = session.read(session.train_step(batch()._replace(images=images), None, KNOBS))
+    assert result.finite and result.seconds == 0.0
+    np.testing.assert_array_equal(images, batch().images)
