@@ -1,6 +1,6 @@
 """The whole audit command on a large data set: wall and processor time, peak memory, and whether it finds its copies.
 
-    python -m benchmarks.audit_whole --photos photos.tar --images 33137 --folder /tmp/whole
+    python -m benchmarks.audit_whole --data photos.tar --images 33137 --folder /tmp/whole
 
 The data set is written once, of collages: each image is one to four crops of the photographs, mirrored, turned and
 toned, so that no two are alike but the copies planted among them (re-encoded, 1 of 50), of which a third lie in the
@@ -50,14 +50,14 @@ sys.exit(code)
 def main() -> int:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description="The whole audit of a large data set: seconds and memory.")
-    parser.add_argument("--photos", type=Path, default=PHOTOS, help="a folder of photographs, or a tar of one")
+    parser.add_argument("--data", type=Path, default=PHOTOS, help="a folder of photographs, or a tar of one")
     parser.add_argument("--images", type=int, default=33137)
     parser.add_argument("--folder", type=Path, required=True, help="where the data set is, or is written once")
     arguments = parser.parse_args()
     if not (arguments.folder / "made").exists():
         # In a process of its own: on Linux a child's peak of memory begins with what its parent held.
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            process.submit(write, arguments.photos, arguments.folder, arguments.images).result()
+            process.submit(write, arguments.data, arguments.folder, arguments.images).result()
     with tempfile.TemporaryDirectory() as place:
         first = audited(arguments.folder, Path(place), "first")
         again = audited(arguments.folder, Path(place), "again")
