@@ -52,9 +52,9 @@ class Candidates:
                 self.saver.save(functools.partial(self._write, said, judged))
 
     def soup(self, metric: str) -> Judged:
-        """The greedy soup of the best and the kept checkpoints, written as the checkpoint `soup`."""
+        """The greedy soup of the best and the kept ends of epochs, written as the checkpoint `soup`."""
         self.saver.wait()
-        paths = [self.folder / checkpoint.BEST, *checkpoint.steps(self.folder)]
+        paths = [self.folder / checkpoint.BEST, *checkpoint.epoch_ends(self.folder)]
         judged, members = averaging.soup([path for path in paths if not checkpoint.damage(path)], self.judge, metric)
         names = [path.name for path in members]
         checkpoint.save_best(

@@ -133,9 +133,23 @@ def set_aside(path: Path) -> Path:
     return target
 
 
-def prune(folder: Path, keep: int) -> list[Path]:
-    """Remove all but the last `keep` step checkpoints, and what a killed process left; returns what was removed."""
-    gone = steps(folder)[:-keep] if keep > 0 else []
+def epoch_ends(folder: Path) -> list[Path]:
+    """The step checkpoints in which no epoch is half done, oldest first: those that a run without a stop has too."""
+    return [path for path in steps(folder) if _ends_epoch(path)]
+
+
+def _ends_epoch(path: Path) -> bool:
+    try:
+        return bool(read_state(path)["loop"]["batch"] == 0)
+    except (CheckpointError, LookupError, TypeError):
+        return False
+
+
+def prune(folder: Path, keep: int, ends: int = 0) -> list[Path]:
+    """Remove all but the last `keep` step checkpoints and the last `ends` that end an epoch, and what a killed process
+    left; returns what was removed."""
+    last = {*steps(folder)[-keep:], *(epoch_ends(folder)[-ends:] if ends else ())}
+    gone = [path for path in steps(folder) if path not in last] if keep > 0 else []
     gone += [p for p in folder.glob(f"*{_PARTIAL}") if p.is_dir()]
     for path in gone:
         shutil.rmtree(path)

@@ -322,7 +322,8 @@ class Fit:
                 if before:
                     before(state)
                 checkpoint.save(self.folder, self.card, state, loop, arrays)
-                checkpoint.prune(self.folder, self.settings.checkpoint.keep)
+                keep = self.settings.checkpoint.keep
+                checkpoint.prune(self.folder, keep, ends=keep if self.settings.soup else 0)
 
             self.saver.save(write)
         self.clock.saved += time.perf_counter() - clock
