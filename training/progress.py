@@ -35,6 +35,7 @@ class Progress:
         self.settings, self.fold, self.folder = settings, fold, folder
         self.console = Console(soft_wrap=True, highlight=False)
         self.bar: Bar | None = None
+        self.advised = False
         self.events = Events(step=self._step, epoch=self._epoch, say=self._say)
         self.window = (time.perf_counter(), 0)
         self.machine = Machine(describe, folder)
@@ -85,8 +86,9 @@ class Progress:
         )
         self._say(text)
         advice = bottleneck.advice(row, self.settings, os.cpu_count() or 1)
-        if advice:
+        if advice and not self.advised:
             self._say(advice)
+            self.advised = True
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)
