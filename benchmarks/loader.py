@@ -56,8 +56,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Images prepared for training: our loader, timm's, torchvision's.")
     parser.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
     parser.add_argument("--images", type=int, default=0, help="files; 0 takes each photograph once")
-    parser.add_argument("--workers", type=int, default=2, help="our threads, and the others' processes")
-    parser.add_argument("--repeats", type=int, default=4, help="turns of each arm")
+    parser.add_argument("--workers", type=int, default=1, help="our threads, the others' processes (timm's default: 1)")
+    parser.add_argument("--repeats", type=int, default=6, help="turns of each arm")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -132,8 +132,9 @@ def ours(paths: list[Path], source: Source, workers: int) -> Arm:
     loader = Loader(paths, transform(), _SIZE, _BATCH, workers, images=source)
 
     def epoch(number: int) -> Iterator[int]:
-        for batch in loader.epoch(epoch_order(len(paths), 0, number), number):
-            yield int((batch.weight > 0).sum())
+        order = epoch_order(len(paths), 0, number)  # whole batches, as training takes them, and timm's loader
+        for batch in loader.epoch(order[: len(order) // _BATCH * _BATCH], number):
+            yield len(batch.index)
 
     return epoch
 

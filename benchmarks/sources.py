@@ -19,6 +19,8 @@ PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos.tar"
 def photographs(data: Path, count: int, folder: Path) -> Path:
     """`folder` with `count` colour JPEG files, the photographs of `data`, a tar or a folder, as often as it takes."""
     source = data
+    if not data.exists():
+        raise SystemExit(f"{data}: does not exist; give --data a tar or a folder of photographs")
     if not data.is_dir():
         source = folder.with_name(folder.name + "_source")
         with tarfile.open(data) as packed:

@@ -8,8 +8,9 @@ camera, the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -191,11 +192,11 @@ class Training:
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
         """uint8 `[H, W, 3]` to `[prep.size, prep.size, 3]`."""
-        image = self._change(self._framed(image, rng), rng, _ON_PAPER)
+        image = self._change(self._framed(image, rng), rng, self._on_paper)
         image, padding = self._laid(image, rng)
         if self.policy is not None:
             image, padding = self.policy(image, rng), None  # it may have moved the padding
-        image = self._change(self._tinted(image, rng), rng, ops.OPS)
+        image = self._change(self._tinted(image, rng), rng, self._on_pixels)
         if padding is not None and self.prep.pad == "grey":
             np.copyto(image, resize.PAD, where=padding[..., None])  # as evaluation has it, whatever the colours became
         return image
@@ -226,12 +227,12 @@ class Training:
     def _laid(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, NDArray[np.bool_] | None]:
         """All motions in one warp, and for a letterboxed image its place and its size on the square; with the padding
         that this leaves, bool `[S, S]`."""
-        if self.prep.fit != "letterbox" and not self.acts.keys() & geometry.MOTIONS.keys():
+        if self.prep.fit != "letterbox" and not self._motions:
             return image, None
         quad = start = geometry.corners(*image.shape[:2])
-        for name, motion in geometry.MOTIONS.items():
-            if self._acts(name, rng):
-                quad = motion(quad, rng, self.acts[name].strength)
+        for motion, act in self._motions:
+            if rng.random() < act.probability:
+                quad = motion(quad, rng, act.strength)
         if self.prep.fit != "letterbox":
             return (image if quad is start else geometry.cover(image, quad)), None
         area = 1.0 if self.least is None else rng.uniform(self.least, 1)
@@ -241,17 +242,30 @@ class Training:
         return geometry.keep(image, quad, self.prep.size, area, rng, fill)
 
     def _tinted(self, image: Pixels, rng: np.random.Generator) -> Pixels:
-        acting = {name: self.acts[name].strength for name in colour.MAPS if name in self.acts and self._acts(name, rng)}
+        acting = {name: act.strength for name, act in self._tints if rng.random() < act.probability}
         return colour.tint(image, rng, acting) if acting else image
 
-    def _change(self, image: Pixels, rng: np.random.Generator, stage: Mapping[str, ops.Op]) -> Pixels:
-        for name, op in stage.items():
-            if self._acts(name, rng):
-                image = op(image, rng, self.acts[name].strength)
+    def _change(self, image: Pixels, rng: np.random.Generator, stage: Sequence[tuple[ops.Op, Act]]) -> Pixels:
+        for op, act in stage:
+            if rng.random() < act.probability:
+                image = op(image, rng, act.strength)
         return image
 
-    def _acts(self, name: str, rng: np.random.Generator) -> bool:
-        return name in self.acts and rng.random() < self.acts[name].probability
+    @cached_property
+    def _on_paper(self) -> list[tuple[ops.Op, Act]]:
+        return [(op, self.acts[name]) for name, op in _ON_PAPER.items() if name in self.acts]
+
+    @cached_property
+    def _motions(self) -> list[tuple[geometry.Motion, Act]]:
+        return [(motion, self.acts[name]) for name, motion in geometry.MOTIONS.items() if name in self.acts]
+
+    @cached_property
+    def _tints(self) -> list[tuple[str, Act]]:
+        return [(name, self.acts[name]) for name in colour.MAPS if name in self.acts]
+
+    @cached_property
+    def _on_pixels(self) -> list[tuple[ops.Op, Act]]:
+        return [(op, self.acts[name]) for name, op in ops.OPS.items() if name in self.acts]
 
 
 def _acts(section: Augment, share: float) -> dict[str, Act]:

@@ -16,6 +16,7 @@ from data.decode import Pixels
 _LUMINANCE = np.array([[0.299, 0.587, 0.114, 0.0]] * 3, np.float32)  # of PIL's convert("L")
 _EACH, _ALL = np.eye(3, 4, dtype=np.float32), np.eye(1, 4, 3, dtype=np.float32)
 _BRIGHTEST = 235.0
+_ROWS = 56
 
 
 class Map(NamedTuple):
@@ -78,7 +79,8 @@ MAPS: dict[str, Draw] = {"brightness": brightness, "contrast": contrast, "satura
 
 def tint(image: Pixels, rng: np.random.Generator, acting: dict[str, float]) -> Pixels:
     """The maps named in `acting`, with their strengths, drawn in its order and applied at once to uint8 `[H, W, 3]`."""
-    light, whole = float(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]), Map(1.0)
+    some = image[:: max(1, len(image) // _ROWS)]  # rows enough for a mean
+    light, whole = float(cv2.mean(cv2.cvtColor(some, cv2.COLOR_RGB2GRAY))[0]), Map(1.0)
     for name, strength in acting.items():
         drawn = MAPS[name](light, rng, strength)
         whole, light = whole.then(drawn), (drawn.own + drawn.grey) * light + drawn.shift

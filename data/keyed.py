@@ -12,7 +12,18 @@ import numpy as np
 
 def rng(seed: int, purpose: str, *key: int) -> np.random.Generator:
     """A Philox generator for (seed, purpose, key...), such as `rng(0, "augment", epoch, sample)`."""
-    return np.random.Generator(np.random.Philox(key=_digest(seed, purpose, key)))
+    return np.random.Generator(np.random.Philox(_Key(_digest(seed, purpose, key))))  # type: ignore[arg-type]
+
+
+class _Key(np.random.bit_generator.ISeedSequence):
+    """What `Philox(key=...)` is, in a third of its time, which asks the system for entropy first and drops it."""
+
+    def __init__(self, words: np.ndarray):
+        self._words = words
+
+    def generate_state(self, n_words: int, dtype: object = np.uint64) -> np.ndarray:  # noqa: ARG002
+        """uint64 `[2]`: the key."""
+        return self._words
 
 
 def number(seed: int, purpose: str, *key: int) -> int:
