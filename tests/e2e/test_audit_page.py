@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from data import __main__ as command
 from data.audit import actions
-from tests.e2e.test_report_page import ARGUMENTS, BROWSER
+from tests import browser
 from tests.unit.test_audit_duplicates import scene
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on this machine")
+pytestmark = pytest.mark.skipif(browser.program() is None, reason="no chromium or google-chrome on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +34,8 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_findings_are_filtered_sorted_and_exported_as_training_takes_them(page_file: Path, tmp_path: Path) -> None:
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1100, "height": 800})
+    with browser.opened() as chromium:
+        page = chromium.new_page(viewport={"width": 1100, "height": 800})
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(page_file.as_uri())
@@ -57,7 +55,6 @@ def test_findings_are_filtered_sorted_and_exported_as_training_takes_them(page_f
         download.value.save_as(tmp_path / "audit.csv")
         page.set_viewport_size({"width": 360, "height": 700})
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        browser.close()
     assert faults == []
     with (tmp_path / "audit.csv").open(newline="") as stream:
         assert [row["ID"] for row in csv.DictReader(stream)] == ["bee/again.png", "bee/blank.png"]
