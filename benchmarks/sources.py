@@ -22,7 +22,7 @@ def photographs(data: Path, count: int, folder: Path) -> Path:
     if not data.exists():
         raise SystemExit(f"{data}: does not exist; give --data a tar or a folder of photographs")
     if not data.is_dir():
-        source = folder.with_name(folder.name + "_source")
+        source = folder.parent.with_name(folder.parent.name + "_source")  # not among the class folders
         with tarfile.open(data) as packed:
             packed.extractall(source, filter="data")
     files = sorted(file for file in source.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))

@@ -36,6 +36,7 @@ _CIRCUMSTANCES = (
     "checkpoint",
     "track",
     "data.workers",
+    "data.cache_dir",
     "train.compile",
     "train.compile_mode",
     "profile",
@@ -109,6 +110,8 @@ def _engine_of(path: Path) -> str:
 def differences(one: Settings, other: Settings, ignored: tuple[str, ...] = ()) -> list[str]:
     """The settings, as `path: one, other`, that change what a run computes and differ; those `ignored` apart."""
     before, after = (dict(flat(settings.model_dump(mode="json"))) for settings in (one, other))
+    if before["data.cache_gb"] and after["data.cache_gb"]:  # whether there is a cache decides, not how large it may be
+        before["data.cache_gb"] = after["data.cache_gb"]
     return [
         f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
         for key in {**before, **after}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from config.data_sections import Data
-from config.errors import DataError
+from config.errors import ConfigError, DataError
 from data import augment, cache, contents, store
 from data.__main__ import main as command
 from data.decode import decode
@@ -18,6 +18,8 @@ from data.images import Images
 from data.loader import Loader
 from models.card import Preprocessing
 from tests.unit.pictures import difference, photograph
+from tests.unit.test_campaign import StopAfter, final, settings
+from training import campaign
 
 PREP = Preprocessing(size=32, crop_pct=0.9)
 SHAPES = [(90, 160), (160, 90), (400, 500), (20, 30), (64, 64), (700, 50)]
@@ -228,3 +230,20 @@ def test_the_memory_of_contents_may_be_damaged_or_unwritable(paths, tmp_path, mo
     monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "file"))
     assert contents.of(paths, 2) == expected
     assert "read again next time" in capsys.readouterr().err
+
+
+def test_a_run_from_the_cache_is_stopped_while_it_is_made_and_goes_on(digits, tmp_path, monkeypatch):
+    one = ("--folds.train", "[0]", "--data.cache_gb", "1")
+    undisturbed = settings(digits, tmp_path / "undisturbed", *one, "--data.cache_dir", str(tmp_path / "first"))
+    expected = final(campaign.run_all("numpy", undisturbed, never))
+    monkeypatch.setattr(cache, "_TURN", 16)
+    wanted = settings(digits, tmp_path / "cached", *one)
+    with pytest.raises(campaign.Interrupted):
+        campaign.run_all("numpy", wanted, StopAfter(1))
+    folder = campaign.run_all("numpy", wanted, never)
+    for name, value in final(folder).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    elsewhere = ("--resume", str(folder), "--data.cache_gb", "2", "--data.cache_dir", str(tmp_path / "other"))
+    campaign.run_all("numpy", settings(digits, tmp_path / "cached", *one[:2], *elsewhere), never)
+    with pytest.raises(ConfigError, match=r"data\.cache_gb"):
+        campaign.run_all("numpy", settings(digits, tmp_path / "cached", *one[:2], *elsewhere[:2]), never)
