@@ -46,10 +46,28 @@ class EvalTransform:
         return resize.crop(image, prep.size, prep.crop_pct, prep.interpolation)
 
     def shrink(self, height: int, width: int, rng: np.random.Generator | None = None) -> int:  # noqa: ARG002
-        """How many times smaller a file of that many pixels may be decoded: twice what is needed remains."""
+        """How many times smaller a file of that many pixels may be decoded: twice what is needed remains, and
+        what is shown stays in its place."""
         side = max(height, width) if self.prep.fit == "letterbox" else min(height, width)
         share = self.prep.crop_pct if self.prep.fit == "crop" else 1.0
-        return shrinkage(side, 2 * self.prep.size / share)
+        factor = shrinkage(side, 2 * self.prep.size / share)
+        while factor > 1 and not self._keeps_place(height, width, factor):
+            factor //= 2
+        return factor
+
+    def _keeps_place(self, height: int, width: int, factor: int) -> bool:
+        """Whether what is shown has the same sides then, and sides rounded up move none of it by a tenth of a pixel."""
+        rows, columns = self._sides(height, width)
+        same = self._sides(-(-height // factor), -(-width // factor)) == (rows, columns)
+        return same and -height % factor * rows <= 0.1 * height and -width % factor * columns <= 0.1 * width
+
+    def _sides(self, height: int, width: int) -> tuple[int, int]:
+        """The sides to which an image of `height` x `width` is resized."""
+        if self.prep.fit == "crop":
+            return resize.cropped_from(height, width, self.prep.size, self.prep.crop_pct)
+        if self.prep.fit == "letterbox":
+            return resize.fitted(height, width, self.prep.size)
+        return self.prep.size, self.prep.size
 
 
 class Act(NamedTuple):

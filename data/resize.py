@@ -50,14 +50,15 @@ def crop(image: Pixels, size: int, crop_pct: float = 1.0, interpolation: Interpo
 
     Sides and offsets are rounded as torchvision's Resize and CenterCrop round them.
     """
-    short = math.floor(size / crop_pct)
-    height, width = image.shape[:2]
-    if height <= width:
-        image = resize(image, short, int(short * width / height), interpolation)
-    else:
-        image = resize(image, int(short * height / width), short, interpolation)
+    image = resize(image, *cropped_from(image.shape[0], image.shape[1], size, crop_pct), interpolation)
     top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
     return image[top : top + size, left : left + size]
+
+
+def cropped_from(height: int, width: int, size: int, crop_pct: float) -> tuple[int, int]:
+    """The sides to which `crop` resizes an image of `height` x `width` before it cuts the centre out."""
+    short = math.floor(size / crop_pct)
+    return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
 
 
 def squash(image: Pixels, size: int, interpolation: Interpolation = "bilinear") -> Pixels:
@@ -75,9 +76,13 @@ def letterbox(
 
 def shrink_to_fit(image: Pixels, side: int, interpolation: Interpolation = "bilinear") -> Pixels:
     """The image scaled so that its long side is `side` pixels; the short one is at least 1."""
-    height, width = image.shape[:2]
+    return resize(image, *fitted(image.shape[0], image.shape[1], side), interpolation)
+
+
+def fitted(height: int, width: int, side: int) -> tuple[int, int]:
+    """The sides that an image of `height` x `width` has when its long one is `side`."""
     scale = side / max(height, width)
-    return resize(image, max(1, round(height * scale)), max(1, round(width * scale)), interpolation)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def place(image: Pixels, size: int, top: int, left: int, colour: Colour = (PAD, PAD, PAD)) -> Pixels:

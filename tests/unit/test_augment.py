@@ -125,6 +125,21 @@ def test_evaluation_sees_the_same_of_a_jpeg_decoded_smaller(fit, jpeg):
     assert difference(found, wanted).mean() < 0.2 * difference(np.roll(wanted, 1, 0), wanted).mean()
 
 
+@pytest.mark.parametrize("shape", [(375, 500), (700, 1000), (301, 449), (640, 480)])
+@pytest.mark.parametrize("size", [31, 48, 93])
+def test_a_jpeg_is_decoded_smaller_only_where_the_crop_stays_in_its_place(shape, size, tmp_path):
+    path, transform = tmp_path / "x.jpg", augment.EvalTransform(Preprocessing(size=size))
+    Image.fromarray(photograph(*shape)).save(path, quality=95, subsampling=0)
+    whole = decode(path)
+    reference = tv.Compose([tv.Resize(size, interpolation=InterpolationMode.BILINEAR), tv.CenterCrop(size)])
+    expected = np.asarray(reference(Image.fromarray(whole)))
+    near, small = (
+        difference(transform(image), expected)[2:-2, 2:-2].mean()
+        for image in (whole, decode(path, shrink=transform.shrink))
+    )
+    assert small < 1.15 * near
+
+
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("level", ["minimal", "moderate"])
 def test_training_sees_the_same_of_a_jpeg_decoded_smaller_within_a_pixel(fit, level, jpeg):
