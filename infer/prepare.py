@@ -63,19 +63,18 @@ class Grid:
 def prepare(
     inputs: Inputs, preps: Sequence[Preprocessing], grid: Grid, workers: int = 0, ahead: int = AHEAD
 ) -> Iterator[Prepared]:
-    """The batches of `grid` in order; `workers` 0 is one thread a core. At most `ahead` + 1 batches exist at a time;
-    with `ahead` 0 each is begun when it is asked for.
+    """The batches of `grid` in order; `workers` 0 is one thread a core. At most `ahead` + 1 batches exist at a time.
 
     The threads end with the iterator: when it is used up, closed, dropped, or has raised.
     """
     work = _Work(inputs, preps, [EvalTransform(prep) for prep in preps], grid, workers or cores())
+    numbers = iter(grid.batches)
     with ThreadPoolExecutor(1, "tandem-read") as reader, ThreadPoolExecutor(work.threads, "tandem-prepare") as pool:
-        begun = (work.start(pool, reader, number) for number in grid.batches)
-        waiting = deque(itertools.islice(begun, ahead))
+        waiting = deque(work.start(pool, reader, number) for number in itertools.islice(numbers, ahead))
         try:
-            for _ in grid.batches:
-                waiting.extend(itertools.islice(begun, 1))
+            while waiting:
                 batch, shares = waiting.popleft()
+                waiting.extend(work.start(pool, reader, number) for number in itertools.islice(numbers, 1))
                 for share in shares:
                     share.result()
                 yield batch

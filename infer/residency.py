@@ -52,11 +52,6 @@ class Members:
         """Whether all stay open."""
         return len(self._open) == len(self.members)
 
-    @property
-    def on_host(self) -> bool:
-        """Whether all stay open and compute on this machine's CPU."""
-        return self.resident and all(opened.predictor.on_host for opened in self._open.values())
-
     def run(self, work: Callable[[], _Result]) -> _Result:
         """Do `work` in the members' thread and wait for it."""
         return self._thread.submit(work).result()

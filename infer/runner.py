@@ -105,9 +105,7 @@ class Runner:
         name. The threads end with the iterator.
         """
         unit = self.unit(grid)
-        # Threads that decode beside a network on the CPU take its cores, while its own threads wait for each other.
-        ahead = 0 if self._members.on_host else AHEAD
-        batches = prepare(inputs, self._inputs, grid, workers, ahead if unit == 1 else unit + 1)
+        batches = prepare(inputs, self._inputs, grid, workers, AHEAD if unit == 1 else unit + 1)
         with closing(cast("Any", batches)):
             for held in in_rounds(batches, unit):
                 bad = {row: fault for batch in held for row, fault in batch.errors.items()}

@@ -25,15 +25,10 @@ _WEIGHTS = "model.safetensors"
 
 
 class Predictor(Protocol):
-    """A model that is ready to answer. `card` says what to feed it, `runtime` what runs it, `on_host` whether it
-    computes on the cores that decode its images."""
+    """A model that is ready to answer. `card` says what to feed it, `runtime` what runs it."""
 
     card: Card
     runtime: str
-
-    @property
-    def on_host(self) -> bool:
-        """Whether it computes on this machine's CPU."""
 
     def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, S, S, 3]` RGB for each of the card's inputs; no normalisation before."""

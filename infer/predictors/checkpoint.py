@@ -25,7 +25,6 @@ class NumpyPredictor:
     """A session of the numpy engine that only answers; see `infer.predictors.Predictor`."""
 
     runtime = "numpy"
-    on_host = True
 
     def __init__(self, card: Card, session: Session):
         self.card = card

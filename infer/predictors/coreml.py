@@ -22,7 +22,6 @@ class CoreMLPredictor:
     """A loaded package; see `infer.predictors.Predictor`. `batches` is empty for an image input, one image a call."""
 
     runtime = "coreml"
-    on_host = False
 
     def __init__(self, card: Card, model: Any, batches: tuple[int, ...]):
         self.card = card

@@ -31,7 +31,6 @@ class MilReferencePredictor:
     """The evaluator as a predictor; see `infer.predictors.Predictor`."""
 
     runtime = "mil_reference"
-    on_host = True
 
     def __init__(self, card: Card, evaluator: Evaluator, batches: tuple[int, ...]):
         self.card = card

@@ -21,7 +21,6 @@ class MLXPredictor:
 
     def __init__(self, card: Card, opened: session.Session, device: mx.Device):
         self.card, self.device = card, device
-        self.on_host = device.type == mx.DeviceType.cpu
         self._session = opened
 
     def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:

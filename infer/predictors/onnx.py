@@ -36,11 +36,6 @@ class OnnxPredictor:
         self._floats = session.get_inputs()[0].type == "tensor(float)"
 
     @property
-    def on_host(self) -> bool:
-        """Whether the preferred provider is the CPU's."""
-        return self.providers[0] == "CPUExecutionProvider"
-
-    @property
     def providers(self) -> tuple[str, ...]:
         """The execution providers that the session uses, the preferred first."""
         return tuple(self._session.get_providers())

@@ -35,7 +35,7 @@ class TorchPredictor:
     runtime = "torch"
 
     def __init__(self, card: Card, network: nn.Module, prepare: step.Input, device: torch.device, compile: bool):
-        self.card, self.device, self.on_host = card, device, device.type == "cpu"
+        self.card, self.device = card, device
         self._network: nn.Module | None = network
         self._prepare, self._compiled = prepare, compile
         self._forward: step.Forward = torch.compile(network, dynamic=False) if compile else network
