@@ -144,7 +144,7 @@ def caches(paths: list[Path], place: Path) -> tuple[Source, Source]:
     taken, found = 1e12, []
     for name in ("raw", "jpeg"):
         data = Data(root=place, cache_gb=0.9 * taken / 1e9, cache_dir=place / name)
-        found.append(cache.sources(data, Preprocessing(size=_SIZE), _SIZE, paths, Images(0), lambda: False).train)
+        found.append(cache.sources(data, Preprocessing(size=_SIZE), paths, Images(0), lambda: False).train)
         taken = sum(store.size(folder) for folder in cache.folders(place / name))
     return found[0], found[1]
 

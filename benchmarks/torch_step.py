@@ -240,7 +240,7 @@ def _cache(case: Case, spec: ModelSpec, paths: list[Path]) -> Source:
     place = paths[0].parent.parent / f"cache_{case.size}"
     data, prep = Data(root=place, cache_gb=1000.0, cache_dir=place), replace(spec.preprocessing, size=case.size)
     with contextlib.redirect_stdout(sys.stderr):
-        return cache.sources(data, prep, case.size, paths, Images(0), lambda: False).train
+        return cache.sources(data, prep, paths, Images(0), lambda: False).train
 
 
 def _answers(case: Case) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

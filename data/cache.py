@@ -82,23 +82,12 @@ class Reduced:
         return shrinkage(max(height, width) if self.long else min(height, width), 2 * self.side)
 
 
-@dataclass(frozen=True)
-class Square:
+class Square(EvalTransform):
     """What evaluation makes of an image."""
-
-    prep: Preprocessing
-
-    def __call__(self, image: Pixels) -> Pixels:
-        """uint8 `[S, S, 3]`."""
-        return EvalTransform(self.prep)(image)
 
     def sides(self, _height: int, _width: int) -> tuple[int, int]:
         """The model's."""
         return self.prep.size, self.prep.size
-
-    def shrink(self, height: int, width: int) -> int:
-        """As `EvalTransform.shrink`."""
-        return EvalTransform(self.prep).shrink(height, width)
 
 
 class Part(NamedTuple):
@@ -119,9 +108,9 @@ class Part(NamedTuple):
 
 
 def sources(
-    data: Data, prep: Preprocessing, size: int, paths: Sequence[Path], images: Images, stop: Callable[[], bool]
+    data: Data, prep: Preprocessing, paths: Sequence[Path], images: Images, stop: Callable[[], bool]
 ) -> Sources:
-    """The sources for a training at up to `size` pixels that is judged by `prep`; `images` where there is no cache.
+    """The sources for a training at up to `prep.size` pixels, judged by `prep`; `images` where there is no cache.
 
     Makes what is missing of `paths`, which takes its time, and says so. Raises `Stopped` where `stop` answers yes, and
     `DataError` where the cache cannot be written.
@@ -132,7 +121,7 @@ def sources(
     with bar("looking", len(paths)) as progress:
         known = _known(paths, images.turns, workers, progress)
     files = Images(0, images.pixel_limit, images.turns)
-    reduced = Reduced(math.ceil(_MARGIN * size), long=prep.fit == "letterbox")
+    reduced = Reduced(math.ceil(_MARGIN * prep.size), long=prep.fit == "letterbox")
     opened = {}
     for part in _plan(data, where, known, files, (reduced, Square(prep))):
         maker = _Maker(part, part.folder(where), files, workers, stop)

@@ -74,6 +74,7 @@ class Store:
     def append(self, images: Iterable[tuple[bytes, tuple[int, int], bytes]]) -> None:
         """Write (key, sides, the image as `encode` gives it) behind what is there; a torn end is cut off first."""
         rows, end = list[tuple[bytes, int, int, int, int]](), self._end
+        self._forget_lost()
         with (self.folder / "pixels").open("ab") as file:
             file.truncate(end)
             for key, (height, width), encoded in images:
@@ -83,12 +84,21 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         with (self.folder / "index").open("ab") as file:
-            file.truncate(file.tell() // _RECORD.itemsize * _RECORD.itemsize)
             file.write(np.array(rows, _RECORD).tobytes())
             file.flush()
             os.fsync(file.fileno())
         self._kept |= {row[0]: Kept(*row[1:]) for row in rows}
         self._end = end
+
+    def _forget_lost(self) -> None:
+        """Write the index anew where it has more than what is kept: torn records, or ones whose pixels are gone, which
+        would point at those of the next images."""
+        index = self.folder / "index"
+        if not index.exists() or index.stat().st_size == len(self._kept) * _RECORD.itemsize:
+            return
+        partial = self.folder / "index.partial"
+        partial.write_bytes(np.array([(key, *kept) for key, kept in self._kept.items()], _RECORD).tobytes())
+        partial.replace(index)
 
 
 def size(folder: Path) -> int:

@@ -27,14 +27,8 @@ from infer.pairs import Pair
 Combine = Literal["probabilities", "logits", "ranks"]
 Merge = Literal["probabilities", "logits", "geometric", "max"]
 Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_OPTIONAL = (
-    "tempered",
-    "layers",
-    "clip",
-    "class_multipliers",
-    "aliases",
-    "pairs",
-)  # left out of the file where not used
+# Left out of the file where not used.
+_OPTIONAL = ("tempered", "layers", "clip", "class_multipliers", "aliases", "pairs")
 _SMALLEST = np.finfo(np.float64).tiny
 
 

@@ -5,16 +5,14 @@ What pays is decided in `policy.compiling`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from backends.contract import Batch, CompileMode, Knobs, Session
+from backends.contract import CompileMode, Session
 from config.errors import ConfigError
 from config.train_sections import Train
 from training.policy import compiling
+from training.rehearsal import rehearse
 
 # Given whether to compile, or torch's mode of it.
 Open = Callable[[bool | CompileMode], Session]
@@ -22,7 +20,7 @@ _WARM, _TIMED = 2, 3  # updates of a trial
 
 
 @dataclass(frozen=True)
-class Course:
+class Ahead:
     """What a training has before it: updates with `batch` images of `size` pixels and so many classes."""
 
     updates: int
@@ -31,10 +29,8 @@ class Course:
     classes: int
 
 
-def session(
-    open: Open, engine: str, train: Train, course: Course | None, say: Callable[[str], None] = print
-) -> Session:
-    """The session that `open` gives, compiled as `train` says; without a `course` nothing is to be trained.
+def session(open: Open, engine: str, train: Train, ahead: Ahead | None, say: Callable[[str], None] = print) -> Session:
+    """The session that `open` gives, compiled as `train` says; without `ahead` nothing is to be trained.
 
     Raises `ConfigError` where the settings insist on what the engine cannot do.
     """
@@ -46,7 +42,7 @@ def session(
     if engine != "torch":
         return open(True)
     eager = open(False)
-    if course is None or not eager.describe()["compiles"] or not _pays(eager, course, say):
+    if ahead is None or not eager.describe()["compiles"] or not _pays(eager, ahead, say):
         return eager
     eager.close()
     return open(named)
@@ -59,32 +55,22 @@ def _insisted(opened: Session, engine: str) -> Session:
     return opened
 
 
-def _pays(eager: Session, course: Course, say: Callable[[str], None]) -> bool:
+def _pays(eager: Session, ahead: Ahead, say: Callable[[str], None]) -> bool:
     try:
-        seconds, tensors = trial(eager, course)
+        seconds, tensors = trial(eager, ahead)
     except BaseException:
         eager.close()
         raise
-    pays = compiling.pays(course.updates, seconds, tensors)
+    pays = compiling.pays(ahead.updates, seconds, tensors)
     if not pays:
         say(
-            f"not compiled: {course.updates} updates of {seconds:.2g} s each are done before the "
+            f"not compiled: {ahead.updates} updates of {seconds:.2g} s each are done before the "
             f"{compiling.cost(tensors):.0f} s that compiling takes would pay; train.compile on does it anyway"
         )
     return pays
 
 
-def trial(eager: Session, course: Course) -> tuple[float, int]:
+def trial(eager: Session, ahead: Ahead) -> tuple[float, int]:
     """Seconds of an update with empty images, all updates taken back afterwards, and the tensors of the network."""
-    before = eager.state()
-    images = np.zeros((course.batch, course.size, course.size, 3), np.uint8)
-    targets = np.full((course.batch, course.classes), 1 / course.classes, np.float32)
-    batch = Batch(images, targets, np.ones(course.batch, np.float32))
-    knobs = Knobs(lr=0.0, weight_decay=0.0, ema_decay=0.0, clip_norm=1.0)
-    taken = []
-    for _ in range(_WARM + _TIMED):
-        start = time.perf_counter()
-        eager.read(eager.train_step(batch, None, knobs))
-        taken.append(time.perf_counter() - start)
-    eager.load(before)
-    return min(taken[_WARM:]), len(before.weights)
+    taken = rehearse(eager, ahead.batch, ahead.size, ahead.classes, _WARM + _TIMED)
+    return min(taken[_WARM:]), len(eager.state().weights)

@@ -34,6 +34,7 @@ from training.loop import Loop
 from training.policy import loss as losses
 from training.policy import optimizer, resizing, sampling
 from training.progress import Progress
+from training.rehearsal import rehearse
 
 RESULT = "result.yaml"
 OnEpoch = Callable[[dict[str, float], bool], None]
@@ -98,10 +99,10 @@ def _trained_as_it_fits(job: Job, number: int, data: engine.FoldData, folder: Pa
 
 def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: int) -> Loop:
     settings = job.settings
-    session = open_session(job, number, micro, _course(job, data, folder))
+    session = open_session(job, number, micro, _ahead(job, data, folder))
     try:
         if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
-            memory.attempt(session, data.stages[-1].batch, data.stages[-1].size, job.spec.num_classes)
+            rehearse(session, data.stages[-1].batch, data.stages[-1].size, job.spec.num_classes)
         run.write_environment(job.folder, job.backend, session.describe())
         with Progress(settings, number, data, folder, session.describe) as watcher:
             events = replace(watcher.events, epoch=_both(watcher.events.epoch, job.on_epoch))
@@ -113,13 +114,12 @@ def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: 
     return loop
 
 
-def _course(job: Job, data: engine.FoldData, folder: Path) -> compiling.Course:
+def _ahead(job: Job, data: engine.FoldData, folder: Path) -> compiling.Ahead:
     """What is left to train, for the choice of compiling: whole epochs from the newest checkpoint on."""
     begun, last = checkpoint.newest(folder), data.stages[-1]
-    epochs = job.settings.train.epochs - (checkpoint.read_state(begun)["loop"]["epoch"] if begun else 0)
-    return compiling.Course(
-        epochs * (len(data.train_labels) // last.batch), last.batch, last.size, job.spec.num_classes
-    )
+    course = resizing.Course(data.stages, len(data.train_labels))
+    done = course.update(checkpoint.read_state(begun)["loop"]["epoch"], 0) if begun else 0
+    return compiling.Ahead(course.updates - done, last.batch, last.size, job.spec.num_classes)
 
 
 def _both(one: OnEpoch, other: OnEpoch) -> OnEpoch:
@@ -130,8 +130,8 @@ def _both(one: OnEpoch, other: OnEpoch) -> OnEpoch:
     return each
 
 
-def open_session(job: Job, number: int, micro_batch: int, course: compiling.Course | None = None) -> Session:
-    """The fold's session with the weights that it starts from; `micro_batch` 0 is what the settings say, and `course`
+def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead | None = None) -> Session:
+    """The fold's session with the weights that it starts from; `micro_batch` 0 is what the settings say, and `ahead`
     what it has to train."""
     settings, spec, backend = job.settings, job.spec, backends.load(job.backend)
     labels = job.table.labels[~folds.validates(job.fold_of, number)]
@@ -143,7 +143,7 @@ def open_session(job: Job, number: int, micro_batch: int, course: compiling.Cour
     def opened(compile: bool | CompileMode) -> Session:
         return backend.open(spec, start, optim, loss, train.precision, settings.seed, compile, saving)
 
-    return compiling.session(opened, job.backend, train, course)
+    return compiling.session(opened, job.backend, train, ahead)
 
 
 def _start(job: Job, backend: Backend, number: int) -> Weights:
@@ -226,7 +226,7 @@ def _sources(job: Job) -> cache.Sources:
     paths = [*job.table.paths, *job.teaching.paths()]
     prep = job.card.preprocessing
     try:
-        return cache.sources(job.settings.data, prep, prep.size, paths, job.images, job.stop_requested)
+        return cache.sources(job.settings.data, prep, paths, job.images, job.stop_requested)
     except cache.Stopped:
         raise Interrupted(job.folder) from None
 

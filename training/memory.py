@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from backends.contract import Batch, Knobs, Session
 from config.errors import OutOfMemory
 
 _FILE = "micro_batch.txt"
@@ -37,14 +34,3 @@ def halved(size: int, batch: int, cause: OutOfMemory) -> int:
             "data.image_size or model"
         ) from None
     return max(part for part in range(1, size // 2 + 1) if batch % part == 0)
-
-
-def attempt(session: Session, batch: int, size: int, classes: int) -> None:
-    """One update with `batch` empty images of `size` pixels, taken back afterwards; `OutOfMemory` where it does not
-    fit."""
-    before = session.state()
-    images = np.zeros((batch, size, size, 3), np.uint8)
-    targets = np.full((batch, classes), 1 / classes, np.float32)
-    knobs = Knobs(lr=0.0, weight_decay=0.0, ema_decay=0.0, clip_norm=1.0)
-    session.read(session.train_step(Batch(images, targets, np.ones(batch, np.float32)), None, knobs))
-    session.load(before)

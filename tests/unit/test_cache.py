@@ -45,9 +45,9 @@ def paths(tmp_path: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def sources(paths, images=None, stop=never, prep=PREP, size=32, **settings):
+def sources(paths, images=None, stop=never, prep=PREP, **settings):
     data = Data(root=Path(), **{"cache_gb": 1.0, "workers": 2, **settings})
-    return cache.sources(data, prep, size, paths, images or Images(0), stop)
+    return cache.sources(data, prep, paths, images or Images(0), stop)
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def test_little_room_takes_jpegs_and_less_takes_none(paths, tmp_path, capsys):
 def test_the_room_is_for_all_that_is_kept_there(paths, place, capsys):
     sources(paths)
     taken = sum(store.size(folder) for folder in cache.folders(place))
-    assert sources(paths, prep=Preprocessing(size=48), size=48, cache_gb=1.02 * taken / 1e9).judged is None
+    assert sources(paths, prep=Preprocessing(size=48), cache_gb=1.02 * taken / 1e9).judged is None
     assert "there is room for 0.00 GB" in capsys.readouterr().out
 
 
@@ -182,6 +182,15 @@ def test_a_torn_store_is_mended(paths, place):
             file.write_bytes(content)
         found = sources(paths).train
         assert all((found(path) == pixels).all() for path, pixels in zip(paths, expected, strict=True))
+
+
+def test_what_was_lost_never_shows_the_pixels_of_what_came_after(paths, place):
+    expected = [sources(paths).train(path).copy() for path in paths]
+    folder = next(folder for folder in cache.folders(place) if folder.name.startswith("reduced"))
+    (folder / "pixels").write_bytes(b"")
+    sources(paths[3:])
+    found = sources(paths).train
+    assert all((found(path) == pixels).all() for path, pixels in zip(paths, expected, strict=True))
 
 
 def test_another_process_that_makes_it_is_waited_for_and_ctrl_c_ends_the_wait(paths, place):

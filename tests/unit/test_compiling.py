@@ -18,10 +18,10 @@ from config.train_sections import Train
 from tests import tiny
 from tests.contract.cases import CLASSES, KNOBS, SIZE, N, assert_same, batch
 from training import compiling, prepare
-from training.compiling import Course
+from training.compiling import Ahead
 from training.policy import compiling as policy
 
-COURSE = Course(updates=50, batch=N, size=SIZE, classes=CLASSES)
+AHEAD = Ahead(updates=50, batch=N, size=SIZE, classes=CLASSES)
 CPU = torch.device("cpu")
 
 
@@ -48,7 +48,7 @@ def torch_session(compile: Any = False) -> Session:
 def test_auto_compiles_a_long_training_and_says_why_not_a_short_one(updates: int) -> None:
     opened, said = Opened(), []
     train = Train(compile="auto", compile_mode="reduce-overhead")
-    compiling.session(opened, "torch", train, replace(COURSE, updates=updates), said.append)
+    compiling.session(opened, "torch", train, replace(AHEAD, updates=updates), said.append)
     long = updates == 10**9
     assert opened.wishes == ([False, "reduce-overhead"] if long else [False])
     assert bool(said) != long
@@ -59,7 +59,7 @@ def test_the_trial_changes_nothing() -> None:
     session = torch_session()
     session.read(session.train_step(batch(), None, KNOBS))
     before = session.state()
-    seconds, tensors = compiling.trial(session, COURSE)
+    seconds, tensors = compiling.trial(session, AHEAD)
     assert seconds > 0
     assert tensors == len(before.weights)
     assert_same(before, session.state())
@@ -68,13 +68,13 @@ def test_the_trial_changes_nothing() -> None:
 def test_settings_are_obeyed_without_a_trial() -> None:
     for wish, expected in (("off", False), ("on", "max-autotune")):
         opened = Opened()
-        compiling.session(opened, "torch", Train(compile=wish, compile_mode="max-autotune"), COURSE)
+        compiling.session(opened, "torch", Train(compile=wish, compile_mode="max-autotune"), AHEAD)
         assert opened.wishes == [expected]
     opened = Opened()
-    compiling.session(opened, "mlx", Train(), COURSE)
+    compiling.session(opened, "mlx", Train(), AHEAD)
     assert opened.wishes == [True]
     with pytest.raises(ConfigError, match=r"train\.compile on"):
-        compiling.session(lambda _: torch_session(), "numpy", Train(compile="on"), COURSE)
+        compiling.session(lambda _: torch_session(), "numpy", Train(compile="on"), AHEAD)
 
 
 def test_modes_are_torchs_alone() -> None:
