@@ -32,6 +32,7 @@ def whole(target: Path, overwrite: bool, also: tuple[str, ...] = ()) -> Iterator
         for suffix in also:
             beside = target.with_name(target.name + suffix)
             if (folder / beside.name).exists():
+                shutil.copymode(folder / target.name, folder / beside.name)  # onnx keeps it from all but its owner
                 (folder / beside.name).replace(beside)
         _move(folder / target.name, target, folder / "replaced")
     except OSError as error:

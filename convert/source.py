@@ -27,11 +27,15 @@ _OTHERWISE = "fit one without it, or convert the members one by one"
 
 @dataclass(frozen=True)
 class Part:
-    """One network: canonical weights, its card, and which of the forms of an image it sees."""
+    """One network: the file of its weights, its card, and which of the forms of an image it sees."""
 
-    weights: Weights
+    file: Path
     card: Card
     input: int = 0
+
+    def weights(self) -> Weights:
+        """The canonical weights, read anew: an ensemble's together may be more than the memory holds twice."""
+        return weights_file.read(self.file)[0]
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,7 @@ def _part(path: Path, said: str) -> Part:
         raise ConvertError(f"{said}: {card.model} is MLX's alone, no torch graph of it exists to convert")
     manifest.verify(path)
     averaged = path / "ema.safetensors"
-    arrays, _ = weights_file.read(averaged if averaged.exists() else path / weights_file.MODEL_FILE)
-    return Part(arrays, card)
+    return Part(averaged if averaged.exists() else path / weights_file.MODEL_FILE, card)
 
 
 def _ensemble(path: Path) -> Source:

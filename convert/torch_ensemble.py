@@ -21,9 +21,9 @@ def build(source: Source) -> Network:
     """
     if source.ensemble is None:
         (part,) = source.parts
-        return classifier(part.weights, part.card)
+        return classifier(part.weights(), part.card)
     whole = EnsembleGraph(
-        [classifier(part.weights, part.card) for part in source.parts],
+        [classifier(part.weights(), part.card) for part in source.parts],
         [part.input for part in source.parts],
         source.ensemble.views,
         Mixing(source.ensemble, source.groups, source.layers),

@@ -100,5 +100,6 @@ def test_weights_lie_beside_it_where_one_message_cannot_hold_them(
     monkeypatch.setattr(onnx, "MOST_BYTES", 2**24 + 100_000)
     path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.onnx", "x.onnx.data"]
+    assert path.with_name("x.onnx.data").stat().st_mode == path.stat().st_mode, "others may read it too"
     assert path.stat().st_size < file.stat().st_size / 5
     np.testing.assert_array_equal(predictor.open(path).logits(vit.images), predictor.open(file).logits(vit.images))
