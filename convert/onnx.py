@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import external_data_helper
 
 from config.errors import ConvertError
 from convert import onnx_int8, torch_graph
@@ -28,6 +29,7 @@ OPSET = 18
 TRIED_KEY = "tandem.tried"
 # A protobuf message cannot be larger.
 MOST_BYTES = 2**31 - 1
+_BESIDE_BYTES = 1024  # of a tensor that goes into the file beside it
 
 
 def write(
@@ -98,8 +100,10 @@ def save(message: Any, path: Path) -> None:
     """Save and check a model, its tensors beside it in `path` + `.data` when they exceed what a message can hold."""
     large = sum(len(tensor.raw_data) for tensor in message.graph.initializer) > MOST_BYTES - 2**24
     if large:
-        place = f"{path.name}.data"
-        onnx.save_model(message, str(path), save_as_external_data=True, location=place, size_threshold=1024)
+        for tensor in message.graph.initializer:  # save_model's own option looks for the file in the working directory
+            if len(tensor.raw_data) >= _BESIDE_BYTES:
+                external_data_helper.set_external_data(tensor, f"{path.name}.data")
+        onnx.save_model(message, str(path))
         onnx.checker.check_model(str(path), full_check=True)
     else:
         onnx.checker.check_model(message, full_check=True)

@@ -29,12 +29,14 @@ def whole(target: Path, overwrite: bool, also: tuple[str, ...] = ()) -> Iterator
         raise _unwritable(target, error) from error
     try:
         yield folder / target.name
-        for suffix in also:
-            beside = target.with_name(target.name + suffix)
-            if (folder / beside.name).exists():
-                shutil.copymode(folder / target.name, folder / beside.name)  # onnx keeps it from all but its owner
-                (folder / beside.name).replace(beside)
+        beside = [target.with_name(target.name + suffix) for suffix in also]
+        new = [file for file in beside if (folder / file.name).exists()]
+        for file in new:
+            shutil.copymode(folder / target.name, folder / file.name)  # onnx keeps it from all but its owner
+            (folder / file.name).replace(file)
         _move(folder / target.name, target, folder / "replaced")
+        for file in set(beside) - set(new):  # an older one's
+            file.unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(target, error) from error
     finally:

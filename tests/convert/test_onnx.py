@@ -97,9 +97,16 @@ def test_floats_between_zero_and_one_are_an_option(vit: Network, tmp_path: Path)
 def test_weights_lie_beside_it_where_one_message_cannot_hold_them(
     vit: Network, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx, "MOST_BYTES", 2**24 + 100_000)
+    monkeypatch.chdir(tmp_path)
     path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx")
+    assert path.read_bytes() == file.read_bytes()
+    monkeypatch.setattr(onnx, "MOST_BYTES", 2**24 + 100_000)
+    for _ in range(2):
+        onnx.write(vit.classifier, vit.card, path, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.onnx", "x.onnx.data"]
     assert path.with_name("x.onnx.data").stat().st_mode == path.stat().st_mode, "others may read it too"
     assert path.stat().st_size < file.stat().st_size / 5
     np.testing.assert_array_equal(predictor.open(path).logits(vit.images), predictor.open(file).logits(vit.images))
+    monkeypatch.undo()
+    onnx.write(vit.classifier, vit.card, path, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.onnx"]
