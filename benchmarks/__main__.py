@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
+
 from benchmarks.sources import PHOTOS, machine
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -20,6 +20,7 @@ import json
 import platform
 import shutil
 import statistics
+import sys
 import tarfile
 import tempfile
 import time
@@ -39,6 +40,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad, random_seed
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
 from config import load
 from training import campaign

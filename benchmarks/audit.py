@@ -26,6 +26,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
+
 from data import keyed
 from data.audit import duplicates
 from data.audit.fingerprint import hashes

@@ -30,6 +30,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
+
 from benchmarks.audit import PHOTOS, photographs
 from data import keyed
 from data.decode import Pixels, decode

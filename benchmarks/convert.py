@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _apart(model: str, target: str, precision: str) -> str:
     words = [sys.executable, "-m", "benchmarks.convert", model, "--one", target, "--precision", precision]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     return done.stdout.splitlines()[-1] if done.returncode == 0 else f"? failed {done.stderr.splitlines()[-1]} ?"
 
 

@@ -28,6 +28,8 @@ import numpy as np
 import psutil
 import safetensors.numpy
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
+
 from data import keyed
 from models.card import CARD_KEY, Card, Preprocessing
 

@@ -3,12 +3,15 @@
     python -m benchmarks.infer --json                       # 5 members x 3 views, one run, all arms in turn
     python -m benchmarks.infer --memory 100000              # the memory of a stream of that many small files
 
-Arms, in turn `--repeats` times, best of each:
+Arms, in turn `--repeats` times, best of each; what others bring runs in a process of its own, with memory as its users
+have it:
 
-- `runner`: `Runner.run`, as `python -m infer` does it.
+- `runner`: `Runner.run`, as `python -m infer` does it, keeping what it frees.
 - `timm`: the loop of timm's `inference.py` (public API: create_dataset, create_loader) for every member and view.
 - `ttach`: timm's loader over the files once for each member, with ttach's ClassificationTTAWrapper around the model.
-- `forward`: the bare sum of the forward passes, pixels prepared before the clock starts: what nothing can undercut.
+- `forward`: the bare sum of the forward passes, pixels prepared before the clock starts, in the runner's own process:
+  what nothing can undercut; `overhead` is what the runner takes beyond it.
+- `plain`: the same in the others' process, as torch comes; `ratio_plain` is it over the runner.
 
 The greatest difference of their probabilities is told. Also one member and view in torch eager, torch compiled and ONNX
 Runtime. Run it as a module: the file has the name of the package that it measures. Results: docs/infer.md.
@@ -35,9 +38,13 @@ import ttach
 from numpy.typing import NDArray
 from timm.data import create_dataset, create_loader
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
+
 from backends.torch import model as networks
 from backends.torch.step import Input
+from benchmarks.peer import Peer
 from benchmarks.sources import PHOTOS, machine, photographs
+from config import heap
 from convert import onnx as to_onnx
 from convert import torch_graph
 from data.augment import EvalTransform
@@ -70,6 +77,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    heap.keep_freed()  # as the command does
     with tempfile.TemporaryDirectory() as place:
         result = memory(arguments, Path(place)) if arguments.memory else speed(arguments, Path(place))
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
@@ -83,18 +91,17 @@ def speed(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
     folder = photographs(arguments.data, arguments.images, place / "images" / "class")
     paths = sorted(folder.iterdir())
     members = [checkpoint_of(arguments, place / f"member_{seed}", seed) for seed in range(arguments.members)]
-    models = [network(member) for member in members]
-    with Runner(of([f"{member}@torch" for member in members], VIEWS)) as runner:
+    models, prepared = [network(member) for member in members], pixels(paths, arguments.size)
+    opened = Runner(of([f"{member}@torch" for member in members], VIEWS))
+    with opened as runner, Peer(Others, members, folder.parent, arguments) as others:
         arms: dict[str, Callable[[], Rows]] = {
             "runner": lambda: run(runner, paths, arguments),
             "forward": lambda: forward(models, prepared, arguments),
-            "ttach": lambda: with_ttach(models, folder.parent, arguments),
-            "timm": lambda: with_timm(models, folder.parent, arguments),
+            **{name: lambda name=name: others(name) for name in ("plain", "ttach", "timm")},
         }
-        prepared = pixels(paths, arguments.size)
         run(runner, paths[: arguments.batch_size], arguments)
         seconds, answers = measure(arms, arguments.repeats)
-    ratios = {f"ratio_{name}": round(seconds[name] / seconds["runner"], 2) for name in ("timm", "ttach")}
+    ratios = {f"ratio_{name}": round(seconds[name] / seconds["runner"], 2) for name in ("timm", "ttach", "plain")}
     overhead = round(seconds["runner"] / seconds["forward"] - 1, 3)
     agree = {name: round(float(np.abs(rows - answers["runner"]).max()), 4) for name, rows in answers.items()}
     rounded = {name: round(value, 2) for name, value in seconds.items()}
@@ -138,28 +145,37 @@ def forward(
     return np.concatenate(rows)
 
 
-def with_timm(models: list[tuple[torch.nn.Module, Input]], root: Path, arguments: argparse.Namespace) -> Rows:
-    """timm's inference.py for each member and view: its data set, its loader, its loop, probabilities kept."""
-    total = 0.0
-    for model, _ in models:
-        for turns in range(len(VIEWS)):
-            total = total + np.concatenate(
-                [
-                    model(torch.rot90(images, turns, (2, 3))).softmax(-1).numpy()
-                    for images in timm_batches(root, arguments)
-                ]
-            )
-    return np.asarray(total / len(models) / len(VIEWS), np.float32)
+class Others:
+    """The arms of other libraries, with the same networks; the pixels of `plain` are prepared here at once."""
 
+    def __init__(self, members: list[Path], root: Path, arguments: argparse.Namespace):
+        warnings.simplefilter("ignore")
+        self._networks, self._root, self._arguments = [network(member) for member in members], root, arguments
+        self._pixels = pixels(sorted((root / "class").iterdir()), arguments.size)
 
-def with_ttach(models: list[tuple[torch.nn.Module, Input]], root: Path, arguments: argparse.Namespace) -> Rows:
-    """ttach around each member, the files read once for each."""
-    views = ttach.Compose([ttach.Rotate90(angles=list(ANGLES))])
-    total = 0.0
-    for model, _ in models:
-        wrapped = ttach.ClassificationTTAWrapper(torch.nn.Sequential(model, torch.nn.Softmax(1)), views)
-        total = total + np.concatenate([wrapped(images).numpy() for images in timm_batches(root, arguments)])
-    return np.asarray(total / len(models), np.float32)
+    def plain(self) -> Rows:
+        """`forward`."""
+        return forward(self._networks, self._pixels, self._arguments)
+
+    def timm(self) -> Rows:
+        """timm's inference.py for each member and view: its data set, its loader, its loop, probabilities kept."""
+        total = 0.0
+        for model, _ in self._networks:
+            for turns in range(len(VIEWS)):
+                batches = timm_batches(self._root, self._arguments)
+                rows = [model(torch.rot90(images, turns, (2, 3))).softmax(-1).numpy() for images in batches]
+                total = total + np.concatenate(rows)
+        return np.asarray(total / len(self._networks) / len(VIEWS), np.float32)
+
+    def ttach(self) -> Rows:
+        """ttach around each member, the files read once for each."""
+        views = ttach.Compose([ttach.Rotate90(angles=list(ANGLES))])
+        total = 0.0
+        for model, _ in self._networks:
+            wrapped = ttach.ClassificationTTAWrapper(torch.nn.Sequential(model, torch.nn.Softmax(1)), views)
+            batches = timm_batches(self._root, self._arguments)
+            total = total + np.concatenate([wrapped(images).numpy() for images in batches])
+        return np.asarray(total / len(self._networks), np.float32)
 
 
 def timm_batches(root: Path, arguments: argparse.Namespace) -> Iterator[torch.Tensor]:

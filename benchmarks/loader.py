@@ -4,7 +4,8 @@
 
 Every arm decodes, takes a random crop of 8 to 100% resized to 224 pixels, flips, and changes brightness, contrast and
 saturation of each image. One epoch warms an arm up, then the arms take turns of a second, `--repeats` each; a figure is
-the CPU time of all of an arm's processes for an image, the best of its turns. Arms:
+the CPU time of all of an arm's processes for an image, the best of its turns. The peers run in a process of their own,
+with memory as their users have it. Arms:
 
 - `files`: `data.loader.Loader` over the files.
 - `cached`: the same from the cache of `data.cache`, as it is from the second epoch on (the first one makes it).
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
+
+from benchmarks.peer import Peer
 from benchmarks.sources import PHOTOS, machine, photographs
+from config import heap
 from config.data_sections import Data
 from data import cache, store
 from data.augment import Act, Training
@@ -48,7 +53,7 @@ from models.card import Preprocessing
 _BATCH, _SIZE, _LEAST = 64, 224, 0.08
 _JITTER = 0.4  # timm's default
 _TURN = 1.0  # CPU seconds
-Arm = Callable[[int], Iterator[int]]  # an epoch's images, as the numbers of them in each batch
+Arm = Callable[[int], Iterable[int]]  # an epoch's images, as the numbers of them in each batch
 
 
 def main() -> int:
@@ -60,8 +65,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=6, help="turns of each arm")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    heap.keep_freed()  # as our commands do
     with tempfile.TemporaryDirectory() as place:
         result = measured(arguments, Path(place))
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
@@ -76,14 +80,15 @@ def measured(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
     paths = sorted(folder.iterdir())
     with contextlib.redirect_stdout(sys.stderr):
         raw, jpegs = caches(paths, place)
-    arms: dict[str, Arm] = {
-        "files": ours(paths, Images(0), arguments.workers),
-        "cached": ours(paths, raw, arguments.workers),
-        "jpegs": ours(paths, jpegs, arguments.workers),
-        "timm": timms(folder.parent, arguments.workers),
-        "torchvision": torchvisions(folder.parent, arguments.workers),
-    }
-    spent = in_turn(arms, arguments.repeats)
+    with Peer(Peers, folder.parent, arguments.workers) as peer:
+        arms: dict[str, Arm] = {
+            "files": ours(paths, Images(0), arguments.workers),
+            "cached": ours(paths, raw, arguments.workers),
+            "jpegs": ours(paths, jpegs, arguments.workers),
+            "timm": lambda _: peer("epoch", "timm"),
+            "torchvision": lambda _: peer("epoch", "torchvision"),
+        }
+        spent = in_turn(arms, arguments.repeats)
     best = {name: min(values) for name, values in spent.items()}
     return {
         "cpu_ms": {name: round(value, 4) for name, value in best.items()},
@@ -149,9 +154,22 @@ def caches(paths: list[Path], place: Path) -> tuple[Source, Source]:
     return found[0], found[1]
 
 
-def timms(root: Path, workers: int) -> Arm:
+class Peers:
+    """The other libraries' loaders over the same files."""
+
+    def __init__(self, root: Path, workers: int):
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(1)
+        self._loaders = {"timm": timms(root, workers), "torchvision": torchvisions(root, workers)}
+
+    def epoch(self, name: str) -> list[int]:
+        """The numbers of images in the batches of an epoch."""
+        return [len(images) for images, _ in self._loaders[name]]
+
+
+def timms(root: Path, workers: int) -> Any:
     """timm's training loader, its prefetcher on the CPU."""
-    loader = create_loader(
+    return create_loader(
         create_dataset("", root),
         input_size=(3, _SIZE, _SIZE),
         batch_size=_BATCH,
@@ -164,14 +182,8 @@ def timms(root: Path, workers: int) -> Arm:
         device=torch.device("cpu"),
     )
 
-    def epoch(_number: int) -> Iterator[int]:
-        for images, _ in loader:
-            yield len(images)
 
-    return epoch
-
-
-def torchvisions(root: Path, workers: int) -> Arm:
+def torchvisions(root: Path, workers: int) -> Any:
     """torchvision's v2 transforms, in torch's DataLoader, to uint8 as ours."""
     change = v2.Compose(
         [
@@ -181,15 +193,9 @@ def torchvisions(root: Path, workers: int) -> Arm:
         ]
     )
     dataset = ImageFolder(str(root), change, loader=_decoded)
-    loader = torch.utils.data.DataLoader(
+    return torch.utils.data.DataLoader(
         dataset, _BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
     )
-
-    def epoch(_number: int) -> Iterator[int]:
-        for images, _ in loader:
-            yield len(images)
-
-    return epoch
 
 
 def _decoded(path: str) -> torch.Tensor:

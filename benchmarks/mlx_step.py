@@ -32,6 +32,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
+
 import backends
 from backends.contract import Batch, Knobs, LossSpec, OptimSpec, Session
 from config import load

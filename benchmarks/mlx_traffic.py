@@ -11,11 +11,14 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
 from backends.contract import LossSpec, OptimSpec
 from backends.mlx import losses, model, step

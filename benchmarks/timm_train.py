@@ -19,7 +19,7 @@ from benchmarks.torch_cases import CLASSES, JITTER, LEAST, Case
 class Timm:
     """timm's train.py as its public functions make it, with the flags that are best for it on the device."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, paths: list[Path]):
         self.case, device = case, case.device
         fixed = {"img_size": case.size} if case.name.startswith(("vit", "swin")) else {}
         model = timm.create_model(case.name, num_classes=CLASSES, **fixed).to(device)
@@ -30,14 +30,19 @@ class Timm:
         self.optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
         self.model = torch.compile(model, mode=case.compile) if isinstance(case.compile, str) else model
         self.loss = LabelSmoothingCrossEntropy(0.1).to(device)
+        self._loader = self._of_files(paths) if paths else None
 
-    def synthetic(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The same batch for every update, normalised and on the device."""
+    def on_synthetic(self, updates: int) -> float:
+        """Images a second with the same batch for every update, normalised and on the device."""
         case = self.case
         images = torch.randn(case.batch, 3, case.size, case.size, device=case.device)
-        return [(images, torch.arange(case.batch, device=case.device) % CLASSES)] * case.updates
+        return self._rate([(images, torch.arange(case.batch, device=case.device) % CLASSES)] * updates)
 
-    def loader(self, paths: list[Path]) -> Any:
+    def on_files(self) -> float:
+        """Images a second of an epoch over the files."""
+        return self._rate(self._loader)
+
+    def _of_files(self, paths: list[Path]) -> Any:
         """timm's training loader over the files."""
         case = self.case
         return create_loader(
@@ -53,7 +58,7 @@ class Timm:
             pin_memory=self.on_gpu,
         )
 
-    def rate(self, loader: Any) -> float:
+    def _rate(self, loader: Any) -> float:
         """Images a second of an epoch of train.py's loop, not distributed, at most `updates` updates long."""
         seen = 0
         self.model.train()

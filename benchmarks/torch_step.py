@@ -11,7 +11,8 @@ Arms, in turn `--repeats` times, best of each, in trained images a second (on th
 - `loop`: `training.engine.Fit` with the same batch of uint8 pixels from the host for every update; checkpoints, whose
   cadence is the user's, are left out.
 - `timm`: the loop of timm's train.py with a normalised batch that is on the device: create_model, create_optimizer_v2,
-  channels_last, on CUDA autocast (bf16, with which it scales no loss) and torch.compile, and the loss read each update.
+  channels_last, on CUDA autocast (bf16, with which it scales no loss) and torch.compile, and the loss read each update;
+  in a process of its own, with memory as its users have it.
 
 With `--data` also the same loops over JPEG files: `loop files`, `loop cached` (from the cache of decoded images) and
 `timm files` (create_loader with its prefetcher), each with random crops, flips and colour jitter on `--workers` cores.
@@ -39,12 +40,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
+
 from backends.contract import CompileMode, LossSpec
 from backends.torch import model as networks
 from backends.torch import session, step
+from benchmarks.peer import Peer
 from benchmarks.sources import machine, photographs
 from benchmarks.timm_train import Timm
 from benchmarks.torch_cases import CLASSES, LARGE, SMALL, Case, forward_operations, peak_of
+from config import heap
 from config.data_sections import Data
 from data import augment, cache
 from data.images import Images, Source
@@ -117,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("benchmarks.torch_step: there is no CUDA device here, so nothing was measured", file=sys.stderr)
         return 1
+    heap.keep_freed()  # as our commands do
     os.environ[session.DEVICE_VARIABLE] = arguments.device
     with tempfile.TemporaryDirectory() as place:
         paths = _files(arguments, Path(place)) if arguments.data else []
@@ -132,31 +138,26 @@ def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
     optim = optimizer.spec(settings.optim, False, spec, _fresh(spec))
     loss = LossSpec()
     opened = session.open(spec, None, optim, loss, "auto", 0, case.compile)
-    network = Timm(case)
     synthetic = cast(Loader, Synthetic(case))
-    arms: dict[str, Arm] = {
-        "bare": lambda: bare(opened, case, case.updates),
-        "loop": lambda: loop(opened, case, spec, synthetic, case.updates * case.batch),
-        "timm": lambda: network.rate(network.synthetic()),
-    }
-    if paths:
-        images, kept = Images(0), _cache(case, spec, paths)
-        files, cached, theirs = (
-            _loader(case, spec, paths, images),
-            _loader(case, spec, paths, kept),
-            network.loader(paths),
-        )
-        count = min(case.updates * case.batch, len(paths) // case.batch * case.batch)
-        arms["loop files"] = lambda: loop(opened, case, spec, files, count)
-        arms["loop cached"] = lambda: loop(opened, case, spec, cached, count)
-        arms["timm files"] = lambda: network.rate(theirs)
+    with Peer(Timm, case, paths) as timm:
+        arms: dict[str, Arm] = {
+            "bare": lambda: bare(opened, case, case.updates),
+            "loop": lambda: loop(opened, case, spec, synthetic, case.updates * case.batch),
+            "timm": lambda: timm("on_synthetic", case.updates),
+        }
+        if paths:
+            files, cached = (_loader(case, spec, paths, some) for some in (Images(0), _cache(case, spec, paths)))
+            count = min(case.updates * case.batch, len(paths) // case.batch * case.batch)
+            arms["loop files"] = lambda: loop(opened, case, spec, files, count)
+            arms["loop cached"] = lambda: loop(opened, case, spec, cached, count)
+            arms["timm files"] = lambda: timm("on_files")
 
-    def warm() -> None:
-        """An update of each side, as the first one after another arm pays for the memory that this one gave back."""
-        bare(opened, case, 1)
-        network.rate(network.synthetic()[:1])
+        def warm() -> None:
+            """An update of each side, as the first one after another arm pays for memory that the other gave back."""
+            bare(opened, case, 1)
+            timm("on_synthetic", 1)
 
-    found = _in_turn(case.name, arms, warm, repeats)
+        found = _in_turn(case.name, arms, warm, repeats)
     opened.close()
     return {"size": case.size, "batch": case.batch, **_figures(case, spec, found)}
 
@@ -186,7 +187,7 @@ def _figures(case: Case, spec: ModelSpec, found: dict[str, list[float]]) -> dict
         figures["ratio_timm_files"] = round(best["loop files"] / best["timm files"], 3)
         figures["cached_over_bare"] = round(best["bare"] / best["loop cached"], 3)
     tera = 3 * forward_operations(spec) * best["loop"] / 1e12
-    figures["tflops"] = round(tera, 3)
+    figures["tflops"] = float(f"{tera:.3g}")
     peak = peak_of(case.device)
     return figures | ({"utilisation": round(tera / peak, 3)} if peak else {})
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from config import heap
 from config.errors import ConfigError, TandemError
 from config.train_sections import Checkpoint
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mixed.set_defaults(run=_soup)
     commands.add_parser("pair", help="train a second head for the classes that a run confuses most", add_help=False)
     words = list(sys.argv[1:] if argv is None else argv)
+    heap.keep_freed()
     try:
         if words[:1] == ["pair"]:
             return _pair(words[1:])

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from config import load
+from config import heap, load
 from config.command import Wish
 from config.errors import TandemError
 
@@ -47,6 +47,7 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
     """Run `train_ENGINE.py`; returns the exit code: 0, 1 data and the like, 2 settings, 3 a campaign that had to leave
     folds out, 130 and 143 interrupted."""
     prog = f"train_{engine}.py"
+    heap.keep_freed()
     try:
         command = load.parse_command(sys.argv[1:] if argv is None else argv, prog=prog)
         settings = None if command.wish.mode else command.settings

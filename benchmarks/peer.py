@@ -1,0 +1,42 @@
+"""Another library's arm of a benchmark in a process of its own, with memory as its users have it: ours keeps what it
+frees (see `config.heap`)."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from types import TracebackType
+from typing import Any
+
+_held: Any = None
+
+
+class Peer:
+    """`make(*arguments)` in a new process, and calls of what it made; a context manager that ends the process."""
+
+    def __init__(self, make: Callable[..., object], *arguments: object):
+        fresh, usual = multiprocessing.get_context("spawn"), multiprocessing.get_start_method()
+        self._process = ProcessPoolExecutor(1, fresh, initializer=_hold, initargs=(usual, make, arguments))
+
+    def __call__(self, method: str, *arguments: object) -> Any:
+        """What the method gives there; waits for it, and raises what it raises."""
+        return self._process.submit(_call, method, arguments).result()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.shutdown()
+
+
+def _hold(usual: str, make: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    global _held
+    multiprocessing.set_start_method(usual, force=True)  # a loader's workers would be spawned too, which is slow
+    _held = make(*arguments)
+
+
+def _call(method: str, arguments: tuple[object, ...]) -> Any:
+    return getattr(_held, method)(*arguments)

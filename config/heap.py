@@ -1,0 +1,28 @@
+"""Memory that is freed stays with the process, as it does on a GPU.
+
+By default glibc gives large blocks back to the system as they are freed, which clears every page of the next one. What
+a network on the CPU and a decoder do is to ask for the same megabytes again and again: for small networks that is half
+of their time (docs/speed_torch.md). Other systems' allocators keep large blocks by themselves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# From malloc.h: `mallopt`'s names of what it sets.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_KEPT_BYTES = 2**31 - 1  # the most that `mallopt` takes
+_USERS_OWN = ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX")
+
+
+def keep_freed() -> bool:
+    """Have glibc keep up to 2 GiB of freed memory from now on; False where it is not glibc, or the user chose.
+
+    For commands, at their start: threads that have asked for memory before keep to their own.
+    """
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if not hasattr(libc, "gnu_get_libc_version") or any(name in os.environ for name in _USERS_OWN):
+        return False
+    wanted = ((_TRIM_THRESHOLD, _KEPT_BYTES), (_MMAP_MAX, 0), (_ARENA_MAX, 1))
+    return all([libc.mallopt(name, value) for name, value in wanted])  # type: ignore[union-attr]
