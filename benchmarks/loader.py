@@ -13,7 +13,9 @@ with memory as their users have it. Arms:
 - `timm`: timm's `create_loader` with its prefetcher, the default, and `--workers` processes.
 - `torchvision`: torchvision's v2 transforms on tensors decoded by torchvision, in torch's DataLoader.
 
-Also wall time to the first batch, how CPU time grows from 1 to 8 threads, and memory for 100 times the images.
+Also wall time to the first batch, memory for 100 times the images, and how CPU time grows from 1 to 8 threads, beside
+two processes of one thread each: these share nothing, so what they lose is the machine's (cores of one chip that are
+not alone on it), and `of_processes` is what 8 threads keep of it.
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ def measured(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
         "ratio_jpegs": round(best["timm"] / best["jpegs"], 2),
         "ratio_torchvision": round(best["torchvision"] / best["files"], 2),
         "first_batch_s": round(first_batch(paths), 3),
-        "threads": scaling(paths, raw, arguments.repeats),
+        "threads": scaling(paths, raw, place, arguments.repeats),
         "memory_mib": memory(paths, arguments.workers),
     }
 
@@ -212,13 +214,35 @@ def first_batch(paths: list[Path]) -> float:
     return found
 
 
-def scaling(paths: list[Path], raw: Source, repeats: int) -> dict[str, dict[str, float]]:
-    """How much of one thread's speed per CPU second is left with 2, 4 and 8 threads, from files and from the cache."""
+class Single:
+    """One thread over the files and over the cache that lies there already."""
+
+    def __init__(self, paths: list[Path], place: Path):
+        heap.keep_freed()
+        with contextlib.redirect_stdout(sys.stderr):
+            raw, _ = caches(paths, place)
+        self._arms = {"files": ours(paths, Images(0), 1), "cached": ours(paths, raw, 1)}
+
+    def epoch(self, name: str, number: int) -> list[int]:
+        """The numbers of images in the batches of an epoch."""
+        return list(self._arms[name](number))
+
+
+def scaling(paths: list[Path], raw: Source, place: Path, repeats: int) -> dict[str, dict[str, float]]:
+    """How much of one thread's speed per CPU second is left with 2, 4 and 8 threads, and with two processes, from files
+    and from the cache."""
     found = {}
-    for name, source in (("files", Images(0)), ("cached", raw)):
-        arms = {str(threads): ours(paths, source, threads) for threads in (1, 2, 4, 8)}
-        spent = in_turn(arms, repeats)
-        found[name] = {threads: round(min(spent["1"]) / min(values), 3) for threads, values in spent.items()}
+    with Peer(Single, paths, place) as one, Peer(Single, paths, place) as other:
+        for name, source in (("files", Images(0)), ("cached", raw)):
+
+            def both(number: int, name: str = name) -> list[int]:
+                begun = [process.start("epoch", name, number) for process in (one, other)]
+                return [count for future in begun for count in future.result()]
+
+            arms = {str(threads): ours(paths, source, threads) for threads in (1, 2, 4, 8)} | {"processes": both}
+            spent = in_turn(arms, repeats)
+            found[name] = {arm: round(min(spent["1"]) / min(values), 3) for arm, values in spent.items()}
+            found[name]["of_processes"] = round(min(spent["processes"]) / min(spent["8"]), 3)
     return found
 
 

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(argv)
     found: dict[str, Any] = {}
+    gradients.SPARING = True
     gradients.CHOSEN.update(dict.fromkeys(gradients.DEFAULTS, gradients.LIBRARY if given.library else gradients.OURS))
     try:
         for name in given.model:

@@ -1,11 +1,11 @@
-"""Another library's arm of a benchmark in a process of its own, with memory as its users have it: ours keeps what it
-frees (see `config.heap`)."""
+"""An arm of a benchmark in a process of its own: another library's, with memory as its users have it while ours keeps
+what it frees (see `config.heap`), or one of several that share nothing but the machine."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +21,11 @@ class Peer:
 
     def __call__(self, method: str, *arguments: object) -> Any:
         """What the method gives there; waits for it, and raises what it raises."""
-        return self._process.submit(_call, method, arguments).result()
+        return self.start(method, *arguments).result()
+
+    def start(self, method: str, *arguments: object) -> Future[Any]:
+        """Begin a call, so that several processes may work at a time."""
+        return self._process.submit(_call, method, arguments)
 
     def __enter__(self) -> Peer:
         return self

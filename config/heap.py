@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
-# From malloc.h: `mallopt`'s names of what it sets.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-_KEPT_BYTES = 2**31 - 1  # the most that `mallopt` takes
+# What malloc.h calls M_TRIM_THRESHOLD (the most that `mallopt` takes), M_MMAP_MAX and M_ARENA_MAX.
+_WANTED = {-1: 2**31 - 1, -4: 0, -8: 1}
 _USERS_OWN = ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX")
 
 
@@ -21,8 +21,8 @@ def keep_freed() -> bool:
 
     For commands, at their start: threads that have asked for memory before keep to their own.
     """
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
     if not hasattr(libc, "gnu_get_libc_version") or any(name in os.environ for name in _USERS_OWN):
         return False
-    wanted = ((_TRIM_THRESHOLD, _KEPT_BYTES), (_MMAP_MAX, 0), (_ARENA_MAX, 1))
-    return all([libc.mallopt(name, value) for name, value in wanted])  # type: ignore[union-attr]
+    taken = [libc.mallopt(name, value) for name, value in _WANTED.items()]
+    return all(taken)

@@ -31,6 +31,8 @@ KEYS = {depthwise(k, s, n): (k, s, n) for k in (3, 5, 7) for s in (1, 2) for n i
 # Whether MLX's own gradient is taken ("library") or the one of this file ("ours"): here what a CPU is faster with.
 DEFAULTS = {**dict.fromkeys(KEYS, LIBRARY), POOL: OURS}
 CHOSEN = dict(DEFAULTS)
+# Whether a CPU spares bytes as a GPU does: for `benchmarks.mlx_traffic`, which counts them anywhere, and for tests.
+SPARING = False
 
 
 def _with_vjp(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -49,8 +51,10 @@ def _with_vjp(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Ca
 
 
 def _later(x: mx.array, after: mx.array) -> mx.array:
-    """`x` once `after` is there. `mx.compile` computes equal things once, and would keep what is to be made again."""
-    return mx.depends([x], [after])[0]
+    """`x` once `after` is there. `mx.compile` computes equal things once, and would keep what is to be made again.
+
+    On a CPU it may: there arithmetic costs more than memory."""
+    return mx.depends([x], [after])[0] if SPARING or mx.default_device().type == mx.gpu else x
 
 
 def _gelu(x: mx.array) -> mx.array:

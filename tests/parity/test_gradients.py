@@ -39,6 +39,7 @@ def torch_vjp(function: Callable[..., torch.Tensor], g: np.ndarray | None, *arra
 @pytest.fixture(params=[gradients.LIBRARY, gradients.OURS])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(gradients, "CHOSEN", dict.fromkeys(gradients.DEFAULTS, request.param))
+    monkeypatch.setattr(gradients, "SPARING", request.param == gradients.OURS)
     yield request.param
 
 
@@ -136,8 +137,10 @@ def test_batch_norm_trains_as_torchs() -> None:
     near(ours.running_var, theirs.running_var)
 
 
-def test_compiled_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sparing", [False, True])
+def test_compiled_they_are_the_same(sparing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them in a row in one compiled function, as the training step has them, against the same run eagerly."""
+    monkeypatch.setattr(gradients, "SPARING", sparing)
     monkeypatch.setattr(gradients, "CHOSEN", dict.fromkeys(gradients.DEFAULTS, gradients.OURS))
     conv, norm, pool = (
         layers.Conv2d(4, 4, 3, 2, 1, groups=4, bias=False),

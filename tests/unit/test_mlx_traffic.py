@@ -16,6 +16,11 @@ from ports import gradients
 from tests import tiny
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "SPARING", True)
+
+
 def kernels(function: Callable[..., list[mx.array]], *arguments: mx.array, batch: int = 1) -> list[mlx_bytes.Kernel]:
     return mlx_bytes.kernels(mlx_graph.fused(mlx_graph.traced(function, *arguments)), batch)
 
