@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from config.errors import DataError
+from data.jpeg import plain_sides
 
 Pixels = NDArray[np.uint8]
 # From the height and width of an image to how many times smaller (1, 2, 4 or 8) it may be decoded.
@@ -76,6 +78,9 @@ def decode(source: Path | bytes, pixel_limit: int = PIXEL_LIMIT, shrink: Shrink 
     unknown format, of 32-bit pixels, or of more than `pixel_limit` pixels (seen in the header, before decoding).
     """
     data, name = _read(source)
+    sides = plain_sides(data)
+    if sides and math.prod(sides) <= pixel_limit and (image := _with_cv2(data, _FLAGS[shrink(*sides)])) is not None:
+        return image
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
         _open_heic(name, data[8:12])
     try:
@@ -95,6 +100,8 @@ def decode(source: Path | bytes, pixel_limit: int = PIXEL_LIMIT, shrink: Shrink 
 
 def sides(data: bytes) -> tuple[int, int] | None:
     """Height and width of an encoded image as it is shown, from its header alone; None where that is damaged."""
+    if plain := plain_sides(data):
+        return plain
     try:
         with Image.open(io.BytesIO(data)) as header:
             return _shown(header, _orientation(header))

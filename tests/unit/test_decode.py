@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from config.errors import DataError
+from data import jpeg
 from data.decode import decode
 
 FORMATS = [
@@ -85,6 +86,42 @@ def test_a_jpeg_decoded_smaller_is_pillows_draft(factor, orientation):
     expected = np.asarray(ImageOps.exif_transpose(draft))
     assert asked == [(96, 160) if orientation < 5 else (160, 96)]
     assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() <= 2
+
+
+PLAIN = [
+    ({}, "RGB"),
+    ({}, "L"),
+    ({"progressive": True, "optimize": True}, "RGB"),
+    ({"subsampling": 0, "comment": b"a comment", "dpi": (72, 72)}, "RGB"),
+    ({"icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}, "RGB"),
+    ({"restart_marker_rows": 1}, "RGB"),
+]
+
+
+@pytest.mark.parametrize(("options", "mode"), PLAIN)
+def test_a_plain_jpegs_header_is_what_pillow_reads(options, mode, monkeypatch):
+    data = encoded(picture().convert(mode), "JPEG", **options)
+    assert jpeg.plain_sides(data) == Image.open(io.BytesIO(data)).size[::-1] == (60, 91)
+    found = decode(data)
+    monkeypatch.setattr("data.decode.plain_sides", lambda _: None)
+    np.testing.assert_array_equal(found, decode(data))
+    for kept in range(len(data) - 1):
+        assert jpeg.plain_sides(data[:kept]) in (None, (60, 91))
+
+
+def test_what_says_how_it_is_to_be_shown_is_not_plain():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    several = encoded(picture(), "MPO", save_all=True, append_images=[picture()])
+    for data in (
+        encoded(picture(), "JPEG", exif=exif),
+        encoded(picture(), "JPEG", xmp=b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"),
+        encoded(picture().convert("CMYK"), "JPEG"),
+        encoded(picture(), "PNG"),
+        several,
+        b"",
+    ):
+        assert jpeg.plain_sides(data) is None
 
 
 def test_what_cannot_be_decoded_smaller_does_not_ask():

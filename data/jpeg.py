@@ -1,0 +1,30 @@
+"""The header of a plain JPEG, read in a tenth of the time that a library takes to open the file.
+
+Plain is what nearly all photographs for training are: 8 bits, grey or three colours, and nothing about how the image is
+to be shown (EXIF, XMP, several pictures in one file). ITU-T T.81, tables B.1 and B.2.
+"""
+
+from __future__ import annotations
+
+_START = b"\xff\xd8"
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, by Huffman codes
+# Tables and comments, of which nothing is asked: DHT, DAC, DQT, DRI, COM, and applications' segments but the first two.
+_PASSED = {0xC4, 0xCC, 0xDB, 0xDD, 0xFE, 0xE0, *range(0xE3, 0xF0)}
+_SECOND, _SEVERAL = 0xE2, b"MPF\0"
+
+
+def plain_sides(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a plain JPEG; None for every other file, and where its header is damaged."""
+    if not data.startswith(_START):
+        return None
+    at = len(_START)
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker, body = data[at + 1], at + 4
+        if marker in _FRAMES:
+            height, width = int.from_bytes(data[body + 1 : body + 3]), int.from_bytes(data[body + 3 : body + 5])
+            plain = data[body] == 8 and data[body + 5] in (1, 3) and height and width
+            return (height, width) if plain else None
+        if marker not in _PASSED and not (marker == _SECOND and data[body : body + 4] != _SEVERAL):
+            return None
+        at += 2 + int.from_bytes(data[at + 2 : body])
+    return None
