@@ -6,11 +6,13 @@ import csv
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import backends.mlx  # noqa: F401 - before any test imports MLX, so that it finds the fast and accurate BLAS
+from config import heap
 
 PER_CLASS = 8
 # What tests look at is not kept in the user's own cache; set here, so that programs that tests start see it too.
@@ -19,6 +21,14 @@ os.environ["TANDEM_CACHE"] = tempfile.mkdtemp(prefix="tandem_cache_")
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["TANDEM_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def memory_is_given_back() -> Iterator[None]:
+    """A command that a test runs in this process must not have it keep what all other tests free."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heap, "keep_freed", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")
