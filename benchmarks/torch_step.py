@@ -178,7 +178,7 @@ def _in_turn(name: str, arms: dict[str, Arm], warm: Callable[[], None], repeats:
 def _figures(case: Case, spec: ModelSpec, found: dict[str, list[float]]) -> dict[str, Any]:
     best = {arm: max(rates) for arm, rates in found.items()}
     figures: dict[str, Any] = {
-        "images_per_second": {arm: round(rate, 1) for arm, rate in best.items()},
+        "images_per_second": {arm: float(f"{rate:.4g}") for arm, rate in best.items()},
         "spread": {arm: round(1 - min(rates) / max(rates), 3) for arm, rates in found.items()},
         "loop_over_bare": round(best["bare"] / best["loop"], 3),
         "ratio_timm_synthetic": round(best["loop"] / best["timm"], 3),
