@@ -14,7 +14,7 @@ have it:
 - `plain`: the same in the others' process, as torch comes; `ratio_plain` is it over the runner.
 
 The greatest difference of their probabilities is told. Also one member and view in torch eager, torch compiled and ONNX
-Runtime. Run it as a module: the file has the name of the package that it measures. Results: docs/infer.md.
+Runtime. Results: docs/infer.md.
 """
 
 from __future__ import annotations

@@ -13,11 +13,13 @@ _held: Any = None
 
 
 class Peer:
-    """`make(*arguments)` in a new process, and calls of what it made; a context manager that ends the process."""
+    """`make(*arguments)` in a new process, done before any call is timed, and calls of what it made; a context manager
+    that ends the process."""
 
     def __init__(self, make: Callable[..., object], *arguments: object):
         fresh, usual = multiprocessing.get_context("spawn"), multiprocessing.get_start_method()
         self._process = ProcessPoolExecutor(1, fresh, initializer=_hold, initargs=(usual, make, arguments))
+        self._process.submit(_ready).result()
 
     def __call__(self, method: str, *arguments: object) -> Any:
         """What the method gives there; waits for it, and raises what it raises."""
@@ -40,6 +42,10 @@ def _hold(usual: str, make: Callable[..., object], arguments: tuple[object, ...]
     global _held
     multiprocessing.set_start_method(usual, force=True)  # a loader's workers would be spawned too, which is slow
     _held = make(*arguments)
+
+
+def _ready() -> None:
+    """Run after `_hold`."""
 
 
 def _call(method: str, arguments: tuple[object, ...]) -> Any:

@@ -78,8 +78,8 @@ def decode(source: Path | bytes, pixel_limit: int = PIXEL_LIMIT, shrink: Shrink 
     unknown format, of 32-bit pixels, or of more than `pixel_limit` pixels (seen in the header, before decoding).
     """
     data, name = _read(source)
-    sides = plain_sides(data)
-    if sides and math.prod(sides) <= pixel_limit and (image := _with_cv2(data, _FLAGS[shrink(*sides)])) is not None:
+    plain = plain_sides(data)
+    if plain and math.prod(plain) <= pixel_limit and (image := _with_cv2(data, _FLAGS[shrink(*plain)])) is not None:
         return image
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
         _open_heic(name, data[8:12])

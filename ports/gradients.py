@@ -53,7 +53,8 @@ def _with_vjp(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Ca
 def _later(x: mx.array, after: mx.array) -> mx.array:
     """`x` once `after` is there. `mx.compile` computes equal things once, and would keep what is to be made again.
 
-    On a CPU it may: there arithmetic costs more than memory."""
+    On a CPU it may: there arithmetic costs more than memory.
+    """
     return mx.depends([x], [after])[0] if SPARING or mx.default_device().type == mx.gpu else x
 
 
