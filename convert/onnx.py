@@ -58,6 +58,7 @@ def write(
                 message = onnx_int8.quantized(message, calibration, path.parent, float_layers)
         message.metadata_props.add(key=CARD_KEY, value=card.to_json())
         save(message, path)
+        del message  # a large one has no room beside what ONNX Runtime makes of it
         _try(path)
     return out
 

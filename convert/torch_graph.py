@@ -6,8 +6,7 @@ A `Network` takes float NCHW RGB pixels in [0, 255], one array for each input of
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,8 +18,6 @@ from backends.contract import Weights
 from backends.torch import model as torch_model
 from infer.predictors.checkpoint import spec_of
 from models.card import Card, Preprocessing
-
-Answer = Callable[..., tuple[NDArray, NDArray]]
 
 
 class Network(Protocol):
@@ -34,6 +31,9 @@ class Network(Protocol):
 
     def double(self) -> Network:
         """Compute in double precision, in place."""
+
+    def float(self) -> Network:
+        """Compute in single precision, in place."""
 
 
 class Classifier(nn.Module):
@@ -107,20 +107,25 @@ def classifier(weights: Weights, card: Card) -> Classifier:
 
 
 @torch.no_grad()
-def once(network: Network, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits `[N, C]` of uint8 `[N, S, S, 3]` for each input, on the CPU."""
-    return network(*(_pixels(one).float() for one in images)).numpy()
+def once(network: Network, *images: NDArray[np.uint8], dtype: torch.dtype = torch.float32) -> NDArray:
+    """Logits `[N, C]` of uint8 `[N, S, S, 3]` for each input, on the CPU; the network computes in `dtype`."""
+    return network(*(_pixels(one).to(dtype) for one in images)).numpy()
 
 
-def reference(single: Network) -> Answer:
-    """The original: from uint8 `[N, S, S, 3]`, for each input, to its logits on the CPU in float32 and in float64."""
-    double = copy.deepcopy(single).double()
+def reference(
+    network: Network, batches: Callable[[], Iterable[Sequence[NDArray[np.uint8]]]]
+) -> tuple[NDArray, NDArray]:
+    """The original's logits `[N, C]` of all batches, uint8 `[N, S, S, 3]` for each input: in float32 and in float64.
 
-    @torch.no_grad()
-    def answer(*images: NDArray[np.uint8]) -> tuple[NDArray, NDArray]:
-        return once(single, *images), double(*(_pixels(one).double() for one in images)).numpy()
-
-    return answer
+    The network itself is widened for the second, since a large ensemble has no room twice, and narrowed again, which
+    loses nothing.
+    """
+    single = np.concatenate([once(network, *batch) for batch in batches()])
+    network.double()
+    try:
+        return single, np.concatenate([once(network, *batch, dtype=torch.float64) for batch in batches()])
+    finally:
+        network.float()
 
 
 def _pixels(images: NDArray[np.uint8]) -> Tensor:

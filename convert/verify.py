@@ -34,7 +34,7 @@ _COMPUTE_UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 _SMALL_LOG_LOSS = 0.01
 # An ensemble's log probabilities below this one's are rounding of a sum.
 _LEAST_PROBABILITY = 1e-30
-_TIMED = 5
+_TIMED, _LONG_MS = 5, 2000
 
 
 class VerificationFailed(ConvertError):
@@ -197,27 +197,21 @@ def machine() -> str:
 
 def _reference(source: Source, network: torch_graph.Network, images: Table) -> tuple[NDArray, float, float]:
     """The original's logits, torch's own error, and the milliseconds of one image."""
-    answer = torch_graph.reference(network)
-    single, double = [], []
-    milliseconds = None
-    for batch in pictures.batches(images, source.card):
-        one, exact = answer(*batch)
-        single.append(one)
-        double.append(exact)
-        if milliseconds is None:
-            milliseconds = _median(lambda: torch_graph.once(network, *(one[:1] for one in batch)))  # noqa: B023
-    ours = np.concatenate(single)
+    first = [one[:1] for one in next(pictures.batches(images, source.card))]
+    milliseconds = _median(lambda: torch_graph.once(network, *first))
+    single, exact = torch_graph.reference(network, lambda: pictures.batches(images, source.card))
+    ours = single
     if source.ensemble is not None:
         members = [m.model_copy(update={"runtime": m.runtime or "torch"}) for m in source.ensemble.members if m.weight]
         with Runner(source.ensemble.model_copy(update={"members": tuple(members)})) as runner:
             said = np.concatenate([a.probabilities for a in runner.run(images.paths, pictures.batch_size(source.card))])
         ours = np.log(np.maximum(said, _LEAST_PROBABILITY))
-    exact_all, own = np.concatenate(double), ours
+    own = ours
     if source.ensemble is not None:
-        exact_all = np.maximum(exact_all, np.log(_LEAST_PROBABILITY))
+        exact = np.maximum(exact, np.log(_LEAST_PROBABILITY))
     if source.resized:
-        own = np.maximum(np.concatenate(single), np.log(_LEAST_PROBABILITY))
-    return ours, float(np.abs(own - exact_all).max()), milliseconds or 0.0
+        own = np.maximum(single, np.log(_LEAST_PROBABILITY))
+    return ours, float(np.abs(own - exact).max()), milliseconds
 
 
 def _answers(path: Path, images: Table, source: Source) -> Iterator[Measured]:
@@ -234,14 +228,15 @@ def _answers(path: Path, images: Table, source: Source) -> Iterator[Measured]:
 
 
 def _median(work: Callable[[], object]) -> float:
-    """Milliseconds of one call, the median of a few after one that is not counted."""
+    """Milliseconds of one call: the median of a few after a first one, which counts where it takes seconds."""
+    first = _milliseconds(work)
+    return first if first > _LONG_MS else statistics.median(_milliseconds(work) for _ in range(_TIMED))
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
     work()
-    times = []
-    for _ in range(_TIMED):
-        start = time.perf_counter()
-        work()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
+    return (time.perf_counter() - start) * 1e3
 
 
 def _open(path: Path) -> Iterator[tuple[str, Predictor]]:

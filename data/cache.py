@@ -270,6 +270,7 @@ class _Cached:
     store: Store
     known: Mapping[Path, Known] = field(repr=False)
     otherwise: Source = field(repr=False)
+    mapped = True  # into memory: the loader's threads do not wait for files
 
     def __call__(self, path: Path, shrink: Shrink = whole) -> Pixels:
         image = self.known.get(path)

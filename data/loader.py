@@ -58,8 +58,9 @@ class Loader:
     stood before in the order), and returns uint8 `[size, size, 3]`; those of `data.augment` fit, for training and for
     evaluation. With `skip_bad`, an image that cannot be read is left out of its batch, and `bad` says why, by its path.
     Where it has a method `shrink(height, width, rng)`, a JPEG is decoded so many times smaller for it (see `decode`).
-    A `ByEpoch` gives each epoch its own. `workers=0` is one thread for each core. Pass one `Images` to
-    several loaders to decode a small set only once among them, or a source of `data.cache`.
+    A `ByEpoch` gives each epoch its own. `workers=0` is one thread for each core, which is the most that a source of
+    `data.cache` gets. Pass one `Images` to several loaders to decode a small set only once among them, or such a
+    source.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class Loader:
         self.batch_size = batch_size
         self._images = images or Images()
         self._at = transform.at if isinstance(transform, ByEpoch) else lambda _epoch: transform
-        self._workers = workers or cores()
+        # Threads that wait for no file would only take the interpreter from each other where they outnumber the cores.
+        most = cores() if getattr(images, "mapped", False) else workers
+        self._workers = min(workers, most) or cores()
         self._seed = seed
         self.bad: dict[Path, str] = {}
         self._skip_bad = skip_bad

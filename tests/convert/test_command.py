@@ -80,7 +80,7 @@ def test_another_model_fails_the_verification(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     reference, another = torch_graph.reference, torch_graph.classifier(fresh(2), CARD)
-    monkeypatch.setattr(torch_graph, "reference", lambda _: reference(another))
+    monkeypatch.setattr(torch_graph, "reference", lambda _, batches: reference(another, batches))
     arguments = [str(checkpoint), "--to", "onnx", "--out", str(tmp_path), "--verify", str(pictures)]
     assert command.main(arguments) == 4
     assert "top-1 agreement" in one_line(capsys.readouterr().err)

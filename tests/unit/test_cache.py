@@ -1,5 +1,6 @@
 import io
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -257,3 +258,21 @@ def test_a_run_from_the_cache_is_stopped_while_it_is_made_and_goes_on(digits, tm
     with pytest.raises(ConfigError, match=r"data\.cache_gb"):
         without = (*one[:2], *elsewhere[:2], "--data.cache_gb", "0")
         campaign.run_all("numpy", settings(digits, tmp_path / "cached", *without), never)
+
+
+def test_no_more_threads_prepare_what_is_in_memory_than_there_are_cores(paths, monkeypatch):
+    monkeypatch.setattr("data.loader.cores", lambda: 2)
+
+    def threads(source):
+        seen = set[str]()
+
+        def transform(image, _rng):
+            seen.add(threading.current_thread().name)
+            time.sleep(0.01)
+            return np.zeros((32, 32, 3), np.uint8)
+
+        list(Loader(paths, transform, 32, len(paths), workers=6, images=source).epoch(np.arange(len(paths))))
+        return len(seen)
+
+    assert threads(Images(0)) > 2
+    assert threads(sources(paths).train) <= 2
