@@ -5,6 +5,10 @@ Works on Linux too, where nothing can be predicted; `infer.predictors.mil_refere
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import torch
 from config.errors import ConvertError
 from convert import coreml_compress, torch_graph
 from convert.classify import add_labels
-from convert.place import whole
+from convert.place import temporaries, whole
 from convert.quiet import quietly
 from infer.predictors import images as pixels
 from infer.predictors.mil_package import coremltools
@@ -43,7 +47,7 @@ def write(
     `float_layers` names constants of the program that stay in fp16 where `precision` compresses the others.
     Raises `ConvertError`, or `BackendUnavailable` where coremltools is missing.
     """
-    with whole(out, overwrite) as path, quietly():
+    with whole(out, overwrite) as path, temporaries(path.parent), quietly():
         model = converted(network, card, precision, batches, macos)
         save(coreml_compress.compressed(model, precision, float_layers), card, path, labels=not batches)
     return out
@@ -52,7 +56,10 @@ def write(
 def converted(
     network: torch_graph.Network, card: Card, precision: str, batches: tuple[int, ...] = (), macos: int = 14
 ) -> Any:
-    """coremltools' model in memory, in fp32, or in fp16 for every other precision; nothing is compressed yet."""
+    """coremltools' model, in fp32, or in fp16 for every other precision; nothing is compressed yet.
+
+    Its weights are a temporary file. Raises `ConvertError`, and `OSError` where there is no room for that.
+    """
     ct = coremltools()
     try:
         return ct.convert(
@@ -64,6 +71,8 @@ def converted(
             skip_model_load=True,
         )
     except (ValueError, NotImplementedError, RuntimeError) as error:
+        if shutil.disk_usage(tempfile.gettempdir()).free < torch_graph.size(network):  # it does not say so itself
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         line = " ".join(str(error).split())[:300]
         hint = "; one batch size alone may work" if len(batches) > 1 else ""
         raise ConvertError(f"{card.model}: coremltools cannot convert it ({line}){hint}") from error

@@ -43,6 +43,17 @@ def whole(target: Path, overwrite: bool, also: tuple[str, ...] = ()) -> Iterator
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def temporaries(folder: Path) -> Iterator[None]:
+    """What this process puts into temporary files meanwhile goes into `folder`: of large models that is a lot, and
+    libraries leave some of it behind."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
 def refuse_existing(target: Path, overwrite: bool) -> None:
     """`ConvertError` when `target` exists and may not be replaced: checked before any work."""
     if target.exists() and not overwrite:

@@ -6,7 +6,7 @@ A `Network` takes float NCHW RGB pixels in [0, 255], one array for each input of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,9 @@ class Network(Protocol):
 
     def __call__(self, *pixels: Tensor) -> Tensor:
         """float NCHW pixels in [0, 255], for each input of the card, to logits `[N, C]` of the same dtype."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Each once."""
 
     def halve(self) -> None:
         """Compute inside in half precision, in place."""
@@ -110,6 +113,11 @@ def classifier(weights: Weights, card: Card) -> Classifier:
 def once(network: Network, *images: NDArray[np.uint8], dtype: torch.dtype = torch.float32) -> NDArray:
     """Logits `[N, C]` of uint8 `[N, S, S, 3]` for each input, on the CPU; the network computes in `dtype`."""
     return network(*(_pixels(one).to(dtype) for one in images)).numpy()
+
+
+def size(network: Network) -> int:
+    """Bytes of its parameters, each counted once."""
+    return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
 def reference(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import coremltools as ct
@@ -88,6 +91,26 @@ def test_swin_takes_one_batch_size_and_refuses_several(tmp_path: Path) -> None:
 def test_nothing_is_printed(vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     coreml.write(vit.classifier, vit.card, tmp_path / "x.mlpackage")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_disk_that_fills_while_weights_are_written_is_one_line(
+    vit: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def no_room(*_: object, **__: object) -> None:
+        asked.append(Path(tempfile.mkdtemp()))
+        raise RuntimeError("[MIL FileWriter]: Unknown error occurred while writing data to the file.")
+
+    def full(_: str) -> SimpleNamespace:
+        return SimpleNamespace(free=1000)
+
+    monkeypatch.setattr(ct, "convert", no_room)
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    with pytest.raises(ConvertError, match=r"x\.mlpackage: cannot be written .* free some space"):
+        coreml.write(vit.classifier, vit.card, tmp_path / "x.mlpackage")
+    assert tmp_path in asked[0].parents, "large temporary files lie on another disk than the package"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there")
