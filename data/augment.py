@@ -22,6 +22,8 @@ from data.decode import Pixels, shrinkage
 from data.loader import ByEpoch, Transform
 from models.card import Preprocessing
 
+NewRng = Callable[[], np.random.Generator]  # of the same numbers at each call
+
 _ON_PAPER = {**geometry.FLIPS, **documents.OPS}
 _SWITCHES = documents.SWITCHES | ops.SWITCHES
 _BESIDE_POLICY = ("erase",)  # what a policy leaves to the level
@@ -45,7 +47,7 @@ class EvalTransform:
             return resize.letterbox(image, prep.size, prep.interpolation, geometry.fill(image, prep.pad))
         return resize.crop(image, prep.size, prep.crop_pct, prep.interpolation)
 
-    def shrink(self, height: int, width: int, rng: np.random.Generator | None = None) -> int:  # noqa: ARG002
+    def shrink(self, height: int, width: int, new_rng: NewRng | None = None) -> int:  # noqa: ARG002
         """How many times smaller a file of that many pixels may be decoded: twice what is needed remains, and
         what is shown stays in its place."""
         side = max(height, width) if self.prep.fit == "letterbox" else min(height, width)
@@ -230,16 +232,18 @@ class Training:
             return geometry.random_square(image, rng, size)
         return geometry.random_crop(image, rng, size, self.least)
 
-    def shrink(self, height: int, width: int, rng: np.random.Generator) -> int:
-        """How many times smaller a file of that many pixels may be decoded for the image that `rng` will make of it."""
+    def shrink(self, height: int, width: int, new_rng: NewRng) -> int:
+        """How many times smaller a file of that many pixels may be decoded for what will be made of it with the
+        generator of `new_rng()`."""
         size = self.prep.size
         if self.prep.fit == "letterbox":
             return shrinkage(max(height, width), size)
         if self.prep.fit == "squash" or self.least is None:
             return EvalTransform(self.prep).shrink(height, width)
-        if self.least == 1:
-            return shrinkage(min(height, width), size)
-        box = geometry.crop_box(height, width, rng, self.least)
+        most = shrinkage(min(height, width), size)
+        if self.least == 1 or most == 1:
+            return most
+        box = geometry.crop_box(height, width, new_rng(), self.least)
         return shrinkage(min(box.height, box.width), size)
 
     def _laid(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, NDArray[np.bool_] | None]:

@@ -57,10 +57,10 @@ class Loader:
     `transform(image, rng)` gets a decoded image (read-only) and a generator keyed by (seed, epoch, sample, how often it
     stood before in the order), and returns uint8 `[size, size, 3]`; those of `data.augment` fit, for training and for
     evaluation. With `skip_bad`, an image that cannot be read is left out of its batch, and `bad` says why, by its path.
-    Where it has a method `shrink(height, width, rng)`, a JPEG is decoded so many times smaller for it (see `decode`).
-    A `ByEpoch` gives each epoch its own. `workers=0` is one thread for each core, which is the most that a source of
-    `data.cache` gets. Pass one `Images` to several loaders to decode a small set only once among them, or such a
-    source.
+    Where it has a method `shrink(height, width, new_rng)`, a JPEG is decoded so many times smaller for it (see
+    `decode`); `new_rng()` is such a generator. A `ByEpoch` gives each epoch its own. `workers=0` is one thread for each
+    core, which is the most that a source of `data.cache` gets. Pass one `Images` to several loaders to decode a small
+    set only once among them, or such a source.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class _Epoch:
     def _shrink(self, sample: int, seen: int, height: int, width: int) -> int:
         """What the transform will leave of the image with the same random numbers."""
         shrink = getattr(self.transform, "shrink", None)
-        return shrink(height, width, self._rng(sample, seen)) if shrink else 1
+        return shrink(height, width, functools.partial(self._rng, sample, seen)) if shrink else 1
 
 
 def cores() -> int:

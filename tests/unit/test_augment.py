@@ -114,7 +114,7 @@ def jpeg(tmp_path_factory):
 
 def both(path, transform, number):
     """What a transform makes of a JPEG that is decoded as small as it allows, and of the whole one."""
-    small = decode(path, shrink=lambda height, width: transform.shrink(height, width, chance(number)))
+    small = decode(path, shrink=lambda height, width: transform.shrink(height, width, lambda: chance(number)))
     assert small.shape[0] < 700
     return transform(small, chance(number)), transform(decode(path), chance(number))
 
