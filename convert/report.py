@@ -86,7 +86,9 @@ def _cell(key: str, value: Any) -> str:
         return f"{value:.2%}"
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
