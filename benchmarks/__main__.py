@@ -49,6 +49,7 @@ CPU = (
     Step("mlx_traffic", ("--model", "convnext_tiny", "vit_small_patch16_224", "--batch", "16", "--precision", "bf16")),
     Step("infer", ("--data", "{data}", "--images", "1000")),
     Step("checkpoint"),
+    Step("startup", ("--data", "{data}")),
     Step("fit"),
     Step("audit", ("--data", "{data}")),
 )
@@ -79,6 +80,8 @@ GOALS = (
     Goal("infer.ratio_plain", "the same: ours to the bare forward passes as torch comes"),
     Goal("infer.overhead", "the same: time beside the forward passes, their sum = 1", "< 0.1"),
     Goal("checkpoint.background.share", "share of an epoch that saving takes", "< 0.02"),
+    Goal("startup.help_s.*", "seconds to --help", "< 0.5"),
+    Goal("startup.update_s.*", "seconds to the first update of ConvNeXt-Base", "< 15"),
 )
 
 
