@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its fol
 from benchmarks.sources import PHOTOS, machine
 
 DOCS = Path(__file__).parents[1] / "docs"
+_SAID_ABOVE = ("json", "machine", "cores", "date")  # at the head of the page, or in the command
 
 
 class Step(NamedTuple):
@@ -155,9 +156,17 @@ def chosen(value: Any, path: Sequence[str], key: str = "") -> list[tuple[str, An
 
 
 def section(name: str, command: str, figures: dict[str, Any]) -> str:
-    """A script's part of the page: its command, and each of its figures as a row."""
-    rows = [f"| {key} | {value} |" for key, value in flat(figures)]
-    return "\n".join([f"## {name}\n", f"`{command}`\n", "| figure | value |", "|---|---|", *rows, ""])
+    """A script's part of the page: its command, each of its figures as a row, and below what it quotes."""
+    told = [(key, value) for key, value in flat(figures) if key not in _SAID_ABOVE and value not in (None, [])]
+    rows = [f"| {key} | {value} |" for key, value in told if not quotable(value)]
+    quoted = [line for _, value in told if quotable(value) for line in value]
+    page = [f"## {name}\n", f"`{command}`\n", "| figure | value |", "|---|---|", *rows, ""]
+    return "\n".join([*page, "```text", *quoted, "```", ""] if quoted else page)
+
+
+def quotable(value: Any) -> bool:
+    """Whether it is lines of text."""
+    return isinstance(value, list) and all(isinstance(line, str) for line in value)
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
