@@ -48,7 +48,7 @@ CPU = (
     Step("torch_step", ("--data", "{data}")),
     Step("mlx_step"),
     Step("mlx_traffic", ("--model", "convnext_tiny", "vit_small_patch16_224", "--batch", "16", "--precision", "bf16")),
-    Step("infer", ("--data", "{data}", "--images", "1000")),
+    Step("infer", ("--data", "{data}", "--images", "500", "--repeats", "2")),
     Step("checkpoint"),
     Step("startup", ("--data", "{data}")),
     Step("fit"),

@@ -71,10 +71,11 @@ def until(what: Callable[[], bool], process: ForkServerProcess) -> None:
 
 
 def claims(folder: Path) -> dict[str, list[str]]:
-    """Who held each fold, one name a claim."""
+    """Who held each fold, one name a claim that is written."""
     found: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("members/*/fold_*/.claim_*")):
-        found.setdefault(f"{path.parts[-3]}/{path.parts[-2]}", []).append(json.loads(path.read_text())["name"])
+    for path in sorted(folder.glob("members/*/fold_*/.claim_????")):
+        if text := path.read_text():
+            found.setdefault(f"{path.parts[-3]}/{path.parts[-2]}", []).append(json.loads(text)["name"])
     return found
 
 
