@@ -3,8 +3,8 @@
     python -m benchmarks.infer --json                       # 5 members x 3 views, one run, all arms in turn
     python -m benchmarks.infer --memory 100000              # the memory of a stream of that many small files
 
-Arms, in turn, the median of each: for each of `--repeats` turns of the others four of `runner` and `forward`. What others
-bring runs in a process of its own, with memory as its users have it:
+Arms, in turn, the median of each: for each of `--repeats` turns of the others four of `runner` and `forward`. What
+others bring runs in a process of its own, with memory as its users have it:
 
 - `runner`: `Runner.run`, as `python -m infer` does it, keeping what it frees.
 - `timm`: the loop of timm's `inference.py` (public API: create_dataset, create_loader) for every member and view.
