@@ -126,7 +126,7 @@ def written(title: str, found: dict[str, tuple[str, dict[str, Any]]]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
     head = (
         f"# Benchmarks: {title}\n\n{on['date']}, {on['machine']}, {on['cores']} cores, {versions}. Ratios within one "
-        "run; the load when each script began stands in its section. Written by `make bench`.\n"
+        "run; the load, its own included, stands in the section of a script. Written by `make bench`.\n"
     )
     table = ["| figure | measured | aim | spread |", "|---|---|---|---|", *summary(found), ""]
     return "\n".join([head, *table, *(section(name, *rest) for name, rest in found.items())])

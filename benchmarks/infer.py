@@ -20,7 +20,6 @@ Runtime. Results: docs/infer.md.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -44,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its fol
 from backends.torch import model as networks
 from backends.torch.step import Input
 from benchmarks.peer import Peer
-from benchmarks.sources import PHOTOS, machine, photographs
+from benchmarks.sources import PHOTOS, photographs, tell
 from config import heap
 from convert import onnx as to_onnx
 from convert import torch_graph
@@ -82,9 +81,7 @@ def main() -> int:
     heap.keep_freed()  # as the command does
     with tempfile.TemporaryDirectory() as place:
         result = memory(arguments, Path(place)) if arguments.memory else speed(arguments, Path(place))
-    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    result = {**shown, **machine("torch", "timm", "ttach"), "torch_threads": torch.get_num_threads(), **result}
-    print(json.dumps(result, indent=1) if arguments.json else text(result))
+    tell(arguments, {"torch_threads": torch.get_num_threads(), **result}, "torch", "timm", "ttach")
     return 0
 
 
@@ -294,11 +291,6 @@ def network(member: Path) -> tuple[torch.nn.Module, Input]:
     networks.load_canonical(built, weights.read(member / "model.safetensors")[0], str(member))
     prep = spec.preprocessing
     return built.eval(), Input(torch.tensor(prep.mean), torch.tensor(prep.std), spec.in_chans, "fp32")
-
-
-def text(result: dict[str, Any]) -> str:
-    """The result for people."""
-    return "\n".join(f"{key:>14}  {value}" for key, value in result.items())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -42,7 +41,7 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
 from benchmarks.peer import Peer
-from benchmarks.sources import PHOTOS, machine, photographs
+from benchmarks.sources import PHOTOS, photographs, tell
 from config import heap
 from config.data_sections import Data
 from data import cache, store
@@ -70,9 +69,7 @@ def main() -> int:
     heap.keep_freed()  # as our commands do
     with tempfile.TemporaryDirectory() as place:
         result = measured(arguments, Path(place))
-    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    result = {**shown, **machine("timm", "torchvision", "opencv-python-headless"), **result}
-    print(json.dumps(result, indent=1) if arguments.json else text(result))
+    tell(arguments, result, "timm", "torchvision", "opencv-python-headless")
     return 0
 
 
@@ -256,11 +253,6 @@ def memory(paths: list[Path], workers: int) -> dict[str, float]:
                 pass
         found[name] = round(psutil.Process().memory_info().rss / 2**20, 1)
     return found
-
-
-def text(result: dict[str, Any]) -> str:
-    """The result for people."""
-    return "\n".join(f"{key:>18}  {value}" for key, value in result.items())
 
 
 if __name__ == "__main__":

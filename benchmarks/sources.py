@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import tarfile
@@ -44,3 +46,12 @@ def machine(*packages: str) -> dict[str, Any]:
         "versions": {name: version(name) for name in packages},
         "date": date.today().isoformat(),
     }
+
+
+def tell(arguments: argparse.Namespace, result: dict[str, Any], *packages: str) -> None:
+    """Print the settings, what `machine` says, and the result: one JSON object where `arguments.json`, else a table."""
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    whole = {**settings, **machine(*packages), **result}
+    width = max(map(len, whole))
+    table = "\n".join(f"{key:>{width}}  {value}" for key, value in whole.items())
+    print(json.dumps(whole, indent=1) if arguments.json else table)

@@ -10,7 +10,6 @@ twice, and each start ends where its first update would begin: `first` looks thr
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -31,7 +30,7 @@ def main() -> int:
     """Print the table or JSON."""
     if sys.argv[1:2] == [_FIRST]:
         return until_the_first_update(float(sys.argv[2]), sys.argv[3:])
-    from benchmarks.sources import PHOTOS, machine
+    from benchmarks.sources import PHOTOS, tell
 
     parser = argparse.ArgumentParser(
         description="Seconds to the help of each command and to a training's first update."
@@ -44,9 +43,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         result: dict[str, Any] = {"help_s": {name: round(of_help(name), 2) for name in COMMANDS}}
         result["update_s"] = starts(arguments, Path(place))
-    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    result = {**shown, **machine("torch", "timm"), **result}
-    print(json.dumps(result, indent=1) if arguments.json else text(result))
+    tell(arguments, result, "torch", "timm")
     return 0
 
 
@@ -100,11 +97,6 @@ def until_the_first_update(begun: float, words: list[str]) -> int:
 
     Session.train_step = first
     return cli.main("torch", words)
-
-
-def text(result: dict[str, Any]) -> str:
-    """The result for people."""
-    return "\n".join(f"{key:>16}  {value}" for key, value in result.items())
 
 
 if __name__ == "__main__":

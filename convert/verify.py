@@ -197,9 +197,9 @@ def machine() -> str:
 
 def _reference(source: Source, network: torch_graph.Network, images: Table) -> tuple[NDArray, float, float]:
     """The original's logits, torch's own error, and the milliseconds of one image."""
-    first = [one[:1] for one in next(pictures.batches(images, source.card))]
-    milliseconds = _median(lambda: torch_graph.once(network, *first))
     single, exact = torch_graph.reference(network, lambda: pictures.batches(images, source.card))
+    first = [one[:1] for one in next(pictures.batches(images, source.card))]
+    milliseconds = _median(lambda: torch_graph.once(network, *first))  # when it has answered others, as the artefacts
     ours = single
     if source.ensemble is not None:
         members = [m.model_copy(update={"runtime": m.runtime or "torch"}) for m in source.ensemble.members if m.weight]

@@ -78,9 +78,9 @@ class Loader:
         self.batch_size = batch_size
         self._images = images or Images()
         self._at = transform.at if isinstance(transform, ByEpoch) else lambda _epoch: transform
-        # Threads that wait for no file would only take the interpreter from each other where they outnumber the cores.
-        most = cores() if getattr(images, "mapped", False) else workers
-        self._workers = min(workers, most) or cores()
+        self._workers = workers or cores()
+        if getattr(images, "mapped", False):  # more threads would only take the interpreter from each other
+            self._workers = min(self._workers, cores())
         self._seed = seed
         self.bad: dict[Path, str] = {}
         self._skip_bad = skip_bad

@@ -19,8 +19,8 @@ def test_it_tells_each_ratio_in_one_object(capsys: pytest.CaptureFixture[str], m
     told = json.loads(capsys.readouterr().out)
     row = told["models"]["test_resnet"]
     rates = row["images_per_second"]
-    assert told["loop_over_bare"] == row["loop_over_bare"] == pytest.approx(rates["bare"] / rates["loop"], rel=0.01)
-    assert row["ratio_timm_synthetic"] == pytest.approx(rates["loop"] / rates["timm"], rel=0.01)
+    assert told["loop_over_bare"] == row["loop_over_bare"] == pytest.approx(rates["bare"] / rates["loop"], abs=0.01)
+    assert row["ratio_timm_synthetic"] == pytest.approx(rates["loop"] / rates["timm"], abs=0.01)
     assert row["tflops"] > 0
     assert "utilisation" not in row  # nobody knows the peak of a CPU
     assert {"machine", "cores", "date", "versions", "device"} <= told.keys()
