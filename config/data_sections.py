@@ -2,25 +2,60 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
-from config.section import Column, FoldNumber, Fraction, Positive, Probability, Section, distinct
+from config.section import CHECK, Column, FoldNumber, Fraction, Positive, Probability, Section, distinct
+
+
+def _pattern(text: str) -> str:
+    """A regular expression of one group as it is; a validator that refuses others."""
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        raise PydanticCustomError(CHECK, "a regular expression ({reason})", {"reason": str(error)}) from error
+    if groups != 1:
+        raise PydanticCustomError(CHECK, "a regular expression with one group, as in ([a-z]+)")
+    return text
 
 
 class Data(Section):
     """The images and how they reach the model."""
 
     root: Path = Field(
-        description="The data set: a folder with train.csv and its images, or a folder of class folders."
+        description="The data set: a folder of class folders, of images with a table of labels, or of Parquet files or"
+        " tar shards; a single such file, an .npz, or a URL of shards. docs/data_layouts.md lists what is read."
+    )
+    table: Path | None = Field(
+        default=None,
+        description="The table of the labels, below data.root or anywhere: CSV, TSV, JSON lines, or a list of names and"
+        " labels; null finds it.",
+    )
+    images: tuple[str, ...] = Field(
+        default=(),
+        description="Folders below data.root in which the images of the table lie; [] looks for them in all of it.",
     )
     image_size: int | None = Field(
         default=None, ge=16, le=4096, description="Side of the square input in pixels; null takes the model's own."
     )
-    id_column: Column = Field(default="ID", description="Column of train.csv that names the image file.")
-    target_column: Column = Field(default="target", description="Column of train.csv that holds the class.")
+    id_column: Column | None = Field(
+        default=None, description="Column of the table that names the image file; null finds it."
+    )
+    target_column: Column | None = Field(
+        default=None, description="Column of the table that holds the class; null finds it."
+    )
+    label_pattern: Annotated[str, AfterValidator(_pattern)] | None = Field(
+        default=None,
+        description="Regular expression with one group, the class, that is searched in each file name, such as"
+        " '^([a-z]+)[.]'; null takes the class from folders or a table.",
+    )
+    follow_links: bool = Field(
+        default=False, description="Follow links that lead out of data.root, too; links within it are always followed."
+    )
     classes: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
         default=(), description="Names of the classes to train on, two or more; [] takes them all."
     )
@@ -72,23 +107,25 @@ class Data(Section):
 class Folds(Section):
     """Which images train a model and which ones judge it."""
 
-    kind: Literal["holdout", "stratified", "stratified_group", "repeated"] = Field(
-        default="holdout",
+    kind: Literal["auto", "holdout", "stratified", "stratified_group", "repeated"] = Field(
+        default="auto",
         description="holdout sets one stratified share aside; stratified makes `count` folds and a model for each;"
-        " stratified_group likewise, and parts no group of images; repeated draws stratified folds `repeats` times.",
+        " stratified_group likewise, and parts no group of images; repeated draws stratified folds `repeats` times;"
+        " auto takes the data set's own validation split or fold column, and is holdout where it has none. All others"
+        " draw folds of all images.",
     )
-    count: int = Field(default=5, ge=2, le=1000, description="Number of folds (all kinds but holdout).")
+    count: int = Field(default=5, ge=2, le=1000, description="Number of folds (all kinds but auto and holdout).")
     repeats: int = Field(
         default=2, ge=2, le=100, description="Times that the folds are drawn (repeated); count * repeats models."
     )
-    val_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of the images set aside (holdout).")
+    val_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of the images set aside (holdout, auto).")
     group_column: Column = Field(
-        default="group", description="Column of train.csv that says which images belong together (stratified_group)."
+        default="group", description="Column of the table that says which images belong together (stratified_group)."
     )
     groups: Path | None = Field(
         default=None,
         description="A CSV with columns ID and group of images that belong together, such as near-duplicates"
-        " (stratified_group); joined with the column, where train.csv has it.",
+        " (stratified_group); joined with the column, where the table has it.",
     )
     train: Annotated[tuple[FoldNumber, ...], Field(min_length=1), AfterValidator(distinct)] | None = Field(
         default=None, description="Numbers of the folds to train now, such as [0, 2]; null trains them all."

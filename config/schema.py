@@ -128,7 +128,7 @@ class Settings(Section):
 
 def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
     data, folds, epochs = settings.data, settings.folds, settings.train.epochs
-    if data.target_column == data.id_column:
+    if data.id_column and data.target_column == data.id_column:
         yield CrossFault("data.target_column", "another column than data.id_column", "data.id_column")
     for path in ("mix.off_epochs", "augment.off_epochs", "schedule.warmup_epochs", "optim.freeze_epochs", "swa.epochs"):
         if _value(settings, path) > epochs:
@@ -140,6 +140,9 @@ def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
         yield from _fold_faults(folds.train, folds)
     if folds.groups and folds.kind != "stratified_group":
         yield CrossFault("folds.groups", f"null where folds.kind is {folds.kind}", "folds.kind")
+    if folds.group_column != Folds().group_column and folds.kind != "stratified_group":
+        expected = f"{Folds().group_column} where folds.kind is {folds.kind}, which has no groups"
+        yield CrossFault("folds.group_column", expected, "folds.kind")
     if settings.stopping.corrupted and (settings.soup or settings.swa.epochs):
         expected = "0 beside soup and swa.epochs, which are judged on clean images alone"
         yield CrossFault("stopping.corrupted", expected, "soup" if settings.soup else "swa.epochs")

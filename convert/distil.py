@@ -23,7 +23,10 @@ from models import registry
 
 ANSWERS, RECIPE = "teacher.npz", "student.yaml"
 # What of a run's settings says how its images look; the student sees them alike.
-_DATA = ("root", "id_column", "target_column", "fit", "image_size", "on_bad_image", "pixel_limit")
+_DATA = (
+    *("root", "table", "images", "id_column", "target_column", "label_pattern", "follow_links"),
+    *("fit", "image_size", "on_bad_image", "pixel_limit"),
+)
 # A student is trained longer than its teachers: "a good teacher is patient" (Beyer et al. 2022).
 _LONGER = 3
 

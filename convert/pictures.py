@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import load
-from config.errors import ConvertError
+from config.errors import ConvertError, DataError
 from convert.command import CALIBRATION, DEMO
 from convert.source import Source
-from data import index, keyed
+from data import keyed, sources
 from data.augment import EvalTransform
 from data.images import Images
-from data.index import Table
 from data.loader import Loader
+from data.sources import Table
 from models.card import Card
 
 # The images of a batch in each form that an artefact takes.
@@ -31,7 +31,7 @@ _DEMO_IMAGES = 100
 
 @contextlib.contextmanager
 def opened(images: Path, card: Card) -> Iterator[Table]:
-    """The images to verify on: labelled class folders or train.csv where `images` has them, else as for `infer`.
+    """The images to verify on: labelled ones where `images` has them, else as for `infer`.
 
     `DEMO` stands for a hundred of the demo's own images, which are written for the time being. Raises `DataError`
     where there are none.
@@ -43,14 +43,17 @@ def opened(images: Path, card: Card) -> Iterator[Table]:
         from data import demo  # which brings scikit-learn
 
         demo.write(folder)
-        digits = index.load(folder)
+        digits = sources.load(folder)
         yield chosen(digits, np.arange(min(_DEMO_IMAGES, len(digits.paths))))
 
 
 def table(images: Path, card: Card) -> Table:
     """See `opened`."""
-    labelled = (images / "train.csv").is_file() or any((images / name).is_dir() for name in card.class_names)
-    return index.load(images) if labelled else index.load_test(images)
+    try:
+        found = sources.load(images)
+    except DataError:
+        return sources.load_test(images)
+    return found if set(found.class_names) & set(card.class_names) else sources.load_test(images)
 
 
 def calibration(images: Path | None, source: Source, count: int = CALIBRATION) -> Table:
@@ -116,4 +119,4 @@ def _own(source: Source) -> Table:
         raise ConvertError(
             f"{config}: its images {settings.data.root} are not there to calibrate on; give --calibrate IMAGES"
         )
-    return index.load(settings.data.root, settings.data.id_column, settings.data.target_column)
+    return sources.load(settings.data)

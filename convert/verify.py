@@ -23,7 +23,7 @@ from config.errors import ConvertError
 from convert import pictures, torch_graph
 from convert.precision import PRECISIONS, Limits
 from convert.source import Source
-from data.index import Table
+from data.sources import Table
 from infer import predictors
 from infer.predictors import Predictor
 from infer.predictors import onnx as onnx_runtime

@@ -17,7 +17,7 @@ from convert import pictures, report, sensitivity, torch_ensemble, torch_graph, 
 from convert.place import whole
 from convert.precision import lossy
 from convert.source import Source
-from data.index import Table
+from data.sources import Table
 from infer import predictors
 
 if TYPE_CHECKING:

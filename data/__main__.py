@@ -1,5 +1,6 @@
-"""`python -m data`: `audit` says what is wrong with a data set, `preview` draws what training will see of it,
-`enlarge` fills up its small classes, `cache` shows and clears the decoded images that are kept."""
+"""`python -m data`: `look` tells what is understood of a data set, `audit` what is wrong with it, `preview` draws what
+training will see of it, `enlarge` fills up its small classes, `cache` shows and clears the decoded images that are
+kept."""
 
 from __future__ import annotations
 
@@ -50,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _look(settings: Settings, arguments: argparse.Namespace) -> None:
+    from data import look
+
+    print(look.text(settings.data, arguments.root or str(settings.data.root)))
+
+
 def _preview(settings: Settings, arguments: argparse.Namespace) -> None:
     from data import preview  # after --help, which must not wait for these imports
 
@@ -88,6 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROG, description="What can be done with a data set before training.")
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser(
+        "look",
+        help="tell what is understood of a data set, without opening its images",
+        description="Print where images, labels and splits come from, the classes with their counts, what is left out, "
+        "and the command that trains on it.",
+        epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
+        allow_abbrev=False,
+    )
+    look.add_argument("--root", help="the data set")
+    look.set_defaults(run=_look)
+    audit = commands.add_parser(
         "audit",
         help="say which images and labels of a data set deserve a look",
         description="Look at every image once (the next time only at those that changed): damaged and odd ones, "
@@ -96,13 +113,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
         allow_abbrev=False,
     )
-    look.add_argument("--root", help="the data set")
-    look.add_argument(
+    audit.add_argument("--root", help="the data set")
+    audit.add_argument(
         "--out", type=Path, default=Path("audit"), help="folder for audit.csv and audit.html (default: audit)"
     )
-    look.add_argument("--actions", metavar="FILE", help="an edited audit.csv: audit what is left after applying it")
-    look.add_argument("--least", type=_count, default=10, help="images that a class should have (default: 10)")
-    look.set_defaults(run=_audit)
+    audit.add_argument("--actions", metavar="FILE", help="an edited audit.csv: audit what is left after applying it")
+    audit.add_argument("--least", type=_count, default=10, help="images that a class should have (default: 10)")
+    audit.set_defaults(run=_audit)
     more = commands.add_parser(
         "enlarge",
         help="copy a data set, with damaged copies of the images of small classes",

@@ -15,7 +15,7 @@ import numpy as np
 
 from config.data_sections import Data
 from config.errors import DataError
-from data import csvfile, index, keyed
+from data import csvfile, keyed, sources
 from data.audit import actions
 from data.corrupt import corrupt
 from data.images import Images
@@ -49,7 +49,7 @@ def enlarge(data: Data, out: Path, least: int, seed: int = 0) -> dict[str, int]:
     return added
 
 
-def _originals(table: index.Table, out: Path) -> Iterator[tuple[str, str, str]]:
+def _originals(table: sources.Table, out: Path) -> Iterator[tuple[str, str, str]]:
     """Copy every image under its ID; one that is to be turned keeps its pixels, as the actions are not copied."""
     for name, path, label in zip(table.ids, table.paths, table.labels.tolist(), strict=True):
         file = name if Path(name).suffix == path.suffix else name + path.suffix

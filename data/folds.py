@@ -19,7 +19,7 @@ from sklearn.model_selection import (
 
 from config.errors import DataError
 from data import csvfile, keyed
-from data.index import Table
+from data.sources import Table
 
 Kind = Literal["holdout", "stratified", "stratified_group", "repeated"]
 TRAIN_ONLY = -1
@@ -41,9 +41,19 @@ def make(
     `stratified` is scikit-learn's StratifiedKFold over `count` folds; `stratified_group` its StratifiedGroupKFold,
     which parts no group (`groups` int64 `[N]`); `holdout` its StratifiedShuffleSplit: fold 0 is the share
     `val_fraction`; `repeated` its RepeatedStratifiedKFold, int64 `[N, repeats]` with folds 0 to count * repeats - 1, a
-    column a repetition. Raises `DataError` naming the class that has too few images.
+    column a repetition. An image that is the only one of its class is always trained on, and so are those of its
+    group. Raises `DataError` naming the class that has too few images.
     """
     labels = np.asarray(labels, dtype=np.int64)
+    alone = singles(labels)
+    if groups is not None and alone.any():
+        alone |= np.isin(groups, groups[alone])
+    if alone.any() and not alone.all():
+        rest = None if groups is None else groups[~alone]
+        drawn = make(labels[~alone], kind, count, val_fraction, seed, class_names, repeats, rest)
+        whole = np.full((len(labels), *drawn.shape[1:]), TRAIN_ONLY, dtype=np.int64)
+        whole[~alone] = drawn
+        return whole
     state = keyed.number(seed, "folds") % 2**32
     if kind == "holdout":
         return _holdout(labels, val_fraction, state, class_names)
@@ -93,6 +103,12 @@ def _numbered(
     return folds
 
 
+def singles(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool `[N]`: the images that are the only ones of their class."""
+    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.asarray((counts == 1)[place] & (labels >= 0))
+
+
 def united(folds: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """The folds with every image of a group (int64 `[N]`) in the fold of the group's first one, so that no copy of a
     picture judges a model that was trained on another. Meant for few and small groups: the folds' sizes change."""
@@ -129,8 +145,9 @@ def read(path: Path, table: Table) -> NDArray[np.int64]:
 
     A file without the column target is taken too: then it is not checked that the labels are still the same.
     """
-    rows = csvfile.read(path, ("ID", "fold"))
-    by_id = {row.cells["ID"]: row for row in rows}
+    key = csvfile.id_column(path, table.id_column)
+    rows = csvfile.read(path, (key, "fold"))
+    by_id = {row.cells[key]: row for row in rows}
     if len(by_id) < len(rows):
         raise DataError(f"{path}: an ID occurs twice; keep one line for each image")
     _check_ids(path, set(by_id), set(table.ids))
@@ -159,7 +176,15 @@ def with_vanished(path: Path, table: Table) -> Table:
         return table
     paths, number = dict(zip(table.ids, table.paths, strict=True)), {n: i for i, n in enumerate(table.class_names)}
     labels = np.array([number[row.cells["target"]] for row in rows], dtype=np.int64)
-    return replace(table, ids=names, paths=[paths.get(n, table.root / n) for n in names], labels=labels, groups=None)
+    return replace(
+        table,
+        ids=names,
+        paths=[paths.get(n, table.root / n) for n in names],
+        labels=labels,
+        groups=None,
+        fold_of=None,
+        columns={},
+    )
 
 
 def _targets(table: Table) -> list[str]:

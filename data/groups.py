@@ -1,7 +1,7 @@
 """Images that belong together, such as pages of one document or near-duplicates, so that no fold parts them.
 
-They come from a column of train.csv, from a CSV with columns ID and group, or from both: then what either joins is one
-group. The folds made of them are in `data.folds`.
+They come from a column of the data set's table, from a CSV with columns ID and group, or from both: then what either
+joins is one group. The folds made of them are in `data.folds`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from scipy.sparse.csgraph import connected_components
 
 from config.errors import DataError
 from data import csvfile
-from data.index import Table
+from data.sources import Table
 
 COLUMN = "group"
 
 
-def read(table: Table, root: Path, id_column: str, column: str, file: Path | None) -> NDArray[np.int64]:
+def read(table: Table, column: str, file: Path | None) -> NDArray[np.int64]:
     """The group int64 `[N]` of each image of `table`, counted from 0.
 
-    `column` of `root/train.csv` is taken where it is there, and must be where there is no `file`. An image
+    `column` of the data set's table is taken where it is there, and must be where there is no `file`. An image
     that the file does not name is a group of its own. Raises `DataError` for a wrong file.
     """
-    listed = root / "train.csv"
     found = []
-    if file is None or (listed.is_file() and column in csvfile.header(listed)):
-        found.append(_of_column(table, listed, id_column, column))
+    if file is None or column in table.columns:
+        found.append(_of_column(table, column))
     if file is not None:
         found.append(_of_file(table, file))
     return joined(found)
@@ -49,18 +48,24 @@ def joined(groupings: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.asarray(connected_components(graph, directed=False)[1][:count], dtype=np.int64)
 
 
-def _of_column(table: Table, listed: Path, id_column: str, column: str) -> NDArray[np.int64]:
-    if not listed.is_file():
+def _of_column(table: Table, column: str) -> NDArray[np.int64]:
+    if column not in table.columns:
+        there = f", but {', '.join(table.columns)}{csvfile.near(column, list(table.columns))}" if table.columns else ""
         raise DataError(
-            f"{table.root}: has no train.csv with a column {column!r}; give a CSV of ID and {COLUMN} as folds.groups"
+            f"{table.root}: its table has no column {column!r}{there}; set folds.group_column, or give a CSV of ID and "
+            f"{COLUMN} as folds.groups"
         )
-    rows = {row.cells[id_column]: row.cells[column] for row in csvfile.read(listed, (id_column, column))}
-    return _numbered([rows[name] for name in table.ids])
+    cells = table.columns[column]
+    empty = [name for name, cell in zip(table.ids, cells, strict=True) if not cell]
+    if empty:
+        raise DataError(f"{table.root}: {empty[0]!r} has no {column!r}; fill it in")
+    return _numbered(cells)
 
 
 def _of_file(table: Table, file: Path) -> NDArray[np.int64]:
-    rows = csvfile.read(file, ("ID", COLUMN))
-    group_of = {row.cells["ID"]: row.cells[COLUMN] for row in rows}
+    key = csvfile.id_column(file, table.id_column)
+    rows = csvfile.read(file, (key, COLUMN))
+    group_of = {row.cells[key]: row.cells[COLUMN] for row in rows}
     if len(group_of) < len(rows):
         raise DataError(f"{file}: an ID occurs twice; keep one line for each image")
     foreign = sorted(group_of.keys() - set(table.ids))

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from config.errors import ConfigError
+from config.errors import ConfigError, DataError
 from config.schema import Settings
-from data import augment, csvfile, index, keyed, resize
+from data import augment, csvfile, keyed, resize, sources
 from data.decode import Pixels, decode
 from data.loader import Transform
 from data.sampler import occurrences
@@ -55,12 +55,12 @@ def write(settings: Settings, out: Path, images: int = 8, columns: int = 8, bloc
     return out
 
 
-def _table(settings: Settings) -> index.Table:
+def _table(settings: Settings) -> sources.Table:
     """The training images where the folder says which they are, otherwise all images below it."""
-    data = settings.data
-    if (data.root / "train.csv").is_file() or (data.root / "train").is_dir():
-        return index.load(data.root, data.id_column, data.target_column)
-    return index.load_test(data.root, data.id_column)
+    try:
+        return sources.load(settings.data)
+    except DataError:
+        return sources.load_test(settings.data)
 
 
 def _preprocessing(settings: Settings) -> Preprocessing:
@@ -84,12 +84,12 @@ def _blocks(settings: Settings, prep: Preprocessing) -> list[Column]:
     return [Column(name, transform, 0, 0) for name, transform in alone.items()]
 
 
-def _label(table: index.Table, sample: int) -> str:
+def _label(table: sources.Table, sample: int) -> str:
     known = table.labels[sample] >= 0
     return f"{table.ids[sample]}  ({table.class_names[table.labels[sample]]})" if known else table.ids[sample]
 
 
-def _row(settings: Settings, table: index.Table, sample: int, parts: Sequence[Column], cell: int) -> list[Pixels]:
+def _row(settings: Settings, table: sources.Table, sample: int, parts: Sequence[Column], cell: int) -> list[Pixels]:
     image = decode(table.paths[sample], settings.data.pixel_limit)
     draws = (
         part.transform(image, keyed.rng(settings.seed, "augment", part.epoch, sample, part.again)) for part in parts

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from config import load
 from config.errors import ConfigError
-from data import csvfile, index
+from data import csvfile, sources
 from data.audit import actions
 from infer import adaptive, ensemble
 from infer.adaptive import Fit
@@ -63,7 +63,7 @@ def fit(chosen: Ensemble, loss: float = 0.0) -> Fit:
     return adaptive.fit(first, full, targets, len(chosen.members) * len(chosen.views), loss)
 
 
-def _answer(chosen: Ensemble, number: int, table: index.Table, asked: Sequence[bool]) -> Said:
+def _answer(chosen: Ensemble, number: int, table: sources.Table, asked: Sequence[bool]) -> Said:
     """Log probabilities of one pass and of all, and the targets, of the images that validate a fold."""
     rows = np.flatnonzero(asked)
     members = tuple(member for member in chosen.members if _number(member) == number)

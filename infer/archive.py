@@ -20,7 +20,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple, cast
 
 from config.errors import DataError
-from data.index import SUFFIXES
+from data.formats import SUFFIXES
 
 FILE_LIMIT = 256 * 2**20  # bytes of one unpacked image file
 _PACKED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {

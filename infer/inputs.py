@@ -16,7 +16,7 @@ from typing import IO
 from numpy.typing import NDArray
 
 from config.errors import DataError
-from data import index
+from data import sources
 from infer import archive
 
 Source = Path | bytes | NDArray
@@ -24,6 +24,7 @@ STDIN = "-"
 _IMAGE_LIMIT = 256 * 2**20  # bytes of one image on standard input
 _SPOOL = 64 * 2**20  # bytes of an archive on standard input that stay in memory; the rest goes to a temporary file
 _HEAD = 512
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".npz")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,19 +54,19 @@ def of_images(images: Sequence[str | Path | bytes | NDArray]) -> Inputs:
     return Inputs([str(number) for number in range(len(given))], lambda number: given[number])
 
 
-def collect(sources: Sequence[str], id_column: str = "ID") -> Inputs:
+def collect(named: Sequence[str], id_column: str | None = None) -> Inputs:
     """What `--images` names: one folder, CSV, `.txt` list, archive or `-` for standard input, or any number of files.
 
     IDs are those of the CSV, the lines of the list, or names below the folder or within the archive. Raises `DataError`
     for what cannot be read or names an image twice.
     """
-    if len(sources) > 1:
-        return _files(sources, "--images")
-    if sources[0] == STDIN:
+    if len(named) > 1:
+        return _files(named, "--images")
+    if named[0] == STDIN:
         return _stdin(sys.stdin.buffer)
-    path = Path(sources[0])
-    if path.is_dir() or path.suffix.lower() == ".csv":
-        table = index.load_test(path, id_column)
+    path = Path(named[0])
+    if path.is_dir() or path.suffix.lower() in _TABLES:
+        table = sources.load_test(path, id_column)
         return of_paths(table.paths, table.ids)
     if not path.exists():
         raise DataError(f"{path}: does not exist; give a folder, a CSV, a .txt list, an archive, image files, or -")
@@ -74,7 +75,7 @@ def collect(sources: Sequence[str], id_column: str = "ID") -> Inputs:
     if archive.is_archive(_head(path)):
         file = path.open("rb")
         return _from_archive(file, str(path))
-    return _files(sources, "--images")
+    return _files(named, "--images")
 
 
 def _head(path: Path) -> bytes:

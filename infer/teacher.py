@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from config import load
 from config.errors import ConfigError, DataError
-from data import csvfile, index
+from data import csvfile, sources
 from data.audit import actions
 from infer import oof
 from infer.calibration import log_softmax
@@ -69,7 +69,7 @@ def answer(
     finished = [oof.read(run) for run in runs]
     check_classes([(str(run.path), run.class_names) for run in finished])
     split = _split(runs)
-    table = _own(runs[0]) if images is None else index.load_test(images, id_column)
+    table = _own(runs[0]) if images is None else sources.load_test(images, id_column)
     parts = []
     whole = mixture or Ensemble(members=tuple(m for _, some in _by_fold(finished) for m in some), views=tuple(views))
     for fold, members in _by_fold(finished):
@@ -169,7 +169,7 @@ def _folds(path: Path) -> dict[str, int]:
     return {row.cells["ID"]: int(row.cells["fold"]) for row in rows}
 
 
-def _own(run: Path) -> index.Table:
+def _own(run: Path) -> sources.Table:
     data = load.read(run / "config.yaml").data
     return actions.load(data).table
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from config import load
 from config.errors import ConfigError, DataError
-from data import index
+from data import sources
 from infer import npz, oof
 from infer.ensemble import Ensemble, Merge
 from infer.member import Member
@@ -57,7 +57,7 @@ def _answered(ensemble: Ensemble, paths: list[Path], batch_size: int, workers: i
 
 def _paths(run: Path) -> dict[str, Path]:
     data = load.read(run / "config.yaml").data
-    table = index.load(data.root, data.id_column, data.target_column)
+    table = sources.load(data)
     return dict(zip(table.ids, table.paths, strict=True))
 
 

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from config import load
 from config.data_sections import Data
 from config.schema import Settings
-from data import csvfile, groups, index
+from data import csvfile, groups, sources
 from data.audit import actions, labels, page, table
 from data.audit.audit import Audit, Stopped, audit, test_images
 from data.audit.findings import Finding, counts, ordered
@@ -27,8 +28,8 @@ APPLIED = "audit_applied.csv"
 
 
 def before(
-    settings: Settings, given: index.Table, stop_requested: Callable[[], bool], folder: Callable[[], Path]
-) -> tuple[index.Table, list[Path]]:
+    settings: Settings, given: sources.Table, stop_requested: Callable[[], bool], folder: Callable[[], Path]
+) -> tuple[sources.Table, list[Path]]:
     """Look at the images: the table with copies of one picture as groups, and the files that may be unreadable.
 
     Says in a line what was found. `Interrupted` with `folder` when the user stops it; the next time goes on
@@ -41,6 +42,11 @@ def before(
     except Stopped:
         raise Interrupted(folder()) from None
     print(f"{summary(found.findings)} (python -m data audit --root {settings.data.root})")
+    if given.fold_of is not None and (copies := _copied(given.fold_of, found.groups)):
+        print(
+            f"audit: {copies} validation images are copies of training images, so that scores come out too high; drop"
+            " them by data.audit_actions, or set folds.kind to draw other folds"
+        )
     together = found.groups if given.groups is None else groups.joined([found.groups, given.groups])
     return replace(given, groups=together), found.unreadable
 
@@ -73,13 +79,22 @@ def summary(found: list[Finding]) -> str:
     return f"audit: {', '.join(number) or 'nothing odd was found'}"
 
 
-def _audit(data: Data, given: index.Table, stop: Callable[[], bool]) -> Audit:
+def _copied(fold_of: NDArray[np.int64], group_of: NDArray[np.int64]) -> int:
+    """How many images validate a fold whose training images hold a copy of them."""
+    count = 0
+    for fold in set(fold_of.tolist()) - {-1}:
+        judged = fold_of == fold
+        count += int(np.isin(group_of[judged], group_of[~judged]).sum())
+    return count
+
+
+def _audit(data: Data, given: sources.Table, stop: Callable[[], bool]) -> Audit:
     test = test_images(data)
     with bar("audit", len(given.ids) + len(test.ids if test else [])) as progress:
         return audit(given, test, data, stop=stop, progress=progress)
 
 
-def _of_labels(folder: Path, given: index.Table) -> tuple[list[Finding], float]:
+def _of_labels(folder: Path, given: sources.Table) -> tuple[list[Finding], float]:
     """What the out-of-fold answers say of labels, and the share of the images that they give their label."""
     ids, logits, targets = results.oof(folder)
     known = np.isin(ids, given.ids)

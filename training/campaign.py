@@ -21,7 +21,7 @@ from models.card import Card
 from training import audit, checkpoint, engine, fold, memory, plots, report, results, run, teacher
 from training.fold import Interrupted as Interrupted
 from training.loop import Events
-from training.prepare import FOLDS, fold_numbers, keep_folds, refuse, with_vanished
+from training.prepare import FOLDS, describe, fold_numbers, keep_folds, refuse, with_vanished
 from training.prepare import prepare as prepare
 
 
@@ -30,6 +30,7 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     refuse(settings, backend)
     backends.require(backend)
     settings, spec, table = prepare(settings)
+    print(*describe(settings, table), sep="\n")
     images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
     teaching = teacher.read(settings, table)
     table, suspects = audit.before(settings, table, stop_requested, lambda: run.folder(settings, backend))

@@ -22,7 +22,7 @@ import backends
 from backends.contract import Backend, CompileMode, LossSpec, OptimSpec, Session, Weights
 from config.errors import CheckpointError, DataError, OutOfMemory
 from config.schema import Settings
-from data import augment, cache, folds, index
+from data import augment, cache, folds, sources
 from data.corrupt import corrupt
 from data.images import Images, Source
 from data.loader import ByEpoch, Loader, Transform
@@ -60,7 +60,7 @@ class Job:
     settings: Settings
     spec: ModelSpec
     card: Card
-    table: index.Table
+    table: sources.Table
     images: Images
     fold_of: NDArray[np.int64]
     teaching: teacher.Teaching

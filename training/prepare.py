@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from config.errors import ConfigError
+from config.data_sections import Folds
+from config.errors import ConfigError, DataError
 from config.schema import Settings
-from data import folds, groups, index
+from data import folds, groups, sources
 from data.audit import actions
+from data.sources import listing
 from models import defaults, registry
 from models.card import Preprocessing
 from models.registry import ModelSpec
@@ -36,7 +38,7 @@ def refuse(settings: Settings, backend: str) -> None:
     trackers.require(settings.track)
 
 
-def prepare(settings: Settings, table: index.Table | None = None) -> tuple[Settings, ModelSpec, index.Table]:
+def prepare(settings: Settings, table: sources.Table | None = None) -> tuple[Settings, ModelSpec, sources.Table]:
     """Read the data set, where it is not given, and fill in what depends on it and on the model: size, classes, rate,
     batch."""
     table = table or actions.load(settings.data).table
@@ -83,13 +85,13 @@ def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
     return wanted
 
 
-def with_vanished(settings: Settings, table: index.Table, folder: Path) -> index.Table:
+def with_vanished(settings: Settings, table: sources.Table, folder: Path) -> sources.Table:
     """The table with the images that the run's folds remember and the data set lost, where these are to be skipped."""
     path = folder / FOLDS
     return folds.with_vanished(path, table) if settings.data.on_bad_image == "skip" and path.exists() else table
 
 
-def keep_folds(settings: Settings, table: index.Table, folder: Path) -> NDArray[np.int64]:
+def keep_folds(settings: Settings, table: sources.Table, folder: Path) -> NDArray[np.int64]:
     """The fold of each image: the run's own `folds.csv`, else the user's, else drawn; written to the run."""
     path, split = folder / FOLDS, settings.folds
     if path.exists():
@@ -99,17 +101,22 @@ def keep_folds(settings: Settings, table: index.Table, folder: Path) -> NDArray[
     return fold_of
 
 
-def draw_folds(settings: Settings, table: index.Table) -> NDArray[np.int64]:
+def draw_folds(settings: Settings, table: sources.Table) -> NDArray[np.int64]:
     """The folds that the settings ask for; `DataError` where the images do not allow them."""
-    split, data = settings.folds, settings.data
+    split = settings.folds
+    if split.kind == "auto" and table.fold_of is not None:
+        if not folds.numbers(table.fold_of):
+            raise DataError(f"{table.root}: no image of its validation split is left; set folds.kind holdout")
+        return table.fold_of
+    kind = "holdout" if split.kind == "auto" else split.kind
     together = None
-    if split.kind == "stratified_group":
-        together = groups.read(table, data.root, data.id_column, split.group_column, split.groups)
+    if kind == "stratified_group":
+        together = groups.read(table, split.group_column, split.groups)
     if together is not None and table.groups is not None:
         together = groups.joined([together, table.groups])
     fold_of = folds.make(
         table.labels,
-        split.kind,
+        kind,
         split.count,
         split.val_fraction,
         settings.seed,
@@ -118,3 +125,33 @@ def draw_folds(settings: Settings, table: index.Table) -> NDArray[np.int64]:
         together,
     )
     return fold_of if table.groups is None else folds.united(fold_of, table.groups)
+
+
+def describe(settings: Settings, table: sources.Table) -> list[str]:
+    """The lines that tell what was understood of the data set, and which settings have no effect on it."""
+    split, lines = settings.folds, list(table.summary)
+    if table.fold_of is not None and not split.file:
+        if split.kind == "auto":
+            lines.append("folds: the data set's own split; set folds.kind to draw one of all images")
+        else:
+            lines.append(f"folds: the data set's own split is not used, since folds.kind is {split.kind}")
+    names = [table.class_names[label] for label in table.labels[folds.singles(table.labels)].tolist()]
+    if names:
+        lines.append(f"classes of a single image are always trained on and never validated: {listing.some(names)}")
+    return lines + without_effect(settings)
+
+
+def without_effect(settings: Settings) -> list[str]:
+    """A line for each setting of data and folds that was changed and does nothing beside another one."""
+    data, split = settings.data, settings.folds
+    by_table = ("table", "images", "id_column", "target_column")
+    idle = {f"data.{name}": "data.label_pattern" for name in by_table if data.label_pattern and getattr(data, name)}
+    kinds = {"count": ("stratified", "stratified_group", "repeated"), "repeats": ("repeated",)}
+    kinds["val_fraction"] = ("auto", "holdout")
+    for name in ("kind", *kinds):
+        changed = getattr(split, name) != Folds.model_fields[name].default
+        if changed and split.file:
+            idle[f"folds.{name}"] = "folds.file"
+        elif changed and name in kinds and split.kind not in kinds[name]:
+            idle[f"folds.{name}"] = f"folds.kind {split.kind}"
+    return [f"{name} has no effect beside {other}" for name, other in idle.items()]

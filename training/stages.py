@@ -21,7 +21,7 @@ import yaml
 from config import members as listed
 from config.command import Wish
 from config.errors import CheckpointError, ConfigError, DataError
-from data import index
+from data import sources
 from data.audit import command as look
 from data.audit import page
 from infer import ensemble, fit, oof, sheet, submission, summary, views, views_oof
@@ -38,7 +38,6 @@ REPORT = "report.html"
 _DONE = "stages.yaml"
 _FEW = 10  # images that a class should have
 _BATCH = 64
-_SAMPLE = "sample_submission.csv"
 BEGINNING = ("full", "audit", "tune", "train")  # the modes that a campaign may begin with
 LEFT_OUT = 3  # the exit code that tells of folds that were left out
 
@@ -206,10 +205,10 @@ def predicted(campaign: Campaign) -> None:
     if not chosen_file.exists():
         raise CheckpointError(f"{chosen_file}: is not there; first: {campaign.command('--mode fit')}")
     data = campaign.settings.data
-    if not any((data.root / name).exists() for name in ("test.csv", "test")):
+    table, sample = sources.test_split(data), sources.sample_submission(data)
+    if table is None:
         raise NothingToPredict(f"{data.root}: has neither test.csv nor test/; add the images to predict")
-    table, sample = index.load_test(data.root, data.id_column), data.root / _SAMPLE
-    key = _key([chosen_file, *([sample] if sample.exists() else [])], *table.ids)
+    key = _key([chosen_file, *([sample] if sample else [])], *table.ids)
     if _is_done(campaign, "predict", key):
         print(f"{campaign.folder / _done(campaign)['predict']['files'][0]} is the submission of this ensemble already")
         return
@@ -218,12 +217,12 @@ def predicted(campaign: Campaign) -> None:
     broadcast.publish(campaign.settings, campaign.folder, files[0])
 
 
-def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: index.Table, sample: Path) -> list[Path]:
+def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: sources.Table, sample: Path | None) -> list[Path]:
     """Everything that can be refused is, before the first image is decoded."""
     data, out = campaign.settings.data, campaign.folder / SUBMISSIONS
     submission.prepare(out)
     with Runner(chosen) as runner:
-        planned = sheet.plan(runner, table.ids, data.id_column, data.target_column, sample if sample.exists() else None)
+        planned = sheet.plan(runner, table.ids, table.id_column, data.target_column or "target", sample)
         answers = []
         for part in runner.run(table.paths, workers=data.workers):
             answers.append(part.probabilities)

@@ -18,7 +18,7 @@ from config.data_sections import Teacher
 from config.errors import ConfigError, DataError
 from config.schema import Settings
 from data import folds as split
-from data import index
+from data import sources
 from infer import teacher
 from infer.teacher import Answers
 from training.targets import blended, smoothed, softened
@@ -42,21 +42,21 @@ class Teaching:
     smoothing: float
     labelled: Answers | None = None
     extra: Answers | None = None
-    images: index.Table | None = None
+    images: sources.Table | None = None
 
     def paths(self) -> list[Path]:
         """The files of the images without labels."""
         return self.images.paths if self.images else []
 
 
-def read(settings: Settings, table: index.Table) -> Teaching:
+def read(settings: Settings, table: sources.Table) -> Teaching:
     """The teacher that the settings name, if any; its classes and the images besides are checked against the data."""
     wish, smoothing = settings.teacher, settings.loss.label_smoothing
     labelled = _of_classes(teacher.read(wish.file), table.class_names) if wish.file else None
     if not wish.extra_root or not wish.extra_file:
         return Teaching(wish, smoothing, labelled)
     extra = _of_classes(teacher.read(wish.extra_file), table.class_names)
-    images = index.load_test(wish.extra_root, settings.data.id_column)
+    images = sources.load_test(wish.extra_root, settings.data.id_column)
     both = {path.resolve() for path in images.paths} & {path.resolve() for path in table.paths}
     if both:
         raise DataError(
@@ -66,7 +66,7 @@ def read(settings: Settings, table: index.Table) -> Teaching:
     return Teaching(wish, smoothing, labelled, extra, images)
 
 
-def check(teaching: Teaching, table: index.Table, fold_of: NDArray[np.int64], folds: Iterable[int]) -> None:
+def check(teaching: Teaching, table: sources.Table, fold_of: NDArray[np.int64], folds: Iterable[int]) -> None:
     """Everything that could stop one of the `folds` later on, now, and how many images are pseudo-labelled in each.
 
     `ConfigError` where a fold has no teacher, or one that saw an image which validates this fold, or too few answers.
@@ -95,7 +95,7 @@ def _check_unseen(answers: Answers, validation: list[str], fold: int) -> None:
         )
 
 
-def lesson(teaching: Teaching, table: index.Table, train: NDArray[np.int64], fold: int) -> Lesson:
+def lesson(teaching: Teaching, table: sources.Table, train: NDArray[np.int64], fold: int) -> Lesson:
     """What fold `fold` is trained on: the images at `train` of the table, then the pseudo-labelled ones."""
     labels = table.labels[train]
     targets = smoothed(labels, len(table.class_names), teaching.smoothing)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from config import load
 from config.schema import Settings
-from data import folds, index, keyed
+from data import folds, keyed, sources
 from models.card import Card
 from training import checkpoint, fold, run, teacher
 from training.prepare import prepare
@@ -56,8 +56,8 @@ def proxy(settings: Settings) -> Settings:
 
 
 def thinned(
-    table: index.Table, fold_of: NDArray[np.int64], per_class: int, number: int, seed: int
-) -> tuple[index.Table, NDArray[np.int64]]:
+    table: sources.Table, fold_of: NDArray[np.int64], per_class: int, number: int, seed: int
+) -> tuple[sources.Table, NDArray[np.int64]]:
     """At most about `per_class` images of each class, drawn by the seed, with their folds.
 
     The share of those that validate fold `number` stays, and each side of it keeps one of each class that it has.
@@ -72,14 +72,7 @@ def thinned(
             drawn = keyed.rng(seed, "proxy", int(label), part).permutation(places)
             kept.append(drawn[: max(round(share * len(places)), 1)])
     rows = np.sort(np.concatenate(kept))
-    thin = replace(
-        table,
-        ids=[table.ids[i] for i in rows],
-        paths=[table.paths[i] for i in rows],
-        labels=table.labels[rows],
-        groups=None,
-    )
-    return thin, fold_of[rows]
+    return replace(table.take(rows), groups=None), fold_of[rows]
 
 
 def train(

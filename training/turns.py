@@ -20,7 +20,7 @@ from config.command import Wish
 from config.errors import ConfigError
 from config.members import Member
 from config.schema import Settings
-from data import check, index
+from data import check, sources
 from data.audit import actions
 from data.images import Images
 from models.card import Card
@@ -28,7 +28,7 @@ from models.registry import ModelSpec
 from training import audit, failures, fold, run, teacher, worklist
 from training import campaign as single
 from training.members import Campaign
-from training.prepare import FOLDS, fold_numbers, keep_folds, prepare, refuse, with_vanished
+from training.prepare import FOLDS, describe, fold_numbers, keep_folds, prepare, refuse, with_vanished
 from training.worklist import Claim, Worklist
 
 
@@ -52,7 +52,7 @@ class Stock:
     """What the members of a campaign share: images, labels, folds, the numbers of those to train, and the files that
     the audit could not read."""
 
-    table: index.Table
+    table: sources.Table
     images: Images
     fold_of: NDArray[np.int64]
     numbers: list[int]
@@ -144,6 +144,7 @@ def open_stock(
     if only is not None:
         settings = settings.model_copy(update={"folds": settings.folds.model_copy(update={"train": (only,)})})
     table = actions.load(settings.data).table
+    print(*describe(settings, table), sep="\n")
     images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
     drawn = (folder / FOLDS).exists()
     if drawn:

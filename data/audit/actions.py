@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from config.data_sections import Data
 from config.errors import DataError
-from data import csvfile, index
+from data import csvfile, sources
 from data.audit.findings import ACTIONS
 
 # What turns an image by degrees clockwise.
@@ -35,7 +35,7 @@ class Step:
 class Applied:
     """A data set as the user wants it, its turns and groups in the table, and the steps that made it so."""
 
-    table: index.Table
+    table: sources.Table
     steps: tuple[Step, ...] = ()
 
     def summary(self) -> str:
@@ -46,12 +46,12 @@ class Applied:
 
 def load(data: Data) -> Applied:
     """The training set that the settings name, with their `audit_actions` applied and their `classes` alone."""
-    table = index.load(data.root, data.id_column, data.target_column, keep_missing=data.on_bad_image == "skip")
+    table = sources.load(data)
     found = apply(table, read(data.audit_actions), data.audit_actions) if data.audit_actions else Applied(table)
     return replace(found, table=of_classes(found.table, data.classes)) if data.classes else found
 
 
-def of_classes(table: index.Table, names: Sequence[str]) -> index.Table:
+def of_classes(table: sources.Table, names: Sequence[str]) -> sources.Table:
     """The images of these classes alone, in the table's order; `DataError` for fewer than two, or one that has none."""
     unknown = [name for name in names if name not in table.class_names]
     if unknown:
@@ -62,14 +62,8 @@ def of_classes(table: index.Table, names: Sequence[str]) -> index.Table:
         raise DataError(f"data.classes: only {names[0]!r}; a classifier needs images of two or more classes")
     kept = tuple(name for name in table.class_names if name in names)
     rows = np.flatnonzero([table.class_names[label] in kept for label in table.labels])
-    return replace(
-        table,
-        ids=[table.ids[i] for i in rows],
-        paths=[table.paths[i] for i in rows],
-        labels=np.array([kept.index(table.class_names[table.labels[i]]) for i in rows], dtype=np.int64),
-        class_names=kept,
-        groups=None if table.groups is None else table.groups[rows],
-    )
+    labels = np.array([kept.index(table.class_names[table.labels[i]]) for i in rows], dtype=np.int64)
+    return replace(table.take(rows), labels=labels, class_names=kept)
 
 
 def read(path: Path) -> list[Step]:
@@ -89,7 +83,7 @@ def read(path: Path) -> list[Step]:
     ]
 
 
-def apply(table: index.Table, steps: Sequence[Step], source: Path) -> Applied:
+def apply(table: sources.Table, steps: Sequence[Step], source: Path) -> Applied:
     """The table after `steps`: drop wins over everything else; two different labels or turns for an image are refused.
 
     A dropped image that is gone already is no fault. A class that is left without images disappears.
@@ -104,18 +98,16 @@ def apply(table: index.Table, steps: Sequence[Step], source: Path) -> Applied:
     turned = {name: TURNS[value] for name, value in _decided(source, steps, "rotate").items()}
     kept = [i for i, name in enumerate(table.ids) if name not in dropped]
     targets = [labels.get(table.ids[i], table.class_names[table.labels[i]]) for i in kept]
-    names = index.sort_classes(targets)
+    names = sources.sort_classes(targets)
     if len(names) < 2:
         raise DataError(f"{source}: leaves {len(kept)} images of {len(names)} classes; take some of its rows back")
-    ids, paths = [table.ids[i] for i in kept], [table.paths[i] for i in kept]
-    after = index.Table(
-        ids,
-        paths,
-        np.array([names.index(target) for target in targets], dtype=np.int64),
-        names,
-        table.root,
-        {path: turned[name] for name, path in zip(ids, paths, strict=True) if name in turned},
-        _groups(ids, steps),
+    after = table.take(kept)
+    after = replace(
+        after,
+        labels=np.array([names.index(target) for target in targets], dtype=np.int64),
+        class_names=names,
+        turns={path: turned[name] for name, path in zip(after.ids, after.paths, strict=True) if name in turned},
+        groups=_groups(after.ids, steps),
     )
     return Applied(after, tuple(step for step in steps if step.id in known))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from config.data_sections import Data
 from config.errors import DataError
-from data import index
+from data import sources
 from data.audit import copies, images
 from data.audit.copies import Entry
 from data.audit.findings import Finding, ordered
@@ -39,8 +39,8 @@ class Audit:
 
 
 def audit(
-    train: index.Table,
-    test: index.Table | None,
+    train: sources.Table,
+    test: sources.Table | None,
     data: Data,
     least: int = images.LEAST,
     stop: Callable[[], bool] = lambda: False,
@@ -75,12 +75,10 @@ def audit(
     )
 
 
-def test_images(data: Data) -> index.Table | None:
+def test_images(data: Data) -> sources.Table | None:
     """The test images beside the training images, where the folder says which they are; None where there are none."""
-    if not (data.root / "test.csv").is_file() and not (data.root / "test").is_dir():
-        return None
     try:
-        return index.load_test(data.root, data.id_column)
+        return sources.test_split(data)
     except DataError as error:
         print(f"audit: the test images are left out: {error}")
         return None

@@ -10,7 +10,7 @@ import yaml
 
 from config import load
 from convert import __main__ as command
-from data import index
+from data import sources
 from infer import load as load_ensemble
 from infer import teacher
 from training import campaign
@@ -37,7 +37,7 @@ def test_the_recipe_teaches_what_the_ensemble_says(run: Path, digits: Path, tmp_
     assert student.teacher.file is not None
     answers = teacher.read(student.teacher.file)
     rows = answers.rows(1)
-    pictures = index.load(digits)
+    pictures = sources.load(digits)
     asked = [k for k, name in enumerate(pictures.ids) if name in rows]
     assert 0 < len(asked) < len(pictures.ids)
     alone = tmp_path / "alone.yaml"

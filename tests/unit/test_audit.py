@@ -15,7 +15,7 @@ from PIL import Image
 
 from config.data_sections import Data
 from data import __main__ as command
-from data import index
+from data import sources
 from data.audit import actions, copies
 from data.audit import audit as whole
 from data.audit import survey as surveys
@@ -69,7 +69,7 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(root: Path) -> whole.Audit:
     data = Data(root=root)
-    return whole.audit(index.load(root), whole.test_images(data), data)
+    return whole.audit(sources.load(root), whole.test_images(data), data)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -113,7 +113,7 @@ def test_the_data_set_as_a_whole(found: whole.Audit, root: Path) -> None:
     assert "'Bee' and 'bee'" in told["alias"]
     shifted = {measure.name for measure in found.measures if measure.shifted}
     assert {"brightness", "width in pixels"} <= shifted and "tilt in degrees" not in shifted
-    table = index.load(root)
+    table = sources.load(root)
     group = dict(zip(table.ids, found.groups.tolist(), strict=True))
     assert group["ant/02.png"] == group["ant/turned.png"] and group["ant/00.png"] == group["ant/copy.png"]
     assert len(set(group.values())) == len(group) - 3, "and no others"
@@ -124,7 +124,7 @@ def test_a_copy_is_turned_back_by_what_is_proposed(found: whole.Audit, root: Pat
     path = found.paths["train", finding.id]
     turns = {path: actions.TURNS[finding.value]}
     np.testing.assert_array_equal(Images(turns=turns)(path), scene(2))
-    again = whole.audit(replace(index.load(root), turns=turns), None, Data(root=root))
+    again = whole.audit(replace(sources.load(root), turns=turns), None, Data(root=root))
     assert "wrong_way_up" not in {finding.kind for finding in again.findings}
 
 
@@ -183,18 +183,18 @@ def test_only_what_changed_is_looked_at_again(root, tmp_path, monkeypatch) -> No
     copy = tmp_path / "data"
     shutil.copytree(root, copy)
     data = Data(root=copy)
-    first = whole.audit(index.load(copy), whole.test_images(data), data)
+    first = whole.audit(sources.load(copy), whole.test_images(data), data)
     assert first.looked == len(first.paths)
     save(copy / "train" / "ant" / "00.png", 99)
-    again = whole.audit(index.load(copy), whole.test_images(data), data)
+    again = whole.audit(sources.load(copy), whole.test_images(data), data)
     assert again.looked == 1
     assert "exact_duplicate" not in {finding.kind for finding in again.findings}
     monkeypatch.setattr(surveys, "VERSION", -1)
-    assert whole.audit(index.load(copy), None, data).looked == len(index.load(copy).ids)
+    assert whole.audit(sources.load(copy), None, data).looked == len(sources.load(copy).ids)
 
 
 def test_what_was_looked_at_before_a_stop_is_kept(root, tmp_path) -> None:
-    paths = [path for path in index.load(root).paths if path.stat().st_size]
+    paths = [path for path in sources.load(root).paths if path.stat().st_size]
     asked = iter(range(1000))
     with pytest.raises(Stopped):
         surveys.survey(paths, tmp_path, workers=1, stop=lambda: next(asked) >= 10)
@@ -202,7 +202,7 @@ def test_what_was_looked_at_before_a_stop_is_kept(root, tmp_path) -> None:
 
 
 def test_a_cache_that_is_damaged_or_cannot_be_written_is_no_obstacle(root, tmp_path, monkeypatch, capsys) -> None:
-    paths = index.load(root).paths[:6]
+    paths = sources.load(root).paths[:6]
     monkeypatch.setenv("TANDEM_CACHE", str(tmp_path))
     surveys.survey(paths, root)
     (file,) = tmp_path.rglob("*.npz")

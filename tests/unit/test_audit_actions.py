@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from config.errors import DataError
-from data import index
+from data import sources
 from data.audit import actions
 
 FILE = Path("audit.csv")
 
 
-def table(*labels: str) -> index.Table:
+def table(*labels: str) -> sources.Table:
     names = tuple(sorted(set(labels)))
     ids = [f"i{n}" for n in range(len(labels))]
     numbers = np.array([names.index(label) for label in labels], dtype=np.int64)
-    return index.Table(ids, [Path(name) for name in ids], numbers, names, Path())
+    return sources.Table(ids, [Path(name) for name in ids], numbers, names, Path())
 
 
-def done(given: index.Table, text: str, tmp_path: Path) -> actions.Applied:
+def done(given: sources.Table, text: str, tmp_path: Path) -> actions.Applied:
     file = tmp_path / "audit.csv"
     file.write_text(f"ID,split,finding,action,value\n{text}")
     return actions.apply(given, actions.read(file), FILE)

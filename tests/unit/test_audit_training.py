@@ -13,7 +13,7 @@ from PIL import Image
 
 from config.errors import DataError
 from config.schema import Settings
-from data import index
+from data import sources
 from tests.unit.test_audit_duplicates import scene
 from tests.unit.test_campaign import NEVER, settings
 from training import campaign, run
@@ -134,4 +134,4 @@ def test_unreadable_images_are_left_to_the_setting_about_them(root: Path, tmp_pa
         campaign.run_all("numpy", audited(copy, tmp_path / "runs", *PLAIN), NEVER)
     folder = campaign.run_all("numpy", audited(copy, tmp_path, *PLAIN, "--data.on_bad_image", "skip"), NEVER)
     assert ("a/0.png", "empty") in [(row["ID"], row["finding"]) for row in table(folder / "audit.csv")]
-    assert len(index.load(copy).ids) == 40
+    assert len(sources.load(copy).ids) == 40

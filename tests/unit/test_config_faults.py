@@ -114,9 +114,15 @@ def test_a_wrong_value_says_what_was_found_where_and_what_is_allowed(
             ["--train.epochs=1", "--schedule.warmup_epochs=2"],
             "schedule.warmup_epochs: found '2' (command line); expected at most train.epochs (1)",
         ),
-        (["--folds.train", "[1]"], "folds.train: found [1] (command line); expected null or [0], as a holdout"),
+        (
+            ["--folds.kind=holdout", "--folds.train", "[1]"],
+            "folds.train: found [1] (command line); expected null or [0], as a holdout",
+        ),
         (["--folds.kind=stratified", "--folds.train=[5]"], "expected numbers below folds.count (5)"),
-        (["--data.target_column=ID"], "data.target_column: found 'ID' (command line); expected another column"),
+        (
+            ["--data.id_column=ID", "--data.target_column=ID"],
+            "data.target_column: found 'ID' (command line); expected another column",
+        ),
         (["--optim.name=sgd", "--optim.momentum=0"], "expected more than 0 where optim.nesterov is not false"),
         (
             ["--optim.momentum=0.5"],

@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from config.errors import DataError
-from data import demo, index
+from data import demo, sources
 from data.decode import decode
 
 
@@ -21,7 +21,7 @@ def column(path, name):
 
 
 def test_it_is_the_whole_set_in_the_layout_of_a_competition(root):
-    train, test = index.load(root), index.load_test(root)
+    train, test = sources.load(root), sources.load_test(root)
     assert train.class_names == tuple("0123456789")
     assert len(train.ids) + len(test.ids) == 1797 and not set(train.ids) & set(test.ids)
     assert len(test.ids) == 450
@@ -40,7 +40,7 @@ def test_it_is_the_whole_set_in_the_layout_of_a_competition(root):
 
 def test_the_images_are_the_digits_enlarged(root):
     digits = load_digits()
-    train = index.load(root)
+    train = sources.load(root)
     for i in (0, 500, 1000):
         original = int(train.ids[i].removeprefix("digit_").removesuffix(".png"))
         assert train.labels[i] == digits.target[original]

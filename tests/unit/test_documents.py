@@ -15,7 +15,7 @@ import yaml
 from config import load
 from config.errors import ConfigError, DataError
 from data import __main__ as command
-from data import augment, corrupt, documents_demo, index, keyed, restore
+from data import augment, corrupt, documents_demo, keyed, restore, sources
 from data.audit import audit as whole
 from data.decode import decode
 from infer import ensemble, uncertain
@@ -51,7 +51,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_pages_are_seventeen_kinds_seeded_and_split(root: Path, tmp_path: Path, capsys) -> None:
-    train, test = index.load(root), index.load_test(root)
+    train, test = sources.load(root), sources.load_test(root)
     assert len(train.class_names) == 17 and len(test.ids) == 34
     assert sorted(set(np.bincount(train.labels).tolist())) == [2, 6], "three kinds are rare"
     answers = table(root / "hidden_answers.csv")
@@ -67,8 +67,8 @@ def test_the_pages_are_seventeen_kinds_seeded_and_split(root: Path, tmp_path: Pa
 
 def test_pages_of_one_kind_do_not_hold_a_class_together(root: Path) -> None:
     data = load.parse(["--data.root", str(root)], prog="test").data
-    found = whole.audit(index.load(root), None, data)
-    labels = index.load(root).labels
+    found = whole.audit(sources.load(root), None, data)
+    labels = sources.load(root).labels
     for group in np.flatnonzero(np.bincount(found.groups) > 1):
         members_of = np.flatnonzero(found.groups == group)
         assert len(members_of) <= 4 or 2 * len(members_of) <= (labels == labels[members_of[0]]).sum()
@@ -140,7 +140,7 @@ def test_small_classes_are_filled_up_with_damaged_copies(few: Path, tmp_path: Pa
     words = ["enlarge", "--root", str(few), "--out", str(out), "--least", "5"]
     assert command.main(words) == 0
     assert "3 of memo" in capsys.readouterr().out
-    after = index.load(out)
+    after = sources.load(out)
     assert sorted(set(np.bincount(after.labels).tolist())) == [5, 6]
     rows = table(out / "train.csv")
     groups = {row["ID"]: row["group"] for row in rows}

@@ -5,7 +5,7 @@ import pytest
 
 from config.errors import DataError
 from data import folds
-from data.index import Table
+from data.sources import Table
 
 LABELS = np.repeat(np.arange(3), [50, 20, 7])
 
@@ -39,12 +39,21 @@ def test_the_seed_alone_decides(kind):
 def test_a_class_with_too_few_images_is_named():
     with pytest.raises(DataError, match=r"class 'c' has only 7 of the 8 images that 8 folds needs.*folds.count"):
         folds.make(LABELS, "stratified", count=8, class_names=("a", "b", "c"))
-    with pytest.raises(DataError, match=r"class '4' has only 1 of the 2 images"):
-        folds.make(np.append(LABELS, 4), "holdout")
     with pytest.raises(DataError, match=r"val_fraction 0.01 of 77 images is 1"):
         folds.make(LABELS, "holdout", val_fraction=0.01)
     with pytest.raises(DataError, match="1 images have no label"):
         folds.make(np.append(LABELS, -1), "stratified")
+
+
+@pytest.mark.parametrize("kind", ["holdout", "stratified", "repeated", "stratified_group"])
+def test_the_only_image_of_a_class_is_always_trained_on(kind):
+    labels = np.append(LABELS, [3, 4])
+    groups = np.arange(len(labels)) // 2 if kind == "stratified_group" else None
+    made = folds.make(labels, kind, count=3, groups=groups)
+    assert (made[-2:] == folds.TRAIN_ONLY).all()
+    assert set(labels[(made >= 0).reshape(len(labels), -1).any(axis=1)]) == {0, 1, 2}
+    if groups is not None:
+        assert all(len(set(made[groups == group].tolist())) == 1 for group in groups)
 
 
 def test_a_file_gives_the_folds_back_in_the_order_of_the_table(tmp_path):

@@ -13,8 +13,8 @@ from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedGroupKFol
 
 from config import load
 from config.errors import ConfigError, DataError
-from data import folds, groups, index, keyed
-from data.index import Table
+from data import folds, groups, keyed, sources
+from data.sources import Table
 from infer import oof
 from tests.unit.test_campaign import NEVER, settings
 from training import campaign, prepare, results
@@ -70,13 +70,13 @@ def with_groups(digits: Path, root: Path) -> Path:
 
 def test_groups_of_a_column_and_of_a_file_are_joined(digits: Path, tmp_path: Path) -> None:
     root, file = with_groups(digits, tmp_path / "data"), tmp_path / "duplicates.csv"
-    table = index.load(root)
+    table = sources.load(root)
     file.write_text(f"ID,group\n{table.ids[0]},x\n{table.ids[9]},x\n{table.ids[30]},y\n")
-    found = groups.read(table, root, "ID", "group", file)
+    found = groups.read(table, "group", file)
     assert len({found[i] for i in (0, 1, 8, 9)}) == 1, "pages 0 and 4 are one group, since the file joins them"
     assert found[30] == found[31] != found[0]
     assert len(set(found)) == len(table.ids) // 2 - 1
-    alone = groups.read(index.load(digits), digits, "ID", "group", file)
+    alone = groups.read(sources.load(digits), "group", file)
     assert alone[0] == alone[9]
     assert len(set(alone)) == len(table.ids) - 1
 
@@ -91,7 +91,7 @@ def test_groups_of_a_column_and_of_a_file_are_joined(digits: Path, tmp_path: Pat
 def test_a_wrong_file_of_groups_is_named(text: str, said: str, digits: Path, tmp_path: Path) -> None:
     (tmp_path / "groups.csv").write_text(text)
     with pytest.raises(DataError, match=said):
-        groups.read(index.load(digits), digits, "ID", "group", tmp_path / "groups.csv")
+        groups.read(sources.load(digits), "group", tmp_path / "groups.csv")
 
 
 def test_group_folds_without_groups_name_the_column(digits: Path, tmp_path: Path) -> None:
@@ -104,9 +104,9 @@ def test_group_folds_without_groups_name_the_column(digits: Path, tmp_path: Path
 def test_a_run_of_group_folds_parts_no_group(digits: Path, tmp_path: Path) -> None:
     root = with_groups(digits, tmp_path / "data")
     wanted = settings(root, tmp_path / "runs", "--folds.kind", "stratified_group")
-    table = index.load(root)
+    table = sources.load(root)
     fold_of = prepare.draw_folds(wanted, table)
-    pages = groups.read(table, root, "ID", "group", None)
+    pages = groups.read(table, "group", None)
     assert all(len(set(fold_of[pages == page])) == 1 for page in pages)
 
 
@@ -127,7 +127,7 @@ def test_a_run_of_repeated_folds_answers_each_image_once_with_the_mean(digits: P
 
 
 def test_a_users_own_folds_need_no_target(digits: Path, tmp_path: Path) -> None:
-    table = index.load(digits)
+    table = sources.load(digits)
     lines = [f"{name},{i % 2}" for i, name in enumerate(table.ids)]
     (tmp_path / "mine.csv").write_text("\n".join(["ID,fold", *lines]))
     made = folds.read(tmp_path / "mine.csv", table)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from config import load
 from config.errors import CheckpointError, TandemError, UnsupportedOperation
-from data import folds, index
+from data import folds, sources
 from data.decode import decode
 from infer import oof, predictors
 from models import weights
@@ -140,14 +140,14 @@ def test_tables(tmp_path: Path) -> None:
 
     def check(data: bytes) -> None:
         (root / "train.csv").write_bytes(data)
-        table = index.load(root)
+        table = sources.load(root)
         assert all(path.resolve().is_relative_to(root.resolve()) for path in table.paths)
 
     fuzz(b"ID,target\na.png,1\nb,2\ntrain/c.png,1\nd.png,2\n", 2500, check)
 
 
 def test_folds(tmp_path: Path) -> None:
-    table = index.Table(["a", "b", "c"], [Path(n) for n in "abc"], np.array([0, 1, 0]), ("x", "y"), tmp_path)
+    table = sources.Table(["a", "b", "c"], [Path(n) for n in "abc"], np.array([0, 1, 0]), ("x", "y"), tmp_path)
     folds.write(tmp_path / "folds.csv", table, np.array([0, 1, -1]))
     path = tmp_path / "mutant.csv"
 

@@ -13,7 +13,7 @@ import yaml
 from backends.numpy import session
 from config import load
 from config.errors import Diverged, OutOfMemory
-from data import folds, index
+from data import folds, sources
 from infer import validate
 from training import campaign as single
 from training import cli, engine, fold, members, stages
@@ -81,7 +81,7 @@ def test_one_command_makes_all_from_images_to_submission_and_a_second_makes_noth
     assert command("--mode", "full", "--data.audit", "true") == 0
     folder = campaign(tmp_path)
     assert (folder / "audit" / "audit.html").exists()
-    table = index.load(data)
+    table = sources.load(data)
     split = folds.read(folder / "folds.csv", table)
     for name in ("first", "second"):
         run = folder / "members" / name

@@ -17,7 +17,7 @@ from backends.numpy import session
 from config import load
 from config.errors import ConfigError, DataError
 from config.schema import Settings
-from data import folds, index
+from data import folds, sources
 from models import weights
 from tests.unit.test_campaign import StopAfter
 from training import campaign, checkpoint, teacher
@@ -79,9 +79,9 @@ def changed(path: Path, out: Path, **new: np.ndarray | None) -> Path:
     return out
 
 
-def lesson(wanted: Settings, run: Path, fold: int = 0) -> tuple[teacher.Lesson, index.Table, np.ndarray]:
+def lesson(wanted: Settings, run: Path, fold: int = 0) -> tuple[teacher.Lesson, sources.Table, np.ndarray]:
     """What a fold is trained on, the data set, and the positions of its labelled training images."""
-    table = index.load(wanted.data.root)
+    table = sources.load(wanted.data.root)
     fold_of = folds.read(run / "folds.csv", table)
     teaching, train = teacher.read(wanted, table), np.flatnonzero(fold_of != fold)
     teacher.check(teaching, table, fold_of, [fold])

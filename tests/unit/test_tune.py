@@ -13,7 +13,7 @@ import yaml
 
 from config import load
 from config.errors import BackendUnavailable, ConfigError
-from data import folds, index
+from data import folds, sources
 from training import campaign as single
 from training import cli, fold, members, stages, trial, tune
 
@@ -146,7 +146,7 @@ def test_the_trial_of_a_process_that_was_killed_is_tried_again(words: list[str],
 
 
 def test_thinning_keeps_the_share_of_each_side_and_every_class(all_digits: Path) -> None:
-    table = index.load(all_digits)
+    table = sources.load(all_digits)
     fold_of = folds.make(table.labels, "stratified", 3)
     thin, split = trial.thinned(table, fold_of, 12, number=1, seed=3)
     assert set(thin.ids) < set(table.ids)

@@ -14,7 +14,7 @@ from scipy.special import softmax
 
 from config import load
 from config.errors import TandemError
-from data import index
+from data import sources
 from data.augment import EvalTransform
 from data.decode import decode
 from data.keyed import rng
@@ -32,7 +32,7 @@ def paths(run: Path) -> dict[str, Path]:
     if data.root is None or not data.root.exists():
         return {}
     try:
-        table = index.load(data.root, data.id_column, data.target_column, keep_missing=True)
+        table = sources.load(data.model_copy(update={"on_bad_image": "skip"}))
     except TandemError:  # changed since: the page goes without its images
         return {}
     return {name: path for name, path in zip(table.ids, table.paths, strict=True) if path.exists()}

@@ -1,0 +1,147 @@
+"""From a data set as it was downloaded to one table: folders, tables, Parquet, shards, arrays. No pixel is looked at.
+
+`load` gives the images to train on, `load_test` those to predict. No path of a table leads out of the folder that was
+given, unless `data.follow_links` says so: not by `..`, not by an absolute path, not by a link.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from posixpath import splitext
+
+from config.data_sections import Data
+from config.errors import DataError
+from data.formats import SUFFIXES as SUFFIXES
+from data.sources import arrays, folders, listing, parquet, remote, shards, walk
+from data.sources.listing import Listing
+from data.sources.table import Table as Table
+from data.sources.table import sort_classes as sort_classes
+from data.sources.tables import Tables
+
+
+def load(data: Data | Path | str) -> Table:
+    """The training images of a data set, with its own validation split, if any, in `fold_of`.
+
+    Class names are sorted, as numbers where all are integers. Raises `DataError` for whatever cannot be trained on.
+    With `on_bad_image: skip` a row of a table whose image is gone stays, and its path is where it would be.
+    """
+    source = _Source(data)
+    found = source.labelled()
+    test, notes = None, found.notes
+    try:
+        test = source.test(found)
+    except DataError as error:
+        notes = (*notes, f"the test images are not used: {error}")
+    used = test.used if test else frozenset[str]()
+    return listing.table_of(replace(found, notes=notes), source.tree, len(test.samples) if test else 0, used)
+
+
+def test_split(data: Data | Path | str) -> Table | None:
+    """The images to predict, with labels -1, where the data set says which they are; None where it does not."""
+    source = _Source(data)
+    try:
+        found: Listing | None = source.labelled()
+    except DataError:  # a test set may lie by itself
+        found = None
+    test = source.test(found)
+    return listing.test_table(test) if test else None
+
+
+def load_test(source: Data | Path | str, id_column: str | None = None) -> Table:
+    """Images to predict, with labels -1: the rows of a table, the test split of a data set, or else every image below a
+    folder in sorted order."""
+    data = source if isinstance(source, Data) else Data(root=Path(source), id_column=id_column)
+    root = data.root
+    if root.suffix.lower() in walk.TABLES and not root.is_dir():
+        if not root.is_file():
+            raise DataError(f"{root}: cannot be read (it does not exist); check the path")
+        beside = data.model_copy(update={"root": root.parent})
+        rows = Tables(walk.walk(root.parent, data.follow_links), beside).read_test(root.name)
+        return listing.test_table(rows)
+    found = test_split(data)
+    if found:
+        return found
+    tree = _Source(data).tree
+    samples = folders.plain(tree.root, tree, "")
+    if not samples:
+        raise DataError(f"{tree.root}: holds no images; looked for {', '.join(sorted(SUFFIXES))} in all its folders")
+    return listing.test_table(Listing(tree.root, "images", samples))
+
+
+def sample_submission(data: Data) -> Path | None:
+    """The sample submission of the data set, None where there is none."""
+    source = _Source(data)
+    name = source.tables.sample_submission()
+    return source.tree.root / name if name else None
+
+
+class _Source:
+    """A data set's files, and which reader suits them."""
+
+    def __init__(self, data: Data | Path | str):
+        data = data if isinstance(data, Data) else Data(root=Path(data))
+        address = remote.url(data.root)
+        root = remote.fetch(address) if address else data.root
+        self.file = ""
+        if root.is_file() and root.suffix.lower() in (*walk.TABLES, *walk.PACKED):
+            self.file, root = root.name, root.parent
+        if not root.is_dir():
+            found = "is not a folder" if root.exists() else "does not exist"
+            raise DataError(f"{data.root}: {found}; {folders.HELP}")
+        table = Path(self.file) if self.file and Path(self.file).suffix.lower() in walk.TABLES else data.table
+        self.data = data.model_copy(update={"root": root, "table": table})
+        self.tree = walk.walk(root, data.follow_links)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The tables beside the images."""
+        return Tables(self.tree, self.data)
+
+    def labelled(self) -> Listing:
+        """The samples of the first reader that suits: what the settings name, a table, packed files, class folders."""
+        if self.data.label_pattern:
+            return folders.by_pattern(self.tree, self.data.label_pattern)
+        packed = [self.file] if splitext(self.file)[1].lower() in walk.PACKED else self.tree.packed
+        if packed and (self.file or not self.tree.images) and not self.data.table:
+            return self._packed(packed)
+        found = self.tables.read()
+        if found:
+            return found
+        try:
+            found = folders.read(self.tree, self.data.classes)
+        except DataError as error:
+            if packed:
+                return self._packed(packed)
+            raise DataError("; ".join([str(error), *self.tables.reasons])) from error
+        return replace(found, notes=(*found.notes, *self.tables.reasons))
+
+    def test(self, labelled: Listing | None) -> Listing | None:
+        """The samples to predict: of the labelled samples' own test split, of a test table, or of a test folder."""
+        own = [sample for sample in labelled.samples if sample.split == "test"] if labelled else []
+        if labelled and own:
+            return replace(labelled, samples=own)
+        rows = self.tables.find_test()
+        if rows:
+            return rows
+        for folder in folders.split_folders(self.tree).get("test", []):
+            base = folders.unwrapped(self.tree, folder)
+            used = frozenset(name for name in self.tree.images if name.startswith(base))
+            if not (labelled and used & labelled.used):
+                return Listing(self.tree.root / base, base, folders.plain(self.tree.root, self.tree, base), used=used)
+        return None
+
+    def _packed(self, files: list[str]) -> Listing:
+        kinds = {splitext(name)[1].lower() for name in files}
+        if len(kinds) > 1:
+            raise DataError(
+                f"{self.tree.root}: holds {' and '.join(sorted(kinds))} files; set data.root to one of them"
+            )
+        if kinds == {".parquet"}:
+            return parquet.read(self.tree.root, files, self.data)
+        if kinds == {".tar"}:
+            return shards.read(self.tree.root, files, self.data)
+        if len(files) > 1:
+            raise DataError(f"{self.tree.root}: holds {len(files)} .npz files; set data.root to one of them")
+        return arrays.read(self.tree.root / files[0])

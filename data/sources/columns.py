@@ -1,0 +1,156 @@
+"""Which column of a table names the image, which the label, the split and the fold: found by looking at their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from config.errors import DataError
+from data.sources import splits
+from data.sources.frame import Frame
+
+IDS = (
+    *("file_name", "filename", "image_id", "img_id", "image", "img", "id", "image_path", "img_path", "path"),
+    *("filepath", "filepaths", "file", "images", "image_name", "img_name", "name"),
+)
+TARGETS = (
+    *("target", "label", "labels", "class", "class_name", "category", "dx", "breed", "species", "diagnosis"),
+    *("class_label", "label_name", "classname", "class_id", "label_id", "category_id", "y"),
+)
+_SPLITS = ("split", "set", "subset", "data_set", "dataset", "partition", "phase", "usage", "fold")
+_FOLDS = ("fold", "folds", "kfold", "fold_id")
+_MISSING = frozenset(("nan", "<na>"))
+_LOOKED_AT = 200  # cells that tell whether a column names images
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that were found; "" for one that the table does not have.
+
+    `one_hot` are the columns of a target that is spread over one column a class; `id_hits` is the share of the cells
+    looked at that name an image.
+    """
+
+    id: str
+    target: str
+    split: str
+    fold: str
+    one_hot: tuple[str, ...] = ()
+    id_hits: float = 1.0
+
+    def targets(self, frame: Frame) -> list[str]:
+        """The label of each row; `DataError` with the line for a row that has none."""
+        if self.one_hot:
+            rows = zip(*(frame.cells[name] for name in self.one_hot), strict=True)
+            return [self.one_hot[[float(cell) for cell in row].index(1.0)] for row in rows]
+        cells = frame.cells[self.target]
+        for line, cell in zip(frame.lines, cells, strict=True):
+            if not cell:
+                raise DataError(f"{frame.path}: line {line} has no {self.target!r}; fill it in or remove the line")
+            if cell.casefold() in _MISSING:
+                raise DataError(
+                    f"{frame.path}: line {line} has {self.target} {cell!r}, which is a missing value; fill it in or "
+                    "remove the line"
+                )
+        return cells
+
+    @property
+    def target_text(self) -> str:
+        """What the labels are in, for people."""
+        if self.one_hot:
+            shown = ", ".join(self.one_hot[:3]) + (", ..." if len(self.one_hot) > 3 else "")
+            return f"{len(self.one_hot)} one-hot columns ({shown})"
+        return f"column {self.target!r}"
+
+
+def find_id(frame: Frame, asked: str | None, is_image: Callable[[str], bool]) -> tuple[str, float]:
+    """The column that names the images and the share of its cells that do: the one asked for, else the one most of
+    whose cells are images, usual names first."""
+    if asked:
+        column = frame.require(asked, "data.id_column")
+        return column, _hits(frame.cells[column], is_image)
+    hits = {name: _hits(frame.cells[name], is_image) for name in frame.columns}
+    best = max(frame.columns, key=lambda name: (hits[name], -_rank(name, IDS)))
+    return best, hits[best]
+
+
+def find(frame: Frame, asked_id: str | None, asked_target: str | None, is_image: Callable[[str], bool]) -> Columns:
+    """All columns of a table of labelled images; `DataError` where it is not clear which one holds the label.
+
+    The target is "" where there is no column that could be it.
+    """
+    id_column, hits = find_id(frame, asked_id, is_image)
+    split = next((name for name in frame.columns if name != id_column and _is_split(frame, name)), "")
+    fold = next((name for name in frame.columns if name not in (id_column, split) and _is_fold(frame, name)), "")
+    others = [name for name in frame.columns if name not in (id_column, split, fold)]
+    if asked_target:
+        return Columns(id_column, frame.require(asked_target, "data.target_column"), split, fold, (), hits)
+    usual = min(others, key=lambda name: _rank(name, TARGETS), default="")
+    if usual and _rank(usual, TARGETS) < len(TARGETS):
+        return Columns(id_column, usual, split, fold, (), hits)
+    one_hot = _one_hot(frame, others)
+    if one_hot:
+        return Columns(id_column, "", split, fold, one_hot, hits)
+    return Columns(id_column, _only_target(frame, others), split, fold, (), hits)
+
+
+def _hits(cells: Sequence[str], is_image: Callable[[str], bool]) -> float:
+    chosen = cells[:: max(1, len(cells) // _LOOKED_AT)][:_LOOKED_AT]
+    return sum(bool(cell) and is_image(cell) for cell in chosen) / len(chosen)
+
+
+def _rank(name: str, usual: Sequence[str]) -> int:
+    plain = name.casefold().replace(" ", "_").replace("-", "_")
+    return usual.index(plain) if plain in usual else len(usual)
+
+
+def _is_split(frame: Frame, name: str) -> bool:
+    return _rank(name, _SPLITS) < len(_SPLITS) and all(splits.of_name(cell) for cell in set(frame.cells[name]))
+
+
+def _is_fold(frame: Frame, name: str) -> bool:
+    return _rank(name, _FOLDS) < len(_FOLDS) and all(cell.lstrip("-").isdigit() for cell in set(frame.cells[name]))
+
+
+def _one_hot(frame: Frame, others: Sequence[str]) -> tuple[str, ...]:
+    """The columns that are 0 or 1 throughout and have a single 1 in each row; `DataError` where rows have several."""
+    binary = [name for name in others if set(frame.cells[name]) <= {"0", "1", "0.0", "1.0", "0.", "1."}]
+    if len(binary) < 2:
+        return ()
+    ones = np.array([[float(cell) for cell in frame.cells[name]] for name in binary]).sum(axis=0)
+    if (ones == 1).all():
+        return tuple(binary)
+    row = int(np.flatnonzero(ones != 1)[0])
+    raise DataError(
+        f"{frame.path}: line {frame.lines[row]} has {int(ones[row])} ones among {', '.join(binary[:4])}; one-hot"
+        " labels have a single 1 in each row, several labels for an image are not supported; set data.target_column"
+    )
+
+
+def _only_target(frame: Frame, others: Sequence[str]) -> str:
+    """The only column of few distinct cells; "" for none, `DataError` for several."""
+    if len(others) == 1:
+        return others[0]
+    few = [name for name in others if _is_class(frame, name)]
+    if len(few) > 1:
+        raise DataError(
+            f"{frame.path}: several of its columns could be the label: {', '.join(map(repr, few))}; set "
+            "data.target_column"
+        )
+    return few[0] if few else ""
+
+
+def _is_class(frame: Frame, name: str) -> bool:
+    distinct = set(frame.cells[name])
+    if not 2 <= len(distinct) <= max(2, len(frame) // 2):
+        return False
+    return not any(_is_fraction(cell) for cell in distinct)
+
+
+def _is_fraction(cell: str) -> bool:
+    try:
+        return not float(cell).is_integer()
+    except (ValueError, OverflowError):
+        return False

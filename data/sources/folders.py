@@ -1,0 +1,198 @@
+"""A folder of class folders, with or without splits above them: which layout it is, and the samples that it holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from posixpath import basename
+
+from config.errors import DataError
+from data import names
+from data.sources import splits, walk
+from data.sources.listing import Listing, Sample, some
+from data.sources.splits import Split
+from data.sources.walk import Tree
+
+HELP = (
+    "give a folder with train.csv (ID,target) and train/, or one with a folder of images for each class; see "
+    "docs/data_layouts.md"
+)
+
+
+def split_folders(tree: Tree) -> dict[Split, list[str]]:
+    """The folders of each split by their paths; a test folder counts where there is none for training."""
+    inner = sorted(tree.folders.keys() - {""})
+    alone = {name: split for name in inner if (split := splits.of_name(name))}
+    found: dict[Split, list[str]] = {}
+    for name, split in (splits.of_names(inner) or alone).items():
+        found.setdefault(split, []).append(f"{tree.base}{name}/")
+    return found
+
+
+def read(tree: Tree, classes: Sequence[str] = ()) -> Listing:
+    """The samples of class folders; `DataError` where the folder has none, or another layout that is said.
+
+    Folders whose names are all among `classes`, which the user names, are classes whatever else they could be.
+    """
+    base, folders = tree.base, tree.folders
+    if not folders:
+        raise _nothing(tree, base)
+    roles = {} if classes and set(classes) <= set(folders) else splits.of_names(folders.keys() - {""})
+    training = sorted(name for name, split in roles.items() if split == "train")
+    if len(training) > 1:
+        raise DataError(
+            f"{tree.root}: {training[0]}/ and {training[1]}/ are both training folders; set data.root to one"
+        )
+    if training:
+        train = unwrapped(tree, f"{base}{training[0]}/")
+        if any(walk.top(name, train) for name in tree.images):
+            return _of_splits(tree, base, train, roles)
+        if not folders.keys() - roles.keys() - {""}:
+            raise _unlabelled(tree, train)
+    elif len(folders) > 1 and all(splits.of_name(name) for name in folders if name) and not classes:
+        shown = ", ".join(f"{name}/" for name in sorted(folders) if name)
+        raise DataError(
+            f"{tree.root}: {shown} look like splits, and none is for training; if these are the classes, set "
+            f"data.classes [{', '.join(sorted(folders.keys() - {''}))}]"
+        )
+    _check_inner_splits(tree, base, folders)
+    if set(folders) == {""}:
+        raise _unlabelled(tree, base)
+    samples = list(_labelled(tree, base, "train", base))
+    place = f"class folders in {base}" if base else "class folders"
+    return Listing(tree.root / base, place, samples, used=frozenset(walked(tree, samples)))
+
+
+def by_pattern(tree: Tree, pattern: str) -> Listing:
+    """The samples whose file names hold their label, as the group of the regular expression `pattern`."""
+    base = tree.base
+    roles = split_folders(tree)
+    keep = tuple(roles.get("train", [base]))
+    others = tuple(name for split, found in roles.items() if split != "train" for name in found)
+    images = [name for name in tree.images if name.startswith(keep) and not (others and name.startswith(others))]
+    tree.check_links(base)
+    samples = []
+    for name in images:
+        found = re.search(pattern, basename(name))
+        if found and found.group(1):
+            samples.append(Sample(names.of_path(name[len(base) :]), tree.root / name, names.of_path(found.group(1))))
+    if not samples:
+        raise DataError(
+            f"data.label_pattern: {pattern!r} fits none of {len(images)} file names below {tree.root} (such as "
+            f"{basename(images[0]) if images else 'none'}); it is searched in the name, its one group is the label"
+        )
+    rest = len(images) - len(samples)
+    notes = (f"{rest} file names do not fit data.label_pattern and are left out",) if rest else ()
+    return Listing(
+        tree.root / base, "labels in file names", samples, used=frozenset(walked(tree, samples)), notes=notes
+    )
+
+
+def unwrapped(tree: Tree, base: str) -> str:
+    """`base`, or the folder of folders below it that is all that it holds (seg_train/seg_train/)."""
+    while True:
+        below = [name for name in tree.images if name.startswith(base)]
+        inner = {walk.top(name, base) for name in below}
+        deeper = f"{base}{next(iter(inner), '')}/"
+        if len(inner) != 1 or "" in inner or not any(walk.top(name, deeper) for name in below):
+            return base
+        base = deeper
+
+
+def walked(tree: Tree, samples: Sequence[Sample]) -> list[str]:
+    """The relative paths of samples that are files of the tree."""
+    start = len(str(tree.root)) + 1
+    return [str(sample.path)[start:] for sample in samples]
+
+
+def _of_splits(tree: Tree, base: str, train: str, roles: dict[str, Split]) -> Listing:
+    samples = list(_labelled(tree, train, "train", train))
+    classes, notes, named = {sample.label for sample in samples}, list[str](), {"train": train}
+    for name in sorted(roles):
+        split = roles[name]
+        if split not in ("val", "test") or split in named:
+            continue
+        folder = unwrapped(tree, f"{base}{name}/")
+        found = list(_labelled(tree, folder, split, base))
+        known = {sample.label for sample in found} <= classes
+        if split == "val" and found and not known:
+            other = sorted({str(sample.label) for sample in found} - set(map(str, classes)))
+            raise DataError(
+                f"{tree.root / folder}: its folder {other[0]!r} is no class of {tree.root / train}; rename it, or move "
+                f"{name}/ elsewhere"
+            )
+        if split == "val" and not found:
+            notes.append(f"{name}/ has no class folders and validates nothing; a split is drawn from {train}")
+            continue
+        named[split] = folder
+        if split == "val":
+            samples += found
+    origin = f"class folders in {train}" + (f" and {named['val']}" if "val" in named else "")
+    root = tree.root / train
+    return Listing(root, origin, samples, used=frozenset(walked(tree, samples)), notes=tuple(notes))
+
+
+def _labelled(tree: Tree, folder: str, split: Split, relative_to: str) -> Iterable[Sample]:
+    """The images in class folders below `folder`, with IDs relative to `relative_to`."""
+    tree.check_links(folder)
+    for name in tree.empty:
+        if name.startswith(folder) and "/" not in name[len(folder) :].rstrip("/"):
+            raise DataError(f"{tree.root / name}: a class folder without images; add some or remove the folder")
+    for name in tree.images:
+        if name.startswith(folder) and (label := walk.top(name, folder)):
+            yield Sample(names.of_path(name[len(relative_to) :]), tree.root / name, names.of_path(label), split)
+
+
+def _check_inner_splits(tree: Tree, base: str, folders: dict[str, list[str]]) -> None:
+    """`DataError` for CLASS/train/x: the splits would be trained on alike."""
+    found = {
+        name: splits.of_names({walk.top(image, f"{base}{name}/") for image in images} - {""})
+        for name, images in folders.items()
+        if name
+    }
+    inner = [name for name, roles in found.items() if len(set(roles.values())) > 1]
+    if inner and 2 * len(inner) >= len(found):
+        shown = " and ".join(f"{inner[0]}/{name}/" for name in sorted(found[inner[0]]))
+        raise DataError(
+            f"{tree.root / base}: class folders hold split folders ({shown}), and training would mix the splits; move "
+            f"them to train/{inner[0]}/ and so on"
+        )
+
+
+def _nothing(tree: Tree, base: str) -> DataError:
+    if tree.archives:
+        return DataError(f"{tree.root}: holds no images, but {some(tree.archives)}; unpack it first")
+    if tree.outside:
+        return walk.outside(tree.root / tree.outside[0], tree.root)
+    if not tree.tables and not tree.others and tree.empty in ([], [""]):
+        return DataError(f"{tree.root}: is empty; {HELP}")
+    return DataError(f"{tree.root / base}: no train.csv and no class folders with images; {HELP}")
+
+
+def _unlabelled(tree: Tree, folder: str) -> DataError:
+    """What to do with images that lie in no class folder: a table, or a pattern where their names look like one."""
+    images = [name for name in tree.images if name.startswith(folder)]
+    hint = _pattern(images)
+    advice = f"set data.label_pattern '{hint}'" if hint else "set data.table to the file that has the labels"
+    return DataError(
+        f"{tree.root / folder}: no class folders, but {len(images)} images such as {names.of_path(basename(images[0]))}"
+        f", and no table names their labels; {advice}, or {HELP}"
+    )
+
+
+def _pattern(images: Sequence[str]) -> str:
+    """A pattern for names such as cat.0.jpg and Abyssinian_100.jpg, where it finds a few classes; "" otherwise."""
+    pattern = r"^(.+)[._ -]\d+\.[A-Za-z]+$"
+    found = [match.group(1) for name in images if (match := re.search(pattern, basename(name)))]
+    return pattern if len(found) == len(images) and 2 <= len(set(found)) <= max(2, len(found) // 2) else ""
+
+
+def plain(root: Path, tree: Tree, base: str) -> list[Sample]:
+    """All images below `base`, unlabelled, with IDs relative to it."""
+    tree.check_links(base)
+    return [
+        Sample(names.of_path(name[len(base) :]), root / name, None, "test")
+        for name in tree.images
+        if name.startswith(base)
+    ]

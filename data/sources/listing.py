@@ -1,0 +1,177 @@
+"""What every source yields: samples with their label and split, and what was understood; and the table made of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from posixpath import splitext
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import DataError
+from data.sources import walk
+from data.sources.splits import Split
+from data.sources.table import Table, sort_classes
+from data.sources.walk import Tree
+
+_SHOWN = 4  # kinds of files, or folders, that a line names
+
+
+class Sample(NamedTuple):
+    """One image: `label` is None where it is unknown, `fold` where the data set has no fold for it."""
+
+    id: str
+    path: Path
+    label: str | None
+    split: Split = "train"
+    fold: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The samples of a data set. `origin` says in words where labels come from, `class_names` their order where the
+    source decides it; `columns` are further cells of its table, one for each sample; `used` the images of the folder
+    that are among the samples, by relative path."""
+
+    root: Path
+    origin: str
+    samples: Sequence[Sample]
+    class_names: tuple[str, ...] = ()
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    id_column: str = "ID"
+    target_column: str = "target"
+    used: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def table_of(listing: Listing, tree: Tree, tests: int, test_used: frozenset[str]) -> Table:
+    """The training and validation images of a listing, beside which `tests` images are to be predicted, of which
+    `test_used` are files of the tree; `DataError` for labels that cannot be trained on."""
+    rows = [i for i, sample in enumerate(listing.samples) if sample.split in ("train", "val") and sample.label]
+    samples = [listing.samples[i] for i in rows]
+    _check_ids(listing, samples)
+    labels = [str(sample.label) for sample in samples]
+    names = listing.class_names or sort_classes(labels)
+    if len(set(labels)) < 2:
+        one = f"only one class, {labels[0]!r}" if labels else "no labelled image"
+        raise DataError(f"{listing.root}: {one}; a classifier needs images of two or more")
+    number = {name: i for i, name in enumerate(names)}
+    table = Table(
+        [sample.id for sample in samples],
+        [sample.path for sample in samples],
+        np.array([number[label] for label in labels], dtype=np.int64),
+        names,
+        listing.root,
+        fold_of=_folds(listing, samples),
+        columns={name: [cells[i] for i in rows] for name, cells in listing.columns.items()},
+        id_column=listing.id_column,
+        target_column=listing.target_column,
+        summary=tuple(_summary(listing, samples, tree, tests, test_used)),
+    )
+    return _without_empty_classes(table)
+
+
+def test_table(listing: Listing) -> Table:
+    """Images to predict: labels are -1, as they are not for training on."""
+    samples = listing.samples
+    _check_ids(listing, samples)
+    return Table(
+        [sample.id for sample in samples],
+        [sample.path for sample in samples],
+        np.full(len(samples), -1, dtype=np.int64),
+        (),
+        listing.root,
+        id_column=listing.id_column,
+    )
+
+
+def _without_empty_classes(table: Table) -> Table:
+    """The table without classes of its source that have no image here; those of a schema stay as they are numbered."""
+    counts = np.bincount(table.labels, minlength=len(table.class_names))
+    if counts.all():
+        return table
+    kept = np.flatnonzero(counts)
+    names = [table.class_names[i] for i in np.flatnonzero(counts == 0)]
+    place = np.full(len(counts), -1, dtype=np.int64)
+    place[kept] = np.arange(len(kept))
+    note = f"{len(names)} classes of the data set have no image here: {some(names)}"
+    return Table(
+        **{
+            **vars(table),
+            "labels": place[table.labels],
+            "class_names": tuple(table.class_names[i] for i in kept),
+            "summary": (*table.summary, note),
+        }
+    )
+
+
+def _check_ids(listing: Listing, samples: Sequence[Sample]) -> None:
+    twice = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
+    if twice:
+        both = [str(sample.path) for sample in samples if sample.id == twice[0]]
+        raise DataError(f"{listing.root}: {both[0]} and {both[1]} are both called {twice[0]!r}; rename one of them")
+
+
+def _folds(listing: Listing, samples: Sequence[Sample]) -> NDArray[np.int64] | None:
+    """The data set's own split: 0 for validation images, or its fold column counted from 0."""
+    if any(sample.split == "val" for sample in samples):
+        trained = {sample.label for sample in samples if sample.split == "train"}
+        alone = sorted({str(sample.label) for sample in samples} - set(map(str, trained)))
+        if alone:
+            raise DataError(
+                f"{listing.root}: class {alone[0]!r} is in the validation split alone; add training images of it, or "
+                "set folds.kind holdout, which draws a new split"
+            )
+        return np.array([0 if sample.split == "val" else -1 for sample in samples], dtype=np.int64)
+    if samples and all(sample.fold is not None for sample in samples):
+        values = sorted({int(sample.fold or 0) for sample in samples} - {-1})
+        if len(values) > 1 or {sample.fold for sample in samples} == {-1, *values}:
+            number = {value: i for i, value in enumerate(values)} | {-1: -1}
+            return np.array([number[int(sample.fold or 0)] for sample in samples], dtype=np.int64)
+    return None
+
+
+def _summary(
+    listing: Listing, samples: Sequence[Sample], tree: Tree, tests: int, test_used: frozenset[str]
+) -> Iterable[str]:
+    counts = Counter(sample.split for sample in samples)
+    classes = len({sample.label for sample in samples})
+    parts = [f"{counts['train']} images to train on"]
+    parts += [f"{counts['val']} that validate"] * bool(counts["val"])
+    parts += [f"{tests} to predict"] * bool(tests)
+    yield f"data: {listing.origin}: {classes} classes, {', '.join(parts)}"
+    yield from listing.notes
+    left = [*_left_out(listing, tree, test_used)]
+    if left:
+        yield f"left out: {', '.join(left)}"
+
+
+def _left_out(listing: Listing, tree: Tree, test_used: frozenset[str]) -> Iterable[str]:
+    """What of the folder is not read, counted by folder and kind; what is split off within the listing counts too."""
+    unused = [name for name in tree.images if name not in listing.used and name not in test_used]
+    if unused:
+        yield some([f"{count} images in {name}" for name, count in _by_folder(unused).items()])
+    unlabelled = Counter(sample.split for sample in listing.samples if sample.split == "unused")
+    if unlabelled:
+        yield f"{unlabelled['unused']} images of splits that are neither training, validation nor test"
+    kinds = Counter(splitext(name)[1].lower() or "without suffix" for name in (*tree.others, *tree.archives))
+    if kinds:
+        yield some([f"{count} files {kind}" for kind, count in kinds.most_common()])
+    if tree.own:
+        yield f"Tandem's own {some(tree.own)}"
+
+
+def _by_folder(images: Iterable[str]) -> Counter[str]:
+    """How many images lie in which folder, by the first two parts of their paths."""
+    folders = [walk.parent(name).split("/")[:-1][:2] for name in images]
+    return Counter("/".join(parts) + "/" if parts else "the folder itself" for parts in folders)
+
+
+def some(items: Sequence[str]) -> str:
+    """The first of several, and how many more there are."""
+    more = len(items) - _SHOWN
+    return ", ".join(items[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,140 @@
+"""Images inside larger files: a part of a file that reads like a file, and a store for what has to be unpacked."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from config.errors import DataError
+from config.places import cache_folder
+
+_VERSION = 1  # of what a store holds; raise it when that changes
+
+
+class PartStat(NamedTuple):
+    """What tells whether a part has changed: its size in bytes and when its file did."""
+
+    st_size: int
+    st_mtime_ns: int
+
+
+class Part(type(Path())):  # type: ignore[misc]  # the class of paths on this platform
+    """`size` bytes at `offset` of the file `file`, as a path below it that is called `name`.
+
+    It is read, compared and printed like the path of a file of its own; it can be neither written nor opened by others.
+    """
+
+    file: Path
+    offset: int
+    size: int
+
+    def __new__(cls, file: Path, name: str, offset: int, size: int) -> Part:
+        """A path as pathlib makes it; what it refers to is set beside it."""
+        path = super().__new__(cls, file, name)
+        path.file, path.offset, path.size = file, offset, size
+        return path
+
+    def __init__(self, file: Path, name: str, offset: int, size: int):  # noqa: ARG002
+        """Python 3.12 and later take the parts of a path here."""
+        if type(Path()).__init__ is not object.__init__:
+            super().__init__(file, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Part, (self.file, self.relative_to(self.file).as_posix(), self.offset, self.size)
+
+    def with_segments(self, *segments: str | os.PathLike[str]) -> Path:
+        """Paths that are derived of it are plain ones."""
+        return Path(*segments)
+
+    def read_bytes(self) -> bytes:
+        """Its bytes; `OSError` as a file."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(self.size)
+
+    def stat(self, *, follow_symlinks: bool = True) -> PartStat:
+        """Its size, and the time of its file; `OSError` where that is gone."""
+        return PartStat(self.size, self.file.stat(follow_symlinks=follow_symlinks).st_mtime_ns)
+
+    def exists(self, **_: bool) -> bool:
+        """Whether its file is there."""
+        return self.file.exists()
+
+    def is_file(self, **_: bool) -> bool:
+        """As `exists`."""
+        return self.file.is_file()
+
+    def resolve(self, strict: bool = False) -> Part:
+        """Itself, in its file without links."""
+        return Part(self.file.resolve(strict), self.relative_to(self.file).as_posix(), self.offset, self.size)
+
+
+class Stored(NamedTuple):
+    """Where the images of one file lie in its store, by (name, label or None, offset, size), and notes on the file."""
+
+    data: Path
+    rows: list[tuple[str, str | None, int, int]]
+    extra: dict[str, Any]
+
+    def part(self, row: int) -> Part:
+        """The image of a row."""
+        name, _, offset, size = self.rows[row]
+        return Part(self.data, name, offset, size)
+
+
+Unpack = Callable[[], tuple[Iterable[tuple[str, str | None, bytes]], dict[str, Any]]]
+
+
+def stored(source: Path, what: str, unpack: Unpack) -> Stored:
+    """The images of a file that has to be unpacked to be read one by one, in the user's cache folder.
+
+    They are unpacked once, until the file changes. `what` distinguishes ways of unpacking. `DataError` where there is
+    no room.
+    """
+    stat = source.stat()
+    text = json.dumps([_VERSION, what, str(source.resolve()), stat.st_size, stat.st_mtime_ns])
+    name = f"{source.stem}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    folder = cache_folder() / "sources"
+    data, index = folder / f"{name}.bin", folder / f"{name}.json"
+    if not (data.is_file() and index.is_file()):
+        rows, extra = unpack()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(data, index, rows, extra)
+        except OSError as error:
+            raise DataError(
+                f"{folder}: {source.name} cannot be unpacked there ({error.strerror}); make room, or set TANDEM_CACHE"
+                " to another folder"
+            ) from error
+    return _read(data, index)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(data: Path, index: Path) -> Stored:
+    found = json.loads(index.read_text())
+    return Stored(data, [(str(n), label, int(o), int(s)) for n, label, o, s in found["rows"]], found["extra"])
+
+
+def _write(data: Path, index: Path, rows: Iterable[tuple[str, str | None, bytes]], extra: dict[str, Any]) -> None:
+    """Both files beside their places first, so that a store is whole or absent; the index last."""
+    parts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in (data, index)]
+    try:
+        with parts[0].open("wb") as stream:
+            table = [_append(stream, *row) for row in rows]
+        parts[1].write_text(json.dumps({"rows": table, "extra": extra}))
+        parts[0].replace(data)
+        parts[1].replace(index)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def _append(stream: IO[bytes], name: str, label: str | None, content: bytes) -> tuple[str, str | None, int, int]:
+    offset = stream.tell()
+    stream.write(content)
+    return name, label, offset, len(content)

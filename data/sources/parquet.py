@@ -1,0 +1,115 @@
+"""Parquet files as Hugging Face's datasets writes them: a column of encoded images and a label column."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from config.data_sections import Data
+from config.errors import BackendUnavailable, DataError
+from data.sources import columns, packed, splits
+from data.sources.listing import Listing, Sample
+from data.sources.splits import Split
+
+_BATCH = 256  # rows that are unpacked at a time
+
+
+def read(root: Path, files: Sequence[str], data: Data) -> Listing:
+    """The samples of Parquet files below `root`, unpacked once into the user's cache folder.
+
+    Splits are told by the names of the files (train-00000-of-00002.parquet) or of their folders. Raises
+    `BackendUnavailable` where pyarrow is not installed, and `DataError` for files without images.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "pyarrow":
+            raise
+        raise BackendUnavailable(f'{root}: Parquet files need pyarrow; run: pip install -e ".[parquet]"') from None
+    samples: list[Sample] = []
+    names: tuple[str, ...] = ()
+    image = target = ""
+    for file in files:
+        path = root / file
+        image, target, names = _columns(path, data)
+        found = packed.stored(path, f"parquet {image} {target}", lambda p=path, i=image, t=target: (_rows(p, i, t), {}))  # type: ignore[misc]
+        split = split_of(file)
+        for row, (name, label, _, _) in enumerate(found.rows):
+            text = names[int(label)] if names and label is not None and int(label) >= 0 else label
+            known = text if not names or (label is not None and int(label) >= 0) else None
+            samples.append(Sample(f"{file}/{name}" if len(files) > 1 else name, found.part(row), known, split))
+    origin = f"{len(files)} Parquet files, images in column {image!r}, labels in column {target!r}"
+    return Listing(root, origin, samples, class_names=names, target_column=target or "target")
+
+
+def split_of(file: str) -> Split:
+    """The split that a file's name or one of its folders tells, the nearest first; train where none does."""
+    for part in reversed(Path(file).with_suffix("").parts):
+        head = re.match(r"[A-Za-z_]+", part)
+        split = splits.of_name(head.group(0)) if head else None
+        if split:
+            return split
+    return "train"
+
+
+def _columns(path: Path, data: Data) -> tuple[str, str, tuple[str, ...]]:
+    """The columns of images and labels, and the class names of the schema's metadata, if any."""
+    from pyarrow import ArrowInvalid, parquet, types
+
+    try:
+        schema = parquet.read_schema(path)
+    except (ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: is not a Parquet file that can be read ({error}); download it again") from error
+    images = [f.name for f in schema if types.is_struct(f.type) and any(inner.name == "bytes" for inner in f.type)]
+    images += [field.name for field in schema if types.is_binary(field.type) or types.is_large_binary(field.type)]
+    if not images:
+        raise DataError(
+            f"{path}: has no column of images (a struct of bytes and path, or bytes), its columns are "
+            f"{', '.join(schema.names)}; set data.root to the folder of the images, and data.table to a CSV"
+        )
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    named = {name: tuple(f["names"]) for name, f in features.items() if _is_class_label(f)}
+    others = [name for name in schema.names if name not in images]
+    target = data.target_column or _target(path, others, list(named))
+    if target and target not in others:
+        raise DataError(
+            f"{path}: no column {target!r}, its columns are {', '.join(schema.names)}; set data.target_column"
+        )
+    return images[0], target, named.get(target, ())
+
+
+def _is_class_label(feature: Any) -> bool:
+    return isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
+
+
+def _target(path: Path, others: Sequence[str], named: Sequence[str]) -> str:
+    """The label column: the only one that is a class label, else by its usual name, else the only other one."""
+    if len(named) == 1:
+        return named[0]
+    usual = [name for name in columns.TARGETS if name in others]
+    if usual or len(others) == 1:
+        return [*usual, *others][0]
+    if len(others) > 1 or named:
+        raise DataError(
+            f"{path}: several of its columns could be the label: {', '.join(named or others)}; set data.target_column"
+        )
+    return ""
+
+
+def _rows(path: Path, image: str, target: str) -> Iterable[tuple[str, str | None, bytes]]:
+    from pyarrow import parquet
+
+    wanted = [image, target] if target else [image]
+    number = 0
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(_BATCH, columns=wanted):
+            labels = batch.column(target).to_pylist() if target else [None] * len(batch)
+            for cell, label in zip(batch.column(image).to_pylist(), labels, strict=True):
+                content = cell["bytes"] if isinstance(cell, dict) else cell
+                if content is None:
+                    raise DataError(f"{path}: row {number} holds no image bytes; download the data set with its images")
+                yield f"{number:06d}", None if label is None else str(label), content
+                number += 1

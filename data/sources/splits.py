@@ -1,0 +1,57 @@
+"""Which folders and files are splits, by their names: train, training, seg_train, valid, test_images and so on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+Split = Literal["train", "val", "test", "unused"]
+
+_WORDS: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("pred", "predict", "prediction", "unlabeled", "unlabelled"), "unused"),
+}
+# Words beside a split's that say nothing of what the folder holds.
+_FILLERS = frozenset(
+    (
+        *("image", "images", "img", "imgs", "jpg", "jpeg", "png", "photo", "photos", "picture", "pictures"),
+        *("data", "dataset", "set", "split", "folder", "file", "files", "list", "csv", "label", "labels", "metadata"),
+        *("resized", "cropped"),
+    )
+)
+
+
+def _parts(name: str) -> tuple[Split | None, tuple[str, ...]]:
+    """The split that a name tells, and the other words of it that mean something."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+    words = [word for word in re.split(r"[^a-z]+", apart.casefold()) if word]
+    found = [_WORDS[word] for word in words if word in _WORDS]
+    rest = tuple(word for word in words if word not in _WORDS and word not in _FILLERS)
+    return (found[0], rest) if len(set(found)) == 1 else (None, rest)
+
+
+def of_name(name: str) -> Split | None:
+    """The split that a single name tells, such as a file's or a cell's; None for another word beside it."""
+    split, rest = _parts(name)
+    return split if not rest else None
+
+
+def of_names(names: Iterable[str]) -> dict[str, Split]:
+    """The splits among sibling folders by name; empty where none of them is for training.
+
+    Other words beside a split's must be shared by a sibling of another split (seg_train with seg_test), so that a class
+    `train_station` is no split.
+    """
+    families: dict[tuple[str, ...], dict[str, Split]] = {}
+    for name in names:
+        split, rest = _parts(name)
+        if split:
+            families.setdefault(rest, {})[name] = split
+    for rest in sorted(families, key=len):
+        family = families[rest]
+        if "train" in family.values() and (not rest or len(set(family.values())) > 1):
+            return family
+    return {}

@@ -1,0 +1,280 @@
+"""A table beside images: which file it is, what its columns mean, and the samples that it lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from posixpath import basename, splitext
+
+from config.data_sections import Data
+from config.errors import DataError
+from data import names
+from data.sources import columns, frame, splits, walk
+from data.sources.columns import Columns
+from data.sources.folders import split_folders, walked
+from data.sources.frame import Frame
+from data.sources.listing import Listing, Sample
+from data.sources.match import Files
+from data.sources.splits import Split
+from data.sources.walk import Tree
+
+TRAIN, TEST = "train.csv", "test.csv"
+_ENOUGH = 0.9  # share of the cells of an ID column that name images, where the table was not asked for
+_LABELS = re.compile(r"label|metadata|annotation|ground_?truth", re.IGNORECASE)
+_OTHERS = re.compile(r"sample|submission|^folds|^groups|^audit|_probabilities$|^history$|^leaderboard", re.IGNORECASE)
+_SAMPLE = re.compile(r"sample.*sub|submission.*(sample|format)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A table that was read, its split where its name or folder says one, and its columns."""
+
+    frame: Frame
+    split: Split | None
+    base: str
+    columns: Columns
+
+
+class Tables:
+    """The tables of a folder, and the images that they may name."""
+
+    def __init__(self, tree: Tree, data: Data):
+        self.tree, self.data = tree, data
+        self.base = tree.base
+        self.folders = split_folders(tree)
+        self.reasons: list[str] = []  # why tables that look like one of labels were not taken
+
+    @cached_property
+    def files(self) -> Files:
+        """The images by their names, which take a while to sort where there are many."""
+        return Files(self.tree)
+
+    def read(self) -> Listing | None:
+        """The labelled samples of the table that was asked for, or else found; None where no table has them.
+
+        `DataError` for a table that was asked for, or that is called train.csv, and cannot be used.
+        """
+        found = self._asked() if self.data.table else self._search()
+        if not found:
+            return None
+        samples: list[Sample] = []
+        cells: dict[str, list[str]] = {}
+        for table in found:
+            rows = self._samples(table)
+            samples += rows
+            for name in found[0].frame.columns:
+                cells.setdefault(name, []).extend(table.frame.cells.get(name, [""] * len(rows)))
+        first = found[0]
+        shown = " and ".join(self._name(table.frame.path) for table in found)
+        origin = f"{shown}, images in column {first.columns.id!r}, labels in {first.columns.target_text}"
+        if first.columns.split:
+            origin += f", splits in column {first.columns.split!r}"
+        return Listing(
+            first.frame.path.parent,
+            origin,
+            samples,
+            columns=cells,
+            id_column=first.columns.id if first.frame.has_header else "ID",
+            target_column=first.columns.target or "target",
+            used=frozenset(walked(self.tree, samples)),
+            notes=tuple(self.reasons),
+        )
+
+    def find_test(self) -> Listing | None:
+        """The images of the table that is called as a test set, None where there is none."""
+        name = next((name for name in self._here() if splits.of_name(splitext(basename(name))[0]) == "test"), None)
+        return self.read_test(name, strict=False) if name else None
+
+    def read_test(self, path: str, strict: bool = True) -> Listing:
+        """The images that a table lists, without labels; `strict` for a table that must have `data.id_column`.
+
+        Their IDs are those of the sample submission's column, where the table has it beside the images' names.
+        """
+        found = self._frame(path)
+        asked = self.data.id_column if strict or self.data.id_column in found.columns else None
+        column, _ = columns.find_id(found, asked, self._is_image)
+        rows = _distinct(found, column)
+        images = self._locate(found, rows, "test", walk.parent(path))
+        id_column = self._submission_column(found) or column
+        ids = _distinct(found, id_column)
+        samples = [Sample(name, image, None, "test") for name, image in zip(ids, images, strict=True)]
+        origin = f"{self._name(found.path)}, images in column {column!r}"
+        return Listing(
+            found.path.parent, origin, samples, id_column=id_column, used=frozenset(walked(self.tree, samples))
+        )
+
+    def sample_submission(self) -> str | None:
+        """The sample submission among the tables, None where there is none."""
+        return next((name for name in self._here() if _SAMPLE.search(basename(name))), None)
+
+    def _asked(self) -> list[_Found]:
+        path = Path(str(self.data.table))
+        name = path.as_posix() if (self.tree.root / path).is_file() else ""
+        if not name and path.is_file():
+            name = str(path.absolute())
+        if not name:
+            raise DataError(f"data.table: {path} is neither a file below {self.tree.root} nor one by itself")
+        return [
+            self._columns(self._frame(name), None, walk.parent(name) if not path.is_absolute() else "", strict=True)
+        ]
+
+    def _search(self) -> list[_Found]:
+        """train.csv, else the first table that names images and their labels, with a table of the validation split."""
+        strict = f"{self.base}{TRAIN}"
+        if strict in self.tree.tables:
+            return [self._columns(self._frame(strict), None, self.base, strict=True), *self._validation()]
+        for name in self._candidates():
+            one = self._attempt(name, None, self.base)
+            if one:
+                return [one, *self._validation()]
+        found = [
+            table
+            for split, folders in self.folders.items()
+            for folder in folders
+            for name in self.tree.tables
+            if split in ("train", "val", "test") and walk.parent(name) == folder and _LABELS.search(basename(name))
+            if (table := self._attempt(name, split, folder))
+        ]
+        return found if any(table.split == "train" for table in found) else []
+
+    def _validation(self) -> list[_Found]:
+        """A table that is called as a validation split, beside that of the training images."""
+        for name in self._here():
+            if splits.of_name(splitext(basename(name))[0]) == "val":
+                return [self._columns(self._frame(name), "val", self.base, strict=True)]
+        return []
+
+    def _here(self) -> list[str]:
+        """The tables of the data set's folder."""
+        return [name for name in self.tree.tables if walk.parent(name) == self.base and not name.endswith(".txt")]
+
+    def _candidates(self) -> list[str]:
+        """Tables that may hold the labels, the likeliest by their names first."""
+        stems = {name: splitext(basename(name))[0] for name in self._here()}
+        usable = [
+            name
+            for name, stem in stems.items()
+            if splits.of_name(stem) not in ("val", "test") and not _OTHERS.search(stem)
+        ]
+        return sorted(
+            usable, key=lambda name: (splits.of_name(stems[name]) != "train", not _LABELS.search(stems[name]))
+        )
+
+    def _attempt(self, name: str, split: Split | None, base: str) -> _Found | None:
+        """A table that was not asked for, where most of its rows name images, each once, and it has labels."""
+        try:
+            found = self._columns(self._frame(name), split, base, strict=False)
+        except DataError as error:
+            self.reasons.append(f"{name} is not used: {error}")
+            return None
+        if found.columns.id_hits < _ENOUGH:
+            if found.columns.id_hits or _LABELS.search(name):
+                share = f"{found.columns.id_hits:.0%} of its column {found.columns.id!r} name images"
+                self.reasons.append(f"{name} is not used: {share}; set data.table to use it")
+            return None
+        if found.frame.distinct(found.columns.id) < len(found.frame):
+            self.reasons.append(f"{name} is not used: it names images more than once; set data.table to use it")
+            return None
+        return found if found.columns.target or found.columns.one_hot else None
+
+    def _columns(self, found: Frame, split: Split | None, base: str, *, strict: bool) -> _Found:
+        chosen = columns.find(found, self.data.id_column, self.data.target_column, self._is_image)
+        if strict and not chosen.target and not chosen.one_hot:
+            raise DataError(
+                f"{found.path}: no column 'target' or other that could be the label, its columns are "
+                f"{', '.join(map(repr, found.columns))}; set data.target_column"
+            )
+        return _Found(found, split, base, chosen)
+
+    def _samples(self, table: _Found) -> list[Sample]:
+        found, chosen = table.frame, table.columns
+        ids = _distinct(found, chosen.id)
+        labels = chosen.targets(found)
+        parts = map(splits.of_name, found.cells[chosen.split]) if chosen.split else [table.split] * len(ids)
+        folds = map(int, found.cells[chosen.fold]) if chosen.fold else [None] * len(ids)
+        images = self._locate(found, ids, table.split or "train", table.base)
+        return [
+            Sample(name, image, label, split or "train", fold)
+            for name, image, label, split, fold in zip(ids, images, labels, parts, folds, strict=True)
+        ]
+
+    def _locate(self, found: Frame, ids: Sequence[str], split: Split, base: str) -> list[Path]:
+        """The file of each ID.
+
+        With `on_bad_image: skip` one that has none stands where it would be, unless there is no image at all.
+        """
+        bases = self._bases(split, base)
+        avoid = () if self.data.images else self._avoided(split)
+        images = [self.files.locate(found.path, name, bases, avoid) for name in ids]
+        missing = [name for name, image in zip(ids, images, strict=True) if image is None]
+        keeps = split == "train" and self.data.on_bad_image == "skip" and len(missing) < len(ids)
+        if missing and not keeps:
+            raise self._absent(found.path, missing, len(ids), bases)
+        owner: dict[str, str] = {}
+        for name, image in zip(ids, images, strict=True):
+            if image is not None and owner.setdefault(image, name) != name:
+                both = f"IDs {owner[image]!r} and {name!r} are both {self.tree.root / image}"
+                raise DataError(f"{found.path}: {both}; keep one of them")
+        places = [bases[0] + name if image is None else image for name, image in zip(ids, images, strict=True)]
+        return [self.tree.root / place for place in places]
+
+    def _absent(self, path: Path, missing: Sequence[str], count: int, bases: Sequence[str]) -> DataError:
+        places = " or ".join(str(self.tree.root / base) for base in bases)
+        near = self.files.nearest(missing[0])
+        hint = f", {near} is there" if near else ""
+        if not near and self.tree.images:
+            hint = f"; images are in {self.tree.root / walk.parent(self.tree.images[0])}, such as {self.tree.images[0]}"
+        return DataError(
+            f"{path}: {len(missing)} of {count} IDs have no image in {places} (first: {', '.join(missing[:3])}{hint}); "
+            "add the files, remove the lines, or set data.images to their folder"
+        )
+
+    def _bases(self, split: Split, base: str) -> list[str]:
+        """The folders that are looked through first for the images of a split."""
+        if self.data.images:
+            return [self._folder(name) for name in self.data.images]
+        order: list[Split] = [split] if split == "test" else [split, "train", "val"]
+        return list(dict.fromkeys([*(f for s in order for f in self.folders.get(s, [])), base]))
+
+    def _avoided(self, split: Split) -> list[str]:
+        """The folders of other splits, in which images are not looked for by their file name alone."""
+        other: list[Split] = ["train", "val"] if split == "test" else ["test"]
+        return [folder for each in other for folder in self.folders.get(each, [])]
+
+    def _folder(self, name: str) -> str:
+        folder = name.strip("/") + "/" if name.strip("./") else ""
+        if not (self.tree.root / folder).is_dir():
+            raise DataError(f"data.images: {name} is no folder of {self.tree.root}")
+        return folder
+
+    def _frame(self, name: str) -> Frame:
+        return frame.read(self.tree.root / name, self._is_image)
+
+    def _is_image(self, cell: str) -> bool:
+        return bool(self.files.find(cell, self._bases("train", self.base) + self.folders.get("test", [])))
+
+    def _submission_column(self, found: Frame) -> str:
+        """The first column of the sample submission, where the test table has it; "" otherwise."""
+        sample = self.sample_submission()
+        if not sample:
+            return ""
+        header = self._frame(sample).columns[0].casefold()
+        return next((name for name in found.columns if name.casefold() == header), "")
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.tree.root).as_posix() if path.is_relative_to(self.tree.root) else str(path)
+
+
+def _distinct(found: Frame, column: str) -> list[str]:
+    """The cells of a column of IDs; `DataError` for one that is empty or stands twice."""
+    first: dict[str, int] = {}
+    for line, name in zip(found.lines, found.cells[column], strict=True):
+        if not name:
+            raise DataError(f"{found.path}: line {line} has no {column!r}; fill it in or remove the line")
+        if name in first:
+            raise DataError(f"{found.path}: ID {name!r} on lines {first[name]} and {line}; keep one of them")
+        first[name] = line
+    return [names.normal(name) for name in first]

@@ -1,0 +1,156 @@
+"""What lies in a folder: its images, tables and packed files by relative path, and what is passed over, counted.
+
+Hidden files, `__MACOSX` and Tandem's own outputs (runs, audits) are no data.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from config.errors import DataError
+from data.formats import SUFFIXES
+
+TABLES = (".csv", ".tsv", ".jsonl", ".txt")
+PACKED = (".parquet", ".tar", ".npz")
+_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+_JUNK = frozenset(("__MACOSX", "__pycache__", "@eaDir", "Thumbs.db", "desktop.ini"))
+# Files that together say that a folder was written by Tandem.
+_OWN = (
+    {"config.yaml", "environment.json"},
+    {"config.yaml", "folds.csv"},
+    {"config.yaml", ".lock"},
+    {"campaign.yaml"},
+    {"audit.csv", "audit.html"},
+    {"model.safetensors", "manifest.json"},
+)
+
+
+@dataclass
+class Tree:
+    """The files below `root`, as POSIX paths relative to it, in sorted order, folders and files together.
+
+    `outside` are links that lead out of `root`, `empty` folders that hold nothing at all, `own` those of Tandem.
+    `others` are files of no known kind.
+    """
+
+    root: Path
+    images: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    packed: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    own: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+    @cached_property
+    def base(self) -> str:
+        """The folder that the data set is in, the root or one below folders that hold nothing else, ending in a
+        slash."""
+        base = ""
+        while True:
+            below = [name for name in (*self.images, *self.packed) if name.startswith(base)]
+            tables = [name for name in self.tables if name.startswith(base) and not name.endswith(".txt")]
+            inner = {top(name, base) for name in below}
+            if len(inner) != 1 or "" in inner or any(not top(name, base) for name in tables):
+                return base
+            deeper = f"{base}{inner.pop()}/"
+            if not any(top(name, deeper) for name in below) and not any(t.startswith(deeper) for t in tables):
+                return base  # a single folder of images is a class, or a split, and no wrapper
+            base = deeper
+
+    @cached_property
+    def folders(self) -> dict[str, list[str]]:
+        """The images below `base` by the first folder of their paths; those directly in it under ""."""
+        found: dict[str, list[str]] = {}
+        for name in self.images:
+            if name.startswith(self.base):
+                found.setdefault(top(name, self.base), []).append(name)
+        return found
+
+    def check_links(self, base: str) -> None:
+        """`DataError` for a link below `base` that leads out of the root."""
+        for name in self.outside:
+            if name.startswith(base):
+                raise outside(self.root / name, self.root)
+
+
+def outside(path: Path, root: Path) -> DataError:
+    """The refusal of a link that leads out of the data set."""
+    return DataError(f"{path}: is a link out of {root}; put the file itself there, or set data.follow_links")
+
+
+def walk(root: Path, follow_links: bool = False) -> Tree:
+    """Everything below `root`. Links are followed where they stay within it, or anywhere with `follow_links`.
+
+    A link to a folder that it lies in is not followed. `DataError` for a folder that cannot be read.
+    """
+    tree = Tree(root)
+    _walk(str(root), "", tree, follow_links, (os.path.realpath(root),))
+    return tree
+
+
+def _walk(folder: str, prefix: str, tree: Tree, follow_links: bool, above: tuple[str, ...]) -> bool:
+    """Add what lies in `folder`, whose real path ends `above`; whether it is one of Tandem's own."""
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+    if prefix and any(own <= {entry.name for entry in entries} for own in _OWN):
+        return True
+    files, folders, own = 0, 0, list[str]()
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name in _JUNK:
+            continue
+        name, target = prefix + entry.name, os.path.join(above[-1], entry.name)  # noqa: PTH118  # much faster
+        if entry.is_symlink():
+            target = os.path.realpath(entry.path)
+            if not follow_links and os.path.commonpath((above[0], target)) != above[0]:
+                tree.outside.append(name)
+                files += 1
+                continue
+            if target in above:
+                continue
+        if entry.is_dir():
+            folders += 1
+            if _walk(entry.path, f"{name}/", tree, follow_links, (*above, target)):
+                own.append(f"{name}/")
+        else:
+            files += 1
+            _add(tree, name)
+    if prefix and own and len(own) == folders and not files:
+        return True
+    tree.own += own
+    if not files and not folders:
+        tree.empty.append(prefix)
+    return False
+
+
+def _add(tree: Tree, name: str) -> None:
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  # as above
+    if suffix in SUFFIXES:
+        tree.images.append(name)
+    elif suffix in TABLES:
+        tree.tables.append(name)
+    elif suffix in PACKED:
+        tree.packed.append(name)
+    elif suffix in _ARCHIVES:
+        tree.archives.append(name)
+    else:
+        tree.others.append(name)
+
+
+def top(name: str, base: str = "") -> str:
+    """The first folder of a path below `base`, "" for a file directly in it."""
+    head, slash, _ = name[len(base) :].partition("/")
+    return head if slash else ""
+
+
+def parent(name: str) -> str:
+    """The folder of a relative path with a slash at its end, "" for the root."""
+    folder = PurePosixPath(name).parent.as_posix()
+    return "" if folder == "." else folder + "/"
