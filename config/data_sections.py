@@ -51,7 +51,7 @@ class Data(Section):
     label_pattern: Annotated[str, AfterValidator(_pattern)] | None = Field(
         default=None,
         description="Regular expression with one group, the class, that is searched in each file name, such as"
-        " '^([a-z]+)[.]'; null takes the class from folders or a table.",
+        " '^([a-z]+)[.]', or in its path where it has a slash; null takes the class from folders or a table.",
     )
     follow_links: bool = Field(
         default=False, description="Follow links that lead out of data.root, too; links within it are always followed."

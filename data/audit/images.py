@@ -69,11 +69,18 @@ def classes(split: Split, least: int = LEAST) -> list[Finding]:
     ]
     seen: dict[str, str] = {}
     for name in names.tolist():
-        plain = re.sub(r"[\W_]+", "", name).casefold()
-        if plain and not plain.isdigit() and seen.setdefault(plain, name) != name:
-            text = f"the names {seen[plain]!r} and {name!r} differ in case or marks alone; relabel one of them"
+        number = _number(name)
+        plain = re.sub(r"[\W_]+", "", name).casefold() if number is None else str(number)
+        if plain and seen.setdefault(plain, name) != name:
+            how = "differ in case or marks alone" if number is None else "are the same number"
+            text = f"the names {seen[plain]!r} and {name!r} {how}; relabel one of them"
             found.append(Finding("alias", text, split="train", target=name))
     return found
+
+
+def _number(name: str) -> float | None:
+    """The value of a name that is a number, such as 1 and 1.0; None for others."""
+    return float(name) if re.fullmatch(r"[+-]?\d+([.]\d*)?", name) else None
 
 
 def shift(train: Split, test: Split) -> list[Measure]:

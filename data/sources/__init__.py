@@ -125,7 +125,7 @@ class _Source:
         rows = self.tables.find_test()
         if rows:
             return rows
-        for folder in folders.split_folders(self.tree).get("test", []):
+        for folder in folders.split_folders(self.tree, self.tree.base).get("test", []):
             base = folders.unwrapped(self.tree, folder)
             used = frozenset(name for name in self.tree.images if name.startswith(base))
             if not (labelled and used & labelled.used):

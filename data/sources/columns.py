@@ -17,7 +17,7 @@ IDS = (
 )
 TARGETS = (
     *("target", "label", "labels", "class", "class_name", "category", "dx", "breed", "species", "diagnosis"),
-    *("class_label", "label_name", "classname", "class_id", "label_id", "category_id", "y"),
+    *("class_label", "label_name", "classname", "class_id", "classid", "label_id", "category_id"),
 )
 _SPLITS = ("split", "set", "subset", "data_set", "dataset", "partition", "phase", "usage", "fold")
 _FOLDS = ("fold", "folds", "kfold", "fold_id")
@@ -131,8 +131,6 @@ def _one_hot(frame: Frame, others: Sequence[str]) -> tuple[str, ...]:
 
 def _only_target(frame: Frame, others: Sequence[str]) -> str:
     """The only column of few distinct cells; "" for none, `DataError` for several."""
-    if len(others) == 1:
-        return others[0]
     few = [name for name in others if _is_class(frame, name)]
     if len(few) > 1:
         raise DataError(

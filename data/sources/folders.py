@@ -20,13 +20,13 @@ HELP = (
 )
 
 
-def split_folders(tree: Tree) -> dict[Split, list[str]]:
-    """The folders of each split by their paths; a test folder counts where there is none for training."""
-    inner = sorted(tree.folders.keys() - {""})
+def split_folders(tree: Tree, base: str) -> dict[Split, list[str]]:
+    """The folders of each split below `base`, by path; a test folder counts where there is none for training."""
+    inner = sorted(tree.below(base).keys() - {""})
     alone = {name: split for name in inner if (split := splits.of_name(name))}
     found: dict[Split, list[str]] = {}
     for name, split in (splits.of_names(inner) or alone).items():
-        found.setdefault(split, []).append(f"{tree.base}{name}/")
+        found.setdefault(split, []).append(f"{base}{name}/")
     return found
 
 
@@ -35,7 +35,7 @@ def read(tree: Tree, classes: Sequence[str] = ()) -> Listing:
 
     Folders whose names are all among `classes`, which the user names, are classes whatever else they could be.
     """
-    base, folders = tree.base, tree.folders
+    base, folders = tree.base, tree.below(tree.base)
     if not folders:
         raise _nothing(tree, base)
     roles = {} if classes and set(classes) <= set(folders) else splits.of_names(folders.keys() - {""})
@@ -46,7 +46,7 @@ def read(tree: Tree, classes: Sequence[str] = ()) -> Listing:
         )
     if training:
         train = unwrapped(tree, f"{base}{training[0]}/")
-        if any(walk.top(name, train) for name in tree.images):
+        if tree.below(train).keys() - {""}:
             return _of_splits(tree, base, train, roles)
         if not folders.keys() - roles.keys() - {""}:
             raise _unlabelled(tree, train)
@@ -59,28 +59,37 @@ def read(tree: Tree, classes: Sequence[str] = ()) -> Listing:
     _check_inner_splits(tree, base, folders)
     if set(folders) == {""}:
         raise _unlabelled(tree, base)
+    plain_names = [name for name in sorted(folders) if splits.says_nothing(name)]
+    if plain_names and not classes:
+        raise DataError(
+            f"{tree.root / base}: {some([f'{name}/' for name in sorted(folders) if name])} would be classes, and "
+            f"{plain_names[0]}/ names none; set data.table or data.label_pattern, or data.classes to the folders that "
+            "are classes"
+        )
     samples = list(_labelled(tree, base, "train", base))
     place = f"class folders in {base}" if base else "class folders"
-    return Listing(tree.root / base, place, samples, used=frozenset(walked(tree, samples)))
+    used = frozenset(walked(tree, samples))
+    return Listing(tree.root / base, place, samples, used=used, notes=tuple(_nested(tree, base)))
 
 
 def by_pattern(tree: Tree, pattern: str) -> Listing:
     """The samples whose file names hold their label, as the group of the regular expression `pattern`."""
     base = tree.base
-    roles = split_folders(tree)
+    roles = split_folders(tree, base)
     keep = tuple(roles.get("train", [base]))
     others = tuple(name for split, found in roles.items() if split != "train" for name in found)
     images = [name for name in tree.images if name.startswith(keep) and not (others and name.startswith(others))]
     tree.check_links(base)
     samples = []
     for name in images:
-        found = re.search(pattern, basename(name))
+        found = re.search(pattern, name if "/" in pattern else basename(name))
         if found and found.group(1):
             samples.append(Sample(names.of_path(name[len(base) :]), tree.root / name, names.of_path(found.group(1))))
     if not samples:
         raise DataError(
             f"data.label_pattern: {pattern!r} fits none of {len(images)} file names below {tree.root} (such as "
-            f"{basename(images[0]) if images else 'none'}); it is searched in the name, its one group is the label"
+            f"{basename(images[0]) if images else 'none'}); it is searched in the file name, or"
+            " in the path where it has a slash, and its one group is the label"
         )
     rest = len(images) - len(samples)
     notes = (f"{rest} file names do not fit data.label_pattern and are left out",) if rest else ()
@@ -91,13 +100,11 @@ def by_pattern(tree: Tree, pattern: str) -> Listing:
 
 def unwrapped(tree: Tree, base: str) -> str:
     """`base`, or the folder of folders below it that is all that it holds (seg_train/seg_train/)."""
-    while True:
-        below = [name for name in tree.images if name.startswith(base)]
-        inner = {walk.top(name, base) for name in below}
-        deeper = f"{base}{next(iter(inner), '')}/"
-        if len(inner) != 1 or "" in inner or not any(walk.top(name, deeper) for name in below):
-            return base
-        base = deeper
+    inner = tree.below(base).keys()
+    deeper = f"{base}{next(iter(inner), '')}/"
+    if len(inner) != 1 or "" in inner or not tree.below(deeper).keys() - {""}:
+        return base
+    return unwrapped(tree, deeper)
 
 
 def walked(tree: Tree, samples: Sequence[Sample]) -> list[str]:
@@ -115,21 +122,22 @@ def _of_splits(tree: Tree, base: str, train: str, roles: dict[str, Split]) -> Li
             continue
         folder = unwrapped(tree, f"{base}{name}/")
         found = list(_labelled(tree, folder, split, base))
-        known = {sample.label for sample in found} <= classes
-        if split == "val" and found and not known:
-            other = sorted({str(sample.label) for sample in found} - set(map(str, classes)))
+        inner = {sample.label for sample in found}
+        if split == "val" and not inner & classes:
+            notes.append(f"{name}/ has no class folders of {train}, so it is not used; a split is drawn from {train}")
+            continue
+        if split == "val" and inner - classes:
+            other = sorted(map(str, inner - classes))
             raise DataError(
                 f"{tree.root / folder}: its folder {other[0]!r} is no class of {tree.root / train}; rename it, or move "
                 f"{name}/ elsewhere"
             )
-        if split == "val" and not found:
-            notes.append(f"{name}/ has no class folders and validates nothing; a split is drawn from {train}")
-            continue
         named[split] = folder
         if split == "val":
             samples += found
     origin = f"class folders in {train}" + (f" and {named['val']}" if "val" in named else "")
     root = tree.root / train
+    notes += _nested(tree, train)
     return Listing(root, origin, samples, used=frozenset(walked(tree, samples)), notes=tuple(notes))
 
 
@@ -142,6 +150,18 @@ def _labelled(tree: Tree, folder: str, split: Split, relative_to: str) -> Iterab
     for name in tree.images:
         if name.startswith(folder) and (label := walk.top(name, folder)):
             yield Sample(names.of_path(name[len(relative_to) :]), tree.root / name, names.of_path(label), split)
+
+
+def _nested(tree: Tree, base: str) -> Iterable[str]:
+    """A line where class folders hold nothing but folders, which may be the classes that were meant."""
+    folders = [name for name in tree.below(base) if name]
+    inner = {name: tree.below(f"{base}{name}/").keys() for name in folders}
+    if folders and all("" not in found and len(found) > 1 for found in inner.values()):
+        first, count = sorted(inner[folders[0]])[0], sum(map(len, inner.values()))
+        yield (
+            f"classes are the {len(folders)} first folders ({some(folders)}), not the {count} inside of them ({first}, "
+            "...); for those set data.label_pattern '([^/]+)/[^/]+$'"
+        )
 
 
 def _check_inner_splits(tree: Tree, base: str, folders: dict[str, list[str]]) -> None:

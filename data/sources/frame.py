@@ -48,7 +48,7 @@ def read(path: Path, is_image: Callable[[str], bool]) -> Frame:
     """
     if path.suffix.lower() == ".jsonl":
         return _of_json_lines(path)
-    lines = _of_list(path) if path.suffix.lower() == ".txt" else csvfile.read_lines(path)
+    lines = _of_list(path, is_image) if path.suffix.lower() == ".txt" else csvfile.read_lines(path)
     if not lines:
         raise DataError(f"{path}: is empty; its first line must name the columns (such as ID,target)")
     first = [names.normal(cell) for cell in lines[0][1]]
@@ -71,14 +71,17 @@ def read(path: Path, is_image: Callable[[str], bool]) -> Frame:
     return Frame(path, columns, [line for line, _ in rows], table, has_header)
 
 
-def _of_list(path: Path) -> list[tuple[int, list[str]]]:
-    """The lines of a text file: cells separated as in a CSV, else by blanks, else a name (with blanks) and a label."""
+def _of_list(path: Path, is_image: Callable[[str], bool]) -> list[tuple[int, list[str]]]:
+    """The lines of a text file: cells separated as in a CSV, else by blanks; where these are not equally many, a name
+    and a label, one of which has blanks."""
     lines = [(n, cells) for n, cells in csvfile.read_lines(path) if not cells[0].startswith("#")]
     if any(len(cells) > 1 for _, cells in lines):
         return lines
     split = [(n, cells[0].split()) for n, cells in lines]
     if len({len(cells) for _, cells in split}) == 1:
         return split
+    if is_image(split[0][1][0]):
+        return [(n, cells[0].split(maxsplit=1)) for n, cells in lines]
     return [(n, cells[0].rsplit(maxsplit=1)) for n, cells in lines]
 
 

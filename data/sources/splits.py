@@ -24,10 +24,24 @@ _FILLERS = frozenset(
 )
 
 
+# Words of folders that hold images of all classes, or something else than images to train on.
+_CONTENTS = _FILLERS | {"annotation", "annotations", "mask", "masks", "trimaps", "part", "parts"}
+
+
+def says_nothing(name: str) -> bool:
+    """Whether a folder's name has words, and none that could be a class: images, images_part_1, annotations."""
+    words = _words(name)
+    return bool(words) and _CONTENTS.issuperset(words)
+
+
+def _words(name: str) -> list[str]:
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+    return [word for word in re.split(r"[^a-z]+", apart.casefold()) if word]
+
+
 def _parts(name: str) -> tuple[Split | None, tuple[str, ...]]:
     """The split that a name tells, and the other words of it that mean something."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
-    words = [word for word in re.split(r"[^a-z]+", apart.casefold()) if word]
+    words = _words(name)
     found = [_WORDS[word] for word in words if word in _WORDS]
     rest = tuple(word for word in words if word not in _WORDS and word not in _FILLERS)
     return (found[0], rest) if len(set(found)) == 1 else (None, rest)

@@ -21,7 +21,7 @@ from data.sources.match import Files
 from data.sources.splits import Split
 from data.sources.walk import Tree
 
-TRAIN, TEST = "train.csv", "test.csv"
+TRAIN = "train.csv"
 _ENOUGH = 0.9  # share of the cells of an ID column that name images, where the table was not asked for
 _LABELS = re.compile(r"label|metadata|annotation|ground_?truth", re.IGNORECASE)
 _OTHERS = re.compile(r"sample|submission|^folds|^groups|^audit|_probabilities$|^history$|^leaderboard", re.IGNORECASE)
@@ -43,8 +43,8 @@ class Tables:
 
     def __init__(self, tree: Tree, data: Data):
         self.tree, self.data = tree, data
-        self.base = tree.base
-        self.folders = split_folders(tree)
+        self.base = tree.table_base
+        self.folders = split_folders(tree, self.base)
         self.reasons: list[str] = []  # why tables that look like one of labels were not taken
 
     @cached_property
@@ -63,7 +63,9 @@ class Tables:
         samples: list[Sample] = []
         cells: dict[str, list[str]] = {}
         for table in found:
-            rows = self._samples(table)
+            rows, known = self._samples(table), {sample.id for sample in samples}
+            if any(sample.id in known for sample in rows):  # 0.png of each split
+                rows = [sample._replace(id=f"{sample.split}/{sample.id}") for sample in rows]
             samples += rows
             for name in found[0].frame.columns:
                 cells.setdefault(name, []).extend(table.frame.cells.get(name, [""] * len(rows)))
@@ -123,9 +125,9 @@ class Tables:
 
     def _search(self) -> list[_Found]:
         """train.csv, else the first table that names images and their labels, with a table of the validation split."""
-        strict = f"{self.base}{TRAIN}"
-        if strict in self.tree.tables:
-            return [self._columns(self._frame(strict), None, self.base, strict=True), *self._validation()]
+        strict = [name for name in self._here() if basename(name).casefold() == TRAIN]
+        if strict:
+            return [self._columns(self._frame(strict[0]), None, self.base, strict=True), *self._validation()]
         for name in self._candidates():
             one = self._attempt(name, None, self.base)
             if one:

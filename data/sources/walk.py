@@ -45,31 +45,38 @@ class Tree:
     empty: list[str] = field(default_factory=list)
     own: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    _below: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def base(self) -> str:
-        """The folder that the data set is in, the root or one below folders that hold nothing else, ending in a
+        """The folder of class folders or splits: the root, or one below folders that hold nothing else, ending in a
         slash."""
-        base = ""
-        while True:
-            below = [name for name in (*self.images, *self.packed) if name.startswith(base)]
-            tables = [name for name in self.tables if name.startswith(base) and not name.endswith(".txt")]
-            inner = {top(name, base) for name in below}
-            if len(inner) != 1 or "" in inner or any(not top(name, base) for name in tables):
-                return base
-            deeper = f"{base}{inner.pop()}/"
-            if not any(top(name, deeper) for name in below) and not any(t.startswith(deeper) for t in tables):
-                return base  # a single folder of images is a class, or a split, and no wrapper
-            base = deeper
+        return self._descend("", stop_at_tables=False)
 
     @cached_property
-    def folders(self) -> dict[str, list[str]]:
+    def table_base(self) -> str:
+        """The folder of a table and its images, likewise: no deeper than the first one with a table."""
+        return self._descend("", stop_at_tables=True)
+
+    def below(self, base: str) -> dict[str, list[str]]:
         """The images below `base` by the first folder of their paths; those directly in it under ""."""
-        found: dict[str, list[str]] = {}
-        for name in self.images:
-            if name.startswith(self.base):
-                found.setdefault(top(name, self.base), []).append(name)
-        return found
+        if base not in self._below:
+            found: dict[str, list[str]] = {}
+            for name in self.images:
+                if name.startswith(base):
+                    found.setdefault(top(name, base), []).append(name)
+            self._below[base] = found
+        return self._below[base]
+
+    def _descend(self, base: str, stop_at_tables: bool) -> str:
+        inner = self.below(base).keys() | {top(name, base) for name in self.packed if name.startswith(base)}
+        tables = [name for name in self.tables if name.startswith(base) and not name.endswith(".txt")]
+        if len(inner) != 1 or "" in inner or (stop_at_tables and any(not top(name, base) for name in tables)):
+            return base
+        deeper = f"{base}{inner.pop()}/"
+        wraps = self.below(deeper).keys() - {""} or any(top(name, deeper) for name in self.packed)
+        # A single folder of images is a class, or a split, and wraps nothing.
+        return self._descend(deeper, stop_at_tables) if wraps or any(t.startswith(deeper) for t in tables) else base
 
     def check_links(self, base: str) -> None:
         """`DataError` for a link below `base` that leads out of the root."""

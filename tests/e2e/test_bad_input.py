@@ -37,7 +37,7 @@ def one_class(root: Path) -> None:
 
 def small_class(root: Path) -> None:
     rows = rows_of(root)
-    rewrite(root, [row for row in rows if row["target"] != "3"] + [row for row in rows if row["target"] == "3"][:1])
+    rewrite(root, [row for row in rows if row["target"] != "3"] + [row for row in rows if row["target"] == "3"][:2])
 
 
 def absent_file(root: Path) -> None:
@@ -65,8 +65,8 @@ def truncated(root: Path) -> None:
 
 
 def no_column(root: Path) -> None:
-    text = (root / "train.csv").read_text()
-    (root / "train.csv").write_text(text.replace("target", "label", 1))
+    rows = rows_of(root)
+    (root / "train.csv").write_text("\n".join(["ID", *(row["ID"] for row in rows)]) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_bad_data_is_one_line_and_nothing_is_written(
     shutil.copytree(digits, root)
     damage(root)
     argv = ["--data.root", str(root), "--out", str(tmp_path / "runs"), "--model", "convnext_atto", "--weights", "none"]
-    argv += ["--data.image_size", "16", "--folds.kind", "stratified", "--folds.count", "2"]
+    argv += ["--data.image_size", "16", "--folds.kind", "stratified", "--folds.count", "3"]
     assert cli.main("numpy", argv) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")
