@@ -35,6 +35,7 @@ def load(data: Data | Path | str) -> Table:
     except DataError as error:
         notes = (*notes, f"the test images are not used: {error}")
     used = test.used if test else frozenset[str]()
+    used |= {name for name in (source.tables.sample_submission(),) if name}
     return listing.table_of(replace(found, notes=notes), source.tree, len(test.samples) if test else 0, used)
 
 
@@ -133,6 +134,10 @@ class _Source:
         return None
 
     def _packed(self, files: list[str]) -> Listing:
+        found = self._of_kind(files)
+        return replace(found, used=frozenset(files))
+
+    def _of_kind(self, files: list[str]) -> Listing:
         kinds = {splitext(name)[1].lower() for name in files}
         if len(kinds) > 1:
             raise DataError(

@@ -109,7 +109,7 @@ def unwrapped(tree: Tree, base: str) -> str:
 
 def walked(tree: Tree, samples: Sequence[Sample]) -> list[str]:
     """The relative paths of samples that are files of the tree."""
-    start = len(str(tree.root)) + 1
+    start = 0 if tree.root == Path() else len(str(tree.root).rstrip("/")) + 1
     return [str(sample.path)[start:] for sample in samples]
 
 

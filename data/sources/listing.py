@@ -34,8 +34,8 @@ class Sample(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Listing:
     """The samples of a data set. `origin` says in words where labels come from, `class_names` their order where the
-    source decides it; `columns` are further cells of its table, one for each sample; `used` the images of the folder
-    that are among the samples, by relative path."""
+    source decides it; `columns` are further cells of its table, one for each sample; `used` the files of the folder
+    that are read, by relative path."""
 
     root: Path
     origin: str
@@ -59,11 +59,11 @@ def table_of(listing: Listing, tree: Tree, tests: int, test_used: frozenset[str]
     if len(set(labels)) < 2:
         one = f"only one class, {labels[0]!r}" if labels else "no labelled image"
         raise DataError(f"{listing.root}: {one}; a classifier needs images of two or more")
-    number = {name: i for i, name in enumerate(names)}
+    place = {name: i for i, name in enumerate(names)}
     table = Table(
         [sample.id for sample in samples],
         [sample.path for sample in samples],
-        np.array([number[label] for label in labels], dtype=np.int64),
+        np.array([place[label] for label in labels], dtype=np.int64),
         names,
         listing.root,
         fold_of=_folds(listing, samples),
@@ -130,8 +130,8 @@ def _folds(listing: Listing, samples: Sequence[Sample]) -> NDArray[np.int64] | N
     if samples and all(sample.fold is not None for sample in samples):
         values = sorted({int(sample.fold or 0) for sample in samples} - {-1})
         if len(values) > 1 or {sample.fold for sample in samples} == {-1, *values}:
-            number = {value: i for i, value in enumerate(values)} | {-1: -1}
-            return np.array([number[int(sample.fold or 0)] for sample in samples], dtype=np.int64)
+            place = {value: i for i, value in enumerate(values)} | {-1: -1}
+            return np.array([place[int(sample.fold or 0)] for sample in samples], dtype=np.int64)
     return None
 
 
@@ -140,7 +140,7 @@ def _summary(
 ) -> Iterable[str]:
     counts = Counter(sample.split for sample in samples)
     classes = len({sample.label for sample in samples})
-    parts = [f"{counts['train']} images to train on"]
+    parts = [f"{number(counts['train'], 'image')} to train on"]
     parts += [f"{counts['val']} that validate"] * bool(counts["val"])
     parts += [f"{tests} to predict"] * bool(tests)
     yield f"data: {listing.origin}: {classes} classes, {', '.join(parts)}"
@@ -154,13 +154,14 @@ def _left_out(listing: Listing, tree: Tree, test_used: frozenset[str]) -> Iterab
     """What of the folder is not read, counted by folder and kind; what is split off within the listing counts too."""
     unused = [name for name in tree.images if name not in listing.used and name not in test_used]
     if unused:
-        yield some([f"{count} images in {name}" for name, count in _by_folder(unused).items()])
+        yield some([f"{number(count, 'image')} in {name}" for name, count in _by_folder(unused).items()])
     unlabelled = Counter(sample.split for sample in listing.samples if sample.split == "unused")
     if unlabelled:
-        yield f"{unlabelled['unused']} images of splits that are neither training, validation nor test"
-    kinds = Counter(splitext(name)[1].lower() or "without suffix" for name in (*tree.others, *tree.archives))
+        yield f"{number(unlabelled['unused'], 'image')} of splits that are neither training, validation nor test"
+    files = [name for name in (*tree.tables, *tree.packed) if name not in listing.used and name not in test_used]
+    kinds = Counter(splitext(name)[1].lower() or "without suffix" for name in (*files, *tree.others, *tree.archives))
     if kinds:
-        yield some([f"{count} files {kind}" for kind, count in kinds.most_common()])
+        yield some([f"{number(count, 'file')} {kind}" for kind, count in kinds.most_common()])
     if tree.own:
         yield f"Tandem's own {some(tree.own)}"
 
@@ -169,6 +170,11 @@ def _by_folder(images: Iterable[str]) -> Counter[str]:
     """How many images lie in which folder, by the first two parts of their paths."""
     folders = [walk.parent(name).split("/")[:-1][:2] for name in images]
     return Counter("/".join(parts) + "/" if parts else "the folder itself" for parts in folders)
+
+
+def number(count: int, what: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def some(items: Sequence[str]) -> str:

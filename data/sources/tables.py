@@ -81,7 +81,7 @@ class Tables:
             columns=cells,
             id_column=first.columns.id if first.frame.has_header else "ID",
             target_column=first.columns.target or "target",
-            used=frozenset(walked(self.tree, samples)),
+            used=frozenset([*walked(self.tree, samples), *(self._name(table.frame.path) for table in found)]),
             notes=tuple(self.reasons),
         )
 
@@ -104,9 +104,8 @@ class Tables:
         ids = _distinct(found, id_column)
         samples = [Sample(name, image, None, "test") for name, image in zip(ids, images, strict=True)]
         origin = f"{self._name(found.path)}, images in column {column!r}"
-        return Listing(
-            found.path.parent, origin, samples, id_column=id_column, used=frozenset(walked(self.tree, samples))
-        )
+        used = frozenset([*walked(self.tree, samples), path, self.sample_submission() or path])
+        return Listing(found.path.parent, origin, samples, id_column=id_column, used=used)
 
     def sample_submission(self) -> str | None:
         """The sample submission among the tables, None where there is none."""
@@ -170,7 +169,7 @@ class Tables:
         try:
             found = self._columns(self._frame(name), split, base, strict=False)
         except DataError as error:
-            self.reasons.append(f"{name} is not used: {error}")
+            self.reasons.append(f"{name} is not used: {str(error).removeprefix(f'{self.tree.root / name}: ')}")
             return None
         if found.columns.id_hits < _ENOUGH:
             if found.columns.id_hits or _LABELS.search(name):

@@ -161,16 +161,18 @@ def test_what_is_passed_over_is_counted_in_a_line(tmp_path: Path) -> None:
     table = sources.load(tmp_path)
     assert table.class_names == ("__background__", "cat", "dog")
     (line,) = [line for line in table.summary if line.startswith("left out")]
-    assert "1 images in the folder itself" in line and "1 files .jxl" in line and "1 files without suffix" in line
+    assert "1 image in the folder itself" in line and "1 file .jxl" in line and "1 file without suffix" in line
     assert "hidden" not in line
 
 
-def test_runs_and_audits_in_the_folder_are_no_classes(tmp_path: Path) -> None:
+def test_runs_and_audits_in_the_folder_are_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     touch(*(tmp_path / f"{c}/{i}.png" for c in ("cat", "dog") for i in range(3)))
     touch(*(tmp_path / f"runs/1/{name}" for name in ("config.yaml", "environment.json", "plots/loss.png")))
     touch(*(tmp_path / f"audit/{name}" for name in ("audit.csv", "audit.html")))
     table = sources.load(tmp_path)
     assert table.class_names == ("cat", "dog") and "Tandem's own audit/, runs/" in table.summary[-1]
+    assert sources.load(Path()).summary == table.summary
 
 
 def test_names_with_blanks_and_in_nfd_come_back_from_folds_and_groups(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ LAYOUTS = {
         ("Abyssinian", "great_pyrenees"),
         6,
         settings=r"--data.label_pattern '^(.+)_\d+\.jpg'",
-        says=("1 images in annotations/trimaps/",),
+        says=("1 image in annotations/trimaps/",),
         root=".",
     ),
     "Oxford-IIIT Pet, its list": Layout(
@@ -243,7 +243,7 @@ LAYOUTS = {
         },
         ("n02085620-Chihuahua", "n02085782-Japanese_spaniel"),
         6,
-        says=("1 files without suffix",),
+        says=("1 file without suffix",),
     ),
     "Caltech-101": Layout(
         {
@@ -253,7 +253,7 @@ LAYOUTS = {
         },
         ("BACKGROUND_Google", "accordion"),
         6,
-        says=("1 files .mat",),
+        says=("1 file .mat",),
     ),
     "Food-101": Layout(
         {
@@ -344,7 +344,7 @@ LAYOUTS = {
         ("cats", "dogs"),
         4,
         4,
-        says=("1 files .py",),
+        says=("1 file .py",),
     ),
     "Brain Tumor MRI": Layout(
         {f"{split}/{name}/Te_{{}}.jpg": 2 for split in ("Training", "Testing") for name in ("glioma", "notumor")},
