@@ -231,10 +231,11 @@ def _check_holdout(labels: NDArray[np.int64], val_fraction: float) -> None:
 def _check_ids(path: Path, found: set[str], wanted: set[str]) -> None:
     for names, what in ((wanted - found, "are missing from it"), (found - wanted, "are not in the data set")):
         if names:
-            first, other = sorted(names)[:3], sorted(found if names <= wanted else wanted)
+            first, others = sorted(names)[:3], sorted(found if names <= wanted else wanted)
+            hint = csvfile.near(first[0], others)
             raise DataError(
-                f"{path}: {len(names)} IDs {what} (first: {', '.join(first)}{csvfile.near(first[0], other)}); the images "
-                "changed since, make new folds"
+                f"{path}: {len(names)} IDs {what} (first: {', '.join(first)}){hint}; the images changed since, make "
+                "new folds"
             )
 
 
