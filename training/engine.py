@@ -100,6 +100,7 @@ class Fit:
             finally:
                 self.recorder.close()
             if self.loop.epoch == self.settings.train.epochs or self.loop.stopping.stop:
+                self._require_best()
                 self._candidates().compete(self.swa, self.settings.soup, self.loop.stopping)
         return self.loop
 
@@ -120,6 +121,13 @@ class Fit:
             if self.stop_requested():
                 break
             self._close_epoch()
+
+    def _require_best(self) -> None:
+        if self.loop.stopping.best_epoch < 0:
+            raise Diverged(
+                f"{self.folder}: the validation scores of all {len(self.loop.history)} epochs are not finite; lower "
+                "optim.lr, or set train.precision fp32"
+            )
 
     def suspects(self) -> list[int]:
         """Positions of the training samples whose loss stays highest, hardest first: labels worth a look."""
