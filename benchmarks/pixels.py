@@ -3,9 +3,9 @@
     python -m benchmarks.pixels --weights tf_efficientnet_lite0=FILE.safetensors --json
     python -m benchmarks.pixels --enlarge 4                 # the cost on larger photographs
 
-The reference is timm's evaluation transform of the model on Pillow's decoding of the file, turned as its EXIF says. The same timm network, in
-fp32, then gets the pixels of `EvalTransform` with each `resampling`. The cost is that of reading, decoding and
-resizing one file in one thread, the median of `--repeats` turns of all arms in turn.
+The reference is timm's evaluation transform of the model on Pillow's decoding of the file, turned as its EXIF says. The
+same timm network, in fp32, then gets the pixels of `EvalTransform` with each `resampling`. The cost is that of reading,
+decoding and resizing one file in one thread, the median of `--repeats` turns of all arms in turn.
 """
 
 from __future__ import annotations

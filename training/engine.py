@@ -28,6 +28,7 @@ from training.policy.mining import Mining
 from training.policy.resizing import Course, Stage
 from training.profiling import Recorder
 from training.saver import Saver
+from training.targets import Targets
 
 _IN_FLIGHT = 4  # updates enqueued before the oldest one's result is read
 _NAMED = 5  # files of a bad batch that are named
@@ -35,8 +36,8 @@ _NAMED = 5  # files of a bad batch that are named
 
 @dataclass(frozen=True)
 class FoldData:
-    """What one fold trains and validates on. Labels are int64 class numbers; `train_targets` are float32 `[N, C]`,
-    `train_weights` float32 `[N]` the images' weights in the mean loss.
+    """What one fold trains and validates on. Labels are int64 class numbers; `train_targets` gives the float32 rows
+    of a batch, `train_weights` are float32 `[N]` the images' weights in the mean loss.
 
     `train` has a loader of the training images for each of the `stages`. `raise_to` maps a class to the count that it
     is raised to in each epoch; `corrupted` are damaged validation images.
@@ -45,7 +46,7 @@ class FoldData:
     stages: tuple[Stage, ...]
     train: tuple[Loader, ...]
     train_labels: NDArray[np.int64]
-    train_targets: NDArray[np.float32]
+    train_targets: Targets
     train_weights: NDArray[np.float32]
     valid: Loader
     valid_labels: NDArray[np.int64]
