@@ -79,6 +79,11 @@ class Data(Section):
         description="What surrounds a letterboxed picture: grey, or the colour of its own border where that is of one"
         " colour, as paper is.",
     )
+    resampling: Literal["area", "pillow"] | None = Field(
+        default=None,
+        description="How pictures are resized for evaluation: pillow as timm does (antialiased filters of Pillow), area"
+        " by means of areas, which is faster; null takes the model's own. Training always takes what is fastest.",
+    )
     mean: tuple[float, float, float] | None = Field(
         default=None, description="Mean of R, G and B in the range 0 to 1; null takes the model's own."
     )

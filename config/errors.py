@@ -38,7 +38,8 @@ class OutOfMemory(TandemError):
 
 
 class Diverged(TandemError):
-    """Training produced non-finite numbers more often than the settings allow."""
+    """A network gives numbers that are not finite: more training updates than the settings allow, all of its epochs'
+    validation scores, or a prediction."""
 
 
 class ConvertError(TandemError):

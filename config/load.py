@@ -26,6 +26,8 @@ from config.yaml_file import Key, Layer
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN, CAMPAIGN = "config.yaml", "campaign.yaml"  # the settings in the folder of a run, or of a campaign
+# What the settings of runs and checkpoints meant before there was such a setting.
+OLDER_DATA = {"resampling": "area"}
 _LINE = "command line"
 
 
@@ -88,7 +90,8 @@ def _of_run(line: Layer) -> list[Layer]:
         raise ConfigError(f"resume: {resume} ({_LINE}) has no {RUN}, so it is no run; give the folder of a run")
     layer = yaml_file.read(file, str(file))
     return [
-        Layer({k: v for k, v in layer.values.items() if k not in ("resume", "resume_anyway", "profile")}, layer.where)
+        Layer({k: v for k, v in layer.values.items() if k not in ("resume", "resume_anyway", "profile")}, layer.where),
+        Layer({"data": dict(OLDER_DATA)}),
     ]
 
 
@@ -99,7 +102,8 @@ def read(path: Path) -> Settings:
 
 def read_members(path: Path) -> tuple[Member, ...]:
     """The members in a YAML file such as a campaign's, a nameless one where it lists none; `ConfigError` as `parse`."""
-    return _resolve(_layers(Path(path), str(path)), [])
+    of_run = path.stem.partition("_")[0] in (Path(RUN).stem, Path(CAMPAIGN).stem)
+    return _resolve([*_layers(path, str(path)), *([Layer({"data": dict(OLDER_DATA)})] if of_run else [])], [])
 
 
 def changed(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:

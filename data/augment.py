@@ -42,14 +42,17 @@ class EvalTransform:
         """The square of one image."""
         prep = self.prep
         if prep.fit == "squash":
-            return resize.squash(image, prep.size, prep.interpolation)
+            return resize.squash(image, prep.size, prep.interpolation, prep.resampling)
         if prep.fit == "letterbox":
-            return resize.letterbox(image, prep.size, prep.interpolation, geometry.fill(image, prep.pad))
-        return resize.crop(image, prep.size, prep.crop_pct, prep.interpolation)
+            colour = geometry.fill(image, prep.pad)
+            return resize.letterbox(image, prep.size, prep.interpolation, colour, prep.resampling)
+        return resize.crop(image, prep.size, prep.crop_pct, prep.interpolation, prep.resampling)
 
     def shrink(self, height: int, width: int, new_rng: NewRng | None = None) -> int:  # noqa: ARG002
         """How many times smaller a file of that many pixels may be decoded: twice what is needed remains, and
-        what is shown stays in its place."""
+        what is shown stays in its place. Pillow's filters want every pixel."""
+        if self.prep.resampling == "pillow":
+            return 1
         side = max(height, width) if self.prep.fit == "letterbox" else min(height, width)
         share = self.prep.crop_pct if self.prep.fit == "crop" else 1.0
         factor = shrinkage(side, 2 * self.prep.size / share)

@@ -99,8 +99,11 @@ class Part(NamedTuple):
     def folder(self, place: Path) -> Path:
         """Where below `place` it is kept; its name ends in a digest of all that its pixels depend on."""
         form = asdict(self.form)
+        prep = form.get("prep", {})
         for unseen in ("mean", "std"):  # applied on the device
-            form.get("prep", {}).pop(unseen, None)
+            prep.pop(unseen, None)
+        if prep.get("resampling") == "area":  # older caches do not name it
+            del prep["resampling"]
         name = type(self.form).__name__.lower()
         text = json.dumps([_VERSION, name, self.encoding, form], sort_keys=True)
         side = max(self.form.sides(2**30, 2**30))

@@ -98,6 +98,16 @@ def decode(source: Path | bytes, pixel_limit: int = PIXEL_LIMIT, shrink: Shrink 
         raise DataError(f"{name}: cannot be decoded ({reason}); replace or remove the file") from error
 
 
+def of_pillow(image: Image.Image) -> Pixels:
+    """The pixels of an image that Pillow has opened, as `decode` gives those of its file; `DataError` likewise."""
+    if image.mode in _WIDE_MODES:
+        raise DataError(f"Pillow image of mode {image.mode}: has 32-bit pixels and no known range; convert it to RGB")
+    try:
+        return _with_pillow(image)
+    except _DAMAGED as error:
+        raise DataError(f"Pillow image {image!r}: cannot be decoded ({error}); replace or remove it") from error
+
+
 def sides(data: bytes) -> tuple[int, int] | None:
     """Height and width of an encoded image as it is shown, from its header alone; None where that is damaged."""
     if plain := plain_sides(data):

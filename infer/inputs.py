@@ -8,18 +8,27 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from io import IOBase
+from os import PathLike
 from pathlib import Path
-from typing import IO
+from threading import Lock
+from typing import IO, TypeGuard, cast
 
+import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from config.errors import DataError
 from data import sources
+from data.decode import of_pillow
 from infer import archive
 
 Source = Path | bytes | NDArray
+# What `Runner.predict` takes for an image: a path, an encoded image, one of Pillow's, uint8 `[H, W, 3]` RGB.
+Image = str | PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | NDArray[np.uint8]
+_TAKEN = "a path, encoded bytes, a PIL image or a uint8 array of shape (height, width, 3)"
 STDIN = "-"
 _IMAGE_LIMIT = 256 * 2**20  # bytes of one image on standard input
 _SPOOL = 64 * 2**20  # bytes of an archive on standard input that stay in memory; the rest goes to a temporary file
@@ -48,10 +57,39 @@ def of_paths(paths: Sequence[Path], ids: Sequence[str] | None = None) -> Inputs:
     return Inputs(list(ids or map(str, paths)), lambda number: paths[number])
 
 
-def of_images(images: Sequence[str | Path | bytes | NDArray]) -> Inputs:
-    """Paths, encoded images and arrays in any mixture, called by their positions."""
-    given = [Path(image) if isinstance(image, str) else image for image in images]
-    return Inputs([str(number) for number in range(len(given))], lambda number: given[number])
+def of_images(images: Image | Iterable[Image]) -> Inputs:
+    """One image, or an iterable of images in any mixture, called by their positions; an array of four dimensions is
+    an iterable, too. Raises `TypeError` for anything else."""
+    if _is_image(images):
+        given = [images]
+    elif isinstance(images, Iterable) and not isinstance(images, (Mapping, Set, IOBase)):
+        given = list(cast("Iterable[Image]", images))
+    else:
+        raise TypeError(f"predict takes {_TAKEN}, or a list or another iterable of these; not {_kind(images)}")
+    for number, image in enumerate(given):
+        if not _is_image(image):
+            raise TypeError(f"predict takes a list of images, each {_TAKEN}; image {number} is {_kind(image)}")
+    lock = Lock()
+    return Inputs([str(number) for number in range(len(given))], lambda number: _source(given[number], lock))
+
+
+def _is_image(value: object) -> TypeGuard[Image]:
+    if isinstance(value, np.ndarray):
+        return value.ndim != 4 and value.dtype.kind not in "OSU"
+    return isinstance(value, (str, PathLike, bytes, bytearray, memoryview, PIL.Image.Image))
+
+
+def _source(image: Image, lock: Lock) -> Source:
+    if isinstance(image, PIL.Image.Image):
+        with lock:  # a list may hold one image twice, and Pillow reads its file when it is asked for the pixels
+            return of_pillow(image)
+    if isinstance(image, (bytearray, memoryview)):
+        return bytes(image)
+    return Path(image) if isinstance(image, (str, PathLike)) else image
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
 
 
 def collect(named: Sequence[str], id_column: str | None = None) -> Inputs:

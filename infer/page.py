@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from config.errors import DataError
+from config.errors import DataError, Diverged
 from infer.explain import Explanation, explain, looks
 from infer.runner import Runner
 
@@ -70,7 +70,7 @@ def _try(runner: Runner, path: Path, pixel_limit: int) -> tuple[Explanation | st
     data = path.read_bytes()
     try:
         return explain(runner, data, pixel_limit), data
-    except DataError as error:
+    except (DataError, Diverged) as error:
         return str(error), data
 
 

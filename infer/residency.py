@@ -6,6 +6,7 @@ MLX's arrays belong to the thread that made them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Literal, TypeVar
 
 import psutil
 
-from config.errors import OutOfMemory
+from config.errors import BackendUnavailable, OutOfMemory
 from infer.member import Member, Opened, check_classes, close_all, open_one, runtimes
 from infer.options import NONE_GIVEN, RunOptions
 from infer.predictors import Predictor
@@ -40,7 +41,7 @@ class Members:
         self.members, self._shared = list(members), shared
         self.runtimes = runtimes(members, shared)
         self._open: dict[int, Opened] = {}
-        self._thread = ThreadPoolExecutor(1, "tandem-compute")
+        self._thread, self._process = ThreadPoolExecutor(1, "tandem-compute"), os.getpid()
         try:
             self.cards: list[Card] = self.run(lambda: self._look(keep))
         except BaseException:
@@ -53,8 +54,18 @@ class Members:
         return len(self._open) == len(self.members)
 
     def run(self, work: Callable[[], _Result]) -> _Result:
-        """Do `work` in the members' thread and wait for it."""
+        """Do `work` in the members' thread and wait for it; raises as `check_process`."""
+        self.check_process()
         return self._thread.submit(work).result()
+
+    def check_process(self) -> None:
+        """`BackendUnavailable` in a process that was forked since: it lacks the members' thread and those of their
+        runtimes, and would wait for them for ever."""
+        if os.getpid() != self._process:
+            raise BackendUnavailable(
+                f"{self.members[0]}: was opened in process {self._process}, and this is process {os.getpid()}, forked "
+                "from it, in which no network answers; call infer.load in each process, after the fork"
+            )
 
     def groups(self, places: Sequence[int]) -> list[list[int]]:
         """`places` in parts whose members may be open together."""
@@ -70,7 +81,9 @@ class Members:
             close_all(list(passing.values()))
 
     def close(self) -> None:
-        """Free all members; the thread ends."""
+        """Free all members; the thread ends. In a forked process they are the parent's, and nothing is done."""
+        if os.getpid() != self._process:
+            return
         self._thread.submit(self._release).result()
         self._thread.shutdown()
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from config.errors import Diverged
 from infer import merge, views
 from infer.calibration import Floats
 from infer.clock import Clock
@@ -115,7 +116,14 @@ class Panel:
 
     def _logits(self, m: int, predictor: Predictor, seen: Sequence[Images]) -> NDArray[np.float32]:
         with self.clock.measured(m, len(seen[0])):
-            return predictor.logits(*seen)
+            logits = predictor.logits(*seen)
+        wrong = int((~np.isfinite(logits)).any(axis=1).sum())
+        if wrong:
+            raise Diverged(
+                f"{self.ensemble.members[m]}: its logits are not finite for {wrong} of {len(logits)} images; run it "
+                "with precision fp32, or leave it out of the ensemble and train it again with a lower optim.lr"
+            )
+        return logits
 
 
 def gather(batches: Sequence[Prepared], where: Sequence[tuple[int, int]], sources: Set[int]) -> list[Images]:

@@ -6,7 +6,7 @@ order. Memory does not grow with the number of images, unless the caller keeps t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from infer.adaptive import AdaptivePanel, check, strongest
 from infer.clock import Clock
 from infer.ensemble import Ensemble
 from infer.finish import Finish
-from infer.inputs import Inputs, of_images, of_paths
+from infer.inputs import Image, Inputs, of_images, of_paths
 from infer.options import NONE_GIVEN, RunOptions
 from infer.prepare import AHEAD, Grid, prepare
 from infer.residency import Keep, Members
@@ -31,7 +31,6 @@ from models.card import Preprocessing
 
 _Result = TypeVar("_Result")
 
-Image = str | Path | bytes | NDArray[np.uint8]
 # Pixels of an automatic batch: 64 images at 224, 16 at 448. More gains nothing and takes memory.
 _BATCH_PIXELS = 64 * 224 * 224
 _BATCH_MOST = 128
@@ -104,6 +103,7 @@ class Runner:
         An image that cannot be read is told in `Answers.errors` with `skip_bad`, else it is a `DataError` with its
         name. The threads end with the iterator.
         """
+        self._members.check_process()
         unit = self.unit(grid)
         batches = prepare(inputs, self._inputs, grid, workers, AHEAD if unit == 1 else unit + 1)
         with closing(cast("Any", batches)):
@@ -114,14 +114,17 @@ class Runner:
                 yield from self._members.run(lambda held=held: self._panel.answer(held))  # type: ignore[misc]
                 del held
 
-    def predict(self, images: Sequence[Image]) -> Prediction:
-        """Answer files, encoded images and uint8 `[H, W, 3]` RGB arrays, in any mixture and order.
+    def predict(self, images: Image | Iterable[Image]) -> Prediction:
+        """Predict one image, which gives one row, or a list (or another iterable) of images in any mixture.
 
-        Raises `DataError` for an image that cannot be read. May be called from many threads at a time.
+        An image is a path, encoded bytes, a PIL image, or a uint8 `[H, W, 3]` RGB array; an array `[N, H, W, 3]` is N
+        of these. Raises `TypeError` for anything else, and `DataError` for an image that cannot be read. May be called
+        from many threads at a time, not in a process that was forked after the runner was opened.
         """
+        inputs = of_images(images)
         rows = [np.zeros((0, len(self.class_names)), dtype=np.float32)]
-        if len(images):
-            rows += [part.probabilities for part in self.stream(of_images(images), self.grid(len(images)))]
+        if len(inputs):
+            rows += [part.probabilities for part in self.stream(inputs, self.grid(len(inputs)))]
         return Prediction(self.class_names, np.concatenate(rows))
 
     def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

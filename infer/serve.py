@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends import installed
-from config.errors import BackendUnavailable, DataError
+from config.errors import BackendUnavailable, DataError, Diverged
 from infer import ensemble, predict
 from infer.explain import explain
 from infer.runner import Runner
@@ -69,6 +69,8 @@ def app(runner: Runner, limits: Limits, host: str = "127.0.0.1") -> Any:
             said = await run_in_threadpool(explain, runner, data, limits.pixels)
         except DataError as error:
             return JSONResponse({"error": str(error)}, 422)
+        except Diverged as error:
+            return JSONResponse({"error": str(error)}, 500)
         return JSONResponse(said.as_json())
 
     served.add_route("/predict", answer, methods=["POST"])

@@ -163,6 +163,7 @@ def _preprocessing(facts: Mapping[str, Any], size: int) -> Preprocessing:
         interpolation="bilinear" if facts["interpolation"] == "bilinear" else "bicubic",
         crop_pct=facts["crop_pct"],
         fit="squash" if facts.get("crop_mode") == "squash" else "crop",
+        resampling="pillow",  # as timm and torchvision evaluate their weights
     )
 
 

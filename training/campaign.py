@@ -13,12 +13,12 @@ import yaml
 
 import backends
 from config import load
-from config.errors import CheckpointError
+from config.errors import CheckpointError, ConfigError
 from config.schema import Settings
 from data import check, folds
 from data.images import Images
 from models.card import Card
-from training import audit, checkpoint, engine, fold, memory, plots, report, results, run, teacher
+from training import audit, checkpoint, engine, fold, memory, plots, report, results, resume, run, teacher
 from training.fold import Interrupted as Interrupted
 from training.loop import Events
 from training.prepare import FOLDS, describe, fold_numbers, keep_folds, refuse, with_vanished
@@ -48,6 +48,9 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
         for path in (folder / f"fold_{k}" for k in numbers):
             path.mkdir(exist_ok=True)
             held.enter_context(run.locked(path))
+        if reason := resume.refusal(folder, settings, numbers):
+            raise ConfigError(reason)
+        resume.apply(folder, settings, [folder / f"fold_{k}" for k in numbers])
         job = fold.Job(backend, settings, spec, card, table, images, fold_of, teaching, folder, stop_requested)
         if _finished(folder, numbers):
             print(f"{folder} is finished already; --resume never trains anew in a new folder")

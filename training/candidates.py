@@ -33,11 +33,12 @@ class Candidates:
     saver: Saver
     say: Callable[[str], None]
 
-    def compete(self, swa: Swa, with_soup: bool, stopping: Stopping) -> None:
-        """Put them in the place of the best epoch's weights where they score better; once, as the best then says."""
+    def compete(self, swa: Swa, with_soup: bool, stopping: Stopping, epochs: int) -> None:
+        """Put them in the place of the best epoch's weights where they score better; once for a training of `epochs`
+        epochs, as the best then says."""
         self.saver.wait()
         place, metric = self.folder / checkpoint.BEST, stopping.metric
-        if not place.exists() or "averaged" in checkpoint.read_state(place):
+        if not place.exists() or _competed(checkpoint.read_state(place), epochs):
             return
         made = {"swa": self.judge(swa.mean, True)} if swa.count else {}
         if with_soup:
@@ -48,7 +49,7 @@ class Candidates:
             self.say(f"{name}: {metric} {judged.scores[metric]:.4f}, best epoch {stopping.best:.4f}")
             if reached > least:
                 least = reached
-                said = {"epoch": stopping.best_epoch, "scores": judged.scores, "averaged": name}
+                said = {"epoch": stopping.best_epoch, "scores": judged.scores, "averaged": name, "epochs": epochs}
                 self.saver.save(functools.partial(self._write, said, judged))
 
     def soup(self, metric: str) -> Judged:
@@ -66,3 +67,9 @@ class Candidates:
     def _write(self, said: dict[str, Any], judged: Judged) -> None:
         self.write_oof(judged.logits)
         checkpoint.save_best(self.folder, self.card, judged.weights, said)
+
+
+def _competed(best: dict[str, Any], epochs: int) -> bool:
+    """Whether the best weights are an average that was made at the end of so many epochs; of older ones it is not
+    known, and they stay."""
+    return "averaged" in best and best.get("epochs", epochs) == epochs

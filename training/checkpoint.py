@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from backends.contract import TrainState, Weights
+from config import load as settings_files
 from config.errors import CheckpointError
 from config.schema import Settings
 from models import manifest, weights
@@ -83,8 +84,9 @@ def read_state(path: Path) -> dict[str, Any]:
 def config(path: Path) -> Settings | None:
     """The settings that a checkpoint was trained with; None where it is damaged or holds none."""
     try:
-        return Settings.model_validate(read_state(path)["config"])
-    except (CheckpointError, KeyError, ValidationError):
+        config = read_state(path)["config"]
+        return Settings.model_validate({**config, "data": {**settings_files.OLDER_DATA, **config["data"]}})
+    except (CheckpointError, KeyError, TypeError, ValidationError):
         return None
 
 

@@ -28,6 +28,7 @@ from training.policy.mining import Mining
 from training.policy.resizing import Course, Stage
 from training.profiling import Recorder
 from training.saver import Saver
+from training.targets import Targets
 
 _IN_FLIGHT = 4  # updates enqueued before the oldest one's result is read
 _NAMED = 5  # files of a bad batch that are named
@@ -35,8 +36,8 @@ _NAMED = 5  # files of a bad batch that are named
 
 @dataclass(frozen=True)
 class FoldData:
-    """What one fold trains and validates on. Labels are int64 class numbers; `train_targets` are float32 `[N, C]`,
-    `train_weights` float32 `[N]` the images' weights in the mean loss.
+    """What one fold trains and validates on. Labels are int64 class numbers; `train_targets` gives the float32 rows
+    of a batch, `train_weights` are float32 `[N]` the images' weights in the mean loss.
 
     `train` has a loader of the training images for each of the `stages`. `raise_to` maps a class to the count that it
     is raised to in each epoch; `corrupted` are damaged validation images.
@@ -45,7 +46,7 @@ class FoldData:
     stages: tuple[Stage, ...]
     train: tuple[Loader, ...]
     train_labels: NDArray[np.int64]
-    train_targets: NDArray[np.float32]
+    train_targets: Targets
     train_weights: NDArray[np.float32]
     valid: Loader
     valid_labels: NDArray[np.int64]
@@ -100,7 +101,8 @@ class Fit:
             finally:
                 self.recorder.close()
             if self.loop.epoch == self.settings.train.epochs or self.loop.stopping.stop:
-                self._candidates().compete(self.swa, self.settings.soup, self.loop.stopping)
+                self._require_best()
+                self._candidates().compete(self.swa, self.settings.soup, self.loop.stopping, self.loop.epoch)
         return self.loop
 
     def _announce(self) -> None:
@@ -121,6 +123,13 @@ class Fit:
                 break
             self._close_epoch()
 
+    def _require_best(self) -> None:
+        if self.loop.stopping.best_epoch < 0:
+            raise Diverged(
+                f"{self.folder}: the validation scores of all {len(self.loop.history)} epochs are not finite; lower "
+                "optim.lr, or set train.precision fp32"
+            )
+
     def suspects(self) -> list[int]:
         """Positions of the training samples whose loss stays highest, hardest first: labels worth a look."""
         return self.mining.suspects().tolist() if self.settings.mining.cap > 0 else []
@@ -139,7 +148,29 @@ class Fit:
             self.mining.losses, self.mining.fresh = arrays["mining.losses"].copy(), arrays["mining.fresh"].copy()
         if self.loop.epoch or self.loop.batch:
             self.events.say(f"going on from {found}: epoch {self.loop.epoch + 1}, batch {self.loop.batch}")
+        self._adapt(checkpoint.config(found) or self.settings)
         return True
+
+    def _adapt(self, before: Settings) -> None:
+        """Fit the state of a checkpoint that was made with the settings `before` to those of now."""
+        loop, settings, planned = self.loop, self.settings, before.train.epochs
+        loop.stopping.patience, loop.stopping.min_delta = settings.stopping.patience, settings.stopping.min_delta
+        fresh = Loop.start(settings).plateau
+        loop.plateau.factor, loop.plateau.patience, loop.plateau.floor = fresh.factor, fresh.patience, fresh.floor
+        if planned - before.swa.epochs != self.swa.start:
+            self.swa = averaging.Swa(start=self.swa.start)
+        if planned == settings.train.epochs:
+            return
+        best = self.folder / checkpoint.BEST
+        if best.exists() and "averaged" in (state := checkpoint.read_state(best)):
+            loop.stopping.best = state["scores"][loop.stopping.metric]
+        if loop.epoch < settings.train.epochs and loop.history:
+            now, last = self._knobs(loop.batch).lr, loop.history[-1]["lr"]
+            self.events.say(
+                f"{self.folder.name}: {settings.train.epochs} epochs in place of {planned}; the learning rate follows "
+                f"the {settings.schedule.name} schedule of {settings.train.epochs} epochs, from {now:.2e} in epoch "
+                f"{loop.epoch + 1} ({last:.2e} at the end of epoch {loop.epoch})"
+            )
 
     def _go_back(self) -> None:
         """To the last checkpoint at half the rate."""
@@ -281,8 +312,8 @@ class Fit:
         if watch.overfitting(loop.history):
             self.events.say("  overfitting: the validation loss rises while the training loss falls")
         loop.epoch, loop.batch, loop.totals, self.clock = loop.epoch + 1, 0, Totals(), Clock()
-        due = loop.epoch % self.settings.checkpoint.every_epochs == 0 or loop.epoch == self.settings.train.epochs
-        if best or due:
+        ends = loop.epoch == self.settings.train.epochs or loop.stopping.stop
+        if best or ends or loop.epoch % self.settings.checkpoint.every_epochs == 0:
             self.save(write_best if best else None)
 
     def _row(self, scores: dict[str, float], unreadable: int) -> dict[str, float]:

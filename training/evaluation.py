@@ -9,18 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.contract import Session, Which
+from config.errors import DataError
 from data.loader import Loader
 from training import metrics
 
 
 def evaluate(session: Session, loader: Loader, count: int, which: Which = "live") -> NDArray[np.float32]:
     """Logits float32 `[count, C]` of all images of a loader, in order; -inf for those that cannot be read."""
-    found: dict[int, NDArray[np.float32]] = {}
+    found: NDArray[np.float32] | None = None
     for loaded in loader.epoch(np.arange(count), epoch=0):
-        kept = loaded.weight > 0
-        found.update(zip(loaded.index[kept].tolist(), session.logits(loaded.images, which)[kept], strict=True))
-    absent = np.full_like(next(iter(found.values())), -np.inf)
-    return np.stack([found.get(i, absent) for i in range(count)])
+        logits, kept = session.logits(loaded.images, which), loaded.weight > 0
+        if found is None:
+            found = np.full((count, logits.shape[1]), -np.inf, np.float32)
+        found[loaded.index[kept]] = logits[kept]
+    if found is None or not answered(found).any():
+        raise DataError(f"none of the {count} validation images can be read; replace them, or change folds")
+    return found
 
 
 def answered(logits: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -232,7 +232,7 @@ def _sources(job: Job) -> cache.Sources:
 
 
 def _train_loader(job: Job, stage: resizing.Stage, paths: Sequence[Path], source: Source) -> Loader:
-    prep = replace(job.card.preprocessing, size=stage.size)
+    prep = replace(job.card.preprocessing, size=stage.size, resampling="area")
     transform = augment.by_epoch(job.settings.augment, prep, job.settings.train.epochs)
     return _loader(job, paths, transform, stage.size, stage.batch, source)
 

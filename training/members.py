@@ -26,11 +26,13 @@ _AFTERWARDS = ("tta", "tune", "ensemble")
 
 @dataclass(frozen=True)
 class Campaign:
-    """A campaign's folder, its members, all of them named, and the engine that this process has."""
+    """A campaign's folder, its members, all of them named, and the engine that this process has. `listed` are the
+    members as `campaign.yaml` has them, without what a search found."""
 
     engine: str
     folder: Path
     members: tuple[Member, ...]
+    listed: tuple[Member, ...]
     stop_requested: Callable[[], bool]
 
     @property
@@ -63,7 +65,7 @@ def begin(
             "--mode train with the same settings, or name one by --resume PATH"
         )
     named = tuple(replace(member, name=member.name or _slug(member.settings)) for member in members)
-    return Campaign(engine, folder, named, stop_requested)
+    return Campaign(engine, folder, named, tuple(members), stop_requested)
 
 
 def differences(one: Sequence[Member], other: Sequence[Member], ignored: tuple[str, ...] = ()) -> list[str]:
@@ -81,7 +83,7 @@ def differences(one: Sequence[Member], other: Sequence[Member], ignored: tuple[s
 def _folder(members: Sequence[Member], may_be_new: bool) -> Path | None:
     settings = members[0].settings
     if settings.resume not in ("auto", "never"):
-        return _resumed(Path(settings.resume), members)
+        return _resumed(Path(settings.resume), members, trains=may_be_new)
     found = _newest(members) if settings.resume == "auto" else None
     if found:
         return _updated(found, members)
@@ -117,7 +119,17 @@ def _fits(path: Path, members: Sequence[Member]) -> bool:
     return file.exists() and not differences(load.read_members(file), members)
 
 
-def _resumed(path: Path, members: Sequence[Member]) -> Path:
+def training_changed(campaign: Campaign) -> list[str]:
+    """What the campaign's members would be trained with and `campaign.yaml` does not say."""
+    return differences(load.read_members(campaign.folder / load.CAMPAIGN), campaign.listed, run.PLACES)
+
+
+def record(campaign: Campaign) -> None:
+    """Write `campaign.yaml` anew where the members' settings are others by now; the old file stays."""
+    _record(campaign.folder, campaign.listed)
+
+
+def _resumed(path: Path, members: Sequence[Member], trains: bool) -> Path:
     file = path / load.CAMPAIGN
     if not file.exists():
         raise ConfigError(
@@ -126,19 +138,34 @@ def _resumed(path: Path, members: Sequence[Member]) -> Path:
     changed = differences(load.read_members(file), members, run.PLACES)
     if changed and not members[0].settings.resume_anyway:
         raise run.other_settings(path, "was begun", changed)
+    if changed and not trains:
+        raise ConfigError(
+            f"{path}: this mode trains nothing with other settings ({'; '.join(changed[:5])}); give them with --mode "
+            "train or full"
+        )
     return _updated(path, members)
 
 
 def _updated(path: Path, members: Sequence[Member]) -> Path:
-    """The folder, after its `campaign.yaml` took over weights, views or consents that are new; the old file stays."""
+    """The folder, after its `campaign.yaml` took over weights, views or consents that are new. Settings of the training
+    are taken over when something is trained with them."""
+    if not differences(load.read_members(path / load.CAMPAIGN), members, run.PLACES):
+        _record(path, members)
+    return path
+
+
+def _record(path: Path, members: Sequence[Member]) -> None:
     file = path / load.CAMPAIGN
     with run.briefly(path):
         begun = load.read_members(file)
-        same = [_afterwards(a) == _afterwards(b) for a, b in zip(begun, members, strict=True)]
-        if not all(same) or differences(begun, members, run.PLACES):
+        same = len(begun) == len(members) and all(map(_same_afterwards, begun, members))
+        if not same or differences(begun, members, run.PLACES):
             file.rename(path / f"campaign_{len(list(path.glob('campaign*.yaml')))}.yaml")
             run.write_text(file, load.members_yaml(members))
-    return path
+
+
+def _same_afterwards(one: Member, other: Member) -> bool:
+    return _afterwards(one) == _afterwards(other)
 
 
 def _afterwards(member: Member) -> tuple[Any, ...]:

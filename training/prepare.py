@@ -54,7 +54,7 @@ def prepare(settings: Settings, table: sources.Table | None = None) -> tuple[Set
     spec = replace(spec, preprocessing=_preprocessing(settings, spec))
     resizing.check(settings.progressive, spec)
     resolved = {
-        "data": {"image_size": spec.preprocessing.size},
+        "data": {"image_size": spec.preprocessing.size, "resampling": spec.preprocessing.resampling},
         "train": _batch(settings, spec),
         "optim": {"lr": optimizer.learning_rate(settings.optim, spec)},
     }
@@ -72,7 +72,14 @@ def _batch(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
 def _preprocessing(settings: Settings, spec: ModelSpec) -> Preprocessing:
     """The model's own preprocessing, with the user's wishes over it."""
     own, data = spec.preprocessing, settings.data
-    return replace(own, fit=data.fit or own.fit, pad=data.pad, mean=data.mean or own.mean, std=data.std or own.std)
+    return replace(
+        own,
+        fit=data.fit or own.fit,
+        pad=data.pad,
+        mean=data.mean or own.mean,
+        std=data.std or own.std,
+        resampling=data.resampling or own.resampling,
+    )
 
 
 def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:

@@ -9,7 +9,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -126,14 +126,22 @@ def decides(key: str, ignored: tuple[str, ...] = ()) -> bool:
 
 
 def check_unedited(path: Path, settings: Settings) -> None:
-    """`ConfigError` when a fold of the run was trained so far with other settings than these."""
+    """`ConfigError` when a fold of the run was trained so far with settings that are neither these nor those of an
+    earlier `config_N.yaml`, which were replaced with the user's consent."""
     if settings.resume_anyway:
         return
     for fold in sorted(path.glob("fold_*")):
         for begun in [checkpoint.config(step) for step in checkpoint.steps(fold)[-1:]]:
             changed = differences(begun, settings, PLACES) if begun else []
-            if changed:
+            if begun and changed and not any(not differences(begun, old, PLACES) for old in _replaced(path)):
                 raise other_settings(path, f"{fold.name} was trained", changed)
+
+
+def _replaced(path: Path) -> Iterator[Settings]:
+    """The settings that a run had before; files that can no longer be read are passed over."""
+    for file in sorted(path.glob("config_[0-9]*.yaml")):
+        with suppress(ConfigError):
+            yield load.read(file)
 
 
 @contextmanager
@@ -205,16 +213,13 @@ def _resumed(path: Path, settings: Settings) -> Path:
     changed = differences(load.read(file), settings, PLACES)
     if changed and not settings.resume_anyway:
         raise other_settings(path, "was begun", changed)
-    if changed:
-        print(f"{path} goes on with other settings: {'; '.join(changed)}")
-        with briefly(path):
-            file.rename(path / f"config_{len(list(path.glob('config*.yaml')))}.yaml")
-            write_text(file, load.to_yaml(settings))
     return path
 
 
 def settle(path: Path, settings: Settings) -> None:
-    """Make `path` the folder of a run with these settings, or go on in it; `ConfigError` where they differ."""
+    """Make `path` the folder of a run with these settings, or go on in it; `ConfigError` where they differ.
+
+    With `resume_anyway` they may: `resume.apply` then makes them the run's."""
     path.mkdir(parents=True, exist_ok=True)
     with briefly(path):
         fresh = not (path / CONFIG).exists()

@@ -21,16 +21,16 @@ from data import folds as split
 from data import sources
 from infer import teacher
 from infer.teacher import Answers
-from training.targets import blended, smoothed, softened
+from training.targets import JoinedTargets, TargetRows, Targets
 
 
 class Lesson(NamedTuple):
-    """The N images that a fold is trained on: labels int64 `[N]`, targets float32 `[N, C]`, and `weights` float32 `[N]`
+    """The N images that a fold is trained on: labels int64 `[N]`, `targets` of each, and `weights` float32 `[N]`
     in the mean loss. The label of a pseudo-labelled image is its likeliest class."""
 
     paths: list[Path]
     labels: NDArray[np.int64]
-    targets: NDArray[np.float32]
+    targets: Targets
     weights: NDArray[np.float32]
 
 
@@ -98,10 +98,9 @@ def _check_unseen(answers: Answers, validation: list[str], fold: int) -> None:
 def lesson(teaching: Teaching, table: sources.Table, train: NDArray[np.int64], fold: int) -> Lesson:
     """What fold `fold` is trained on: the images at `train` of the table, then the pseudo-labelled ones."""
     labels = table.labels[train]
-    targets = smoothed(labels, len(table.class_names), teaching.smoothing)
-    if teaching.labelled:
-        answers = _find(teaching.labelled, [table.ids[i] for i in train], fold)
-        targets = blended(targets, softened(answers, teaching.settings.temperature), teaching.settings.weight)
+    answers = _find(teaching.labelled, [table.ids[i] for i in train], fold) if teaching.labelled else None
+    wish = teaching.settings
+    targets = TargetRows(labels, len(table.class_names), teaching.smoothing, answers, wish.temperature, wish.weight)
     own = Lesson([table.paths[i] for i in train], labels, targets, np.ones(len(train), np.float32))
     return _joined(own, _pseudo(teaching, fold))
 
@@ -112,7 +111,7 @@ def _joined(own: Lesson, more: Lesson | None) -> Lesson:
     return Lesson(
         own.paths + more.paths,
         np.concatenate([own.labels, more.labels]),
-        np.concatenate([own.targets, more.targets]),
+        JoinedTargets(len(own.labels), (own.targets, more.targets)),
         np.concatenate([own.weights, more.weights]),
     )
 
@@ -130,10 +129,8 @@ def _pseudo(teaching: Teaching, fold: int) -> Lesson | None:
             f"of {wish.extra_root}; lower it"
         )
     labels = answers[sure].argmax(axis=1).astype(np.int64)
-    soft = wish.extra_labels == "soft"
-    targets = (
-        softened(answers[sure], wish.temperature) if soft else smoothed(labels, answers.shape[1], teaching.smoothing)
-    )
+    soft = answers[sure] if wish.extra_labels == "soft" else None
+    targets = TargetRows(labels, answers.shape[1], teaching.smoothing, soft, wish.temperature)
     weights = np.full(len(sure), wish.extra_weight, np.float32)
     return Lesson([images.paths[i] for i in sure], labels, targets, weights)
 

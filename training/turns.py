@@ -25,7 +25,7 @@ from data.audit import actions
 from data.images import Images
 from models.card import Card
 from models.registry import ModelSpec
-from training import audit, failures, fold, run, teacher, worklist
+from training import audit, failures, fold, members, resume, run, teacher, worklist
 from training import campaign as single
 from training.members import Campaign
 from training.prepare import FOLDS, describe, fold_numbers, keep_folds, prepare, refuse, with_vanished
@@ -76,6 +76,7 @@ def train(campaign: Campaign, wish: Wish) -> None:
         campaign, lambda numbers: all(done(path) for path in _folders(campaign, able, numbers)), wish.fold
     )
     team = [_ready(campaign, member, stock) for member in able]
+    _begin(campaign, team, stock.numbers)
     folders = [folder for one in team for folder in one.folds(stock.numbers)]
     work = Worklist(folders, done)
     left = work.left()
@@ -88,6 +89,21 @@ def train(campaign: Campaign, wish: Wish) -> None:
         raise fold.Interrupted(campaign.folder)
     for one in team:
         _sum_up(campaign, one, stock)
+
+
+def _begin(campaign: Campaign, team: Sequence[Ready], numbers: Sequence[int]) -> None:
+    """Make the members' settings those of their runs, where something is trained with them."""
+    reasons = {one.member.name: resume.refusal(one.folder, one.settings, numbers) for one in team}
+    if members.training_changed(campaign) and all(reasons.values()):
+        raise ConfigError("; ".join(reasons.values()))
+    for one in team:
+        if not reasons[one.member.name]:
+            run.settle(one.folder, one.settings)
+            resume.apply(one.folder, one.settings)
+            with run.briefly(one.folder):
+                if not (one.folder / FOLDS).exists():
+                    (one.folder / FOLDS).write_bytes((campaign.folder / FOLDS).read_bytes())
+    members.record(campaign)
 
 
 def done(folder: Path) -> bool:
@@ -164,12 +180,7 @@ def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
     settings, spec, _ = prepare(member.settings, stock.table)
     teaching = teacher.read(settings, stock.table)
     teacher.check(teaching, stock.table, stock.fold_of, stock.numbers)
-    folder = campaign.run(member)
-    run.settle(folder, settings)
-    with run.briefly(folder):
-        if not (folder / FOLDS).exists():
-            (folder / FOLDS).write_bytes((campaign.folder / FOLDS).read_bytes())
-    return Ready(member, folder, settings, spec, teaching)
+    return Ready(member, campaign.run(member), settings, spec, teaching)
 
 
 def _look_at_images(team: Sequence[Ready], stock: Stock) -> None:

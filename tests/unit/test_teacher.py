@@ -85,7 +85,9 @@ def lesson(wanted: Settings, run: Path, fold: int = 0) -> tuple[teacher.Lesson, 
     fold_of = folds.read(run / "folds.csv", table)
     teaching, train = teacher.read(wanted, table), np.flatnonzero(fold_of != fold)
     teacher.check(teaching, table, fold_of, [fold])
-    return teacher.lesson(teaching, table, train, fold), table, train
+    found = teacher.lesson(teaching, table, train, fold)
+    rows = found.targets[np.arange(len(found.labels))[::-1]][::-1]
+    return found._replace(targets=rows), table, train
 
 
 def last_weights(folder: Path, fold: int = 0) -> Arrays:
