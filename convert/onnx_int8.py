@@ -1,7 +1,7 @@
 """Static int8 for ONNX: `QuantizeLinear` and `DequantizeLinear` around convolutions and matrix products.
 
-onnxruntime.quantization does it, per channel, with ranges of calibration images. Which layers lose most by it is
-measured here too, layer by layer.
+onnxruntime.quantization does it: int8 weights per channel, uint8 activations with ranges of calibration images. A
+convolution's range is taken behind its ReLU, ReLU6 and residual addition, since ONNX Runtime computes them as one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from convert.pictures import Pixels
 
 KINDS = ("Conv", "Gemm", "MatMul")
+# Computed together with the layer in front of them, so that nothing is quantised in between.
+_FUSED = ("Clip", "Relu", "Add")
+# Their results stay in float: logits, and what a normalisation or a GELU takes.
+_FLOAT_OUTPUTS = ("Gemm", "MatMul")
 _CACHE = "ranges.json"
 
 
@@ -73,6 +77,22 @@ def layers(file: Path) -> dict[str, str]:
     return found
 
 
+def _with_fused(file: Path, names: list[str]) -> list[str]:
+    """The layers `names` with the nodes behind their convolutions that are computed together with them."""
+    graph = onnx.load(str(file), load_external_data=False).graph
+    users: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    found, wanted = list(names), set(names)
+    for node in (n for n in graph.node if n.name in wanted and n.op_type == "Conv"):
+        behind = users.get(node.output[0], [])
+        while len(behind) == 1 and behind[0].op_type in _FUSED:
+            found.append(behind[0].name)
+            behind = users.get(behind[0].output[0], [])
+    return list(dict.fromkeys(found))
+
+
 def _quantize(ready: Path, made: Path, batches: Sequence[Pixels], folder: Path, names: list[str]) -> None:
     logging.disable(logging.WARNING)
     try:
@@ -80,11 +100,12 @@ def _quantize(ready: Path, made: Path, batches: Sequence[Pixels], folder: Path, 
             str(ready),
             str(made),
             _Reader(ready, batches),
-            op_types_to_quantize=list(KINDS),
-            nodes_to_quantize=names,
+            op_types_to_quantize=[*KINDS, *_FUSED],
+            nodes_to_quantize=_with_fused(ready, names),
             per_channel=True,
-            activation_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            extra_options={"OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUTS)},
             calibration_cache_path=folder / _CACHE,
         )
     finally:

@@ -81,6 +81,34 @@ def test_int8_is_per_channel_and_leaves_the_named_layers(int8: Path, vit: Networ
     assert sorted(p.name for p in int8.parent.iterdir()) == ["x.onnx"]
 
 
+@pytest.mark.parametrize("family", ["mobilenetv2", "resnet"])
+def test_int8_takes_the_range_of_a_convolution_behind_its_activation(family: str, tmp_path: Path) -> None:
+    """ReLU6 and ReLU are computed with their convolution; logits stay in float."""
+    network = build(family)
+    path = onnx.write(network.classifier, network.card, tmp_path / "x.onnx", "int8", calibration=[(network.images,)])
+    graph = onnx_library.load(path).graph
+    users: dict[str, list[onnx_library.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+
+    def behind(node: onnx_library.NodeProto, steps: int) -> set[str]:
+        nodes = [node]
+        for _ in range(steps):
+            nodes = [user for one in nodes for user in users.get(one.output[0], [])]
+        return {one.op_type for one in nodes}
+
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) > 10
+    for node in convolutions:
+        if behind(node, 1) == {"QuantizeLinear"}:
+            assert not behind(node, 3) & {"Clip", "Relu"}
+    assert {made.op_type for made in graph.node if "logits" in made.output} == {"Gemm"}
+    if family == "resnet":  # random ReLU6 weights lose more than a standard deviation of the logits by int8
+        logits = onnx_predictor.open(path).logits(network.images)
+        assert np.abs(logits - network.single).max() < 0.5 * network.single.std()
+
+
 def test_the_layer_that_was_made_hard_for_int8_is_named_first(small: Network) -> None:
     """One channel of its input is a thousand times the others."""
     hard = copy.deepcopy(small.classifier)
