@@ -119,7 +119,7 @@ def _ahead(job: Job, data: engine.FoldData, folder: Path) -> compiling.Ahead:
     begun, last = checkpoint.newest(folder), data.stages[-1]
     course = resizing.Course(data.stages, len(data.train_labels))
     done = course.update(checkpoint.read_state(begun)["loop"]["epoch"], 0) if begun else 0
-    return compiling.Ahead(course.updates - done, last.batch, last.size, job.spec.num_classes)
+    return compiling.Ahead(course.updates - done, last.batch, last.size, job.spec.num_classes, folder)
 
 
 def _both(one: OnEpoch, other: OnEpoch) -> OnEpoch:
@@ -158,7 +158,7 @@ def _start(job: Job, backend: Backend, number: int) -> Weights:
         for note in notes:
             print(note)
         return fitted
-    session = backend.open(spec, None, OptimSpec(), LossSpec(), seed=settings.seed)
+    session = backend.open(spec, None, OptimSpec(), LossSpec(), seed=settings.seed, compile=False)
     try:
         return session.state().weights
     finally:

@@ -6,7 +6,6 @@ What is computed stands in `step`; here arrays cross the border, calls are count
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -38,15 +37,15 @@ from backends.contract import (
     Which,
 )
 from backends.torch import compiling, losses, model, optim, profile, statistics, step
+from backends.torch.devices import DEVICE_VARIABLE as DEVICE_VARIABLE
+from backends.torch.devices import best_device as best_device
 from backends.torch.memory import memory_errors
 from backends.torch.precision import LossScale, resolved, tf32
 from backends.torch.transfer import Pending, Transfer, arrived
-from config.errors import BackendUnavailable, ConfigError
+from config.errors import ConfigError
 from models.registry import ModelSpec
 from models.weights import check
 
-# Overrides the choice of device, such as "cpu" or "cuda:1".
-DEVICE_VARIABLE = "TANDEM_TORCH_DEVICE"
 # Pixels of one evaluation chunk: 64 images at 224, 16 at 448. More gains nothing and takes memory.
 _CHUNK_PIXELS = 64 * 224 * 224
 _CHUNK_MOST = 64
@@ -69,21 +68,6 @@ def open(
     `BackendUnavailable`.
     """
     return Session(spec, weights, optim, loss, precision, seed, compile, memory, device=best_device())
-
-
-def best_device() -> torch.device:
-    """The device that sessions open on; `BackendUnavailable` when TANDEM_TORCH_DEVICE names one that is not there."""
-    wanted = os.environ.get(DEVICE_VARIABLE)
-    if not wanted:
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        return torch.zeros((), device=wanted).device
-    except (RuntimeError, AssertionError) as error:
-        raise BackendUnavailable(
-            f"{DEVICE_VARIABLE}={wanted}: torch {torch.__version__} has no such device here; unset it, or use cpu"
-        ) from error
 
 
 class Session:
@@ -112,6 +96,8 @@ class Session:
         self._optimizer, self._precision, self._seed, self._device = optimizer, precision, seed, device
         self._classes, self._calls = spec.num_classes, 0
         self._mode = compiling.mode(compile, device, memory)
+        if self._mode:
+            compiling.renew(spec)
         self._transfer = Transfer(device)
         self._set: bool | None = None  # the mode of training that the network is in: frozen or not; None: evaluation
         network = self._network(spec, weights)
@@ -230,7 +216,7 @@ class Session:
             "precision": self._precision,
             "compiled": bool(self._mode),
             "compile_mode": self._mode,
-            "compiles": self._device.type == "cuda" and not compiling.refusal(self._device),
+            "compiles": self._device.type == "cuda",
             "tf32": tf32(self._device),
             "layout": str(self._layout()).removeprefix("torch."),
             "memory": self._memory(),
@@ -241,6 +227,7 @@ class Session:
         """Free the device's memory; the session cannot be used afterwards."""
         del self._trainer, self._tensors, self._parameters, self._moments
         del self._evaluate, self._evaluate_average
+        compiling.release(self._mode)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

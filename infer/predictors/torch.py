@@ -5,9 +5,6 @@ The network and its arithmetic are those of the torch engine's sessions (`backen
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import warnings
 
 import numpy as np
@@ -16,10 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from backends.contract import Precision, Weights
-from backends.torch import model, step
+from backends.torch import compiling, model, step
+from backends.torch.devices import best_device, named
 from backends.torch.memory import memory_errors
 from backends.torch.precision import resolved
-from backends.torch.session import best_device
 from config.errors import BackendUnavailable, ConfigError, OutOfMemory
 from infer.predictors import images as pixels
 from models.card import Card
@@ -38,7 +35,7 @@ class TorchPredictor:
         self.card, self.device = card, device
         self._network: nn.Module | None = network
         self._prepare, self._compiled = prepare, compile
-        self._forward: step.Forward = torch.compile(network, dynamic=False) if compile else network
+        self._forward: step.Forward = compiling.evaluation(network, "default" if compile else "")
         self._chunk = max(1, _CHUNK_PIXELS // card.preprocessing.size**2)
 
     def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -109,9 +106,10 @@ def open(
     Raises `BackendUnavailable` for a device that is not there or no compiler, `ConfigError` for a precision that the
     device lacks, `WeightsError` for weights that do not fit.
     """
-    place = _device(device)
-    if compile:
-        _check_compiler(place)
+    place = best_device() if device is None else named(device, "--device ")
+    refusal = compiling.refusal(place) if compile else ""
+    if refusal:
+        raise BackendUnavailable(f"--compile: {refusal}; or leave --compile out")
     if spec.in_chans not in (1, 3):
         raise ConfigError(f"model {spec.name}: in_chans is {spec.in_chans}; images are RGB, so choose 1 or 3")
     exact = resolved(precision, place)
@@ -121,29 +119,3 @@ def open(
     network = network.to(place, memory_format=torch.channels_last if last else torch.contiguous_format).eval()
     mean, std = (torch.tensor(v, device=place) for v in (spec.preprocessing.mean, spec.preprocessing.std))
     return TorchPredictor(card, network, step.Input(mean, std, spec.in_chans, exact), place, compile)
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        found = best_device()
-        rank = os.environ.get("LOCAL_RANK", "")
-        if found == torch.device("cuda") and rank.isdecimal():
-            return torch.device("cuda", int(rank) % torch.cuda.device_count())
-        return found
-    try:
-        return torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise BackendUnavailable(
-            f"--device {name}: torch {torch.__version__} has no such device here; use cpu, or leave it out"
-        ) from error
-
-
-def _check_compiler(device: torch.device) -> None:
-    """torch.compile on the CPU runs a C++ compiler, whose absence would show only at the first image."""
-    named = os.environ.get("CXX")
-    candidates = [named] if named else ["cl"] if sys.platform == "win32" else ["g++", "clang++"]
-    if device.type == "cpu" and not any(shutil.which(name) for name in candidates):
-        raise BackendUnavailable(
-            f"--compile: torch needs a C++ compiler for the CPU, and there is no {' or '.join(candidates)}; "
-            "install one, or leave --compile out"
-        )

@@ -48,13 +48,13 @@ def test_torch_options_change_how_and_not_what(trained):
 
 def test_compiled_answers_are_eager_ones_and_few_shapes_are_compiled(trained, monkeypatch):
     seen = []
-    monkeypatch.setattr(torch, "compile", lambda network, dynamic: lambda x: seen.append(x.shape) or network(x))
+    monkeypatch.setattr(torch, "compile", lambda network, **_: lambda x: seen.append(x.shape) or network(x))
     compiled = predictors.open(trained[0], "torch", compile=True)
     plain = predictors.open(trained[0], "torch").logits(IMAGES)
     assert np.allclose(compiled.logits(IMAGES), plain, atol=1e-5) and seen == [(8, 3, 32, 32)]
-    monkeypatch.setattr("infer.predictors.torch.shutil.which", lambda _name: None)
+    monkeypatch.setattr("backends.torch.compiling.shutil.which", lambda _name: None)
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(BackendUnavailable, match=r"--compile: torch needs a C\+\+ compiler"):
+    with pytest.raises(BackendUnavailable, match=r"--compile: torch.compile needs a C\+\+ compiler"):
         predictors.open(trained[0], "torch", compile=True, device="cpu")
 
 
