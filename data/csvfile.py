@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from config.errors import DataError
+from data import names
+
+_DELIMITERS = (",", ";", "\t", "|")
+_SNIFFED = 20  # lines that tell what separates the cells
 
 
 class Row(NamedTuple):
@@ -21,14 +26,16 @@ class Row(NamedTuple):
 
 
 def read(path: Path, columns: Sequence[str]) -> list[Row]:
-    """All rows of a UTF-8, comma-separated file that has at least `columns`, none of them with an empty cell.
+    """All rows of a UTF-8 file that has at least `columns`, none of them with an empty cell.
 
-    A byte-order mark and blank lines are taken. Raises `DataError` for everything else that is wrong, with the line.
+    Cells are separated by commas, semicolons, tabs or bars, as its first lines tell, and taken in their normal form
+    (`data.names.normal`). A byte-order mark and blank lines are taken. Raises `DataError` for everything else that is
+    wrong, with the line.
     """
-    lines = _lines(path)
+    lines = read_lines(path)
     if not lines:
         raise DataError(f"{path}: is empty; its first line must name the columns ({', '.join(columns)})")
-    header = [name.strip() for name in lines[0][1]]
+    header = [names.normal(name) for name in lines[0][1]]
     _check_header(path, header, columns)
     if len(lines) == 1:
         raise DataError(f"{path}: has a header but no rows; add one row for each image")
@@ -37,8 +44,8 @@ def read(path: Path, columns: Sequence[str]) -> list[Row]:
 
 def header(path: Path) -> list[str]:
     """The names of a table's columns; `DataError` where the file cannot be read."""
-    lines = _lines(path)
-    return [name.strip() for name in lines[0][1]] if lines else []
+    lines = read_lines(path)
+    return [names.normal(name) for name in lines[0][1]] if lines else []
 
 
 def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -63,19 +70,39 @@ def replace(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
+def read_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The lines that are not blank, each with its number and its cells as they stand; `DataError` as `read`."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
+        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + 1
         raise DataError(f"{path}: line {line} is not UTF-8; save the file as 'CSV UTF-8'") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
         return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num} is not valid CSV ({error}); correct that line") from error
+
+
+def _delimiter(text: str) -> str:
+    """What separates the cells: what parts the first lines into equally many, the most; else what parts the first."""
+    head = list(itertools.islice((line for line in io.StringIO(text) if line.strip()), _SNIFFED))
+    counts = {mark: [len(cells) for cells in csv.reader(head, delimiter=mark)] for mark in _DELIMITERS}
+    even = {mark: found[0] for mark, found in counts.items() if len(set(found)) == 1}
+    first = {mark: found[0] for mark, found in counts.items() if found}
+    most = max(even.values(), default=1)
+    return next((mark for mark in even if even[mark] == most > 1), max(first, key=lambda mark: first[mark], default=","))
+
+
+def near(name: str, others: Sequence[str]) -> str:
+    """`, perhaps you mean X` with the nearest of the others, whatever its case; "" where none is near."""
+    folded = {other.casefold(): other for other in others}
+    close = difflib.get_close_matches(name.casefold(), list(folded), n=1)
+    return f", perhaps you mean {folded[close[0]]!r}" if close else ""
 
 
 def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None:
@@ -84,10 +111,8 @@ def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None
         raise DataError(f"{path}: column {twice[0]!r} occurs twice; rename or remove one of them")
     for name in columns:
         if name not in header:
-            near = difflib.get_close_matches(name, header, n=1)
-            hint = f", perhaps you mean {near[0]!r}" if near else ""
             raise DataError(
-                f"{path}: no column {name!r}, its columns are {', '.join(map(repr, header))}{hint}; "
+                f"{path}: no column {name!r}, its columns are {', '.join(map(repr, header))}{near(name, header)}; "
                 "rename it, separate columns by commas, or set data.id_column and data.target_column"
             )
 
@@ -95,7 +120,7 @@ def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None
 def _row(path: Path, line: int, header: list[str], cells: list[str], columns: Sequence[str]) -> Row:
     if len(cells) != len(header):
         raise DataError(f"{path}: line {line} has {len(cells)} cells, the header has {len(header)}; correct that line")
-    row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+    row = dict(zip(header, map(names.normal, cells), strict=True))
     for name in columns:
         if not row[name]:
             raise DataError(f"{path}: line {line} has no {name!r}; fill it in or remove the line")
