@@ -78,20 +78,29 @@ def replace(path: Path, content: bytes) -> None:
 
 def read_lines(path: Path) -> list[tuple[int, list[str]]]:
     """The lines that are not blank, each with its number and its cells as they stand; `DataError` as `read`."""
-    try:
-        data = path.read_bytes()
-        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
-        text = data.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}: line {line} is not UTF-8; save the file as 'CSV UTF-8'") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    text = _text(path)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
         return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num} is not valid CSV ({error}); correct that line") from error
+
+
+def delimiter(path: Path) -> str:
+    """What separates the cells of a table; `DataError` where the file cannot be read."""
+    return _delimiter(_text(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
+        return data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}: line {line} is not UTF-8; save the file as 'CSV UTF-8'") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def _delimiter(text: str) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config.errors import DataError
+from config.errors import ConfigError, DataError
 
 _ABOUT = "Check a submission against the sample: every fault is named; exit code 1 if any."
 
@@ -21,6 +21,11 @@ def main(words: Sequence[str]) -> int:
         "--id_column", default="ID", help="the ID column (default: %(default)s, else the sample's first)"
     )
     parser.add_argument("--train", type=Path, help="the training CSV whose labels a label file may hold (default: any)")
+    parser.add_argument(
+        "--positive",
+        metavar="CLASS",
+        help="the target column holds the probability of CLASS (default: where the sample has fractions there)",
+    )
     parser.add_argument("--target_column", default="target", help="the label column of --train (default: %(default)s)")
     options = parser.parse_args(words)
     from data import csvfile
@@ -30,7 +35,12 @@ def main(words: Sequence[str]) -> int:
     if options.train:
         rows = csvfile.read(options.train, (column,))
     labels = sorted({row.cells[column] for row in rows})
-    faults = validate.faults(options.file, options.sample, options.id_column, labels=labels)
+    if options.positive is not None and labels and options.positive not in labels:
+        near = csvfile.near(options.positive, labels)
+        raise ConfigError(f"--positive {options.positive!r}: is no label of {options.train}{near}")
+    faults = validate.faults(
+        options.file, options.sample, options.id_column, labels=labels, positive=options.positive is not None
+    )
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     if not faults:

@@ -1,7 +1,8 @@
 """The submission file: the sample's own columns, row order and dtypes, and the probabilities beside it.
 
-Label files (ID and one target column) and wide files (ID and one column a class) are told apart by their columns.
-Nothing here overwrites a file. `validate` checks a finished file; `summary` describes what it says.
+Wide files (ID and one column a class) are told from files with one target column by their columns; whether that one
+holds labels or the probability of the positive one of two classes, by its cells. Nothing here overwrites a file.
+`validate` checks a finished file; `summary` describes what it says.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -19,17 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import ConfigError, DataError
-from data import csvfile
+from data import csvfile, names
 from infer import aliases as alias
 from infer.aliases import Groups
 
 Kind = Literal["int", "float", "text"]
 Probabilities = NDArray[np.float32]
 _ROWS = 4096  # written at a time
+_NEAR = 20_000  # names among which the nearest is looked for
 
 
 class Rows(NamedTuple):
-    """A CSV file as text: its header and its rows."""
+    """A CSV file as text: its header and its rows, as they stand in the file, which is how graders compare them."""
 
     header: list[str]
     rows: list[list[str]]
@@ -37,9 +39,10 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a submission looks. `columns` in order; `ids` in order; `kind` is the dtype of the target of a label file.
+    """How a submission looks. `columns` and `ids` in order, as the sample has them; `kind` is the dtype of the target.
 
-    `target` is None in a wide file, whose other columns are class names.
+    `target` is None in a wide file, whose other columns are class names. With `positive`, one of two classes, the
+    target is the probability of that class and no label. `delimiter` parts the cells. `note` says what was decided.
     """
 
     columns: tuple[str, ...]
@@ -47,48 +50,75 @@ class Layout:
     target: str | None
     kind: Kind
     ids: tuple[str, ...]
+    positive: str | None = None
+    delimiter: str = ","
+    note: str = ""
 
 
-def plain_layout(ids: Sequence[str], id_column: str = "ID", target_column: str = "target") -> Layout:
-    """What is written where there is no sample: two columns, class names as they are, rows in the order of `ids`."""
-    return Layout((id_column, target_column), id_column, target_column, "text", tuple(ids))
+def plain_layout(
+    ids: Sequence[str],
+    class_names: Sequence[str] = (),
+    id_column: str = "ID",
+    target_column: str = "target",
+    positive: str | None = None,
+) -> Layout:
+    """What is written where there is no sample: two columns, rows in the order of `ids`, class names as they are or
+    the probability of `positive`."""
+    if positive is not None:
+        _check_positive(positive, class_names)
+    return Layout((id_column, target_column), id_column, target_column, "text", tuple(ids), positive)
 
 
-def sample_layout(path: Path, class_names: Sequence[str], id_column: str = "ID", *, aliases: Groups = ()) -> Layout:
-    """The layout of a sample submission, whose ID column is `id_column` or else the first one.
+def sample_layout(
+    path: Path,
+    class_names: Sequence[str],
+    id_column: str | None = "ID",
+    *,
+    aliases: Groups = (),
+    positive: str | None = None,
+    ids: Sequence[str] = (),
+) -> Layout:
+    """The layout of a sample submission, whose ID column is `id_column`, else the one with most of `ids`, or the first.
 
-    A wide sample may ask for `aliases` of classes too, whether the members know those names or not.
+    A wide sample may ask for `aliases` of classes too, whether the members know those names or not. One column of
+    fractions, or any one column where `positive` names a class, gets the probability of that class of two; without
+    `positive` of the class that the column is named after, else of the one that sorts last.
     Raises `DataError` when it is no table, repeats an ID, has neither one target column nor a column for each class, or
-    holds values of a dtype that the class names do not have.
+    holds values of a dtype that the class names do not have; `ConfigError` for a `positive` that does not fit.
     """
     header, rows = read_rows(path)
-    key = id_column if id_column in header else header[0]
-    place, others = header.index(key), [name for name in header if name != key]
-    ids = tuple(row[place] for row in rows)
-    repeated = [name for name, count in Counter(ids).items() if count > 1]
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(header)}
+    key = _id_column(columns, id_column, ids)
+    others = [name for name in header if name != key]
+    repeated = [name for name, count in Counter(map(names.normal, columns[key])).items() if count > 1]
     if repeated:
         raise DataError(f"{path}: repeats the ID {repeated[0]!r}; take the competition's own sample file")
+    layout = Layout(tuple(header), key, None, "float", tuple(columns[key]), delimiter=csvfile.delimiter(path))
     if len(others) == 1:
-        kind = kind_of(row[header.index(others[0])] for row in rows)
-        _check_kind(path, others[0], kind, [row[header.index(others[0])] for row in rows], class_names)
-        return Layout(tuple(header), key, others[0], kind, ids)
+        return _one_target(path, layout, others[0], columns[others[0]], class_names, positive)
+    if positive is not None:
+        raise ConfigError(f"positive {positive!r}: is for one column of probability, and {path} has one a class")
+    others = [_class_of(name, class_names) for name in others]
     asked = [name for name in others if name in class_names or name not in alias.names(class_names, aliases)]
     needed = [name for name in class_names if name in others or name not in alias.names(others, aliases)]
     if set(asked) != set(needed):
         raise DataError(f"{path}: {_column_fault(asked, needed)}; take the sample that fits these members")
-    return Layout(tuple(header), key, None, "float", ids)
+    return layout
 
 
 def align(ids: Sequence[str], layout: Layout, source: str) -> NDArray[np.int64]:
-    """For each row of the layout, the position of its image in `ids`; file extensions may differ or be absent.
+    """For each row of the layout, the position of its image in `ids`.
 
-    `DataError` with counts and examples when images are missing or are not asked for.
+    IDs are compared in their normal form; where none is the same, without regard to case, kind of slash, folder or
+    file extension. `DataError` with counts, examples and the nearest name when images are missing or not asked for.
     """
-    have, asked = _matching(list(ids), list(layout.ids))
+    have, asked = _matching(ids, layout.ids)
     places = {name: place for place, name in enumerate(have)}
-    missing = [name for name in asked if name not in places]
-    extra = sorted(places.keys() - set(asked))
-    faults = [f"{len(missing)} of its IDs have no image ({_some(missing)})"] * bool(missing)
+    wanted = set(asked)
+    missing = [name for name, form in zip(layout.ids, asked, strict=True) if form not in places]
+    extra = sorted(name for name, form in zip(ids, have, strict=True) if form not in wanted)
+    near = csvfile.near(missing[0], (extra or list(ids))[:_NEAR]) if missing else ""
+    faults = [f"{len(missing)} of its IDs have no image ({_some(missing)}{near})"] * bool(missing)
     faults += [f"{len(extra)} images are not in it ({_some(extra)})"] * bool(extra)
     if len(places) < len(ids) or len(set(asked)) < len(asked):
         faults = ["IDs and file names match only without their extension, and then some are the same"]
@@ -122,9 +152,12 @@ def write(
     told = wide if errors is None else ([*cells, error] for cells, error in zip(wide, errors, strict=True))
     _write_rows(beside, [*header, *["error"] * (errors is not None)], told)
     if layout.target is None:
-        _write_rows(path, layout.columns, _wide(layout.columns, layout, probabilities, class_names, aliases))
+        rows = _wide(layout.columns, layout, probabilities, class_names, aliases)
+    elif layout.positive is not None:
+        rows = _positive(layout, probabilities[:, class_names.index(layout.positive)])
     else:
-        _write_rows(path, layout.columns, _labels(layout, probabilities, labels, class_names))
+        rows = _labels(layout, probabilities, labels, class_names)
+    _write_rows(path, layout.columns, rows, layout.delimiter)
     return beside
 
 
@@ -171,12 +204,17 @@ def destination(out: Path, models: Sequence[str], views: Sequence[str], now: dat
 
 def read_rows(path: Path) -> Rows:
     """A CSV file of at least two columns and one row; `DataError`, with its line, for whatever is wrong."""
-    rows = [row.cells for row in csvfile.read(path, ())]
-    if len(rows[0]) < 2:
+    if len(csvfile.read(path, ())[0].cells) < 2:
         raise DataError(
             f"{path}: has one column only; a submission has an ID column and at least one other, separated by commas"
         )
-    return Rows(list(rows[0]), [list(cells.values()) for cells in rows])
+    (_, header), *rows = csvfile.read_lines(path)
+    return Rows(header, [cells for _, cells in rows])
+
+
+def fractions(cells: Sequence[str]) -> bool:
+    """Whether a sample's only target column holds numbers that are no labels, such as 0.5."""
+    return kind_of(cells) == "float" and not all(float(cell).is_integer() for cell in cells)
 
 
 def kind_of(cells: Iterable[str]) -> Kind:
@@ -197,17 +235,66 @@ def _cell_kind(cell: str) -> Kind:
     return "int" if cell.strip().lstrip("+-").isdigit() else "float"
 
 
-def _check_kind(path: Path, column: str, kind: Kind, cells: Sequence[str], class_names: Sequence[str]) -> None:
-    if kind == "float" and any(not float(cell).is_integer() for cell in cells):
+def _id_column(columns: Mapping[str, Sequence[str]], wanted: str | None, ids: Sequence[str]) -> str:
+    named = next((name for name in columns if names.normal(name) == wanted), None)
+    if named is not None:
+        return named
+    known = {form for name in ids for form in (names.key(name), _stem(names.key(name)))}
+    found = {name: sum(names.key(cell) in known for cell in cells) for name, cells in columns.items()}
+    return max(found, key=lambda name: found[name])
+
+
+def _one_target(
+    path: Path, layout: Layout, column: str, cells: Sequence[str], class_names: Sequence[str], positive: str | None
+) -> Layout:
+    """The layout with its one target: labels, or the probability of the positive class."""
+    kind = kind_of(cells)
+    if positive is not None:
+        _check_positive(positive, class_names)
+        if kind == "text" and any(cell.strip() for cell in cells):
+            raise ConfigError(f"positive {positive!r}: {path} has text in column {column!r}, not probabilities")
+        return replace(layout, target=column, positive=positive)
+    if not fractions(cells):
+        _check_labels(path, column, kind, class_names)
+        note = f"{path}: column {column!r} gets labels, as its numbers are no fractions; positive CLASS writes P(CLASS)"
+        same = len(set(cells)) == 1 and kind != "text" and len(class_names) == 2
+        return replace(layout, target=column, kind=kind, note=note if same else "")
+    outside = next((cell for cell in cells if not 0 <= float(cell) <= 1), None)
+    if outside is not None or len(class_names) != 2:
+        lacking = f"{outside} is no probability" if outside else f"the members know {len(class_names)} classes, not two"
         raise DataError(
-            f"{path}: column {column!r} holds fractions, which are no class labels; "
-            "only labels and one probability column a class can be written"
+            f"{path}: column {column!r} holds fractions, which are no class labels, and {lacking}; labels, one "
+            "probability column a class, or that of the positive one of two classes can be written"
         )
+    own = _class_of(column, class_names) in class_names
+    chosen = _class_of(column, class_names) if own else class_names[-1]
+    why = "which it is named after" if own else "which sorts last; positive CLASS chooses the other"
+    note = f"{path}: column {column!r} gets the probability of class {chosen!r}, {why}"
+    return replace(layout, target=column, positive=chosen, note=note)
+
+
+def _class_of(column: str, class_names: Sequence[str]) -> str:
+    """The class that a column is named after, with or without the blanks around its name."""
+    return column if column in class_names else names.normal(column)
+
+
+def _check_positive(positive: str, class_names: Sequence[str]) -> None:
+    if positive not in class_names:
+        near = csvfile.near(positive, class_names) or f"; there are {_some(class_names, 8)}"
+        raise ConfigError(f"positive {positive!r}: is no class of the members{near}")
+    if len(class_names) != 2:
+        raise ConfigError(
+            f"positive {positive!r}: the members know {len(class_names)} classes; one column of probability is for two"
+        )
+
+
+def _check_labels(path: Path, column: str, kind: Kind, class_names: Sequence[str]) -> None:
     wrong = [name for name in class_names if kind != "text" and _cell_kind(name) == "text"]
     if wrong:
+        other = ", or give positive CLASS for one column of probability" if len(class_names) == 2 else ""
         raise DataError(
             f"{path}: column {column!r} holds numbers, but the members' classes are names such as {wrong[0]!r}; "
-            "train on the competition's own labels"
+            f"train on the competition's own labels{other}"
         )
 
 
@@ -235,6 +322,14 @@ def _labels(
         yield [name, cell] if first else [cell, name]
 
 
+def _positive(layout: Layout, probabilities: Probabilities) -> Iterable[list[str]]:
+    """Rows of the ID and the probability `[N]` of the positive class; nine digits keep a float32 exactly."""
+    first = layout.columns[0] == layout.id_column
+    for name, value in zip(layout.ids, probabilities.tolist(), strict=True):
+        cell = f"{value:.9g}" if math.isfinite(value) else ""
+        yield [name, cell] if first else [cell, name]
+
+
 def _label(name: str, kind: Kind) -> str:
     if kind == "text":
         return name
@@ -245,7 +340,7 @@ def _wide(
     header: Sequence[str], layout: Layout, probabilities: Probabilities, class_names: Sequence[str], aliases: Groups
 ) -> Iterable[list[str]]:
     """Rows whose class columns follow `header`; those of a row of NaN are empty."""
-    asked = [name for name in header if name != layout.id_column]
+    asked = [_class_of(name, class_names) for name in header if name != layout.id_column]
     at = header.index(layout.id_column)
     for start in range(0, len(probabilities), _ROWS):
         shared = alias.shared(probabilities[start : start + _ROWS], class_names, aliases, asked)
@@ -263,9 +358,9 @@ def _printed(row: Probabilities) -> list[str]:
     return cells
 
 
-def _write_rows(path: Path, header: Sequence[str], rows: Iterable[list[str]]) -> None:
+def _write_rows(path: Path, header: Sequence[str], rows: Iterable[list[str]], delimiter: str = ",") -> None:
     with path.open("x", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
 
@@ -274,11 +369,17 @@ def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name
 
 
-def _matching(ids: list[str], asked: list[str]) -> tuple[list[str], list[str]]:
-    """Both lists as they are, or with the extensions of one or both taken off when nothing matches otherwise."""
-    short, brief = [_stem(name) for name in ids], [_stem(name) for name in asked]
-    pairs = [(ids, asked), (short, asked), (ids, brief), (short, brief)]
-    return next((pair for pair in pairs if set(pair[0]) & set(pair[1])), (ids, asked))
+def _matching(ids: Sequence[str], asked: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Both lists in the first form, and with or without the extensions of one or both, in which any are the same."""
+    plain = [names.normal(name) for name in ids], [names.normal(name) for name in asked]
+    forms: tuple[Callable[[str], str], ...] = (names.normal, names.key, lambda name: PurePosixPath(names.key(name)).name)
+    for form in forms:
+        have, wanted = list(map(form, ids)), list(map(form, asked))
+        short, brief = list(map(_stem, have)), list(map(_stem, wanted))
+        for pair in ((have, wanted), (short, wanted), (have, brief), (short, brief)):
+            if not set(pair[0]).isdisjoint(pair[1]):
+                return pair
+    return plain
 
 
 def _some(names: Sequence[str], count: int = 3) -> str:

@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config.errors import DataError
-from infer.submission import Kind, Rows, kind_of, read_rows
+from data import csvfile, names
+from infer.submission import Kind, Rows, fractions, kind_of, read_rows
 
 _SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from one
 
 
-def faults(path: Path, sample: Path, id_column: str = "ID", *, labels: Sequence[str] = ()) -> list[str]:
+def faults(
+    path: Path, sample: Path, id_column: str | None = "ID", *, labels: Sequence[str] = (), positive: bool = False
+) -> list[str]:
     """All faults of the submission `path` against `sample`, one line each; empty for a good file.
 
     Checked: byte-order mark and delimiter, columns and their order, IDs (missing, unknown, repeated, order), empty
     cells, NaN, dtypes, labels that are none of `labels`, and for files with a column a class that each is a probability
-    and that rows sum to one. `DataError` when the sample itself is unusable.
+    and that rows sum to one. One column of fractions in the sample, or of whatever numbers with `positive`, is to hold
+    probabilities. `DataError` when the sample itself is unusable.
     """
     wanted = read_rows(sample)
     faults = _encoding(path, sample)
@@ -28,17 +32,19 @@ def faults(path: Path, sample: Path, id_column: str = "ID", *, labels: Sequence[
         found = read_rows(path)
     except DataError as error:
         return [f"{path}: {fault}" for fault in faults] or [str(error)]
-    key = id_column if id_column in wanted.header else wanted.header[0]
+    key = next((name for name in wanted.header if names.normal(name) == id_column), wanted.header[0])
     faults += _columns(found.header, wanted.header)
     if key in found.header:
         faults += _ids(_column(found, key), _column(wanted, key))
     values = [name for name in wanted.header if name != key and name in found.header]
+    single = len(values) == 1
+    probable = single and (positive or fractions(_column(wanted, values[0])))
     for name in values:
         want = kind_of(_column(wanted, name))
-        faults += _cells(name, _column(found, name), "float" if len(values) > 1 and want == "int" else want)
-    if len(values) == 1 and labels:
+        faults += _cells(name, _column(found, name), "float" if probable or (not single and want == "int") else want)
+    if single and labels and not probable:
         faults += _unknown(values[0], _column(found, values[0]), labels)
-    if len(values) > 1 and not faults:
+    if not faults and (probable or not single):
         faults += _probabilities(found, key, values)
     return [f"{path}: {fault}" for fault in faults]
 
@@ -49,9 +55,10 @@ def _encoding(path: Path, sample: Path) -> list[str]:
         head, wanted = mine.readline(), theirs.readline()
     marked = head.startswith(codecs.BOM_UTF8) and not wanted.startswith(codecs.BOM_UTF8)
     faults = ["begins with a byte-order mark; save it as UTF-8 without one"] * marked
-    other = next((mark for mark in (b";", b"\t", b"|") if mark in head and mark not in wanted), None)
-    if other and b"," not in head:
-        faults.append(f"columns are separated by {other.decode()!r} where the sample has ','; save it with commas")
+    other = next((mark for mark in (b",", b";", b"\t", b"|") if mark in head and mark not in wanted), None)
+    mark = csvfile.delimiter(sample)
+    if other and mark.encode() not in head:
+        faults.append(f"columns are separated by {other.decode()!r} where the sample has {mark!r}; save it like that")
     return faults
 
 
@@ -97,8 +104,11 @@ def _cells(name: str, found: Sequence[str], want: Kind) -> list[str]:
     if wrong:
         return [f"column {name!r}: {len(wrong)} cells are NaN or infinite, the first in row {wrong[0] + 2}"]
     have = kind_of(found)
-    fits = want in (have, "text") or (want, have) == ("float", "int")
-    return [] if fits or not found else [f"column {name!r}: holds {have} values where the sample has {want}"]
+    if not found or want in (have, "text") or (want, have) == ("float", "int"):
+        return []
+    shares = (want, have) == ("int", "float") and all(0 <= float(cell) <= 1 for cell in found)
+    hint = "; where these are probabilities, give --positive CLASS" if shares else ""
+    return [f"column {name!r}: holds {have} values where the sample has {want}{hint}"]
 
 
 def _probabilities(found: Rows, key: str, values: Sequence[str]) -> list[str]:
@@ -113,7 +123,7 @@ def _probabilities(found: Rows, key: str, values: Sequence[str]) -> list[str]:
             which = "is negative" if float(row[wrong]) < 0 else "is above 1"
             cell = f"{row[wrong]} in column {found.header[wrong]!r} {which}"
             faults.append(f"row {number} ({row[found.header.index(key)]}): {cell}")
-        elif abs(math.fsum(numbers) - 1) > _SUM_TOLERANCE:
+        elif len(values) > 1 and abs(math.fsum(numbers) - 1) > _SUM_TOLERANCE:
             faults.append(f"row {number} ({row[found.header.index(key)]}): sums to {math.fsum(numbers):.6g}, not to 1")
     more = [f"and {len(faults) - 3} more such rows"] if len(faults) > 3 else []
     return faults[:3] + more
