@@ -94,6 +94,11 @@ class Data(Section):
         default="error",
         description="An image that cannot be read: error stops; skip leaves it out of its batch and counts it.",
     )
+    on_bad_test_image: Literal["prior", "error"] = Field(
+        default="prior",
+        description="A test image that cannot be read: prior gives its row the classes' shares of the training images"
+        " and names it in a warning; error stops.",
+    )
     pixel_limit: int = Field(
         default=178_956_970, ge=1, description="Most pixels an image may have before it is refused as unreadable."
     )

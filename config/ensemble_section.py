@@ -26,6 +26,12 @@ class Ensemble(Section):
         tuple[Literal["none", "temperature", "vector", "isotonic"], ...], Field(min_length=1), AfterValidator(distinct)
     ] = Field(default=("temperature",), description="Of several, the one with the lowest nested log loss is kept.")
     clip: bool = Field(default=False, description="Fit a lowest probability too, for log loss.")
+    positive: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Of two classes the one whose probability a submission with one column of fractions holds; null is"
+        " the class that the column is named after, else the one that sorts last.",
+    )
     pairs: int = Field(
         default=0,
         ge=0,

@@ -33,6 +33,7 @@ _SHARED: tuple[Key, ...] = (
     ("data", "id_column"),
     ("data", "target_column"),
     ("data", "on_bad_image"),
+    ("data", "on_bad_test_image"),
     ("data", "pixel_limit"),
     ("data", "audit"),
     ("data", "audit_actions"),

@@ -143,7 +143,15 @@ def _ensemble(path: Path) -> Source:
     names = ", ".join(dict.fromkeys(part.card.model for part in parts))
     first, *others = inputs
     said = f"ensemble of {len(parts)}: {names}"
-    card = Card(said, parts[0].card.class_names, first, further_inputs=tuple(others), views=len(ensemble.views))
+    own = parts[0].card
+    card = Card(
+        said,
+        own.class_names,
+        first,
+        further_inputs=tuple(others),
+        views=len(ensemble.views),
+        class_counts=own.class_counts,
+    )
     groups = finish.groups(members)
     return Source(path, card, parts, ensemble, groups=groups, layers=_layers(path, ensemble, card, len(groups)))
 

@@ -50,6 +50,10 @@ class Finish:
         parts = [self._chosen(probabilities[part]) for part in calibration.blocks(*probabilities.shape)]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
+    def likeliest(self, probabilities: NDArray[np.float32]) -> int:
+        """The most probable class of float32 `[C]`; names of one class count together, multipliers do not count."""
+        return int(aliases.summed(probabilities[None], self._class_names, self.ensemble.aliases)[0].argmax())
+
     def _chosen(self, probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
         together = aliases.summed(probabilities, self._class_names, self.ensemble.aliases)
         if self._shifts is None:

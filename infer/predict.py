@@ -9,8 +9,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--id_column", default="ID", help="the images' column in CSV files (default: %(default)s)")
     parser.add_argument("--target_column", default="target", help="the label column without --sample (%(default)s)")
     parser.add_argument(
+        "--positive",
+        metavar="CLASS",
+        help="of two classes the one whose probability the target column holds (default: where the sample has "
+        "fractions, the class that it is named after, else the one that sorts last)",
+    )
+    parser.add_argument(
         "--second_look",
         type=_share,
         default=0.0,
@@ -132,9 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
     parser.add_argument(
         "--on_bad_image",
-        choices=("stop", "row"),
+        choices=("stop", "row", "prior"),
         default="stop",
-        help="unreadable image: stop, or a row with its error",
+        help="unreadable image: stop, a row with its error, or the classes' shares of the training images",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on with a run that stopped; the files will be the same"
@@ -173,7 +180,9 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     if unsure_only:
         adaptive.check(chosen)
     with Runner(chosen, shared_options(options), options.in_memory, adaptive=unsure_only) as runner:
-        planned = sheet.plan(runner, images.ids, options.id_column, options.target_column, options.sample)
+        planned = sheet.plan(
+            runner, images.ids, options.id_column, options.target_column, options.sample, options.positive
+        )
         grid = runner.grid(len(images), options.batch_size)
         work = Work(
             runner,
@@ -182,7 +191,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
             part,
             _folder(options.out[0]),
             options.workers,
-            options.on_bad_image == "row",
+            options.on_bad_image != "stop",
             options.second_look,
         )
         with closing(_Progress()) as progress:
@@ -195,6 +204,8 @@ def _folder(out: Path) -> Path:
 
 
 def _end(work: Work, planned: Sheet, options: argparse.Namespace, done: Done) -> int:
+    import numpy as np
+
     from infer.outputs import Results
     from infer.work import merged
 
@@ -202,19 +213,32 @@ def _end(work: Work, planned: Sheet, options: argparse.Namespace, done: Done) ->
         if whole is None:
             print(f"shard {work.shard} is done: {done.rows} images; the last shard to end writes the files")
             return 0
-        results = Results(work.inputs.ids, work.runner.class_names, *whole, work.skip_bad, work.runner.finish.labels)
-        written = [path for out in options.out for path in _write(out, work, results, planned, options)]
+        probabilities, errors = whole
+        unread = errors.keys() if options.on_bad_image == "prior" else ()
+        if unread:
+            probabilities = np.array(probabilities)
+            work.runner.prior.fill(probabilities, unread)
+        shows = options.on_bad_image == "row"
+        finish = work.runner.finish
+        results = Results(work.inputs.ids, work.runner.class_names, probabilities, errors, shows, finish.labels)
+        outcome = replace(results, errors={}) if unread else results
+        written = [path for out in options.out for path in _write(out, work, outcome, planned, options, unread)]
     _tell(work, results, done, written)
+    if unread:
+        print(f"unreadable images have {work.runner.prior.source} in place of a prediction", file=sys.stderr)
     return 0
 
 
-def _write(out: Path, work: Work, results: Results, planned: Sheet, options: argparse.Namespace) -> list[Path]:
+def _write(
+    out: Path, work: Work, results: Results, planned: Sheet, options: argparse.Namespace, unread: Collection[int]
+) -> list[Path]:
     from infer import outputs
 
     if not outputs.is_submission(out, options.format):
         outputs.write(out, results)
         return [out]
-    return planned.write(out, work.runner, results.probabilities, results.errors if results.shows_errors else None)
+    errors = results.errors if results.shows_errors else None
+    return planned.write(out, work.runner, results.probabilities, errors, unread)
 
 
 def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from config.errors import DataError
 from data.augment import EvalTransform
-from infer import pair_panel
+from infer import pair_panel, prior
 from infer.adaptive import AdaptivePanel, check, strongest
 from infer.clock import Clock
 from infer.ensemble import Ensemble
@@ -70,7 +70,7 @@ class Runner:
         self._pairs = pair_panel.opened(ensemble, options, keep)
         others = [card.inputs for held in self._pairs for card in held.cards]
         self._inputs, inputs_of = _by_input([*(card.inputs for card in cards), *others])
-        self.finish = Finish(ensemble, self.class_names)
+        self.finish, self.prior = Finish(ensemble, self.class_names), prior.of_cards(cards)
         self.adaptive = adaptive
         self.clock = Clock()
         panel = Panel(ensemble, self._members, self._places, inputs_of[: len(cards)], self.finish, self.clock)

@@ -372,7 +372,11 @@ def _stem(name: str) -> str:
 def _matching(ids: Sequence[str], asked: Sequence[str]) -> tuple[list[str], list[str]]:
     """Both lists in the first form, and with or without the extensions of one or both, in which any are the same."""
     plain = [names.normal(name) for name in ids], [names.normal(name) for name in asked]
-    forms: tuple[Callable[[str], str], ...] = (names.normal, names.key, lambda name: PurePosixPath(names.key(name)).name)
+    forms: tuple[Callable[[str], str], ...] = (
+        names.normal,
+        names.key,
+        lambda name: PurePosixPath(names.key(name)).name,
+    )
     for form in forms:
         have, wanted = list(map(form, ids)), list(map(form, asked))
         short, brief = list(map(_stem, have)), list(map(_stem, wanted))

@@ -86,9 +86,9 @@ def _ids(found: Sequence[str], wanted: Sequence[str]) -> list[str]:
     repeated = [name for name, count in Counter(found).items() if count > 1]
     missing = [name for name in wanted if name not in have]
     unknown = [name for name in found if name not in asked]
-    for names, text in ((repeated, "repeated"), (missing, "missing"), (unknown, "not in the sample")):
-        if names:
-            faults.append(f"{len(names)} IDs are {text}, such as {names[0]!r}")
+    for wrong, text in ((repeated, "repeated"), (missing, "missing"), (unknown, "not in the sample")):
+        if wrong:
+            faults.append(f"{len(wrong)} IDs are {text}, such as {wrong[0]!r}")
     if not faults and list(found) != list(wanted):
         row = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
         faults.append(f"IDs are in another order: row {row + 2} is {found[row]!r} where the sample has {wanted[row]!r}")

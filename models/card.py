@@ -58,6 +58,7 @@ class Card:
     (see `models.registry.get`). `class_names` has one entry for each column of the logits, in order. An artefact that
     holds several networks may take each image in several forms: `further_inputs` are those after the first. `views` is
     how many views of each image an artefact makes itself and answers at once, which takes so much more memory.
+    `class_counts` is the number of training images of each class, empty where it is unknown.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Card:
     trained_with: str = ""
     further_inputs: tuple[Preprocessing, ...] = ()
     views: int = 1
+    class_counts: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> tuple[Preprocessing, ...]:
@@ -79,8 +81,8 @@ class Card:
         return self.views * max(prep.size**2 for prep in self.inputs)
 
     def to_json(self) -> str:
-        """One line of JSON with sorted keys; what only artefacts of ensembles have is left out of others, and a
-        resampling by areas, which older cards do not name."""
+        """One line of JSON with sorted keys; what an artefact does not have or know is left out, and a resampling by
+        areas, which older cards do not name."""
         said = asdict(self)
         for prep in (said["preprocessing"], *said["further_inputs"]):
             if prep["resampling"] == "area":
@@ -89,6 +91,8 @@ class Card:
             del said["further_inputs"]
         if self.views == 1:
             del said["views"]
+        if not self.class_counts:
+            del said["class_counts"]
         return json.dumps({"version": CARD_VERSION, **said}, sort_keys=True)
 
     @staticmethod
@@ -104,9 +108,12 @@ class Card:
             raw["preprocessing"] = _preprocessing(raw["preprocessing"])
             raw["further_inputs"] = tuple(map(_preprocessing, raw.get("further_inputs", ())))
             raw["class_names"] = tuple(raw["class_names"])
+            raw["class_counts"] = tuple(map(int, raw.get("class_counts", ())))
             card = Card(**raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise WeightsError(f"{source}: its Tandem card is unreadable ({error})") from error
+        if card.class_counts and len(card.class_counts) != len(card.class_names):
+            raise WeightsError(f"{source}: its Tandem card counts {len(card.class_counts)} classes of another number")
         if version != CARD_VERSION:
             raise WeightsError(f"{source}: card version {version}, this Tandem reads {CARD_VERSION}; update Tandem")
         return card

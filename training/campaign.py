@@ -17,11 +17,10 @@ from config.errors import CheckpointError, ConfigError
 from config.schema import Settings
 from data import check, folds
 from data.images import Images
-from models.card import Card
 from training import audit, checkpoint, engine, fold, memory, plots, report, results, resume, run, teacher
 from training.fold import Interrupted as Interrupted
 from training.loop import Events
-from training.prepare import FOLDS, describe, fold_numbers, keep_folds, refuse, with_vanished
+from training.prepare import FOLDS, card_of, describe, fold_numbers, keep_folds, refuse, with_vanished
 from training.prepare import prepare as prepare
 
 
@@ -39,7 +38,7 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     folder = run.folder(settings, backend)
     run.check_unedited(folder, settings)
     with ExitStack() as held:
-        card = Card(settings.model, table.class_names, spec.preprocessing, dict(spec.options), backend)
+        card = card_of(settings, spec, table, backend)
         with run.briefly(folder):
             table = with_vanished(settings, table, folder)
             fold_of = keep_folds(settings, table, folder)

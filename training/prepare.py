@@ -16,7 +16,7 @@ from data import folds, groups, sources
 from data.audit import actions
 from data.sources import listing
 from models import defaults, registry
-from models.card import Preprocessing
+from models.card import Card, Preprocessing
 from models.registry import ModelSpec
 from training import trackers
 from training.policy import loss as losses
@@ -60,6 +60,19 @@ def prepare(settings: Settings, table: sources.Table | None = None) -> tuple[Set
     }
     updates = {k: getattr(settings, k).model_copy(update=v) for k, v in resolved.items()}
     return settings.model_copy(update=updates), spec, table
+
+
+def card_of(settings: Settings, spec: ModelSpec, table: sources.Table, engine: str) -> Card:
+    """The card of what is trained with resolved settings on a table."""
+    counts = np.bincount(table.labels, minlength=len(table.class_names)).tolist()
+    return Card(
+        settings.model,
+        table.class_names,
+        spec.preprocessing,
+        dict(spec.options),
+        trained_with=engine,
+        class_counts=tuple(counts),
+    )
 
 
 def _batch(settings: Settings, spec: ModelSpec) -> dict[str, Any]:

@@ -37,6 +37,7 @@ _CIRCUMSTANCES = (
     "track",
     "data.workers",
     "data.cache_dir",
+    "data.on_bad_test_image",
     "train.compile",
     "train.compile_mode",
     "profile",

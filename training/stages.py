@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,8 +26,9 @@ from data import sources
 from data.audit import command as look
 from data.audit import page
 from infer import ensemble, fit, oof, sheet, submission, summary, views, views_oof
+from infer.inputs import of_paths
 from infer.runner import Runner
-from training import pairs, report, run, trial, tune, turns, worklist
+from training import pairs, preflight, report, run, trial, tune, turns, worklist
 from training.fold import Interrupted
 from training.members import Campaign
 from training.trackers import broadcast
@@ -54,6 +56,8 @@ def work(campaign: Campaign, wish: Wish) -> int:
     if wish.mode == "audit":
         audited(campaign)
         return 0
+    if wish.mode == "full":
+        print(*preflight.check(campaign.settings), sep="\n")
     if wish.mode == "full" and campaign.settings.data.audit and not (campaign.folder / AUDIT / page.NAME).exists():
         audited(campaign)
     if wish.mode == "tune":
@@ -222,14 +226,24 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: sources.Table,
     data, out = campaign.settings.data, campaign.folder / SUBMISSIONS
     submission.prepare(out)
     with Runner(chosen) as runner:
-        planned = sheet.plan(runner, table.ids, table.id_column, data.target_column or "target", sample)
-        answers = []
-        for part in runner.run(table.paths, workers=data.workers):
+        positive = campaign.settings.ensemble.positive
+        planned = sheet.plan(runner, table.ids, table.id_column, data.target_column or "target", sample, positive)
+        answers, unread = [], dict[int, str]()
+        inputs, grid = of_paths(table.paths, table.ids), runner.grid(len(table.paths))
+        for part in runner.stream(inputs, grid, data.workers, skip_bad=data.on_bad_test_image == "prior"):
             answers.append(part.probabilities)
+            unread |= part.errors
             if campaign.stop_requested():
                 raise Interrupted(campaign.folder)
         probabilities, names = np.concatenate(answers), runner.class_names
-        written = planned.write(out, runner, probabilities)
+        if unread:
+            runner.prior.fill(probabilities, unread)
+            print(
+                f"warning: {len(unread)} test images cannot be read and have {runner.prior.source} in place of a "
+                f"prediction, the first: {unread[min(unread)]}",
+                file=sys.stderr,
+            )
+        written = planned.write(out, runner, probabilities, unread=unread)
         print(summary.text(probabilities, names, table.ids, labels=runner.finish.labels(probabilities)))
     print(f"wrote {written[0]} and {written[1]}")
     return written

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from config import load
 from config.schema import Settings
 from data import folds, keyed, sources
-from models.card import Card
 from training import checkpoint, fold, run, teacher
-from training.prepare import prepare
+from training.prepare import card_of, prepare
 from training.turns import Stock
 
 # What is counted in epochs and follows a trial's number of them.
@@ -94,7 +93,7 @@ def train(
     settings, spec, _ = prepare(settings, table)
     folder.mkdir(parents=True, exist_ok=True)
     run.write_text(folder / run.CONFIG, load.to_yaml(settings))
-    card = Card(settings.model, table.class_names, spec.preprocessing, dict(spec.options), engine)
+    card = card_of(settings, spec, table, engine)
     teaching = teacher.read(settings, stock.table)
     job = fold.Job(
         engine, settings, spec, card, table, stock.images, fold_of, teaching, folder, stop_requested, on_epoch

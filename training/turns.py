@@ -23,12 +23,20 @@ from config.schema import Settings
 from data import check, sources
 from data.audit import actions
 from data.images import Images
-from models.card import Card
 from models.registry import ModelSpec
 from training import audit, failures, fold, members, resume, run, teacher, worklist
 from training import campaign as single
 from training.members import Campaign
-from training.prepare import FOLDS, describe, fold_numbers, keep_folds, prepare, refuse, with_vanished
+from training.prepare import (
+    FOLDS,
+    card_of,
+    describe,
+    fold_numbers,
+    keep_folds,
+    prepare,
+    refuse,
+    with_vanished,
+)
 from training.worklist import Claim, Worklist
 
 
@@ -208,7 +216,7 @@ def _turn(campaign: Campaign, team: Sequence[Ready], stock: Stock, claim: Claim)
 
 def _job(campaign: Campaign, one: Ready, stock: Stock, stop_requested: Callable[[], bool]) -> fold.Job:
     settings, spec = one.settings, one.spec
-    card = Card(settings.model, stock.table.class_names, spec.preprocessing, dict(spec.options), campaign.engine)
+    card = card_of(settings, spec, stock.table, campaign.engine)
     return fold.Job(
         campaign.engine,
         settings,
