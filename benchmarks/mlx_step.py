@@ -194,7 +194,7 @@ def _loop(
         valid_ids=[str(i) for i in range(len(labels))],
         raise_to={},
     )
-    card = Card(spec.name, {}, tuple(map(str, range(CLASSES))), spec.preprocessing)
+    card = Card(spec.name, tuple(map(str, range(CLASSES))), spec.preprocessing)
     with tempfile.TemporaryDirectory() as place:
         settings = load.parse(["--data.root", place, "--model", spec.name, *words], prog="benchmark")
         folder = Path(place) / "fold_0"
