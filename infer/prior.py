@@ -52,5 +52,5 @@ def of_cards(cards: Sequence[Card]) -> Prior:
 
 def warning(errors: Mapping[int, str], count: int, held: str) -> str:
     """A line that names the first of `count` images that could not be read and says what their rows hold."""
-    many = f"{len(errors)} of {count} images cannot be read, their rows hold" if len(errors) > 1 else "its row holds"
-    return f"the first unreadable image: {errors[min(errors)]}; {many} {held}"
+    rows = f"the rows of {len(errors)} of {count} images hold" if len(errors) > 1 else "its row holds"
+    return f"the first unreadable image: {errors[min(errors)]}; {rows} {held}"

@@ -53,4 +53,6 @@ def images(settings: Settings, audit: Path) -> list[str]:
         raise DataError(
             f"test images: {len(errors)} of {len(test.ids)} cannot be read, the first: {errors[min(errors)]}"
         )
-    return [f"test images: {prior.warning(errors, len(test.ids), 'the class prior')}"] if errors else []
+    if not errors:
+        return []
+    return [f"{len(errors)} test images cannot be read; {prior.warning(errors, len(test.ids), 'the class prior')}"]

@@ -256,7 +256,8 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: sources.Table,
         written = planned.write(out, runner, probabilities, labels, unread or None)
         print(summary.text(probabilities, classes, table.ids, labels=labels))
     if unread:
-        print(f"warning: {prior.warning(unread, len(table.ids), runner.prior.text)}", file=sys.stderr)
+        told = prior.warning(unread, len(table.ids), runner.prior.text)
+        print(f"warning: {len(unread)} test images cannot be read; {told}", file=sys.stderr)
     print(f"wrote {written[0]} and {written[1]}")
     return written
 

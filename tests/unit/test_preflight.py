@@ -1,4 +1,4 @@
-"""`--mode full`: what would stop the prediction is refused before the first epoch; a damaged test image is survived."""
+"""`--mode full` looks ahead: damaged test images with and without an audit, no folder, another `positive`."""
 
 from __future__ import annotations
 
@@ -91,34 +91,6 @@ def test_a_damaged_test_image_stops_before_the_training_where_that_is_asked_for(
     assert command("--data.audit", "false") == 1, "without any readable image there is nothing to send"
 
 
-@pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize(
-    ("sample", "more", "fault"),
-    [
-        ("ID,target\nt0.png,0\nt1.png,0\nt2.png,0\nt3.png,0\n", (), "holds numbers, but the members' classes are"),
-        ("ID,target\nt0.png,cat\nt9.png,cat\n", (), "1 of its IDs have no image (t9.png, perhaps you mean 't"),
-        ("ID,cat,cow\nt0.png,0,0\n", (), "lacks the classes dog"),
-        (
-            "ID,target\nt0.png,0.5\n",
-            ("--ensemble.positive", "Dog"),
-            "is no class of the members, perhaps you mean 'dog'",
-        ),
-    ],
-)
-def test_a_sample_that_does_not_fit_is_refused_before_the_training(
-    command: Callable[..., int],
-    root: Path,
-    capsys: pytest.CaptureFixture[str],
-    sample: str,
-    more: tuple[str, ...],
-    fault: str,
-) -> None:
-    (root / "sample_submission.csv").write_text(sample)
-    assert command(*more) in (1, 2)
-    err = capsys.readouterr().err
-    assert fault in err and err.startswith("error: ") and err.count("\n") == 1
-
-
 def test_a_file_in_the_place_of_the_submissions_is_told_before_the_training(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,20 +104,6 @@ def test_a_file_in_the_place_of_the_submissions_is_told_before_the_training(
     assert command() == 2
     said = capsys.readouterr()
     assert "submissions is no folder" in said.err and "folds are done" not in said.out
-
-
-def test_a_test_table_of_other_columns_gives_the_ids_of_the_sample(
-    command: Callable[..., int], root: Path, tmp_path: Path
-) -> None:
-    """The layout of DACON: img_path and label in training, id and img_path in the test table, id in the sample."""
-    names = [row["target"] for row in csv.DictReader((root / "train.csv").open())]
-    rows = "".join(f"./train/{n}.png,{name}\n" for n, name in enumerate(names))
-    (root / "train.csv").write_text("img_path,label\n" + rows)
-    (root / "test.csv").write_text("id,img_path\n" + "".join(f"TEST_{n},./test/t{n}.png\n" for n in range(4)))
-    sample = root / "sample_submission.csv"
-    sample.write_text("id,label\n" + "".join(f"TEST_{n},cat\n" for n in range(4)))
-    assert command("--data.id_column", "img_path", "--data.target_column", "label") == 0
-    assert validate.faults(submission(tmp_path), sample) == []
 
 
 def test_a_sample_with_one_probability_column_gets_the_probability_of_the_class_that_sorts_last(
