@@ -18,6 +18,14 @@ def readable(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: i
 
     A `DataError` lists the first unreadable ones and how many there are.
     """
+    faults = [text for text in found(paths, images, workers) if text]
+    if faults:
+        rest = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
+        raise DataError(f"{'; '.join(faults[:_SHOWN])}{rest}")
+
+
+def found(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: int = 0) -> list[str]:
+    """For each image what is wrong with it, "" where it can be read."""
 
     def fault(path: Path) -> str:
         try:
@@ -27,7 +35,4 @@ def readable(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: i
         return ""
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        faults = [text for text in pool.map(fault, paths) if text]
-    if faults:
-        rest = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
-        raise DataError(f"{'; '.join(faults[:_SHOWN])}{rest}")
+        return list(pool.map(fault, paths))

@@ -113,11 +113,11 @@ def is_done(folder: Path) -> bool:
 
 
 def read_answers(folder: Path, classes: int) -> NDArray[np.float32]:
-    """float32 `[rows, C]` of a shard, mapped from the disk."""
+    """float32 `[rows, C]` of a shard, mapped from the disk; what is written into it stays in memory."""
     file = folder / _ANSWERS
     if not file.stat().st_size:
         return np.zeros((0, classes), np.float32)
-    return np.memmap(file, np.float32, "r").reshape(-1, classes)
+    return np.memmap(file, np.float32, "c").reshape(-1, classes)
 
 
 def read_errors(folder: Path) -> dict[int, str]:

@@ -26,24 +26,25 @@ _CHUNK = 4096  # rows that are in memory at a time
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """`probabilities` float32 `[N, C]` of `ids` in input order; NaN where `errors` says why an image has none.
+    """`probabilities` float32 `[N, C]` of `ids` in input order, and the chosen classes `labels` int64 `[N]`.
 
-    `shows_errors` says whether files have a column for that; `labels` chooses the class int64 `[N]` of each row.
+    `errors` says why an image could not be read: its row is NaN, or the class prior. `shows_errors` says whether files
+    have a column for that.
     """
 
     ids: list[str]
     class_names: tuple[str, ...]
     probabilities: NDArray[np.float32]
+    labels: NDArray[np.int64]
     errors: Mapping[int, str]
     shows_errors: bool = False
-    labels: Callable[[NDArray[np.float32]], NDArray[np.int64]] = lambda rows: rows.argmax(axis=1)
 
     def rows(self) -> Iterator[tuple[str, NDArray[np.float32], int, str]]:
         """(ID, float32 `[C]`, chosen class, error or an empty text) of each image."""
         for start in range(0, len(self.ids), _CHUNK):
             part = np.array(self.probabilities[start : start + _CHUNK])
-            for place, (row, label) in enumerate(zip(part, self.labels(part).tolist(), strict=True), start=start):
-                yield self.ids[place], row, label, self.errors.get(place, "")
+            for place, row in enumerate(part, start=start):
+                yield self.ids[place], row, int(self.labels[place]), self.errors.get(place, "")
 
 
 def check(paths: list[Path], table: Table) -> None:
@@ -93,12 +94,13 @@ def _wide(path: Path, results: Results) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["ID", *results.class_names, *["error"] * results.shows_errors])
         for name, row, _, error in results.rows():
-            cells = [""] * len(row) if error else [f"{value:.9g}" for value in row]
+            cells = [""] * len(row) if np.isnan(row[0]) else [f"{value:.9g}" for value in row]
             writer.writerow([name, *cells, *[error] * results.shows_errors])
 
 
 def _json_lines(path: Path, results: Results) -> None:
-    """An object a line: id, label, confidence, and the probabilities by class; or id and error."""
+    """An object a line: id, label, confidence, and the probabilities by class; for an unreadable image the error, with
+    the class prior or alone."""
     with path.open("w", encoding="utf-8") as file:
         for name, row, best, error in results.rows():
             said = {
@@ -107,7 +109,8 @@ def _json_lines(path: Path, results: Results) -> None:
                 "confidence": _short(row[best]),
                 "probabilities": dict(zip(results.class_names, map(_short, row), strict=True)),
             }
-            file.write(json.dumps({"id": name, "error": error} if error else said, ensure_ascii=False) + "\n")
+            said = {"id": name} if np.isnan(row[0]) else said
+            file.write(json.dumps(said | ({"error": error} if error else {}), ensure_ascii=False) + "\n")
 
 
 def _short(value: np.float32) -> float:
@@ -129,9 +132,9 @@ def _parquet(path: Path, results: Results) -> None:
         for start in range(0, len(results.ids), _CHUNK):
             part = np.array(results.probabilities[start : start + _CHUNK])
             told = [results.errors.get(row) for row in range(start, start + len(part))]
-            best = results.labels(part)
-            labels = [None if error else results.class_names[b] for b, error in zip(best, told, strict=True)]
-            mask = np.array([error is not None for error in told])
+            mask = np.isnan(part[:, 0])
+            best = results.labels[start : start + len(part)]
+            labels = [None if absent else results.class_names[b] for b, absent in zip(best, mask, strict=True)]
             arrays = [pa.array(results.ids[start : start + len(part)]), pa.array(labels, pa.string())]
             arrays += [pa.array(np.ascontiguousarray(column), pa.float32(), mask=mask) for column in part.T]
             arrays += [pa.array(told, pa.string())] * len(names[2:])

@@ -9,17 +9,19 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config.errors import ConfigError
+from config.errors import ConfigError, DataError
 from infer import views
 from infer.options import COMPUTE_UNITS, PRECISIONS, RunOptions, given, parse_overrides
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from infer.ensemble import Ensemble
     from infer.outputs import Results
     from infer.sheet import Sheet
@@ -120,14 +122,14 @@ def _parser() -> argparse.ArgumentParser:
         help="what a .csv holds (default: %(default)s)",
     )
     parser.add_argument("--sample", type=Path, help="sample submission whose columns, order and dtypes are followed")
-    parser.add_argument("--id_column", default="ID", help="the images' column in CSV files (default: %(default)s)")
-    parser.add_argument("--target_column", default="target", help="the label column without --sample (%(default)s)")
     parser.add_argument(
         "--positive",
         metavar="CLASS",
-        help="of two classes the one whose probability the target column holds (default: where the sample has "
-        "fractions, the class that it is named after, else the one that sorts last)",
+        help="of two classes: write the probability of CLASS, in one column (default: where the sample has fractions"
+        " in that column, of the class it is named after, else of the one that sorts last)",
     )
+    parser.add_argument("--id_column", help="the images' column in tables and in the sample (default: found)")
+    parser.add_argument("--target_column", default="target", help="the label column without --sample (%(default)s)")
     parser.add_argument(
         "--second_look",
         type=_share,
@@ -139,9 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
     parser.add_argument(
         "--on_bad_image",
-        choices=("stop", "row", "prior"),
-        default="stop",
-        help="unreadable image: stop, a row with its error, or the classes' shares of the training images",
+        choices=("prior", "row", "error"),
+        default="prior",
+        help="unreadable image: the class prior as its prediction, a row without one, or stop (default: %(default)s)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on with a run that stopped; the files will be the same"
@@ -181,8 +183,16 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
         adaptive.check(chosen)
     with Runner(chosen, shared_options(options), options.in_memory, adaptive=unsure_only) as runner:
         planned = sheet.plan(
-            runner, images.ids, options.id_column, options.target_column, options.sample, options.positive
+            runner.class_names,
+            runner.ensemble.aliases,
+            images.ids,
+            options.id_column,
+            options.target_column,
+            options.sample,
+            options.positive,
         )
+        if planned.layout.note:
+            print(planned.layout.note)
         grid = runner.grid(len(images), options.batch_size)
         work = Work(
             runner,
@@ -191,7 +201,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
             part,
             _folder(options.out[0]),
             options.workers,
-            options.on_bad_image != "stop",
+            options.on_bad_image != "error",
             options.second_look,
         )
         with closing(_Progress()) as progress:
@@ -204,52 +214,56 @@ def _folder(out: Path) -> Path:
 
 
 def _end(work: Work, planned: Sheet, options: argparse.Namespace, done: Done) -> int:
-    import numpy as np
-
-    from infer.outputs import Results
     from infer.work import merged
 
+    written: list[Path] = []
     with merged(work) as whole:
         if whole is None:
             print(f"shard {work.shard} is done: {done.rows} images; the last shard to end writes the files")
             return 0
-        probabilities, errors = whole
-        unread = errors.keys() if options.on_bad_image == "prior" else ()
-        if unread:
-            probabilities = np.array(probabilities)
-            work.runner.prior.fill(probabilities, unread)
-        shows = options.on_bad_image == "row"
-        finish = work.runner.finish
-        results = Results(work.inputs.ids, work.runner.class_names, probabilities, errors, shows, finish.labels)
-        outcome = replace(results, errors={}) if unread else results
-        written = [path for out in options.out for path in _write(out, work, outcome, planned, options, unread)]
-    _tell(work, results, done, written)
-    if unread:
-        print(f"unreadable images have {work.runner.prior.source} in place of a prediction", file=sys.stderr)
+        results = _results(work, *whole, options.on_bad_image)
+        if len(results.errors) < len(results.ids) or options.on_bad_image == "row":
+            written = [path for out in options.out for path in _write(out, work, results, planned, options)]
+    if not written:
+        raise DataError(f"none of the {len(results.ids)} images can be read; the first: {results.errors[0]}")
+    _tell(work, results, done, written, options.on_bad_image)
     return 0
 
 
-def _write(
-    out: Path, work: Work, results: Results, planned: Sheet, options: argparse.Namespace, unread: Collection[int]
-) -> list[Path]:
+def _results(work: Work, probabilities: NDArray[np.float32], errors: Mapping[int, str], on_bad_image: str) -> Results:
+    """The results, unreadable images as the option says; `DataError` where it stops at one that an earlier start,
+    which this one resumes, passed over."""
+    from infer.outputs import Results
+
+    if errors and on_bad_image == "error":
+        raise DataError(errors[min(errors)])
+    prior, finish = work.runner.prior, work.runner.finish
+    if on_bad_image == "prior":
+        prior.fill(probabilities, errors)
+    labels = prior.labels(finish, probabilities, errors)
+    shown = on_bad_image == "row" or bool(errors)
+    return Results(work.inputs.ids, work.runner.class_names, probabilities, labels, errors, shown)
+
+
+def _write(out: Path, work: Work, results: Results, planned: Sheet, options: argparse.Namespace) -> list[Path]:
     from infer import outputs
 
     if not outputs.is_submission(out, options.format):
         outputs.write(out, results)
         return [out]
     errors = results.errors if results.shows_errors else None
-    return planned.write(out, work.runner, results.probabilities, errors, unread)
+    return planned.write(out, work.runner, results.probabilities, results.labels, errors)
 
 
-def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> None:
-    from infer import summary
+def _tell(work: Work, results: Results, done: Done, written: Sequence[Path], on_bad_image: str) -> None:
+    from infer import prior, summary
 
     ensemble = work.runner.ensemble
     good = [row for row in range(len(results.ids)) if row not in results.errors]
     if good:
-        values = results.probabilities if len(good) == len(results.ids) else results.probabilities[good]
-        names = [results.ids[row] for row in good]
-        print(summary.text(values, results.class_names, names, labels=results.labels(values)))
+        some = slice(None) if len(good) == len(results.ids) else good
+        values, labels = results.probabilities[some], results.labels[some]
+        print(summary.text(values, results.class_names, [results.ids[row] for row in good], labels=labels))
     if work.second_look:
         print(f"looked again at {done.again} images")
     bad = f"; unreadable: {len(results.errors)}" if results.errors else ""
@@ -265,8 +279,8 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> 
             + work.runner.clock.text(done.rows, len(ensemble.members), len(ensemble.views))
         )
     if results.errors:
-        row = min(results.errors)
-        print(f"warning: the first unreadable image: {results.errors[row]}", file=sys.stderr)
+        held = work.runner.prior.text if on_bad_image == "prior" else "no prediction"
+        print(f"warning: {prior.warning(results.errors, len(results.ids), held)}", file=sys.stderr)
     print(f"wrote {' and '.join(map(str, written))}")
 
 

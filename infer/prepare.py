@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
+from data import names
 from data.augment import EvalTransform
 from data.decode import Pixels, Shrink, whole
 from data.images import Picture
@@ -123,7 +124,7 @@ class _Work:
                 for out, transform in zip(batch.images, self.transforms, strict=True):
                     out[place] = transform(image(transform.shrink))
             except DataError as error:
-                batch.errors[row] = str(error)
+                batch.errors[row] = names.of_path(str(error))  # it is written to files, whatever the path's bytes
             except Exception as error:
                 error.add_note(f"while preparing {self.inputs.ids[row]}")
                 raise

@@ -7,7 +7,7 @@ one image more than it has, so that none has probability 0.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,11 @@ class Prior:
 
     probabilities: NDArray[np.float32]
     source: str
+
+    @property
+    def text(self) -> str:
+        """What it is, for a warning."""
+        return f"the class prior ({self.source})"
 
     def fill(self, probabilities: NDArray[np.float32], rows: Collection[int]) -> None:
         """Put the prior into these rows of float32 `[N, C]`."""
@@ -43,3 +48,9 @@ def of_cards(cards: Sequence[Card]) -> Prior:
         return Prior(np.full(classes, 1 / classes, dtype=np.float32), "all classes alike")
     smoothed = np.array(counts, dtype=np.float64) + 1
     return Prior((smoothed / smoothed.sum()).astype(np.float32), "the classes' shares of the training images")
+
+
+def warning(errors: Mapping[int, str], count: int, held: str) -> str:
+    """A line that names the first of `count` images that could not be read and says what their rows hold."""
+    rows = f"the rows of {len(errors)} of {count} images hold" if len(errors) > 1 else "its row holds"
+    return f"the first unreadable image: {errors[min(errors)]}; {rows} {held}"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from config.errors import DataError
 from infer import submission
+from infer.aliases import Groups
 from infer.archive import repeated
 from infer.runner import Runner
 from infer.submission import Layout
@@ -32,13 +33,13 @@ class Sheet:
         out: Path,
         runner: Runner,
         probabilities: NDArray[np.float32],
+        labels: NDArray[np.int64],
         errors: Mapping[int, str] | None = None,
-        unread: Collection[int] = (),
     ) -> list[Path]:
         """Write the submission to `out`, a new `.csv` or a folder to name it in, and its probabilities beside it.
 
-        `probabilities` float32 `[N, C]` and `errors` are in the order of the input; with `errors` they get a column.
-        The images `unread` have the class prior, and its likeliest class as their label.
+        `probabilities` float32 `[N, C]`, the chosen classes `labels` int64 `[N]` and `errors` are in the order of the
+        input; with `errors` the probabilities get a column for them.
         """
         order = range(len(probabilities)) if self.rows is None else self.rows.tolist()
         values = probabilities if self.rows is None else probabilities[self.rows]
@@ -48,7 +49,7 @@ class Sheet:
             self.layout,
             values,
             runner.class_names,
-            labels=runner.prior.labels(runner.finish, values, [n for n, row in enumerate(order) if row in unread]),
+            labels=labels if self.rows is None else labels[self.rows],
             aliases=runner.ensemble.aliases,
             errors=None if errors is None else [errors.get(row, "") for row in order],
         )
@@ -56,28 +57,24 @@ class Sheet:
 
 
 def plan(
-    runner: Runner,
+    class_names: Sequence[str],
+    aliases: Groups,
     ids: Sequence[str],
-    id_column: str,
-    target_column: str,
+    id_column: str | None,
+    target_column: str | None,
     sample: Path | None = None,
     positive: str | None = None,
 ) -> Sheet:
     """The sheet for images `ids`: as the `sample` is, else two columns in the order of the input.
 
-    `positive` names the class of two whose probability one column is to hold (see `submission.sample_layout`).
-
-    Raises `DataError` for a repeated ID, or a sample that does not fit the members or the images.
+    `positive` is as in `submission.sample_layout`. Raises `DataError` for a repeated ID, or a sample that does not fit
+    the classes or the images, and `ConfigError` for a `positive` that does not.
     """
     if sample is None:
         twice = repeated(ids)
         if twice is not None:
             raise DataError(f"ID {twice!r} stands twice among the images; a submission has one row for each, keep one")
-        return Sheet(submission.plain_layout(ids, runner.class_names, id_column, target_column, positive))
-    aliases = runner.ensemble.aliases
-    layout = submission.sample_layout(
-        sample, runner.class_names, id_column, aliases=aliases, positive=positive, ids=ids
-    )
-    if layout.note:
-        print(layout.note)
+        layout = submission.plain_layout(ids, class_names, id_column or "ID", target_column or "target", positive)
+        return Sheet(layout)
+    layout = submission.sample_layout(sample, class_names, id_column, aliases=aliases, positive=positive, ids=ids)
     return Sheet(layout, submission.align(ids, layout, str(sample)))

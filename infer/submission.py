@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -182,6 +183,8 @@ def prepare(out: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: {folder} is no folder and cannot be made one ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--out {out}: {folder} is not writable; change its permissions, or give another")
 
 
 def destination(out: Path, models: Sequence[str], views: Sequence[str], now: datetime) -> Path:

@@ -75,7 +75,6 @@ class Work:
             "batch_size": self.grid.size,
             "unit": self.runner.unit(self.grid),
             "second_look": self.second_look,
-            "on_bad_image": "row" if self.skip_bad else "stop",
             "first_row": min(self.mine.first * self.grid.size, self.grid.count),
         }
 

@@ -25,7 +25,8 @@ from config.errors import CheckpointError, ConfigError, DataError
 from data import sources
 from data.audit import command as look
 from data.audit import page
-from infer import ensemble, fit, oof, sheet, submission, summary, views, views_oof
+from data.audit import table as audit_table
+from infer import ensemble, fit, oof, prior, sheet, submission, summary, views, views_oof
 from infer.inputs import of_paths
 from infer.runner import Runner
 from training import pairs, preflight, report, run, trial, tune, turns, worklist
@@ -57,9 +58,7 @@ def work(campaign: Campaign, wish: Wish) -> int:
         audited(campaign)
         return 0
     if wish.mode == "full":
-        print(*preflight.check(campaign.settings), sep="\n")
-    if wish.mode == "full" and campaign.settings.data.audit and not (campaign.folder / AUDIT / page.NAME).exists():
-        audited(campaign)
+        _look_ahead(campaign)
     if wish.mode == "tune":
         tuned(campaign, wish, go_on=False)
         return 0
@@ -78,6 +77,17 @@ def work(campaign: Campaign, wish: Wish) -> int:
     for row in left_out:
         print(f"left out: fold {row['fold']} of {row['member']}: {row['reason']}")
     return LEFT_OUT if left_out else 0
+
+
+def _look_ahead(campaign: Campaign) -> None:
+    """The audit, and what prediction will need, before anything is trained."""
+    for line in preflight.check(campaign.settings, campaign.folder / SUBMISSIONS):
+        print(line)
+    if campaign.settings.data.audit and not (campaign.folder / AUDIT / page.NAME).exists():
+        audited(campaign)
+    if "predict" not in _done(campaign):
+        for line in preflight.images(campaign.settings, campaign.folder / AUDIT / audit_table.NAME):
+            print(f"warning: {line}", file=sys.stderr)
 
 
 def _afterwards(campaign: Campaign, stages: Iterable[Callable[[Campaign], None]]) -> None:
@@ -212,7 +222,8 @@ def predicted(campaign: Campaign) -> None:
     table, sample = sources.test_split(data), sources.sample_submission(data)
     if table is None:
         raise NothingToPredict(f"{data.root}: has neither test.csv nor test/; add the images to predict")
-    key = _key([chosen_file, *([sample] if sample else [])], *table.ids)
+    positive, on_bad = campaign.settings.ensemble.positive, data.on_bad_test_image
+    key = _key([chosen_file, *([sample] if sample else [])], *table.ids, f"positive {positive}", on_bad)
     if _is_done(campaign, "predict", key):
         print(f"{campaign.folder / _done(campaign)['predict']['files'][0]} is the submission of this ensemble already")
         return
@@ -226,8 +237,10 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: sources.Table,
     data, out = campaign.settings.data, campaign.folder / SUBMISSIONS
     submission.prepare(out)
     with Runner(chosen) as runner:
-        positive = campaign.settings.ensemble.positive
-        planned = sheet.plan(runner, table.ids, table.id_column, data.target_column or "target", sample, positive)
+        classes, aliases, positive = runner.class_names, chosen.aliases, campaign.settings.ensemble.positive
+        planned = sheet.plan(classes, aliases, table.ids, table.id_column, data.target_column, sample, positive)
+        if planned.layout.note:
+            print(planned.layout.note)
         answers, unread = [], dict[int, str]()
         inputs, grid = of_paths(table.paths, table.ids), runner.grid(len(table.paths))
         for part in runner.stream(inputs, grid, data.workers, skip_bad=data.on_bad_test_image == "prior"):
@@ -235,16 +248,16 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: sources.Table,
             unread |= part.errors
             if campaign.stop_requested():
                 raise Interrupted(campaign.folder)
-        probabilities, names = np.concatenate(answers), runner.class_names
-        if unread:
-            runner.prior.fill(probabilities, unread)
-            print(
-                f"warning: {len(unread)} test images cannot be read and have {runner.prior.source} in place of a "
-                f"prediction, the first: {unread[min(unread)]}",
-                file=sys.stderr,
-            )
-        written = planned.write(out, runner, probabilities, unread=unread)
-        print(summary.text(probabilities, names, table.ids, labels=runner.finish.labels(probabilities)))
+        probabilities = np.concatenate(answers)
+        if len(unread) == len(table.ids):
+            raise DataError(f"none of the {len(table.ids)} test images can be read; the first: {unread[0]}")
+        runner.prior.fill(probabilities, unread)
+        labels = runner.prior.labels(runner.finish, probabilities, unread)
+        written = planned.write(out, runner, probabilities, labels, unread or None)
+        print(summary.text(probabilities, classes, table.ids, labels=labels))
+    if unread:
+        told = prior.warning(unread, len(table.ids), runner.prior.text)
+        print(f"warning: {len(unread)} test images cannot be read; {told}", file=sys.stderr)
     print(f"wrote {written[0]} and {written[1]}")
     return written
 

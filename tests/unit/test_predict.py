@@ -141,6 +141,7 @@ def test_results_of_every_kind_say_the_same(pair, tmp_path, capsys):
 def test_an_unreadable_image_stops_and_resume_goes_on_after_it_was_mended(pair, tmp_path, capsys):
     folders, paths, _ = pair
     words = ["--member", *folders, "--images", tmp_path / "images", "--format", "wide", "--batch_size", 2]
+    words += ["--on_bad_image", "error"]
     assert command(capsys, *words, "--out", tmp_path / "whole.csv")[0] == 0
     data = paths[7].read_bytes()
     paths[7].write_bytes(data[:60])

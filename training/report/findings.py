@@ -11,6 +11,7 @@ import yaml
 
 from config.errors import DataError
 from data import csvfile
+from infer import submission as sent
 from training import results
 
 _SHOWN = 200
@@ -31,12 +32,20 @@ _MACHINE = (
 def submission(path: Path) -> dict[str, Any]:
     """Name, rows and predicted images of each class, of a label file or of one with a column of probability a class.
 
-    `DataError` for a file that is neither.
+    Where it has one column of probability, the classes are those of the probabilities beside it. `DataError` for a file
+    that is none of these.
     """
-    rows = csvfile.read(path, ())
+    rows, beside = csvfile.read(path, ()), sent.probabilities_path(path)
+    if beside.exists():
+        key = csvfile.header(beside)[0]
+        cells = [list(row.cells.values()) for row in rows] if len(rows[0].cells) == 2 else []
+        if any(sent.fractions(column) for column in zip(*cells, strict=True)):
+            rows = csvfile.read(beside, ())
+    else:
+        key = next(iter(rows[0].cells))
     counts: dict[str, int] = {}
     for row in rows:
-        names = list(row.cells)[1:]  # the first column is the ID's
+        names = [name for name in row.cells if name not in (key, "error")]
         if not names:
             raise DataError(f"{path}: has one column alone, so that it is no submission; give the file that was sent")
         said = row.cells[names[0]] if len(names) == 1 else max(names, key=lambda name: _number(path, row, name))
