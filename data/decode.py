@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from config.errors import DataError
-from data import formats, icc, repair, tiff
+from data import formats, icc, jpeg2000, repair, tiff
 from data.jpeg import plain_sides
 
 Pixels = NDArray[np.uint8]
@@ -36,6 +36,7 @@ _CV2_MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16")
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _WIDE_MODES = ("I", "F")
 _PROFILE = b"ICC_PROFILE\0"  # as a JPEG has it
+_SHALLOW = {"L;2": 85, "L;4": 17}  # what a sample of these becomes 255 by
 _SCALABLE = ("JPEG", "MPO")
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _FLAGS = {
@@ -149,6 +150,9 @@ def _decoded(data: bytes, how: _How) -> Pixels:
     with Image.open(io.BytesIO(data)) as header:
         _check_header(header, how.pixel_limit)
         profile = header.info.get("icc_profile") if how.to_srgb else None
+        deep = jpeg2000.most(data) if header.format == "JPEG2000" and header.mode != "I;16" else 255
+        if deep > 255:
+            return _deep_jpeg2000(data, deep, profile)
         if not _suits_cv2(header):
             return _with_pillow(header, profile)
         orientation = _orientation(header)
@@ -233,9 +237,14 @@ def _suits_cv2(header: Image.Image) -> bool:
     return (
         header.format in _CV2_FORMATS
         and header.mode in _CV2_MODES
-        and "transparency" not in header.info
+        and ("transparency" not in header.info or _stored(header) == "RGB;16B")
         and (header.format == "MPO" or not getattr(header, "is_animated", False))
     )
+
+
+def _stored(header: Image.Image) -> str:
+    """How Pillow names the samples of a PNG, such as `L;4` and `RGB;16B`."""
+    return str(header.tile[0][3]) if header.format == "PNG" and header.tile else ""  # type: ignore[attr-defined]
 
 
 def _orientation(header: Image.Image) -> int:
@@ -253,21 +262,35 @@ def _with_cv2(data: bytes, flags: int = cv2.IMREAD_UNCHANGED, profile: bytes | N
         return None
     if image is None or (flags == _RGB and profile is None):
         return image
+    if image.ndim == 3 and image.shape[2] == 4:
+        return _over_white(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA), profile)
     eight = _to_8_bits(image)
     if flags == _RGB:
         return _coloured(eight, profile)
     if eight.ndim == 2:
         return _coloured(cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB), profile)
-    if eight.shape[2] == 3:
-        return _coloured(cv2.cvtColor(eight, cv2.COLOR_BGR2RGB), profile)
-    return _over_white(cv2.cvtColor(eight, cv2.COLOR_BGRA2RGBA), profile)
+    return _coloured(cv2.cvtColor(eight, cv2.COLOR_BGR2RGB), profile)
+
+
+def _deep_jpeg2000(data: bytes, most: int, profile: bytes | None) -> Pixels:
+    """Colours of more than 8 bits, of which Pillow's reader turns the brightest into black."""
+    image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or image.ndim == 2 or image.dtype != np.uint16:
+        raise _Refused("its samples of more than 8 bits are not grey, RGB or RGBA; save it as 8- or 16-bit PNG")
+    deep = ((image.astype(np.uint32) * 65535 + most // 2) // most).astype(np.uint16)
+    if deep.shape[2] == 4:
+        return _over_white(cv2.cvtColor(deep, cv2.COLOR_BGRA2RGBA), profile)
+    return _coloured(cv2.cvtColor(_to_8_bits(deep), cv2.COLOR_BGR2RGB), profile)
 
 
 def _with_pillow(image: Image.Image, profile: bytes | None = None) -> Pixels:
+    if _stored(image) in _SHALLOW and "transparency" in image.info:
+        image.info["transparency"] *= _SHALLOW[_stored(image)]  # Pillow scales the samples and leaves this one
     orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow itself turns a TIFF when it loads it
     if image.mode in _DEEP_MODES or _is_deep_pgm(image):
         deep = np.asarray(image)
         eight = _to_8_bits(tiff.most(image) - deep if tiff.inverted(image) else deep, tiff.most(image))
+        eight[deep == image.info.get("transparency", -1)] = 255
         return _orient(_coloured(cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB), profile), orientation)
     if image.has_transparency_data:
         return _orient(_over_white(np.array(image.convert("RGBA")), profile), orientation)
@@ -293,10 +316,14 @@ def _to_8_bits(image: NDArray[np.integer], most: int = 65535) -> Pixels:
     return ((image.astype(np.uint32) * 255 + most // 2) // most).astype(np.uint8)
 
 
-def _over_white(rgba: Pixels, profile: bytes | None = None) -> Pixels:
-    alpha = rgba[..., 3:].astype(np.uint16)
-    colours = _coloured(np.ascontiguousarray(rgba[..., :3]), profile)
-    return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+def _over_white(rgba: NDArray[np.uint8] | NDArray[np.uint16], profile: bytes | None = None) -> Pixels:
+    if profile is not None:
+        eight = _to_8_bits(rgba)
+        rgba = np.dstack([_coloured(np.ascontiguousarray(eight[..., :3]), profile), eight[..., 3]])
+    most = int(np.iinfo(rgba.dtype).max)
+    alpha = rgba[..., 3:].astype(np.uint32)
+    mixed = (rgba[..., :3] * alpha + most * (most - alpha) + most // 2) // most
+    return _to_8_bits(mixed.astype(rgba.dtype))
 
 
 def _orient(image: Pixels, orientation: int) -> Pixels:

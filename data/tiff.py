@@ -36,6 +36,8 @@ def refused(data: bytes) -> str | None:
         return f"its colours are {_NAMES.get(photometric, f'photometric interpretation {photometric}')}; {_SAVE}"
     if len(set(bits)) > 1 or bits[0] not in (1, 2, 4, 8, 12, 16):
         return f"its samples have {', '.join(map(str, dict.fromkeys(bits)))} bits; {_SAVE}"
+    if photometric == _INVERTED and bits[0] > 8 and (data[:2] == b"MM" or bits[0] == 12):
+        return f"white is zero in its grey samples of {bits[0]} bits, high bytes first; {_SAVE}"
     return _bands(photometric, tags, bits)
 
 
