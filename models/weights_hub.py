@@ -35,6 +35,11 @@ _PACKAGES = {
 }
 
 
+def packaged(spec: ModelSpec) -> bool:
+    """Whether a package of the extra `weights` with the weights of `spec` is installed."""
+    return spec.arch in _PACKAGES and importlib.util.find_spec(_PACKAGES[spec.arch][0]) is not None
+
+
 def package_file(spec: ModelSpec) -> Path:
     """The weights file of `spec` in an installed package of the extra `weights`, its SHA-256 checked."""
     if spec.arch not in _PACKAGES:
@@ -100,13 +105,13 @@ def download(repo: str, name: str, revision: str = "", said: str = "") -> Path |
     import huggingface_hub
     from huggingface_hub import errors
 
-    cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision or None)
+    wanted = revision or None
+    cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=wanted)
     try:
-        path = Path(
-            cached
-            if isinstance(cached, str)
-            else huggingface_hub.hf_hub_download(repo, name, revision=revision or None)
-        )
+        if not isinstance(cached, str):
+            # Asks once where the download would retry for half a minute.
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, name, revision=wanted))
+            cached = huggingface_hub.hf_hub_download(repo, name, revision=wanted)
     except errors.GatedRepoError as error:
         raise WeightsError(
             f"{said}{repo} is gated: accept its licence at https://huggingface.co/{repo}, then run `hf auth login`"
@@ -119,8 +124,9 @@ def download(repo: str, name: str, revision: str = "", said: str = "") -> Path |
         raise _unreachable(repo, name, said, error) from error
     except errors.EntryNotFoundError:
         return None
-    except (OSError, errors.HFValidationError) as error:
+    except Exception as error:  # of the HTTP library, which differs between versions of the hub's client
         raise _unreachable(repo, name, said, error) from error
+    path = Path(cached)
     _verify_blob(path)
     return path
 

@@ -192,7 +192,7 @@ def _renamed(weights: Mapping[str, Array], dialect: Dialect, spec: ModelSpec) ->
             renamed[new] = value
     for name, three in parts.items():
         renamed |= _fuse(name, three)
-    return _shaped(_timm_blocks(renamed, spec) if dialect.rules is _LUKEMELAS else renamed, spec)
+    return _shaped(_timm_blocks(renamed) if dialect.rules is _LUKEMELAS else renamed, spec)
 
 
 def _fuse(name: str, three: dict[int, Array]) -> dict[str, Array]:
@@ -224,7 +224,7 @@ def _shaped(weights: dict[str, Array], spec: ModelSpec) -> dict[str, Array]:
     return weights
 
 
-def _timm_blocks(weights: Mapping[str, Array], spec: ModelSpec) -> dict[str, Array]:
+def _timm_blocks(weights: Mapping[str, Array]) -> dict[str, Array]:
     """`_blocks.7._bn1` to timm's `blocks.3.1.bn2`: blocks counted by stage, layers by their order."""
     numbers = sorted({int(m[1]) for m in (re.match(r"_blocks\.(\d+)\.", name) for name in weights) if m})
     first_of_stage = {n for n in numbers if n == 0 or _starts_stage(weights, n)}
@@ -250,10 +250,8 @@ def _starts_stage(weights: Mapping[str, Array], n: int) -> bool:
 
 
 def _layer(name: str, expands: bool) -> str:
+    pairs = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     if expands:
-        pairs = (("_expand_conv", "conv_pw"), ("_bn0", "bn1"), ("_depthwise_conv", "conv_dw"), ("_bn1", "bn2"))
-        pairs += (("_project_conv", "conv_pwl"), ("_bn2", "bn3"))
-    else:
-        pairs = (("_depthwise_conv", "conv_dw"), ("_bn1", "bn1"), ("_project_conv", "conv_pw"), ("_bn2", "bn2"))
+        pairs |= {"_expand_conv": "conv_pw", "_bn0": "bn1", "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
     head, _, rest = name.partition(".")
-    return f"{dict(pairs).get(head, head)}.{rest}"
+    return f"{pairs.get(head, head)}.{rest}"

@@ -116,7 +116,7 @@ def _unwrapped(held: Weights) -> tuple[Weights, str]:
 
 def _by_timm(held: Weights, spec: ModelSpec) -> Weights | None:
     """timm's mapping where it makes more of the wanted names come true; None without timm, or where all are there."""
-    if not _timm_installed():
+    if not timm_installed():
         return None
     from models import weights_torch
 
@@ -141,23 +141,20 @@ def _folder(path: Path, ema: bool) -> File:
         raise WeightsError(f"{path}: holds no {MODEL_FILE}")
     if not (path / "config.json").is_file():
         manifest.verify(path)
-    return open_file(there, ema)._replace(**said)
+    held = open_file(there, ema)
+    return File(held.weights, held.notes, held.card, *said)
 
 
-def _config(path: Path) -> dict[str, object]:
+def _config(path: Path) -> tuple[str, tuple[str, ...], dict[str, object]]:
     """Architecture, class names and preprocessing of a hub folder's config.json, timm's or transformers'."""
     file = path / "config.json"
     if not file.is_file():
-        return {}
+        return "", (), {}
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
         named = held.get("label_names") or [held["id2label"][k] for k in sorted(held.get("id2label", {}), key=int)]
         prep = held.get("pretrained_cfg") or {}
-        return {
-            "arch": str(held.get("architecture", "")),
-            "labels": tuple(map(str, named)),
-            "preprocessing": dict(prep),
-        }
+        return str(held.get("architecture", "")), tuple(map(str, named)), dict(prep)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{file}: unreadable ({error}); download it again") from error
 
@@ -180,7 +177,8 @@ def _pickle(path: Path, ema: bool) -> File:
     return File(held, notes, None, str(facts.get("arch", "")))
 
 
-def _timm_installed() -> bool:
+def timm_installed() -> bool:
+    """Whether torch and timm can be imported; neither is."""
     try:
         return all(importlib.util.find_spec(name) is not None for name in ("torch", "timm"))
     except ModuleNotFoundError:
@@ -188,7 +186,7 @@ def _timm_installed() -> bool:
 
 
 def _require_torch(path: Path) -> None:
-    if not _timm_installed():
+    if not timm_installed():
         raise WeightsError(f'{path}: only torch reads it; pip install -e ".[torch]", or save it as .safetensors')
 
 

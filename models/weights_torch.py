@@ -18,6 +18,7 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from timm.data import ImageNetInfo
 
 from config.errors import WeightsError
 from models.registry import FAMILIES, ModelSpec
@@ -26,7 +27,7 @@ Weights = dict[str, NDArray[np.float32]]
 # Plain data in the checkpoints of training scripts, beside their tensors: settings, scores, paths.
 _PLAIN = [
     argparse.Namespace,
-    np._core.multiarray.scalar,
+    type(np.float64(0)).__reduce__(np.float64(0))[0],  # numpy's own function that makes a scalar
     np.dtype,
     np.dtypes.Float64DType,
     np.dtypes.Float32DType,
@@ -50,8 +51,8 @@ def read_pickle(path: Path, ema: bool = True) -> tuple[Weights, dict[str, Any], 
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         text = str(error).split("WeightsUnpickler error: ")[-1].strip().split("\n")[0]
         raise WeightsError(
-            f"{path}: cannot be read as tensors and plain data alone ({text}); where you trust it, load it and save its "
-            "state_dict as .safetensors"
+            f"{path}: cannot be read as tensors and plain data alone ({text}); where you trust it, load it and save "
+            "its state_dict as .safetensors"
         ) from error
     if not isinstance(held, Mapping):
         raise WeightsError(f"{path}: holds a {type(held).__name__}, no state_dict; save its state_dict")
@@ -110,6 +111,16 @@ def by_timm(weights: Mapping[str, NDArray[np.float32]], spec: ModelSpec) -> Weig
     except (KeyError, RuntimeError, AttributeError, AssertionError, ValueError):
         return None
     return {n: t.detach().float().numpy().copy() for n, t in mapped.items() if isinstance(t, torch.Tensor)}
+
+
+def imagenet_names(count: int) -> list[str]:
+    """timm's names of the ImageNet set with `count` classes, in the order of the logits; none for another number."""
+    sets = {11221: "imagenet-21k-miil", 11821: "imagenet-12k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}
+    sets |= {1000: "imagenet-1k", 21842: "imagenet-22k-ms"}
+    if count not in sets:
+        return []
+    facts = ImageNetInfo(sets[count])
+    return [facts.index_to_description(i) for i in range(count)]
 
 
 def _network(spec: ModelSpec) -> torch.nn.Module:
