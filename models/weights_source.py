@@ -139,9 +139,9 @@ def _folder(path: Path, ema: bool) -> File:
     if there is None:
         manifest.verify(path)  # says that this is no checkpoint
         raise WeightsError(f"{path}: holds no {MODEL_FILE}")
-    if not (path / "config.json").is_file():
-        manifest.verify(path)
     held = open_file(there, ema)
+    if held.card is not None:
+        manifest.verify(path)  # a checkpoint that has lost its manifest
     return File(held.weights, held.notes, held.card, *said)
 
 
