@@ -73,9 +73,8 @@ def test_the_checkpoint_is_made_once_and_anew_for_another_file(file: Path, capsy
 
 def test_save_writes_a_checkpoint_with_the_names_that_are_given(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = file.with_name("other.safetensors")
-    save_file(
-        {f"module.{n}": t for n, t in timm.create_model("test_resnet", num_classes=2).state_dict().items()}, other
-    )
+    state = timm.create_model("test_resnet", num_classes=2).state_dict()
+    save_file({f"module.{n}": t for n, t in state.items()}, other)
     names, out = file.with_name("names.txt"), file.with_name("out")
     names.write_text("cat\ndog\n")
     words = ["save", "test_resnet", str(out), "--weights", str(other), "--classes", str(names)]
@@ -108,7 +107,7 @@ def test_what_cannot_be_a_member_says_how_one_is_made(file: Path) -> None:
     unnamed = file.rename(file.with_name("mine.safetensors"))
     with pytest.raises(WeightsError, match="python -m models save MODEL OUT --weights"):
         pretrained.checkpoint(str(unnamed))
-    with pytest.raises(WeightsError, match="did you mean .*resnet18"):
+    with pytest.raises(WeightsError, match=r"did you mean .*resnet18"):
         pretrained.save("resnet188", file.with_name("out"))
     save_file(timm.create_model("test_vit", num_classes=0).state_dict(), file.with_name("test_vit.safetensors"))
     with pytest.raises(WeightsError, match="no classifier"):
