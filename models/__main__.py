@@ -1,4 +1,4 @@
-"""`python -m models list [PATTERN]` and `python -m models show NAME`: what can be trained, where, and how."""
+"""`python -m models`: `list` and `show` say what can be trained, where, and how; `save` writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 import fnmatch
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from config.errors import TandemError
+from config.errors import ConfigError, TandemError
 from models import defaults, registry
 from models.registry import ModelSpec
 
@@ -18,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
     args = _parser().parse_args(argv)
     try:
-        lines = listing(args.pattern) if args.command == "list" else description(args.name)
+        commands = {"list": lambda: listing(args.pattern), "show": lambda: description(args.name)}
+        lines = commands.get(args.command, lambda: saved(args))()
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -67,6 +69,19 @@ def description(name: str) -> list[str]:
     return _aligned(rows)
 
 
+def saved(args: argparse.Namespace) -> list[str]:
+    """Write a checkpoint folder of a pretrained network; what was recognised in its weights."""
+    from models import pretrained  # NumPy and safetensors, which the other commands do without
+
+    try:
+        classes = args.classes.read_text(encoding="utf-8").split("\n") if args.classes else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--classes {args.classes}: unreadable ({error})") from error
+    names = [line.strip() for line in classes if line.strip()]
+    notes = pretrained.save(args.name, args.out, args.weights, names, args.image_size)
+    return [*notes, f"wrote {args.out}"]
+
+
 def _candidates(pattern: str) -> list[ModelSpec]:
     if "." not in pattern:
         return [registry.get(arch) for arch in registry.names(pattern)]
@@ -108,6 +123,17 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'convnext*' or '*.*in22k*'")
     one = commands.add_parser("show", help="preprocessing and per-model defaults of one model")
     one.add_argument("name", help="an architecture, ARCH.TAG, or an alias such as convnext_base_384")
+    keep = commands.add_parser("save", help="write a pretrained network as a checkpoint folder, without training")
+    keep.add_argument("name", metavar="NAME", help="a model's name, hf:USER/NAME, a weights file or a hub folder")
+    keep.add_argument("out", type=Path, metavar="OUT", help="the new folder")
+    keep.add_argument("--weights", metavar="FILE", help="weights of the model NAME: a file, a folder or hf:USER/NAME")
+    keep.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="class names, one per line in the order of the logits (default: the file's own, or ImageNet's)",
+    )
+    keep.add_argument("--image_size", type=int, metavar="PIXELS", help="side of the input (default: the model's own)")
     return parser
 
 

@@ -19,6 +19,7 @@ import torch
 from timm.models import get_pretrained_cfg, is_model, list_modules, list_pretrained
 
 from models.registry import FAMILIES, TABLES
+from models.weights_torch import imagenet_names
 
 _NOT_ARCHITECTURE = {
     "pretrained_filter_fn",
@@ -122,8 +123,9 @@ def family(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write one table a family."""
+    """Write one table a family, and the names of ImageNet's classes."""
     TABLES.mkdir(exist_ok=True)
+    (TABLES / "imagenet_1k.json").write_text(json.dumps(imagenet_names(1000), indent=0, ensure_ascii=False) + "\n")
     modules = set(list_modules())
     for name, module in FAMILIES.items():
         if module not in modules:

