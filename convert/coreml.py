@@ -6,9 +6,11 @@ Works on Linux too, where nothing can be predicted; `infer.predictors.mil_refere
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from models.card import CARD_KEY, Card
 
 # Core ML's own names of the systems; newer ones run the packages of older ones.
 TARGETS = {13: "iOS16", 14: "iOS17", 15: "iOS18"}
+
+_LAST = object()
 
 
 def write(
@@ -103,25 +107,60 @@ def _exported(network: torch_graph.Network, card: Card, batches: tuple[int, ...]
 
 
 def rewrite(fx_graph: Any) -> None:
-    """Write the operations that coremltools does not know as others that mean the same.
+    """Write the operations that coremltools does not know, or reads wrongly, as others that mean the same.
 
-    `alias` (Swin) is its input; `addcmul(x, y, z, value=v)` (ConvNeXt V2) is `x + v * (y * z)`.
+    `alias` (Swin) is its input, and so is an anti-aliased resize to the size that its input has: ViTs with dynamic image
+    sizes resize their position table to the grid, which is the table's own since the image size is fixed when the
+    network is built. `addcmul(x, y, z, value=v)` (ConvNeXt V2) is `x + v * (y * z)`. Of `gelu(x, approximate="tanh")`
+    coremltools 9.0 drops the keyword and writes the exact GELU, without a word; written out, it is fused as it should be.
     """
     aten = torch.ops.aten
     for node in list(fx_graph.nodes):
-        if node.target == aten.alias.default:
+        if node.target == aten.alias.default or _resizes_nothing(node):
             node.replace_all_uses_with(node.args[0])
             fx_graph.erase_node(node)
+        elif node.target == aten.gelu.default:
+            if node.kwargs.get("approximate") == "tanh":
+                _replace(fx_graph, node, _gelu_tanh(*node.args))
         elif node.target == aten.addcmul.default:
-            added, *factors = node.args
-            with fx_graph.inserting_before(node):
-                product = fx_graph.call_function(aten.mul.Tensor, tuple(factors))
-                value = node.kwargs.get("value", 1)
-                scaled = product if value == 1 else fx_graph.call_function(aten.mul.Tensor, (product, value))
-                total = fx_graph.call_function(aten.add.Tensor, (added, scaled))
-            product.meta, scaled.meta, total.meta = (dict(node.meta) for _ in range(3))
-            node.replace_all_uses_with(total)
-            fx_graph.erase_node(node)
+            _replace(fx_graph, node, _addcmul(*node.args, **node.kwargs))
+
+
+def _resizes_nothing(node: Any) -> bool:
+    resizes = (torch.ops.aten._upsample_bicubic2d_aa.vec, torch.ops.aten._upsample_bicubic2d_aa.default)
+    return node.target in resizes and node.meta["val"].shape == node.args[0].meta["val"].shape
+
+
+def _gelu_tanh(x: Any) -> list[tuple[Any, ...]]:
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), in the order of coremltools' own pattern."""
+    aten = torch.ops.aten
+    return [
+        (aten.pow.Tensor_Scalar, x, 3.0),
+        (aten.mul.Tensor, _LAST, 0.044715),
+        (aten.add.Tensor, x, _LAST),
+        (aten.mul.Tensor, _LAST, math.sqrt(2 / math.pi)),
+        (aten.tanh.default, _LAST),
+        (aten.add.Tensor, _LAST, 1.0),
+        (aten.mul.Tensor, _LAST, 0.5),
+        (aten.mul.Tensor, x, _LAST),
+    ]
+
+
+def _addcmul(x: Any, y: Any, z: Any, value: float = 1.0) -> list[tuple[Any, ...]]:
+    aten = torch.ops.aten
+    scale = [] if value == 1 else [(aten.mul.Tensor, _LAST, value)]
+    return [(aten.mul.Tensor, y, z), *scale, (aten.add.Tensor, x, _LAST)]
+
+
+def _replace(fx_graph: Any, node: Any, calls: Sequence[tuple[Any, ...]]) -> None:
+    """Put the calls in place of `node`; `_LAST` among their arguments is the result of the call before."""
+    last = None
+    with fx_graph.inserting_before(node):
+        for function, *arguments in calls:
+            last = fx_graph.call_function(function, tuple(last if a is _LAST else a for a in arguments))
+            last.meta = dict(node.meta)
+    node.replace_all_uses_with(last)
+    fx_graph.erase_node(node)
 
 
 def _inputs(ct: Any, card: Card, batches: tuple[int, ...]) -> list[Any]:
