@@ -109,10 +109,11 @@ def _exported(network: torch_graph.Network, card: Card, batches: tuple[int, ...]
 def rewrite(fx_graph: Any) -> None:
     """Write the operations that coremltools does not know, or reads wrongly, as others that mean the same.
 
-    `alias` (Swin) is its input, and so is an anti-aliased resize to the size that its input has: ViTs with dynamic image
-    sizes resize their position table to the grid, which is the table's own since the image size is fixed when the
-    network is built. `addcmul(x, y, z, value=v)` (ConvNeXt V2) is `x + v * (y * z)`. Of `gelu(x, approximate="tanh")`
-    coremltools 9.0 drops the keyword and writes the exact GELU, without a word; written out, it is fused as it should be.
+    `alias` (Swin) is its input, and so is an anti-aliased resize to the size that its input has: ViTs with dynamic
+    image sizes resize their position table to the grid, which is the table's own since the image size is fixed when
+    the network is built. `addcmul(x, y, z, value=v)` (ConvNeXt V2) is `x + v * (y * z)`. coremltools 9.0 drops the
+    keyword of `gelu(x, approximate="tanh")` and writes the exact GELU; written out, the tanh form is fused again. It
+    divides the input of `rms_norm` by its largest value but epsilon not, so that epsilon counts too much or too little.
     """
     aten = torch.ops.aten
     for node in list(fx_graph.nodes):
@@ -122,6 +123,8 @@ def rewrite(fx_graph: Any) -> None:
         elif node.target == aten.gelu.default:
             if node.kwargs.get("approximate") == "tanh":
                 _replace(fx_graph, node, _gelu_tanh(*node.args))
+        elif node.target == aten.rms_norm.default:
+            _replace(fx_graph, node, _rms_norm(*node.args))
         elif node.target == aten.addcmul.default:
             _replace(fx_graph, node, _addcmul(*node.args, **node.kwargs))
 
@@ -150,6 +153,23 @@ def _addcmul(x: Any, y: Any, z: Any, value: float = 1.0) -> list[tuple[Any, ...]
     aten = torch.ops.aten
     scale = [] if value == 1 else [(aten.mul.Tensor, _LAST, value)]
     return [(aten.mul.Tensor, y, z), *scale, (aten.add.Tensor, x, _LAST)]
+
+
+def _rms_norm(x: Any, shape: list[int], weight: Any = None, eps: float | None = None) -> list[tuple[Any, ...]]:
+    """x / sqrt(mean(x^2) + eps), in fp16 without overflow: x is first multiplied by 1/64, and epsilon by its square."""
+    aten = torch.ops.aten
+    small = 2.0**-6
+    epsilon = torch.finfo(torch.float32).eps if eps is None else eps
+    return [
+        (aten.mul.Tensor, x, small),
+        (aten.pow.Tensor_Scalar, _LAST, 2.0),
+        (aten.mean.dim, _LAST, [-n - 1 for n in range(len(shape))], True),
+        (aten.add.Tensor, _LAST, epsilon * small**2),
+        (aten.rsqrt.default, _LAST),
+        (aten.mul.Tensor, _LAST, small),
+        (aten.mul.Tensor, x, _LAST),
+        *([] if weight is None else [(aten.mul.Tensor, _LAST, weight)]),
+    ]
 
 
 def _replace(fx_graph: Any, node: Any, calls: Sequence[tuple[Any, ...]]) -> None:
