@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,14 @@ from models.card import CARD_KEY, Card
 # Core ML's own names of the systems; newer ones run the packages of older ones.
 TARGETS = {13: "iOS16", 14: "iOS17", 15: "iOS18"}
 
-_LAST = object()
+
+class _Result(NamedTuple):
+    """Among the arguments of `_replace`'s calls: what an earlier call gives; -1 is the one before."""
+
+    call: int
+
+
+_LAST = _Result(-1)
 
 
 def write(
@@ -156,30 +163,36 @@ def _addcmul(x: Any, y: Any, z: Any, value: float = 1.0) -> list[tuple[Any, ...]
 
 
 def _rms_norm(x: Any, shape: list[int], weight: Any = None, eps: float | None = None) -> list[tuple[Any, ...]]:
-    """x / sqrt(mean(x^2) + eps), in fp16 without overflow: x is first multiplied by 1/64, and epsilon by its square."""
+    """x / sqrt(mean(x^2) + eps); rows with values above 1 are divided by the largest first: fp16 squares overflow."""
     aten = torch.ops.aten
-    small = 2.0**-6
+    dims = [-n - 1 for n in range(len(shape))]
     epsilon = torch.finfo(torch.float32).eps if eps is None else eps
     return [
-        (aten.mul.Tensor, x, small),
-        (aten.pow.Tensor_Scalar, _LAST, 2.0),
-        (aten.mean.dim, _LAST, [-n - 1 for n in range(len(shape))], True),
-        (aten.add.Tensor, _LAST, epsilon * small**2),
-        (aten.rsqrt.default, _LAST),
-        (aten.mul.Tensor, _LAST, small),
-        (aten.mul.Tensor, x, _LAST),
-        *([] if weight is None else [(aten.mul.Tensor, _LAST, weight)]),
+        (aten.abs.default, x),
+        (aten.amax.default, _Result(0), dims, True),
+        (aten.clamp.default, _Result(1), 1.0, None),
+        (aten.div.Tensor, x, _Result(2)),
+        (aten.mul.Tensor, _Result(3), _Result(3)),
+        (aten.mean.dim, _Result(4), dims, True),
+        (aten.reciprocal.default, _Result(2)),
+        (aten.mul.Tensor, _Result(6), _Result(6)),
+        (aten.mul.Tensor, _Result(7), epsilon),
+        (aten.add.Tensor, _Result(5), _Result(8)),
+        (aten.rsqrt.default, _Result(9)),
+        (aten.mul.Tensor, _Result(3), _Result(10)),
+        *([] if weight is None else [(aten.mul.Tensor, _Result(11), weight)]),
     ]
 
 
 def _replace(fx_graph: Any, node: Any, calls: Sequence[tuple[Any, ...]]) -> None:
-    """Put the calls in place of `node`; `_LAST` among their arguments is the result of the call before."""
-    last = None
+    """Put the calls in place of `node`: a function and its arguments each."""
+    results: list[Any] = []
     with fx_graph.inserting_before(node):
         for function, *arguments in calls:
-            last = fx_graph.call_function(function, tuple(last if a is _LAST else a for a in arguments))
-            last.meta = dict(node.meta)
-    node.replace_all_uses_with(last)
+            given = tuple(results[a.call] if isinstance(a, _Result) else a for a in arguments)
+            results.append(fx_graph.call_function(function, given))
+            results[-1].meta = dict(node.meta)
+    node.replace_all_uses_with(results[-1])
     fx_graph.erase_node(node)
 
 

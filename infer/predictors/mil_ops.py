@@ -70,6 +70,10 @@ def _rsqrt(*, x: Tensor, epsilon: Tensor | None = None) -> Tensor:
     return torch.rsqrt(x + (1e-12 if epsilon is None else epsilon))
 
 
+def _inverse(*, x: Tensor, epsilon: Tensor | None = None) -> Tensor:
+    return 1 / (x + (1e-4 if epsilon is None else epsilon))
+
+
 def _abs(*, x: Tensor) -> Tensor:
     return x.abs()
 
@@ -323,6 +327,7 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
     "floor": _floor,
     "gather": _gather,
     "gelu": _gelu,
+    "inverse": _inverse,
     "layer_norm": _layer_norm,
     "linear": _linear,
     "log": _log,
