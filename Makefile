@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 LOCK := requirements.lock
 PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install test demo parity bench bench-gpu lint clean
+.PHONY: install test demo parity conversions bench bench-gpu lint clean
 
 install: $(STAMP)
 
@@ -31,6 +31,10 @@ demo: install
 # Long: every architecture at its real size. It goes on where it was stopped.
 parity: install
 	$(PY) -m benchmarks.parity
+
+# Every architecture, cut down, to ONNX and Core ML, executed and compared; about 25 minutes, resumed where it stopped.
+conversions: install
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.conversions
 
 # Against timm, mlx-image, torchvision and ttach, about 13 minutes on 2 cores; writes docs/benchmarks.md.
 bench: install

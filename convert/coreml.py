@@ -6,11 +6,13 @@ Works on Linux too, where nothing can be predicted; `infer.predictors.mil_refere
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +28,15 @@ from models.card import CARD_KEY, Card
 
 # Core ML's own names of the systems; newer ones run the packages of older ones.
 TARGETS = {13: "iOS16", 14: "iOS17", 15: "iOS18"}
+
+
+class _Result(NamedTuple):
+    """Among the arguments of `_replace`'s calls: what an earlier call gives; -1 is the one before."""
+
+    call: int
+
+
+_LAST = _Result(-1)
 
 
 def write(
@@ -103,25 +114,86 @@ def _exported(network: torch_graph.Network, card: Card, batches: tuple[int, ...]
 
 
 def rewrite(fx_graph: Any) -> None:
-    """Write the operations that coremltools does not know as others that mean the same.
+    """Write the operations that coremltools does not know, or reads wrongly, as others that mean the same.
 
-    `alias` (Swin) is its input; `addcmul(x, y, z, value=v)` (ConvNeXt V2) is `x + v * (y * z)`.
+    `alias` (Swin) is its input, and so is an anti-aliased resize to the size that its input has: ViTs with dynamic
+    image sizes resize their position table to the grid, which is the table's own since the image size is fixed when
+    the network is built. `addcmul(x, y, z, value=v)` (ConvNeXt V2) is `x + v * (y * z)`. coremltools 9.0 drops the
+    keyword of `gelu(x, approximate="tanh")` and writes the exact GELU; written out, the tanh form is fused again. It
+    divides the input of `rms_norm` by its largest value but epsilon not, so that epsilon counts too much or too little.
     """
     aten = torch.ops.aten
     for node in list(fx_graph.nodes):
-        if node.target == aten.alias.default:
+        if node.target == aten.alias.default or _resizes_nothing(node):
             node.replace_all_uses_with(node.args[0])
             fx_graph.erase_node(node)
+        elif node.target == aten.gelu.default:
+            if node.kwargs.get("approximate") == "tanh":
+                _replace(fx_graph, node, _gelu_tanh(*node.args))
+        elif node.target == aten.rms_norm.default:
+            _replace(fx_graph, node, _rms_norm(*node.args))
         elif node.target == aten.addcmul.default:
-            added, *factors = node.args
-            with fx_graph.inserting_before(node):
-                product = fx_graph.call_function(aten.mul.Tensor, tuple(factors))
-                value = node.kwargs.get("value", 1)
-                scaled = product if value == 1 else fx_graph.call_function(aten.mul.Tensor, (product, value))
-                total = fx_graph.call_function(aten.add.Tensor, (added, scaled))
-            product.meta, scaled.meta, total.meta = (dict(node.meta) for _ in range(3))
-            node.replace_all_uses_with(total)
-            fx_graph.erase_node(node)
+            _replace(fx_graph, node, _addcmul(*node.args, **node.kwargs))
+
+
+def _resizes_nothing(node: Any) -> bool:
+    resizes = (torch.ops.aten._upsample_bicubic2d_aa.vec, torch.ops.aten._upsample_bicubic2d_aa.default)
+    return node.target in resizes and node.meta["val"].shape == node.args[0].meta["val"].shape
+
+
+def _gelu_tanh(x: Any) -> list[tuple[Any, ...]]:
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), in the order of coremltools' own pattern."""
+    aten = torch.ops.aten
+    return [
+        (aten.pow.Tensor_Scalar, x, 3.0),
+        (aten.mul.Tensor, _LAST, 0.044715),
+        (aten.add.Tensor, x, _LAST),
+        (aten.mul.Tensor, _LAST, math.sqrt(2 / math.pi)),
+        (aten.tanh.default, _LAST),
+        (aten.add.Tensor, _LAST, 1.0),
+        (aten.mul.Tensor, _LAST, 0.5),
+        (aten.mul.Tensor, x, _LAST),
+    ]
+
+
+def _addcmul(x: Any, y: Any, z: Any, value: float = 1.0) -> list[tuple[Any, ...]]:
+    aten = torch.ops.aten
+    scale = [] if value == 1 else [(aten.mul.Tensor, _LAST, value)]
+    return [(aten.mul.Tensor, y, z), *scale, (aten.add.Tensor, x, _LAST)]
+
+
+def _rms_norm(x: Any, shape: list[int], weight: Any = None, eps: float | None = None) -> list[tuple[Any, ...]]:
+    """x / sqrt(mean(x^2) + eps); rows with values above 1 are divided by the largest first: fp16 squares overflow."""
+    aten = torch.ops.aten
+    dims = [-n - 1 for n in range(len(shape))]
+    epsilon = torch.finfo(torch.float32).eps if eps is None else eps
+    return [
+        (aten.abs.default, x),
+        (aten.amax.default, _Result(0), dims, True),
+        (aten.clamp.default, _Result(1), 1.0, None),
+        (aten.div.Tensor, x, _Result(2)),
+        (aten.mul.Tensor, _Result(3), _Result(3)),
+        (aten.mean.dim, _Result(4), dims, True),
+        (aten.reciprocal.default, _Result(2)),
+        (aten.mul.Tensor, _Result(6), _Result(6)),
+        (aten.mul.Tensor, _Result(7), epsilon),
+        (aten.add.Tensor, _Result(5), _Result(8)),
+        (aten.rsqrt.default, _Result(9)),
+        (aten.mul.Tensor, _Result(3), _Result(10)),
+        *([] if weight is None else [(aten.mul.Tensor, _Result(11), weight)]),
+    ]
+
+
+def _replace(fx_graph: Any, node: Any, calls: Sequence[tuple[Any, ...]]) -> None:
+    """Put the calls in place of `node`: a function and its arguments each."""
+    results: list[Any] = []
+    with fx_graph.inserting_before(node):
+        for function, *arguments in calls:
+            given = tuple(results[a.call] if isinstance(a, _Result) else a for a in arguments)
+            results.append(fx_graph.call_function(function, given))
+            results[-1].meta = dict(node.meta)
+    node.replace_all_uses_with(results[-1])
+    fx_graph.erase_node(node)
 
 
 def _inputs(ct: Any, card: Card, batches: tuple[int, ...]) -> list[Any]:

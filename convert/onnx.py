@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def write(
             if precision == "int8":
                 message = onnx_int8.quantized(message, calibration, path.parent, float_layers)
         message.metadata_props.add(key=CARD_KEY, value=card.to_json())
+        lower_versions(message)
         save(message, path)
         del message  # a large one has no room beside what ONNX Runtime makes of it
         _try(path)
@@ -95,6 +96,23 @@ def exported(
     message = program.model_proto
     _strip(message.graph)
     return message
+
+
+def lower_versions(message: Any) -> None:
+    """Keep only the operator sets in use, and the lowest IR version that they need, for older runtimes."""
+    domains = {"" if node.domain == "ai.onnx" else node.domain for node in _nodes(message.graph)}
+    used = [opset for opset in message.opset_import if opset.domain in domains]
+    del message.opset_import[:]
+    message.opset_import.extend(used)
+    message.ir_version = onnx.helper.find_min_ir_version_for(used, ignore_unknown=True)
+
+
+def _nodes(graph_message: Any) -> Iterator[Any]:
+    for node in graph_message.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
 
 
 def save(message: Any, path: Path) -> None:

@@ -63,6 +63,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def line(comparison: Comparison) -> str:
     """One comparison in one line, for a terminal."""
     c = comparison
+    if math.isnan(c.torch_error):
+        return f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB: {'; '.join(c.faults)}"
     return (
         f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB{_speed(c)}: "
         f"top-1 agreement {c.top1_agreement:.2%} of {c.images} images, logits differ by "

@@ -6,12 +6,15 @@ runner's answer where it is an ensemble; torch's own rounding error is measured 
 
 from __future__ import annotations
 
+import contextlib
+import math
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from config.errors import ConvertError
+from config.errors import ConvertError, UnsupportedOperation, WeightsError
 from convert import pictures, torch_graph
 from convert.precision import PRECISIONS, Limits
 from convert.source import Source
@@ -90,16 +93,29 @@ class Measured(NamedTuple):
     milliseconds: float | None
 
 
+class NotRun(NamedTuple):
+    """A runtime that could not execute an artefact, and why."""
+
+    runtime: str
+    reason: str
+
+
 def compare(
     source: Source, network: torch_graph.Network, artefacts: Sequence[Artefact], images: Table
 ) -> list[Comparison]:
-    """Run all artefacts on every runtime that this machine has for them. Raises `DataError` for unreadable images."""
+    """Run all artefacts on every runtime that this machine has for them. Raises `DataError` for unreadable images.
+
+    One that cannot be executed is a comparison without numbers whose fault says why.
+    """
     ours, error, before = _reference(source, network, images)
     labels = pictures.labels(images, source.card)
     least = np.log(_LEAST_PROBABILITY) if source.ensemble is not None else -np.inf
     found = []
     for artefact in artefacts:
         for one in _answers(artefact.path, images, source):
+            if isinstance(one, NotRun):
+                found.append(not_run(artefact, one, len(ours), labels is not None))
+                continue
             said = one._replace(logits=np.maximum(one.logits, least))
             found.append(
                 measure(artefact, said, np.maximum(ours, least), error, labels, before, _wider(artefact, source))
@@ -168,6 +184,29 @@ def measure(
     )
 
 
+def not_run(artefact: Artefact, failure: NotRun, images: int, labelled: bool) -> Comparison:
+    """The comparison of an artefact that gave no logits: its measures are NaN, its one fault says why."""
+    nothing = dict.fromkeys(
+        ("top1_agreement", "max_logit_difference", "mean_logit_difference", "torch_error", "kl_divergence"), math.nan
+    )
+    return Comparison(
+        artefact=artefact.path.name,
+        runtime=failure.runtime,
+        precision=artefact.precision,
+        images=images,
+        labelled=labelled,
+        **nothing,
+        log_loss=math.nan,
+        log_loss_checkpoint=math.nan,
+        megabytes=size(artefact.path) / 1e6,
+        milliseconds=None,
+        milliseconds_checkpoint=None,
+        machine=machine(),
+        not_tried=not_here(artefact.path),
+        faults=(f"cannot be executed: {failure.reason}",),
+    )
+
+
 def faults(
     limits: Limits, agreement: float, difference: float, torch_error: float, loss: float, loss_before: float
 ) -> tuple[str, ...]:
@@ -214,17 +253,22 @@ def _reference(source: Source, network: torch_graph.Network, images: Table) -> t
     return ours, float(np.abs(own - exact).max()), milliseconds
 
 
-def _answers(path: Path, images: Table, source: Source) -> Iterator[Measured]:
-    for name, predictor in _open(path):
+def _answers(path: Path, images: Table, source: Source) -> Iterator[Measured | NotRun]:
+    for name, opened in _runtimes(path):
         try:
-            rows, milliseconds = [], None
-            for batch in pictures.batches(images, source.card):
-                rows.append(predictor.logits(*batch))
-                if milliseconds is None and predictor.runtime != "mil_reference":
-                    milliseconds = _median(lambda: predictor.logits(*(one[:1] for one in batch)))  # noqa: B023
-            yield Measured(name, np.concatenate(rows), milliseconds)
-        finally:
-            predictor.close()
+            with contextlib.closing(opened()) as predictor:
+                yield _measured(name, predictor, images, source)
+        except (UnsupportedOperation, WeightsError) as error:
+            yield NotRun(name, str(error))
+
+
+def _measured(name: str, predictor: Predictor, images: Table, source: Source) -> Measured:
+    rows, milliseconds = [], None
+    for batch in pictures.batches(images, source.card):
+        rows.append(predictor.logits(*batch))
+        if milliseconds is None and predictor.runtime != "mil_reference":
+            milliseconds = _median(lambda: predictor.logits(*(one[:1] for one in batch)))  # noqa: B023
+    return Measured(name, np.concatenate(rows), milliseconds)
 
 
 def _median(work: Callable[[], object]) -> float:
@@ -239,15 +283,16 @@ def _milliseconds(work: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _open(path: Path) -> Iterator[tuple[str, Predictor]]:
+def _runtimes(path: Path) -> Iterator[tuple[str, Callable[[], Predictor]]]:
+    """Each runtime's name, and what opens the artefact with it."""
     if path.suffix != ".mlpackage":
         for provider in onnx_runtime.available():
             yield (
                 f"onnx {provider.removesuffix('ExecutionProvider')}",
-                predictors.open(path, "onnx", providers=(provider,)),
+                partial(predictors.open, path, "onnx", providers=(provider,)),
             )
         return
     if sys.platform == "darwin":
         for unit in _COMPUTE_UNITS:
-            yield f"coreml {unit}", predictors.open(path, "coreml", compute_units=unit)
-    yield "mil_reference", predictors.open(path, "mil_reference")
+            yield f"coreml {unit}", partial(predictors.open, path, "coreml", compute_units=unit)
+    yield "mil_reference", partial(predictors.open, path, "mil_reference")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,7 +129,7 @@ def _verified(shop: Workshop, jobs: Sequence[Job], images: Table) -> list[str]:
 def _fault(shop: Workshop, jobs: Sequence[Job], comparison: verify.Comparison, images: Table) -> str:
     """What is wrong with an artefact, and where int8 and palettes lose it."""
     text = f"{comparison.artefact} on {comparison.runtime}: {', '.join(comparison.faults)}"
-    if not lossy(comparison.precision):
+    if not lossy(comparison.precision) or math.isnan(comparison.torch_error):  # the latter gave no logits
         return text
     (job,) = (job for job in jobs if job.out.name == comparison.artefact)
     some = next(iter(pictures.batches(images, shop.source.card)))

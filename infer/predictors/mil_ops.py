@@ -54,12 +54,44 @@ def _select(*, cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(cond, a, b)
 
 
+def _pow(*, x: Tensor, y: Tensor) -> Tensor:
+    return x**y
+
+
+def _square(*, x: Tensor) -> Tensor:
+    return x * x
+
+
+def _sqrt(*, x: Tensor) -> Tensor:
+    return torch.sqrt(x)
+
+
+def _rsqrt(*, x: Tensor, epsilon: Tensor | None = None) -> Tensor:
+    return torch.rsqrt(x + (1e-12 if epsilon is None else epsilon))
+
+
+def _inverse(*, x: Tensor, epsilon: Tensor | None = None) -> Tensor:
+    return 1 / (x + (1e-4 if epsilon is None else epsilon))
+
+
+def _abs(*, x: Tensor) -> Tensor:
+    return x.abs()
+
+
+def _clip(*, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    return x.clamp(alpha, beta)
+
+
 def _maximum(*, x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(x, y)
 
 
 def _relu(*, x: Tensor) -> Tensor:
     return F.relu(x)
+
+
+def _tanh(*, x: Tensor) -> Tensor:
+    return torch.tanh(x)
 
 
 def _sigmoid(*, x: Tensor) -> Tensor:
@@ -280,11 +312,13 @@ def _classify(*, probabilities: Tensor, classes: tuple[str, ...]) -> Result:
 
 
 OPERATIONS: dict[str, Callable[..., Result]] = {
+    "abs": _abs,
     "add": _add,
     "avg_pool": avg_pool,
     "batch_norm": _batch_norm,
     "cast": _cast,
     "classify": _classify,
+    "clip": _clip,
     "concat": _concat,
     "conv": conv,
     "equal": _equal,
@@ -293,6 +327,7 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
     "floor": _floor,
     "gather": _gather,
     "gelu": _gelu,
+    "inverse": _inverse,
     "layer_norm": _layer_norm,
     "linear": _linear,
     "log": _log,
@@ -301,6 +336,7 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
     "maximum": _maximum,
     "mul": _mul,
     "pad": pad,
+    "pow": _pow,
     "real_div": _real_div,
     "reduce_l2_norm": _reduce_l2_norm,
     "reduce_max": _reduce_max,
@@ -309,6 +345,7 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
     "relu": _relu,
     "reshape": _reshape,
     "reverse": _reverse,
+    "rsqrt": _rsqrt,
     "scaled_dot_product_attention": _attention,
     "select": _select,
     "shape": _shape,
@@ -319,8 +356,11 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
     "softmax": _softmax,
     "split": _split,
     "squeeze": _squeeze,
+    "sqrt": _sqrt,
+    "square": _square,
     "stack": _stack,
     "sub": _sub,
+    "tanh": _tanh,
     "thresholded_relu": _thresholded_relu,
     "tile": _tile,
     "transpose": _transpose,

@@ -1,4 +1,4 @@
-"""The MIL operations with windows and borders: convolution, pooling, padding. Two spatial dimensions, NCHW.
+"""The MIL operations with windows and borders: convolution, pooling, padding. NCHW; convolutions also take NCL.
 
 MIL orders padding as (top, bottom, left, right). Source: coremltools `ops/defs/iOS15/{conv,pool,tensor_operation}.py`.
 """
@@ -22,13 +22,15 @@ def conv(
     dilations: Tensor | None = None,
     groups: Tensor | None = None,
 ) -> Tensor:
-    """Convolution of `[N, C, H, W]` with OIHW weights."""
-    if x.ndim != 4:
-        raise UnsupportedOperation(f"conv over {x.ndim - 2} spatial dimensions, 2 are known")
-    step, spread = _pair(strides), _pair(dilations)
+    """Convolution of `[N, C, H, W]` with OIHW weights, or of `[N, C, L]` with OIL weights."""
+    dims = x.ndim - 2
+    if dims not in (1, 2):
+        raise UnsupportedOperation(f"conv over {dims} spatial dimensions, 1 and 2 are known")
+    step, spread = _window(strides, dims), _window(dilations, dims)
     spans = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], spread, strict=True)]
     border = _border(pad_type, pad, x, spans, step)
-    return F.conv2d(_padded(x, border, 0.0), weight, bias, step, 0, spread, 1 if groups is None else int(groups))
+    convolve = F.conv1d if dims == 1 else F.conv2d
+    return convolve(_padded(x, border, 0.0), weight, bias, step, 0, spread, 1 if groups is None else int(groups))
 
 
 def max_pool(
@@ -41,11 +43,11 @@ def max_pool(
     ceil_mode: Tensor | None = None,
 ) -> Tensor:
     """Maximum over windows; the border never wins."""
-    kernel, border = _pair(kernel_sizes), _pool_border(pad_type, pad)
+    kernel, border = _window(kernel_sizes, 2), _given_border(pad_type, pad, 2)
     up = ceil_mode is not None and bool(ceil_mode)
     if up and any(border):
         raise UnsupportedOperation(f"max_pool with ceil_mode and padding {border}")
-    return F.max_pool2d(_padded(x, border, -float("inf")), kernel, _pair(strides), ceil_mode=up)
+    return F.max_pool2d(_padded(x, border, -float("inf")), kernel, _window(strides, 2), ceil_mode=up)
 
 
 def avg_pool(
@@ -59,55 +61,55 @@ def avg_pool(
     ceil_mode: Tensor | None = None,
 ) -> Tensor:
     """Mean over windows, the border counted as zeros unless `exclude_padding_from_average`."""
-    kernel, (top, bottom, left, right) = _pair(kernel_sizes), _pool_border(pad_type, pad)
+    kernel, (top, bottom, left, right) = _window(kernel_sizes, 2), _given_border(pad_type, pad, 2)
     if (top, left) != (bottom, right):
         raise UnsupportedOperation(f"avg_pool with unequal padding {[top, bottom, left, right]}")
     own_only = exclude_padding_from_average is not None and bool(exclude_padding_from_average)
     up = ceil_mode is not None and bool(ceil_mode)
-    return F.avg_pool2d(x, kernel, _pair(strides), (top, left), ceil_mode=up, count_include_pad=not own_only)
+    return F.avg_pool2d(x, kernel, _window(strides, 2), (top, left), ceil_mode=up, count_include_pad=not own_only)
 
 
 def pad(*, x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Tensor | None = None) -> Tensor:
-    """Padding of the last dimensions, (before, after) of each in order."""
-    if mode != "constant":
-        raise UnsupportedOperation(f"pad with mode {mode!r}")
-    pairs = pad.reshape(-1, 2).tolist()
-    value = 0.0 if constant_val is None else float(constant_val)
-    return F.pad(x, [int(n) for pair in reversed(pairs) for n in pair], value=value)
+    """Padding of the last dimensions, (before, after) of each in order, with a constant or with mirrored values."""
+    pairs = [(int(before), int(after)) for before, after in pad.reshape(-1, 2).tolist()]
+    while pairs and pairs[0] == (0, 0):  # torch mirrors the last dimensions only
+        del pairs[0]
+    sides = [n for pair in reversed(pairs) for n in pair]
+    if mode == "constant":
+        return F.pad(x, sides, value=0.0 if constant_val is None else float(constant_val))
+    if mode == "reflect":
+        return F.pad(x, sides, mode="reflect") if sides else x
+    raise UnsupportedOperation(f"pad with mode {mode!r}")
 
 
-def _pair(value: Tensor | None) -> tuple[int, int]:
+def _window(value: Tensor | None, dims: int) -> list[int]:
     if value is None:
-        return (1, 1)
-    if value.numel() != 2:
-        raise UnsupportedOperation(f"a window over {value.numel()} spatial dimensions, 2 are known")
-    first, second = value.reshape(-1).tolist()
-    return int(first), int(second)
+        return [1] * dims
+    if value.numel() != dims:
+        raise UnsupportedOperation(f"a window over {value.numel()} spatial dimensions, not {dims}")
+    return [int(n) for n in value.reshape(-1).tolist()]
 
 
-def _border(
-    pad_type: str, pad: Tensor | None, x: Tensor, spans: list[int], step: tuple[int, int]
-) -> tuple[int, int, int, int]:
+def _border(pad_type: str, pad: Tensor | None, x: Tensor, spans: list[int], step: list[int]) -> list[int]:
+    """(before, after) of each spatial dimension in order."""
     if pad_type not in ("same", "same_lower"):
-        return _pool_border(pad_type, pad)
+        return _given_border(pad_type, pad, len(spans))
     sides: list[int] = []
     for length, span, stride in zip(x.shape[2:], spans, step, strict=True):
         total = max((-(-length // stride) - 1) * stride + span - length, 0)
         small = total // 2
         sides += [small, total - small] if pad_type == "same" else [total - small, small]
-    top, bottom, left, right = sides
-    return top, bottom, left, right
+    return sides
 
 
-def _pool_border(pad_type: str, pad: Tensor | None) -> tuple[int, int, int, int]:
+def _given_border(pad_type: str, pad: Tensor | None, dims: int) -> list[int]:
     if pad_type == "valid":
-        return (0, 0, 0, 0)
-    if pad_type != "custom" or pad is None:
-        raise UnsupportedOperation(f"padding of type {pad_type!r}")
-    top, bottom, left, right = (int(n) for n in pad.reshape(-1).tolist())
-    return top, bottom, left, right
+        return [0] * (2 * dims)
+    if pad_type != "custom" or pad is None or pad.numel() != 2 * dims:
+        raise UnsupportedOperation(f"padding of type {pad_type!r} over {dims} dimensions")
+    return [int(n) for n in pad.reshape(-1).tolist()]
 
 
-def _padded(x: Tensor, border: tuple[int, int, int, int], value: float) -> Tensor:
-    top, bottom, left, right = border
-    return F.pad(x, [left, right, top, bottom], value=value) if any(border) else x
+def _padded(x: Tensor, border: list[int], value: float) -> Tensor:
+    pairs = zip(border[::2], border[1::2], strict=True)
+    return F.pad(x, [n for pair in reversed(list(pairs)) for n in pair], value=value) if any(border) else x

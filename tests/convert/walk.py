@@ -1,0 +1,79 @@
+"""Tiny networks of every architecture of the registry that torch has, converted to both formats and compared.
+
+Depth and width are cut down (`tests.parity.kinds`), so that many architectures become one network: that is walked once.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from convert import coreml, onnx, torch_graph
+from infer.predictors import mil_reference
+from infer.predictors import onnx as onnx_predictor
+from models import registry
+from models.card import Card
+from tests.parity import drawn, kinds
+
+IMAGES = 8
+# In multiples of torch's own rounding error on the same images, as `--verify` judges fp32.
+FLOORS = 5
+# A network of a few layers may round better than this by luck: four units in the last place of its largest logit.
+LEAST = 4 * np.finfo(np.float32).eps
+
+
+class Row(NamedTuple):
+    """The largest differences of logits from torch in fp32, and that of torch from itself in float64."""
+
+    arch: str
+    onnx: float
+    coreml: float
+    floor: float
+
+    @property
+    def within(self) -> bool:
+        """Whether both artefacts are as near to torch as `--verify` wants."""
+        return max(self.onnx, self.coreml) <= FLOORS * self.floor
+
+
+def networks(by_kind: bool = False) -> dict[str, list[str]]:
+    """One architecture for each tiny network, the smallest, and all that it stands for.
+
+    `by_kind`: for each kind, whose networks differ in numbers alone.
+    """
+    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for arch in registry.names():
+        if registry.engines(registry.get(arch))["torch"]:
+            continue
+        with pytest.MonkeyPatch.context() as patch:
+            spec = kinds.tiny(arch, patch)
+        args = kinds._shape(dict(spec.args)) if by_kind else [spec.args, spec.preprocessing.size]
+        key = json.dumps([spec.family, spec.cls, args], sort_keys=True, default=str)
+        found[key].append((registry.get(arch).parameters, arch))
+    return {min(members)[1]: sorted(arch for _, arch in members) for members in found.values()}
+
+
+def compare(arch: str) -> Row:
+    """Convert the tiny network of `arch` to both formats, run both files and compare."""
+    with pytest.MonkeyPatch.context() as patch:
+        spec = kinds.tiny(arch, patch)
+        model = drawn.torch_network(spec, drawn.weights(spec))
+    card = Card(arch, tuple("abcde"), spec.preprocessing, dict(spec.options), "torch")
+    network = torch_graph.Classifier(model, spec.preprocessing).eval().requires_grad_(False)
+    images = drawn.images(spec, IMAGES)
+    single, double = torch_graph.reference(network, lambda: [(images,)])
+    floor = max(float(np.abs(single - double).max()), LEAST * float(np.abs(single).max()))
+    with tempfile.TemporaryDirectory() as folder:
+        file = onnx.write(network, card, Path(folder) / "x.onnx")
+        package = coreml.write(network, card, Path(folder) / "x.mlpackage")
+        gaps = [
+            float(np.abs(opened.logits(images) - single).max())
+            for opened in (onnx_predictor.open(file), mil_reference.open(package))
+        ]
+    return Row(arch, *gaps, floor)
