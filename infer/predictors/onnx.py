@@ -69,11 +69,13 @@ class OnnxPredictor:
         self._session = None
 
 
-def available() -> tuple[str, ...]:
-    """The providers of `PROVIDERS` that this machine's ONNX Runtime has."""
+def available(path: Path) -> tuple[str, ...]:
+    """The providers of `PROVIDERS` that run the file here without being waited for: TensorRT builds engines first, and
+    CUDA's libraries may be listed and not load."""
     import onnxruntime
 
-    return tuple(p for p in PROVIDERS if p in onnxruntime.get_available_providers())
+    listed = [p for p in PROVIDERS if p in onnxruntime.get_available_providers() and p != onnx_cuda.TENSORRT]
+    return tuple(p for p in listed if p != onnx_cuda.CUDA or p in _try(path, (p,)).get_providers())
 
 
 def version() -> str:
@@ -105,23 +107,29 @@ def open(path: Path, providers: tuple[str, ...] | None = None) -> OnnxPredictor:
 
 def _session(path: Path, providers: tuple[str, ...] | None) -> Any:
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     available = onnxruntime.get_available_providers()
     chosen = tuple(map(_whole, providers or (p for p in _PREFERRED if p in available)))
     absent = [p for p in chosen if p not in available]
     if absent:
         raise BackendUnavailable(f"{path}: ONNX Runtime has no {', '.join(absent)} here; it has {', '.join(available)}")
+    session = _try(path, chosen)
+    onnx_cuda.check(chosen, session.get_providers(), bool(providers), path)
+    return session
+
+
+def _try(path: Path, chosen: tuple[str, ...]) -> Any:
+    """A session with as many of these providers as load."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     onnx_cuda.preload(chosen)
     try:
-        wanted = onnx_cuda.with_options(chosen, path)
-        session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+        return onnxruntime.InferenceSession(str(path), options, providers=onnx_cuda.with_options(chosen, path))
     except _cannot_load(errors) as error:
         raise WeightsError(f"{path}: ONNX Runtime cannot load it ({_line(error)}); convert it again") from error
-    onnx_cuda.check(chosen, session.get_providers(), bool(providers), path)
-    return session
 
 
 def _whole(name: str) -> str:
