@@ -136,7 +136,7 @@ def _example(size: int, float_input: bool) -> torch.Tensor:
 def _try(path: Path) -> None:
     """Answer one black image on each provider of this machine, and write into the file which they were."""
     tried = {}
-    for provider in runtime.available():
+    for provider in runtime.available(path):
         opened = runtime.open(path, (provider,))
         opened.logits(*(np.zeros((1, prep.size, prep.size, 3), np.uint8) for prep in opened.card.inputs))
         if provider in opened.providers:

@@ -131,7 +131,7 @@ def _wider(artefact: Artefact, source: Source) -> Limits | None:
 def not_here(path: Path) -> tuple[str, ...]:
     """The runtimes that an artefact is made for and that this machine does not have."""
     if path.suffix == ".onnx":
-        return tuple(p for p in onnx_runtime.PROVIDERS if p not in onnx_runtime.available())
+        return tuple(p for p in onnx_runtime.PROVIDERS if p not in onnx_runtime.available(path))
     return tuple(f"Core ML {unit}" for unit in _COMPUTE_UNITS) if sys.platform != "darwin" else ()
 
 
@@ -286,7 +286,7 @@ def _milliseconds(work: Callable[[], object]) -> float:
 def _runtimes(path: Path) -> Iterator[tuple[str, Callable[[], Predictor]]]:
     """Each runtime's name, and what opens the artefact with it."""
     if path.suffix != ".mlpackage":
-        for provider in onnx_runtime.available():
+        for provider in onnx_runtime.available(path):
             yield (
                 f"onnx {provider.removesuffix('ExecutionProvider')}",
                 partial(predictors.open, path, "onnx", providers=(provider,)),

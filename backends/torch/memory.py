@@ -10,8 +10,15 @@ import torch
 
 from config.errors import OutOfMemory
 
-# CUDA's and MPS's allocators, cuBLAS, and the allocator of the CPU.
-_SAYS = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory", re.IGNORECASE)
+# CUDA's and MPS's allocators, cuBLAS, cuDNN, cuFFT, and the allocator of the CPU.
+_SAYS = re.compile(r"out of memory|ALLOC(ATION)?_FAILED|can't allocate memory", re.IGNORECASE)
+# What CUDA's libraries say when they find no memory for their workspaces, and for other reasons too.
+_MAY_MEAN = re.compile(
+    r"unable to find an engine|FIND was unable|CUBLAS_STATUS_NOT_INITIALIZED|CUBLAS_STATUS_EXECUTION_FAILED"
+    r"|CUDNN_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR|EXECUTION_FAILED)|CUSOLVER_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)",
+    re.IGNORECASE,
+)
+_FULL = 0.05  # share of the device's memory: with less of it free, these mean that it is full
 
 
 @contextmanager
@@ -20,7 +27,20 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not _SAYS.search(str(error)):
+        text = str(error)
+        certain = isinstance(error, torch.OutOfMemoryError) or _SAYS.search(text)
+        if not certain and not (_MAY_MEAN.search(text) and _is_full()):
             raise
-        first = str(error).partition("\n")[0]
+        first = text.partition("\n")[0]
         raise OutOfMemory(f"torch: {first} Lower train.micro_batch, or set train.checkpoint_gradients true") from None
+
+
+def _is_full() -> bool:
+    """Whether the current CUDA device has next to no memory left outside of torch's allocator."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        free, whole = torch.cuda.mem_get_info()
+    except RuntimeError:  # the device answers nothing any more: the first error tells why
+        return False
+    return bool(free < _FULL * whole)

@@ -11,16 +11,11 @@ from numpy.typing import NDArray
 from backends import installed
 from config.errors import BackendUnavailable, CheckpointError, WeightsError
 from infer.predictors import images as pixels
+from infer.predictors import onnx_cuda
 from models.card import CARD_KEY, Card
 
-_PREFERRED = (
-    "TensorrtExecutionProvider",
-    "CUDAExecutionProvider",
-    "CoreMLExecutionProvider",
-    "CPUExecutionProvider",
-)
-# Where inputs and outputs are bound to the device's memory, so that ONNX Runtime copies nothing on its own.
-_ON_CUDA = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+# TensorRT is for those who ask for it: it builds an engine for minutes first.
+_PREFERRED = ("CUDAExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider")
 # What the files are made for.
 PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider", "CoreMLExecutionProvider")
 
@@ -46,7 +41,11 @@ class OnnxPredictor:
         if not len(given[0]):
             return np.zeros((0, len(self.card.class_names)), np.float32)
         feeds = {name: self._form(one) for name, one in zip(pixels.names(self.card), given, strict=True)}
-        if self.providers[0] in _ON_CUDA:
+        if self.providers[0] == onnx_cuda.TENSORRT:
+            starts = range(0, len(given[0]), onnx_cuda.TENSORRT_BATCH)
+            parts = [{n: a[i : i + onnx_cuda.TENSORRT_BATCH] for n, a in feeds.items()} for i in starts]
+            return np.concatenate([self._bound(part, "cuda") for part in parts])
+        if self.providers[0] == onnx_cuda.CUDA:
             return self._bound(feeds, "cuda")
         return np.asarray(self._session.run(["logits"], feeds)[0], np.float32)
 
@@ -57,11 +56,11 @@ class OnnxPredictor:
         """One run with its inputs and output bound to `device`: one copy there and one back."""
         import onnxruntime
 
-        binding = self._session.io_binding()
+        binding, number = self._session.io_binding(), onnx_cuda.device_number() if device == "cuda" else 0
         for name, array in feeds.items():
-            there = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+            there = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, number)
             binding.bind_ortvalue_input(name, there)
-        binding.bind_output("logits", device, 0)
+        binding.bind_output("logits", device, number)
         self._session.run_with_iobinding(binding)
         return np.asarray(binding.copy_outputs_to_cpu()[0], np.float32)
 
@@ -70,11 +69,13 @@ class OnnxPredictor:
         self._session = None
 
 
-def available() -> tuple[str, ...]:
-    """The providers of `PROVIDERS` that this machine's ONNX Runtime has."""
+def available(path: Path) -> tuple[str, ...]:
+    """The providers of `PROVIDERS` that run the file here without being waited for: TensorRT builds engines first, and
+    CUDA's libraries may be listed and not load."""
     import onnxruntime
 
-    return tuple(p for p in PROVIDERS if p in onnxruntime.get_available_providers())
+    listed = [p for p in PROVIDERS if p in onnxruntime.get_available_providers() and p != onnx_cuda.TENSORRT]
+    return tuple(p for p in listed if p != onnx_cuda.CUDA or p in _try(path, (p,)).get_providers())
 
 
 def version() -> str:
@@ -87,10 +88,12 @@ def version() -> str:
 def open(path: Path, providers: tuple[str, ...] | None = None) -> OnnxPredictor:
     """Open an `.onnx` file; `providers` are whole names or `cuda`, `tensorrt`, `coreml`, `cpu`, the preferred first.
 
-    Without them: TensorRT, CUDA, Core ML, the CPU, as far as this ONNX Runtime has them.
+    Without them: CUDA, Core ML, the CPU, as far as this ONNX Runtime has them; one that is listed and does not load is
+    a warning then.
 
     Raises `CheckpointError` for a missing file, `WeightsError` for a damaged one, one without a card or one with other
-    inputs and outputs than `convert.onnx` writes, `BackendUnavailable` without ONNX Runtime or for an absent provider.
+    inputs and outputs than `convert.onnx` writes, `BackendUnavailable` without ONNX Runtime, or for a provider that
+    is absent or does not load.
     """
     if not installed("onnxruntime"):
         raise BackendUnavailable(f'{path}: needs onnxruntime, not installed here; run: pip install -e ".[convert]"')
@@ -104,24 +107,34 @@ def open(path: Path, providers: tuple[str, ...] | None = None) -> OnnxPredictor:
 
 def _session(path: Path, providers: tuple[str, ...] | None) -> Any:
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     available = onnxruntime.get_available_providers()
     chosen = tuple(map(_whole, providers or (p for p in _PREFERRED if p in available)))
     absent = [p for p in chosen if p not in available]
     if absent:
         raise BackendUnavailable(f"{path}: ONNX Runtime has no {', '.join(absent)} here; it has {', '.join(available)}")
+    session = _try(path, chosen)
+    onnx_cuda.check(chosen, session.get_providers(), bool(providers), path)
+    return session
+
+
+def _try(path: Path, chosen: tuple[str, ...]) -> Any:
+    """A session with as many of these providers as load."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    onnx_cuda.preload(chosen)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(chosen))
+        return onnxruntime.InferenceSession(str(path), options, providers=onnx_cuda.with_options(chosen, path))
     except _cannot_load(errors) as error:
         raise WeightsError(f"{path}: ONNX Runtime cannot load it ({_line(error)}); convert it again") from error
 
 
 def _whole(name: str) -> str:
     """`cuda` or `CUDAExecutionProvider` to the latter; an unknown name stays as it is."""
-    short = {provider.removesuffix("ExecutionProvider").lower(): provider for provider in _PREFERRED}
+    short = {provider.removesuffix("ExecutionProvider").lower(): provider for provider in PROVIDERS}
     return short.get(name.lower(), name)
 
 

@@ -76,6 +76,51 @@ def test_an_absent_provider_is_named(file: Path) -> None:
         predictor.open(file, providers=("NoSuchProvider",))
 
 
+class Fallen:
+    """ONNX Runtime built with CUDA whose libraries do not load: providers are listed, the session has the CPU."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, file: Path):
+        import onnxruntime
+
+        self.asked: list[object] = []
+        real = onnxruntime.InferenceSession
+        listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+        def opened(path: str, options: object, providers: list[object]) -> object:
+            self.asked = providers
+            return real(path, options, providers=["CPUExecutionProvider"])
+
+        patch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+        patch.setattr(onnxruntime, "InferenceSession", opened)
+        patch.setattr(onnxruntime, "preload_dlls", lambda: self.asked.append("preloaded"))
+
+
+def test_cuda_that_does_not_load_is_no_silent_cpu(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fallen = Fallen(monkeypatch, file)
+    with pytest.warns(UserWarning, match=r"lists CUDAExecutionProvider.*runs on CPUExecutionProvider.*onnxruntime-gpu"):
+        opened = predictor.open(file)
+    assert opened.providers == ("CPUExecutionProvider",)
+    assert fallen.asked == [("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"]
+    with pytest.raises(BackendUnavailable, match=r"lists CUDAExecutionProvider, which does not load here.*onnx_gpu"):
+        predictor.open(file, providers=("cuda",))
+    assert predictor.available(file) == ("CPUExecutionProvider",), "a conversion is verified on what there is"
+
+
+def test_tensorrt_is_asked_for_with_its_profile_and_each_rank_has_its_gpu(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fallen = Fallen(monkeypatch, file)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(BackendUnavailable, match="lists TensorrtExecutionProvider, CUDAExecutionProvider"):
+        predictor.open(file, providers=("tensorrt", "cuda"))
+    (tensorrt, options), cuda = fallen.asked
+    assert (tensorrt, cuda) == ("TensorrtExecutionProvider", ("CUDAExecutionProvider", {"device_id": 3}))
+    assert options["device_id"] == 3
+    assert options["trt_profile_min_shapes"] == "images:1x32x32x3"
+    assert options["trt_profile_max_shapes"] == options["trt_profile_opt_shapes"] == "images:64x32x32x3"
+    assert options["trt_engine_cache_enable"] and Path(options["trt_engine_cache_path"]).is_dir()
+
+
 def test_nothing_is_printed(vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx")
     assert capfd.readouterr() == ("", "")
@@ -83,7 +128,7 @@ def test_nothing_is_printed(vit: Network, tmp_path: Path, capfd: pytest.CaptureF
 
 def test_the_file_says_what_ran_it(file: Path) -> None:
     metadata = {p.key: p.value for p in onnx_library.load(file).metadata_props}
-    assert set(json.loads(metadata[onnx.TRIED_KEY])) == set(predictor.available())
+    assert set(json.loads(metadata[onnx.TRIED_KEY])) == set(predictor.available(file))
 
 
 def test_floats_between_zero_and_one_are_an_option(vit: Network, tmp_path: Path) -> None:

@@ -111,6 +111,46 @@ def test_torchs_words_are_understood() -> None:
         torch.zeros(3).view(2)
 
 
+# The texts are torch's own, CUDA's, cuBLAS's and cuDNN's; True: out of memory whatever is free, None: where it is full.
+MESSAGES = {
+    "CUDA error: out of memory": True,
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.8 GiB": True,
+    "MPS backend out of memory (MPS allocated: 17.9 GB, other allocations: 1.2 GB, max allowed: 18.1 GB)": True,
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": True,
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED": True,
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED": True,
+    "CUFFT_ALLOC_FAILED": True,
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory": True,
+    "GET was unable to find an engine to execute this computation": None,
+    "FIND was unable to find an engine to execute this computation": None,
+    "Unable to find an engine to execute this computation": None,
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`": None,
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`": None,
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED": None,
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED": None,
+    "CUDA error: an illegal memory access was encountered": False,
+    "mat1 and mat2 shapes cannot be multiplied (4x3 and 4x3)": False,
+    "CUDA error: device-side assert triggered": False,
+}
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize(("message", "meant"), MESSAGES.items())
+def test_the_words_of_cudas_libraries(
+    message: str, meant: bool | None, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from backends.torch.memory import memory_errors
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**28 if full else 2**33, 24 * 2**30))
+    expected = OutOfMemory if (full if meant is None else meant) else RuntimeError
+    with pytest.raises(expected) as raised, memory_errors():
+        raise RuntimeError(message)
+    assert type(raised.value) is expected and message[:40] in str(raised.value)
+
+
 def test_mlxs_words_are_understood() -> None:
     import mlx.core as mx
 
