@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import sys
 import tarfile
 import tempfile
@@ -28,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
+from benchmarks import rss
 from data import keyed
 from data.audit import duplicates
 from data.audit.fingerprint import hashes
@@ -52,7 +52,7 @@ def main() -> int:
         forms = {name: planted(originals, form, Path(place) / "forms" / name) for name, form in FORMS.items()}
         cost = looking(originals, Path(place) / "again", arguments.workers, arguments.images)
         cost |= searching(originals, arguments.images)
-    cost["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    cost["peak_mib"] = round(rss.peak() / 2**20)
     machine = f"{platform.platform()}, {os.cpu_count()} cores"
     result = {"date": str(date.today()), "machine": machine, "photographs": len(originals), "forms": forms, **cost}
     print(json.dumps(result) if arguments.json else table(result))

@@ -41,10 +41,11 @@ _SIZE = (375, 500)  # rows and columns, as the photographs have
 _EVERY = 50  # one of so many images is a copy of the one before
 _CLASSES, _TESTED = 396, 10
 _CODE = """
-import resource, sys
+import sys
+from benchmarks import rss
 from data.__main__ import main
 code = main(sys.argv[1:])
-print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print("PEAK", rss.peak())
 sys.exit(code)
 """
 
@@ -132,7 +133,7 @@ def audited(folder: Path, place: Path, name: str) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(busy, 1),
-        "peak_mib": round(int(peak) / 1024),
+        "peak_mib": round(int(peak) / 2**20),
         "page_mib": round((out / "audit.html").stat().st_size / 2**20, 2),
         "findings": kinds,
     }

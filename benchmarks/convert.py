@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import rss
+
 MODELS = (
     "convnext_base",
     "convnextv2_tiny",
@@ -84,7 +86,7 @@ def _convert(model: str, target: str, precision: str) -> str:
         convert.load(target).write(network, card, out, precision)
         seconds, size = time.perf_counter() - start, verify.size(out) / 1e6
     used = resource.getrusage(resource.RUSAGE_SELF)
-    peak = used.ru_maxrss / 2**20
+    peak = rss.peak() / 2**30
     return f"{spec.preprocessing.size} {seconds:.0f} {used.ru_utime + used.ru_stime:.0f} {peak:.1f} {size:.0f}"
 
 

@@ -30,6 +30,7 @@ import safetensors.numpy
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
+from benchmarks import rss
 from data import keyed
 from models.card import CARD_KEY, Card, Preprocessing
 
@@ -96,12 +97,11 @@ def measure(runs: Sequence[Path], out: Path, rest: Sequence[str]) -> dict[str, A
     if process.returncode:
         sys.exit(process.returncode)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    kib = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
     return {
         "seconds": round(seconds, 1),
         "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "load_average": round(psutil.getloadavg()[0], 1),
-        "peak_gib": round(kib / 2**20, 2),
+        "peak_gib": round(rss.peak(resource.RUSAGE_CHILDREN) / 2**30, 2),
         "peak_anonymous_gib": round(peaks[0] / 2**30, 2),
         "output": output.splitlines(),
     }

@@ -53,7 +53,7 @@ from config import heap
 from config.data_sections import Data
 from data import augment, cache
 from data.images import Images, Source
-from data.loader import Loaded, Loader
+from data.loader import Loaded, Loader, cores
 from models import registry
 from models.card import Card
 from models.registry import ModelSpec
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, help="images, in place of the table's")
     parser.add_argument("--updates", type=int, help="updates of a turn; default 6 on the CPU, 60 elsewhere")
     parser.add_argument("--repeats", type=int, default=4, help="turns of each arm")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads, timm's processes")
+    parser.add_argument("--workers", type=int, default=cores(), help="threads, timm's processes")
     parser.add_argument("--compile", choices=("off", "default", "reduce-overhead", "max-autotune"))
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args(argv)

@@ -34,8 +34,8 @@ class Train(Section):
     )
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
         default="auto",
-        description="Arithmetic of the step; auto is bf16 where the device is fast at it, else fp32. tf32 (NVIDIA) and"
-        " fp16 with a scaled loss are torch's alone.",
+        description="Arithmetic of the step; auto is bf16 where the device is fast at it, else fp32. tf32 needs an"
+        " NVIDIA GPU or an M5 (macOS 26.2); fp16 with a scaled loss is torch's alone.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="Compile the step; auto does where it pays, off is slower but starts at once."

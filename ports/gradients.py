@@ -14,7 +14,6 @@ from typing import Any, cast
 import mlx.core as mx
 
 LIBRARY, OURS = "library", "ours"
-POOL = "max_pool"
 _TILE = 7  # the largest kernel of Metal's depthwise convolution
 
 _Pair = Sequence[int]
@@ -29,7 +28,7 @@ def depthwise(kernel: int, stride: int, batch: int) -> str:
 # (kernel, stride, batch) of the depthwise convolutions for which there is a choice, by key.
 KEYS = {depthwise(k, s, n): (k, s, n) for k in (3, 5, 7) for s in (1, 2) for n in (16, 12)}
 # Whether MLX's own gradient is taken ("library") or the one of this file ("ours"): here what a CPU is faster with.
-DEFAULTS = {**dict.fromkeys(KEYS, LIBRARY), POOL: OURS}
+DEFAULTS = dict.fromkeys(KEYS, LIBRARY)
 CHOSEN = dict(DEFAULTS)
 # Whether a CPU spares bytes as a GPU does: for `benchmarks.mlx_traffic`, which counts them anywhere, and for tests.
 SPARING = False
@@ -195,7 +194,7 @@ def _tiling(size: int, taps: int) -> tuple[int, int]:
 def max_pool(x: mx.array, kernel: int, stride: int, padding: int) -> mx.array:
     """The maximum of each window of `[N, H, W, C]`, as torch's `max_pool2d`; of equal ones the first has the gradient.
 
-    Without the scatter-add that MLX's own gradient is.
+    MLX's own gradient is a scatter-add, which on Metal is not the same twice.
     """
     outside = mx.array(-math.inf, x.dtype)
     rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in x.shape[1:3])

@@ -57,9 +57,17 @@ def split_qkv(qkv: mx.array, heads: int) -> tuple[mx.array, mx.array, mx.array]:
     return q, k, v
 
 
+# At most so many queries, and Metal takes its vector kernel, which has no gradient (MLX 0.32.4).
+_FEW_QUERIES = 8
+
+
 def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """softmax(q k^T / sqrt(d)) v of `[N, heads, L, d]`, heads joined again: `[N, L, heads * d]`."""
-    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
+    scale = q.shape[-1] ** -0.5
+    if q.shape[2] <= _FEW_QUERIES:
+        out = mx.softmax((q * scale) @ k.swapaxes(-1, -2), axis=-1, precise=True) @ v
+    else:
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
     return out.transpose(0, 2, 1, 3).reshape(q.shape[0], q.shape[2], -1)
 
 

@@ -103,6 +103,7 @@ def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: 
     try:
         if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
             rehearse(session, data.stages[-1].batch, data.stages[-1].size, job.spec.num_classes)
+            memory.check_limit(session.describe())
         run.write_environment(job.folder, job.backend, session.describe())
         with Progress(settings, number, data, folder, session.describe) as watcher:
             events = replace(watcher.events, epoch=_both(watcher.events.epoch, job.on_epoch))

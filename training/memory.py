@@ -6,7 +6,9 @@ trying, halved when the memory runs out, and kept in the fold's folder, since Ba
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from config.errors import OutOfMemory
 
@@ -24,6 +26,14 @@ def remember(fold: Path, size: int) -> None:
     partial = fold / f"{_FILE}.partial"
     partial.write_text(f"{size}\n")
     partial.replace(fold / _FILE)
+
+
+def check_limit(described: Mapping[str, Any]) -> None:
+    """`OutOfMemory` where a session's `describe()` has a peak above its `memory_limit`: Metal goes on into swap there,
+    many times slower."""
+    limit, peak = described.get("memory_limit"), described["memory"].get("peak", 0)
+    if limit and peak > limit:
+        raise OutOfMemory(f"{peak / 2**30:.1f} GiB were taken, {limit / 2**30:.1f} is what the device recommends")
 
 
 def halved(size: int, batch: int, cause: OutOfMemory) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def refuse(settings: Settings, backend: str) -> None:
     if reason:
         raise ConfigError(f"model {settings.model}: {reason}; train it with the other engine, or choose another model")
     precision = settings.train.precision
-    if precision in ("tf32", "fp16") and backend != "torch":
+    on_mac = backend == "mlx" and sys.platform == "darwin"
+    if (precision == "fp16" and backend != "torch") or (precision == "tf32" and backend != "torch" and not on_mac):
         raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")
     if settings.train.compile_mode != "default" and backend != "torch":
         raise ConfigError(f"train.compile_mode: torch alone has modes; leave it at default with {backend}")

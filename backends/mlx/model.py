@@ -18,14 +18,14 @@ import numpy as np
 
 import ports
 from backends.contract import Precision, Weights, is_buffer
-from backends.mlx import threads
+from backends.mlx import metal, threads
 from config.errors import ConfigError
 from models.registry import ModelSpec
 from ports import layers
 
 Arrays = dict[str, mx.array]
 _RANDOM: Any = mx.random.state
-_DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16}
+_DTYPES = {"fp32": mx.float32, "tf32": mx.float32, "bf16": mx.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def build(spec: ModelSpec, weights: Weights | None, precision: Precision, seed: 
     if precision not in _DTYPES:
         raise ConfigError(f"train.precision {precision}: the MLX engine has {', '.join(_DTYPES)}; choose one of them")
     threads.end_cleanly()
+    metal.set_arithmetic(precision)
     with seeded(seed, "weights", 0):
         module = ports.create(spec)
     if weights is not None:

@@ -31,7 +31,7 @@ from backends.contract import (
     Weights,
     Which,
 )
-from backends.mlx import losses, model, profile, recompute, statistics, step, tune
+from backends.mlx import losses, metal, model, profile, recompute, statistics, step, tune
 from backends.mlx.memory import memory_errors
 from config.errors import ConfigError
 from models.registry import ModelSpec
@@ -59,8 +59,10 @@ def open(
 
     `compile=False` runs the same functions eagerly. Raises `ConfigError` or `WeightsError` before anything runs.
     """
-    if mx.metal.is_available():
-        _claim_memory()
+    # Metal's bf16 is no faster than its fp32 on most chips: memory is the reason to ask for it.
+    precision = "fp32" if precision == "auto" else precision
+    metal.set_arithmetic(precision)
+    metal.claim_memory()
     tune.choose()
     return Session(spec, weights, optim, loss, precision, seed, compile, memory)
 
@@ -82,8 +84,6 @@ class Session:
         compile: bool,
         memory: MemorySpec,
     ):
-        # Metal's bf16 is no faster than its fp32 on most chips: memory is the reason to ask for it.
-        precision = "fp32" if precision == "auto" else precision
         self.traces = 0
         self._optimizer, self._precision, self._seed, self._compiled = optimizer, precision, seed, compile
         self._classes, self._memory = spec.num_classes, memory
@@ -172,7 +172,9 @@ class Session:
         return profile.traced(folder)
 
     def describe(self) -> dict[str, Any]:
-        """Device, precision, memory in bytes, library versions, and how often the update was traced."""
+        """Device, precision, memory in bytes, library versions, and how often the update was traced.
+
+        On Metal also `memory_limit`, the bytes that it recommends to use at most."""
         info = mx.device_info()
         return {
             "engine": "mlx",
@@ -186,6 +188,7 @@ class Session:
                 "peak": mx.get_peak_memory(),
                 "cache": mx.get_cache_memory(),
             },
+            **({"memory_limit": limit} if (limit := metal.memory_limit()) else {}),
             "versions": {"mlx": importlib.metadata.version("mlx"), "python": platform.python_version()},
         }
 
@@ -262,11 +265,3 @@ def _identity(count: int) -> MixPlan:
     """The plan that mixes nothing."""
     ones, box = np.ones(count, np.float32), np.zeros((count, 4), np.int32)
     return MixPlan(np.arange(count, dtype=np.int32), ones, box, ones)
-
-
-def _claim_memory() -> None:
-    # Wired memory keeps the weights resident between steps; a bounded cache leaves room for the data layer.
-    info = mx.device_info()
-    most = int(info["max_recommended_working_set_size"])
-    mx.set_wired_limit(most)
-    mx.set_cache_limit(most // 4)

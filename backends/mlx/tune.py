@@ -14,15 +14,16 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
 
+from backends.mlx.metal import on_gpu
 from config.places import cache_folder
-from ports import gradients, layers
+from ports import gradients
 
 WAYS = (gradients.LIBRARY, gradients.OURS)
 _BUDGET = 2.0  # seconds at first use; what is not measured by then keeps its default
@@ -40,17 +41,22 @@ class Choice(NamedTuple):
     source: str
 
 
-@functools.cache
 def choose() -> Choice:
-    """The choice for this machine, set in `gradients.CHOSEN`; measured now if it never was. Once in a process."""
-    file = cache_file()
-    seconds, source = read(file), str(file)
-    if not seconds and on_gpu():
-        seconds, source = measure(_BUDGET), "measured now"
-        write(file, seconds)
-    choice = Choice(faster(seconds), source if seconds else "known of CPUs")
+    """The choice for MLX's default device, set in `gradients.CHOSEN`; on a GPU what was not measured yet is now."""
+    choice = choice_of(cache_file())
     gradients.CHOSEN.update(choice.ways)
     return choice
+
+
+@functools.cache
+def choice_of(file: Path) -> Choice:
+    """The choice from the device's file, once in a process."""
+    seconds, source = read(file), str(file)
+    missing = gradients.DEFAULTS.keys() - seconds.keys()
+    if missing and on_gpu():
+        seconds, source = {**seconds, **measure(_BUDGET, missing)}, "measured now"
+        write(file, seconds)
+    return Choice(faster(seconds), source if seconds else "known of CPUs")
 
 
 def faster(seconds: Seconds) -> dict[str, str]:
@@ -59,11 +65,11 @@ def faster(seconds: Seconds) -> dict[str, str]:
     return {key: found.get(key, default) for key, default in gradients.DEFAULTS.items()}
 
 
-def measure(budget: float) -> Seconds:
+def measure(budget: float, keys: Collection[str] = gradients.KEYS) -> Seconds:
     """The seconds of each way, forwards and backwards, the least of three; ends early after `budget` seconds."""
     size, channels = _GPU if on_gpu() else _CPU
     end, found = time.perf_counter() + budget, Seconds()
-    for key in gradients.DEFAULTS:
+    for key in sorted(keys):
         if time.perf_counter() > end:
             break
         found[key] = {way: _seconds(*_case(key, way, size, channels)) for way in WAYS}
@@ -72,15 +78,10 @@ def measure(budget: float) -> Seconds:
 
 def _case(key: str, way: str, size: int, channels: int) -> tuple[Callable[..., list[mx.array]], list[mx.array]]:
     """A function that computes the gradients of `key` in the given way, and its arguments."""
-    if key == gradients.POOL:
-        forward: Callable[..., mx.array] = layers.MaxPool2d(3, 2, 1)
-        arrays = [mx.ones((16, 2 * size, 2 * size, channels))]
-    else:
-        kernel, stride, batch = gradients.KEYS[key]
-        padding = (kernel // 2, kernel // 2)
-        arrays = [mx.ones((batch, size, size, channels)), mx.ones((channels, kernel, kernel, 1))]
-
-        forward = functools.partial(gradients.depthwise_conv, stride=stride, low=padding, high=padding)
+    kernel, stride, batch = gradients.KEYS[key]
+    padding = (kernel // 2, kernel // 2)
+    arrays = [mx.ones((batch, size, size, channels)), mx.ones((channels, kernel, kernel, 1))]
+    forward = functools.partial(gradients.depthwise_conv, stride=stride, low=padding, high=padding)
 
     def slopes(*given: mx.array) -> list[mx.array]:
         with _chosen(key, way):
@@ -112,11 +113,6 @@ def _chosen(key: str, way: str) -> Iterator[None]:
         gradients.CHOSEN.update(before)
 
 
-def on_gpu() -> bool:
-    """Whether MLX computes on Metal or CUDA."""
-    return bool(mx.default_device().type == mx.gpu)
-
-
 def cache_file() -> Path:
     """Where this chip's measurements with this MLX are kept."""
     chip = re.sub(r"\W+", "_", f"{mx.default_device().type.name}_{mx.device_info().get('device_name', '')}").lower()
@@ -134,7 +130,7 @@ def read(file: Path) -> Seconds:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"{file} is damaged ({error}); it is not used", file=sys.stderr)
         return {}
-    return seconds if seconds.keys() <= gradients.DEFAULTS.keys() else {}
+    return {key: both for key, both in seconds.items() if key in gradients.DEFAULTS}
 
 
 def write(file: Path, seconds: Seconds) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from infer import validate
 from models import registry
 from tests.e2e.commands import start, wait_for
 from tests.e2e.test_recipes import SMALL, few, members  # noqa: F401 - few is a fixture
+from tests.processes import fresh
 from tests.unit.test_stages import undrawn  # noqa: F401 - a fixture
 from training import checkpoint, cli, fold, stages
 from training import members as campaign
 
 # Processes of their own, made from one that has imported everything already.
-FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload(["backends.mlx", "training.stages", "backends.numpy.session", "tests.e2e.test_campaign"])
+FRESH = fresh("backends.mlx", "training.stages", "backends.numpy.session", "tests.e2e.test_campaign")
 TWO = """
 weights: none
 folds: {kind: stratified, count: 3}
@@ -63,7 +62,7 @@ def stands_still(given: list[str]) -> None:
     works(given)
 
 
-def until(what: Callable[[], bool], process: ForkServerProcess) -> None:
+def until(what: Callable[[], bool], process: BaseProcess) -> None:
     """Until `what` is so; fails when the process ends before."""
     while not what():
         assert process.is_alive(), f"it ended with {process.exitcode}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import re
@@ -15,15 +14,15 @@ import pytest
 
 from config import load
 from tests.e2e.commands import words
+from tests.processes import fresh
 from tests.unit.test_campaign import NEVER, final
 from training import campaign
 
 CLOCKS = ("seconds", "images_per_second", "waiting", "computing", "saving")  # columns that tell times
 # Each start is a process of its own, made from one that has imported everything already.
-FRESH = multiprocessing.get_context("forkserver")
 # As tests/conftest.py does, MLX's BLAS first: it is process-wide, and the bits of all runs here must come from one.
-FRESH.set_forkserver_preload(
-    ["backends.mlx", "training.campaign", "backends.numpy.session", "backends.torch.session", "tests.e2e.test_kill"]
+FRESH = fresh(
+    "backends.mlx", "training.campaign", "backends.numpy.session", "backends.torch.session", "tests.e2e.test_kill"
 )
 
 

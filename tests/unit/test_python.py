@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,7 @@ def _in_child(model, path, pipe):
         pipe.send(str(error))
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="nothing may fork there after Metal's libraries were loaded")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_of_an_opened_runner_says_so_at_once(opened):
     model, paths, _, rows = opened

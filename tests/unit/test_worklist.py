@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -11,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import fresh
 from training import worklist
 from training.worklist import PATIENCE, Worklist, alone
 
-FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload(["training.worklist"])
+FRESH = fresh("training.worklist")
 
 
 def finished(folder: Path) -> bool:
