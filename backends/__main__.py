@@ -8,11 +8,13 @@ import sys
 from collections.abc import Sequence
 
 import backends
+from config import streams
 from config.errors import TandemError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
+    streams.escape()
     parser = argparse.ArgumentParser(prog="python -m backends", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     tune = commands.add_parser("tune", help="measure MLX's gradients on this chip (done at first use on Metal)")

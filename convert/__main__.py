@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import convert
+from config import streams
 from config.errors import ConfigError, TandemError
 from convert import command
 from convert.place import refuse_existing
@@ -28,6 +29,7 @@ class Job(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert, and verify when asked to; returns the exit code. A `TandemError` becomes one line on stderr."""
+    streams.escape()
     options = command.parser().parse_args(argv)
     try:
         _run(options)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import heap, load
+from config import heap, load, streams
 from config.errors import TandemError
 from config.schema import Settings
 
@@ -30,6 +30,7 @@ _SHORT = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
     heap.keep_freed()
+    streams.escape()
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     try:

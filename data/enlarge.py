@@ -6,9 +6,8 @@ at, sorted out, and used by anything else.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import cv2
 import numpy as np
@@ -52,10 +51,20 @@ def enlarge(data: Data, out: Path, least: int, seed: int = 0) -> dict[str, int]:
 def _originals(table: sources.Table, out: Path) -> Iterator[tuple[str, str, str]]:
     """Copy every image under its ID; one that is to be turned keeps its pixels, as the actions are not copied."""
     for name, path, label in zip(table.ids, table.paths, table.labels.tolist(), strict=True):
-        file = name if Path(name).suffix == path.suffix else name + path.suffix
-        (out / "train" / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, out / "train" / file)
+        file = _file(name, path.suffix)
+        copy = out / "train" / file
+        if copy.exists():
+            raise DataError(f"{copy}: would be a copy of two images, the second with ID {name!r}; rename one of them")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())  # it may be a part of a larger file
         yield file, table.class_names[label], file
+
+
+def _file(name: str, suffix: str) -> str:
+    """A path below a folder for an ID, which may be a Windows path, or an absolute one inside its data set."""
+    windows = PureWindowsPath(name)
+    file = PurePosixPath(*(part for part in windows.relative_to(windows.anchor).parts if part != ".."))
+    return file.as_posix() if file.suffix == suffix else f"{file.as_posix()}{suffix}"
 
 
 def _put(path: Path, image: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from config import heap
+from config import heap, streams
 from config.errors import TandemError
 from infer import command_fit, command_oof, command_validate, predict, views
 
@@ -25,6 +25,7 @@ from infer import command_fit, command_oof, command_validate, predict, views
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     heap.keep_freed()
+    streams.escape()
     words = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "fit": command_fit.main,

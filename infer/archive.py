@@ -21,6 +21,7 @@ from typing import IO, NamedTuple, cast
 
 from config.errors import DataError
 from data.formats import SUFFIXES
+from data.names import of_path
 
 FILE_LIMIT = 256 * 2**20  # bytes of one unpacked image file
 _PACKED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
@@ -162,7 +163,7 @@ def _counts(member: str, archive: str) -> bool:
 
 
 def _id(member: str) -> str:
-    return PurePosixPath(member).as_posix()
+    return of_path(PurePosixPath(member).as_posix())
 
 
 def repeated(ids: Sequence[str]) -> str | None:

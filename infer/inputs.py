@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from config.errors import DataError
 from data import sources
 from data.decode import of_pillow
+from data.names import of_path
 from infer import archive
 
 Source = Path | bytes | NDArray
@@ -54,7 +55,7 @@ class Inputs:
 
 def of_paths(paths: Sequence[Path], ids: Sequence[str] | None = None) -> Inputs:
     """Files in their order, called by `ids` or else by their paths."""
-    return Inputs(list(ids or map(str, paths)), lambda number: paths[number])
+    return Inputs(list(ids or (of_path(str(path)) for path in paths)), lambda number: paths[number])
 
 
 def of_images(images: Image | Iterable[Image]) -> Inputs:
@@ -138,7 +139,7 @@ def _files(names: Sequence[str], source: str, base: Path | None = None) -> Input
     twice = archive.repeated(names)
     if twice is not None:
         raise DataError(f"{source}: names {twice!r} twice; keep one of them")
-    return of_paths(paths, names)
+    return of_paths(paths, list(map(of_path, names)))
 
 
 def _listed(path: Path) -> Inputs:

@@ -110,8 +110,8 @@ def sample_layout(
 def align(ids: Sequence[str], layout: Layout, source: str) -> NDArray[np.int64]:
     """For each row of the layout, the position of its image in `ids`.
 
-    IDs are compared in their normal form; where none is the same, without regard to case, kind of slash, folder or
-    file extension. `DataError` with counts, examples and the nearest name when images are missing or not asked for.
+    IDs are compared in their normal form; where not all are found, without regard to case, kind of slash, folder or
+    file extension, if that finds more. `DataError` with counts, examples and the nearest name when images are missing or not asked for.
     """
     have, asked = _matching(ids, layout.ids)
     places = {name: place for place, name in enumerate(have)}
@@ -373,8 +373,8 @@ def _stem(name: str) -> str:
 
 
 def _matching(ids: Sequence[str], asked: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Both lists in the first form, and with or without the extensions of one or both, in which any are the same."""
-    plain = [names.normal(name) for name in ids], [names.normal(name) for name in asked]
+    """Both lists in the first form, and with or without the extensions of one or both, in which most are the same."""
+    best, most = (list(map(names.normal, ids)), list(map(names.normal, asked))), 0
     forms: tuple[Callable[[str], str], ...] = (
         names.normal,
         names.key,
@@ -384,9 +384,12 @@ def _matching(ids: Sequence[str], asked: Sequence[str]) -> tuple[list[str], list
         have, wanted = list(map(form, ids)), list(map(form, asked))
         short, brief = list(map(_stem, have)), list(map(_stem, wanted))
         for pair in ((have, wanted), (short, wanted), (have, brief), (short, brief)):
-            if not set(pair[0]).isdisjoint(pair[1]):
+            found = len(set(pair[0]) & set(pair[1]))
+            if found > most:
+                best, most = pair, found
+            if found == len(asked):
                 return pair
-    return plain
+    return best
 
 
 def _some(names: Sequence[str], count: int = 3) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from config import streams
 from config.errors import ConfigError, TandemError
 from models import defaults, registry
 from models.registry import ModelSpec
@@ -17,6 +18,7 @@ _ENGINES = {"torch": "torch", "mlx": "MLX"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
+    streams.escape()
     args = _parser().parse_args(argv)
     try:
         commands = {"list": lambda: listing(args.pattern), "show": lambda: description(args.name)}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import heap
+from config import heap, streams
 from config.errors import ConfigError, TandemError
 from config.train_sections import Checkpoint
 
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("pair", help="train a second head for the classes that a run confuses most", add_help=False)
     words = list(sys.argv[1:] if argv is None else argv)
     heap.keep_freed()
+    streams.escape()
     try:
         if words[:1] == ["pair"]:
             return _pair(words[1:])

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from config import heap, load
+from config import heap, load, streams
 from config.command import Wish
 from config.errors import TandemError
 
@@ -48,6 +48,7 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
     folds out, 130 and 143 interrupted."""
     prog = f"train_{engine}.py"
     heap.keep_freed()
+    streams.escape()
     try:
         command = load.parse_command(sys.argv[1:] if argv is None else argv, prog=prog)
         settings = None if command.wish.mode else command.settings

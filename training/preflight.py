@@ -44,7 +44,7 @@ def images(settings: Settings, audit: Path) -> list[str]:
         return []
     suspects = list(range(len(test.ids)))
     if audit.exists():
-        rows = [row.cells for row in csvfile.read(audit, ("split",))] if len(csvfile.read_lines(audit)) > 1 else []
+        rows = [row.cells for row in csvfile.read(audit, ())] if len(csvfile.read_lines(audit)) > 1 else []
         named = {row["ID"] for row in rows if row["split"] == "test" and row["finding"] in _DAMAGE}
         suspects = [place for place, name in enumerate(test.ids) if name in named]
     found = readable.found([test.paths[i] for i in suspects], Images(0, data.pixel_limit), data.workers)

@@ -155,6 +155,22 @@ def test_small_classes_are_filled_up_with_damaged_copies(few: Path, tmp_path: Pa
         documents_demo.write(out)
 
 
+def test_ids_that_are_windows_or_absolute_paths_are_filled_up_inside_the_new_folder(tmp_path: Path, capsys) -> None:
+    data, out = tmp_path / "data", tmp_path / "more"
+    members.photographs(data / "train", count=6)
+    names = [r"train\000.png", "./train/001.png", str(data / "train" / "002.png"), "train/003", "004.png", "005"]
+    lines = [f"{name},{'cat' if number < 4 else 'dog'}" for number, name in enumerate(names)]
+    (data / "train.csv").write_text("\n".join(["ID,target", *lines]) + "\n")
+    before = {path: path.read_bytes() for path in (data / "train").iterdir()}
+    assert command.main(["enlarge", "--root", str(data), "--out", str(out), "--least", "4"]) == 0
+    assert "2 of dog" in capsys.readouterr().out
+    after = sources.load(out)
+    assert np.bincount(after.labels).tolist() == [4, 4]
+    assert sorted(path.read_bytes() for path in before) == sorted(before.values())
+    kept = {path.read_bytes() for path in after.paths}
+    assert set(before.values()) <= kept and all(path.is_relative_to(out) for path in after.paths)
+
+
 def test_only_unsure_images_are_looked_at_again(tmp_path: Path, capsys) -> None:
     place = members.checkpoint(tmp_path / "member", sharpness=5.0)
     paths, pixels = members.photographs(tmp_path / "images")

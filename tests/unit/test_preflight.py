@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from config import load
+from data.audit import table
+from data.audit.findings import Finding
 from infer import validate
 from infer.__main__ import main as infer
 from training import campaign as single
-from training import cli, turns
+from training import cli, preflight, turns
 
 WORDS = ["--model", "convnext_atto", "--weights", "none", "--data.image_size", "16", "--data.workers", "1"]
 WORDS += ["--train.epochs", "1", "--train.batch_size", "8", "--optim.lr", "0.05", "--mode", "full"]
@@ -77,6 +80,15 @@ def test_a_damaged_test_image_gets_the_class_prior_and_is_named_before_the_train
     assert [row["target"] for row in csv.DictReader(sent.open())][2] == "cat"
     beside = list(csv.DictReader(sent.with_name(f"{sent.stem}_probabilities.csv").open()))
     assert float(beside[2]["cat"]) == pytest.approx(14 / 26)
+
+
+def test_an_audit_that_tells_of_the_whole_data_set_is_read(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "audit.csv").write_bytes(
+        table.encode([Finding("shift", "darker"), Finding("truncated", "", "t1.png", "test")])
+    )
+    (root / "test" / "t1.png").write_bytes(b"no image")
+    (line,) = preflight.images(load.parse(["--data.root", str(root)], "test"), tmp_path / "audit.csv")
+    assert line.startswith("1 test images cannot be read") and "t1.png" in line
 
 
 @pytest.mark.usefixtures("untrained")

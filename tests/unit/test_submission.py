@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -169,3 +170,118 @@ def test_the_summary_of_many_classes_shows_the_most_frequent():
     lines = summary.distribution(rows, [f"c{i}" for i in range(30)]).splitlines()
     assert lines[1].split()[:2] == ["c29", "3"] and "10 more classes" in lines[-2]
     assert lines[-1] == "28 of 30 classes are never predicted"
+
+
+TWO = ("0", "1")
+PAIR = np.array([[0.25, 0.75], [0.9, 0.1], [0.5, 0.5]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("text", "positive", "classes", "said"),
+    [
+        ("id,has_cactus\na,0.5\nb,0.5\nc,0.5\n", None, TWO, [0.75, 0.1, 0.5]),
+        ("id,has_cactus\na,0.5\nb,0.5\nc,0.5\n", "0", TWO, [0.25, 0.9, 0.5]),
+        ("id,has_cactus\na,0\nb,0\nc,0\n", "1", TWO, [0.75, 0.1, 0.5]),
+        ("id,has_cactus\na,\nb,\nc,\n", "1", TWO, [0.75, 0.1, 0.5]),
+        ("id,cat\na,0.3\nb,1\nc,0\n", None, ("cat", "dog"), [0.25, 0.9, 0.5]),
+        ("id,is_dog\na,0.3\nb,1\nc,0\n", None, ("cat", "dog"), [0.75, 0.1, 0.5]),
+    ],
+)
+def test_one_column_of_probability_is_that_of_the_positive_class(tmp_path, text, positive, classes, said):
+    layout = submission.sample_layout(sample(tmp_path, text), classes, positive=positive)
+    out = tmp_path / "out.csv"
+    submission.write(out, layout, PAIR, classes)
+    cells = [line.split(",")[1] for line in out.read_text().splitlines()[1:]]
+    assert np.array_equal(np.float32(cells), np.float32(said))
+    assert validate.faults(out, tmp_path / "sample_submission.csv", positive=positive is not None) == []
+
+
+def test_a_column_of_zeros_gets_labels_and_a_line_about_the_other_form(tmp_path):
+    text = "id,has_cactus\na,0\nb,0\nc,0\n"
+    layout = submission.sample_layout(sample(tmp_path, text), TWO)
+    assert "gets labels" in layout.note and "positive CLASS" in layout.note
+    submission.write(tmp_path / "out.csv", layout, PAIR, TWO)
+    assert (tmp_path / "out.csv").read_text() == "id,has_cactus\na,1\nb,0\nc,0\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "positive", "classes", "fault"),
+    [
+        ("id,x\na,0.5\n", None, CLASSES, "fractions, .* the members know 3 classes, not two"),
+        ("id,x\na,1.5\n", None, TWO, "1.5 is no probability"),
+        ("id,x\na,0.5\n", "2", CLASSES, "the members know 3 classes"),
+        ("id,x\na,0.5\n", "Dog", ("cat", "dog"), "is no class of the members, perhaps you mean 'dog'"),
+        ("id,x\na,cat\n", "dog", ("cat", "dog"), "has text in column 'x'"),
+        ("id,cat,dog\na,0,0\n", "dog", ("cat", "dog"), "has one a class"),
+        ("id,x\na,0\n", None, ("cat", "dog"), "or give positive CLASS"),
+    ],
+)
+def test_a_column_of_probability_that_cannot_be_is_refused_in_one_line(tmp_path, text, positive, classes, fault):
+    with pytest.raises((ConfigError, DataError), match=fault) as caught:
+        submission.sample_layout(sample(tmp_path, text), classes, positive=positive)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ("a,0.2\nb,1.5\n", "row 3 (b): 1.5 in column 'x' is above 1"),
+        ("a,0.2\nb,-1\n", "row 3 (b): -1 in column 'x' is negative"),
+        ("a,0.2\nb,\n", "1 cells are empty, the first in row 3"),
+        ("a,0.2\nb,nan\n", "1 cells are NaN"),
+        ("a,0.2\nb,cat\n", "holds text values where the sample has float"),
+    ],
+)
+def test_the_validator_knows_one_column_of_probability(tmp_path, rows, fault):
+    path = tmp_path / "mine.csv"
+    path.write_text(f"id,x\n{rows}")
+    (found,) = validate.faults(path, sample(tmp_path, "id,x\na,0.5\nb,0.5\n"), labels=["0", "1"])
+    assert fault in found
+    path.write_text("id,x\na,0.2\nb,0.5\n")
+    (found,) = validate.faults(path, sample(tmp_path, "id,x\na,0\nb,0\n"), labels=["0", "1"])[:1]
+    assert "give --positive CLASS" in found
+
+
+def test_ids_are_compared_in_one_form_and_written_as_the_sample_has_them(tmp_path):
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    text = f"ID,target\n{decomposed},0\n test\\B.PNG,0\n"
+    layout = submission.sample_layout(sample(tmp_path, text), CLASSES)
+    rows = submission.align([r"test\b.png", composed], replace(layout, ids=layout.ids[1:] + layout.ids[:1]), "s")
+    assert rows.tolist() == [0, 1]
+    layout = replace(layout, ids=(decomposed, " b "))
+    assert submission.align(["b", composed], layout, "s").tolist() == [1, 0]
+    submission.write(tmp_path / "out.csv", layout, PROBABILITIES[:2], CLASSES)
+    assert (tmp_path / "out.csv").read_text() == f"ID,target\n{decomposed},2\n b ,0\n"
+
+
+@pytest.mark.parametrize("asked", ["TEST/B.png", "./test/b.png", "b", "test\\b.png"])
+def test_ids_of_another_case_slash_folder_or_suffix_match_where_none_is_the_same(tmp_path, asked):
+    layout = submission.sample_layout(sample(tmp_path, f"ID,target\n{asked},0\n"), CLASSES)
+    assert submission.align(["test/b.png"], layout, "s").tolist() == [0]
+
+
+def test_a_missing_id_is_named_with_the_nearest_image(tmp_path):
+    layout = submission.sample_layout(sample(tmp_path, "ID,target\na.png,0\nimage_0012.png,0\n"), CLASSES)
+    with pytest.raises(
+        DataError, match=r"1 of its IDs have no image \(image_0012.png, perhaps you mean 'Image_012.png'"
+    ):
+        submission.align(["a.png", "Image_012.png"], layout, "s.csv")
+
+
+@pytest.mark.parametrize(("mark", "bom"), [(";", ""), ("\t", ""), ("|", ""), (",", "\ufeff"), (";", "\ufeff")])
+def test_a_sample_with_another_delimiter_or_a_byte_order_mark_is_followed(tmp_path, mark, bom):
+    path = sample(tmp_path, f"{bom}ID{mark}target\nb{mark}0\na{mark}0\n")
+    layout = submission.sample_layout(path, CLASSES)
+    submission.write(tmp_path / "out.csv", layout, PROBABILITIES[:2], CLASSES)
+    assert (tmp_path / "out.csv").read_text() == f"ID{mark}target\nb{mark}2\na{mark}0\n"
+    assert validate.faults(tmp_path / "out.csv", path) == []
+    if mark != ",":
+        (tmp_path / "comma.csv").write_text("ID,target\nb,2\na,0\n")
+        (fault,) = validate.faults(tmp_path / "comma.csv", path)
+        assert f"separated by ',' where the sample has {mark!r}" in fault
+
+
+def test_the_id_column_of_a_sample_is_the_one_that_names_the_images(tmp_path):
+    path = sample(tmp_path, "label,id\n0,TEST_1\n0,TEST_0\n")
+    layout = submission.sample_layout(path, CLASSES, "img_path", ids=["TEST_0", "TEST_1"])
+    assert (layout.id_column, layout.target, layout.ids) == ("id", "label", ("TEST_1", "TEST_0"))
