@@ -7,10 +7,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from config.data_sections import Data
 from config.errors import DataError
 from data.decode import Pixels
+from data.images import Images
 
 _SHOWN = 5
+
+
+def bad_images(data: Data, paths: Sequence[Path], images: Images) -> None:
+    """What `data.on_bad_image` wants to be known of `paths` before training: see `readable` and `partial`."""
+    if data.on_bad_image == "error":
+        readable(paths, images, data.workers)
+    elif data.on_bad_image == "partial":
+        partial(paths, images, data.workers)
 
 
 def readable(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: int = 0) -> None:
@@ -18,7 +28,20 @@ def readable(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: i
 
     A `DataError` lists the first unreadable ones and how many there are.
     """
+    faults = _faults(paths, images, workers)
+    if faults:
+        raise DataError(_some(faults))
 
+
+def partial(paths: Sequence[Path], images: Images, workers: int = 0) -> None:
+    """Decode every image once, and print which ones are truncated, if `images` takes what remains of those."""
+    _faults(paths, images, workers)
+    cut = [images.truncated[path] for path in paths if path in images.truncated]
+    if cut:
+        print(f"truncated images: {len(cut)}, trained on as far as they go: {_some(cut)}")
+
+
+def _faults(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: int) -> list[str]:
     def fault(path: Path) -> str:
         try:
             images(path)
@@ -27,7 +50,9 @@ def readable(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: i
         return ""
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        faults = [text for text in pool.map(fault, paths) if text]
-    if faults:
-        rest = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
-        raise DataError(f"{'; '.join(faults[:_SHOWN])}{rest}")
+        return [text for text in pool.map(fault, paths) if text]
+
+
+def _some(lines: Sequence[str]) -> str:
+    rest = f" (and {len(lines) - _SHOWN} more)" if len(lines) > _SHOWN else ""
+    return f"{'; '.join(lines[:_SHOWN])}{rest}"

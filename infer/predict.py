@@ -139,9 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
     parser.add_argument(
         "--on_bad_image",
-        choices=("stop", "row", "prior"),
+        choices=("stop", "row", "prior", "partial"),
         default="stop",
-        help="unreadable image: stop, a row with its error, or the classes' shares of the training images",
+        help="unreadable image: stop, a row with its error, or the classes' shares of the training images; partial"
+        " likewise, and takes what remains of truncated files",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on with a run that stopped; the files will be the same"
@@ -192,6 +193,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
             _folder(options.out[0]),
             options.workers,
             options.on_bad_image != "stop",
+            options.on_bad_image == "partial",
             options.second_look,
         )
         with closing(_Progress()) as progress:
@@ -214,7 +216,7 @@ def _end(work: Work, planned: Sheet, options: argparse.Namespace, done: Done) ->
             print(f"shard {work.shard} is done: {done.rows} images; the last shard to end writes the files")
             return 0
         probabilities, errors = whole
-        unread = errors.keys() if options.on_bad_image == "prior" else ()
+        unread = errors.keys() if options.on_bad_image in ("prior", "partial") else ()
         if unread:
             probabilities = np.array(probabilities)
             work.runner.prior.fill(probabilities, unread)
@@ -250,6 +252,9 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path]) -> 
         values = results.probabilities if len(good) == len(results.ids) else results.probabilities[good]
         names = [results.ids[row] for row in good]
         print(summary.text(values, results.class_names, names, labels=results.labels(values)))
+    if done.truncated:
+        first = done.truncated[min(done.truncated)]
+        print(f"truncated images: {len(done.truncated)}, predicted as far as they go; the first: {first}")
     if work.second_look:
         print(f"looked again at {done.again} images")
     bad = f"; unreadable: {len(results.errors)}" if results.errors else ""

@@ -230,7 +230,8 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: sources.Table,
         planned = sheet.plan(runner, table.ids, table.id_column, data.target_column or "target", sample, positive)
         answers, unread = [], dict[int, str]()
         inputs, grid = of_paths(table.paths, table.ids), runner.grid(len(table.paths))
-        for part in runner.stream(inputs, grid, data.workers, skip_bad=data.on_bad_test_image == "prior"):
+        skip, cut = data.on_bad_test_image == "prior", dict[int, str]()
+        for part in runner.stream(inputs, grid, data.workers, skip, cut if data.on_bad_image == "partial" else None):
             answers.append(part.probabilities)
             unread |= part.errors
             if campaign.stop_requested():
@@ -243,6 +244,8 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: sources.Table,
                 f"prediction, the first: {unread[min(unread)]}",
                 file=sys.stderr,
             )
+        if cut:
+            print(f"truncated test images: {len(cut)}, predicted as far as they go, the first: {cut[min(cut)]}")
         written = planned.write(out, runner, probabilities, unread=unread)
         print(summary.text(probabilities, names, table.ids, labels=runner.finish.labels(probabilities)))
     print(f"wrote {written[0]} and {written[1]}")
