@@ -90,9 +90,15 @@ class Data(Section):
     std: tuple[Positive, Positive, Positive] | None = Field(
         default=None, description="Standard deviation of R, G and B in the range 0 to 1; null takes the model's own."
     )
-    on_bad_image: Literal["error", "skip"] = Field(
+    on_bad_image: Literal["error", "skip", "partial"] = Field(
         default="error",
-        description="An image that cannot be read: error stops; skip leaves it out of its batch and counts it.",
+        description="An image that cannot be read: error stops; skip leaves it out of its batch and counts it; partial"
+        " takes what remains of a truncated one, the rest grey, names it, and skips others.",
+    )
+    icc_to_srgb: bool = Field(
+        default=False,
+        description="Convert the colours of images with an ICC profile, such as Display P3 or Adobe RGB, to sRGB; the"
+        " model carries it, so that inference does the same.",
     )
     on_bad_test_image: Literal["prior", "error"] = Field(
         default="prior",

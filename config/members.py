@@ -33,6 +33,7 @@ _SHARED: tuple[Key, ...] = (
     ("data", "id_column"),
     ("data", "target_column"),
     ("data", "on_bad_image"),
+    ("data", "icc_to_srgb"),
     ("data", "on_bad_test_image"),
     ("data", "pixel_limit"),
     ("data", "audit"),

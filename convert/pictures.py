@@ -90,7 +90,7 @@ def batches(images: Table, card: Card) -> Iterator[Pixels]:
     count = batch_size(card)
     order = np.arange(len(images.paths))
     loaders = [
-        Loader(images.paths, EvalTransform(prep), prep.size, count, images=Images(cache_bytes=0))
+        Loader(images.paths, EvalTransform(prep), prep.size, count, images=Images(0, to_srgb=prep.icc_to_srgb))
         for prep in card.inputs
     ]
     for together in zip(*(loader.epoch(order) for loader in loaders), strict=True):

@@ -102,8 +102,8 @@ def one_image(source: Source) -> Source:
     forms = source.card.inputs
     if len(forms) == 1:
         return source
-    if len({(prep.fit, prep.pad) for prep in forms}) > 1:
-        kinds = ", ".join(sorted({prep.fit for prep in forms}))
+    if len({(prep.fit, prep.pad, prep.icc_to_srgb) for prep in forms}) > 1:
+        kinds = ", ".join(sorted({prep.fit + " in sRGB" * prep.icc_to_srgb for prep in forms}))
         raise ConvertError(
             f"{source.path}: --one_image: its members fit images in different ways ({kinds}), which cannot be made of "
             "one image; leave it out, and the artefact takes each form as an input"

@@ -14,7 +14,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ from data.resize import resize
 from data.store import Encoding, Store
 from models.card import Preprocessing
 
-_VERSION = 1  # of what is made of an image; raise it when that changes
+_VERSION = 2  # of what is made of an image; raise it when that changes
 _MARGIN = 1.15
 _TURN = 256  # images that are written at a time
 _TRIED = 48  # images that tell how large JPEGs become
@@ -100,7 +100,7 @@ class Part(NamedTuple):
         """Where below `place` it is kept; its name ends in a digest of all that its pixels depend on."""
         form = asdict(self.form)
         prep = form.get("prep", {})
-        for unseen in ("mean", "std"):  # applied on the device
+        for unseen in ("mean", "std", "icc_to_srgb"):  # applied on the device; the last is part of an image's key
             prep.pop(unseen, None)
         if prep.get("resampling") == "area":  # older caches do not name it
             del prep["resampling"]
@@ -122,23 +122,22 @@ def sources(
         return Sources(images, None)
     where, workers = place(data.cache_dir), data.workers or cores()
     with bar("looking", len(paths)) as progress:
-        known = _known(paths, images.turns, workers, progress)
-    files = Images(0, images.pixel_limit, images.turns)
+        known = _known(paths, images, workers, progress)
+    files = Images(0, images.pixel_limit, images.turns, images.to_srgb)
     reduced = Reduced(math.ceil(_MARGIN * prep.size), long=prep.fit == "letterbox")
     opened = {}
     for part in _plan(data, where, known, files, (reduced, Square(prep))):
         maker = _Maker(part, part.folder(where), files, workers, stop)
-        opened[type(part.form)] = _Cached(maker.filled(known), known, maker.made)
+        opened[type(part.form)] = _Cached(maker.filled(known), known, replace(maker, files=images).made)
     return Sources(opened.get(Reduced, images), opened.get(Square))
 
 
-def _known(
-    paths: Sequence[Path], turns: Mapping[Path, int], workers: int, progress: Callable[[int], None]
-) -> dict[Path, Known]:
+def _known(paths: Sequence[Path], images: Images, workers: int, progress: Callable[[int], None]) -> dict[Path, Known]:
     found = {}
     for path, (digest, height, width) in contents.of(paths, workers, progress).items():
-        turn = turns.get(path)
-        key = hashlib.blake2b(f"{digest}|{turn}".encode(), digest_size=16).digest()
+        turn = images.turns.get(path)
+        colours = "|srgb" if images.to_srgb else ""
+        key = hashlib.blake2b(f"{digest}|{turn}{colours}".encode(), digest_size=16).digest()
         found[path] = Known(key, width, height) if turn in _SIDEWAYS else Known(key, height, width)
     return found
 

@@ -7,10 +7,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from config.data_sections import Data
 from config.errors import DataError
 from data.decode import Pixels
+from data.images import Images
 
 _SHOWN = 5
+
+
+def bad_images(data: Data, paths: Sequence[Path], images: Images) -> None:
+    """What `data.on_bad_image` wants to be known of `paths` before training: see `readable` and `partial`."""
+    if data.on_bad_image == "error":
+        readable(paths, images, data.workers)
+    elif data.on_bad_image == "partial":
+        partial(paths, images, data.workers)
 
 
 def readable(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: int = 0) -> None:
@@ -20,8 +30,15 @@ def readable(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: i
     """
     faults = [text for text in found(paths, images, workers) if text]
     if faults:
-        rest = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
-        raise DataError(f"{'; '.join(faults[:_SHOWN])}{rest}")
+        raise DataError(_some(faults))
+
+
+def partial(paths: Sequence[Path], images: Images, workers: int = 0) -> None:
+    """Decode every image once, and print which ones are truncated, if `images` takes what remains of those."""
+    found(paths, images, workers)
+    cut = [images.truncated[path] for path in paths if path in images.truncated]
+    if cut:
+        print(f"truncated images: {len(cut)}, trained on as far as they go: {_some(cut)}")
 
 
 def found(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: int = 0) -> list[str]:
@@ -36,3 +53,8 @@ def found(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: int 
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         return list(pool.map(fault, paths))
+
+
+def _some(lines: Sequence[str]) -> str:
+    rest = f" (and {len(lines) - _SHOWN} more)" if len(lines) > _SHOWN else ""
+    return f"{'; '.join(lines[:_SHOWN])}{rest}"

@@ -126,12 +126,12 @@ def decode(
         raise DataError(f"{name}: cannot be decoded ({reason}); replace or remove the file") from error
 
 
-def of_pillow(image: Image.Image) -> Pixels:
+def of_pillow(image: Image.Image, to_srgb: bool = False) -> Pixels:
     """The pixels of an image that Pillow has opened, as `decode` gives those of its file; `DataError` likewise."""
     if image.mode in _WIDE_MODES:
         raise DataError(f"Pillow image of mode {image.mode}: has 32-bit pixels and no known range; convert it to RGB")
     try:
-        return _with_pillow(image)
+        return _with_pillow(image, image.info.get("icc_profile") if to_srgb else None)
     except _DAMAGED as error:
         raise DataError(f"Pillow image {image!r}: cannot be decoded ({error}); replace or remove it") from error
 
@@ -154,12 +154,18 @@ def _decoded(data: bytes, how: _How) -> Pixels:
         if deep > 255:
             return _deep_jpeg2000(data, deep, profile)
         if not _suits_cv2(header):
-            return _with_pillow(header, profile)
+            return _sound(data, header, profile)
         orientation = _orientation(header)
         scaled = header.format in _SCALABLE
         flags = _FLAGS[how.shrink(*_shown(header, orientation))] if scaled else cv2.IMREAD_UNCHANGED
         image = _with_cv2(data, flags, profile)
-        return _with_pillow(header, profile) if image is None else _orient(image, orientation)
+        return _sound(data, header, profile) if image is None else _orient(image, orientation)
+
+
+def _sound(data: bytes, header: Image.Image, profile: bytes | None) -> Pixels:
+    if repair.damaged_pixels(data):
+        raise OSError("its pixels are damaged or truncated")
+    return _with_pillow(header, profile)
 
 
 def _repaired(data: bytes, how: _How, name: str, truncated: Callable[[str], None] | None) -> Pixels | None:

@@ -32,7 +32,7 @@ def enlarge(data: Data, out: Path, least: int, seed: int = 0) -> dict[str, int]:
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: is not empty; choose a new folder")
     table = actions.load(data).table
-    images = Images(0, data.pixel_limit, table.turns)
+    images = Images.of(data, table.turns, cache_bytes=0)
     added: dict[str, int] = {}
     rows = list(_originals(table, out))
     for label, name in enumerate(table.class_names):

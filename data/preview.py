@@ -90,7 +90,7 @@ def _label(table: sources.Table, sample: int) -> str:
 
 
 def _row(settings: Settings, table: sources.Table, sample: int, parts: Sequence[Column], cell: int) -> list[Pixels]:
-    image = decode(table.paths[sample], settings.data.pixel_limit)
+    image = decode(table.paths[sample], settings.data.pixel_limit, to_srgb=settings.data.icc_to_srgb)
     draws = (
         part.transform(image, keyed.rng(settings.seed, "augment", part.epoch, sample, part.again)) for part in parts
     )

@@ -27,7 +27,7 @@ _NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _SHOWN = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _ROWS = (b"BM", b"P4", b"P5", b"P6")  # BMP and PNM
-_STEP = 4096
+_STEP, _PIECE = 4096, 2**20
 
 
 def whole(data: bytes) -> bytes | None:
@@ -56,7 +56,7 @@ def rest(data: bytes, limit: int) -> bytes | None:
 
 def _ended(data: bytes) -> bytes | None:
     """A JPEG with its end marker, if what follows its last byte changes no pixel and no scan is missing."""
-    stored = data.rstrip(b"\0")
+    stored = data.removesuffix(_END[:1])
     if stored.endswith(_END) or not jpeg.all_scans(stored):
         return None
     ended = stored + _END
@@ -67,7 +67,7 @@ def _ended(data: bytes) -> bytes | None:
 
 def _started(data: bytes) -> bytes | None:
     """A JPEG cut short with an end marker: decoders give mid-grey for what is missing."""
-    stored = data.rstrip(b"\0")
+    stored = data.rstrip(b"\0").removesuffix(_END[:1])  # a broken copy may end in zeros
     pixels = None if stored.endswith(_END) else _pixels(stored + _END)
     return None if pixels is None or pixels.min() == pixels.max() else stored + _END
 
@@ -99,6 +99,23 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
 
 def _chunk(name: bytes, content: bytes) -> bytes:
     return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
+
+
+def damaged_pixels(data: bytes) -> bool:
+    """Whether a PNG's pixels are not as they were written, which Pillow sees in most cases and not in all."""
+    if not data.startswith(_PNG):
+        return False
+    chunks = [(name, content, sound) for name, content, sound in _chunks(data) if name in _NEEDED]
+    if all(sound for _, _, sound in chunks):
+        return False
+    packed, left = zlib.decompressobj(), b"".join(content for name, content, _ in chunks if name == b"IDAT")
+    try:
+        while left and not packed.eof:
+            packed.decompress(left, _PIECE)
+            left = packed.unconsumed_tail
+    except zlib.error:
+        return True
+    return not packed.eof or any(not sound for name, _, sound in chunks if name in (b"IHDR", b"PLTE"))
 
 
 def _essential(data: bytes) -> bytes | None:

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import ConfigError
-from data.decode import Pixels, decode
+from data.decode import Pixels
+from data.images import Picture
 from infer import gradcam, views
+from infer.inputs import Inputs
 from infer.member import Member
 from infer.runner import Runner
 from infer.summary import UNSURE
@@ -67,9 +69,10 @@ class Explanation:
 
 def explain(runner: Runner, data: bytes, pixel_limit: int) -> Explanation:
     """Answer one encoded image; `DataError` when it cannot be read or has more than `pixel_limit` pixels."""
-    image = decode(data, pixel_limit)
-    probabilities = runner.predict([image]).probabilities[0]
-    alone = {one.name: one.predict([image]).probabilities[0] for one in runner.members()}
+    image = Picture(data, pixel_limit)
+    given = Inputs(["0"], lambda _: image)
+    probabilities = runner.predict_inputs(given).probabilities[0]
+    alone = {one.name: one.predict_inputs(given).probabilities[0] for one in runner.members()}
     shown = runner.pixels(image)[None]
     seen = {view: views.apply(view, shown)[0] for view in runner.ensemble.views}
     choice = int(runner.finish.labels(probabilities[None])[0])
@@ -81,7 +84,7 @@ def looks(runner: Runner, data: bytes, pixel_limit: int, label: str) -> dict[str
 
     By the members' names; one that has no Grad-CAM (an artefact without gradients, an image too small) is left out.
     """
-    image, number = decode(data, pixel_limit), runner.class_names.index(label)
+    image, number = Picture(data, pixel_limit), runner.class_names.index(label)
     found = {}
     for member, one in zip(runner.ensemble.members, runner.members(), strict=True):
         seen = one.pixels(image)

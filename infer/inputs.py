@@ -5,6 +5,7 @@ Nothing is decoded here, and of archives only the names are read; decoding is do
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 import tempfile
@@ -22,11 +23,13 @@ from numpy.typing import NDArray
 
 from config.errors import DataError
 from data import sources
-from data.decode import of_pillow
+from data.decode import Pixels, Shrink, of_pillow
 from data.names import of_path
 from infer import archive
 
-Source = Path | bytes | NDArray
+# Pixels by the scale that is wanted and whether in sRGB: see `data.images.Picture`.
+Pictured = Callable[[Shrink, bool], Pixels]
+Source = Path | bytes | NDArray | Pictured
 # What `Runner.predict` takes for an image: a path, an encoded image, one of Pillow's, uint8 `[H, W, 3]` RGB.
 Image = str | PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | NDArray[np.uint8]
 _TAKEN = "a path, encoded bytes, a PIL image or a uint8 array of shape (height, width, 3)"
@@ -39,7 +42,8 @@ _TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".npz")
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """`ids` in their order; `read(n)` is the n-th image as a path, as encoded bytes, or as uint8 `[H, W, 3]` pixels.
+    """`ids` in their order; `read(n)` is the n-th image as a path, as encoded bytes, as uint8 `[H, W, 3]` pixels,
+    or as a function that gives such.
 
     `ascending` says that `read` is to be called one by one in order, as archives want it.
     """
@@ -82,11 +86,19 @@ def _is_image(value: object) -> TypeGuard[Image]:
 
 def _source(image: Image, lock: Lock) -> Source:
     if isinstance(image, PIL.Image.Image):
-        with lock:  # a list may hold one image twice, and Pillow reads its file when it is asked for the pixels
-            return of_pillow(image)
+        return _pictured(image, lock)
     if isinstance(image, (bytearray, memoryview)):
         return bytes(image)
     return Path(image) if isinstance(image, (str, PathLike)) else image
+
+
+def _pictured(image: PIL.Image.Image, lock: Lock) -> Pictured:
+    @functools.cache
+    def pixels(to_srgb: bool) -> Pixels:
+        with lock:  # a list may hold one image twice, and Pillow reads its file when it is asked for the pixels
+            return of_pillow(image, to_srgb)
+
+    return lambda _shrink, to_srgb: pixels(to_srgb)
 
 
 def _kind(value: object) -> str:

@@ -144,9 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
     parser.add_argument(
         "--on_bad_image",
-        choices=("prior", "row", "error"),
+        choices=("prior", "row", "error", "partial"),
         default="prior",
-        help="unreadable image: the class prior as its prediction, a row without one, or stop (default: %(default)s)",
+        help="unreadable image: the class prior as its prediction, a row without one, or stop; partial as prior, and"
+        " takes what remains of truncated files (default: %(default)s)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on with a run that stopped; the files will be the same"
@@ -205,6 +206,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
             _folder(options.out[0]),
             options.workers,
             options.on_bad_image != "error",
+            options.on_bad_image == "partial",
             options.second_look,
         )
         with closing(_Progress()) as progress:
@@ -241,7 +243,7 @@ def _results(work: Work, probabilities: NDArray[np.float32], errors: Mapping[int
     if errors and on_bad_image == "error":
         raise DataError(errors[min(errors)])
     prior, finish = work.runner.prior, work.runner.finish
-    if on_bad_image == "prior":
+    if on_bad_image != "row":
         prior.fill(probabilities, errors)
     labels = prior.labels(finish, probabilities, errors)
     shown = on_bad_image == "row" or bool(errors)
@@ -267,6 +269,9 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path], on_
         some = slice(None) if len(good) == len(results.ids) else good
         values, labels = results.probabilities[some], results.labels[some]
         print(summary.text(values, results.class_names, [results.ids[row] for row in good], labels=labels))
+    if done.truncated:
+        first = done.truncated[min(done.truncated)]
+        print(f"truncated images: {len(done.truncated)}, predicted as far as they go; the first: {first}")
     if work.second_look:
         print(f"looked again at {done.again} images")
     bad = f"; unreadable: {len(results.errors)}" if results.errors else ""
@@ -282,7 +287,7 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path], on_
             + work.runner.clock.text(done.rows, len(ensemble.members), len(ensemble.views))
         )
     if results.errors:
-        held = work.runner.prior.text if on_bad_image == "prior" else "no prediction"
+        held = "no prediction" if on_bad_image == "row" else work.runner.prior.text
         print(f"warning: {prior.warning(results.errors, len(results.ids), held)}", file=sys.stderr)
     print(f"wrote {' and '.join(map(str, written))}")
 

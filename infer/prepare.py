@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +21,10 @@ from numpy.typing import NDArray
 from config.errors import DataError
 from data import names
 from data.augment import EvalTransform
-from data.decode import Pixels, Shrink, whole
+from data.decode import Pixels
 from data.images import Picture
 from data.loader import cores
-from infer.inputs import Inputs, Source
+from infer.inputs import Inputs, Pictured, Source
 from models.card import Preprocessing
 
 AHEAD = 2  # batches that are prepared while one is computed: each is shared out among all threads
@@ -62,13 +63,19 @@ class Grid:
 
 
 def prepare(
-    inputs: Inputs, preps: Sequence[Preprocessing], grid: Grid, workers: int = 0, ahead: int = AHEAD
+    inputs: Inputs,
+    preps: Sequence[Preprocessing],
+    grid: Grid,
+    workers: int = 0,
+    ahead: int = AHEAD,
+    truncated: dict[int, str] | None = None,
 ) -> Iterator[Prepared]:
     """The batches of `grid` in order; `workers` 0 is one thread a core. At most `ahead` + 1 batches exist at a time.
+    With `truncated`, what remains of truncated files is taken, and that gets a line about each, by its row.
 
     The threads end with the iterator: when it is used up, closed, dropped, or has raised.
     """
-    work = _Work(inputs, preps, [EvalTransform(prep) for prep in preps], grid, workers or cores())
+    work = _Work(inputs, preps, [EvalTransform(prep) for prep in preps], grid, workers or cores(), truncated)
     numbers = iter(grid.batches)
     with ThreadPoolExecutor(1, "tandem-read") as reader, ThreadPoolExecutor(work.threads, "tandem-prepare") as pool:
         waiting = deque(work.start(pool, reader, number) for number in itertools.islice(numbers, ahead))
@@ -94,6 +101,7 @@ class _Work:
     transforms: list[EvalTransform]
     grid: Grid
     threads: int
+    truncated: dict[int, str] | None
 
     def start(
         self, pool: ThreadPoolExecutor, reader: ThreadPoolExecutor, number: int
@@ -116,13 +124,17 @@ class _Work:
         except DataError as error:
             return error
 
+    def _told(self, row: int) -> Callable[[str], None] | None:
+        found = self.truncated
+        return None if found is None else lambda text: found.__setitem__(row, text)
+
     def _fill(self, batch: Prepared, places: list[int], read: Future[list[Source | DataError]] | None) -> None:
         for place in places:
             row = int(batch.rows[place])
             try:
-                image = opened(read.result()[place] if read else self._source(row))
+                image = opened(read.result()[place] if read else self._source(row), self._told(row))
                 for out, transform in zip(batch.images, self.transforms, strict=True):
-                    out[place] = transform(image(transform.shrink))
+                    out[place] = transform(image(transform.shrink, transform.prep.icc_to_srgb))
             except DataError as error:
                 batch.errors[row] = names.of_path(str(error))  # it is written to files, whatever the path's bytes
             except Exception as error:
@@ -130,17 +142,15 @@ class _Work:
                 raise
 
 
-def opened(source: Source | DataError) -> Callable[[Shrink], Pixels]:
-    """A path, encoded bytes or an array as a function of the scale that is wanted; raises `DataError`."""
+def opened(source: Source | DataError, truncated: Callable[[str], None] | None = None) -> Pictured:
+    """A source as a function of the scale that is wanted and whether in sRGB; raises `DataError`. What remains of a
+    truncated file is taken where that is told to `truncated`."""
     if isinstance(source, DataError):
         raise source
+    if isinstance(source, (Path, bytes)):
+        return Picture(source, truncated=truncated)
     if not isinstance(source, np.ndarray):
-        return Picture(source)
+        return source
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
         raise DataError(f"image array of {source.dtype} {source.shape}: give uint8 of shape (height, width, 3), RGB")
-    return lambda _shrink: source
-
-
-def pixels(source: Source | DataError) -> Pixels:
-    """uint8 `[H, W, 3]` RGB of a path, of encoded bytes, or of such an array itself; raises `DataError`."""
-    return opened(source)(whole)
+    return lambda _shrink, _to_srgb: source

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from config.errors import DataError
 from data.augment import EvalTransform
+from data.decode import whole
 from infer import pair_panel, prior
 from infer.adaptive import AdaptivePanel, check, strongest
 from infer.clock import Clock
 from infer.ensemble import Ensemble
 from infer.finish import Finish
-from infer.inputs import Image, Inputs, of_images, of_paths
+from infer.inputs import Image, Inputs, Pictured, of_images, of_paths
 from infer.options import NONE_GIVEN, RunOptions
 from infer.prepare import AHEAD, Grid, prepare
 from infer.residency import Keep, Members
@@ -97,15 +98,23 @@ class Runner:
         some = self.adaptive or bool(self._pairs)  # images of several batches are asked about again, together
         return batches_per_round(pixels, some or not self._members.resident, 16 if some else 64)
 
-    def stream(self, inputs: Inputs, grid: Grid, workers: int = 0, skip_bad: bool = False) -> Iterator[Answers]:
+    def stream(
+        self,
+        inputs: Inputs,
+        grid: Grid,
+        workers: int = 0,
+        skip_bad: bool = False,
+        truncated: dict[int, str] | None = None,
+    ) -> Iterator[Answers]:
         """Answer the batches of `grid` in order; `workers` 0 means one decoding thread a core.
 
         An image that cannot be read is told in `Answers.errors` with `skip_bad`, else it is a `DataError` with its
-        name. The threads end with the iterator.
+        name. With `truncated` it takes what remains of truncated files, and tells each, by its row, in that. The
+        threads end with the iterator.
         """
         self._members.check_process()
         unit = self.unit(grid)
-        batches = prepare(inputs, self._inputs, grid, workers, AHEAD if unit == 1 else unit + 1)
+        batches = prepare(inputs, self._inputs, grid, workers, AHEAD if unit == 1 else unit + 1, truncated)
         with closing(cast("Any", batches)):
             for held in in_rounds(batches, unit):
                 bad = {row: fault for batch in held for row, fault in batch.errors.items()}
@@ -121,15 +130,19 @@ class Runner:
         of these. Raises `TypeError` for anything else, and `DataError` for an image that cannot be read. May be called
         from many threads at a time, not in a process that was forked after the runner was opened.
         """
-        inputs = of_images(images)
+        return self.predict_inputs(of_images(images))
+
+    def predict_inputs(self, inputs: Inputs) -> Prediction:
+        """Predict what has been collected, as `predict` does."""
         rows = [np.zeros((0, len(self.class_names)), dtype=np.float32)]
         if len(inputs):
             rows += [part.probabilities for part in self.stream(inputs, self.grid(len(inputs)))]
         return Prediction(self.class_names, np.concatenate(rows))
 
-    def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """uint8 `[S, S, 3]`: an image, uint8 `[H, W, 3]`, as the first member sees it before any view."""
-        return EvalTransform(self._inputs[0])(image)
+    def pixels(self, image: Pictured) -> NDArray[np.uint8]:
+        """uint8 `[S, S, 3]`: an image as the first member sees it before any view."""
+        first = self._inputs[0]
+        return EvalTransform(first)(image(whole, first.icc_to_srgb))
 
     def in_thread(self, work: Callable[[], _Result]) -> _Result:
         """Do `work` in the thread of the members, where arrays of all engines may be made."""

@@ -111,7 +111,8 @@ def align(ids: Sequence[str], layout: Layout, source: str) -> NDArray[np.int64]:
     """For each row of the layout, the position of its image in `ids`.
 
     IDs are compared in their normal form; where not all are found, without regard to case, kind of slash, folder or
-    file extension, if that finds more. `DataError` with counts, examples and the nearest name when images are missing or not asked for.
+    file extension, if that finds more. `DataError` with counts, examples and the nearest name when images are missing
+    or not asked for.
     """
     have, asked = _matching(ids, layout.ids)
     places = {name: place for place, name in enumerate(have)}

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import decode
+from data.decode import Pixels, whole
 from data.restore import restored
-from infer.inputs import Source
+from infer.inputs import Inputs, Pictured, Source
+from infer.prepare import opened
 from infer.runner import Runner
 
 _AT_ONCE = 64  # restored images in memory
 
 
 def second_look(
-    runner: Runner, images: Sequence[Source], probabilities: NDArray[np.float32], below: float
+    runner: Runner,
+    images: Sequence[Source],
+    probabilities: NDArray[np.float32],
+    below: float,
+    partial: bool = False,
 ) -> tuple[NDArray[np.float32], int]:
     """The probabilities float32 `[N, C]` of `images` with unsure images looked at again, and how many these are.
 
     An image is unsure where its likeliest class has less than `below`; its new answer is the mean of that to the image
-    as it is and that to `data.restore.restored` of it, so that a restoration that harms does not decide alone.
+    as it is and that to `data.restore.restored` of it, so that a restoration that harms does not decide alone. With
+    `partial`, what remains of truncated files is taken.
     """
     unsure = np.flatnonzero(probabilities.max(axis=1) < below)
     answers = probabilities.copy()
     for start in range(0, len(unsure), _AT_ONCE):
         rows = unsure[start : start + _AT_ONCE]
-        again = runner.predict([restored(_pixels(images[row])) for row in rows.tolist()]).probabilities
+        taken = [_restored(images[row], partial) for row in rows.tolist()]
+        again = runner.predict_inputs(Inputs([str(row) for row in rows], taken.__getitem__)).probabilities
         answers[rows] = (answers[rows] + again) / 2
     return answers, len(unsure)
 
 
-def _pixels(image: Source) -> NDArray[np.uint8]:
-    return image if isinstance(image, np.ndarray) else decode(image)
+def _restored(source: Source, partial: bool) -> Pictured:
+    image = opened(source, (lambda _text: None) if partial else None)
+
+    @functools.cache
+    def pixels(to_srgb: bool) -> Pixels:
+        return restored(image(whole, to_srgb))
+
+    return lambda _shrink, to_srgb: pixels(to_srgb)

@@ -46,6 +46,7 @@ class Work:
     folder: Path
     workers: int = 0
     skip_bad: bool = False
+    partial: bool = False
     second_look: float = 0.0
 
     @property
@@ -75,6 +76,7 @@ class Work:
             "batch_size": self.grid.size,
             "unit": self.runner.unit(self.grid),
             "second_look": self.second_look,
+            "partial": self.partial,
             "first_row": min(self.mine.first * self.grid.size, self.grid.count),
         }
 
@@ -82,12 +84,13 @@ class Work:
 @dataclass(frozen=True)
 class Done:
     """What this process did: `rows` images in `seconds`, in how many single `passes` through a network, and how many
-    images it looked at `again`."""
+    images it looked at `again`. `truncated` has a line about each image of which a part was taken, by its row."""
 
     rows: int
     passes: int
     seconds: float
     again: int
+    truncated: Mapping[int, str]
 
 
 def answer(work: Work, resume: bool, told: Callable[[int, int], None]) -> Done:
@@ -109,11 +112,14 @@ def _fill(work: Work, kept: Journal, told: Callable[[int, int], None]) -> Done:
     mine, size = work.mine, work.grid.size
     total = max(0, min(mine.last * size, mine.count) - mine.first * size)
     start, begun, passes, looks = time.perf_counter(), kept.rows, 0, 0
+    truncated: dict[int, str] = {}
     if not kept.done and kept.rows < total:
         rest = Grid(mine.count, size, mine.first + kept.rows // size, mine.last)
         spoken = start
         try:
-            for part in work.runner.stream(work.inputs, rest, work.workers, work.skip_bad):
+            for part in work.runner.stream(
+                work.inputs, rest, work.workers, work.skip_bad, truncated if work.partial else None
+            ):
                 answers, unsure = _looked_again(work, mine.first * size + kept.rows, part.probabilities)
                 kept.append(answers, part.errors)
                 looks += unsure
@@ -126,7 +132,7 @@ def _fill(work: Work, kept: Journal, told: Callable[[int, int], None]) -> Done:
             raise DataError(f"{error}{again}") from error
     told(total, total)
     kept.finish()
-    return Done(kept.rows - begun, passes, time.perf_counter() - start, looks)
+    return Done(kept.rows - begun, passes, time.perf_counter() - start, looks, truncated)
 
 
 def _looked_again(work: Work, first: int, answers: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
@@ -136,7 +142,7 @@ def _looked_again(work: Work, first: int, answers: NDArray[np.float32]) -> tuple
     from infer.uncertain import second_look
 
     images = [work.inputs.read(first + row) for row in range(len(answers))]
-    return second_look(work.runner, images, answers, work.second_look)
+    return second_look(work.runner, images, answers, work.second_look, work.partial)
 
 
 def _forget_empty(work: Work) -> None:

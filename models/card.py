@@ -30,7 +30,8 @@ class Preprocessing:
     pads, with grey or with the colour of the image's own border as `pad` says.
     `resampling` says how it is resized: `pillow` by Pillow's antialiased filter of `interpolation`, to the same pixels
     as timm's evaluation; `area` by means of areas where it shrinks, which is faster, and all there was before this
-    field. `mean` and `std` are of RGB values scaled to [0, 1] and are applied on the device, not by the data layer.
+    field. `icc_to_srgb` says that colours of an embedded ICC profile become those of sRGB. `mean` and `std` are of RGB
+    values scaled to [0, 1] and are applied on the device, not by the data layer.
     """
 
     size: int
@@ -41,6 +42,7 @@ class Preprocessing:
     fit: Fit = "crop"
     pad: Pad = "grey"
     resampling: Resampling = "area"
+    icc_to_srgb: bool = False
 
     @property
     def pixels(self) -> Preprocessing:
@@ -81,12 +83,14 @@ class Card:
         return self.views * max(prep.size**2 for prep in self.inputs)
 
     def to_json(self) -> str:
-        """One line of JSON with sorted keys; what an artefact does not have or know is left out, and a resampling by
-        areas, which older cards do not name."""
+        """One line of JSON with sorted keys; what an artefact does not have or know is left out, and what
+        older cards do not name: a resampling by areas, and colours as they are stored."""
         said = asdict(self)
         for prep in (said["preprocessing"], *said["further_inputs"]):
             if prep["resampling"] == "area":
                 del prep["resampling"]
+            if not prep["icc_to_srgb"]:
+                del prep["icc_to_srgb"]
         if not self.further_inputs:
             del said["further_inputs"]
         if self.views == 1:

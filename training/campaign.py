@@ -30,11 +30,10 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     backends.require(backend)
     settings, spec, table = prepare(settings)
     print(*describe(settings, table), sep="\n")
-    images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
+    images = Images.of(settings.data, table.turns)
     teaching = teacher.read(settings, table)
     table, suspects = audit.before(settings, table, stop_requested, lambda: run.folder(settings, backend))
-    if settings.data.on_bad_image == "error":
-        check.readable([*suspects, *teaching.paths()], images, settings.data.workers)
+    check.bad_images(settings.data, [*suspects, *teaching.paths()], images)
     folder = run.folder(settings, backend)
     run.check_unedited(folder, settings)
     with ExitStack() as held:
@@ -69,7 +68,7 @@ def soup(place: Path) -> Path:
     settings, spec, table = prepare(load.read(folder / run.CONFIG))
     card, fold_of = results.card(folder), folds.read(folder / FOLDS, table)
     backends.require(card.trained_with)
-    images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
+    images = Images.of(settings.data, table.turns)
     teaching = teacher.read(settings, table)
     job = fold.Job(card.trained_with, settings, spec, card, table, images, fold_of, teaching, folder, lambda: False)
     with run.locked(place):

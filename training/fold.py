@@ -218,7 +218,7 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
         settings.data.workers,
         settings.seed,
         job.images,
-        settings.data.on_bad_image == "skip",
+        settings.data.on_bad_image != "error",
     )
 
 
@@ -248,7 +248,7 @@ def _loader(
     job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int, source: Source
 ) -> Loader:
     data = job.settings.data
-    skip = data.on_bad_image == "skip"
+    skip = data.on_bad_image != "error"
     return Loader(paths, transform, size, batch, data.workers, job.settings.seed, source, skip)
 
 

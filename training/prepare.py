@@ -94,6 +94,7 @@ def _preprocessing(settings: Settings, spec: ModelSpec) -> Preprocessing:
         mean=data.mean or own.mean,
         std=data.std or own.std,
         resampling=data.resampling or own.resampling,
+        icc_to_srgb=data.icc_to_srgb,
     )
 
 
@@ -110,7 +111,7 @@ def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
 def with_vanished(settings: Settings, table: sources.Table, folder: Path) -> sources.Table:
     """The table with the images that the run's folds remember and the data set lost, where these are to be skipped."""
     path = folder / FOLDS
-    return folds.with_vanished(path, table) if settings.data.on_bad_image == "skip" and path.exists() else table
+    return folds.with_vanished(path, table) if settings.data.on_bad_image != "error" and path.exists() else table
 
 
 def keep_folds(settings: Settings, table: sources.Table, folder: Path) -> NDArray[np.int64]:

@@ -243,11 +243,14 @@ def _submit(campaign: Campaign, chosen: ensemble.Ensemble, table: sources.Table,
             print(planned.layout.note)
         answers, unread = [], dict[int, str]()
         inputs, grid = of_paths(table.paths, table.ids), runner.grid(len(table.paths))
-        for part in runner.stream(inputs, grid, data.workers, skip_bad=data.on_bad_test_image == "prior"):
+        skip, cut = data.on_bad_test_image == "prior", dict[int, str]()
+        for part in runner.stream(inputs, grid, data.workers, skip, cut if data.on_bad_image == "partial" else None):
             answers.append(part.probabilities)
             unread |= part.errors
             if campaign.stop_requested():
                 raise Interrupted(campaign.folder)
+        if cut:
+            print(f"truncated test images: {len(cut)}, predicted as far as they go, the first: {cut[min(cut)]}")
         probabilities = np.concatenate(answers)
         if len(unread) == len(table.ids):
             raise DataError(f"none of the {len(table.ids)} test images can be read; the first: {unread[0]}")

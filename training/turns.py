@@ -169,7 +169,7 @@ def open_stock(
         settings = settings.model_copy(update={"folds": settings.folds.model_copy(update={"train": (only,)})})
     table = actions.load(settings.data).table
     print(*describe(settings, table), sep="\n")
-    images = Images(pixel_limit=settings.data.pixel_limit, turns=table.turns)
+    images = Images.of(settings.data, table.turns)
     drawn = (folder / FOLDS).exists()
     if drawn:
         known = with_vanished(settings, table, folder)
@@ -192,10 +192,9 @@ def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
 
 
 def _look_at_images(team: Sequence[Ready], stock: Stock) -> None:
-    strict = [one for one in team if one.settings.data.on_bad_image == "error"]
-    if strict:
-        paths = {path: None for one in strict for path in (*stock.doubtful, *one.teaching.paths())}
-        check.readable(list(paths), stock.images, strict[0].settings.data.workers)
+    if team:
+        paths = dict.fromkeys(path for one in team for path in (*stock.doubtful, *one.teaching.paths()))
+        check.bad_images(team[0].settings.data, list(paths), stock.images)
 
 
 def _turn(campaign: Campaign, team: Sequence[Ready], stock: Stock, claim: Claim) -> None:

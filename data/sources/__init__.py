@@ -25,7 +25,7 @@ def load(data: Data | Path | str) -> Table:
     """The training images of a data set, with its own validation split, if any, in `fold_of`.
 
     Class names are sorted, as numbers where all are integers. Raises `DataError` for whatever cannot be trained on.
-    With `on_bad_image: skip` a row of a table whose image is gone stays, and its path is where it would be.
+    Unless `on_bad_image` is error, a row of a table whose image is gone stays, and its path is where it would be.
     """
     source = _Source(data)
     found = source.labelled()

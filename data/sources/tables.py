@@ -205,13 +205,13 @@ class Tables:
     def _locate(self, found: Frame, ids: Sequence[str], split: Split, base: str) -> list[Path]:
         """The file of each ID.
 
-        With `on_bad_image: skip` one that has none stands where it would be, unless there is no image at all.
+        Unless `on_bad_image` is error, one that has none stands where it would be, if there is any image at all.
         """
         bases = self._bases(split, base)
         avoid = () if self.data.images else self._avoided(split)
         images = [self.files.locate(found.path, name, bases, avoid) for name in ids]
         missing = [name for name, image in zip(ids, images, strict=True) if image is None]
-        keeps = split == "train" and self.data.on_bad_image == "skip" and len(missing) < len(ids)
+        keeps = split == "train" and self.data.on_bad_image != "error" and len(missing) < len(ids)
         if missing and not keeps:
             raise self._absent(found.path, missing, len(ids), bases)
         owner: dict[str, str] = {}

@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+import infer
 from config.errors import DataError
 from data import augment
+from data.decode import decode
 from data.loader import Loader
 from models.card import Preprocessing
+from tests.unit import members
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
 from training import campaign, results
 
@@ -132,3 +136,49 @@ def _into_class_folders(root: Path) -> None:
             (root / "train" / row["target"]).mkdir(exist_ok=True)
             (root / "train" / row["ID"]).rename(root / "train" / row["target"] / row["ID"])
     (root / "train.csv").unlink()
+
+
+def test_what_remains_of_truncated_images_trains_and_is_named_once(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(digits, root)
+    cut, other, gone = sorted((root / "train").iterdir())[:9:4]
+    for victim in (cut, other):
+        with Image.open(victim) as image:
+            image.convert("RGB").resize((256, 256)).save(victim, "PNG")
+        victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    gone.write_bytes(gone.read_bytes()[:20])
+    with pytest.raises(DataError, match=cut.name):
+        campaign.run_all("numpy", settings(root, tmp_path / "a"), NEVER)
+    capsys.readouterr()
+    run = campaign.run_all("numpy", settings(root, tmp_path / "a", "--data.on_bad_image", "partial"), NEVER)
+    said = capsys.readouterr().out
+    ids, logits, _ = results.oof(run)
+    assert len(ids) == 80 - 1 and gone.name not in ids and {cut.name, other.name} <= set(ids)
+    assert np.isfinite(logits).all()
+    assert "truncated images: 2, trained on as far as they go: " in said
+    assert all(said.count(f"{path.name}: is truncated; what is missing is grey") == 1 for path in (cut, other))
+    assert f"{gone.name}: cannot be decoded" in said
+
+
+def test_inference_takes_what_remains_where_it_is_asked_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from infer.__main__ import main
+
+    model = members.checkpoint(tmp_path / "model", sharpness=1)
+    paths, pixels = members.photographs(tmp_path / "images", count=3)
+    paths[1].write_bytes(paths[1].read_bytes()[: paths[1].stat().st_size // 2])
+    paths[2].write_bytes(paths[2].read_bytes()[:20])
+    words = ["--member", str(model), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "s.npz")]
+    assert main([*words, "--on_bad_image", "stop"]) == 1
+    assert "001.png: cannot be decoded" in capsys.readouterr().err
+    assert main([*words, "--on_bad_image", "partial"]) == 0
+    said = capsys.readouterr()
+    assert f"truncated images: 1, predicted as far as they go; the first: {paths[1]}: is truncated" in said.out
+    assert "002.png: cannot be decoded" in said.err
+    with np.load(tmp_path / "s.npz") as found, infer.load(model) as opened:
+        expected = opened.predict([pixels[0], decode(paths[1], truncated=str)]).probabilities
+        np.testing.assert_allclose(found["probabilities"][:2], expected, atol=2e-6)
+        assert np.isfinite(found["probabilities"][2]).all()
+    with pytest.raises(DataError, match=r"001\.png"), infer.load(model) as opened:
+        opened.predict(paths)

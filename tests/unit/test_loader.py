@@ -229,7 +229,9 @@ def test_what_is_kept_in_memory_changes_no_pixel(tmp_path):
     for epoch in range(8):
         some, others = (copies(training(paths, images=held).epoch(np.arange(6), epoch)) for held in (kept, none))
         assert_same(some, others)
-    assert {factor for path in paths for factor in kept._pictures[path]._decoded} == {1, 2, 4, 8}
+    assert {factor for path in paths for factor in kept._pictures[path]._decoded} == {
+        (factor, False) for factor in (1, 2, 4, 8)
+    }
 
 
 def test_the_pixel_limit_reaches_the_decoder(paths):
