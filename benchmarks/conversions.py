@@ -1,4 +1,4 @@
-"""Every architecture, cut down, to ONNX and Core ML, executed and compared with torch: `tests.convert.walk`, all of it.
+"""Every architecture, cut down, to ONNX and Core ML, executed and compared with torch: all of `tests.convert.walk`.
 
     make conversions
     python -m benchmarks.conversions --names 'vit_*'

@@ -74,6 +74,15 @@ def _add_formats(made: argparse.ArgumentParser) -> None:
         help="ONNX: uint8 [N, S, S, 3] (the default), or float32 [N, 3, S, S] in [0, 1]; both are normalised inside",
     )
     add(
+        "--opset",
+        type=int,
+        choices=range(17, 24),
+        default=18,
+        metavar="17...23",
+        help="ONNX: the operator set; older runtimes need a lower one (default: 18, ONNX Runtime 1.16; 17 is refused "
+        "where the network needs 18)",
+    )
+    add(
         "--batch",
         type=int,
         nargs="+",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -87,6 +88,26 @@ def converted(
         line = " ".join(str(error).split())[:300]
         hint = "; one batch size alone may work" if len(batches) > 1 else ""
         raise ConvertError(f"{card.model}: coremltools cannot convert it ({line}){hint}") from error
+
+
+def layer_names(network: torch_graph.Network, card: Card) -> dict[str, str]:
+    """Which layer of the network each value of the program comes from, by the value's name without `_cast_fp16`.
+
+    It is the layer whose weights make the value, or the nearest one before: coremltools folds BatchNorm into the
+    convolution before it and then calls the weights by a number.
+    """
+    exported = _exported(network, card, ())
+    signature = exported.graph_signature
+    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    found: dict[str, str] = {}
+    for node in exported.graph.nodes:
+        own = [stored[given.name] for given in node.all_input_nodes if given.name in stored]
+        if own and "batch_norm" not in node.name:
+            found[node.name] = re.sub(r"^classifier\.(model\.)?|\.weight$", "", own[0])
+        else:
+            before = [found[given.name] for given in node.all_input_nodes if given.name in found]
+            found.update({node.name: before[0]} if before else {})
+    return found
 
 
 def save(model: Any, card: Card, path: Path, labels: bool) -> None:

@@ -42,6 +42,7 @@ def write(
     calibration: Sequence[Pixels] = (),
     float_layers: tuple[str, ...] = (),
     probabilities: bool = False,
+    opset: int = OPSET,
 ) -> Path:
     """Write `out`, an `.onnx` file that `onnx.checker` accepts and this machine's ONNX Runtime has run.
 
@@ -53,7 +54,7 @@ def write(
     """
     with whole(out, overwrite, also=(".data",)) as path:
         with quietly():
-            message = exported(network, card, precision, float_input, probabilities)
+            message = exported(network, card, precision, float_input, probabilities, opset)
             if precision == "int8":
                 message = onnx_int8.quantized(message, calibration, path.parent, float_layers)
         message.metadata_props.add(key=CARD_KEY, value=card.to_json())
@@ -70,8 +71,12 @@ def exported(
     precision: str = "fp32",
     float_input: bool = False,
     probabilities: bool = False,
+    opset: int = OPSET,
 ) -> Any:
-    """The ONNX model in memory, simplified by onnxscript's optimizer as torch's exporter calls it."""
+    """The ONNX model in memory, simplified by onnxscript's optimizer as torch's exporter calls it.
+
+    Raises `ConvertError` where torch cannot export it, or not with this opset.
+    """
     if precision == "fp16":
         network = copy.deepcopy(network)
         network.halve()
@@ -83,7 +88,7 @@ def exported(
             module.eval(),
             tuple(_example(prep.size, float_input) for prep in card.inputs),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=names,
             output_names=["logits", "probabilities"] if probabilities else ["logits"],
             dynamic_shapes={"images": tuple({0: batch} for _ in names)},
@@ -94,6 +99,11 @@ def exported(
     except torch.onnx.OnnxExporterError as error:
         raise ConvertError(f"{card.model}: torch cannot export it to ONNX ({_line(error)})") from error
     message = program.model_proto
+    (version,) = (one.version for one in message.opset_import if one.domain == "")
+    if version != opset:  # torch leaves it at what it could reach, with a warning only
+        raise ConvertError(
+            f"{card.model}: cannot be written with opset {opset}, only with {version}; give --opset {version}"
+        )
     _strip(message.graph)
     return message
 

@@ -6,7 +6,6 @@ What is run are the converters' own files, ONNX in ONNX Runtime, Core ML in the 
 from __future__ import annotations
 
 import dataclasses
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -108,13 +107,21 @@ def _coreml(
         coreml.save(model, card, folder / "float.mlpackage", labels=False)
         small = coreml_compress.compressed(model, precision)
         coreml.save(small, card, folder / "small.mlpackage", labels=False)
+        layers = coreml.layer_names(network, card)
     plain, compressed = (_program(folder / name) for name in ("float.mlpackage", "small.mlpackage"))
+    used = {
+        argument.name: operation.outputs[0].name.removesuffix("_cast_fp16")
+        for operation in plain.operations
+        for given in operation.inputs.values()
+        for argument in given
+        if isinstance(argument, mil_program.Named)
+    }
     for name, dense in compressed.constants.items():
         layer = coreml_compress.original(name)
         if layer is not None and layer in plain.constants:
             one = dataclasses.replace(plain, constants={**plain.constants, layer: dense})
             answer = MilReferencePredictor(card, Evaluator(one), ()).logits(*images)
-            yield Loss(layer, re.sub(r"^p_classifier_(model_)?|(_weight)?_to_fp16$", "", layer), _kl(before, answer))
+            yield Loss(layer, layers.get(used.get(layer, ""), layer), _kl(before, answer))
 
 
 def _program(path: Path) -> Any:

@@ -56,6 +56,7 @@ class Workshop:
                 calibration=self.calibration() if job.precision == "int8" else (),
                 float_layers=float_layers,
                 probabilities=self.source.ensemble is not None,
+                opset=o.opset,
             )
         else:
             batches = tuple(dict.fromkeys(o.batch))

@@ -25,7 +25,7 @@ IMAGES = 8
 # In multiples of torch's own rounding error on the same images, as `--verify` judges fp32.
 FLOORS = 5
 # A network of a few layers may round better than this by luck: four units in the last place of its largest logit.
-LEAST = 4 * np.finfo(np.float32).eps
+LEAST = 4 * float(np.finfo(np.float32).eps)
 
 
 class Row(NamedTuple):
