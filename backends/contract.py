@@ -258,9 +258,12 @@ class Backend(Protocol):
         seed: int = 0,
         compile: bool | CompileMode = True,
         memory: MemorySpec = NO_SAVING,
+        *,
+        deterministic: bool = False,
     ) -> Session:
         """Build `spec` on this machine's best device and load `weights` (`None`: fresh, drawn from `seed`).
 
         `precision` "auto" is bf16 where the device is fast at it (CUDA), else fp32. `compile` True compiles where the
         engine gains by it; a mode, which only torch's engine is given, compiles or raises `ConfigError`.
+        `deterministic`, which only torch's engine is given, has CUDA give the same numbers each time.
         """
