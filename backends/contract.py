@@ -224,6 +224,9 @@ class Session(Protocol):
     def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode."""
 
+    def begin_logits(self, images: NDArray[np.uint8], which: Which = "live") -> Callable[[], NDArray[np.float32]]:
+        """Enqueue `logits` and return a function that waits for them and gives them."""
+
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Take BatchNorm's running statistics anew, as the mean over `batches` (uint8 `[N, H, W, 3]`, one shape) of
         each batch's own, with dropout off; nothing is taken from `batches` where the model has no BatchNorm."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -165,12 +165,20 @@ class Session:
     @memory_errors()
     def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode; a compiled session pads to whole chunks."""
+        return self.begin_logits(images, which)()
+
+    @memory_errors()
+    def begin_logits(self, images: NDArray[np.uint8], which: Which = "live") -> Callable[[], NDArray[np.float32]]:
+        """Enqueue `logits` without waiting for CUDA, and return a function that waits for them and gives them."""
         network, forward = self._weights_of(which)
         self._set = None
         network.eval()
         size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
         parts = [self._chunk(forward, images[i : i + size], size) for i in range(0, len(images), size)]
-        return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, self._classes), np.float32)
+        if not parts:
+            return lambda: np.zeros((0, self._classes), np.float32)
+        pending = self._transfer.returning(torch.cat(parts), None)
+        return memory_errors()(lambda: arrived(pending)[0])
 
     @memory_errors()
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
