@@ -224,6 +224,9 @@ class Session(Protocol):
     def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode."""
 
+    def begin_logits(self, images: NDArray[np.uint8], which: Which = "live") -> Callable[[], NDArray[np.float32]]:
+        """Enqueue `logits` and return a function that waits for them and gives them."""
+
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Take BatchNorm's running statistics anew, as the mean over `batches` (uint8 `[N, H, W, 3]`, one shape) of
         each batch's own, with dropout off; nothing is taken from `batches` where the model has no BatchNorm."""
@@ -258,9 +261,12 @@ class Backend(Protocol):
         seed: int = 0,
         compile: bool | CompileMode = True,
         memory: MemorySpec = NO_SAVING,
+        *,
+        deterministic: bool = False,
     ) -> Session:
         """Build `spec` on this machine's best device and load `weights` (`None`: fresh, drawn from `seed`).
 
         `precision` "auto" is bf16 where the device is fast at it (CUDA), else fp32. `compile` True compiles where the
         engine gains by it; a mode, which only torch's engine is given, compiles or raises `ConfigError`.
+        `deterministic`, which only torch's engine is given, has CUDA give the same numbers each time.
         """

@@ -45,6 +45,11 @@ class Train(Section):
         description="torch.compile's mode: reduce-overhead replays CUDA graphs, max-autotune also tries out kernels"
         " (slow to start). torch's alone.",
     )
+    deterministic: bool = Field(
+        default=False,
+        description="The same numbers each time on an NVIDIA GPU too, by slower algorithms; an operation that has none"
+        " is an error. The CPU needs no such setting. torch's alone.",
+    )
 
 
 class Progressive(Section):

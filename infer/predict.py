@@ -86,7 +86,11 @@ def add_members(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--merge", help="how views merge: probabilities, logits, geometric or max (the ensemble's own)")
     run = parser.add_argument_group("how members run")
     run.add_argument("--device", help="torch: cpu, cuda, cuda:1, mps; MLX: cpu, gpu (default: the best there is)")
-    run.add_argument("--precision", choices=PRECISIONS, help="of torch and MLX members (default: fp32)")
+    run.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of torch and MLX members (default: fp32; tf32 on NVIDIA GPUs that have it)",
+    )
     run.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile and mx.compile")
     run.add_argument("--channels_last", action=argparse.BooleanOptionalAction, help="torch's memory format")
     run.add_argument(
@@ -279,6 +283,8 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path], on_
         f"images: {len(results.ids)}{bad}; members: {len(ensemble.members)}; views: {len(ensemble.views)}; "
         f"answered in {done.seconds:.1f} s"
     )
+    if work.runner.described:
+        print(f"computed by {'; '.join(dict.fromkeys(work.runner.described))}")
     if work.runner.adaptive and done.rows:
         every = len(ensemble.members) * len(ensemble.views)
         saved = 1 - done.passes / (done.rows * every)

@@ -17,7 +17,7 @@ import psutil
 from config.errors import BackendUnavailable, OutOfMemory
 from infer.member import Member, Opened, check_classes, close_all, open_one, runtimes
 from infer.options import NONE_GIVEN, RunOptions
-from infer.predictors import Predictor
+from infer.predictors import Describes, Predictor
 from models.card import Card
 
 Keep = Literal["auto", "all", "one"]
@@ -34,13 +34,15 @@ class Members:
 
     With `auto` the machine's free memory is measured around each opening; when less is left than twice what the
     largest member took, or a device says that it is full, members are opened one at a time from then on. Raises what
-    `open_one` and `check_classes` raise, with nothing left open.
+    `open_one` and `check_classes` raise, with nothing left open. `described` has a line for each member whose runtime
+    chose a device and a precision.
     """
 
     def __init__(self, members: Sequence[Member], shared: RunOptions = NONE_GIVEN, keep: Keep = "auto"):
         self.members, self._shared = list(members), shared
         self.runtimes = runtimes(members, shared)
         self._open: dict[int, Opened] = {}
+        self.described: list[str] = []
         self._thread, self._process = ThreadPoolExecutor(1, "tandem-compute"), os.getpid()
         try:
             self.cards: list[Card] = self.run(lambda: self._look(keep))
@@ -97,7 +99,10 @@ class Members:
         for place in range(len(self.members)):
             before = free_memory()
             staying = self._add(place, staying, keep) and staying
-            cards.append(self._open[place].predictor.card)
+            predictor = self._open[place].predictor
+            cards.append(predictor.card)
+            if isinstance(predictor, Describes):
+                self.described.append(predictor.describe())
             check_classes([(str(m), card.class_names) for m, card in zip(self.members, cards, strict=False)])
             largest = max(largest, before - free_memory())
             staying = staying and (keep == "all" or free_memory() >= 2 * largest)

@@ -78,6 +78,11 @@ class Runner:
         first = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
         self._panel = pair_panel.beside(first, ensemble, self.class_names, self._pairs, inputs_of[len(cards) :])
 
+    @property
+    def described(self) -> list[str]:
+        """Device and precision of the members whose runtime chose them, a line each."""
+        return self._members.described
+
     def run(self, paths: Sequence[Path], batch_size: int | None = None, workers: int = 0) -> Iterator[Answers]:
         """Answer files batch by batch, in their order; as `stream`, with a `DataError` for an unreadable image."""
         return self.stream(of_paths(paths), self.grid(len(paths), batch_size), workers)

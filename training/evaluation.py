@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,35 @@ from numpy.typing import NDArray
 
 from backends.contract import Session, Which
 from config.errors import DataError
-from data.loader import Loader
+from data.loader import Loaded, Loader
 from training import metrics
+
+_AHEAD = 2  # batches enqueued beside the one that is waited for
 
 
 def evaluate(session: Session, loader: Loader, count: int, which: Which = "live") -> NDArray[np.float32]:
     """Logits float32 `[count, C]` of all images of a loader, in order; -inf for those that cannot be read."""
     found: NDArray[np.float32] | None = None
-    for loaded in loader.epoch(np.arange(count), epoch=0):
-        logits, kept = session.logits(loaded.images, which), loaded.weight > 0
+    for loaded, begun in _begun(session, loader, count, which):
+        logits, kept = begun(), loaded.weight > 0
         if found is None:
             found = np.full((count, logits.shape[1]), -np.inf, np.float32)
         found[loaded.index[kept]] = logits[kept]
     if found is None or not answered(found).any():
         raise DataError(f"none of the {count} validation images can be read; replace them, or change folds")
     return found
+
+
+def _begun(
+    session: Session, loader: Loader, count: int, which: Which
+) -> Iterator[tuple[Loaded, Callable[[], NDArray[np.float32]]]]:
+    """Each batch with its logits on their way, the next batch enqueued behind it."""
+    ahead: deque[tuple[Loaded, Callable[[], NDArray[np.float32]]]] = deque()
+    for loaded in loader.epoch(np.arange(count), epoch=0):
+        ahead.append((loaded, session.begin_logits(loaded.images, which)))
+        if len(ahead) > _AHEAD:
+            yield ahead.popleft()
+    yield from ahead
 
 
 def answered(logits: NDArray[np.float32]) -> NDArray[np.bool_]:

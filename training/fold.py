@@ -29,7 +29,7 @@ from data.loader import ByEpoch, Loader, Transform
 from models import weights
 from models.card import Card
 from models.registry import ModelSpec
-from training import checkpoint, compiling, engine, memory, metrics, run, teacher
+from training import checkpoint, compiling, engine, machine, memory, metrics, run, teacher
 from training.loop import Loop
 from training.policy import loss as losses
 from training.policy import optimizer, resizing, sampling
@@ -104,8 +104,10 @@ def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: 
         if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
             rehearse(session, data.stages[-1].batch, data.stages[-1].size, job.spec.num_classes)
             memory.check_limit(session.describe())
-        run.write_environment(job.folder, job.backend, session.describe())
+        described = session.describe()
+        run.write_environment(job.folder, job.backend, described)
         with Progress(settings, number, data, folder, session.describe) as watcher:
+            watcher.events.say(f"{folder.name}: {machine.started(described)}")
             events = replace(watcher.events, epoch=_both(watcher.events.epoch, job.on_epoch))
             fit = engine.Fit(session, data, settings, job.card, folder, events, job.stop_requested)
             loop = fit.run()
@@ -142,7 +144,8 @@ def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead
     saving = optimizer.memory(train, micro_batch)
 
     def opened(compile: bool | CompileMode) -> Session:
-        return backend.open(spec, start, optim, loss, train.precision, settings.seed, compile, saving)
+        own = {"deterministic": True} if train.deterministic else {}  # torch's alone, as `prepare.refuse` sees to
+        return backend.open(spec, start, optim, loss, train.precision, settings.seed, compile, saving, **own)
 
     return compiling.session(opened, job.backend, train, ahead)
 

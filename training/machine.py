@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,16 @@ import psutil
 _GIB = 2**30
 _PATIENCE = 5.0  # seconds for nvidia-smi
 _GPU = {"gpu_percent": "utilization.gpu", "gpu_memory_gib": "memory.used", "gpu_watts": "power.draw"}
+
+
+def started(session: Mapping[str, Any]) -> str:
+    """A session's description as the line of its start: the device, the precision, whether it is compiled, and a remark
+    where the engine has one."""
+    mode = session.get("compile_mode") or "default"
+    compiled = ("compiled" if mode == "default" else f"compiled ({mode})") if session["compiled"] else "not compiled"
+    parts = [session["device"], session["precision"], compiled, "deterministic" * session.get("deterministic", False)]
+    remark = session.get("remark", "")
+    return ", ".join(part for part in parts if part) + (f" ({remark})" if remark else "")
 
 
 class Machine:

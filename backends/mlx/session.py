@@ -124,6 +124,11 @@ class Session:
         parts = [self._chunk(arrays, images[i : i + size], size) for i in range(0, len(images), size)]
         return np.concatenate(parts) if parts else np.zeros((0, self._classes), np.float32)
 
+    def begin_logits(self, images: NDArray[np.uint8], which: Which = "live") -> Callable[[], NDArray[np.float32]]:
+        """As `logits`; nothing goes on beside the caller."""
+        found = self.logits(images, which)
+        return lambda: found
+
     @memory_errors()
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Take BatchNorm's running statistics of the live weights anew, as torch's `swa_utils.update_bn` does."""

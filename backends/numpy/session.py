@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +119,11 @@ class Session:
                 "this session keeps no EMA weights; open it with OptimSpec(ema=True) or ask for live ones"
             )
         return model.logits(weights, model.features(model.normalise(images, self._spec)))
+
+    def begin_logits(self, images: NDArray[np.uint8], which: Which = "live") -> Callable[[], NDArray[np.float32]]:
+        """As `logits`; nothing goes on beside the caller."""
+        found = self.logits(images, which)
+        return lambda: found
 
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Nothing: there is no BatchNorm."""

@@ -1,4 +1,4 @@
-"""Out of memory, in torch's many words, as the one error of `config.errors`."""
+"""torch's errors that a user can mend as those of `config.errors`: out of memory, in its many words, above all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from config.errors import OutOfMemory
+from config.errors import ConfigError, OutOfMemory
 
 # CUDA's and MPS's allocators, cuBLAS, cuDNN, cuFFT, and the allocator of the CPU.
 _SAYS = re.compile(r"out of memory|ALLOC(ATION)?_FAILED|can't allocate memory", re.IGNORECASE)
@@ -23,11 +23,17 @@ _FULL = 0.05  # share of the device's memory: with less of it free, these mean t
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raises `OutOfMemory` for torch's own errors of that meaning."""
+    """Raises `OutOfMemory` for torch's own errors of that meaning, and `ConfigError` for an operation that
+    `train.deterministic` does not have."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
+        if "does not have a deterministic implementation" in text:
+            what = text.partition(" does not have")[0]
+            raise ConfigError(
+                f"train.deterministic: torch has no such {what} on this device; set it to false"
+            ) from None
         certain = isinstance(error, torch.OutOfMemoryError) or _SAYS.search(text)
         if not certain and not (_MAY_MEAN.search(text) and _is_full()):
             raise

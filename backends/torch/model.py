@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backends.contract import Weights
@@ -13,6 +16,7 @@ from models import registry
 from models.registry import ModelSpec
 from models.weights import check, pool_power
 
+_COPY = 2**26  # bytes; torch rounds pinned memory up to a power of two
 # These fix their position tables or windows to the input size when they are built.
 _TAKES_IMAGE_SIZE = ("vit", "swin", "swinv2", "eva", "maxvit")
 
@@ -69,8 +73,35 @@ def canonical_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def to_arrays(tensors: dict[str, Tensor]) -> Weights:
-    """Copies as contiguous float32 arrays."""
-    return {n: np.ascontiguousarray(t.detach().float().cpu().numpy()).copy() for n, t in tensors.items()}
+    """Copies as contiguous float32 arrays, from a GPU in few large copies into pinned memory and one wait. The arrays
+    are views of these copies."""
+    found: dict[str, NDArray[np.float32]] = {}
+    copies: list[tuple[list[tuple[str, Tensor]], Tensor]] = []
+    for group in _grouped(tensors):
+        flat = torch.cat([tensor.detach().reshape(-1).float() for _, tensor in group])
+        copies.append((group, flat.to("cpu", non_blocking=flat.device.type == "cuda")))
+    if any(tensor.device.type == "cuda" for tensor in tensors.values()):
+        torch.cuda.current_stream(next(iter(tensors.values())).device).synchronize()
+    for group, host in copies:
+        parts = host.numpy()
+        places = np.cumsum([tensor.numel() for _, tensor in group])[:-1]
+        found |= {n: part.reshape(t.shape) for (n, t), part in zip(group, np.split(parts, places), strict=True)}
+    return found
+
+
+def _grouped(tensors: dict[str, Tensor]) -> Iterable[list[tuple[str, Tensor]]]:
+    """The tensors in groups of up to `_COPY` bytes, which the device has to hold twice for a moment."""
+    group: list[tuple[str, Tensor]] = []
+    taken = 0
+    for name, tensor in tensors.items():
+        size = 4 * tensor.numel()
+        if group and taken + size > _COPY:
+            yield group
+            group, taken = [], 0
+        group.append((name, tensor))
+        taken += size
+    if group:
+        yield group
 
 
 def load_canonical(model: nn.Module, weights: Weights, source: str = "weights") -> None:

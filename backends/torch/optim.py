@@ -25,7 +25,7 @@ _MOMENTS = {
     "lion": ("exp_avg",),
     "muon": ("momentum_buffer",),
 }
-# Where the average's tensors move in three kernels together: torch's lerp with a share on the device is one for each.
+# Where the average's tensors move in one kernel together, which wants a share of each tensor's own form.
 _IN_BULK = ("cuda",)
 Parameters = Mapping[str, nn.Parameter]
 
@@ -143,12 +143,13 @@ class Average:
         """`decay * average + (1 - decay) * live`, and nothing where `finite` is false."""
         share = finite.float() * (1 - decay)
         averages, live = list(self.tensors.values()), [self._live[name] for name in self.tensors]
+        shares = [share] * len(averages)
         if share.device.type in _IN_BULK:
-            towards = torch._foreach_sub(live, averages)
-            torch._foreach_mul_(towards, share)
-            torch._foreach_add_(averages, towards)
-        else:
-            torch._foreach_lerp_(averages, live, [share] * len(averages))
+            # Views of one small array that stays in the cache: 3 passes over the weights, where separate operations of
+            # subtracting, scaling and adding take 8, and a 0-d share one kernel for each tensor.
+            whole = share.repeat(max(average.numel() for average in averages))
+            shares = [whole.as_strided(average.size(), average.stride()) for average in averages]
+        torch._foreach_lerp_(averages, live, shares)
 
 
 class Statistics:

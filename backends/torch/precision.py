@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.contract import FIRST_LOSS_SCALE, Precision
+from backends.torch.devices import capability
 from config.errors import ConfigError
 
 # torch.amp.GradScaler's: the change of the scale, and the finite updates before it grows.
@@ -18,21 +19,34 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolved(precision: Precision, device: torch.device) -> Precision:
-    """`auto` is bf16 on CUDA from compute capability 8 on, else fp32. Says to torch whether CUDA's fp32 may be tf32,
-    which fp32 never is here.
+    """`auto` is what the device is fast at: bf16 on CUDA from compute capability 8 on, fp16 with a scaled loss on 7.x
+    (V100, T4, RTX 20), else fp32. Says to torch whether CUDA's fp32 may be tf32, which fp32 never is here.
 
     Raises `ConfigError` for tf32 on a device that has none.
     """
     if precision == "tf32" and device.type != "cuda":
         raise ConfigError(f"train.precision tf32: needs an NVIDIA GPU, and the device is {device}; choose fp32")
+    allow_tf32(precision, device)
+    if precision == "auto" and device.type == "cuda":
+        major = 8 if torch.version.hip else capability(device)[0]
+        return "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
+    return "fp32" if precision == "auto" else precision
+
+
+def of_inference(precision: Precision | None, device: torch.device) -> Precision:
+    """As `resolved`; None is tf32 where CUDA has it (from compute capability 8 on), else fp32."""
+    if precision is None:
+        has_it = device.type == "cuda" and not torch.version.hip and capability(device)[0] >= 8
+        precision = "tf32" if has_it else "fp32"
+    return resolved(precision, device)
+
+
+def allow_tf32(precision: Precision, device: torch.device) -> None:
+    """Set, for the whole process, whether CUDA's fp32 products are taken in tf32."""
     if device.type == "cuda":
         # The older switches: those named fp32_precision make torch.compile's own checks of these fail.
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16" if fast else "fp32"
-    return precision
 
 
 def tf32(device: torch.device) -> bool:

@@ -6,8 +6,9 @@ What is computed stands in `step`; here arrays cross the border, calls are count
 from __future__ import annotations
 
 import math
+import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import timm
 import torch
+import torch.utils.deterministic
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
@@ -39,6 +41,7 @@ from backends.contract import (
 from backends.torch import compiling, losses, model, optim, profile, statistics, step
 from backends.torch.devices import DEVICE_VARIABLE as DEVICE_VARIABLE
 from backends.torch.devices import best_device as best_device
+from backends.torch.devices import remark
 from backends.torch.memory import memory_errors
 from backends.torch.precision import LossScale, resolved, tf32
 from backends.torch.transfer import Pending, Transfer, arrived
@@ -61,13 +64,17 @@ def open(
     seed: int = 0,
     compile: bool | CompileMode = True,
     memory: MemorySpec = NO_SAVING,
+    *,
+    deterministic: bool = False,
 ) -> Session:
     """Build `spec` on CUDA, else Apple's MPS, else the CPU; `weights` None draws fresh ones from `seed`.
 
     `compile` True compiles the passes on CUDA only, a mode on the CPU too. Raises `ConfigError`, `WeightsError` or
     `BackendUnavailable`.
     """
-    return Session(spec, weights, optim, loss, precision, seed, compile, memory, device=best_device())
+    if deterministic:  # read when cuBLAS starts, so before the device is touched
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return Session(spec, weights, optim, loss, precision, seed, compile, memory, best_device(), deterministic)
 
 
 class Session:
@@ -87,12 +94,19 @@ class Session:
         compile: bool | CompileMode,
         memory: MemorySpec,
         device: torch.device,
+        deterministic: bool = False,
     ):
         if spec.in_chans not in (1, 3):
             raise ConfigError(f"model {spec.name}: in_chans is {spec.in_chans}; images are RGB, so choose 1 or 3")
         precision = resolved(precision, device)
+        self._deterministic = deterministic
         if device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # shapes are fixed: the fastest algorithm is worth looking for
+            # Shapes are fixed, so that the fastest algorithm is worth looking for; which one it is varies.
+            torch.backends.cudnn.benchmark = not deterministic
+            torch.cuda.reset_peak_memory_stats(device)
+        if deterministic:
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # torch's aid to find faults; it costs time
         self._optimizer, self._precision, self._seed, self._device = optimizer, precision, seed, device
         self._classes, self._calls = spec.num_classes, 0
         self._mode = compiling.mode(compile, device, memory)
@@ -151,12 +165,20 @@ class Session:
     @memory_errors()
     def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode; a compiled session pads to whole chunks."""
+        return self.begin_logits(images, which)()
+
+    @memory_errors()
+    def begin_logits(self, images: NDArray[np.uint8], which: Which = "live") -> Callable[[], NDArray[np.float32]]:
+        """Enqueue `logits` without waiting for CUDA, and return a function that waits for them and gives them."""
         network, forward = self._weights_of(which)
         self._set = None
         network.eval()
         size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
         parts = [self._chunk(forward, images[i : i + size], size) for i in range(0, len(images), size)]
-        return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, self._classes), np.float32)
+        if not parts:
+            return lambda: np.zeros((0, self._classes), np.float32)
+        pending = self._transfer.returning(torch.cat(parts), None)
+        return memory_errors()(lambda: arrived(pending)[0])
 
     @memory_errors()
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
@@ -217,6 +239,8 @@ class Session:
             "compiled": bool(self._mode),
             "compile_mode": self._mode,
             "compiles": self._device.type == "cuda",
+            "deterministic": self._deterministic,
+            "remark": remark(self._device),
             "tf32": tf32(self._device),
             "layout": str(self._layout()).removeprefix("torch."),
             "memory": self._memory(),
@@ -228,6 +252,8 @@ class Session:
         del self._trainer, self._tensors, self._parameters, self._moments
         del self._evaluate, self._evaluate_average
         compiling.release(self._mode)
+        if self._deterministic:
+            torch.use_deterministic_algorithms(False)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -10,7 +10,7 @@ import importlib
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,14 @@ class Predictor(Protocol):
 
     def close(self) -> None:
         """Free its memory."""
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A predictor that chose a device and a precision."""
+
+    def describe(self) -> str:
+        """Both, and whether it is compiled, as one line."""
 
 
 def open(path: Path, runtime: str | None = None, **options: Any) -> Predictor:

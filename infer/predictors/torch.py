@@ -16,7 +16,7 @@ from backends.contract import Precision, Weights
 from backends.torch import compiling, model, step
 from backends.torch.devices import best_device, named
 from backends.torch.memory import memory_errors
-from backends.torch.precision import resolved
+from backends.torch.precision import allow_tf32, of_inference
 from config.errors import BackendUnavailable, ConfigError, OutOfMemory
 from infer.predictors import images as pixels
 from models.card import Card
@@ -62,12 +62,17 @@ class TorchPredictor:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def describe(self) -> str:
+        """The device, the precision and whether it is compiled, as one line."""
+        return f"torch on {self.device}, {self._prepare.precision}{', compiled' * self._compiled}"
+
     @memory_errors()
     def _answer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(images)
         if self._compiled:  # few shapes: every new one is compiled
             padded = min(self._chunk, 1 << (count - 1).bit_length())
             images = np.concatenate([images, np.zeros((padded - count, *images.shape[1:]), np.uint8)])
+        allow_tf32(self._prepare.precision, self.device)  # another member may have been opened with another one
         with torch.inference_mode():
             return np.array(step.evaluate(self._forward, self._prepare, self._send(images)).cpu().numpy()[:count])
 
@@ -96,12 +101,12 @@ def open(
     spec: ModelSpec,
     weights: Weights,
     device: str | None = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     compile: bool = False,
     channels_last: bool | None = None,
 ) -> TorchPredictor:
     """The network of `spec` with `weights`; `device` None is CUDA (under torchrun the rank's GPU), else MPS, else the
-    CPU; `channels_last` None is True on CUDA.
+    CPU; `channels_last` None is True on CUDA, `precision` None is tf32 where CUDA has it, else fp32.
 
     Raises `BackendUnavailable` for a device that is not there or no compiler, `ConfigError` for a precision that the
     device lacks, `WeightsError` for weights that do not fit.
@@ -112,7 +117,7 @@ def open(
         raise BackendUnavailable(f"--compile: {refusal}; or leave --compile out")
     if spec.in_chans not in (1, 3):
         raise ConfigError(f"model {spec.name}: in_chans is {spec.in_chans}; images are RGB, so choose 1 or 3")
-    exact = resolved(precision, place)
+    exact = of_inference(precision, place)
     network = model.build(spec)
     model.load_canonical(network, weights, f"the weights for {spec.name}")
     last = place.type == "cuda" if channels_last is None else channels_last
