@@ -24,6 +24,8 @@ KINDS = {
     "small_class": "a class of few images",
     "shift": "training and test images differ",
     "near_blank": "one colour almost everywhere",
+    "blurry": "edges far softer than those of the other images",
+    "dark": "hardly anything brighter than black",
     "wrong_extension": "the file's name says another format",
     "extreme_aspect": "a long strip",
     "extreme_size": "far smaller or larger than the others",

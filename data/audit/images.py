@@ -17,6 +17,8 @@ LEAST = 10  # images that a class should have
 _STRIP = 4.0  # ratio of the sides
 _SIZES = 4.0  # times the median side
 _BLANK = 3.0  # levels of standard deviation
+_BLUR, _SOFTER = 0.6, 0.15  # the least blur that is told, and how far it lies above the median
+_DARK, _DIMMER = 50.0, 0.5  # the most that highlights may have to be told, and their share of the median
 _COMMON = 0.2  # share of a split above which a harmless property is told once and not for every image
 _SHIFT, _CHANCE = 0.2, 0.001  # Kolmogorov-Smirnov distance and p-value that make a shift worth telling
 
@@ -48,12 +50,16 @@ def single(split: Split) -> list[Finding]:
     if not read:
         return [_of(split, i, kind, text) for i, facts in enumerate(split.facts) for kind, text in _damage(facts)]
     side = float(np.median([min(facts.width, facts.height) for facts in read]))
+    blur = float(np.median([facts.blur for facts in read]))
+    highlights = float(np.median([facts.highlights for facts in read]))
     found = []
     for i, facts in enumerate(split.facts):
-        damage = list(_damage(facts))
-        found += [
-            _of(split, i, kind, text) for kind, text in damage or [*_odd(split.ids[i], facts), *_size(facts, side)]
+        told = list(_damage(facts)) or [
+            *_odd(split.ids[i], facts),
+            *_size(facts, side),
+            *_exposure(facts, blur, highlights),
         ]
+        found += [_of(split, i, kind, text) for kind, text in told]
     for kind, (applies, text) in _PROPERTIES.items():
         found += _property(split, kind, applies, text)
     return found
@@ -134,6 +140,20 @@ def _size(facts: Facts, side: float) -> Iterator[tuple[str, str]]:
     short = min(facts.width, facts.height)
     if short * _SIZES < side or short > side * _SIZES:
         yield "extreme_size", f"{facts.width} x {facts.height}, where a usual short side is {side:.0f}"
+
+
+def _exposure(facts: Facts, blur: float, highlights: float) -> Iterator[tuple[str, str]]:
+    """Blurry and dark beside the median of the split: X-rays are all dark, and enlarged pictures are all soft."""
+    if facts.contrast < _BLANK:
+        return
+    if facts.blur >= max(_BLUR, blur + _SOFTER):
+        yield "blurry", f"blur {facts.blur:.2f} of 1, where a usual image has {blur:.2f}"
+    if facts.highlights <= min(_DARK, _DIMMER * highlights):
+        yield (
+            "dark",
+            f"19 of 20 pixels are no brighter than {facts.highlights:.0f} of 255, where a usual image has "
+            f"{highlights:.0f}",
+        )
 
 
 _PROPERTIES: dict[str, tuple[Callable[[Facts], bool], Callable[[Facts], str]]] = {
