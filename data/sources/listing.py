@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
+from data import formats
 from data.sources import walk
 from data.sources.splits import Split
 from data.sources.table import Table, sort_classes
@@ -161,9 +162,14 @@ def _left_out(listing: Listing, tree: Tree, test_used: frozenset[str]) -> Iterab
     files = [name for name in (*tree.tables, *tree.packed) if name not in listing.used and name not in test_used]
     kinds = Counter(splitext(name)[1].lower() or "without suffix" for name in (*files, *tree.others, *tree.archives))
     if kinds:
-        yield some([f"{number(count, 'file')} {kind}" for kind, count in kinds.most_common()])
+        yield some([f"{number(count, 'file')} {_named(kind)}" for kind, count in kinds.most_common()])
     if tree.own:
         yield f"Tandem's own {some(tree.own)}"
+
+
+def _named(suffix: str) -> str:
+    """A suffix, with what it is where that is an image of a kind that is not read."""
+    return f"{suffix} ({formats.PASSED_OVER[suffix]}: not read)" if suffix in formats.PASSED_OVER else suffix
 
 
 def _by_folder(images: Iterable[str]) -> Counter[str]:

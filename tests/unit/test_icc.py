@@ -54,6 +54,23 @@ def profile(primaries: tuple[tuple[float, float], ...], gamma: float, space: byt
     return head + bytes(128 - len(head)) + table + body
 
 
+def ink_profile() -> bytes:
+    """A printer's profile of version 2: the colours of 16 mixtures of four inks, and between them a straight line."""
+    corners = np.array([[c, m, y, k] for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)])
+    paper = np.rint(255 * (1 - 0.8 * corners[:, :3]) * (1 - 0.9 * corners[:, 3:])).astype(np.uint8)[None]
+    lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    table = np.asarray(ImageCms.applyTransform(Image.fromarray(paper), lab)).astype(np.int8).view(np.uint8)[0].copy()
+    table[:, 1:] += 128
+    straight = bytes(range(256))
+    unit = b"".join(struct.pack(">i", 65536 * (k % 4 == 0)) for k in range(9))
+    part = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + unit + 4 * straight + table.tobytes() + 3 * straight
+    part += bytes(-len(part) % 4)
+    table_of_tags = struct.pack(">I", 1) + b"A2B0" + struct.pack(">II", 128 + 16, len(part))
+    head = struct.pack(">I4sI4s4s4s", 144 + len(part), bytes(4), 0x02100000, b"prtr", b"CMYK", b"Lab ")
+    head += bytes(12) + b"acsp" + bytes(28) + b"".join(struct.pack(">i", round(v * 65536)) for v in (0.9642, 1, 0.8249))
+    return head + bytes(128 - len(head)) + table_of_tags + part
+
+
 def colours(mode: str = "RGB") -> Image.Image:
     y, x = np.mgrid[:48, :64]
     return Image.fromarray(np.stack([x * 4, y * 5, 255 - x * 3], -1).astype(np.uint8)).convert(mode)
@@ -95,7 +112,18 @@ def test_pure_green_of_adobe_rgb_is_clipped_green_and_grey_stays_grey():
     assert np.ptp(grey) <= 1 and abs(int(grey[0]) - 120) <= 3
 
 
-def test_grey_cmyk_transparent_deep_and_turned_images_with_profiles():
+def test_inks_become_what_their_profile_says():
+    icc = ink_profile()
+    for form, options in (("TIFF", {}), ("JPEG", {"quality": 98, "subsampling": 0})):
+        data = encoded(colours("CMYK"), form, icc, **options)
+        stored = Image.open(io.BytesIO(data))
+        assert stored.mode == "CMYK"
+        expected = by_pillow(stored, icc).astype(int)
+        assert np.abs(decode(data, to_srgb=True) - expected).max() <= 1
+        assert np.abs(decode(data).astype(int) - expected).mean() > 10
+
+
+def test_grey_transparent_deep_and_turned_images_with_profiles():
     grey = profile(ADOBE[0], 1.0, b"GRAY")
     for form in ("PNG", "JPEG", "TIFF"):
         data = encoded(colours("L"), form, grey)
