@@ -1,10 +1,11 @@
-"""Every architecture converts to both formats: here a tenth of the kinds, drawn by key; `make conversions` walks all."""
+"""Every architecture converts to both formats: a tenth of the kinds, drawn by key; `make conversions` walks all."""
 
 from __future__ import annotations
 
 import pytest
 
 from data import keyed
+from models import registry
 from tests.convert import walk
 
 KINDS = sorted(walk.networks(by_kind=True))
@@ -28,7 +29,5 @@ def test_both_formats_answer_as_torch_does(arch: str) -> None:
 
 
 def test_every_architecture_is_walked() -> None:
-    from models import registry
-
     walked = {arch for members in walk.networks().values() for arch in members}
     assert walked == {arch for arch in registry.names() if not registry.engines(registry.get(arch))["torch"]}
