@@ -22,9 +22,15 @@ KNOWN = (
 )
 
 
-@pytest.mark.parametrize("arch", dict.fromkeys([*KNOWN, *TENTH]))
+@pytest.mark.parametrize("arch", TENTH)
 def test_both_formats_answer_as_torch_does(arch: str) -> None:
     row = walk.compare(arch)
+    assert row.within, row
+
+
+@pytest.mark.parametrize("arch", KNOWN)
+def test_core_ml_answers_as_torch_does(arch: str) -> None:
+    row = walk.compare(arch, ("coreml",))
     assert row.within, row
 
 
