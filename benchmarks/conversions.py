@@ -57,7 +57,7 @@ def _measured(arch: str) -> dict[str, Any]:
         row = walk.compare(arch)
     except (TandemError, AssertionError) as error:
         return {"arch": arch, "verdict": f"{type(error).__name__}: {error}"}
-    told = f"onnx {row.onnx:.1e}, coreml {row.coreml:.1e}, torch's own error {row.floor:.1e}"
+    told = ", ".join(f"{name} {gap:.1e}" for name, gap in row.gaps.items()) + f", torch's own error {row.floor:.1e}"
     return {**row._asdict(), "verdict": "ok" if row.within else told}
 
 

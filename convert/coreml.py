@@ -91,7 +91,7 @@ def converted(
 
 
 def layer_names(network: torch_graph.Network, card: Card) -> dict[str, str]:
-    """Which layer of the network each value of the program comes from, by the value's name without `_cast_fp16`.
+    """Which layer of the network each weight or value of the program belongs to, by its name without `_cast_fp16`.
 
     It is the layer whose weights make the value, or the nearest one before: coremltools folds BatchNorm into the
     convolution before it and then calls the weights by a number.
@@ -101,13 +101,20 @@ def layer_names(network: torch_graph.Network, card: Card) -> dict[str, str]:
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     found: dict[str, str] = {}
     for node in exported.graph.nodes:
+        if node.name in stored:
+            found[node.name] = _layer(stored[node.name])
+            continue
         own = [stored[given.name] for given in node.all_input_nodes if given.name in stored]
         if own and "batch_norm" not in node.name:
-            found[node.name] = re.sub(r"^classifier\.(model\.)?|\.weight$", "", own[0])
+            found[node.name] = _layer(own[0])
         else:
-            before = [found[given.name] for given in node.all_input_nodes if given.name in found]
+            before = [found[given.name] for given in node.all_input_nodes if given.name in found.keys() - stored.keys()]
             found.update({node.name: before[0]} if before else {})
     return found
+
+
+def _layer(weight: str) -> str:
+    return re.sub(r"^classifier\.(model\.)?|\.weight$", "", weight)
 
 
 def save(model: Any, card: Card, path: Path, labels: bool) -> None:

@@ -121,7 +121,8 @@ def _coreml(
         if layer is not None and layer in plain.constants:
             one = dataclasses.replace(plain, constants={**plain.constants, layer: dense})
             answer = MilReferencePredictor(card, Evaluator(one), ()).logits(*images)
-            yield Loss(layer, layers.get(used.get(layer, ""), layer), _kl(before, answer))
+            stored = layer.removesuffix("_to_fp16")
+            yield Loss(layer, layers.get(stored) or layers.get(used.get(layer, ""), layer), _kl(before, answer))
 
 
 def _program(path: Path) -> Any:

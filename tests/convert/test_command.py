@@ -21,6 +21,7 @@ from convert import __main__ as command
 from convert import pictures as real_images
 from convert import place, source, torch_graph, verify
 from infer import predictors
+from infer.predictors import mil_evaluate
 from models import manifest, registry, weights
 from models.card import CARD_KEY, Card
 
@@ -70,6 +71,26 @@ def test_both_formats_verified_on_files(
 
     assert command.main(arguments) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_package_that_cannot_be_executed_costs_no_other_comparison(
+    checkpoint: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delitem(mil_evaluate.OPERATIONS, "gelu")
+    arguments = [str(checkpoint), "--to", "coreml", "onnx", "--out", str(tmp_path), "--verify", str(pictures)]
+    assert command.main(arguments) == 4
+    said, error = capsys.readouterr()
+    assert "fold_3_best.mlpackage on mil_reference" in one_line(error)
+    assert "'gelu'" in error
+    assert "fold_3_best.onnx on onnx CPU" in said
+    package, file = json.loads((tmp_path / "verify.json").read_text())
+    assert (file["artefact"], file["top1_agreement"], file["faults"]) == ("fold_3_best.onnx", 1.0, [])
+    assert (package["artefact"], package["top1_agreement"]) == ("fold_3_best.mlpackage", None)
+    assert "'gelu'" in (tmp_path / "verify.md").read_text()
 
 
 def test_another_model_fails_the_verification(

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from config.errors import BackendUnavailable, ConvertError
-from convert import coreml
+from convert import coreml, sensitivity, torch_graph
 from infer import predictors
 from infer.predictors import mil_package, mil_reference
+from models.card import Card
 from tests.convert.networks import CLASSES, Network, build
+from tests.parity import drawn, kinds
 
 MACOS_14 = 8
 
@@ -86,6 +88,17 @@ def test_swin_takes_one_batch_size_and_refuses_several(tmp_path: Path) -> None:
     path = coreml.write(network.classifier, network.card, tmp_path / "x.mlpackage", batches=(2,))
     logits = mil_reference.open(path).logits(network.images)
     assert np.abs(logits - network.single).max() <= 5 * network.floor
+
+
+@pytest.mark.parametrize("arch", ["mobilenetv2_035", "vit_tiny_patch16_224", "maxvit_tiny_tf_224"])
+def test_layers_that_lose_most_have_the_network_s_names(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = kinds.tiny(arch, monkeypatch)
+    model = drawn.torch_network(spec, drawn.weights(spec))
+    card = Card(arch, CLASSES, spec.preprocessing, dict(spec.options), "torch")
+    network = torch_graph.Classifier(model, spec.preprocessing).eval().requires_grad_(False)
+    losses = sensitivity.rank(network, card, "coreml", "w8", (drawn.images(spec, 2),), ())
+    assert len({loss.name for loss in losses}) == len(losses) > 5
+    assert {loss.name for loss in losses} <= {name for name, _ in model.named_modules()}
 
 
 def test_nothing_is_printed(vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import venv
 from pathlib import Path
 
 import numpy as np
 import onnx as onnx_library
 import pytest
 
-from config.errors import BackendUnavailable, CheckpointError, WeightsError
+from config.errors import BackendUnavailable, CheckpointError, ConvertError, WeightsError
 from convert import onnx
 from infer.predictors import onnx as predictor
-from tests.convert.networks import Network
+from tests.convert.networks import Network, build
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,57 @@ def test_the_file_is_whole_in_itself(file: Path) -> None:
     assert images.type.tensor_type.elem_type == onnx_library.TensorProto.UINT8
     assert [d.dim_value for d in images.type.tensor_type.shape.dim] == [0, 32, 32, 3]
     assert logits.type.tensor_type.elem_type == onnx_library.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(17, 8), (18, 8), (20, 9)])
+def test_older_runtimes_can_read_it(opset: int, ir_version: int, vit: Network, tmp_path: Path) -> None:
+    path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx", opset=opset)
+    model = onnx_library.load(path)
+    assert (model.ir_version, [(o.domain, o.version) for o in model.opset_import]) == (ir_version, [("", opset)])
+    np.testing.assert_allclose(predictor.open(path).logits(vit.images), vit.single, atol=5 * vit.floor)
+
+
+def test_an_int8_file_imports_only_what_it_uses(vit: Network, tmp_path: Path) -> None:
+    path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx", "int8", calibration=[(vit.images,)])
+    model = onnx_library.load(path)
+    assert model.ir_version <= 9
+    assert {o.domain for o in model.opset_import} == {n.domain for n in model.graph.node}
+
+
+def test_an_opset_that_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
+    network = build("convnext")
+    with pytest.raises(ConvertError, match="--opset 18"):
+        onnx.write(network.classifier, network.card, tmp_path / "x.onnx", opset=17)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def old_runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with onnxruntime 1.16.3."""
+    folder = tmp_path_factory.mktemp("old")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime==1.16.3", "numpy<2"], check=True)
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="onnxruntime 1.16 has wheels up to Python 3.11")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_onnxruntime_1_16_gives_the_same_top_1(precision: str, vit: Network, tmp_path: Path, old_runtime: Path) -> None:
+    path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx", precision, calibration=[(vit.images,)])
+    np.save(tmp_path / "images.npy", vit.images)
+    program = (
+        "import numpy, onnxruntime; assert onnxruntime.__version__ == '1.16.3'; "
+        "run = onnxruntime.InferenceSession('x.onnx', providers=['CPUExecutionProvider']).run; "
+        "numpy.save('logits.npy', run(['logits'], {'images': numpy.load('images.npy')})[0])"
+    )
+    subprocess.run([old_runtime, "-c", program], cwd=tmp_path, check=True)
+    logits, today = np.load(tmp_path / "logits.npy"), predictor.open(path).logits(vit.images)
+    if precision == "fp32":
+        np.testing.assert_allclose(logits, vit.single, atol=5 * vit.floor)
+    np.testing.assert_array_equal(logits.argmax(1), today.argmax(1))
 
 
 def test_nothing_of_this_machine_is_in_it(file: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,20 +26,23 @@ IMAGES = 8
 FLOORS = 5
 # A network of a few layers may round better than this by luck: four units in the last place of its largest logit.
 LEAST = 4 * float(np.finfo(np.float32).eps)
+_FORMATS: dict[str, Any] = {
+    "onnx": (onnx.write, onnx_predictor.open, ".onnx"),
+    "coreml": (coreml.write, mil_reference.open, ".mlpackage"),
+}
 
 
 class Row(NamedTuple):
     """The largest differences of logits from torch in fp32, and that of torch from itself in float64."""
 
     arch: str
-    onnx: float
-    coreml: float
+    gaps: dict[str, float]
     floor: float
 
     @property
     def within(self) -> bool:
-        """Whether both artefacts are as near to torch as `--verify` wants."""
-        return max(self.onnx, self.coreml) <= FLOORS * self.floor
+        """Whether the artefacts are as near to torch as `--verify` wants."""
+        return max(self.gaps.values()) <= FLOORS * self.floor
 
 
 def networks(by_kind: bool = False) -> dict[str, list[str]]:
@@ -59,8 +62,8 @@ def networks(by_kind: bool = False) -> dict[str, list[str]]:
     return {min(members)[1]: sorted(arch for _, arch in members) for members in found.values()}
 
 
-def compare(arch: str) -> Row:
-    """Convert the tiny network of `arch` to both formats, run both files and compare."""
+def compare(arch: str, formats: tuple[str, ...] = ("onnx", "coreml")) -> Row:
+    """Convert the tiny network of `arch`, run the files and compare."""
     with pytest.MonkeyPatch.context() as patch:
         spec = kinds.tiny(arch, patch)
         model = drawn.torch_network(spec, drawn.weights(spec))
@@ -69,11 +72,10 @@ def compare(arch: str) -> Row:
     images = drawn.images(spec, IMAGES)
     single, double = torch_graph.reference(network, lambda: [(images,)])
     floor = max(float(np.abs(single - double).max()), LEAST * float(np.abs(single).max()))
+    gaps = {}
     with tempfile.TemporaryDirectory() as folder:
-        file = onnx.write(network, card, Path(folder) / "x.onnx")
-        package = coreml.write(network, card, Path(folder) / "x.mlpackage")
-        gaps = [
-            float(np.abs(opened.logits(images) - single).max())
-            for opened in (onnx_predictor.open(file), mil_reference.open(package))
-        ]
-    return Row(arch, *gaps, floor)
+        for name in formats:
+            write, opened, suffix = _FORMATS[name]
+            file = write(network, card, Path(folder) / f"x{suffix}")
+            gaps[name] = float(np.abs(opened(file).logits(images) - single).max())
+    return Row(arch, gaps, floor)
