@@ -86,7 +86,7 @@ def test_other_engines_refuse_it_before_they_read_anything(precision: str, other
 
 
 def test_sessions_refuse_what_their_device_lacks() -> None:
-    with pytest.raises(ConfigError, match="MLX engine has fp32, bf16"):
+    with pytest.raises(ConfigError, match="MLX engine has fp32, tf32, bf16"):
         session("mlx", precision="fp16")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="needs an NVIDIA GPU"):

@@ -127,7 +127,7 @@ def test_the_layer_that_was_made_hard_for_a_palette_is_named_first(small: Networ
     norm.bias[0] *= 0.001
     convolution.weight[:, 0] *= 1000
     losses = sensitivity.rank(hard, small.card, "coreml", "palette4", (small.images,), [])
-    assert losses[0].name == "stages_2_downsample_1"
+    assert losses[0].name == "stages.2.downsample.1"
     assert losses[0].kl_divergence > 2 * losses[1].kl_divergence
 
 

@@ -113,7 +113,7 @@ def test_a_file_of_mlx_image_is_loaded_and_fine_tuned(tmp_path: Path) -> None:
     mx.save_safetensors(str(tmp_path / "mlxim.safetensors"), dict(tree_flatten(whole.parameters())))
     found = weights.resolve(spec, tmp_path / "mlxim.safetensors")
     assert found is not None
-    fitted, notes = weights.fit(found, spec)
+    fitted, notes = weights.fit(found.weights, spec)
     assert "fc freshly drawn for 3" in notes[0]
     np.testing.assert_array_equal(fitted["conv1.weight"], values["conv1.weight"])
     engine = session.open(spec, fitted, OptimSpec(), LossSpec(), compile=False)

@@ -170,7 +170,7 @@ def test_inference_takes_what_remains_where_it_is_asked_to(tmp_path: Path, capsy
     paths[1].write_bytes(paths[1].read_bytes()[: paths[1].stat().st_size // 2])
     paths[2].write_bytes(paths[2].read_bytes()[:20])
     words = ["--member", str(model), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "s.npz")]
-    assert main([*words, "--on_bad_image", "stop"]) == 1
+    assert main([*words, "--on_bad_image", "error"]) == 1
     assert "001.png: cannot be decoded" in capsys.readouterr().err
     assert main([*words, "--on_bad_image", "partial"]) == 0
     said = capsys.readouterr()

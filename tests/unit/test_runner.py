@@ -262,7 +262,8 @@ def test_an_unreadable_image_stops_the_command_with_its_name(pair, tmp_path, cap
     (a, _), paths, _ = pair
     paths[5].write_bytes(paths[5].read_bytes()[:100])
     out = tmp_path / "s.csv"
-    code, _, err = command(capsys, "--member", a, "--images", tmp_path / "images", "--out", out, "--batch_size", 2)
+    words = ("--member", a, "--images", tmp_path / "images", "--out", out, "--batch_size", 2)
+    code, _, err = command(capsys, *words, "--on_bad_image", "error")
     assert code == 1 and "005.png" in err and err.count("\n") == 1 and not out.exists()
 
 
