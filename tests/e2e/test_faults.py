@@ -223,7 +223,8 @@ def test_a_loader_thread_that_dies_ends_the_run_and_it_goes_on(
     wanted = settings(digits, tmp_path)
     with monkeypatch.context() as patched:
         # The look at the 80 images comes first, then 40 to train on and 40 to judge by in each epoch.
-        patched.setattr(campaign, "Images", functools.partial(Failing, 80 + 80 + 20, MemoryError("no room")))
+        failing = Failing(80 + 80 + 20, MemoryError("no room"))
+        patched.setattr(Images, "of", lambda *_: failing)
         with pytest.raises(MemoryError, match="no room") as caught:
             campaign.run_all("numpy", wanted, NEVER)
     assert "while preparing" in caught.value.__notes__[0], "it names the image"
@@ -236,7 +237,7 @@ def test_an_image_that_vanishes_after_the_look_at_all_is_named_and_the_run_goes_
     root = tmp_path / "data"
     shutil.copytree(digits, root)
     victim = sorted((root / "train").iterdir())[3]
-    monkeypatch.setattr(campaign, "Images", functools.partial(Images, cache_bytes=0))
+    monkeypatch.setattr(Images, "of", functools.partial(Images.of, cache_bytes=0))
     seen = 0
 
     def take_away() -> bool:

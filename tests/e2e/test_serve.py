@@ -11,7 +11,7 @@ import pytest
 import backends
 import infer
 from config.errors import DataError
-from data.decode import decode
+from data.images import Picture
 from infer.explain import explain, looks
 from infer.serve import Limits, app
 from tests import browser
@@ -94,7 +94,7 @@ def test_checkpoints_of_both_engines_show_where_they_look_and_others_are_left_ou
         assert [name.rpartition(" ")[2] for name in found] == ["(torch)", "(mlx)"]
         torchs, mlxs = (image.astype(int) for image in found.values())
         assert torchs.shape == (96, 96, 3) and np.abs(torchs - mlxs).max() <= 3
-        assert np.abs(torchs - runner.pixels(decode(paths[0]))).max() > 50
+        assert np.abs(torchs - runner.pixels(Picture(paths[0]))).max() > 50
 
 
 def test_without_gradio_it_is_one_line_that_names_the_install(tmp_path, capsys, monkeypatch):
