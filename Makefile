@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 LOCK := requirements.lock
 PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install test demo parity conversions bench bench-gpu lint clean
+.PHONY: install test demo parity conversions wheels bench bench-gpu lint clean
 
 install: $(STAMP)
 
@@ -36,6 +36,10 @@ parity: install
 # Every architecture, cut down, to ONNX and Core ML, executed and compared; about 25 minutes, resumed where it stopped.
 conversions: install
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.conversions
+
+# Whether every pin has a wheel for a Mac; asks the package index.
+wheels: install
+	$(PY) -m benchmarks.wheels
 
 # Against timm, mlx-image, torchvision and ttach, about 13 minutes on 2 cores; writes docs/benchmarks.md.
 bench: install

@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from benchmarks.mlx_conv import convolution, unfolds
 from benchmarks.mlx_graph import Graph, Operation, norm_kind
 
 _VIEWS: dict[str, Callable[[Any, Any], Any]] = {
@@ -155,30 +156,15 @@ class _Layouts:
 
     def _unfold(self, op: Operation) -> None:
         """What Metal does before a convolution: contiguous inputs, and the unfolding of those that no kernel takes."""
-        x, w = (self.graph.arrays[name][0] for name in op.inputs)
         for name in op.inputs:
             view = self._of(name)
             if view.strides != _contiguous(view.shape).strides:
                 self._copied(name)
-        if unfolds(x, w, op.arguments):
-            out = self.graph.arrays[op.outputs[0]][0]
-            size = math.prod(out[:-1]) * math.prod(w[1:-1]) * x[-1] * int(self.graph.arrays[op.inputs[0]][1].size)
+        conv = convolution(self.graph, op)
+        if unfolds(conv):
+            width = int(self.graph.arrays[op.inputs[0]][1].size)
+            size = math.prod(conv.out[:-1]) * math.prod(conv.w[1:-1]) * conv.x[-1] * width
             self.found.append(Kernel("unfold", 2 * size))
-
-
-def unfolds(x: tuple[int, ...], w: tuple[int, ...], arguments: list[Any]) -> bool:
-    """Whether Metal unfolds the input `[N, H, W, C]` of a convolution with weights `[O, h, w, C / groups]`."""
-    strides, _, _, kernel_dilation, input_dilation, groups, _ = arguments
-    if len(x) != 4:
-        return False
-    channels, outputs = x[-1] // groups, w[0] // groups
-    aligned = (channels <= 4 or channels % 16 == 0) and (outputs <= 16 or outputs % 16 == 0)
-    plain = set(input_dilation) == {1}
-    if groups > 1:
-        depthwise = channels == outputs == 1 and set(kernel_dilation) == {1} and max(w[1:3]) <= 7 and max(strides) <= 2
-        return not plain or not (aligned or (depthwise and x[-1] % 16 == 0))
-    out_large = x[0] * math.prod(n // s for n, s in zip(x[1:3], strides, strict=True)) >= 256
-    return not (plain and aligned) and not ((x[-1] % 16 == 0 and w[0] % 16 == 0) or out_large)
 
 
 def _contiguous(shape: tuple[int, ...]) -> Any:

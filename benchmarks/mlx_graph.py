@@ -41,11 +41,12 @@ class Operation:
 
 @dataclass
 class Graph:
-    """Operations in order, the (shape, dtype) of each array, and which arrays leave the function."""
+    """Operations in order, the (shape, dtype) of each array, which arrays leave the function, and its constants."""
 
     operations: list[Operation]
     arrays: dict[str, tuple[tuple[int, ...], mx.Dtype]]
     outputs: list[str]
+    constants: frozenset[str] = frozenset()
 
     def size(self, name: str) -> int:
         """Elements of an array."""
@@ -94,13 +95,16 @@ class Calls:
         self.known, self.made = known, list[Call]()
         self.held: Sequence[mx.array] = ()
         self._given: list[list[mx.array]] = []
+        self._in_gradient = False
 
     def custom_function(self, function: Callable[..., Any]) -> Any:
         """As `mx.custom_function`."""
         return _Custom(function, self)
 
     def use(self, function: Callable[..., Any], vjp: Callable[..., Any], arguments: Sequence[mx.array]) -> Any:
-        """The results of one use, or what stands for them."""
+        """The results of one use, or what stands for them; where no gradient is taken, those of the plain function."""
+        if not self._in_gradient:
+            return function(*arguments)
         if self.known is not None:
             results = self._given[len(self.made)]
         else:
@@ -114,13 +118,13 @@ class Calls:
 
     def _traced(self, objective: Callable[..., Any], given: dict[str, mx.array]) -> Any:
         if self.known is None:
-            return objective(given), given
+            return self._noted(objective, given), given
         results, slopes = _split(self.held, [(len(c.results), len(c.arguments)) for c in self.known])
         counts, told = [len(c.results) for c in self.known], list[Any]()
 
         def flat(*arrays: mx.array) -> list[mx.array]:
             self._given, self.made = _parts(arrays[len(given) :], counts), []
-            told.append(objective(dict(zip(given, arrays, strict=False))))
+            told.append(self._noted(objective, dict(zip(given, arrays, strict=False))))
             return [told[0][0], *(a for call in self.made for a in call.arguments)]
 
         _, found = mx.vjp(flat, [*given.values(), *results], [mx.array(1.0), *slopes])
@@ -133,6 +137,13 @@ class Calls:
             )
             call.slopes, call.results = _several(told_slopes), _several(call.function(*primals))
         return told[0], dict(zip(given, found, strict=False))
+
+    def _noted(self, objective: Callable[..., Any], given: dict[str, mx.array]) -> Any:
+        self._in_gradient = True
+        try:
+            return objective(given)
+        finally:
+            self._in_gradient = False
 
 
 class _Custom:
@@ -168,6 +179,7 @@ def _split(arrays: Sequence[Any], counts: Sequence[tuple[int, int]]) -> tuple[li
 def _joined(events: list[dict[str, Any]], calls: list[Call], count: int) -> Graph:
     """The graph of the pieces: where a custom function was used, one operation without cost that nothing fuses with."""
     arrays, inputs, outputs, operations = _read(events)
+    constants = frozenset(name for event in events for name, _ in event.get("constants", []))
     counts = [(len(c.results), len(c.arguments)) for c in calls]
     stand_ins = _parts(inputs[count:], [n for pair in counts for n in pair])
     told = _parts(
@@ -181,7 +193,7 @@ def _joined(events: list[dict[str, Any]], calls: list[Call], count: int) -> Grap
     for operation in operations:
         operation.inputs = [renamed.get(name, name) for name in operation.inputs]
     leaving = [renamed.get(name, name) for name in told[0]]
-    return Graph(_ordered(operations, leaving), arrays, leaving)
+    return Graph(_ordered(operations, leaving), arrays, leaving, constants)
 
 
 def _read(events: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str], list[str], list[Operation]]:
@@ -292,7 +304,7 @@ class _Fusion:
                 continue
             members = self._group(op)
             kept.append(self._compiled(op, members) if len(members) > 1 else op)
-        return Graph(kept[::-1], self.arrays, self.graph.outputs)
+        return Graph(kept[::-1], self.arrays, self.graph.outputs, self.graph.constants)
 
     def _group(self, root: Operation) -> set[str]:
         """Outputs of the operations that are computed together with `root`; empty where it is not fusable."""

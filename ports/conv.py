@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ports.layers import ACTIVATIONS, BatchNorm2d, Conv2d
+from ports.rows import over_pixels
 
 
 class SqueezeExcite(nn.Module):
@@ -21,7 +22,7 @@ class SqueezeExcite(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Same shape as the input `[N, H, W, C]`."""
-        return x * mx.sigmoid(self.fc2(self._act(self.fc1(means(x)))))
+        return x * over_pixels(mx.sigmoid(self.fc2(self._act(self.fc1(means(x))))), x.shape)
 
 
 class ConvNormAct(nn.Module):

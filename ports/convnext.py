@@ -19,7 +19,8 @@ from models.registry import ModelSpec
 from ports.arguments import Activation, read_args, unsupported
 from ports.conv import make_divisible
 from ports.gradients import gelu
-from ports.layers import ACTIVATIONS, Conv2d, DropPath, LayerNorm, RmsNorm, drop_path_rates, pooling
+from ports.layers import ACTIVATIONS, Conv2d, DropPath, LayerNorm, Linear, RmsNorm, drop_path_rates, pooling
+from ports.rows import over_rows
 
 _STEMS = ("patch", "overlap", "overlap_tiered", "overlap_act")
 
@@ -115,7 +116,7 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, act: Activation, conv: bool):
         super().__init__()
-        make = (lambda i, o: Conv2d(i, o, 1)) if conv else nn.Linear
+        make = (lambda i, o: Conv2d(i, o, 1)) if conv else Linear
         self.fc1, self.fc2 = make(dim, hidden), make(hidden, dim)
         self._act = act
 
@@ -152,7 +153,7 @@ class Block(nn.Module):
         """`[N, H, W, dim]` to the same shape."""
         branch = self.mlp(self.norm(self.conv_dw(x)))
         if "gamma" in self:
-            branch = branch * self.gamma
+            branch = branch * over_rows(self.gamma, branch.shape)
         return x + self.drop_path(branch)
 
 
@@ -184,10 +185,10 @@ class Head(nn.Module):
         if not s.head_norm_first:
             self.norm = NORMS[s.norm_layer](dim, s.norm_eps)
         if s.head_hidden_size:
-            self.pre_logits = {"fc": nn.Linear(dim, s.head_hidden_size)}
+            self.pre_logits = {"fc": Linear(dim, s.head_hidden_size)}
         self.drop = nn.Dropout(spec.drop_rate)
         if spec.num_classes:
-            self.fc = nn.Linear(s.head_hidden_size or dim, spec.num_classes)
+            self.fc = Linear(s.head_hidden_size or dim, spec.num_classes)
 
     def __call__(self, x: mx.array) -> mx.array:
         """`[N, H, W, dim]` to logits `[N, num_classes]`, or to the features before them."""
@@ -256,7 +257,7 @@ def _initialise(model: ConvNeXt, head_scale: float) -> None:
     """Normal with standard deviation 0.02, biases zero, the head scaled (timm cuts at 100 deviations: never)."""
     for name, module in model.named_modules():
         if isinstance(module, (Conv2d, nn.Linear)):
-            scale = head_scale if isinstance(module, nn.Linear) and name.startswith("head.") else 1.0
+            scale = head_scale if isinstance(module, Linear) and name.startswith("head.") else 1.0
             module.weight = 0.02 * scale * mx.random.normal(module.weight.shape)
             if "bias" in module:
                 module.bias = mx.zeros_like(module.bias)

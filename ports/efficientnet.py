@@ -18,7 +18,8 @@ import mlx.nn as nn
 from models.registry import ModelSpec
 from ports.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
 from ports.conv import conv, draw_fan_out, halve, make_divisible, means
-from ports.layers import Conv2d, DropPath, classifier, pooling
+from ports.layers import Conv2d, DropPath, Linear, classifier, pooling
+from ports.rows import over_pixels
 
 _DEFAULTS: dict[str, Any] = {
     "block_args": [],
@@ -134,7 +135,7 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Same shape as the input `[N, H, W, C]`."""
         y = self._act(self.conv_reduce(means(x)))
-        return x * self._gate(self.conv_expand(y))
+        return x * over_pixels(self._gate(self.conv_expand(y)), x.shape)
 
 
 class Residual(nn.Module):
@@ -304,7 +305,7 @@ def draw_weights(model: nn.Module) -> None:
     """The TensorFlow initialisation of timm's `_init_weight_goog`: normal by fan-out, uniform classifier, no biases."""
     draw_fan_out(model)
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, Linear):
             bound = module.weight.shape[0] ** -0.5
             module.weight = mx.random.uniform(-bound, bound, module.weight.shape)
         if isinstance(module, (nn.Linear, Conv2d)) and "bias" in module:

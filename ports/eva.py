@@ -17,7 +17,8 @@ from models.geometry import patch_grid, position_prefix
 from models.registry import ModelSpec
 from ports.arguments import Norm, layer_norm, read_args, unsupported
 from ports.gradients import gelu, silu
-from ports.layers import DropPath, classifier, drop_path_rates
+from ports.layers import DropPath, Linear, classifier, drop_path_rates
+from ports.rows import over_rows
 from ports.transformer import (
     AttentionPool,
     FeedForward,
@@ -161,22 +162,26 @@ class Attention(nn.Module):
         super().__init__()
         dim, eva = args.embed_dim, args.attn_type == "eva"
         if args.qkv_fused:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=args.qkv_bias and not eva)
+            self.qkv = Linear(dim, 3 * dim, bias=args.qkv_bias and not eva)
             if args.qkv_bias and eva:
                 self.q_bias, self.v_bias = mx.zeros((dim,)), mx.zeros((dim,))
         else:
-            self.q_proj = nn.Linear(dim, dim, bias=args.qkv_bias)
-            self.k_proj = nn.Linear(dim, dim, bias=args.qkv_bias and not eva)
-            self.v_proj = nn.Linear(dim, dim, bias=args.qkv_bias)
+            self.q_proj = Linear(dim, dim, bias=args.qkv_bias)
+            self.k_proj = Linear(dim, dim, bias=args.qkv_bias and not eva)
+            self.v_proj = Linear(dim, dim, bias=args.qkv_bias)
         self.norm = norm(dim) if args.scale_attn_inner else nn.Identity()
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self._heads, self._prefix, self._half = args.num_heads, args.prefix, args.rope_rotate_half
 
     def _qkv(self, x: mx.array) -> list[mx.array]:
         if "q_proj" in self:
             return [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
         q, k, v = mx.split(self.qkv(x), 3, axis=-1)
-        return [q + self.q_bias, k, v + self.v_bias] if "q_bias" in self else [q, k, v]
+        return (
+            [q + over_rows(self.q_bias, q.shape), k, v + over_rows(self.v_bias, v.shape)]
+            if "q_bias" in self
+            else [q, k, v]
+        )
 
     def __call__(self, x: mx.array, angles: mx.array | None) -> mx.array:
         """`[N, L, dim]` to the same shape."""
@@ -211,9 +216,9 @@ class Block(nn.Module):
     def __call__(self, x: mx.array, angles: mx.array | None) -> mx.array:
         """`[N, L, dim]` to the same shape."""
         y = self.attn(self.norm1(x), angles)
-        x = x + self.drop_path(y * self.gamma_1 if "gamma_1" in self else y)
+        x = x + self.drop_path(y * over_rows(self.gamma_1, y.shape) if "gamma_1" in self else y)
         y = self.mlp(self.norm2(x))
-        return x + self.drop_path(y * self.gamma_2 if "gamma_2" in self else y)
+        return x + self.drop_path(y * over_rows(self.gamma_2, y.shape) if "gamma_2" in self else y)
 
 
 class PostNormBlock(nn.Module):

@@ -34,7 +34,7 @@ CHOSEN = dict(DEFAULTS)
 SPARING = False
 
 
-def _with_vjp(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def with_vjp(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Gives `function` the gradient that is decorated, of (primals, cotangent, output)."""
 
     def decorate(vjp: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +54,11 @@ def _later(x: mx.array, after: mx.array) -> mx.array:
 
     On a CPU it may: there arithmetic costs more than memory.
     """
-    return mx.depends([x], [after])[0] if SPARING or mx.default_device().type == mx.gpu else x
+    return mx.depends([x], [after])[0] if _spares() else x
+
+
+def _spares() -> bool:
+    return SPARING or bool(mx.default_device().type == mx.gpu)
 
 
 def _gelu(x: mx.array) -> mx.array:
@@ -62,7 +66,7 @@ def _gelu(x: mx.array) -> mx.array:
     return (wide * 0.5 * (1 + mx.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-@_with_vjp(_gelu)
+@with_vjp(_gelu)
 def gelu(x: mx.array, g: mx.array, _: mx.array) -> mx.array:
     """x * Phi(x), the exact GELU (Hendrycks and Gimpel 2016), in fp32 whatever the dtype of `x`."""
     wide = _later(x, g).astype(mx.float32)
@@ -75,7 +79,7 @@ def _silu(x: mx.array) -> mx.array:
     return (wide * mx.sigmoid(wide)).astype(x.dtype)
 
 
-@_with_vjp(_silu)
+@with_vjp(_silu)
 def silu(x: mx.array, g: mx.array, _: mx.array) -> mx.array:
     """x * sigmoid(x) (Elfwing et al. 2018), in fp32 whatever the dtype of `x`."""
     wide = _later(x, g).astype(mx.float32)
@@ -96,7 +100,7 @@ def batch_norm(x: mx.array, weight: mx.array, bias: mx.array, eps: float) -> tup
         x = _later(x, var)
         return _scaled(x, mean, mx.rsqrt(var + eps) * weight, bias), mean, var
 
-    @_with_vjp(forward)
+    @with_vjp(forward)
     def normalise(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array, mx.array]:
         (x, weight, _), g, (_, mean, var) = primals, cotangents[0], outputs
         count, inverse = x.size // x.shape[-1], mx.rsqrt(var + eps)
@@ -125,6 +129,42 @@ def channel_means(x: mx.array) -> mx.array:
     return x
 
 
+def grouped_conv(x: mx.array, w: mx.array, stride: int, low: _Pair, high: _Pair, groups: int) -> mx.array:
+    """`x` `[N, H, W, C]` and `w` `[O, k, k, C / groups]` to `[N, H', W', O]`, without what Metal unfolds.
+
+    That is a group whose width is no multiple of 16, which is filled up, and the input's gradient for a stride.
+    """
+    inside, outside = (_missing(size) for size in (w.shape[3], w.shape[0] // groups))
+    if not _spares() or not (inside or outside):
+        return _strided(x, w, stride, low, high, groups)
+    wide = mx.pad(x.reshape(*x.shape[:3], groups, -1), [(0, 0)] * 4 + [(0, inside)]).reshape(*x.shape[:3], -1)
+    kernels = mx.pad(w.reshape(groups, -1, *w.shape[1:]), [(0, 0), (0, outside), (0, 0), (0, 0), (0, inside)])
+    y = _strided(wide, kernels.reshape(-1, *kernels.shape[2:]), stride, low, high, groups)
+    y = y.reshape(*y.shape[:3], groups, -1)[..., : w.shape[0] // groups]
+    return y.reshape(*y.shape[:3], -1)
+
+
+def _missing(size: int) -> int:
+    """Channels of a group to the next multiple of 16; none up to 4, for which Metal has kernels of their own."""
+    return 0 if size <= 4 else -size % 16
+
+
+def _strided(x: mx.array, w: mx.array, stride: int, low: _Pair, high: _Pair, groups: int) -> mx.array:
+    def forward(x: mx.array, w: mx.array) -> mx.array:
+        return mx.conv_general(x, w, stride=stride, padding=(list(low), list(high)), groups=groups)
+
+    if stride == 1 or not _spares():
+        return forward(x, w)
+
+    @with_vjp(forward)
+    def convolve(primals: Any, g: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+        x, w = primals
+        to_w = mx.vjp(lambda w: forward(x, w), [w], [g])[1][0]
+        return _to_pixels(x, w, g, stride, low, groups), to_w
+
+    return cast(mx.array, convolve(x, w))
+
+
 def depthwise_conv(x: mx.array, w: mx.array, stride: int, low: _Pair, high: _Pair) -> mx.array:
     """`x` `[N, H, W, C]` and `w` `[C, k, k, 1]` to `[N, H', W', C]`; `low` and `high` are the padding of both axes."""
 
@@ -134,15 +174,15 @@ def depthwise_conv(x: mx.array, w: mx.array, stride: int, low: _Pair, high: _Pai
     if CHOSEN.get(depthwise(w.shape[1], stride, x.shape[0]), LIBRARY) == LIBRARY:
         return forward(x, w)
 
-    @_with_vjp(forward)
+    @with_vjp(forward)
     def convolve(primals: Any, g: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
         x, w = primals
-        return _to_pixels(x, w, g, stride, low), _to_kernels(x, w, g, stride, low)
+        return _to_pixels(x, w, g, stride, low, w.shape[0]), _to_kernels(x, w, g, stride, low)
 
     return cast(mx.array, convolve(x, w))
 
 
-def _to_pixels(x: mx.array, w: mx.array, g: mx.array, stride: int, low: _Pair) -> mx.array:
+def _to_pixels(x: mx.array, w: mx.array, g: mx.array, stride: int, low: _Pair, groups: int) -> mx.array:
     """The gradient of the input: `g` with zeros between its pixels, convolved with the kernel turned round.
 
     MLX's own, for a stride, unfolds k x k times the input on Metal.
@@ -155,7 +195,9 @@ def _to_pixels(x: mx.array, w: mx.array, g: mx.array, stride: int, low: _Pair) -
     after = [x.shape[i + 1] - g.shape[i + 1] + low[i] for i in (0, 1)]
     g = g[:, : g.shape[1] + min(after[0], 0), : g.shape[2] + min(after[1], 0)]
     padding = (before, [max(side, 0) for side in after])
-    return mx.conv_general(g, w, padding=padding, groups=c, flip=True)
+    if groups < c:
+        w = w.reshape(groups, -1, *w.shape[1:]).swapaxes(1, 4).reshape(-1, *w.shape[1:3], c // groups)
+    return mx.conv_general(g, w, padding=padding, groups=groups, flip=True)
 
 
 def _to_kernels(x: mx.array, w: mx.array, g: mx.array, stride: int, low: _Pair) -> mx.array:
@@ -212,7 +254,7 @@ def max_pool(x: mx.array, kernel: int, stride: int, padding: int) -> mx.array:
             most = mx.maximum(most, other)
         return most
 
-    @_with_vjp(forward)
+    @with_vjp(forward)
     def pooled(x: mx.array, g: mx.array, y: mx.array) -> mx.array:
         first = mx.array(len(taps), mx.uint8)
         for number, value in reversed(list(enumerate(shifted(x)))):

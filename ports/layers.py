@@ -19,7 +19,7 @@ import numpy as np
 from config.errors import ConfigError
 from models.registry import ModelSpec
 from models.weights import check
-from ports import gradients
+from ports import gradients, rows
 
 Padding = int | tuple[int, int] | str
 
@@ -56,13 +56,26 @@ class Conv2d(nn.Module):
         """`[N, H, W, C]` to `[N, H', W', O]`."""
         kernel, stride, padding, dilation, groups = self._geometry
         low, high = sides(x.shape[1:3], kernel, stride, padding, dilation)
-        if 1 < groups == x.shape[-1] == self.weight.shape[0] and kernel > 1 and dilation == 1:
-            x = gradients.depthwise_conv(x, self.weight, stride, low, high)
+        if kernel == stride == groups == 1 and not any((*low, *high)):
+            # Metal has no short cut to a matrix product.
+            return rows.affine(x, self.weight.reshape(self.weight.shape[0], -1), self.get("bias"))
+        if groups > 1 and kernel > 1 and dilation == 1:
+            single = groups == x.shape[-1] == self.weight.shape[0]
+            conv = gradients.depthwise_conv if single else functools.partial(gradients.grouped_conv, groups=groups)
+            x = conv(x, self.weight, stride, low, high)
         else:
             x = mx.conv_general(
                 x, self.weight, stride=stride, padding=(low, high), kernel_dilation=dilation, groups=groups
             )
-        return x + self.bias if "bias" in self else x
+        return x + rows.over_rows(self.bias, x.shape) if "bias" in self else x
+
+
+class Linear(nn.Linear):
+    """MLX's linear layer, whose bias has an exact gradient in half precision too."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`[..., C]` to `[..., O]`."""
+        return rows.affine(x, self.weight, self.get("bias"))
 
 
 def sides(
@@ -211,7 +224,7 @@ class PoolHead(nn.Module):
 
 def classifier(dim: int, spec: ModelSpec) -> nn.Module:
     """The last linear layer, or nothing where `num_classes` is 0."""
-    return nn.Linear(dim, spec.num_classes) if spec.num_classes > 0 else nn.Identity()
+    return Linear(dim, spec.num_classes) if spec.num_classes > 0 else nn.Identity()
 
 
 def drop_path_rates(rate: float, depths: list[int]) -> list[list[float]]:

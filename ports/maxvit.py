@@ -20,9 +20,19 @@ from models.registry import ModelSpec
 from ports.arguments import Activation, activation, arguments, unsupported
 from ports.conv import SqueezeExcite, average, conv, convolutions, draw_fan_out, make_divisible
 from ports.gradients import silu
-from ports.layers import BatchNorm2d, Conv2d, DropPath, LayerNorm, PoolHead, classifier, drop_path_rates, pooling
+from ports.layers import (
+    BatchNorm2d,
+    Conv2d,
+    DropPath,
+    LayerNorm,
+    Linear,
+    PoolHead,
+    classifier,
+    drop_path_rates,
+    pooling,
+)
 from ports.transformer import FeedForward, layer_scale, normal
-from ports.windows import merge, partition, relative_index, split_window_qkv, window_attention
+from ports.windows import merge, partition, relative_index, split_window_qkv, take_offsets, window_attention
 
 # What every architecture here has in common; another value is refused.
 _FIXED: dict[str, dict[str, Any]] = {
@@ -114,6 +124,7 @@ class BiasTable(nn.Module):
     def __init__(self, window: int, heads: int, tensorflow: bool):
         super().__init__()
         side, self._area, self._tensorflow = 2 * window - 1, window**2, tensorflow
+        self._window = window
         self.relative_position_bias_table = normal((heads, side, side) if tensorflow else (side * side, heads))
         self._index = relative_index(window)
 
@@ -121,9 +132,11 @@ class BiasTable(nn.Module):
         """`[heads, L, L]`, queries first; TensorFlow's offsets go from the query to the key."""
         table = self.relative_position_bias_table
         if not self._tensorflow:
-            return table[self._index].reshape(self._area, self._area, -1).transpose(2, 0, 1)
-        bias = table.reshape(table.shape[0], -1)[:, self._index]
-        return bias.reshape(-1, self._area, self._area).swapaxes(1, 2)
+            return self._pairs(table).transpose(2, 0, 1)
+        return self._pairs(table.reshape(table.shape[0], -1).T).transpose(2, 1, 0)
+
+    def _pairs(self, table: mx.array) -> mx.array:
+        return take_offsets(table, self._index, self._window).reshape(self._area, self._area, -1)
 
 
 class BiasMlp(nn.Module):
@@ -131,18 +144,19 @@ class BiasMlp(nn.Module):
 
     def __init__(self, window: int, heads: int, hidden: int):
         super().__init__()
-        self.mlp = {"fc1": nn.Linear(2, hidden), "fc2": nn.Linear(hidden, heads)}
+        self.mlp = {"fc1": Linear(2, hidden), "fc2": Linear(hidden, heads)}
         self.drop = nn.Dropout(0.125)
         line = np.arange(1 - window, window, dtype=np.float32)
         line = np.sign(line) * np.log1p(np.abs(line))
         self._offsets = mx.array(np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2))
-        self._index, self._area = relative_index(window), window**2
+        self._index, self._window, self._area = relative_index(window), window, window**2
 
     def __call__(self) -> mx.array:
         """`[heads, L, L]`, queries first."""
         offsets = self._offsets.astype(self.mlp["fc1"].weight.dtype)
         table = self.mlp["fc2"](self.drop(nn.relu(self.mlp["fc1"](offsets))))
-        return table[self._index].reshape(self._area, self._area, -1).transpose(2, 0, 1)
+        bias = take_offsets(table, self._index, self._window)
+        return bias.reshape(self._area, self._area, -1).transpose(2, 0, 1)
 
 
 class Attention(nn.Module):
@@ -151,12 +165,12 @@ class Attention(nn.Module):
     def __init__(self, parts: Parts, dim: int):
         super().__init__()
         cfg, self._heads = parts.attn, dim // parts.attn["dim_head"]
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
         if cfg["rel_pos_type"] == "mlp":
             self.rel_pos: nn.Module = BiasMlp(parts.window, self._heads, cfg["rel_pos_dim"])
         else:
             self.rel_pos = BiasTable(parts.window, self._heads, cfg["rel_pos_type"] == "bias_tf")
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self._head_first = cfg["head_first"]
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -250,7 +264,7 @@ class HiddenHead(nn.Module):
         super().__init__()
         self.global_pool = pooling(spec.global_pool or "avg")
         self.norm = parts.norm(dim)
-        self.pre_logits = {"fc": nn.Linear(dim, hidden)}
+        self.pre_logits = {"fc": Linear(dim, hidden)}
         self.drop = nn.Dropout(spec.drop_rate)
         self.fc = classifier(hidden, spec)
 

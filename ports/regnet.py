@@ -18,7 +18,7 @@ import numpy as np
 from models.registry import ModelSpec
 from ports.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
 from ports.conv import ConvNormAct, SqueezeExcite, average, draw_fan_out, make_divisible
-from ports.layers import DropPath, PoolHead, drop_path_rates
+from ports.layers import DropPath, Linear, PoolHead, drop_path_rates
 
 _DEFAULTS: dict[str, Any] = {"model_cfg": {}, "zero_init_last": True}
 
@@ -167,6 +167,6 @@ def _draw_weights(model: RegNet, zero_last: bool) -> None:
             module.fc1.bias, module.fc2.bias = mx.zeros_like(module.fc1.bias), mx.zeros_like(module.fc2.bias)
         if isinstance(module, Bottleneck) and zero_last:
             module.conv3.bn.weight = mx.zeros_like(module.conv3.bn.weight)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, Linear):
             module.weight = mx.random.normal(module.weight.shape, scale=0.01)
             module.bias = mx.zeros_like(module.bias)

@@ -20,6 +20,7 @@ from models.registry import ModelSpec
 from ports.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
 from ports.conv import SqueezeExcite, average, conv, draw_fan_out, halve, make_divisible, means
 from ports.layers import Conv2d, DropPath, MaxPool2d, classifier, pooling
+from ports.rows import over_pixels
 
 _DEFAULTS: dict[str, Any] = {
     "block": "Bottleneck",
@@ -74,7 +75,7 @@ class Eca(nn.Module):
         """Same shape as the input `[N, H, W, C]`."""
         kernel = self.conv.weight.reshape(1, -1, 1)
         gate = mx.sigmoid(mx.conv1d(means(x)[:, 0, 0, :, None], kernel, padding=kernel.shape[1] // 2))
-        return x * gate.reshape(-1, 1, 1, x.shape[-1])
+        return x * over_pixels(gate.reshape(-1, 1, 1, x.shape[-1]), x.shape)
 
 
 class Residual(nn.Module):

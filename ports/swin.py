@@ -15,9 +15,9 @@ from models.geometry import Stage, swin_stages
 from models.registry import ModelSpec
 from ports.arguments import read_args
 from ports.gradients import gelu
-from ports.layers import DropPath, LayerNorm, PoolHead, drop_path_rates
+from ports.layers import DropPath, LayerNorm, Linear, PoolHead, drop_path_rates
 from ports.transformer import FeedForward, PatchEmbed, init_linears, normal
-from ports.windows import merge, partition, relative_index, split_window_qkv, window_attention
+from ports.windows import merge, partition, relative_index, split_window_qkv, take_offsets, window_attention
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,17 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int, stage: Stage, shift: int):
         super().__init__()
         self.relative_position_bias_table = normal(((2 * stage.window - 1) ** 2, heads))
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self._heads, self._area = heads, stage.window**2
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
+        self._heads, self._window, self._area = heads, stage.window, stage.window**2
         self._index = relative_index(stage.window)
         self._mask = shift_mask(stage) if shift else None
 
     def __call__(self, x: mx.array) -> mx.array:
         """`[N, windows, L, C]` to the same shape."""
         q, k, v = split_window_qkv(self.qkv(x), self._heads)
-        scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)
-        bias = self.relative_position_bias_table[self._index]
+        scores = (q @ k.swapaxes(-1, -2)) * q.shape[-1] ** -0.5
+        bias = take_offsets(self.relative_position_bias_table, self._index, self._window)
         bias = bias.reshape(self._area, self._area, self._heads).transpose(2, 0, 1)
         return self.proj(window_attention(scores, v, bias, self._mask))
 
@@ -110,7 +110,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.norm = LayerNorm(4 * dim, eps=1e-5)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         """`[N, H, W, C]` to `[N, ceil(H/2), ceil(W/2), 2 * C]`."""

@@ -18,10 +18,11 @@ from models.geometry import Stage, swin_stages
 from models.registry import ModelSpec
 from ports.arguments import read_args
 from ports.gradients import gelu
-from ports.layers import DropPath, LayerNorm, drop_path_rates
+from ports.layers import DropPath, LayerNorm, Linear, drop_path_rates
+from ports.rows import over_rows
 from ports.swin import Swin, SwinStage, gather_2x2, shift_mask, windowed
 from ports.transformer import FeedForward, init_linears
-from ports.windows import relative_index, split_window_qkv, window_attention
+from ports.windows import relative_index, split_window_qkv, take_offsets, window_attention
 
 _MAX_LOG_SCALE = math.log(100.0)
 
@@ -65,12 +66,12 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int, stage: Stage, shift: int, pretrained: int):
         super().__init__()
         self.logit_scale = mx.full((heads, 1, 1), math.log(10))
-        self.cpb_mlp = [nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, heads, bias=False)]
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.cpb_mlp = [Linear(2, 512), nn.ReLU(), Linear(512, heads, bias=False)]
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.q_bias = mx.zeros((dim,))
         self.v_bias = mx.zeros((dim,))
-        self.proj = nn.Linear(dim, dim)
-        self._heads, self._area = heads, stage.window**2
+        self.proj = Linear(dim, dim)
+        self._heads, self._window, self._area = heads, stage.window, stage.window**2
         self._index = relative_index(stage.window)
         self._offsets = log_offsets(stage.window, pretrained)
         self._mask = shift_mask(stage) if shift else None
@@ -78,7 +79,8 @@ class WindowAttention(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """`[N, windows, L, C]` to the same shape."""
         bias = mx.concatenate([self.q_bias, mx.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = split_window_qkv(self.qkv(x) + bias.astype(x.dtype), self._heads)
+        qkv = self.qkv(x)
+        q, k, v = split_window_qkv(qkv + over_rows(bias.astype(x.dtype), qkv.shape), self._heads)
         scale = mx.exp(mx.minimum(self.logit_scale, _MAX_LOG_SCALE))
         scores = (unit(q) @ unit(k).swapaxes(-1, -2)) * scale
         return self.proj(window_attention(scores, v, self._position_bias(), self._mask))
@@ -87,7 +89,8 @@ class WindowAttention(nn.Module):
         table = self._offsets.astype(self.cpb_mlp[0].weight.dtype)
         for layer in self.cpb_mlp:
             table = layer(table)
-        bias = table[self._index].reshape(self._area, self._area, self._heads).transpose(2, 0, 1)
+        pairs = take_offsets(table, self._index, self._window)
+        bias = pairs.reshape(self._area, self._area, self._heads).transpose(2, 0, 1)
         return 16 * mx.sigmoid(bias)
 
 
@@ -114,7 +117,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
         self.norm = LayerNorm(2 * dim, eps=1e-5)
 
     def __call__(self, x: mx.array) -> mx.array:

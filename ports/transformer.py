@@ -11,7 +11,8 @@ import mlx.nn as nn
 from config.errors import ConfigError
 from models.registry import ModelSpec
 from ports.arguments import Activation, Norm
-from ports.layers import Conv2d
+from ports.layers import Conv2d, Linear
+from ports.rows import over_rows
 
 
 class PatchEmbed(nn.Module):
@@ -36,7 +37,7 @@ class LayerScale(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Same shape as the input."""
-        return x * self.gamma
+        return x * over_rows(self.gamma, x.shape)
 
 
 def layer_scale(dim: int, value: float | None) -> nn.Module:
@@ -76,9 +77,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int, act: Activation, norm: Norm | None = None, bias: bool = True):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.fc1 = Linear(dim, hidden, bias=bias)
         self.norm = norm(hidden) if norm else nn.Identity()
-        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.fc2 = Linear(hidden, dim, bias=bias)
         self._act = act
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -91,8 +92,8 @@ class PackedGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int, act: Activation, bias: bool = True):
         super().__init__()
-        self.fc1 = nn.Linear(dim, 2 * hidden, bias=bias)
-        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.fc1 = Linear(dim, 2 * hidden, bias=bias)
+        self.fc2 = Linear(hidden, dim, bias=bias)
         self._act = act
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -114,10 +115,10 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int, act: Activation, norm: Norm | None = None, bias: bool = True):
         super().__init__()
-        self.fc1_g = nn.Linear(dim, hidden, bias=bias)
-        self.fc1_x = nn.Linear(dim, hidden, bias=bias)
+        self.fc1_g = Linear(dim, hidden, bias=bias)
+        self.fc1_x = Linear(dim, hidden, bias=bias)
         self.norm = norm(hidden) if norm else nn.Identity()
-        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.fc2 = Linear(hidden, dim, bias=bias)
         self._act = act
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -137,9 +138,9 @@ class AttentionPool(nn.Module):
     def __init__(self, dim: int, heads: int, hidden: int, norm: Norm, act: Activation):
         super().__init__()
         self.latent = dim**-0.5 * mx.random.truncated_normal(-2, 2, (1, 1, dim))
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
+        self.proj = Linear(dim, dim)
         self.norm = norm(dim)
         self.mlp = FeedForward(dim, hidden, act)
         self._heads = heads
@@ -175,7 +176,7 @@ def normal(shape: tuple[int, ...], std: float = 0.02) -> mx.array:
 def init_linears(model: nn.Module) -> None:
     """Every linear layer to N(0, 0.02) with zero bias: what timm's transformers start from."""
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, Linear):
             module.weight = normal(module.weight.shape)
             if "bias" in module:
                 module.bias = mx.zeros_like(module.bias)

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from models.geometry import patch_grid, position_prefix
 from models.registry import ModelSpec
 from ports.arguments import Activation, Norm, activation, layer_norm, read_args, unsupported
-from ports.layers import DropPath, classifier, drop_path_rates
+from ports.layers import DropPath, Linear, classifier, drop_path_rates
 from ports.transformer import (
     AttentionPool,
     FeedForward,
@@ -103,10 +103,10 @@ class Attention(nn.Module):
     def __init__(self, parts: Parts):
         super().__init__()
         args, dim = parts.args, parts.args.embed_dim
-        self.qkv = nn.Linear(dim, 3 * dim, bias=args.qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=args.qkv_bias)
         self.q_norm, self.k_norm = _head_norms(parts)
         self.norm = parts.norm(dim) if args.scale_attn_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim, bias=args.proj_bias)
+        self.proj = Linear(dim, dim, bias=args.proj_bias)
         self._heads = args.num_heads
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -162,12 +162,12 @@ class ParallelScalingBlock(nn.Module):
         super().__init__()
         args, dim = parts.args, parts.args.embed_dim
         self.in_norm = parts.norm(dim)
-        self.in_proj = nn.Linear(dim, parts.hidden + 3 * dim, bias=args.qkv_bias)
+        self.in_proj = Linear(dim, parts.hidden + 3 * dim, bias=args.qkv_bias)
         if not args.qkv_bias:
             self.mlp_bias = mx.zeros((parts.hidden,))
         self.q_norm, self.k_norm = _head_norms(parts)
-        self.attn_out_proj = nn.Linear(dim, dim, bias=args.proj_bias)
-        self.mlp_out_proj = nn.Linear(parts.hidden, dim, bias=args.proj_bias)
+        self.attn_out_proj = Linear(dim, dim, bias=args.proj_bias)
+        self.mlp_out_proj = Linear(parts.hidden, dim, bias=args.proj_bias)
         self.ls, self.drop_path = parts.scale(), DropPath(drop_path)
         self._heads, self._hidden, self._act = args.num_heads, parts.hidden, parts.act
 

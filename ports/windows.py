@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from typing import cast
+
 import mlx.core as mx
 import numpy as np
+
+from ports.gradients import with_vjp
+from ports.rows import over_rows
 
 
 def partition(x: mx.array, window: int) -> mx.array:
@@ -24,9 +30,40 @@ def merge(x: mx.array, window: int, height: int, width: int) -> mx.array:
 
 def relative_index(window: int) -> mx.array:
     """For each pair of tokens in a window, the row of its offset in the bias table; int32 `[window**4]`."""
+    return mx.array(_relative_index(window))
+
+
+def _relative_index(window: int) -> np.ndarray:
     y, x = np.divmod(np.arange(window * window), window)
     offset_y, offset_x = (a[:, None] - a[None, :] + window - 1 for a in (y, x))
-    return mx.array((offset_y * (2 * window - 1) + offset_x).reshape(-1).astype(np.int32))
+    return (offset_y * (2 * window - 1) + offset_x).reshape(-1).astype(np.int32)
+
+
+@functools.cache
+def _pairs_of_offsets(window: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places of each offset in `relative_index`, int32 `[(2 * window - 1)**2, window**2]`, filled up with zeros;
+    and bool of that shape, where there is one."""
+    index = _relative_index(window)
+    there = np.arange(window * window) < np.bincount(index)[:, None]
+    pairs = np.zeros(there.shape, np.int32)
+    pairs[there] = np.argsort(index, kind="stable")
+    return pairs, there
+
+
+def take_offsets(table: mx.array, index: mx.array, window: int) -> mx.array:
+    """A table `[offsets, heads]` at `relative_index(window)`, `[window**4, heads]`.
+
+    MLX's gradient of a gather is a scatter-add, which on Metal is not the same twice; this one is a gather and
+    a product.
+    """
+
+    @with_vjp(lambda table: table[index])
+    def taken(_table: mx.array, g: mx.array, _: mx.array) -> mx.array:
+        pairs, there = _pairs_of_offsets(window)
+        ones = mx.array(there[:, None].astype(np.float32)).astype(g.dtype)
+        return (ones @ g[mx.array(pairs)]).squeeze(1)
+
+    return cast(mx.array, taken(table))
 
 
 def split_window_qkv(qkv: mx.array, heads: int) -> tuple[mx.array, mx.array, mx.array]:
@@ -42,7 +79,8 @@ def window_attention(scores: mx.array, v: mx.array, bias: mx.array, mask: mx.arr
 
     Bias `[heads, L, L]` and mask `[windows, 1, L, L]` are broadcast, never repeated over the batch.
     """
-    offsets = bias if mask is None else bias + mask
-    weights = mx.softmax(scores + offsets.astype(scores.dtype), axis=-1, precise=True)
+    scores = scores + over_rows(bias.astype(scores.dtype), scores.shape)
+    scores = scores if mask is None else scores + mask.astype(scores.dtype)
+    weights = mx.softmax(scores, axis=-1, precise=True)
     out = (weights.astype(v.dtype) @ v).transpose(0, 1, 3, 2, 4)
     return out.reshape(*out.shape[:3], -1)

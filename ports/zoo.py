@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from config.errors import BackendUnavailable, ConfigError
 from models.registry import ModelSpec
-from ports.layers import BatchNorm2d, Conv2d, DropPath, LayerNorm
+from ports.layers import BatchNorm2d, Conv2d, DropPath, LayerNorm, Linear
 
 PREFIX = "mlxim/"
 INSTALL = "pip install --no-deps mlx-image==0.1.10"
@@ -97,10 +97,16 @@ def _layer_norm(old: Any) -> LayerNorm:
     return _with_arrays(LayerNorm(old.dims, eps=old.eps, affine="weight" in old, bias="bias" in old), old)
 
 
+def _linear(old: Any) -> Linear:
+    outputs, inputs = old.weight.shape
+    return _with_arrays(Linear(inputs, outputs, bias="bias" in old), old)
+
+
 _LAYERS: dict[str, Callable[[Any], nn.Module]] = {
     "Conv2d": _conv,
     "BatchNorm": _batch_norm,
     "LayerNorm": _layer_norm,
+    "Linear": _linear,
 }
 
 
@@ -124,7 +130,7 @@ def _set_classifier(model: nn.Module, spec: ModelSpec) -> None:
     home: Any = model
     for part in parent.split(".") if parent else ():
         home = home[int(part)] if isinstance(home, list) else getattr(home, part)
-    layer = nn.Linear(features, classes) if classes else nn.Identity()
+    layer = Linear(features, classes) if classes else nn.Identity()
     if isinstance(home, list):
         home[int(key)] = layer
     else:

@@ -130,7 +130,8 @@ def _unit_norms(x: mx.array) -> mx.array:
 
 
 def _total(x: mx.array, keep: int) -> mx.array:
-    """The sum over all axes but the first `keep`."""
+    """The sum over all axes but the first `keep`, row by row: one kernel a level, and no long naive sum on a CPU."""
+    x = x.reshape(x.shape[0], -1) if x.ndim > 2 else x
     while x.ndim > keep:
         x = mx.sum(x, axis=-1)
     return x

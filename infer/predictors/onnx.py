@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 
 from backends import installed
 from config.errors import BackendUnavailable, CheckpointError, WeightsError
+from config.places import cache_folder
 from infer.predictors import images as pixels
 from infer.predictors import onnx_cuda
 from models.card import CARD_KEY, Card
 
-# TensorRT is for those who ask for it: it builds an engine for minutes first.
-_PREFERRED = ("CUDAExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider")
+_COREML = "CoreMLExecutionProvider"
+# TensorRT is for those who ask for it: it builds an engine for minutes first. So is Core ML, whose default format
+# computes fp32 files in fp16.
+_PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
+_COREML_BATCH = 16  # Core ML takes one size of batch, which is compiled for; the last part is filled up
 # What the files are made for.
 PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider", "CoreMLExecutionProvider")
 
@@ -25,9 +29,9 @@ class OnnxPredictor:
 
     runtime = "onnx"
 
-    def __init__(self, card: Card, session: Any):
+    def __init__(self, card: Card, session: Any, batch: int = 0):
         self.card = card
-        self._session = session
+        self._session, self._batch = session, batch
         self._floats = session.get_inputs()[0].type == "tensor(float)"
 
     @property
@@ -47,10 +51,22 @@ class OnnxPredictor:
             return np.concatenate([self._bound(part, "cuda") for part in parts])
         if self.providers[0] == onnx_cuda.CUDA:
             return self._bound(feeds, "cuda")
+        if self._batch:
+            return self._in_parts(feeds, self._batch)
         return np.asarray(self._session.run(["logits"], feeds)[0], np.float32)
 
     def _form(self, images: NDArray[np.uint8]) -> NDArray[Any]:
         return np.moveaxis(images, 3, 1) / np.float32(255) if self._floats else images
+
+    def _in_parts(self, feeds: dict[str, NDArray[Any]], batch: int) -> NDArray[np.float32]:
+        count, rows = len(next(iter(feeds.values()))), []
+        for start in range(0, count, batch):
+            part = {name: array[start : start + batch] for name, array in feeds.items()}
+            short = min(start + batch - count, batch)
+            if short > 0:
+                part = {n: np.concatenate([a, np.repeat(a[-1:], short, axis=0)]) for n, a in part.items()}
+            rows.append(np.asarray(self._session.run(["logits"], part)[0], np.float32))
+        return np.concatenate(rows)[:count]
 
     def _bound(self, feeds: dict[str, NDArray[Any]], device: str) -> NDArray[np.float32]:
         """One run with its inputs and output bound to `device`: one copy there and one back."""
@@ -88,8 +104,8 @@ def version() -> str:
 def open(path: Path, providers: tuple[str, ...] | None = None) -> OnnxPredictor:
     """Open an `.onnx` file; `providers` are whole names or `cuda`, `tensorrt`, `coreml`, `cpu`, the preferred first.
 
-    Without them: CUDA, Core ML, the CPU, as far as this ONNX Runtime has them; one that is listed and does not load is
-    a warning then.
+    Without them: CUDA, else the CPU, as far as this ONNX Runtime has them; one that is listed and does not load is a
+    warning then. Core ML gets batches of one size, and keeps what it compiled in the user's cache folder.
 
     Raises `CheckpointError` for a missing file, `WeightsError` for a damaged one, one without a card or one with other
     inputs and outputs than `convert.onnx` writes, `BackendUnavailable` without ONNX Runtime, or for a provider that
@@ -102,7 +118,7 @@ def open(path: Path, providers: tuple[str, ...] | None = None) -> OnnxPredictor:
     session = _session(path, providers)
     card = Card.from_json(session.get_modelmeta().custom_metadata_map.get(CARD_KEY), str(path))
     _check_signature(session, card, path)
-    return OnnxPredictor(card, session)
+    return OnnxPredictor(card, session, _COREML_BATCH if session.get_providers()[0] == _COREML else 0)
 
 
 def _session(path: Path, providers: tuple[str, ...] | None) -> Any:
@@ -126,10 +142,20 @@ def _try(path: Path, chosen: tuple[str, ...]) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     onnx_cuda.preload(chosen)
+    given = [(p, _coreml_options()) if p == _COREML else p for p in onnx_cuda.with_options(chosen, path)]
+    if _COREML in chosen:
+        options.add_free_dimension_override_by_name("batch", _COREML_BATCH)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=onnx_cuda.with_options(chosen, path))
+        return onnxruntime.InferenceSession(str(path), options, providers=given)
     except _cannot_load(errors) as error:
         raise WeightsError(f"{path}: ONNX Runtime cannot load it ({_line(error)}); convert it again") from error
+
+
+def _coreml_options() -> dict[str, str]:
+    """An ML Program keeps fp32, which the default format does not; static shapes, since others stay on the CPU."""
+    compiled = cache_folder() / "onnx_coreml"
+    compiled.mkdir(parents=True, exist_ok=True)
+    return {"ModelFormat": "MLProgram", "RequireStaticInputShapes": "1", "ModelCacheDirectory": str(compiled)}
 
 
 def _whole(name: str) -> str:

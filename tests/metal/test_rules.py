@@ -1,0 +1,157 @@
+"""Each rule finds the fault that is planted for it, and not what is like it and right."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from backends.mlx import metal
+from benchmarks import mlx_graph
+from ports import layers, rows
+from tests.metal import rules
+from tests.metal.rules import Trace
+
+HALF, FLOAT = mx.bfloat16, mx.float32
+Function = Callable[..., mx.array]
+
+
+def test_the_rules_are_of_this_version() -> None:
+    again = "\n".join(f"  {name}: {source}" for name, source in rules.SOURCES.items())
+    found = importlib.metadata.version("mlx")
+    assert found == rules.VERSION, f"the rules were read at MLX {rules.VERSION}, here is {found}; read again:\n{again}"
+    assert rules.SOURCES.keys() == rules.RULES.keys()
+
+
+def broken(function: Function, *arguments: mx.array) -> set[str]:
+    """The rules that a function of arrays breaks."""
+    graph = mlx_graph.traced(lambda *given: [function(*given)], *arguments)
+    return set(rules.faults(Trace(graph, training=False)))
+
+
+def slope(function: Function) -> Function:
+    """The gradient of the sum of a function, for its last argument."""
+
+    def gradient(*given: mx.array) -> mx.array:
+        def objective(last: dict[str, mx.array]) -> tuple[mx.array]:
+            return (mx.sum(function(*given[:-1], last["x"]).astype(FLOAT)),)
+
+        return mx.value_and_grad(objective)({"x": given[-1]})[1]["x"]
+
+    return gradient
+
+
+def conv(**options: int) -> Function:
+    return lambda x, w: mx.conv_general(x, w, **options)
+
+
+def many_sums(count: int) -> Function:
+    def added(*given: mx.array) -> mx.array:
+        parts = [mx.stop_gradient(mx.sum(x, axis=0)) for x in given]
+        return mx.stack(parts[:1])[0] + sum(parts[1:count], mx.array(0.0))
+
+    return added
+
+
+def zeros(*shape: int, dtype: mx.Dtype = FLOAT) -> mx.array:
+    return mx.zeros(shape, dtype)
+
+
+MATRIX = zeros(4, 4)
+FAULTS: list[tuple[str, Function, list[mx.array]]] = [
+    ("no_kernel", lambda x: mx.linalg.qr(x, stream=mx.cpu)[0], [MATRIX]),
+    ("no_kernel", lambda x: mx.linalg.svd(x, stream=mx.cpu)[1], [MATRIX]),
+    ("no_kernel", lambda x: mx.linalg.inv(x, stream=mx.cpu), [MATRIX]),
+    ("no_kernel", lambda x: mx.linalg.cholesky(x, stream=mx.cpu), [MATRIX]),
+    ("no_kernel", lambda x: mx.linalg.eigvalsh(x, stream=mx.cpu), [MATRIX]),
+    ("float64", lambda x: mx.add(x.astype(mx.float64), 1, stream=mx.cpu), [MATRIX]),
+    ("winograd", conv(padding=1), [zeros(16, 32, 32, 128, dtype=HALF), zeros(128, 3, 3, 128, dtype=HALF)]),
+    ("winograd", conv(padding=1), [zeros(9, 32, 32, 32, dtype=mx.float16), zeros(224, 3, 3, 32, dtype=mx.float16)]),
+    ("unfold", conv(padding=1, groups=4), [zeros(2, 8, 8, 32), zeros(32, 3, 3, 8)]),
+    (
+        "unfold",
+        slope(lambda w, x: conv(padding=1, stride=2, groups=2)(x, w)),
+        [zeros(32, 3, 3, 16), zeros(2, 8, 8, 32)],
+    ),
+    ("pointwise", conv(), [zeros(2, 8, 8, 32), zeros(16, 1, 1, 32)]),
+    ("half_sums", lambda x: mx.sum(x, axis=0), [zeros(4097, 8, dtype=HALF)]),
+    ("half_sums", slope(lambda x, bias: x + bias), [zeros(2, 70, 70, 8, dtype=mx.float16), zeros(8, dtype=mx.float16)]),
+    ("scatter", slope(lambda i, table: table[i]), [mx.array([1, 1, 0]), zeros(2, 3)]),
+    ("scatter", slope(nn.MaxPool2d(3, 2, 1)), [zeros(1, 8, 8, 4)]),
+    ("scatter", slope(lambda i, x: mx.take_along_axis(x, i, axis=1)), [zeros(2, 1, dtype=mx.int32), zeros(2, 3)]),
+]
+RIGHT: list[tuple[Function, list[mx.array]]] = [
+    (conv(padding=1), [zeros(16, 32, 32, 128), zeros(128, 3, 3, 128)]),
+    (conv(padding=1, stride=2), [zeros(16, 32, 32, 128, dtype=HALF), zeros(128, 3, 3, 128, dtype=HALF)]),
+    (conv(padding=1, groups=2), [zeros(2, 8, 8, 32), zeros(32, 3, 3, 16)]),
+    (conv(stride=2), [zeros(2, 8, 8, 32), zeros(16, 1, 1, 32)]),
+    (lambda x: mx.sum(x, axis=0), [zeros(4096, 8, dtype=HALF)]),
+    (lambda x: mx.sum(x, axis=0), [zeros(9999, 8)]),
+    (lambda x: mx.max(x, axis=0), [zeros(9999, 8, dtype=HALF)]),
+    (slope(lambda x, bias: x + rows.over_rows(bias, x.shape)), [zeros(2, 70, 70, 8, dtype=HALF), zeros(8, dtype=HALF)]),
+    (slope(layers.MaxPool2d(3, 2, 1)), [zeros(1, 8, 8, 4)]),
+    (lambda i, table: table[i], [mx.array([1, 1, 0]), zeros(2, 3)]),
+]
+
+
+@pytest.fixture(autouse=True)
+def winograd_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in metal.WINOGRAD:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)))
+def test_a_planted_fault_is_found(number: int) -> None:
+    rule, function, arguments = FAULTS[number]
+    assert broken(function, *arguments) == {rule}
+
+
+@pytest.mark.parametrize("number", range(len(RIGHT)))
+def test_what_is_like_it_passes(number: int) -> None:
+    function, arguments = RIGHT[number]
+    assert broken(function, *arguments) == set()
+
+
+def test_index_arrays_are_counted() -> None:
+    place, whole = mx.array([0]), zeros(*[1] * 21)
+    assert broken(lambda x: x[(place,) * 21], whole) == {"index_arrays"}
+    assert broken(lambda x: x[(place,) * 20], whole) == set()
+
+
+def test_arguments_of_a_kernel_are_counted_without_constants() -> None:
+    """Outputs that leave a kernel count beyond the inputs that MLX's fusion limits."""
+    given = [zeros(8) for _ in range(20)]
+
+    def chained(outputs: int) -> Callable[..., list[mx.array]]:
+        def function(*arrays: mx.array) -> list[mx.array]:
+            left = [mx.exp(a) * 2.5 for a in arrays[:outputs]]
+            total = sum((mx.sin(a) for a in arrays[outputs:]), mx.array(0.5))
+            for value in left:
+                total = total + value
+            return [*left, total]
+
+        return function
+
+    few, many = (Trace(mlx_graph.traced(chained(n), *given), training=False) for n in (2, 10))
+    assert "buffers" not in rules.faults(few)
+    widest = max(mlx_graph.fused(many.graph).operations, key=lambda op: len(op.inputs) + len(op.outputs))
+    widest.outputs = [*widest.outputs, *(f"more{n}" for n in range(31))]
+    many.__dict__["fused"] = mlx_graph.Graph([widest], many.graph.arrays, many.graph.outputs, many.graph.constants)
+    assert set(rules.faults(many)) == {"buffers"}
+
+
+@pytest.mark.parametrize("head", [64, 96, 128, 192, 256, 512])
+def test_attention_of_few_queries_is_refused_under_a_gradient_alone(head: int) -> None:
+    graph = mlx_graph.traced(lambda x: [mx.exp(x)], MATRIX)
+    for queries, training, wrong in ((1, True, True), (8, True, True), (9, True, False), (1, False, False)):
+        found = rules.faults(Trace(graph, training, [(queries, head)]))
+        assert set(found) == ({"attention"} if wrong else set())
+    assert not rules.faults(Trace(graph, True, [(1, 48)]))
+
+
+def test_winograd_passes_where_a_session_switched_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_CONV_WINOGRAD", "0")
+    assert broken(conv(padding=1), zeros(16, 32, 32, 128, dtype=HALF), zeros(128, 3, 3, 128, dtype=HALF)) == set()
