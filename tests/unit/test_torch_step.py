@@ -3,6 +3,8 @@ one is an error, so that an update which passes there never waits on CUDA either
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,10 +14,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends.contract import LossSpec, MemorySpec, OptimizerName, OptimSpec, Precision
+from backends.torch import model as networks
 from backends.torch import optim, step
 from backends.torch.session import Session
+from config.errors import OutOfMemory
+from data.loader import Loaded
 from tests import tiny
 from tests.contract.cases import CLASSES, KNOBS, batch, identity
+from training import evaluation, memory
 
 META = torch.device("meta")
 
@@ -82,9 +88,9 @@ def test_nothing_is_taken_to_the_host_in_an_update_on_the_cpu(optimizer: Optimiz
     assert looks.found == ["_local_scalar_dense"]  # the count counts
 
 
-def test_the_average_moves_by_the_same_in_three_kernels_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA all its tensors move in three kernels; that path on the CPU, against torch's own moving average."""
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+def test_the_average_moves_by_the_same_in_one_kernel_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA all its tensors move in one kernel; that path on the CPU, against torch's own moving average."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
     average = optim.Average(model)
     before = {name: tensor.clone() for name, tensor in average.tensors.items()}
     with torch.no_grad():
@@ -97,6 +103,76 @@ def test_the_average_moves_by_the_same_in_three_kernels_as_one_by_one(monkeypatc
     reference = torch.optim.swa_utils.get_ema_avg_fn(0.9)
     for name, tensor in average.tensors.items():
         torch.testing.assert_close(tensor, reference(before[name], model.state_dict()[name], 0))
+
+
+def test_the_state_is_copied_in_few_parts_and_is_the_caller_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 5))
+    network = network.to(memory_format=torch.channels_last)
+    tensors = networks.canonical_tensors(network)
+    monkeypatch.setattr(networks, "_COPY", 4 * 230)  # the convolution alone, then the rest
+    joined = []
+    cat = torch.cat
+    monkeypatch.setattr(torch, "cat", lambda parts: joined.append(len(parts)) or cat(parts))
+    arrays = networks.to_arrays(tensors)
+    assert joined == [2, 6] and list(arrays) == list(tensors)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, tensors[name].detach().numpy(), err_msg=name)
+        assert array.dtype == np.float32 and array.flags.c_contiguous and array.flags.writeable
+        array += 1
+        assert not np.array_equal(array, tensors[name].detach().numpy()), (
+            "a change of the copy is not one of the network"
+        )
+    assert networks.to_arrays({}) == {}
+
+
+def test_evaluation_enqueues_the_next_batches_before_it_waits() -> None:
+    told: list[str] = []
+
+    class Session_:
+        def begin_logits(self, images: Any, which: str) -> Any:
+            number = int(images[0, 0, 0, 0])
+            told.append(f"enqueued {number}")
+            return lambda: told.append(f"waited for {number}") or np.full((len(images), 2), number, np.float32)
+
+    class Batches:
+        def epoch(self, order: Any, epoch: int) -> Any:
+            for number in range(4):
+                images = np.full((2, 1, 1, 3), number, np.uint8)
+                yield Loaded(images, np.array([2 * number, 2 * number + 1]), np.ones(2, np.float32))
+
+    found = evaluation.evaluate(Session_(), Batches(), 8)  # type: ignore[arg-type]
+    assert found[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert told[:4] == ["enqueued 0", "enqueued 1", "enqueued 2", "waited for 0"]
+
+
+@pytest.mark.parametrize("ends", ["close", "out of memory"])
+def test_nothing_of_a_session_outlives_it(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next member, or the halved micro-batch, needs the memory: its tensors are gone after `close`, and after an
+    update that ran out of memory."""
+    spec, optimizer = tiny.spec("resnet", num_classes=CLASSES), OptimSpec(ema=True)
+    session = Session(spec, None, optimizer, LossSpec(), "fp32", 0, False, MemorySpec(), torch.device("cpu"))
+    session.read(session.train_step(batch(), None, KNOBS))
+    average = session._trainer.average
+    assert average is not None
+    held = [weakref.ref(t) for t in (*session._tensors.values(), *average.tensors.values(), *session._moments.values())]
+    del average
+    if ends != "close":
+        moved = optim.update
+
+        def full(*_: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        monkeypatch.setattr(optim, "update", full)
+        try:
+            session.train_step(batch(), None, KNOBS)
+        except OutOfMemory as error:
+            memory.halved(8, 8, error)
+        monkeypatch.setattr(optim, "update", moved)
+    session.close()
+    del session
+    gc.collect()
+    assert len(held) > 50
+    assert not [reference for reference in held if reference() is not None]
 
 
 def test_what_is_sent_is_not_changed_and_comes_back() -> None:
