@@ -116,6 +116,18 @@ def united(folds: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.in
     return np.asarray(folds[first][group], dtype=np.int64)
 
 
+def check_trained(folds: NDArray[np.int64], table: Table) -> None:
+    """`DataError` where the data set's own folds leave a class to be validated alone, by a model that never saw it."""
+    for fold in numbers(folds):
+        validation = validates(folds, fold)
+        alone = set(table.labels[validation].tolist()) - set(table.labels[~validation].tolist())
+        if alone:
+            raise DataError(
+                f"{table.root}: class {table.class_names[min(alone)]!r} is validated by fold {fold} of the data set's own"
+                " split and has no image to train on; add one, or set folds.kind holdout, which draws a new split"
+            )
+
+
 def numbers(folds: NDArray[np.int64]) -> list[int]:
     """The numbers of all folds, in order."""
     return [int(n) for n in np.unique(folds) if n != TRAIN_ONLY]

@@ -132,6 +132,7 @@ def draw_folds(settings: Settings, table: sources.Table) -> NDArray[np.int64]:
     if split.kind == "auto" and table.fold_of is not None:
         if not folds.numbers(table.fold_of):
             raise DataError(f"{table.root}: no image of its validation split is left; set folds.kind holdout")
+        folds.check_trained(table.fold_of, table)
         return table.fold_of
     kind = "holdout" if split.kind == "auto" else split.kind
     together = None

@@ -65,7 +65,7 @@ def load_test(source: Data | Path | str, id_column: str | None = None) -> Table:
     if found:
         return found
     tree = _Source(data).tree
-    samples = folders.plain(tree.root, tree, "")
+    samples = folders.plain(tree, "")
     if not samples:
         raise DataError(f"{tree.root}: holds no images; looked for {', '.join(sorted(SUFFIXES))} in all its folders")
     return listing.test_table(Listing(tree.root, "images", samples))
@@ -130,7 +130,7 @@ class _Source:
             base = folders.unwrapped(self.tree, folder)
             used = frozenset(name for name in self.tree.images if name.startswith(base))
             if not (labelled and used & labelled.used):
-                return Listing(self.tree.root / base, base, folders.plain(self.tree.root, self.tree, base), used=used)
+                return Listing(self.tree.root / base, base, folders.plain(self.tree, base), used=used)
         return None
 
     def _packed(self, files: list[str]) -> Listing:

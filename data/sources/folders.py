@@ -208,11 +208,11 @@ def _pattern(images: Sequence[str]) -> str:
     return pattern if len(found) == len(images) and 2 <= len(set(found)) <= max(2, len(found) // 2) else ""
 
 
-def plain(root: Path, tree: Tree, base: str) -> list[Sample]:
+def plain(tree: Tree, base: str) -> list[Sample]:
     """All images below `base`, unlabelled, with IDs relative to it."""
     tree.check_links(base)
     return [
-        Sample(names.of_path(name[len(base) :]), root / name, None, "test")
+        Sample(names.of_path(name[len(base) :]), tree.root / name, None, "test")
         for name in tree.images
         if name.startswith(base)
     ]

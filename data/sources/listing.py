@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from posixpath import splitext
 from typing import NamedTuple
@@ -67,7 +67,7 @@ def table_of(listing: Listing, tree: Tree, tests: int, test_used: frozenset[str]
         np.array([place[label] for label in labels], dtype=np.int64),
         names,
         listing.root,
-        fold_of=_folds(listing, samples),
+        fold_of=_folds(samples),
         columns={name: [cells[i] for i in rows] for name, cells in listing.columns.items()},
         id_column=listing.id_column,
         target_column=listing.target_column,
@@ -100,13 +100,11 @@ def _without_empty_classes(table: Table) -> Table:
     place = np.full(len(counts), -1, dtype=np.int64)
     place[kept] = np.arange(len(kept))
     note = f"{len(names)} classes of the data set have no image here: {some(names)}"
-    return Table(
-        **{
-            **vars(table),
-            "labels": place[table.labels],
-            "class_names": tuple(table.class_names[i] for i in kept),
-            "summary": (*table.summary, note),
-        }
+    return replace(
+        table,
+        labels=place[table.labels],
+        class_names=tuple(table.class_names[i] for i in kept),
+        summary=(*table.summary, note),
     )
 
 
@@ -117,16 +115,9 @@ def _check_ids(listing: Listing, samples: Sequence[Sample]) -> None:
         raise DataError(f"{listing.root}: {both[0]} and {both[1]} are both called {twice[0]!r}; rename one of them")
 
 
-def _folds(listing: Listing, samples: Sequence[Sample]) -> NDArray[np.int64] | None:
+def _folds(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
     """The data set's own split: 0 for validation images, or its fold column counted from 0."""
     if any(sample.split == "val" for sample in samples):
-        trained = {sample.label for sample in samples if sample.split == "train"}
-        alone = sorted({str(sample.label) for sample in samples} - set(map(str, trained)))
-        if alone:
-            raise DataError(
-                f"{listing.root}: class {alone[0]!r} is in the validation split alone; add training images of it, or "
-                "set folds.kind holdout, which draws a new split"
-            )
         return np.array([0 if sample.split == "val" else -1 for sample in samples], dtype=np.int64)
     if samples and all(sample.fold is not None for sample in samples):
         values = sorted({int(sample.fold or 0) for sample in samples} - {-1})
@@ -156,9 +147,12 @@ def _left_out(listing: Listing, tree: Tree, test_used: frozenset[str]) -> Iterab
     unused = [name for name in tree.images if name not in listing.used and name not in test_used]
     if unused:
         yield some([f"{number(count, 'image')} in {name}" for name, count in _by_folder(unused).items()])
-    unlabelled = Counter(sample.split for sample in listing.samples if sample.split == "unused")
+    other = sum(sample.split == "unused" for sample in listing.samples)
+    if other:
+        yield f"{number(other, 'image')} of splits that are neither training, validation nor test"
+    unlabelled = sum(sample.split in ("train", "val") and not sample.label for sample in listing.samples)
     if unlabelled:
-        yield f"{number(unlabelled['unused'], 'image')} of splits that are neither training, validation nor test"
+        yield f"{number(unlabelled, 'image')} without a label"
     files = [name for name in (*tree.tables, *tree.packed) if name not in listing.used and name not in test_used]
     kinds = Counter(splitext(name)[1].lower() or "without suffix" for name in (*files, *tree.others, *tree.archives))
     if kinds:

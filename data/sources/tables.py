@@ -118,9 +118,8 @@ class Tables:
             name = str(path.absolute())
         if not name:
             raise DataError(f"data.table: {path} is neither a file below {self.tree.root} nor one by itself")
-        return [
-            self._columns(self._frame(name), None, walk.parent(name) if not path.is_absolute() else "", strict=True)
-        ]
+        base = walk.parent(name) if name in self.tree.tables else ""
+        return [self._columns(self._frame(name), None, base, strict=True)]
 
     def _search(self) -> list[_Found]:
         """train.csv, else the first table that names images and their labels, with a table of the validation split."""

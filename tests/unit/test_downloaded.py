@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config import load as config
 from config.data_sections import Data
 from config.errors import DataError
 from data import folds, groups, look, sources
@@ -17,6 +18,7 @@ from data.audit import images as audit_images
 from data.sources import packed, remote
 from tests.unit.test_layouts import png, shards
 from tests.unit.test_sources import listing, touch
+from training import prepare
 
 
 def labelled(root: Path, *names: str, header: str = "ID,target") -> Path:
@@ -236,6 +238,38 @@ def test_the_test_table_may_have_columns_of_its_own(tmp_path: Path) -> None:
     test = sources.test_split(Data(root=tmp_path, id_column="img_path", target_column="label"))
     assert test is not None and test.ids == ["TEST_1", "TEST_0"] and test.id_column == "id"
     assert test.paths == [tmp_path / "test/1.png", tmp_path / "test/0.png"]
+
+
+def test_a_class_that_only_validates_is_refused_unless_other_folds_are_drawn(tmp_path: Path) -> None:
+    rows = [("x", "train"), ("y", "train"), ("x", "train"), ("y", "val"), ("z", "val"), ("z", "val")]
+    text = "image,label,split\n" + "".join(f"{i}.png,{label},{split}\n" for i, (label, split) in enumerate(rows))
+    root = listing(tmp_path, text, *(f"{i}.png" for i in range(6)))
+    words = ["--data.root", str(root), "--folds.val_fraction", "0.5"]
+    with pytest.raises(DataError, match=r"class 'z' is validated by fold 0.*set folds.kind holdout"):
+        prepare.draw_folds(config.parse(words, "test"), sources.load(root))
+    drawn = prepare.draw_folds(config.parse([*words, "--folds.kind", "holdout"], "test"), sources.load(root))
+    assert sorted(drawn.tolist()) == [-1, -1, -1, 0, 0, 0]
+
+
+def test_images_without_a_label_are_counted(tmp_path: Path) -> None:
+    shards(tmp_path)
+    with tarfile.open(tmp_path / "000.tar", "a") as tar:
+        touch(tmp_path / "alone.png")
+        tar.add(tmp_path / "alone.png", "alone.png")
+    table = sources.load(tmp_path / "000.tar")
+    assert len(table.ids) == 3 and any("1 image without a label" in line for line in table.summary)
+
+
+def test_a_table_may_lie_outside_of_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(*(tmp_path / f"data/pictures/{i}.png" for i in range(2)))
+    (tmp_path / "mine.csv").write_text("image,label\n0.png,x\n1.png,y\n")
+    monkeypatch.chdir(tmp_path)
+    for table in (Path("mine.csv"), tmp_path / "mine.csv"):
+        found = sources.load(Data(root=tmp_path / "data", table=table, on_bad_image="skip"))
+        assert found.paths == [tmp_path / f"data/pictures/{i}.png" for i in range(2)]
+    (tmp_path / "mine.csv").write_text("image,label\n0.png,x\n1.png,y\ngone.png,y\n")
+    found = sources.load(Data(root=tmp_path / "data", table=Path("mine.csv"), on_bad_image="skip"))
+    assert found.paths[2] == tmp_path / "data/gone.png"
 
 
 def test_images_inside_a_shard_read_as_files(tmp_path: Path) -> None:
