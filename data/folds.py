@@ -124,8 +124,8 @@ def check_trained(folds: NDArray[np.int64], table: Table) -> None:
         if alone:
             name = table.class_names[min(alone)]
             raise DataError(
-                f"{table.root}: class {name!r} is validated by fold {fold} of the data set's own split and has no image "
-                "to train on; add one, or set folds.kind holdout, which draws a new split"
+                f"{table.root}: class {name!r} is validated by fold {fold} of the data set's own split and has no "
+                "image to train on; add one, or set folds.kind holdout, which draws a new split"
             )
 
 
