@@ -32,10 +32,3 @@ class Ensemble(Section):
         description="Of two classes the one whose probability a submission with one column of fractions holds; null is"
         " the class that the column is named after, else the one that sorts last.",
     )
-    pairs: int = Field(
-        default=0,
-        ge=0,
-        le=100,
-        description="Second heads for so many of the pairs of classes that the best member confuses most: networks for"
-        " these two alone, trained after the members and kept where they help.",
-    )

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from config import usage
+from config import renamed, usage
 from config.errors import ConfigError
 from config.section import CHECK
 from config.yaml_file import Key, Layer
@@ -64,6 +64,8 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
     leaf = usage.leaves()[path]
     if is_absent(key, details, layers):
         return f"{path}: not given; expected {leaf.accepts}, from --{path} VALUE or the file"
+    if source and (new := renamed.new_value(path, _value(source.values, key))):
+        return f"{prefix}{path}: {_value(source.values, key)} is now {new} ({where})"
     found = shown(_value(source.values, key)) if source else leaf.default.removeprefix("default ")
     expected = details["msg"] if details["type"] == CHECK else leaf.accepts
     return f"{prefix}{path}: found {found} ({where}); expected {expected}"
@@ -72,6 +74,8 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
 def unknown(key: Key, where: str) -> str:
     """The line for a key that no setting has, with the nearest one and what there is."""
     path = ".".join(key)
+    if was := renamed.message(path, where):
+        return was
     text = _short(usage.plain(path) or "''")
     if path in usage.sections():
         return f"{text}: is a section ({where}); set one of its keys: {', '.join(usage.keys_of(path))}"

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from config import command, faults, members, usage, yaml_file
+from config import command, faults, members, renamed, usage, yaml_file
 from config.command import Wish
 from config.errors import ConfigError
 from config.members import Member
@@ -26,8 +26,6 @@ from config.yaml_file import Key, Layer
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN, CAMPAIGN = "config.yaml", "campaign.yaml"  # the settings in the folder of a run, or of a campaign
-# What the settings of runs and checkpoints meant before there was such a setting.
-OLDER_DATA = {"resampling": "area"}
 _LINE = "command line"
 
 
@@ -88,10 +86,10 @@ def _of_run(line: Layer) -> list[Layer]:
     file = next((Path(resume) / name for name in (CAMPAIGN, RUN) if (Path(resume) / name).is_file()), None)
     if file is None:
         raise ConfigError(f"resume: {resume} ({_LINE}) has no {RUN}, so it is no run; give the folder of a run")
-    layer = yaml_file.read(file, str(file))
+    layer = renamed.upgrade(yaml_file.read(file, str(file)))
     return [
         Layer({k: v for k, v in layer.values.items() if k not in ("resume", "resume_anyway", "profile")}, layer.where),
-        Layer({"data": dict(OLDER_DATA)}),
+        _old_defaults(),
     ]
 
 
@@ -103,7 +101,21 @@ def read(path: Path) -> Settings:
 def read_members(path: Path) -> tuple[Member, ...]:
     """The members in a YAML file such as a campaign's, a nameless one where it lists none; `ConfigError` as `parse`."""
     of_run = path.stem.partition("_")[0] in (Path(RUN).stem, Path(CAMPAIGN).stem)
-    return _resolve([*_layers(path, str(path)), *([Layer({"data": dict(OLDER_DATA)})] if of_run else [])], [])
+    if not of_run:
+        return _resolve(_layers(path, str(path)), [])
+    return _resolve([*map(renamed.upgrade, _layers(path, str(path))), _old_defaults()], [])
+
+
+def of_checkpoint(values: Mapping[str, Any]) -> Settings:
+    """The settings that a checkpoint keeps, nested as `Settings.model_dump` gives them; raises `ValidationError`."""
+    return _validated([renamed.upgrade_values(values), _old_defaults().values])
+
+
+def _old_defaults() -> Layer:
+    layer = Layer()
+    for path, value in renamed.OLD_DEFAULTS.items():
+        _put(layer.values, tuple(path.split(".")), value)
+    return layer
 
 
 def changed(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:

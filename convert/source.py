@@ -142,8 +142,6 @@ def _ensemble(path: Path) -> Source:
     ensemble = ensembles.read(path)
     if ensemble.combine == "ranks":
         raise ConvertError(f"{path}: mixes ranks, which no artefact holds; {_OTHERWISE}")
-    if ensemble.pairs:
-        raise ConvertError(f"{path}: has second heads (pairs), which no artefact holds; {_OTHERWISE}")
     members = [member for member in ensemble.members if member.weight > 0]
     ensemble = ensemble.model_copy(update={"members": tuple(members)})
     parts = tuple(_part(member.path, f"{path}: its member {member.path}") for member in members)

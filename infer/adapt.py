@@ -67,7 +67,7 @@ def _answer(chosen: Ensemble, number: int, table: sources.Table, asked: Sequence
     """Log probabilities of one pass and of all, and the targets, of the images that validate a fold."""
     rows = np.flatnonzero(asked)
     members = tuple(member for member in chosen.members if _number(member) == number)
-    whole = chosen.model_copy(update={"members": members, "pairs": ()})  # second heads of other folds know the images
+    whole = chosen.model_copy(update={"members": members})
     alone = members[adaptive.strongest(whole)].model_copy(update={"weight": 1.0})
     one = whole.model_copy(update={"members": (alone,), "views": chosen.views[:1], "temperature": 1.0})
     said = []

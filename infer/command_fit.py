@@ -42,7 +42,6 @@ def main(words: Sequence[str]) -> int:
             plan=_plan(options),
             aliases=aliases.parse(options.alias),
             merge=options.merge,
-            pairs=options.pairs,
         )
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
@@ -73,14 +72,6 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="RUN/fold_K=ARTEFACT",
         help=f"what stands for the best checkpoint of a fold: a {predict.MEMBER}",
-    )
-    add(
-        "--pairs",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="RUN",
-        help="second heads for confused classes, from `python -m training pair`; kept where they help",
     )
     add("--method", choices=_METHODS, help="how weights are found (default: convex, or fixed with --weights)")
     add("--weights", nargs="+", type=float, metavar="W", help="one fixed weight a run, in the order of the runs")

@@ -22,13 +22,12 @@ from infer import views
 from infer.calibration import Floats, log_softmax
 from infer.member import Member
 from infer.options import RunOptions
-from infer.pairs import Pair
 
 Combine = Literal["probabilities", "logits", "ranks"]
 Merge = Literal["probabilities", "logits", "geometric", "max"]
 Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Left out of the file where not used.
-_OPTIONAL = ("tempered", "layers", "clip", "class_multipliers", "aliases", "pairs")
+_OPTIONAL = ("tempered", "layers", "clip", "class_multipliers", "aliases")
 _SMALLEST = np.finfo(np.float64).tiny
 
 
@@ -41,7 +40,7 @@ class Ensemble(BaseModel):
     come the `layers`, a safetensors file (`infer.layers`), and `clip`, the lowest probability. `class_multipliers`
     weigh the classes where a label is chosen, not the probabilities. `aliases` are groups of names of one class, which
     share its probability in a submission. `adaptive` is the margin under which an image gets all views and members
-    where `--tta adaptive` asks for that (see `adaptive`). `pairs` are second heads for confused classes.
+    where `--tta adaptive` asks for that (see `adaptive`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,7 +57,6 @@ class Ensemble(BaseModel):
     clip: float = Field(default=0.0, ge=0, lt=1)
     class_multipliers: dict[str, Multiplier] = Field(default_factory=dict)
     aliases: tuple[tuple[str, ...], ...] = ()
-    pairs: tuple[Pair, ...] = ()
 
     @field_validator("views")
     @classmethod
@@ -72,14 +70,6 @@ class Ensemble(BaseModel):
     def _some_weight(self) -> Ensemble:
         if sum(member.weight for member in self.members) <= 0:
             raise ValueError("the weights of all members are 0")
-        return self
-
-    @model_validator(mode="after")
-    def _each_pair_once(self) -> Ensemble:
-        named = [frozenset(pair.classes) for pair in self.pairs]
-        twice = [pair.classes for number, pair in enumerate(self.pairs) if named[number] in named[:number]]
-        if twice:
-            raise ValueError(f"pairs: {' and '.join(twice[0])} stand there twice; keep one of them")
         return self
 
     @property
@@ -127,15 +117,13 @@ def read(path: Path) -> Ensemble:
     except ValidationError as error:
         raise ConfigError(f"{path}: {'; '.join(_fault(fault) for fault in error.errors())}") from error
     placed = _placed(ensemble.members, path.parent)
-    pairs = tuple(pair.model_copy(update={"members": _placed(pair.members, path.parent)}) for pair in ensemble.pairs)
-    everyone = [*placed, *(member for pair in pairs for member in pair.members)]
-    missing = [str(member.path) for member in everyone if not member.path.exists()]
+    missing = [str(member.path) for member in placed if not member.path.exists()]
     if missing:
         raise ConfigError(f"{path}: names members that do not exist: {', '.join(missing)}")
     layers = path.parent / ensemble.layers if ensemble.layers else None
     if layers and not layers.is_file():
         raise ConfigError(f"{path}: its layers {layers} do not exist; keep that file beside it, or fit it again")
-    return ensemble.model_copy(update={"members": placed, "layers": layers, "pairs": pairs})
+    return ensemble.model_copy(update={"members": placed, "layers": layers})
 
 
 def write(path: Path, ensemble: Ensemble) -> None:
@@ -145,8 +133,6 @@ def write(path: Path, ensemble: Ensemble) -> None:
     if ensemble.layers:
         raw["layers"] = _relative(ensemble.layers, path)
     raw["members"] = [_entry(member, path) for member in ensemble.members]
-    for entry, pair in zip(raw.get("pairs", ()), ensemble.pairs, strict=True):
-        entry["members"] = [_entry(member, path) for member in pair.members]
     raw = {key: value for key, value in raw.items() if key not in ("merge", "adaptive") or value is not None}
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,9 +209,9 @@ def _fault(fault: Any) -> str:
     """One of pydantic's findings as `where: what`, with the nearest key for an unknown one."""
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        described: dict[int, type[BaseModel]] = {1: Ensemble, 3: Member}
         if fault["loc"][0] == "pairs":
-            described = {3: Pair, 5: Member}
+            return "pairs: second heads for confused classes were removed; delete this key, or fit the ensemble again"
+        described: dict[int, type[BaseModel]] = {1: Ensemble, 3: Member}
         keys = list(described.get(len(fault["loc"]), RunOptions).model_fields)
         near = difflib.get_close_matches(str(fault["loc"][-1]), keys, n=1)
         return f"{where}: unknown key; {f'did you mean {near[0]}?' if near else 'keys: ' + ', '.join(keys)}"

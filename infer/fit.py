@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from config.errors import ConfigError
-from infer import analysis, blend, ensemble, layers, nested, oof, pair_fit, reliability, scores, weights
+from infer import analysis, blend, ensemble, layers, nested, oof, reliability, scores, weights
 from infer.blend import Blend, Plan, Pool, mix
 from infer.ensemble import Ensemble, Merge
 from infer.member import Member
@@ -28,8 +28,8 @@ __all__ = ["Blend", "Fitted", "Plan", "Score", "fit", "fit_blend", "mix", "optim
 @dataclass(frozen=True)
 class Fitted:
     """The ensemble and how it scores on OOF. `runs` and `equal` are before the fit, `fitted` saw its own rows,
-    `cross_fitted` did not: that is the honest figure. `found` is all that was scored that way, `notes` what the user
-    should know, `pairs` the second heads, and `paired` the honest scores without and with them."""
+    `cross_fitted` did not: that is the honest figure. `found` is all that was scored that way, and
+    `notes` what the user should know."""
 
     ensemble: Ensemble
     blend: Blend
@@ -41,8 +41,6 @@ class Fitted:
     plan: Plan
     analysis: analysis.Analysis
     notes: tuple[str, ...] = ()
-    pairs: tuple[pair_fit.Judged, ...] = ()
-    paired: tuple[Score, ...] = ()
 
 
 def fit(
@@ -53,10 +51,9 @@ def fit(
     plan: Plan = Plan(),  # noqa: B008
     aliases: tuple[tuple[str, ...], ...] = (),
     merge: Merge | None = None,
-    pairs: Sequence[Path] = (),
 ) -> Fitted:
-    """Fit the runs in `paths` as `plan` says; `replaced` maps `RUN/fold_K` to what stands for its checkpoint, `merge`
-    is how a member's views merge, `pairs` are runs of two classes each: second heads, kept where they help.
+    """Fit the runs in `paths` as `plan` says; `replaced` maps `RUN/fold_K` to what stands for its checkpoint, and
+    `merge` is how a member's views merge.
 
     Raises `CheckpointError`, `DataError` or `ConfigError` for runs that cannot be read or do not fit together.
     """
@@ -74,17 +71,10 @@ def fit(
     best = blend.blended(pool, step, blend.shifts(found.rule, answers, table.targets))
     predicted = blend.decision.labels(answers, best.shifts)
     honest = scores.score("cross-fitted", found.kept, table.targets, found.predicted)
-    of_two = [oof.read(path, runs[0].views, merging) for path in pairs]
-    seconds = pair_fit.judge(of_two, table, found.kept, found.part, runs[0].class_names)
     alone = [_alone(name, table, g) for g, name in enumerate(names)]
     return Fitted(
         _ensemble(best, runs, members, names).model_copy(
-            update={
-                "views": tuple(views),
-                "aliases": aliases,
-                "merge": merge,
-                "pairs": tuple(one.pair for one in seconds if one.pair),
-            }
+            update={"views": tuple(views), "aliases": aliases, "merge": merge}
         ),
         best,
         alone,
@@ -94,9 +84,7 @@ def fit(
         found,
         plan,
         analysis.analyse(table, found, names, runs[0].class_names, plan, [*alone, honest]),
-        (*_notes(runs, names, table, tuple(views), plan), *(one.text() for one in seconds)),
-        seconds,
-        _paired(seconds, found, table),
+        _notes(runs, names, table, tuple(views), plan),
     )
 
 
@@ -135,7 +123,7 @@ def report(fitted: Fitted) -> str:
     """The scores as a table, with each run's weight and temperature, and what the analysis says in short."""
     found, plan = fitted.found, fitted.plan
     shown = [*fitted.runs, fitted.equal, found.before, *found.after.values(), *found.ruled.values(), fitted.fitted]
-    width = max(len(score.name) for score in [*shown, fitted.cross_fitted, *fitted.paired])
+    width = max(len(score.name) for score in [*shown, fitted.cross_fitted])
     lines = [
         f"{'':<{width}} {'images':>7} {'log loss':>9} {'macro-F1':>9} {'accuracy':>9} {'Brier':>7} {'ECE':>7}"
         f" {'weight':>7} {'temp.':>6}"
@@ -146,7 +134,7 @@ def report(fitted: Fitted) -> str:
     lines += [_line(fitted.equal, width), f"{_line(fitted.fitted, width)} {'':>7} {fitted.blend.temperature:>6.3f}"]
     lines.append("each row answered by a fit that had not seen its fold:")
     lines += [_line(score, width) for score in (found.before, *found.after.values(), *found.ruled.values())]
-    lines += [_line(score, width) for score in (fitted.cross_fitted, *fitted.paired)]
+    lines += [_line(score, width) for score in (fitted.cross_fitted,)]
     lines += [_kept(fitted), *fitted.notes, "", fitted.analysis.text()]
     return "\n".join(lines)
 
@@ -188,17 +176,6 @@ def _alone(name: str, table: oof.Table, g: int) -> Score:
     rows = table.present[g]
     alone = replace(table, logits=[table.logits[g]], present=[rows]).take(rows)
     return scores.score(name, blend.mix_pool(alone, Pool((1.0,), np.ones(1))), alone.targets)
-
-
-def _paired(seconds: Sequence[pair_fit.Judged], found: Nested, table: oof.Table) -> tuple[Score, ...]:
-    """The honest scores without and with the second heads, both with the most probable class as label."""
-    if not any(one.pair for one in seconds):
-        return ()
-    logs = found.kept
-    for one in seconds:
-        logs = one.apply(logs).astype(np.float32)
-    named = ("without second heads", found.kept), ("with second heads", logs)
-    return tuple(scores.score(name, answers, table.targets) for name, answers in named)
 
 
 def _equal(table: oof.Table) -> Score:

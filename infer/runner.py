@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from config.errors import DataError
 from data.augment import EvalTransform
 from data.decode import whole
-from infer import pair_panel, prior
+from infer import prior
 from infer.adaptive import AdaptivePanel, check, strongest
 from infer.clock import Clock
 from infer.ensemble import Ensemble
@@ -68,15 +68,12 @@ class Runner:
         cards = [self._members.cards[place] for place in self._places]
         self._most_pixels = max(card.most_pixels for card in cards)
         self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
-        self._pairs = pair_panel.opened(ensemble, options, keep)
-        others = [card.inputs for held in self._pairs for card in held.cards]
-        self._inputs, inputs_of = _by_input([*(card.inputs for card in cards), *others])
+        self._inputs, inputs_of = _by_input([card.inputs for card in cards])
         self.finish, self.prior = Finish(ensemble, self.class_names), prior.of_cards(cards)
         self.adaptive = adaptive
         self.clock = Clock()
-        panel = Panel(ensemble, self._members, self._places, inputs_of[: len(cards)], self.finish, self.clock)
-        first = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
-        self._panel = pair_panel.beside(first, ensemble, self.class_names, self._pairs, inputs_of[len(cards) :])
+        panel = Panel(ensemble, self._members, self._places, inputs_of, self.finish, self.clock)
+        self._panel = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
 
     @property
     def described(self) -> list[str]:
@@ -100,8 +97,8 @@ class Runner:
     def unit(self, grid: Grid) -> int:
         """How many batches are answered together: work may be cut before every such number of batches, and resumed."""
         pixels = grid.size * sum(prep.size**2 * 3 for prep in self._inputs)
-        some = self.adaptive or bool(self._pairs)  # images of several batches are asked about again, together
-        return batches_per_round(pixels, some or not self._members.resident, 16 if some else 64)
+        # Adaptive: unsure images of several batches pass the other members together.
+        return batches_per_round(pixels, self.adaptive or not self._members.resident, 16 if self.adaptive else 64)
 
     def stream(
         self,
@@ -170,8 +167,6 @@ class Runner:
 
     def close(self) -> None:
         """Free all members."""
-        for held in self._pairs:
-            held.close()
         if self._owner:
             self._members.close()
 

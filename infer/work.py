@@ -65,12 +65,11 @@ class Work:
     def job(self) -> dict[str, Any]:
         """What the answers depend on, as JSON: a resumed run must have been begun with the same."""
         ensemble = self.runner.ensemble
-        whole = ensemble.model_dump(mode="json", exclude={"members", "pairs"})
+        whole = ensemble.model_dump(mode="json", exclude={"members"})
         return {
             "images": hashlib.sha256("\n".join(self.inputs.ids).encode()).hexdigest(),
             "members": _described(ensemble.members),
             "ensemble": whole,
-            "pairs": [{"weight": pair.weight, "members": _described(pair.members)} for pair in ensemble.pairs],
             "adaptive": self.runner.adaptive,
             "options": self.runner.options.given(),
             "batch_size": self.grid.size,

@@ -32,14 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     mixed = commands.add_parser("soup", help="average a fold's checkpoints as far as its score does not fall")
     mixed.add_argument("fold", type=Path, metavar="RUN/fold_K", help="a trained fold; its `soup` is written there")
     mixed.set_defaults(run=_soup)
-    commands.add_parser("pair", help="train a second head for the classes that a run confuses most", add_help=False)
-    words = list(sys.argv[1:] if argv is None else argv)
     heap.keep_freed()
     streams.escape()
     try:
-        if words[:1] == ["pair"]:
-            return _pair(words[1:])
-        arguments = parser.parse_args(words)
+        arguments = parser.parse_args(argv)
         return int(arguments.run(arguments))
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -113,12 +109,6 @@ def _soup(arguments: argparse.Namespace) -> int:
     print(inventory.line(inventory.look(made)))
     print(f"ingredients: {', '.join(checkpoint.read_state(made)['members'])}")
     return 0
-
-
-def _pair(words: Sequence[str]) -> int:
-    from training import pairs
-
-    return pairs.main(words)
 
 
 def _count(text: str) -> int:

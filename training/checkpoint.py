@@ -84,8 +84,7 @@ def read_state(path: Path) -> dict[str, Any]:
 def config(path: Path) -> Settings | None:
     """The settings that a checkpoint was trained with; None where it is damaged or holds none."""
     try:
-        config = read_state(path)["config"]
-        return Settings.model_validate({**config, "data": {**settings_files.OLDER_DATA, **config["data"]}})
+        return settings_files.of_checkpoint(read_state(path)["config"])
     except (CheckpointError, KeyError, TypeError, ValidationError):
         return None
 

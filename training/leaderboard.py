@@ -124,8 +124,7 @@ def _runs(path: Path) -> list[Path]:
         raise CheckpointError(f"{path}: there is no such folder; give run folders, or one that holds them")
     if (path / run.CONFIG).exists():
         return [path]
-    found = sorted(file.parent for file in path.rglob(run.CONFIG))
-    return [one for one in found if one.parent.name != run.PAIRS]  # second heads know two classes, which is easier
+    return sorted(file.parent for file in path.rglob(run.CONFIG))
 
 
 def _results(path: Path) -> list[Path]:

@@ -26,7 +26,6 @@ from training import checkpoint
 
 CONFIG = load.RUN
 FINISHED = "fold_results.yaml"
-PAIRS = "pairs"  # the folder inside a run that holds its second heads, which are runs themselves
 # Settings that say where, how fast and in which portions a run works, not what comes out of it.
 _CIRCUMSTANCES = (
     "resume",

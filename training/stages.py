@@ -29,7 +29,7 @@ from data.audit import table as audit_table
 from infer import ensemble, fit, oof, prior, sheet, submission, summary, views, views_oof
 from infer.inputs import of_paths
 from infer.runner import Runner
-from training import pairs, preflight, report, run, trial, tune, turns, worklist
+from training import preflight, report, run, trial, tune, turns, worklist
 from training.fold import Interrupted
 from training.members import Campaign
 from training.trackers import broadcast
@@ -67,11 +67,11 @@ def work(campaign: Campaign, wish: Wish) -> int:
     campaign = _in_effect(campaign)
     if wish.mode == "full":
         turns.train(campaign, wish)
-        _afterwards(campaign, [paired, fitted, predicted, reported])
+        _afterwards(campaign, [fitted, predicted, reported])
     elif wish.mode == "train":
         turns.train(campaign, wish)
     else:
-        alone = {"fit": [paired, fitted], "predict": [predicted], "report": [reported]}
+        alone = {"fit": [fitted], "predict": [predicted], "report": [reported]}
         _afterwards(campaign, alone[wish.mode])
     left_out = turns.given_up(campaign)
     for row in left_out:
@@ -156,11 +156,6 @@ def _alone(campaign: Campaign) -> Iterator[None]:
         yield
 
 
-def paired(campaign: Campaign) -> None:
-    """Second heads of the classes that the best member confuses most, where the settings ask for any."""
-    pairs.train_for(campaign)
-
-
 def fitted(campaign: Campaign) -> None:
     """`ensemble.yaml`: weights and temperatures on the out-of-fold answers of all trained folds."""
     folds = turns.trained(campaign)
@@ -170,11 +165,7 @@ def fitted(campaign: Campaign) -> None:
         raise CheckpointError(f"{campaign.folder}: {found}; first: {campaign.command('--mode train')}")
     seen, plan = _views(campaign), _plan(campaign, list(folds))
     merge = ensemble.default_merge(plan.combine)
-    heads = [path for path in pairs.of_campaign(campaign) if (path / run.FINISHED).exists()]
-    answered = [
-        *(path for found in folds.values() for path in found),
-        *(p for head in heads for p in oof.finished(head)),
-    ]
+    answered = [path for found in folds.values() for path in found]
     inputs = [path / name for path in answered for name in ("oof.npz", "best/manifest.json")]
     key, out = _key(inputs, str(seen), str(plan)), campaign.folder / ENSEMBLE
     if _is_done(campaign, "fit", key):
@@ -182,12 +173,12 @@ def fitted(campaign: Campaign) -> None:
         return
     runs = [campaign.folder / "members" / name for name in folds]
     if seen != oof.ORIGINAL:
-        for path in [*runs, *heads]:
+        for path in runs:
             for line in views_oof.answer(path, seen, merge, _BATCH, campaign.settings.data.workers):
                 print(line, flush=True)
                 if campaign.stop_requested():
                     raise Interrupted(campaign.folder)
-    made = fit.fit(runs, seen, plan=plan, pairs=heads)
+    made = fit.fit(runs, seen, plan=plan)
     _make_room(campaign.folder)
     files = fit.write(out, made)
     print(fit.report(made))

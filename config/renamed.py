@@ -1,0 +1,86 @@
+"""Settings and flags that earlier versions had under other names.
+
+What people write is refused with the new name; the files of runs and checkpoints, which a program wrote, are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from config.errors import ConfigError
+from config.yaml_file import Key, Layer
+
+# Old dotted path -> new dotted path.
+SETTINGS: dict[str, str] = {}
+# Dotted path -> old value -> new value.
+VALUES: dict[str, dict[str, str]] = {}
+# Dotted path -> why it is gone.
+REMOVED = {"ensemble.pairs": "second heads for confused classes were removed"}
+# Old flag of a command -> new flag.
+FLAGS: dict[str, str] = {}
+# What a run meant before there was such a setting.
+OLD_DEFAULTS = {"data.resampling": "area"}
+
+
+def message(path: str, where: str) -> str | None:
+    """The one line for a setting that was renamed or removed; None for any other."""
+    if path in SETTINGS:
+        return f"{path} is now {SETTINGS[path]} ({where})"
+    return f"{path}: {REMOVED[path]} ({where}); leave it out" if path in REMOVED else None
+
+
+def new_value(path: str, value: object) -> str | None:
+    """The new name of an old value of a setting; None where it is no old value."""
+    return VALUES.get(path, {}).get(value) if isinstance(value, str) else None
+
+
+def refuse_flags(words: Sequence[str]) -> None:
+    """`ConfigError` where a command line has a flag that was renamed."""
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag in FLAGS:
+            raise ConfigError(f"{flag} is now {FLAGS[flag]}")
+
+
+def upgrade(layer: Layer) -> Layer:
+    """A layer that a run wrote, under today's names."""
+    where = {_renamed(key): place for key, place in layer.where.items()}
+    values = upgrade_values(layer.values)
+    if isinstance(values.get("members"), list):
+        values["members"] = [upgrade_values(v) if isinstance(v, dict) else v for v in values["members"]]
+    return Layer(values, where, layer.prefix)
+
+
+def upgrade_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings that a run or a checkpoint wrote, under today's names and without what is gone."""
+    found: dict[str, Any] = {}
+    for section, inner in values.items():
+        entries = {(section, name): value for name, value in inner.items()} if isinstance(inner, dict) else None
+        for key, value in (entries if entries is not None else {(section,): inner}).items():
+            if ".".join(key) not in REMOVED:
+                _put(found, _renamed(key), _upgraded_value(key, value))
+        if entries == {}:
+            found.setdefault(section, {})
+    return found
+
+
+def _upgraded_value(key: Key, value: Any) -> Any:
+    path = ".".join(_renamed(key))
+    if path == "tune.space" and isinstance(value, dict):
+        return {SETTINGS.get(name, name): entry for name, entry in value.items()}
+    return new_value(path, value) or value
+
+
+def _renamed(key: Key) -> Key:
+    for length in (2, 1):
+        path = ".".join(key[:length])
+        if path in SETTINGS:
+            return (*SETTINGS[path].split("."), *key[length:])
+    return key
+
+
+def _put(values: dict[str, Any], key: Key, value: Any) -> None:
+    for part in key[:-1]:
+        values = values.setdefault(part, {})
+    values[key[-1]] = value

@@ -1,0 +1,81 @@
+"""Renamed settings and flags: what people write is refused with the new name, what old runs wrote is read."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from config import load, renamed, usage
+from config.errors import ConfigError
+
+NEW = [*renamed.SETTINGS.values()]
+
+
+def test_every_new_name_is_a_setting_and_no_old_one_is() -> None:
+    assert set(NEW) <= usage.leaves().keys()
+    assert not (renamed.SETTINGS.keys() | renamed.REMOVED.keys()) & usage.leaves().keys()
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.SETTINGS.items())
+def test_an_old_name_is_refused_with_the_new_one_on_the_command_line_and_in_a_file(old, new, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=f"{old} is now {new}"):
+        load.parse(["--data.root", "x", f"--{old}", "1"], "train")
+    section, _, key = old.partition(".")
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"data": {"root": "x"}} | {section: {key: 1}}))
+    with pytest.raises(ConfigError, match=f"{old} is now {new} .*line"):
+        load.read(file)
+
+
+def test_a_removed_setting_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"ensemble\.pairs: second heads .* were removed .*leave it out"):
+        load.parse(["--data.root", "x", "--ensemble.pairs", "1"], "train")
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new"), [(p, o, n) for p, both in renamed.VALUES.items() for o, n in both.items()]
+)
+def test_an_old_value_is_refused_with_the_new_one(path, old, new) -> None:
+    with pytest.raises(ConfigError, match=f"{path}: {old} is now {new}"):
+        load.parse(["--data.root", "x", f"--{path}", old], "train")
+
+
+def old_run(tmp_path) -> dict:
+    """What an earlier version wrote as `config.yaml`: today's settings under their old names."""
+    values = yaml.safe_load(load.to_yaml(load.parse(["--data.root", "x", "--model", "resnet18"], "train")))
+    for old, new in renamed.SETTINGS.items():
+        (a, b), (section, key) = old.split("."), new.split(".")
+        values.setdefault(a, {})[b] = values[section].pop(key)
+    for path, both in renamed.VALUES.items():
+        section, key = path.split(".")
+        values[section][key] = next(iter(both))
+    values["ensemble"]["pairs"] = 0
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    return values
+
+
+def test_the_settings_of_an_old_run_and_of_its_checkpoints_are_read_under_todays_names(tmp_path) -> None:
+    values = old_run(tmp_path)
+    wanted = load.parse(["--data.root", "x", "--model", "resnet18"], "train").model_dump()
+    for path, both in renamed.VALUES.items():
+        section, key = path.split(".")
+        wanted[section][key] = next(iter(both.values()))
+    assert load.read(tmp_path / "config.yaml").model_dump() == wanted
+    assert load.of_checkpoint(values).model_dump() == wanted
+
+
+def test_an_old_run_is_resumed_by_its_folder_alone(tmp_path) -> None:
+    old_run(tmp_path)
+    assert load.parse(["--resume", str(tmp_path)], "train").model == "resnet18"
+
+
+def test_old_names_in_a_search_space_are_read_too() -> None:
+    for old, new in renamed.SETTINGS.items():
+        values = renamed.upgrade_values({"tune": {"space": {old: {"low": 1}}}})
+        assert values == {"tune": {"space": {new: {"low": 1}}}}
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.FLAGS.items())
+def test_an_old_flag_is_refused_with_the_new_one(old, new) -> None:
+    with pytest.raises(ConfigError, match=f"{old} is now {new}"):
+        renamed.refuse_flags(["x", f"{old}=1"])
