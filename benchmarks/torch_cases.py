@@ -66,7 +66,7 @@ class Case(NamedTuple):
         words = f"--data.root synthetic --model {self.name} --data.image_size {self.size} --train.epochs 1"
         words += f" --train.batch_size {self.batch} --optim.lr 1e-4 --schedule.warmup_epochs 0"
         words += f" --checkpoint.every_minutes 0 --data.workers {self.workers} --augment.level none"
-        words += f" --augment.least_area {LEAST} --augment.brightness true --augment.contrast true"
+        words += f" --augment.min_scale {LEAST} --augment.brightness true --augment.contrast true"
         return load.parse([*words.split(), "--augment.saturation", "true"], prog="benchmark")
 
 

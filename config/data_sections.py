@@ -69,7 +69,7 @@ class Data(Section):
     cache_dir: Path | None = Field(
         default=None, description="Folder of that cache, which machines may share; null is the user's cache folder."
     )
-    fit: Literal["crop", "squash", "letterbox"] | None = Field(
+    resize_mode: Literal["crop", "squash", "letterbox"] | None = Field(
         default=None,
         description="How a picture that is not square becomes square: crop cuts the centre, squash ignores the aspect"
         " ratio, letterbox pads and loses nothing; null takes the model's own.",
@@ -123,14 +123,14 @@ class Data(Section):
 class Folds(Section):
     """Which images train a model and which ones judge it."""
 
-    kind: Literal["auto", "holdout", "stratified", "stratified_group", "repeated"] = Field(
+    strategy: Literal["auto", "holdout", "stratified", "stratified_group", "repeated"] = Field(
         default="auto",
         description="holdout sets one stratified share aside; stratified makes `count` folds and a model for each;"
         " stratified_group likewise, and parts no group of images; repeated draws stratified folds `repeats` times;"
         " auto takes the data set's own validation split or fold column, and is holdout where it has none. All others"
         " draw folds of all images.",
     )
-    count: int = Field(default=5, ge=2, le=1000, description="Number of folds (all kinds but auto and holdout).")
+    n_splits: int = Field(default=5, ge=2, le=1000, description="Number of folds (all kinds but auto and holdout).")
     repeats: int = Field(
         default=2, ge=2, le=100, description="Times that the folds are drawn (repeated); count * repeats models."
     )
@@ -161,7 +161,7 @@ class Augment(Section):
         default=True, description="Mirror left to right half of the time, not at level none; not for text or digits."
     )
     vflip: bool = Field(default=False, description="Mirror top to bottom half of the time, not at level none.")
-    least_area: float | None = Field(
+    min_scale: float | None = Field(
         default=None,
         gt=0,
         le=1,
@@ -227,13 +227,11 @@ class Sampling(Section):
         description="plain draws every image once; balanced draws all classes equally often, square_root in proportion"
         " to the root of their sizes, both without changing the length of an epoch.",
     )
-
-
-class ClassImbalance(Section):
-    """Raising single classes to a number of images, each repetition augmented anew."""
-
-    classes: tuple[str, ...] = Field(default=(), description="Names of the classes to raise, such as [1, 13, 14].")
-    max_samples: int = Field(default=0, ge=0, description="Images of each of these classes in an epoch; 0 is off.")
+    oversample_classes: tuple[str, ...] = Field(
+        default=(),
+        description="Names of classes to oversample, such as [1, 13, 14]; each repetition is augmented anew.",
+    )
+    oversample_to: int = Field(default=0, ge=0, description="Images of each of these classes per epoch; 0 is off.")
 
 
 class Mining(Section):

@@ -74,14 +74,14 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
 def unknown(key: Key, where: str) -> str:
     """The line for a key that no setting has, with the nearest one and what there is."""
     path = ".".join(key)
-    if was := renamed.message(path, where):
-        return was
     text = _short(usage.plain(path) or "''")
     if path in usage.sections():
         return f"{text}: is a section ({where}); set one of its keys: {', '.join(usage.keys_of(path))}"
     if path in usage.leaves():
         section, _, last = path.partition(".")
         return f"{text}: a key with a dot ({where}); write `{section}:` and, indented below it, `{last}: VALUE`"
+    if was := renamed.message(path, where):
+        return was
     section = key[0] if key[0] in usage.sections() else ""
     near = _nearest(path[:_LONGEST])
     hint = f"; did you mean {near}?" if near else ";"

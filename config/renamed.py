@@ -12,21 +12,36 @@ from config.errors import ConfigError
 from config.yaml_file import Key, Layer
 
 # Old dotted path -> new dotted path.
-SETTINGS: dict[str, str] = {}
+SETTINGS = {
+    "optim.head_lr": "optim.head_lr_mult",
+    "folds.kind": "folds.strategy",
+    "folds.count": "folds.n_splits",
+    "data.fit": "data.resize_mode",
+    "stopping.corrupted": "stopping.robust_weight",
+    "augment.least_area": "augment.min_scale",
+    "watchdog.max_returns": "watchdog.max_rollbacks",
+    "class_imbalance.classes": "sampling.oversample_classes",
+    "class_imbalance.max_samples": "sampling.oversample_to",
+}
 # Dotted path -> old value -> new value.
-VALUES: dict[str, dict[str, str]] = {}
+VALUES = {"schedule.name": {"restarts": "cosine_restarts", "stable_decay": "wsd"}}
 # Dotted path -> why it is gone.
 REMOVED = {"ensemble.pairs": "second heads for confused classes were removed"}
 # Old flag of a command -> new flag.
-FLAGS: dict[str, str] = {}
+FLAGS = {
+    "--second_look": "--retry_deskewed",
+    "--one_image": "--single_input",
+    "--least": "--min_per_class",
+}
 # What a run meant before there was such a setting.
 OLD_DEFAULTS = {"data.resampling": "area"}
 
 
 def message(path: str, where: str) -> str | None:
-    """The one line for a setting that was renamed or removed; None for any other."""
-    if path in SETTINGS:
-        return f"{path} is now {SETTINGS[path]} ({where})"
+    """The one line for a setting, or a whole section, that was renamed or removed; None for any other."""
+    moved = [f"{old} is now {new}" for old, new in SETTINGS.items() if old == path or old.startswith(f"{path}.")]
+    if moved:
+        return f"{' and '.join(moved)} ({where})"
     return f"{path}: {REMOVED[path]} ({where}); leave it out" if path in REMOVED else None
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from config.data_sections import Augment, ClassImbalance, Data, Folds, Mining, Mix, Sampling, Teacher
+from config.data_sections import Augment, Data, Folds, Mining, Mix, Sampling, Teacher
 from config.ensemble_section import Ensemble
 from config.section import CHECK, Section
 from config.train_sections import (
@@ -108,7 +108,6 @@ class Settings(Section):
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     sampling: Sampling = Sampling()
-    class_imbalance: ClassImbalance = ClassImbalance()
     mining: Mining = Mining()
     watchdog: Watchdog = Watchdog()
     loss: Loss = Loss()
@@ -142,14 +141,14 @@ def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
         yield CrossFault("train.micro_batch", f"a divisor of train.batch_size ({batch})", "train.batch_size")
     if folds.train and not folds.file:
         yield from _fold_faults(folds.train, folds)
-    if folds.groups and folds.kind != "stratified_group":
-        yield CrossFault("folds.groups", f"null where folds.kind is {folds.kind}", "folds.kind")
-    if folds.group_column != Folds().group_column and folds.kind != "stratified_group":
-        expected = f"{Folds().group_column} where folds.kind is {folds.kind}, which has no groups"
-        yield CrossFault("folds.group_column", expected, "folds.kind")
-    if settings.stopping.corrupted and (settings.soup or settings.swa.epochs):
+    if folds.groups and folds.strategy != "stratified_group":
+        yield CrossFault("folds.groups", f"null where folds.strategy is {folds.strategy}", "folds.strategy")
+    if folds.group_column != Folds().group_column and folds.strategy != "stratified_group":
+        expected = f"{Folds().group_column} where folds.strategy is {folds.strategy}, which has no groups"
+        yield CrossFault("folds.group_column", expected, "folds.strategy")
+    if settings.stopping.robust_weight and (settings.soup or settings.swa.epochs):
         expected = "0 beside soup and swa.epochs, which are judged on clean images alone"
-        yield CrossFault("stopping.corrupted", expected, "soup" if settings.soup else "swa.epochs")
+        yield CrossFault("stopping.robust_weight", expected, "soup" if settings.soup else "swa.epochs")
     yield from _teacher_faults(settings.teacher, folds)
     yield from _progressive_faults(settings.progressive, epochs)
     yield from _optimizer_faults(settings.optim)
@@ -158,8 +157,8 @@ def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
 
 def _teacher_faults(teacher: Teacher, folds: Folds) -> Iterator[CrossFault]:
     for key in ("file", "extra_file"):
-        if getattr(teacher, key) and folds.kind == "repeated":
-            yield CrossFault(f"teacher.{key}", "null where folds.kind is repeated", "folds.kind")
+        if getattr(teacher, key) and folds.strategy == "repeated":
+            yield CrossFault(f"teacher.{key}", "null where folds.strategy is repeated", "folds.strategy")
     if teacher.extra_root and not teacher.extra_file:
         yield CrossFault("teacher.extra_file", "a file of answers to teacher.extra_root", "teacher.extra_root")
     if teacher.extra_file and not teacher.extra_root:
@@ -194,13 +193,13 @@ def _loss_faults(loss: Loss) -> Iterator[CrossFault]:
 
 
 def _fold_faults(train: tuple[int, ...], folds: Folds) -> Iterator[CrossFault]:
-    if folds.kind == "holdout" and train != (0,):
-        yield CrossFault("folds.train", "null or [0], as a holdout has one fold", "folds.kind")
-    if folds.kind in ("stratified", "stratified_group") and max(train) >= folds.count:
-        yield CrossFault("folds.train", f"numbers below folds.count ({folds.count})", "folds.count")
-    if folds.kind == "repeated" and max(train) >= folds.count * folds.repeats:
-        total = folds.count * folds.repeats
-        yield CrossFault("folds.train", f"numbers below folds.count * folds.repeats ({total})", "folds.repeats")
+    if folds.strategy == "holdout" and train != (0,):
+        yield CrossFault("folds.train", "null or [0], as a holdout has one fold", "folds.strategy")
+    if folds.strategy in ("stratified", "stratified_group") and max(train) >= folds.n_splits:
+        yield CrossFault("folds.train", f"numbers below folds.n_splits ({folds.n_splits})", "folds.n_splits")
+    if folds.strategy == "repeated" and max(train) >= folds.n_splits * folds.repeats:
+        total = folds.n_splits * folds.repeats
+        yield CrossFault("folds.train", f"numbers below folds.n_splits * folds.repeats ({total})", "folds.repeats")
 
 
 def _detail(settings: Settings, fault: CrossFault) -> InitErrorDetails:

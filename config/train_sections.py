@@ -111,7 +111,7 @@ class Optim(Section):
         description="Factor of the learning rate from each layer to the one before it, such as 0.75 (timm's layers);"
         " 1 gives all the same.",
     )
-    head_lr: float = Field(default=1.0, gt=0, description="Factor of the classifier's learning rate.")
+    head_lr_mult: float = Field(default=1.0, gt=0, description="Factor of the classifier's learning rate.")
     freeze_epochs: int = Field(
         default=0, ge=0, description="First epochs in which only the classifier is trained; they are faster."
     )
@@ -133,16 +133,14 @@ class Optim(Section):
 class Schedule(Section):
     """The learning rate over time, a function of the step."""
 
-    name: Literal["cosine", "restarts", "one_cycle", "stable_decay", "linear", "step", "constant", "plateau"] = Field(
+    name: Literal["cosine", "cosine_restarts", "one_cycle", "wsd", "linear", "step", "constant", "plateau"] = Field(
         default="cosine", description="Its course after the warm-up."
     )
     warmup_epochs: float = Field(default=1.0, ge=0, description="Epochs of linear rise to the peak; 0 starts there.")
     min_lr_ratio: Probability = Field(default=0.01, description="Learning rate at the end as a share of the peak.")
-    t_0: float = Field(default=10.0, gt=0, description="Epochs until the first warm restart (restarts).")
-    t_mult: int = Field(default=2, ge=1, description="How many times longer each next period is (restarts).")
-    decay_share: float = Field(
-        default=0.2, gt=0, le=1, description="Last share of the steps that falls (stable_decay)."
-    )
+    t_0: float = Field(default=10.0, gt=0, description="Epochs until the first warm restart (cosine_restarts).")
+    t_mult: int = Field(default=2, ge=1, description="How many times longer each next period is (cosine_restarts).")
+    decay_share: float = Field(default=0.2, gt=0, le=1, description="Last share of the steps that falls (wsd).")
     step_epochs: float = Field(default=10.0, gt=0, description="Epochs between two falls (step).")
     gamma: float = Field(default=0.1, gt=0, le=1, description="Factor of each fall (step).")
     plateau_factor: float = Field(default=0.1, gt=0, lt=1, description="Factor of each fall (plateau).")
@@ -153,7 +151,7 @@ class Watchdog(Section):
     """What happens when updates are not finite: skip, then go back at half the rate, then stop."""
 
     max_skipped: int = Field(default=10, ge=1, description="Skipped updates in a row before going back.")
-    max_returns: int = Field(default=3, ge=0, description="Times to go back to the last checkpoint before stopping.")
+    max_rollbacks: int = Field(default=3, ge=0, description="Times to go back to the last checkpoint before stopping.")
 
 
 # The options of each loss with their values where the settings leave them null.
@@ -230,7 +228,7 @@ class Stopping(Section):
     metric: Literal["macro_f1", "accuracy", "log_loss"] = Field(
         default="macro_f1", description="The validation metric that picks the best checkpoint."
     )
-    corrupted: Probability = Field(
+    robust_weight: Probability = Field(
         default=0.0,
         description="Share of the metric that is taken on damaged copies of the validation images (skewed, turned,"
         " blurred, noisy, shaded, as pages are), scored beside the clean ones in every epoch; 0 does without them.",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import convert
-from config import streams
+from config import renamed, streams
 from config.errors import ConfigError, TandemError
 from convert import command
 from convert.place import refuse_existing
@@ -30,9 +30,10 @@ class Job(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert, and verify when asked to; returns the exit code. A `TandemError` becomes one line on stderr."""
     streams.escape()
-    options = command.parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
-        _run(options)
+        renamed.refuse_flags(words)
+        _run(command.parser().parse_args(words))
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -73,7 +74,7 @@ def _convert(options: argparse.Namespace, kinds: Sequence[tuple[str, str]]) -> N
     from convert import source  # after --help, which must not wait for it
 
     sources = source.read(options.path)
-    if options.one_image:
+    if options.single_input:
         sources = [source.one_image(one) for one in sources]
     jobs = [names(one, kinds, options.out) for one in sources]
     for job in (job for some in jobs for job in some):

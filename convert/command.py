@@ -91,7 +91,7 @@ def _add_formats(made: argparse.ArgumentParser) -> None:
         help="Core ML: a float32 tensor input [N, S, S, 3] in [0, 255] for each N, in place of one image",
     )
     add(
-        "--one_image",
+        "--single_input",
         action="store_true",
         help="an ensemble whose members want several sizes or crops: one image input, resized inside, in place of one "
         "input for each; its pixels are not quite the runner's, so that fp32 is held to the limits of fp16",

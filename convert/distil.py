@@ -25,7 +25,7 @@ ANSWERS, RECIPE = "teacher.npz", "student.yaml"
 # What of a run's settings says how its images look; the student sees them alike.
 _DATA = (
     *("root", "table", "images", "id_column", "target_column", "label_pattern", "follow_links"),
-    *("fit", "image_size", "on_bad_image", "icc_to_srgb", "pixel_limit"),
+    *("resize_mode", "image_size", "on_bad_image", "icc_to_srgb", "pixel_limit"),
 )
 # A student is trained longer than its teachers: "a good teacher is patient" (Beyer et al. 2022).
 _LONGER = 3

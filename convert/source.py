@@ -105,8 +105,8 @@ def one_image(source: Source) -> Source:
     if len({(prep.fit, prep.pad, prep.icc_to_srgb) for prep in forms}) > 1:
         kinds = ", ".join(sorted({prep.fit + " in sRGB" * prep.icc_to_srgb for prep in forms}))
         raise ConvertError(
-            f"{source.path}: --one_image: its members fit images in different ways ({kinds}), which cannot be made of "
-            "one image; leave it out, and the artefact takes each form as an input"
+            f"{source.path}: --single_input: its members fit images in different ways ({kinds}), which cannot be made "
+            "of one image; leave it out, and the artefact takes each form as an input"
         )
     largest = max(forms, key=lambda prep: prep.size)
     whole = max(math.floor(prep.size / prep.crop_pct) for prep in forms)

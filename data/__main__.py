@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import heap, load, streams
+from config import heap, load, renamed, streams
 from config.errors import TandemError
 from config.schema import Settings
 
@@ -32,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     heap.keep_freed()
     streams.escape()
     parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        renamed.refuse_flags(words)
+        arguments, rest = parser.parse_known_args(words)
         if arguments.command == "cache":
             if rest:
                 parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -67,16 +69,16 @@ def _preview(settings: Settings, arguments: argparse.Namespace) -> None:
 def _audit(settings: Settings, arguments: argparse.Namespace) -> None:
     from data.audit import command
 
-    command.run(settings.data, arguments.out, arguments.least)
+    command.run(settings.data, arguments.out, arguments.min_per_class)
 
 
 def _enlarge(settings: Settings, arguments: argparse.Namespace) -> None:
     from data import enlarge
 
-    added = enlarge.enlarge(settings.data, arguments.out, arguments.least, settings.seed)
+    added = enlarge.enlarge(settings.data, arguments.out, arguments.min_per_class, settings.seed)
     said = ", ".join(f"{count} of {name}" for name, count in added.items()) or "none, no class is that small"
     print(f"wrote {arguments.out}, damaged copies: {said}")
-    print(f"train on it with --data.root {arguments.out} --folds.kind stratified_group")
+    print(f"train on it with --data.root {arguments.out} --folds.strategy stratified_group")
 
 
 def _cache(arguments: argparse.Namespace) -> None:
@@ -119,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("audit"), help="folder for audit.csv and audit.html (default: audit)"
     )
     audit.add_argument("--actions", metavar="FILE", help="an edited audit.csv: audit what is left after applying it")
-    audit.add_argument("--least", type=_count, default=10, help="images that a class should have (default: 10)")
+    audit.add_argument("--min_per_class", type=_count, default=10, help="images that a class should have (default: 10)")
     audit.set_defaults(run=_audit)
     more = commands.add_parser(
         "enlarge",
@@ -131,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     more.add_argument("--root", help="the data set")
     more.add_argument("--out", type=Path, required=True, help="the new folder")
-    more.add_argument("--least", type=_count, required=True, help="images that each class gets at least")
+    more.add_argument("--min_per_class", type=_count, required=True, help="images that each class gets at least")
     more.add_argument("--seed", help="decides the damage (default: 0)")
     more.set_defaults(run=_enlarge)
     kept = commands.add_parser(

@@ -197,8 +197,8 @@ def train_transform(section: Augment, prep: Preprocessing, share: float = 1.0) -
     """
     level, acts, policy = LEVELS[section.level], _acts(section, share), _policy(section, share)
     least = level.least_filled if prep.fit == "letterbox" else level.least_seen
-    if section.least_area is not None:
-        least = section.least_area
+    if section.min_scale is not None:
+        least = section.min_scale
     if share == 0 or (least is None and not acts and policy is None):
         return EvalTransform(prep)
     return Training(prep, acts, policy, None if least is None else 1 - (1 - least) * share)

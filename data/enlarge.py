@@ -1,6 +1,6 @@
 """A copy of a data set in which small classes are filled up with damaged copies of their images, made once and kept.
 
-`class_imbalance` and `sampling` repeat images while training, each time augmented anew; copies on disk can be looked
+The settings under `sampling` repeat images while training, each time augmented anew; copies on disk can be looked
 at, sorted out, and used by anything else.
 """
 

@@ -23,7 +23,7 @@ from data.sources import Table
 
 Kind = Literal["holdout", "stratified", "stratified_group", "repeated"]
 TRAIN_ONLY = -1
-_FEWER = "set folds.count lower"
+_FEWER = "set folds.n_splits lower"
 
 
 def make(
@@ -125,7 +125,7 @@ def check_trained(folds: NDArray[np.int64], table: Table) -> None:
             name = table.class_names[min(alone)]
             raise DataError(
                 f"{table.root}: class {name!r} is validated by fold {fold} of the data set's own split and has no "
-                "image to train on; add one, or set folds.kind holdout, which draws a new split"
+                "image to train on; add one, or set folds.strategy holdout, which draws a new split"
             )
 
 
@@ -237,7 +237,7 @@ def _check_holdout(labels: NDArray[np.int64], val_fraction: float) -> None:
     if min(validation, len(labels) - validation) < classes:
         raise DataError(
             f"folds.val_fraction {val_fraction} of {len(labels)} images is {validation} to validate on, "
-            f"both sides need {classes} (one of each class) or more; change it, or use folds.kind stratified"
+            f"both sides need {classes} (one of each class) or more; change it, or use folds.strategy stratified"
         )
 
 

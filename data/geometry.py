@@ -181,11 +181,11 @@ class Box(NamedTuple):
 
 
 def crop_box(
-    height: int, width: int, rng: np.random.Generator, least_area: float, ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    height: int, width: int, rng: np.random.Generator, min_scale: float, ratio: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> Box:
-    """A random part of at least `least_area` of an image, as torchvision's RandomResizedCrop draws it."""
+    """A random part of at least `min_scale` of an image, as torchvision's RandomResizedCrop draws it."""
     for _ in range(_TRIES):
-        area = rng.uniform(least_area, 1) * height * width
+        area = rng.uniform(min_scale, 1) * height * width
         shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         rows, columns = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
         if 0 < rows <= height and 0 < columns <= width:
@@ -195,9 +195,9 @@ def crop_box(
     return _anywhere(height, width, rng, rows, columns)
 
 
-def random_crop(image: Pixels, rng: np.random.Generator, size: int, least_area: float) -> Pixels:
-    """A random part of at least `least_area` of the image as `[size, size, 3]` (see `crop_box`)."""
-    return _part(image, crop_box(image.shape[0], image.shape[1], rng, least_area), size)
+def random_crop(image: Pixels, rng: np.random.Generator, size: int, min_scale: float) -> Pixels:
+    """A random part of at least `min_scale` of the image as `[size, size, 3]` (see `crop_box`)."""
+    return _part(image, crop_box(image.shape[0], image.shape[1], rng, min_scale), size)
 
 
 def random_square(image: Pixels, rng: np.random.Generator, size: int) -> Pixels:

@@ -28,14 +28,14 @@ def _split(table: Table) -> Iterator[str]:
     if table.fold_of is not None:
         folds, counts = np.unique(table.fold_of, return_counts=True)
         parts = [f"{n} always train" if k < 0 else f"{n} validate fold {k}" for k, n in zip(folds, counts, strict=True)]
-        yield f"folds: the data set's own: {', '.join(parts)}; --folds.kind stratified draws new ones of all images"
+        yield f"folds: the data set's own: {', '.join(parts)}; --folds.strategy stratified draws new ones of all images"
     else:
-        yield "folds: a fifth of each class validates; --folds.kind stratified trains a model for each of 5 folds"
+        yield "folds: a fifth of each class validates; --folds.strategy stratified trains a model for each of 5 folds"
     candidates = [name for name, cells in table.columns.items() if _groups(table, name, cells)]
     if candidates:
         yield (
             f"groups: images share cells of column {', '.join(map(repr, candidates))}; to keep them in one fold: "
-            f"--folds.kind stratified_group --folds.group_column {candidates[0]}"
+            f"--folds.strategy stratified_group --folds.group_column {candidates[0]}"
         )
 
 

@@ -65,7 +65,7 @@ def _table(settings: Settings) -> sources.Table:
 
 def _preprocessing(settings: Settings) -> Preprocessing:
     prep = registry.get(settings.model, image_size=settings.data.image_size).preprocessing
-    return replace(prep, fit=settings.data.fit or prep.fit, pad=settings.data.pad)
+    return replace(prep, fit=settings.data.resize_mode or prep.fit, pad=settings.data.pad)
 
 
 def _epochs(settings: Settings, prep: Preprocessing, columns: int) -> list[Column]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from config import heap, streams
+from config import heap, renamed, streams
 from config.errors import TandemError
 from infer import command_fit, command_oof, command_validate, predict, views
 
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "serve": _serve,
     }
     try:
+        renamed.refuse_flags(words)
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             if words and words[0] in commands:

@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--id_column", help="the images' column in tables and in the sample (default: found)")
     parser.add_argument("--target_column", default="target", help="the label column without --sample (%(default)s)")
     parser.add_argument(
-        "--second_look",
+        "--retry_deskewed",
         type=_share,
         default=0.0,
         metavar="P",
@@ -184,8 +184,8 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     outputs.check(options.out, options.format)
     part = shard.parse(options.shard) if options.shard else shard.of_rank(os.environ)
     images = inputs.collect(options.images, options.id_column)
-    if options.second_look and images.ascending:
-        raise ConfigError(f"--second_look: {options.images[0]} can be read only once; unpack it and give the folder")
+    if options.retry_deskewed and images.ascending:
+        raise ConfigError(f"--retry_deskewed: {options.images[0]} can be read only once; unpack it and give the folder")
     unsure_only = options.tta == [ADAPTIVE]
     if unsure_only:
         adaptive.check(chosen)
@@ -211,7 +211,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
             options.workers,
             options.on_bad_image != "error",
             options.on_bad_image == "partial",
-            options.second_look,
+            options.retry_deskewed,
         )
         with closing(_Progress()) as progress:
             done = answer(work, options.resume or part.of > 1, progress.say)

@@ -45,7 +45,7 @@ def before(
     if given.fold_of is not None and (copies := _copied(given.fold_of, found.groups)):
         print(
             f"audit: {copies} validation images are copies of training images, so that scores come out too high; drop"
-            " them by data.audit_actions, or set folds.kind to draw other folds"
+            " them by data.audit_actions, or set folds.strategy to draw other folds"
         )
     together = found.groups if given.groups is None else groups.joined([found.groups, given.groups])
     return replace(given, groups=together), found.unreadable

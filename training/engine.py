@@ -278,7 +278,7 @@ class Fit:
         self.events.say(f"epoch {loop.epoch + 1}: an update was not finite and was skipped")
         if loop.skipped_in_a_row < dog.max_skipped:
             return
-        if loop.went_back < dog.max_returns:
+        if loop.went_back < dog.max_rollbacks:
             raise _GoBack
         files = ", ".join(str(self._loader(loop.epoch).paths[i]) for i in index[:_NAMED].tolist())
         raise Diverged(
@@ -298,7 +298,7 @@ class Fit:
         row = self._row(self._scores(logits), len(logits) - int(evaluation.answered(logits).sum()))
         row |= evaluation.corrupted_scores(self.session, self.data.corrupted, self.data.valid_labels, which)
         loop.history.append(row)
-        deciding = evaluation.deciding(row, loop.stopping.metric, self.settings.stopping.corrupted)
+        deciding = evaluation.deciding(row, loop.stopping.metric, self.settings.stopping.robust_weight)
         best = loop.stopping.update(deciding, loop.epoch)
         write_best = functools.partial(self._write_best, {"epoch": loop.epoch, "scores": row}, logits)
         self.mining.close_epoch()

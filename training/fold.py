@@ -202,7 +202,7 @@ def load_data(job: Job, number: int) -> engine.FoldData:
         ),
         valid_labels=table.labels[valid],
         valid_ids=[table.ids[i] for i in valid],
-        raise_to=sampling.raise_to(settings.class_imbalance, table.class_names),
+        raise_to=sampling.raise_to(settings.sampling, table.class_names),
         corrupted=_corrupted(job, [table.paths[i] for i in valid], batch),
     )
 
@@ -210,7 +210,7 @@ def load_data(job: Job, number: int) -> engine.FoldData:
 def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
     """The validation images damaged, in the same way every time, where the settings let them decide."""
     settings, prep = job.settings, job.card.preprocessing
-    if not settings.stopping.corrupted:
+    if not settings.stopping.robust_weight:
         return None
     plain = augment.EvalTransform(prep)
     return Loader(

@@ -91,7 +91,7 @@ def _preprocessing(settings: Settings, spec: ModelSpec) -> Preprocessing:
     own, data = spec.preprocessing, settings.data
     return replace(
         own,
-        fit=data.fit or own.fit,
+        fit=data.resize_mode or own.fit,
         pad=data.pad,
         mean=data.mean or own.mean,
         std=data.std or own.std,
@@ -129,12 +129,12 @@ def keep_folds(settings: Settings, table: sources.Table, folder: Path) -> NDArra
 def draw_folds(settings: Settings, table: sources.Table) -> NDArray[np.int64]:
     """The folds that the settings ask for; `DataError` where the images do not allow them."""
     split = settings.folds
-    if split.kind == "auto" and table.fold_of is not None:
+    if split.strategy == "auto" and table.fold_of is not None:
         if not folds.numbers(table.fold_of):
-            raise DataError(f"{table.root}: no image of its validation split is left; set folds.kind holdout")
+            raise DataError(f"{table.root}: no image of its validation split is left; set folds.strategy holdout")
         folds.check_trained(table.fold_of, table)
         return table.fold_of
-    kind = "holdout" if split.kind == "auto" else split.kind
+    kind = "holdout" if split.strategy == "auto" else split.strategy
     together = None
     if kind == "stratified_group":
         together = groups.read(table, split.group_column, split.groups)
@@ -143,7 +143,7 @@ def draw_folds(settings: Settings, table: sources.Table) -> NDArray[np.int64]:
     fold_of = folds.make(
         table.labels,
         kind,
-        split.count,
+        split.n_splits,
         split.val_fraction,
         settings.seed,
         table.class_names,
@@ -157,10 +157,10 @@ def describe(settings: Settings, table: sources.Table) -> list[str]:
     """The lines that tell what was understood of the data set, and which settings have no effect on it."""
     split, lines = settings.folds, list(table.summary)
     if table.fold_of is not None and not split.file:
-        if split.kind == "auto":
-            lines.append("folds: the data set's own split; set folds.kind to draw one of all images")
+        if split.strategy == "auto":
+            lines.append("folds: the data set's own split; set folds.strategy to draw one of all images")
         else:
-            lines.append(f"folds: the data set's own split is not used, since folds.kind is {split.kind}")
+            lines.append(f"folds: the data set's own split is not used, since folds.strategy is {split.strategy}")
     names = [table.class_names[label] for label in table.labels[folds.singles(table.labels)].tolist()]
     if names:
         lines.append(f"classes of a single image are always trained on and never validated: {listing.some(names)}")
@@ -172,12 +172,12 @@ def without_effect(settings: Settings) -> list[str]:
     data, split = settings.data, settings.folds
     by_table = ("table", "images", "id_column", "target_column")
     idle = {f"data.{name}": "data.label_pattern" for name in by_table if data.label_pattern and getattr(data, name)}
-    kinds = {"count": ("stratified", "stratified_group", "repeated"), "repeats": ("repeated",)}
+    kinds = {"n_splits": ("stratified", "stratified_group", "repeated"), "repeats": ("repeated",)}
     kinds["val_fraction"] = ("auto", "holdout")
-    for name in ("kind", *kinds):
+    for name in ("strategy", *kinds):
         changed = getattr(split, name) != Folds.model_fields[name].default
         if changed and split.file:
             idle[f"folds.{name}"] = "folds.file"
-        elif changed and name in kinds and split.kind not in kinds[name]:
-            idle[f"folds.{name}"] = f"folds.kind {split.kind}"
+        elif changed and name in kinds and split.strategy not in kinds[name]:
+            idle[f"folds.{name}"] = f"folds.strategy {split.strategy}"
     return [f"{name} has no effect beside {other}" for name, other in idle.items()]

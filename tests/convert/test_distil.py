@@ -20,7 +20,7 @@ from training import campaign
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--data.root", str(digits), "--out", str(tmp_path_factory.mktemp("runs")), "--model", "convnext_atto"]
     words += ["--weights", "none", "--data.image_size", "16", "--train.epochs", "1", "--train.batch_size", "8"]
-    words += ["--folds.kind", "stratified", "--folds.count", "2", "--data.workers", "1"]
+    words += ["--folds.strategy", "stratified", "--folds.n_splits", "2", "--data.workers", "1"]
     words += ["--augment.hflip", "false", "--schedule.warmup_epochs", "0"]
     return campaign.run_all("numpy", load.parse(words, prog="test"), lambda: False)
 

@@ -184,7 +184,7 @@ def test_one_image_is_resized_inside_and_judged_by_its_answers(
     run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = several(run, views=["flip"])
-    words = [str(file), "--to", "onnx", "--one_image", "--out", str(tmp_path), "--verify", str(pictures)]
+    words = [str(file), "--to", "onnx", "--single_input", "--out", str(tmp_path), "--verify", str(pictures)]
     code, said = command.main(words), capsys.readouterr()
     (row,) = json.loads((tmp_path / "verify.json").read_text())
     assert (code, row["faults"]) in ((0, []), (4, row["faults"])) and said.err.count("\n") <= 1
@@ -213,7 +213,7 @@ def test_one_image_cannot_serve_crops_and_letterboxes(
 ) -> None:
     write(tmp_path / "boxed", 3, size=48, fit="letterbox")
     file = ensemble(run, members=[{"path": str(run / "fold_0" / "best")}, {"path": str(tmp_path / "boxed")}])
-    assert command.main([str(file), "--to", "onnx", "--one_image", "--out", str(tmp_path / "out")]) == 1
+    assert command.main([str(file), "--to", "onnx", "--single_input", "--out", str(tmp_path / "out")]) == 1
     assert "crop, letterbox" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 

@@ -90,7 +90,7 @@ def test_bad_data_is_one_line_and_nothing_is_written(
     shutil.copytree(digits, root)
     damage(root)
     argv = ["--data.root", str(root), "--out", str(tmp_path / "runs"), "--model", "convnext_atto", "--weights", "none"]
-    argv += ["--data.image_size", "16", "--folds.kind", "stratified", "--folds.count", "3"]
+    argv += ["--data.image_size", "16", "--folds.strategy", "stratified", "--folds.n_splits", "3"]
     assert cli.main("numpy", argv) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")

@@ -29,7 +29,7 @@ from training import members as campaign
 FRESH = fresh("backends.mlx", "training.stages", "backends.numpy.session", "tests.e2e.test_campaign")
 TWO = """
 weights: none
-folds: {kind: stratified, count: 3}
+folds: {strategy: stratified, n_splits: 3}
 data: {image_size: 16, workers: 1, audit: false}
 train: {batch_size: 8, compile: "off"}
 optim: {lr: 0.01}
@@ -153,7 +153,7 @@ def test_the_recipe_of_seven_models_makes_a_submission(documents: Path, tmp_path
     file.write_text(yaml.safe_dump({"recipe": "seven_model_ensemble", "weights": "none", "members": small}))
     given = ["--config", str(file), "--data.root", str(documents), "--out", str(tmp_path / "runs"), "--mode", "full"]
     given += ["--data.workers", "1", "--train.compile", "off", "--train.epochs", "1", "--train.batch_size", "4"]
-    given += ["--folds.count", "3", "--folds.train", "[0]", "--data.audit", "false"]
+    given += ["--folds.n_splits", "3", "--folds.train", "[0]", "--data.audit", "false"]
     assert cli.main("torch", given) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     made = yaml.safe_load((folder / "ensemble.yaml").read_text())

@@ -102,9 +102,9 @@ def test_two_processes_on_one_run(digits: Path, tmp_path: Path) -> None:
 def test_folds_train_at_once_in_processes_of_their_own(digits: Path, tmp_path: Path) -> None:
     """Whoever finishes last sums up all; the result is that of one process."""
     common = [
-        "--folds.kind",
+        "--folds.strategy",
         "stratified",
-        "--folds.count",
+        "--folds.n_splits",
         "2",
         "--train.epochs",
         "40",

@@ -96,7 +96,7 @@ def scores(fold: Path) -> list[list[str]]:
 
 
 def test_twenty_kills_change_nothing(digits: Path, tmp_path: Path) -> None:
-    common = ["--folds.kind", "stratified", "--folds.count", "2", "--train.epochs", "25", "--ema.decay", "0.9"]
+    common = ["--folds.strategy", "stratified", "--folds.n_splits", "2", "--train.epochs", "25", "--ema.decay", "0.9"]
     common += ["--mix.mixup", "0.4", "--mining.cap", "0.3", "--sampling.kind", "balanced", "--schedule.name", "plateau"]
     undisturbed = words(digits, tmp_path / "undisturbed", *common, "--checkpoint.every_steps", "0")
     assert not killed(whole_run, "numpy", undisturbed)

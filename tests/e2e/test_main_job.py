@@ -26,7 +26,7 @@ def runs(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A torch run of two folds, and an MLX run that goes on from the weights of its first."""
     out = tmp_path_factory.mktemp("runs")
     common = ("--data.root", digits, "--out", out, *SMALL, *QUICK)
-    python("train_torch.py", *common, "--name", "torch", "--folds.kind", "stratified", "--folds.count", "2")
+    python("train_torch.py", *common, "--name", "torch", "--folds.strategy", "stratified", "--folds.n_splits", "2")
     moved = ("--weights", out / "torch" / "fold_0" / "best", "--folds.file", out / "torch" / "folds.csv")
     python("train_mlx.py", *common, "--name", "mlx", *moved, "--folds.train", "[0]")
     return out

@@ -76,16 +76,16 @@ def small(recipe: str, name: str, root: Path, out: Path) -> list[str]:
     words += ["--member", name] if name else []
     words += ["--data.image_size", str(size), "--data.workers", "1", "--train.compile", "off", "--train.epochs", "1"]
     words += ["--train.batch_size", "4", "--train.val_batch_size", "8", "--schedule.warmup_epochs", "0"]
-    if wanted.folds.kind == "stratified":
-        words += ["--folds.count", "3", "--folds.train", "[0]"]
+    if wanted.folds.strategy == "stratified":
+        words += ["--folds.n_splits", "3", "--folds.train", "[0]"]
     else:
         words += ["--folds.val_fraction", "0.35"]
     if wanted.train.micro_batch:
         words += ["--train.micro_batch", "2"]
     if wanted.augment.off_epochs:
         words += ["--augment.off_epochs", "0"]
-    if wanted.class_imbalance.max_samples:
-        words += ["--class_imbalance.classes", "[1, 3, 4]", "--class_imbalance.max_samples", "4"]
+    if wanted.sampling.oversample_to:
+        words += ["--sampling.oversample_classes", "[1, 3, 4]", "--sampling.oversample_to", "4"]
     if wanted.mining.cap:
         words += ["--train.epochs", "2", "--mining.start_epoch", "1", "--mining.ramp_epochs", "1"]
     return words
@@ -122,7 +122,7 @@ def test_every_member_of_the_ensemble_is_tried() -> None:
 def test_the_swin_recipe_is_the_five_fold_systems() -> None:
     got = members("swin_base_384_5fold")[""].settings
     assert registry.get(got.model).name == "swin_base_patch4_window12_384.ms_in22k_ft_in1k"
-    assert (got.folds.kind, got.folds.count, got.train.batch_size, got.train.epochs) == ("stratified", 5, 32, 15)
+    assert (got.folds.strategy, got.folds.n_splits, got.train.batch_size, got.train.epochs) == ("stratified", 5, 32, 15)
     assert (got.optim.name, got.optim.lr, got.schedule.name) == ("adamw", 1e-4, "cosine")
     assert got.mix.mixup > 0 < got.mining.cap
     assert len(got.tta.views) == 3
@@ -143,9 +143,9 @@ def test_the_documents_recipe_is_the_hold_out_systems() -> None:
     assert (got.optim.lr, got.optim.weight_decay, got.schedule.name) == (1e-4, 1e-5, "cosine")
     assert (got.train.batch_size, got.train.val_batch_size, got.data.image_size) == (20, 50, 320)
     assert (got.data.mean, got.data.std) == ((0.5,) * 3, (0.5,) * 3)
-    assert (got.folds.kind, got.folds.val_fraction, got.augment.level) == ("holdout", 0.15, "minimal")
+    assert (got.folds.strategy, got.folds.val_fraction, got.augment.level) == ("holdout", 0.15, "minimal")
     assert (got.stopping.patience, got.stopping.min_delta) == (20, 1e-6)
-    assert (got.class_imbalance.classes, got.class_imbalance.max_samples) == (("1", "13", "14"), 78)
+    assert (got.sampling.oversample_classes, got.sampling.oversample_to) == (("1", "13", "14"), 78)
 
 
 def test_the_ensemble_recipe_has_the_seven_models() -> None:
@@ -169,6 +169,6 @@ def test_the_ensemble_recipe_has_the_seven_models() -> None:
     assert {member.settings.loss.name for member in got} == {"cross_entropy", "focal"}
     for member in got:
         schedule, rate = member.settings.schedule, member.settings.optim.lr or 0.0
-        assert (schedule.name, schedule.t_0, schedule.t_mult) == ("restarts", 10, 2)
+        assert (schedule.name, schedule.t_0, schedule.t_mult) == ("cosine_restarts", 10, 2)
         assert schedule.min_lr_ratio * rate == pytest.approx(1e-6, rel=1e-3)
         assert (member.settings.stopping.metric, len(member.settings.tta.views)) == ("log_loss", 5)

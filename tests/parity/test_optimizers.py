@@ -59,7 +59,7 @@ CASES = {
     "value": Case({"clip_norm": 0.0, "clip_value": 0.01}),
     "adaptive": Case({"clip_norm": 0.0, "clip_factor": 0.01}),
     "all limits": Case({"clip_norm": 0.1, "clip_value": 0.01, "clip_factor": 0.02}),
-    "layers": Case({"layer_decay": 0.7, "head_lr": 3.0}),
+    "layers": Case({"layer_decay": 0.7, "head_lr_mult": 3.0}),
     "frozen": Case(frozen=6),
     "frozen, muon": Case({"name": "muon"}, frozen=6),
     "frozen, batchnorm": Case(frozen=6, model=RESNET),

@@ -19,7 +19,7 @@ from tests.unit.test_campaign import NEVER, settings
 from training import campaign, run
 from training.fold import Interrupted
 
-PLAIN = ("--class_imbalance.classes", "[]", "--mining.cap", "0", "--train.epochs", "1")
+PLAIN = ("--sampling.oversample_classes", "[]", "--mining.cap", "0", "--train.epochs", "1")
 
 
 def audited(root: Path, out: Path, *more: str) -> Settings:
@@ -50,9 +50,9 @@ def folds_of(folder: Path) -> dict[str, str]:
     return {row["ID"]: row["fold"] for row in table(folder / "folds.csv")}
 
 
-@pytest.mark.parametrize("kind", [("stratified", "--folds.count", "2"), ("holdout",)])
+@pytest.mark.parametrize("kind", [("stratified", "--folds.n_splits", "2"), ("holdout",)])
 def test_copies_never_stand_on_both_sides_of_a_fold(root: Path, tmp_path: Path, kind: tuple[str, ...]) -> None:
-    folder = campaign.run_all("numpy", audited(root, tmp_path, *PLAIN, "--folds.kind", *kind), NEVER)
+    folder = campaign.run_all("numpy", audited(root, tmp_path, *PLAIN, "--folds.strategy", *kind), NEVER)
     fold = folds_of(folder)
     assert all(fold[f"a/{i}.png"] == fold[f"a/twin_of_{i}.png"] for i in range(10))
     parted = campaign.run_all("numpy", audited(root, tmp_path, *PLAIN, "--data.audit", "false"), NEVER)

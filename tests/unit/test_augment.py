@@ -143,7 +143,7 @@ def test_a_jpeg_is_decoded_smaller_only_where_the_crop_stays_in_its_place(shape,
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("level", ["minimal", "moderate"])
 def test_training_sees_the_same_of_a_jpeg_decoded_smaller_within_a_pixel(fit, level, jpeg):
-    transform = training(level, fit=fit, least_area=0.3, affine=False, erase=False)
+    transform = training(level, fit=fit, min_scale=0.3, affine=False, erase=False)
     for i in range(6):
         found, wanted = both(jpeg, transform, i)
         shifts = [np.roll(wanted, step, axis) for step in (1, -1) for axis in (0, 1)]
@@ -263,11 +263,11 @@ def test_the_smallest_area_can_be_set():
     y, x = np.mgrid[:120, :120]
     place = np.stack([x * 2, y * 2, x], -1).astype(np.uint8)
     widths = [
-        np.ptp(training("none", 32, least_area=0.1)(place, chance(i))[..., 0].astype(int)) / 238 for i in range(60)
+        np.ptp(training("none", 32, min_scale=0.1)(place, chance(i))[..., 0].astype(int)) / 238 for i in range(60)
     ]
     assert min(widths) < 0.45 and max(widths) > 0.85
     filled = [
-        (training("minimal", 32, "letterbox", least_area=0.2, affine=False)(place * 0, chance(i)) < 100).mean()
+        (training("minimal", 32, "letterbox", min_scale=0.2, affine=False)(place * 0, chance(i)) < 100).mean()
         for i in range(60)
     ]
     assert 0.15 < min(filled) < 0.4 and max(filled) > 0.85

@@ -25,7 +25,7 @@ NEVER: Callable[[], bool] = lambda: False  # noqa: E731
 def settings(root: Path, out: Path, *more: str) -> Settings:
     words = ["--data.root", str(root), "--out", str(out), "--model", "convnext_atto", "--weights", "none"]
     words += ["--data.image_size", "16", "--train.epochs", "3", "--train.batch_size", "8", "--optim.lr", "0.01"]
-    words += ["--folds.kind", "stratified", "--folds.count", "2", "--mix.mixup", "0.4", "--ema.decay", "0.9"]
+    words += ["--folds.strategy", "stratified", "--folds.n_splits", "2", "--mix.mixup", "0.4", "--ema.decay", "0.9"]
     words += [
         "--data.workers",
         "2",
@@ -36,7 +36,7 @@ def settings(root: Path, out: Path, *more: str) -> Settings:
         "--sampling.kind",
         "square_root",
     ]
-    words += ["--class_imbalance.classes", "[3]", "--class_imbalance.max_samples", "9"]
+    words += ["--sampling.oversample_classes", "[3]", "--sampling.oversample_to", "9"]
     words += ["--data.audit", "false"]  # which asks whether to stop, too: the tests count the questions of the loop
     return load.parse([*words, *more], prog="test")
 

@@ -58,7 +58,7 @@ def test_command_line_wins_over_file_over_recipe_over_default(write: Any) -> Non
     path = write("recipe: demo\ntrain:\n  epochs: 7\n  batch_size: 5\n")
     got = parse("--config", path, "--train.batch_size", "6")
     assert (got.train.batch_size, got.train.epochs, got.model, got.seed) == (6, 7, "convnext_atto", 0)
-    assert got.folds.count == 3  # the recipe's, beside sections that the file touches
+    assert got.folds.n_splits == 3  # the recipe's, beside sections that the file touches
     assert got.optim.eps == Settings(data=Data(root=Path("x"))).optim.eps
 
 
@@ -142,7 +142,7 @@ CHANGES = [
     ["--config", "demo"],
     ["--name", "null_", "--weights", "weights/my file: #1.safetensors", "--out", "out/ünï cödé"],
     ["--data.mean", "[0.1, 0.2, 0.3]", "--data.std", "[1e-7, 2, 0.333333333333333333]", "--optim.lr", "1.28e-4"],
-    ["--folds.kind", "stratified", "--folds.train", "[0, 3]", "--tta.views", "[original, 'null', 'off']"],
+    ["--folds.strategy", "stratified", "--folds.train", "[0, 3]", "--tta.views", "[original, 'null', 'off']"],
     ["--weights", "off", "--name", "123"],
     ["--weights", "next\x85line \u2028 tab\t newline\n"],
 ]

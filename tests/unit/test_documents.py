@@ -115,7 +115,7 @@ def test_a_letterbox_goes_on_with_the_papers_colour(root: Path) -> None:
 
 
 def test_damaged_validation_pages_are_scored_beside_the_clean_and_decide(few: Path, tmp_path: Path) -> None:
-    more = ("--stopping.corrupted", "0.5", "--folds.train", "[0]", "--class_imbalance.classes", "[]")
+    more = ("--stopping.robust_weight", "0.5", "--folds.train", "[0]", "--sampling.oversample_classes", "[]")
     folder = campaign.run_all("numpy", settings(few, tmp_path, *more), NEVER)
     rows = table(folder / "fold_0" / "history.csv")
     both = [(float(row["macro_f1"]) + float(row["corrupted_macro_f1"])) / 2 for row in rows]
@@ -131,13 +131,13 @@ def test_damaged_validation_pages_are_scored_beside_the_clean_and_decide(few: Pa
 
 
 def test_averages_do_not_go_with_damaged_validation(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"stopping\.corrupted: found '0.5'.*soup"):
-        settings(root, tmp_path, "--stopping.corrupted", "0.5", "--soup", "true")
+    with pytest.raises(ConfigError, match=r"stopping\.robust_weight: found '0.5'.*soup"):
+        settings(root, tmp_path, "--stopping.robust_weight", "0.5", "--soup", "true")
 
 
 def test_small_classes_are_filled_up_with_damaged_copies(few: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "more"
-    words = ["enlarge", "--root", str(few), "--out", str(out), "--least", "5"]
+    words = ["enlarge", "--root", str(few), "--out", str(out), "--min_per_class", "5"]
     assert command.main(words) == 0
     assert "3 of memo" in capsys.readouterr().out
     after = sources.load(out)
@@ -146,7 +146,7 @@ def test_small_classes_are_filled_up_with_damaged_copies(few: Path, tmp_path: Pa
     groups = {row["ID"]: row["group"] for row in rows}
     made = [name for name in groups if "__damaged_" in name]
     assert len(made) == 3 and all(groups[name] in groups and groups[name] != name for name in made)
-    more = ("--folds.kind", "stratified_group", "--folds.train", "[0]", "--class_imbalance.classes", "[]")
+    more = ("--folds.strategy", "stratified_group", "--folds.train", "[0]", "--sampling.oversample_classes", "[]")
     folder = campaign.run_all("numpy", settings(out, tmp_path / "runs", *more), NEVER)
     fold = {row["ID"]: row["fold"] for row in table(folder / "folds.csv")}
     assert all(fold[name] == fold[groups[name]] for name in made)
@@ -162,7 +162,7 @@ def test_ids_that_are_windows_or_absolute_paths_are_filled_up_inside_the_new_fol
     lines = [f"{name},{'cat' if number < 4 else 'dog'}" for number, name in enumerate(names)]
     (data / "train.csv").write_text("\n".join(["ID,target", *lines]) + "\n")
     before = {path: path.read_bytes() for path in (data / "train").iterdir()}
-    assert command.main(["enlarge", "--root", str(data), "--out", str(out), "--least", "4"]) == 0
+    assert command.main(["enlarge", "--root", str(data), "--out", str(out), "--min_per_class", "4"]) == 0
     assert "2 of dog" in capsys.readouterr().out
     after = sources.load(out)
     assert np.bincount(after.labels).tolist() == [4, 4]
@@ -184,6 +184,6 @@ def test_only_unsure_images_are_looked_at_again(tmp_path: Path, capsys) -> None:
         restored = runner.predict([restore.restored(image) for image in pixels[unsure]]).probabilities
         np.testing.assert_allclose(after[unsure], (first[unsure] + restored) / 2, rtol=1e-6)
     words = ["--member", str(place), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "a.csv")]
-    assert infer_main([*words, "--second_look", str(below)]) == 0
+    assert infer_main([*words, "--retry_deskewed", str(below)]) == 0
     assert "looked again at 3 images" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "images")

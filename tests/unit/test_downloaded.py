@@ -245,9 +245,9 @@ def test_a_class_that_only_validates_is_refused_unless_other_folds_are_drawn(tmp
     text = "image,label,split\n" + "".join(f"{i}.png,{label},{split}\n" for i, (label, split) in enumerate(rows))
     root = listing(tmp_path, text, *(f"{i}.png" for i in range(6)))
     words = ["--data.root", str(root), "--folds.val_fraction", "0.5"]
-    with pytest.raises(DataError, match=r"class 'z' is validated by fold 0.*set folds.kind holdout"):
+    with pytest.raises(DataError, match=r"class 'z' is validated by fold 0.*set folds.strategy holdout"):
         prepare.draw_folds(config.parse(words, "test"), sources.load(root))
-    drawn = prepare.draw_folds(config.parse([*words, "--folds.kind", "holdout"], "test"), sources.load(root))
+    drawn = prepare.draw_folds(config.parse([*words, "--folds.strategy", "holdout"], "test"), sources.load(root))
     assert sorted(drawn.tolist()) == [-1, -1, -1, 0, 0, 0]
 
 

@@ -37,7 +37,7 @@ def test_the_seed_alone_decides(kind):
 
 
 def test_a_class_with_too_few_images_is_named():
-    with pytest.raises(DataError, match=r"class 'c' has only 7 of the 8 images that 8 folds needs.*folds.count"):
+    with pytest.raises(DataError, match=r"class 'c' has only 7 of the 8 images that 8 folds needs.*folds.n_splits"):
         folds.make(LABELS, "stratified", count=8, class_names=("a", "b", "c"))
     with pytest.raises(DataError, match=r"val_fraction 0.01 of 77 images is 1"):
         folds.make(LABELS, "holdout", val_fraction=0.01)

@@ -39,7 +39,7 @@ def test_a_class_of_one_group_is_refused_since_one_fold_would_never_train_it() -
 
 
 def test_groups_too_few_for_the_folds_are_refused() -> None:
-    with pytest.raises(DataError, match=r"only 2 groups of images for 3 folds; set folds\.count lower"):
+    with pytest.raises(DataError, match=r"only 2 groups of images for 3 folds; set folds\.n_splits lower"):
         folds.make(LABELS, "stratified_group", 3, groups=np.arange(120) // 60)
 
 
@@ -96,14 +96,14 @@ def test_a_wrong_file_of_groups_is_named(text: str, said: str, digits: Path, tmp
 
 def test_group_folds_without_groups_name_the_column(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'group'"):
-        campaign.run_all("numpy", settings(digits, tmp_path, "--folds.kind", "stratified_group"), NEVER)
-    with pytest.raises(ConfigError, match=r"folds\.groups: .*expected null where folds\.kind is stratified"):
-        load.parse(["--data.root", "x", "--folds.kind", "stratified", "--folds.groups", "g.csv"], "test")
+        campaign.run_all("numpy", settings(digits, tmp_path, "--folds.strategy", "stratified_group"), NEVER)
+    with pytest.raises(ConfigError, match=r"folds\.groups: .*expected null where folds\.strategy is stratified"):
+        load.parse(["--data.root", "x", "--folds.strategy", "stratified", "--folds.groups", "g.csv"], "test")
 
 
 def test_a_run_of_group_folds_parts_no_group(digits: Path, tmp_path: Path) -> None:
     root = with_groups(digits, tmp_path / "data")
-    wanted = settings(root, tmp_path / "runs", "--folds.kind", "stratified_group")
+    wanted = settings(root, tmp_path / "runs", "--folds.strategy", "stratified_group")
     table = sources.load(root)
     fold_of = prepare.draw_folds(wanted, table)
     pages = groups.read(table, "group", None)
@@ -111,7 +111,7 @@ def test_a_run_of_group_folds_parts_no_group(digits: Path, tmp_path: Path) -> No
 
 
 def test_a_run_of_repeated_folds_answers_each_image_once_with_the_mean(digits: Path, tmp_path: Path) -> None:
-    more = ["--folds.kind", "repeated", "--folds.repeats", "2", "--train.epochs", "1", "--mining.cap", "0"]
+    more = ["--folds.strategy", "repeated", "--folds.repeats", "2", "--train.epochs", "1", "--mining.cap", "0"]
     folder = campaign.run_all("numpy", settings(digits, tmp_path, *more), NEVER)
     assert len(list(folder.glob("fold_*/result.yaml"))) == 4
     ids, logits, _ = results.oof(folder)

@@ -82,7 +82,7 @@ def spec_of(arch: str, **options: Any) -> OptimSpec:
 
 
 def test_head_rate_and_layer_decay_multiply() -> None:
-    spec = spec_of("resnet18", layer_decay=0.5, head_lr=10.0)
+    spec = spec_of("resnet18", layer_decay=0.5, head_lr_mult=10.0)
     assert spec.multipliers["fc.weight"] == (10.0, 1.0)
     assert spec.multipliers["layer4.1.conv2.weight"] == (0.5, 1.0)
     assert spec.multipliers["bn1.bias"] == (0.5**9, 0.0)
@@ -100,7 +100,7 @@ def test_rates_for_which_there_are_no_layers_or_no_head_are_refused() -> None:
     model, values = registry.get("resnet18"), shapes(on_meta("resnet18"))
     with pytest.raises(ConfigError, match=r"layer_decay.*family other"):
         optimizer.spec(Optim(layer_decay=0.9), False, replace(model, family="other"), values)
-    for key, wanted in (("freeze_epochs", 1), ("head_lr", 3.0)):
+    for key, wanted in (("freeze_epochs", 1), ("head_lr_mult", 3.0)):
         with pytest.raises(ConfigError, match=rf"optim\.{key}"):
             optimizer.spec(Optim.model_validate({key: wanted}), False, replace(model, classifier=""), values)
 

@@ -178,7 +178,7 @@ def test_whatever_members_holds_is_settings_or_a_fault_of_one_line_each(write: A
 
 def test_members_are_written_as_one_file_and_read_back(write: Any) -> None:
     found = load.parse_command(
-        [*ROOT, "--config", write(TWO), "--folds.kind", "stratified", "--tta.views", "[hflip]"], prog="test"
+        [*ROOT, "--config", write(TWO), "--folds.strategy", "stratified", "--tta.views", "[hflip]"], prog="test"
     ).members
     assert load.read_members(Path(write(load.members_yaml(found), "campaign.yaml"))) == found
     alone = load.parse_command([*ROOT, "--optim.lr", "0.5"], prog="test").members
@@ -209,7 +209,7 @@ def test_what_is_wrong_with_a_mode_is_said(words: list[str], said: str, write: A
 
 
 def test_one_fold_of_one_member_is_asked_for_in_short(write: Any) -> None:
-    words = [*ROOT, "--config", write(TWO), "--folds.kind", "stratified", "--member", "big", "--fold", "2"]
+    words = [*ROOT, "--config", write(TWO), "--folds.strategy", "stratified", "--member", "big", "--fold", "2"]
     assert load.parse(words, "test").folds.train == (2,)
     got = load.parse_command([*words, "--mode", "train"], "test")
     assert (got.wish.mode, got.wish.member, got.wish.fold, len(got.members)) == ("train", "big", 2, 2)

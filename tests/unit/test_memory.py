@@ -15,7 +15,7 @@ from config.errors import ConfigError, OutOfMemory
 from tests.unit.test_campaign import NEVER, final, settings
 from training import campaign, memory
 
-PLAIN = ("--folds.train", "[0]", "--mining.cap", "0", "--class_imbalance.max_samples", "0", "--sampling.kind", "plain")
+PLAIN = ("--folds.train", "[0]", "--mining.cap", "0", "--sampling.oversample_to", "0", "--sampling.kind", "plain")
 LONG = (*PLAIN, "--train.epochs", "21", "--checkpoint.every_epochs", "7")  # 105 updates
 
 

@@ -50,7 +50,7 @@ def torch_rates(scheduler: type, steps: int, peak: float, **options: float) -> l
     ("ours", "theirs", "options"),
     [
         (
-            schedule.Schedule("restarts", 1e-3, 100, floor=1e-6, period=10, growth=2),
+            schedule.Schedule("cosine_restarts", 1e-3, 100, floor=1e-6, period=10, growth=2),
             "CosineAnnealingWarmRestarts",
             {"T_0": 10, "T_mult": 2, "eta_min": 1e-6},
         ),
@@ -72,8 +72,8 @@ def test_schedules_are_torchs(ours: schedule.Schedule, theirs: str, options: dic
     assert [schedule.learning_rate(ours, step) for step in range(99)] == pytest.approx(reference, rel=1e-9)
 
 
-def test_stable_decay_is_torchs_constant_then_linear() -> None:
-    ours = schedule.Schedule("stable_decay", 1e-3, 100, floor=1e-5, decay_share=0.25)
+def test_wsd_is_torchs_constant_then_linear() -> None:
+    ours = schedule.Schedule("wsd", 1e-3, 100, floor=1e-5, decay_share=0.25)
     rates = [schedule.learning_rate(ours, step) for step in range(100)]
     assert rates[:75] == [1e-3] * 75
     falling = torch_rates(torch.optim.lr_scheduler.LinearLR, 25, 1e-3, start_factor=1, end_factor=0.01, total_iters=25)

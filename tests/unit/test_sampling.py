@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from config.data_sections import ClassImbalance
+from config.data_sections import Sampling
 from config.errors import ConfigError
 from training.policy import sampling
 from training.policy.mining import Mining
@@ -48,10 +48,10 @@ def test_balanced_and_square_root_keep_the_length_and_shift_the_shares() -> None
 
 
 def test_a_class_to_raise_must_be_there() -> None:
-    wish = ClassImbalance(classes=("b", "x"), max_samples=5)
+    wish = Sampling(oversample_classes=("b", "x"), oversample_to=5)
     with pytest.raises(ConfigError, match="no class 'x'"):
         sampling.raise_to(wish, ["a", "b"])
-    assert sampling.raise_to(ClassImbalance(classes=("b",), max_samples=5), ["a", "b"]) == {1: 5}
+    assert sampling.raise_to(Sampling(oversample_classes=("b",), oversample_to=5), ["a", "b"]) == {1: 5}
 
 
 def test_effective_number_weights_lie_between_none_and_balanced() -> None:

@@ -20,7 +20,7 @@ from training import cli, engine, fold, members, stages
 
 TWO = """
 weights: none
-folds: {kind: stratified, count: 2}
+folds: {strategy: stratified, n_splits: 2}
 data: {image_size: 16, workers: 1, audit: false}
 train: {epochs: 2, batch_size: 8}
 optim: {lr: 0.05}
@@ -87,7 +87,7 @@ def test_one_command_makes_all_from_images_to_submission_and_a_second_makes_noth
         run = folder / "members" / name
         assert (run / "folds.csv").read_bytes() == (folder / "folds.csv").read_bytes()
         assert len(yaml.safe_load((run / "fold_results.yaml").read_text())["folds"]) == 2
-        assert load.read(run / "config.yaml").folds.kind == "stratified"
+        assert load.read(run / "config.yaml").folds.strategy == "stratified"
     assert folds.numbers(split) == [0, 1]
     made = yaml.safe_load((folder / "ensemble.yaml").read_text())
     assert {member["path"].split("/")[1] for member in made["members"]} <= {"first", "second"}

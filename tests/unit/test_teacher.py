@@ -30,7 +30,7 @@ Arrays = dict[str, np.ndarray]
 def settings(root: Path, out: Path, *more: str) -> Settings:
     words = ["--data.root", str(root), "--out", str(out), "--model", "convnext_atto", "--weights", "none"]
     words += ["--data.image_size", "16", "--train.epochs", "2", "--train.batch_size", "8", "--optim.lr", "0.01"]
-    words += ["--folds.kind", "stratified", "--folds.count", "2", "--schedule.warmup_epochs", "0"]
+    words += ["--folds.strategy", "stratified", "--folds.n_splits", "2", "--schedule.warmup_epochs", "0"]
     words += ["--loss.label_smoothing", str(SMOOTHING), "--data.workers", "1", "--augment.level", "none"]
     return load.parse([*words, *more], prog="test")
 

@@ -20,7 +20,7 @@ from training import cli, fold, members, stages, trial, tune
 TUNE = """
 model: convnext_atto
 weights: none
-folds: {kind: stratified, count: 2}
+folds: {strategy: stratified, n_splits: 2}
 data: {image_size: 16, workers: 1, audit: false}
 train: {epochs: 4, batch_size: 8}
 schedule: {warmup_epochs: 2}

@@ -30,8 +30,8 @@ def spec(settings: Optim, ema: bool, model: ModelSpec, weights: Mapping[str, np.
     """
     trained = {name: w for name, w in weights.items() if not is_buffer(name)}
     head = groups.head(trained, model)
-    if not head and (settings.head_lr != 1 or settings.freeze_epochs):
-        key = "freeze_epochs" if settings.freeze_epochs else "head_lr"
+    if not head and (settings.head_lr_mult != 1 or settings.freeze_epochs):
+        key = "freeze_epochs" if settings.freeze_epochs else "head_lr_mult"
         raise ConfigError(f"optim.{key}: model {model.name} has no classifier of its own; leave the setting out")
     return OptimSpec(
         settings.name,
@@ -50,7 +50,7 @@ def multipliers(settings: Optim, model: ModelSpec, weights: Mapping[str, np.ndar
     rates, head = groups.layer_rates(weights, model, settings.layer_decay), groups.head(weights, model)
     return {
         name: (
-            rates.get(name, 1.0) * (settings.head_lr if name in head else 1.0),
+            rates.get(name, 1.0) * (settings.head_lr_mult if name in head else 1.0),
             0.0 if groups.undecayed(name, w) else 1.0,
         )
         for name, w in weights.items()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from config.data_sections import ClassImbalance
+from config.data_sections import Sampling
 from config.errors import ConfigError
 from data import keyed
 from data.sampler import epoch_order
@@ -37,15 +37,19 @@ def pool(labels: Index, kind: str, raise_to: Mapping[int, int], seed: int, epoch
     return np.concatenate([_draw(np.flatnonzero(labels == c), int(k), rng) for c, k in enumerate(wanted) if counts[c]])
 
 
-def raise_to(settings: ClassImbalance, class_names: Sequence[str]) -> dict[int, int]:
+def raise_to(settings: Sampling, class_names: Sequence[str]) -> dict[int, int]:
     """The classes to raise, by number, and their counts; `ConfigError` for a class that the data does not have."""
-    unknown = [name for name in settings.classes if name not in class_names]
+    unknown = [name for name in settings.oversample_classes if name not in class_names]
     if unknown:
         shown = ", ".join(list(class_names)[:10])
         raise ConfigError(
-            f"class_imbalance.classes: the data has no class {unknown[0]!r}; its classes are {shown}, ..."
+            f"sampling.oversample_classes: the data has no class {unknown[0]!r}; its classes are {shown}, ..."
         )
-    return {list(class_names).index(name): settings.max_samples for name in settings.classes if settings.max_samples}
+    return {
+        list(class_names).index(name): settings.oversample_to
+        for name in settings.oversample_classes
+        if settings.oversample_to
+    }
 
 
 def order(drawn: Index, hard: Index, seed: int, epoch: int) -> Index:

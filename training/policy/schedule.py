@@ -88,7 +88,7 @@ def _one_cycle(schedule: Schedule, step: float, length: int) -> float:
     return end + (schedule.peak - end) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def _stable_decay(schedule: Schedule, step: float, length: int) -> float:
+def _wsd(schedule: Schedule, step: float, length: int) -> float:
     """Constant, then linear to `floor` over the last `decay_share` of the steps (Hu et al. 2024, MiniCPM)."""
     falling = max(schedule.decay_share * length, 1)
     share = min(max((step - (length - falling)) / falling, 0.0), 1.0)
@@ -111,9 +111,9 @@ def _constant(schedule: Schedule, _step: float, _length: int) -> float:
 
 _SHAPES: dict[str, Callable[[Schedule, float, int], float]] = {
     "cosine": _cosine,
-    "restarts": _restarts,
+    "cosine_restarts": _restarts,
     "one_cycle": _one_cycle,
-    "stable_decay": _stable_decay,
+    "wsd": _wsd,
     "linear": _linear,
     "step": _step,
     "constant": _constant,
