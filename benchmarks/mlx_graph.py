@@ -146,9 +146,7 @@ class Calls:
             return outputs, [mx.zeros_like(p) for p in primals]
         end = start + self.dry.counts[place]
         counts = [len(results) for results in self._results[start:end]]
-        results, slopes = (
-            [a for part in held[start:end] for a in part] for held in (self._results, self._slopes)
-        )
+        results, slopes = ([a for part in held[start:end] for a in part] for held in (self._results, self._slopes))
 
         def flat(*arrays: mx.array) -> list[mx.array]:
             self._results[start:end] = _parts(arrays[len(primals) :], counts)
@@ -211,14 +209,21 @@ def _joined(events: list[dict[str, Any]], calls: list[Call], count: int) -> Grap
     told = _parts(
         outputs, [len(outputs) - sum(r + 2 * a for r, a in counts), *(n for r, a in counts for n in (a, r, a))]
     )
-    renamed = {}
+    renamed: dict[str, str] = {}
     for i in range(len(calls)):
         given, results, slopes = told[1 + 3 * i : 4 + 3 * i]
         operations.append(Operation("CustomTransforms", [*given, *results], stand_ins[2 * i]))
         renamed.update(zip(stand_ins[2 * i + 1], slopes, strict=True))
+
+    def real(name: str) -> str:
+        # The slope of one use may be that of another within its gradient.
+        while name in renamed:
+            name = renamed[name]
+        return name
+
     for operation in operations:
-        operation.inputs = [renamed.get(name, name) for name in operation.inputs]
-    leaving = [renamed.get(name, name) for name in told[0]]
+        operation.inputs = [real(name) for name in operation.inputs]
+    leaving = [real(name) for name in told[0]]
     return Graph(_ordered(operations, leaving), arrays, leaving, constants)
 
 
@@ -299,7 +304,7 @@ def _stand_in(name: str, *given: mx.array | float | None) -> mx.array:
 
 
 def norm_kind(graph: Graph, operation: Operation) -> str:
-    """The primitive that this operation stands for, "LayerNorm", "RMSNormVJP", ..., or "" for any but `mx.fast`'s norms."""
+    """The primitive that an operation stands for, "LayerNorm", "RMSNormVJP", ..., or "" for all but `mx.fast`'s norms."""
     for name in operation.inputs if operation.name == "Depends" else ():
         shape, dtype = graph.arrays[name]
         if dtype == mx.uint64:
