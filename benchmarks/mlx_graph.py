@@ -304,7 +304,7 @@ def _stand_in(name: str, *given: mx.array | float | None) -> mx.array:
 
 
 def norm_kind(graph: Graph, operation: Operation) -> str:
-    """The primitive that an operation stands for, "LayerNorm", "RMSNormVJP", ..., or "" for all but `mx.fast`'s norms."""
+    """The primitive of `mx.fast` that an operation stands for, "LayerNorm", "RMSNormVJP", ..., or ""."""
     for name in operation.inputs if operation.name == "Depends" else ():
         shape, dtype = graph.arrays[name]
         if dtype == mx.uint64:

@@ -78,7 +78,7 @@ def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps:
 
 
 def means(x: mx.array) -> mx.array:
-    """Means over the rows of each image, `[N, ..., C]` to `[N, 1, ..., C]`; in half precision, many are summed in fp32."""
+    """Means over the rows of each image, `[N, ..., C]` to `[N, 1, ..., C]`; in half precision many in fp32."""
     count = math.prod(x.shape[1:-1])
     shape = (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
     if x.dtype not in _HALF or count <= _FEW_ROWS:
