@@ -44,6 +44,7 @@ _KINDS = {
     "Scatter": "scatter",
     "ScatterAxis": "scatter",
 }
+RMS_GROUPS = 512  # of rows, each of which the gradient of RMSNorm sums in float32
 _FILLS = ("Full", "Arange", "RandomBits", "Pad", "Concatenate", "SliceUpdate")
 
 
@@ -144,15 +145,17 @@ class _Layouts:
         return len(shape) > 2 and shape[0] == self.batch and math.prod(shape[1:-1]) > 1
 
     def _norm(self, op: Operation, kind: str) -> None:
-        """`mx.fast`'s norms; backwards with a weight, its gradient row by row is written and summed, and the bias's."""
-        count = len(op.outputs)
-        for name in [op.inputs[0], *(op.inputs[count:-1] if kind == "NormVJP" else [])]:
+        """`mx.fast`'s norms; backwards with a weight, its gradient is written, row by row or by groups of rows, and
+        summed, as is the bias's."""
+        count, backward = len(op.outputs), kind.endswith("VJP")
+        for name in [op.inputs[0], *(op.inputs[count:-1] if backward else [])]:
             if self._of(name).strides != _contiguous(self._of(name).shape).strides:
                 self._copied(name)
         self._add("norm", op)
-        if kind == "NormVJP" and count > 1:
+        if backward and count > 1:
             rows = self._written(op.outputs[:1])
-            self.found.append(Kernel("norm", rows * (2 + (count > 2))))
+            written = min(rows, RMS_GROUPS * self._written(op.outputs[1:2])) if kind == "RMSNormVJP" else rows
+            self.found.append(Kernel("norm", 2 * written + (count > 2) * rows))
 
     def _unfold(self, op: Operation) -> None:
         """What Metal does before a convolution: contiguous inputs, and the unfolding of those that no kernel takes."""

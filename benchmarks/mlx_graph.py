@@ -56,16 +56,17 @@ class Graph:
 def traced(function: Callable[..., list[mx.array]], *arguments: mx.array) -> Graph:
     """The simplified graph of `function`, of arrays to a list of arrays; nothing is computed.
 
-    Inside, `mx.custom_function` and `mx.value_and_grad` (of a dictionary, the value first in a tuple) may be used.
+    Inside, `mx.custom_function`, `mx.vjp` and `mx.value_and_grad` (of a dictionary, the value first in a tuple) may be
+    used, one within the other.
     """
     events: list[dict[str, Any]] = []
     with _patched(dry := Calls(None)):
         function(*arguments)
     held = [mx.zeros(a.shape, a.dtype) for call in dry.made for a in (*call.results, *call.arguments)]
-    with _patched(calls := Calls(dry.made)):
+    with _patched(calls := Calls(dry)):
 
         def whole(*inputs: mx.array) -> list[mx.array]:
-            calls.held = inputs[len(arguments) :]
+            calls.hold(inputs[len(arguments) :])
             results = function(*inputs[: len(arguments)])
             return [*results, *(a for call in calls.made for a in (*call.arguments, *call.results, *call.slopes))]
 
@@ -79,7 +80,6 @@ class Call:
 
     arguments: list[mx.array]
     results: list[mx.array]
-    function: Callable[..., Any]
     vjp: Callable[..., Any]
     slopes: list[mx.array] = field(default_factory=list)
 
@@ -87,15 +87,24 @@ class Call:
 class Calls:
     """The uses of custom functions, which MLX cannot export, so that a function is traced in pieces.
 
-    The first pass (`known` None) only notes them. In the second each use gives arrays of `held`, inputs of the whole,
-    in place of its results, and others stand for its slopes; its own function and gradient are traced beside it.
+    The first pass (`dry` None) only notes them, in the order in which they come. In the second each use gives arrays
+    that are held, inputs of the whole, in place of its results, and others stand for its slopes; its own function and
+    gradient are traced beside it, and what they use in turn likewise.
     """
 
-    def __init__(self, known: list[Call] | None):
-        self.known, self.made = known, list[Call]()
-        self.held: Sequence[mx.array] = ()
-        self._given: list[list[mx.array]] = []
+    def __init__(self, dry: Calls | None):
+        self.dry, self.made = dry, list[Call]()
+        self.counts: list[int] = []  # of the uses in each function whose gradient is taken
+        self._vjp = mx.vjp
+        self._results: list[list[mx.array]] = []
+        self._slopes: list[list[mx.array]] = []
         self._in_gradient = False
+
+    def hold(self, arrays: Sequence[mx.array]) -> None:
+        """Take what stands for the results and slopes of each use, one use after the other."""
+        counts = [n for call in self.dry.made for n in (len(call.results), len(call.arguments))] if self.dry else []
+        parts = _parts(arrays, counts)
+        self._results, self._slopes = parts[::2], parts[1::2]
 
     def custom_function(self, function: Callable[..., Any]) -> Any:
         """As `mx.custom_function`."""
@@ -105,45 +114,66 @@ class Calls:
         """The results of one use, or what stands for them; where no gradient is taken, those of the plain function."""
         if not self._in_gradient:
             return function(*arguments)
-        if self.known is not None:
-            results = self._given[len(self.made)]
-        else:
-            results = _several(function(*arguments))
-        self.made.append(Call(list(arguments), results, function, vjp))
-        return results if len(results) > 1 else results[0]
+        results = self._run(function, arguments, in_gradient=False)
+        self.made.append(Call(list(arguments), results, vjp))
+        given = self._results[len(self.made) - 1] if self.dry else results
+        return given if len(given) > 1 else given[0]
 
     def value_and_grad(self, objective: Callable[..., Any]) -> Callable[..., Any]:
         """As `mx.value_and_grad`."""
-        return functools.partial(self._traced, objective)
 
-    def _traced(self, objective: Callable[..., Any], given: dict[str, mx.array]) -> Any:
-        if self.known is None:
-            return self._noted(objective, given), given
-        results, slopes = _split(self.held, [(len(c.results), len(c.arguments)) for c in self.known])
-        counts, told = [len(c.results) for c in self.known], list[Any]()
+        def traced(given: dict[str, mx.array]) -> Any:
+            told: list[Any] = []
+
+            def value(*arrays: mx.array) -> mx.array:
+                told.append(objective(dict(zip(given, arrays, strict=True))))
+                return told[-1][0]
+
+            _, slopes = self.vjp(value, list(given.values()), [mx.array(1.0)])
+            return told[-1], dict(zip(given, slopes, strict=True))
+
+        return traced
+
+    def vjp(self, function: Callable[..., Any], primals: Sequence[mx.array], cotangents: Sequence[mx.array]) -> Any:
+        """As `mx.vjp`."""
+        start, place = len(self.made), len(self.counts)
+        self.counts.append(0)
+        if self.dry is None:
+            outputs = self._run(function, primals, in_gradient=True)
+            self.counts[place] = len(self.made) - start
+            for call in self.made[start:]:
+                self._pull(call, call.results)
+            return outputs, [mx.zeros_like(p) for p in primals]
+        end = start + self.dry.counts[place]
+        counts = [len(results) for results in self._results[start:end]]
+        results, slopes = ([a for part in held[start:end] for a in part] for held in (self._results, self._slopes))
 
         def flat(*arrays: mx.array) -> list[mx.array]:
-            self._given, self.made = _parts(arrays[len(given) :], counts), []
-            told.append(self._noted(objective, dict(zip(given, arrays, strict=False))))
-            return [told[0][0], *(a for call in self.made for a in call.arguments)]
+            self._results[start:end] = _parts(arrays[len(primals) :], counts)
+            outputs = self._run(function, arrays[: len(primals)], in_gradient=True)
+            return [*outputs, *(a for call in self.made[start:end] for a in call.arguments)]
 
-        _, found = mx.vjp(flat, [*given.values(), *results], [mx.array(1.0), *slopes])
-        for call, cotangents in zip(self.made, _parts(found[len(given) :], counts), strict=True):
-            primals, one = call.arguments, len(cotangents) == 1
-            told_slopes = call.vjp(
+        outputs, found = self._vjp(flat, [*primals, *results], [*cotangents, *slopes])
+        for call, pulled in zip(self.made[start:end], _parts(found[len(primals) :], counts), strict=True):
+            self._pull(call, pulled)
+        return outputs[: len(cotangents)], found[: len(primals)]
+
+    def _pull(self, call: Call, cotangents: list[mx.array]) -> None:
+        primals, one = call.arguments, len(cotangents) == 1
+        call.slopes = _several(
+            call.vjp(
                 primals if len(primals) > 1 else primals[0],
                 cotangents[0] if one else cotangents,
                 call.results[0] if one else call.results,
             )
-            call.slopes, call.results = _several(told_slopes), _several(call.function(*primals))
-        return told[0], dict(zip(given, found, strict=False))
+        )
 
-    def _noted(self, objective: Callable[..., Any], given: dict[str, mx.array]) -> Any:
-        self._in_gradient = True
+    def _run(self, function: Callable[..., Any], arguments: Sequence[mx.array], in_gradient: bool) -> list[mx.array]:
+        before, self._in_gradient = self._in_gradient, in_gradient
         try:
-            return objective(given)
+            return _several(function(*arguments))
         finally:
-            self._in_gradient = False
+            self._in_gradient = before
 
 
 class _Custom:
@@ -170,12 +200,6 @@ def _parts(arrays: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
     return [list(arrays[end - count : end]) for count, end in zip(counts, ends, strict=True)]
 
 
-def _split(arrays: Sequence[Any], counts: Sequence[tuple[int, int]]) -> tuple[list[Any], list[Any]]:
-    """Pairs of lists that lie one after the other, all firsts and all seconds."""
-    parts = _parts(arrays, [n for pair in counts for n in pair])
-    return [a for part in parts[::2] for a in part], [a for part in parts[1::2] for a in part]
-
-
 def _joined(events: list[dict[str, Any]], calls: list[Call], count: int) -> Graph:
     """The graph of the pieces: where a custom function was used, one operation without cost that nothing fuses with."""
     arrays, inputs, outputs, operations = _read(events)
@@ -185,14 +209,21 @@ def _joined(events: list[dict[str, Any]], calls: list[Call], count: int) -> Grap
     told = _parts(
         outputs, [len(outputs) - sum(r + 2 * a for r, a in counts), *(n for r, a in counts for n in (a, r, a))]
     )
-    renamed = {}
+    renamed: dict[str, str] = {}
     for i in range(len(calls)):
         given, results, slopes = told[1 + 3 * i : 4 + 3 * i]
         operations.append(Operation("CustomTransforms", [*given, *results], stand_ins[2 * i]))
         renamed.update(zip(stand_ins[2 * i + 1], slopes, strict=True))
+
+    def real(name: str) -> str:
+        # The slope of one use may be that of another within its gradient.
+        while name in renamed:
+            name = renamed[name]
+        return name
+
     for operation in operations:
-        operation.inputs = [renamed.get(name, name) for name in operation.inputs]
-    leaving = [renamed.get(name, name) for name in told[0]]
+        operation.inputs = [real(name) for name in operation.inputs]
+    leaving = [real(name) for name in told[0]]
     return Graph(_ordered(operations, leaving), arrays, leaving, constants)
 
 
@@ -234,8 +265,9 @@ def _patched(calls: Calls) -> Iterator[None]:
     places: list[tuple[Any, str, Any]] = [
         (mx, "custom_function", calls.custom_function),
         (mx, "value_and_grad", calls.value_and_grad),
-        (mx.fast, "layer_norm", _stand_in),
-        (mx.fast, "rms_norm", _stand_in),
+        (mx, "vjp", calls.vjp),
+        (mx.fast, "layer_norm", functools.partial(_stand_in, "LayerNorm")),
+        (mx.fast, "rms_norm", functools.partial(_stand_in, "RMSNorm")),
     ]
     before = [getattr(module, name) for module, name, _ in places]
     for module, name, new in places:
@@ -247,22 +279,23 @@ def _patched(calls: Calls) -> Iterator[None]:
             setattr(module, name, old)
 
 
-_FORWARD, _BACKWARD = 1, 2  # lengths of the mark, a uint64 array, that tells a norm from other `Depends`
+# A norm among other `Depends` has a mark, a uint64 array as long as the place of its primitive's name here says.
+_NORMS = ("", "LayerNorm", "LayerNormVJP", "RMSNorm", "RMSNormVJP")
 
 
-def _stand_in(*given: mx.array | float | None) -> mx.array:
+def _stand_in(name: str, *given: mx.array | float | None) -> mx.array:
     """For a norm of (input, weights, eps)."""
     arrays = [a for a in given if isinstance(a, mx.array)]
     wide = max((a.dtype for a in arrays), key=lambda dtype: dtype.size)
 
     @mx.custom_function
     def norm(*inputs: mx.array) -> mx.array:
-        mark = mx.array(np.zeros(_FORWARD, np.uint64))
+        mark = mx.array(np.zeros(_NORMS.index(name), np.uint64))
         return mx.depends(inputs[:1], [*inputs[1:], mark])[0]
 
     @norm.vjp
     def _norm_vjp(primals: Any, cotangent: mx.array, _: mx.array) -> Any:
-        mark = mx.array(np.zeros(_BACKWARD, np.uint64))
+        mark = mx.array(np.zeros(_NORMS.index(f"{name}VJP"), np.uint64))
         slopes = mx.depends(list(primals) if isinstance(primals, Sequence) else [primals], [cotangent, mark])
         return tuple(slopes) if len(slopes) > 1 else slopes[0]
 
@@ -271,11 +304,11 @@ def _stand_in(*given: mx.array | float | None) -> mx.array:
 
 
 def norm_kind(graph: Graph, operation: Operation) -> str:
-    """ "Norm" or "NormVJP" for what stands in for `mx.fast`'s norms, else ""."""
+    """The primitive of `mx.fast` that an operation stands for, "LayerNorm", "RMSNormVJP", ..., or ""."""
     for name in operation.inputs if operation.name == "Depends" else ():
         shape, dtype = graph.arrays[name]
         if dtype == mx.uint64:
-            return "Norm" if shape == (_FORWARD,) else "NormVJP"
+            return _NORMS[shape[0]]
     return ""
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from ports import rows
 from ports.layers import ACTIVATIONS, BatchNorm2d, Conv2d
-from ports.rows import over_pixels
 
 
 class SqueezeExcite(nn.Module):
@@ -22,7 +22,7 @@ class SqueezeExcite(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Same shape as the input `[N, H, W, C]`."""
-        return x * over_pixels(mx.sigmoid(self.fc2(self._act(self.fc1(means(x))))), x.shape)
+        return x * rows.over_pixels(mx.sigmoid(self.fc2(self._act(self.fc1(rows.means(x))))), x.shape)
 
 
 class ConvNormAct(nn.Module):
@@ -64,11 +64,6 @@ def conv(
     """timm's `create_conv2d`: padded to the size divided by the stride, symmetrically or as TensorFlow (`same`)."""
     padding = "same" if same else (stride - 1 + kernel - 1) // 2
     return Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias)
-
-
-def means(x: mx.array) -> mx.array:
-    """Means over the pixels, `[N, H, W, C]` to `[N, 1, 1, C]`; MLX adds naively on the CPU, so one axis at a time."""
-    return mx.mean(mx.mean(x, axis=1, keepdims=True), axis=2, keepdims=True)
 
 
 def halve(x: mx.array, kind: str) -> mx.array:

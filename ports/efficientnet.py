@@ -17,9 +17,9 @@ import mlx.nn as nn
 
 from models.registry import ModelSpec
 from ports.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
-from ports.conv import conv, draw_fan_out, halve, make_divisible, means
+from ports.conv import conv, draw_fan_out, halve, make_divisible
 from ports.layers import Conv2d, DropPath, Linear, classifier, pooling
-from ports.rows import over_pixels
+from ports.rows import means, over_pixels
 
 _DEFAULTS: dict[str, Any] = {
     "block_args": [],

@@ -104,7 +104,7 @@ class LayerNorm(nn.LayerNorm):
         """Same shape and dtype as the input."""
         weight = self.weight.astype(x.dtype) if "weight" in self else None
         bias = self.bias.astype(x.dtype) if "bias" in self else None
-        return mx.fast.layer_norm(x, weight, bias, self.eps)
+        return rows.layer_norm(x, weight, bias, self.eps)
 
 
 class RmsNorm(nn.RMSNorm):
@@ -198,7 +198,7 @@ class GeM(nn.Module):
 
 def pool(x: mx.array, kind: str) -> mx.array:
     """`avg` or `max` over the pixels of `[N, H, W, C]`, giving `[N, C]`."""
-    return mx.max(x, axis=(1, 2)) if kind == "max" else mx.mean(mx.mean(x, axis=2), axis=1)
+    return mx.max(x, axis=(1, 2)) if kind == "max" else rows.means(x).squeeze((1, 2))
 
 
 def pooling(kind: str) -> Callable[[mx.array], mx.array]:

@@ -1,7 +1,9 @@
-"""Parameters spread over the rows of activations, with gradients that Metal computes well. Convolutions are elsewhere.
+"""Parameters spread over the rows of activations, norms, and means, so that Metal sums the rows well. Convolutions are
+elsewhere.
 
-In half precision Metal adds up rows in that precision, which leaves 1 to 3% of noise in a sum of 50,000; a matrix
-product accumulates in fp32. `mx.fast`'s norms keep MLX's own sums: they are part of its gradient.
+In half precision Metal adds up rows in that precision, which leaves 1 to 3% of noise in a sum of 50,000. A matrix
+product accumulates in fp32, and so does the gradient of the weight in `mx.fast.rms_norm`; in `mx.fast.layer_norm` those
+of weight and bias do not.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from ports.gradients import with_vjp
 
 _HALF = (mx.float16, mx.bfloat16)
 _FEW_ROWS = 4096
+# Metal adds up a column in 1024 parts, of which a part in bf16 stops growing after 256 terms of one size.
+_MOST_ROWS = 1024 * 256
 
 
 def over_rows(parameter: mx.array, shape: Sequence[int]) -> mx.array:
@@ -45,6 +49,48 @@ def over_pixels(gate: mx.array, shape: Sequence[int]) -> mx.array:
         return (ones @ g.reshape(n, height * width, c))[:, :1].reshape(gate.shape)
 
     return cast(mx.array, spread(gate))
+
+
+def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float) -> mx.array:
+    """`mx.fast.layer_norm` over the last axis, `weight` and `bias` `[C]` in the dtype of `x`.
+
+    In half precision and over many rows the bias's gradient is a matrix product. MLX's own of the weight is kept, as
+    any other moves more bytes, but for so many rows that it would stop growing.
+    """
+    count = x.size // x.shape[-1]
+    if x.dtype not in _HALF or count <= _FEW_ROWS or weight is None or bias is None:
+        return mx.fast.layer_norm(x, weight, bias, eps)
+
+    def plain(x: mx.array, weight: mx.array | None = None) -> mx.array:
+        return mx.fast.layer_norm(x, weight, None, eps)
+
+    @with_vjp(lambda x, weight, bias: mx.fast.layer_norm(x, weight, bias, eps))
+    def norm(primals: Sequence[mx.array], g: mx.array, _: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        x, weight, bias = primals
+        if count <= _MOST_ROWS:
+            to_x, to_weight = mx.vjp(plain, [x, weight], [g])[1]
+        else:
+            x = mx.depends([x], [g])[0]  # not normalised again before its turn has come
+            to_x, to_weight = mx.vjp(plain, [x], [g * weight])[1][0], _sum_of_rows(g * plain(x), weight.shape)
+        return to_x, to_weight, _sum_of_rows(g, bias.shape)
+
+    return cast(mx.array, norm(x, weight, bias))
+
+
+def means(x: mx.array) -> mx.array:
+    """Means over the rows of each image, `[N, ..., C]` to `[N, 1, ..., C]`; in half precision many in fp32."""
+    count = math.prod(x.shape[1:-1])
+    shape = (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
+    if x.dtype not in _HALF or count <= _FEW_ROWS:
+        for axis in range(1, x.ndim - 1):  # one at a time: MLX adds naively on the CPU
+            x = mx.mean(x, axis=axis, keepdims=True)
+        return x
+
+    @with_vjp(lambda x: ((mx.ones((2, count), x.dtype) @ x.reshape(len(x), count, -1))[:, :1] / count).reshape(shape))
+    def mean(x: mx.array, g: mx.array, _: mx.array) -> mx.array:
+        return mx.broadcast_to(g / count, x.shape)
+
+    return cast(mx.array, mean(x))
 
 
 def _sum_of_rows(g: mx.array, shape: Sequence[int]) -> mx.array:

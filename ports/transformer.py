@@ -12,7 +12,7 @@ from config.errors import ConfigError
 from models.registry import ModelSpec
 from ports.arguments import Activation, Norm
 from ports.layers import Conv2d, Linear
-from ports.rows import over_rows
+from ports.rows import means, over_rows
 
 
 class PatchEmbed(nn.Module):
@@ -165,7 +165,7 @@ def pool_tokens(x: mx.array, kind: str, prefix: int) -> mx.array:
     if kind == "token":
         return x[:, 0]
     x = x[:, prefix:]
-    return mx.max(x, axis=1) if kind == "max" else mx.mean(x, axis=1)
+    return mx.max(x, axis=1) if kind == "max" else means(x).squeeze(1)
 
 
 def normal(shape: tuple[int, ...], std: float = 0.02) -> mx.array:

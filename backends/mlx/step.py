@@ -97,7 +97,9 @@ def parts(recipe: Recipe) -> Parts:
 
 
 def _prepared(network: Network, batch: Arrays, mix: Arrays) -> Inputs:
-    images, targets = mixed(normalise(network, batch["images"]), batch["targets"], mix)
+    # Taken as bytes, since their float32 values are four times as many.
+    pixels = (batch["images"], batch["images"][mix["permutation"]])
+    images, targets = mixed(*(normalise(network, part) for part in pixels), batch["targets"], mix)
     return {"images": images, "targets": targets, "share": batch["weights"] / mx.sum(batch["weights"])}
 
 
@@ -154,9 +156,9 @@ def evaluate(network: Network) -> Callable[[Arrays, mx.array], mx.array]:
     return logits
 
 
-def mixed(images: mx.array, targets: mx.array, mix: Arrays) -> tuple[mx.array, mx.array]:
-    """Mixup and CutMix of `contract.MixPlan`, on the device: float images `[N, H, W, C]`, targets `[N, classes]`."""
-    other = images[mix["permutation"]]
+def mixed(images: mx.array, other: mx.array, targets: mx.array, mix: Arrays) -> tuple[mx.array, mx.array]:
+    """Mixup and CutMix of `contract.MixPlan`, on the device: float images `[N, H, W, C]` with the `other` of each,
+    targets `[N, classes]`."""
     blend, own = mix["blend"][:, None, None, None], mix["own"][:, None]
     top, bottom, left, right = (mix["box"][:, i, None] for i in range(4))
     rows, columns = mx.arange(images.shape[1])[None], mx.arange(images.shape[2])[None]

@@ -26,11 +26,15 @@ SOURCES = {
     "winograd": "mlx/backend/metal/conv.cpp: dispatch_conv_2D_gpu, and the names of its environment variables",
     "unfold": "mlx/backend/metal/conv.cpp: dispatch_conv_2D_gpu, groups; mlx/primitives.cpp: Convolution::vjp",
     "pointwise": "mlx/backend/metal/conv.cpp: whether a 1x1 convolution has become a matrix product",
-    "half_sums": "mlx/backend/metal/kernels/reduction/*.h: the accumulator's type; normalization.cpp: gw_temp",
+    "half_sums": "mlx/backend/metal/reduce.cpp, kernels/reduction/*.h: the accumulator's type, in how many parts a "
+    "column is summed; normalization.cpp: gw_temp, its dtype and rows; kernels/defines.h: RMS_LOOPED_LIMIT",
     "scatter": "mlx/primitives.cpp: the gradients of Gather and of reductions; kernels/indexing/scatter.h: atomics",
 }
 _NO_KERNEL = frozenset(["QRF", "SVD", "Inverse", "Cholesky", "Eig", "Eigh", "LUF", "Load"])
 _INDEX_ARRAYS, _BUFFERS, _ROWS = 20, 31, 4096
+_SPLIT_ROWS, _RMS_WIDTH = 1024 * 256, 4096  # a bf16 sum of equal terms stops growing at 256
+# Operations behind which a sum is still the same sum.
+_ELEMENTS = ("Multiply", "Divide", "AsType", "Reshape", "Squeeze", "ExpandDims", "Flatten", "Unflatten", "Transpose")
 _VECTOR_HEADS, _VECTOR_QUERIES = (64, 96, 128, 192, 256, 512), 8
 _SUM, _MEAN_OF_AXIS = 2, 0  # of Reduce and Scatter; of ScatterAxis
 _HALF = (mx.bfloat16, mx.float16)
@@ -124,11 +128,30 @@ def pointwise(trace: Trace) -> Iterator[str]:
 
 
 def half_sums(trace: Trace) -> Iterator[str]:
-    """Sums in half precision over more rows than its eight digits bear."""
-    for op in trace.named("Reduce"):
-        before, after = (math.prod(trace.graph.arrays[name][0]) for name in (*op.inputs, *op.outputs))
-        if op.arguments[0] == _SUM and trace.half(op.inputs[0]) and before > _ROWS * after:
-            yield f"{trace.graph.arrays[op.inputs[0]][0]} over {op.arguments[1]}"
+    """Sums in half precision over more rows than its eight digits bear, in one reduction or several."""
+    rows: dict[str, float] = {}  # of each array: how many have been summed to one
+    for op in trace.graph.operations:
+        before = max((rows.get(name, 1) for name in op.inputs), default=1) if op.name in _ELEMENTS else 1
+        if op.name == "Reduce" and op.arguments[0] == _SUM and trace.half(op.inputs[0]):
+            before = rows.get(op.inputs[0], 1) * trace.graph.size(op.inputs[0]) / trace.graph.size(op.outputs[0])
+            if before > _ROWS:
+                yield f"{trace.graph.arrays[op.inputs[0]][0]} over {op.arguments[1]}, {before:.0f} rows"
+        rows.update(dict.fromkeys(op.outputs, before))
+        yield from _norm_sums(trace, op)
+
+
+def _norm_sums(trace: Trace, op: Operation) -> Iterator[str]:
+    """The same in `mx.fast`'s norms. The gradient of RMSNorm's weight is one of 512 sums in fp32, up to a width;
+    LayerNorm's is allowed as many rows as a sum that is split in 1024 bears, since all else moves more bytes."""
+    kind, (shape, _) = mlx_graph.norm_kind(trace.graph, op), trace.graph.arrays[op.outputs[0]]
+    if not kind.endswith("VJP") or len(op.outputs) == 1 or not trace.half(op.outputs[0]):
+        return
+    rows = math.prod(shape[:-1])
+    most = _ROWS if kind == "LayerNormVJP" else math.inf if shape[-1] <= _RMS_WIDTH else _SPLIT_ROWS
+    if rows > most and len(op.outputs) > 2:
+        yield f"{kind} {shape}: the bias"
+    if rows > max(most, _SPLIT_ROWS):
+        yield f"{kind} {shape}: the weight"
 
 
 def scatter(trace: Trace) -> Iterator[str]:
