@@ -27,9 +27,9 @@ from config.places import cache_folder
 from data import contents, store
 from data.augment import EvalTransform
 from data.bar import bar
+from data.cores import cores
 from data.decode import Pixels, Shrink, shrinkage, whole
 from data.images import Images, Source
-from data.loader import cores
 from data.resize import resize
 from data.store import Encoding, Store
 from models.card import Preprocessing

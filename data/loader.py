@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from config.errors import DataError
 from data import keyed
+from data.cores import cores
 from data.decode import Pixels
 from data.images import Images, Source
 from data.sampler import occurrences
@@ -158,12 +158,6 @@ class _Epoch:
         """What the transform will leave of the image with the same random numbers."""
         shrink = getattr(self.transform, "shrink", None)
         return shrink(height, width, functools.partial(self._rng, sample, seen)) if shrink else 1
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _cover(batch: Loaded, bad: dict[Path, str]) -> Loaded:
