@@ -52,8 +52,9 @@ from benchmarks.torch_cases import CLASSES, LARGE, SMALL, Case, forward_operatio
 from config import heap
 from config.data_sections import Data
 from data import augment, cache
+from data.cores import cores
 from data.images import Images, Source
-from data.loader import Loaded, Loader, cores
+from data.loader import Loaded, Loader
 from models import registry
 from models.card import Card
 from models.registry import ModelSpec

@@ -59,7 +59,14 @@ class Data(Section):
     classes: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
         default=(), description="Names of the classes to train on, two or more; [] takes them all."
     )
-    workers: int = Field(default=0, ge=0, le=1024, description="Loader threads; 0 means one for each core.")
+    workers: int = Field(
+        default=0, ge=0, le=1024, description="Loader threads; 0 means one for each core that may be used."
+    )
+    processes: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = Field(
+        default="auto",
+        description="Loader processes in place of threads; 0 is threads; auto starts with threads and goes over to"
+        " processes on Linux with more than 8 cores, where training waits for the threads.",
+    )
     cache_gb: float = Field(
         default=0.0,
         ge=0,

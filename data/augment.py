@@ -8,6 +8,7 @@ camera, the file.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from config.data_sections import Augment
 from data import colour, documents, geometry, ops, policies, resize
 from data.decode import Pixels, shrinkage
-from data.loader import ByEpoch, Transform
+from data.samples import ByEpoch, Transform
 from models.card import Preprocessing
 
 NewRng = Callable[[], np.random.Generator]  # of the same numbers at each call
@@ -186,7 +187,11 @@ def alone(section: Augment, prep: Preprocessing) -> dict[str, Transform]:
 
 def by_epoch(section: Augment, prep: Preprocessing, epochs: int) -> ByEpoch:
     """What the loader of a training of `epochs` takes: `train_transform` at each epoch's share of the strength."""
-    return ByEpoch(lambda epoch: train_transform(section, prep, share_at(section, epoch, epochs)))
+    return ByEpoch(functools.partial(_at_epoch, section, prep, epochs))
+
+
+def _at_epoch(section: Augment, prep: Preprocessing, epochs: int, epoch: int) -> Transform:
+    return train_transform(section, prep, share_at(section, epoch, epochs))
 
 
 def train_transform(section: Augment, prep: Preprocessing, share: float = 1.0) -> Transform:
@@ -311,9 +316,14 @@ def _acts(section: Augment, share: float) -> dict[str, Act]:
 
 def _policy(section: Augment, share: float) -> Callable[[Pixels, np.random.Generator], Pixels] | None:
     if section.policy == "rand":
-        numbers = (section.operations, section.magnitude, section.magnitude_std)
-        return lambda image, rng: policies.rand(image, rng, share, *numbers)
+        return functools.partial(
+            policies.rand,
+            share=share,
+            operations=section.operations,
+            magnitude=section.magnitude,
+            magnitude_std=section.magnitude_std,
+        )
     if section.policy == "none":
         return None
     policy = policies.trivial if section.policy == "trivial" else policies.three
-    return lambda image, rng: policy(image, rng, share)
+    return functools.partial(policy, share=share)

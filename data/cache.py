@@ -27,11 +27,11 @@ from config.places import cache_folder
 from data import contents, store
 from data.augment import EvalTransform
 from data.bar import bar
+from data.cores import cores
 from data.decode import Pixels, Shrink, shrinkage, whole
 from data.images import Images, Source
-from data.loader import cores
 from data.resize import resize
-from data.store import Encoding, Store
+from data.store import Encoding, Kept, Packed, Store
 from models.card import Preprocessing
 
 _VERSION = 2  # of what is made of an image; raise it when that changes
@@ -128,7 +128,7 @@ def sources(
     opened = {}
     for part in _plan(data, where, known, files, (reduced, Square(prep))):
         maker = _Maker(part, part.folder(where), files, workers, stop)
-        opened[type(part.form)] = _Cached(maker.filled(known), known, replace(maker, files=images).made)
+        opened[type(part.form)] = _Cached(maker.filled(known), known, _Made(part.form, images))
     return Sources(opened.get(Reduced, images), opened.get(Square))
 
 
@@ -208,10 +208,6 @@ class _Maker:
     workers: int
     stop: Callable[[], bool]
 
-    def made(self, path: Path, _shrink: Shrink = whole) -> Pixels:
-        """What the store keeps of a file, made of the file."""
-        return self.part.form(self.files(path, self.part.form.shrink))
-
     def filled(self, known: Mapping[Path, Known]) -> Store:
         """The store, with all of the images that can be read."""
         try:
@@ -265,17 +261,49 @@ def _attempt(form: Reduced | Square, files: Images, path: Path) -> Pixels | None
         return None
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What a store keeps of a file, made of the file."""
+
+    form: Reduced | Square
+    files: Images
+
+    def __call__(self, path: Path, _shrink: Shrink = whole) -> Pixels:
+        return self.form(self.files(path, self.form.shrink))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Images by where they lie in a store, and by their paths what it lacks."""
+
+    packed: Packed
+    otherwise: _Made
+
+    def __call__(self, address: Path | Kept, shrink: Shrink = whole) -> Pixels:
+        return self.otherwise(address, shrink) if isinstance(address, Path) else self.packed(address)
+
+
 @dataclass(frozen=True, eq=False)
 class _Cached:
-    """A store as a source by path; `otherwise` for what it lacks."""
+    """A store as a source by path, as `data.images.Shared`; `otherwise` for what it lacks."""
 
     store: Store
     known: Mapping[Path, Known] = field(repr=False)
-    otherwise: Source = field(repr=False)
+    otherwise: _Made = field(repr=False)
     mapped = True  # into memory: the loader's threads do not wait for files
 
     def __call__(self, path: Path, shrink: Shrink = whole) -> Pixels:
+        kept = self._kept(path)
+        return self.otherwise(path, shrink) if kept is None else self.store.packed(kept)
+
+    def reader(self, workers: int) -> _Reader:
+        """The same by address, for one of so many processes."""
+        return _Reader(self.store.packed, replace(self.otherwise, files=self.otherwise.files.reader(workers)))
+
+    def address(self, path: Path) -> str | Kept:
+        """Where the reader finds it."""
+        return self._kept(path) or str(path)
+
+    def _kept(self, path: Path) -> Kept | None:
         image = self.known.get(path)
-        if image is not None and image.key in self.store:
-            return self.store.read(image.key)
-        return self.otherwise(path, shrink)
+        return None if image is None else self.store.find(image.key)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from config.data_sections import Data
 from config.errors import DataError
+from data.cores import cores
 from data.decode import Pixels
 from data.images import Images
 
@@ -51,7 +51,7 @@ def found(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: int 
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or cores()) as pool:
         return list(pool.map(fault, paths))
 
 

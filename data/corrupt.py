@@ -7,14 +7,28 @@ test pages. Made of the blocks of augmentation, but with a draw of its own: no t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from data import documents, geometry, ops
+from data.augment import EvalTransform
 from data.decode import Pixels
+from models.card import Preprocessing
 
 _LARGEST_SKEW = 12.0  # degrees
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """The transform of images that are damaged, then prepared as `prep` says."""
+
+    prep: Preprocessing
+
+    def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        """uint8 `[H, W, 3]` to `[prep.size, prep.size, 3]`."""
+        return EvalTransform(self.prep)(corrupt(image, rng))
 
 
 def corrupt(image: Pixels, rng: np.random.Generator, quarters: bool = True) -> Pixels:

@@ -5,15 +5,33 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 
 from config.data_sections import Data
 from data.decode import PIXEL_LIMIT, Pixels, Shrink, decode, whole
+from data.store import Kept
 
 CACHE_BYTES = 512 * 2**20
 # From a file to its pixels, where `shrink` allows smaller ones, as `Images` and `data.cache` give them.
 Source = Callable[[Path, Shrink], Pixels]
+
+
+class Shared(Protocol):
+    """A source that worker processes can read from: what they need is pickled once, and each image has an address."""
+
+    def __call__(self, path: Path, shrink: Shrink) -> Pixels:
+        """The pixels of a file, in this process."""
+        ...
+
+    def reader(self, workers: int) -> Callable[..., Pixels]:
+        """What gives the pixels of an address in one of so many processes; it can be pickled."""
+        ...
+
+    def address(self, path: Path) -> str | Kept:
+        """Where the reader finds a file's pixels: by its path, or in a store."""
+        ...
 
 
 class Picture:
@@ -84,7 +102,7 @@ class Images:
         partial: bool = False,
     ):
         self._pictures: dict[Path, Picture] = {}
-        self._room = cache_bytes
+        self._cache_bytes = self._room = cache_bytes
         self.pixel_limit = pixel_limit
         self.turns = turns or {}
         self.to_srgb, self.partial = to_srgb, partial
@@ -95,6 +113,17 @@ class Images:
     def of(cls, data: Data, turns: Mapping[Path, int] | None = None, cache_bytes: int = CACHE_BYTES) -> Images:
         """Files decoded as the settings say."""
         return cls(cache_bytes, data.pixel_limit, turns, data.icc_to_srgb, data.on_bad_image == "partial")
+
+    def reader(self, workers: int) -> Images:
+        """The same for one of so many processes, which keep as much between them as this one would."""
+        return Images(self._cache_bytes // workers, self.pixel_limit, self.turns, self.to_srgb, self.partial)
+
+    def address(self, path: Path) -> str:
+        """The path."""
+        return str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Images, (self._cache_bytes, self.pixel_limit, dict(self.turns), self.to_srgb, self.partial)
 
     def __call__(self, path: Path, shrink: Shrink = whole) -> Pixels:
         """The pixels of one file, from memory where they are kept."""

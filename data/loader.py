@@ -1,41 +1,37 @@
-"""From an order of samples to batches of fixed shape, prepared ahead by threads. The order itself is `data.sampler`.
+"""From an order of samples to batches of fixed shape, prepared ahead by threads or by worker processes.
 
-The same (paths, transform, seed, order, epoch) gives the same batches for any number of workers and from any batch on.
-A sample that stands several times in an order is augmented differently each time.
+The same (paths, transform, seed, order, epoch) gives the same batches for any number of either and from any batch on.
+A sample that stands several times in an order is augmented differently each time. The order itself is `data.sampler`,
+the processes are `data.processes`, and `data.pace` says which of the two prepares a batch.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
+import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
-from data import keyed
+from data.cores import cores
 from data.decode import Pixels
-from data.images import Images, Source
+from data.images import Images, Shared, Source
+from data.pace import Pace
+from data.processes import Pending, Row, Workers
 from data.sampler import occurrences
+from data.samples import ByEpoch, Preparation, Transform, at_epoch
 
-Transform = Callable[[Pixels, np.random.Generator], Pixels]
 # Each batch is shared out among all workers, so this many batches ahead is a depth of 2 x workers.
 _AHEAD = 2
-
-
-@dataclass(frozen=True)
-class ByEpoch:
-    """A transform that changes over the training: `at(epoch)` is that of one epoch, and a pure function of it."""
-
-    at: Callable[[int], Transform]
 
 
 class Loaded(NamedTuple):
@@ -52,7 +48,7 @@ class Loaded(NamedTuple):
 
 
 class Loader:
-    """Decodes, transforms and stacks images in threads of its own.
+    """Decodes, transforms and stacks images in threads of its own, or in worker processes.
 
     `transform(image, rng)` gets a decoded image (read-only) and a generator keyed by (seed, epoch, sample, how often it
     stood before in the order), and returns uint8 `[size, size, 3]`; those of `data.augment` fit, for training and for
@@ -61,6 +57,10 @@ class Loader:
     `decode`); `new_rng()` is such a generator. A `ByEpoch` gives each epoch its own. `workers=0` is one thread for each
     core, which is the most that a source of `data.cache` gets. Pass one `Images` to several loaders to decode a small
     set only once among them, or such a source.
+
+    With `processes`, so many processes do it in place of threads: from now on, and until the last loader that shares
+    them is gone. `transform` and the source can then be pickled (see `data.images.Shared`). `auto` has threads first,
+    and processes on Linux where there are enough cores and threads do not keep up with the consumer.
     """
 
     def __init__(
@@ -73,18 +73,21 @@ class Loader:
         seed: int = 0,
         images: Source | None = None,
         skip_bad: bool = False,
+        processes: int | Literal["auto"] = 0,
     ):
         self.paths = list(paths)
         self.batch_size = batch_size
-        self._images = images or Images()
-        self._at = transform.at if isinstance(transform, ByEpoch) else lambda _epoch: transform
-        self._workers = workers or cores()
-        if getattr(images, "mapped", False):  # more threads would only take the interpreter from each other
-            self._workers = min(self._workers, cores())
-        self._seed = seed
         self.bad: dict[Path, str] = {}
-        self._skip_bad = skip_bad
-        self._buffers = _Buffers((batch_size, size, size, 3))
+        self._images = images or Images()
+        self._transform, self._seed, self._skip_bad = transform, seed, skip_bad
+        self._threads = workers or cores()
+        if getattr(images, "mapped", False):  # more threads would only take the interpreter from each other
+            self._threads = min(self._threads, cores())
+        self._shape = (batch_size, size, size, 3)
+        self._buffers = _Buffers(self._shape)
+        self._pace = Pace(processes, workers)
+        self._job: tuple[Workers, tuple[int, int]] | None = None
+        self._processes()
 
     def batches(self, samples: int) -> int:
         """How many batches an order of `samples` makes."""
@@ -93,33 +96,54 @@ class Loader:
     def epoch(self, order: NDArray[np.int64], epoch: int = 0, first_batch: int = 0) -> Iterator[Loaded]:
         """The batches of `order` (int64 positions in the paths) from `first_batch` on, in order.
 
-        An error of a thread is raised here, with the name of the image's file. The threads end with the iterator:
-        when it is used up, closed, dropped, or has raised.
+        An error of a thread or a process is raised here, with the name of the image's file. Threads end with the
+        iterator: when it is used up, closed, dropped, or has raised.
         """
         order = np.asarray(order, dtype=np.int64)
-        seen, bad = occurrences(order), self.bad if self._skip_bad else None
-        work = _Epoch(self.paths, self._images, self._at(epoch), self._seed, epoch, order, seen, bad)
+        prepare = Preparation(self._images, at_epoch(self._transform, epoch), self._seed, epoch)
+        work = _Epoch(self.paths, order, occurrences(order), prepare, self.bad if self._skip_bad else None)
         numbers = iter(range(first_batch, self.batches(len(order))))
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="tandem-loader") as pool:
-            ahead = deque(self._start(pool, work, n) for n in itertools.islice(numbers, _AHEAD))
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="tandem-loader") as pool:
+            start = functools.partial(self._start, pool, work)
+            ahead = deque(map(start, itertools.islice(numbers, _AHEAD)))
             try:
+                yielded = None
                 while ahead:
-                    batch, parts = ahead.popleft()
-                    ahead.extend(self._start(pool, work, n) for n in itertools.islice(numbers, 1))
-                    for part in parts:
-                        part.result()
+                    asked = time.perf_counter()
+                    first = ahead.popleft()
+                    ahead.extend(map(start, itertools.islice(numbers, 1)))
+                    batch = first.finish()
+                    yielded = self._pace.note(asked, yielded, len(batch.index))
+                    del first
                     yield _pad(_cover(batch, self.bad))
                     del batch  # so that its memory is free as soon as the consumer lets go
             finally:
+                for left in ahead:
+                    left.cancel()
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, pool: ThreadPoolExecutor, work: _Epoch, number: int) -> tuple[Loaded, list[Future[None]]]:
+    def _start(self, pool: ThreadPoolExecutor, work: _Epoch, number: int) -> _InThreads | _InProcesses:
         first = number * self.batch_size
         mine = work.order[first : first + self.batch_size]
-        images = self._buffers.take()
-        shares = np.array_split(np.arange(len(mine)), min(self._workers, len(mine)))
-        batch = Loaded(images, mine, np.ones(len(mine), dtype=np.float32))
-        return batch, [pool.submit(work.fill, batch, first, share) for share in shares]
+        others = self._processes()
+        if others is not None:
+            workers, job = others
+            begun = workers.start(job, self._shape, work.prepare.epoch, work.rows(first, len(mine)))
+            return _InProcesses(work, mine, workers, begun)
+        batch = Loaded(self._buffers.take(), mine, np.ones(len(mine), dtype=np.float32))
+        shares = np.array_split(np.arange(len(mine)), min(self._threads, len(mine)))
+        return _InThreads(batch, [pool.submit(work.fill, batch, first, share) for share in shares])
+
+    def _processes(self) -> tuple[Workers, tuple[int, int]] | None:
+        """The processes that prepare the next batch, with what they know this loader's work by; None where threads
+        do."""
+        workers = self._pace.workers()
+        if workers is None:
+            return None
+        if self._job is None or self._job[0] is not workers:
+            job = workers.register(self._transform, self._shape, self._seed, self._skip_bad, self._images)
+            self._job = workers, job
+        return self._job
 
 
 @dataclass(frozen=True)
@@ -127,12 +151,9 @@ class _Epoch:
     """What the threads share: it prepares the image of any place in one epoch's order."""
 
     paths: list[Path]
-    images: Source
-    transform: Transform
-    seed: int
-    epoch: int
     order: NDArray[np.int64]
     seen: NDArray[np.int64]
+    prepare: Preparation
     bad: dict[Path, str] | None
 
     def fill(self, batch: Loaded, first: int, slots: NDArray[np.int64]) -> None:
@@ -140,8 +161,7 @@ class _Epoch:
         for slot in slots.tolist():
             sample, seen = int(self.order[first + slot]), int(self.seen[first + slot])
             try:
-                image = self.images(self.paths[sample], functools.partial(self._shrink, sample, seen))
-                batch.images[slot] = self.transform(image, self._rng(sample, seen))
+                batch.images[slot] = self.prepare(self.paths[sample], sample, seen)
             except DataError as error:
                 if self.bad is None:
                     raise
@@ -151,19 +171,59 @@ class _Epoch:
                 error.add_note(f"while preparing {self.paths[sample]}")
                 raise
 
-    def _rng(self, sample: int, seen: int) -> np.random.Generator:
-        return keyed.rng(self.seed, "augment", self.epoch, sample, seen)
-
-    def _shrink(self, sample: int, seen: int, height: int, width: int) -> int:
-        """What the transform will leave of the image with the same random numbers."""
-        shrink = getattr(self.transform, "shrink", None)
-        return shrink(height, width, functools.partial(self._rng, sample, seen)) if shrink else 1
+    def rows(self, first: int, count: int) -> list[Row]:
+        """The same as tasks of worker processes."""
+        source, samples = cast(Shared, self.prepare.source), self.order[first : first + count].tolist()
+        seen = self.seen[first : first + count].tolist()
+        return [(i, samples[i], seen[i], source.address(self.paths[samples[i]])) for i in range(count)]
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+class _InThreads(NamedTuple):
+    """A batch that threads prepare."""
+
+    batch: Loaded
+    parts: list[Future[None]]
+
+    def finish(self) -> Loaded:
+        """Wait for it."""
+        for part in self.parts:
+            part.result()
+        return self.batch
+
+    def cancel(self) -> None:
+        """Begin no more of it."""
+        for part in self.parts:
+            part.cancel()
+
+
+class _InProcesses(NamedTuple):
+    """A batch that worker processes prepare."""
+
+    work: _Epoch
+    index: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.index, as in Loaded
+    workers: Workers
+    pending: Pending
+
+    def finish(self) -> Loaded:
+        """Wait for it."""
+        self.workers.wait(self.pending)
+        paths = [self.work.paths[i] for i in self.index]
+        if self.pending.failed:
+            place = min(self.pending.failed)
+            error = self.pending.failed[place]
+            if not isinstance(error, DataError):
+                error.add_note(f"while preparing {paths[place]}")
+            raise error
+        weight = np.ones(len(self.index), dtype=np.float32)
+        for place, fault in sorted(self.pending.bad.items()):
+            weight[place] = 0
+            if self.work.bad is not None:
+                self.work.bad[paths[place]] = fault
+        return Loaded(self.pending.pixels, self.index, weight)
+
+    def cancel(self) -> None:
+        """Begin no more of it."""
+        self.pending.cancel()
 
 
 def _cover(batch: Loaded, bad: dict[Path, str]) -> Loaded:

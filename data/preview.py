@@ -15,8 +15,8 @@ from config.errors import ConfigError, DataError
 from config.schema import Settings
 from data import augment, csvfile, keyed, resize, sources
 from data.decode import Pixels, decode
-from data.loader import Transform
 from data.sampler import occurrences
+from data.samples import Transform
 from models import registry
 from models.card import Preprocessing
 

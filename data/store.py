@@ -11,7 +11,7 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -42,6 +42,27 @@ def encode(image: Pixels, encoding: Encoding) -> bytes:
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
+class Packed:
+    """The first `length` bytes of a `pixels` file, mapped into memory: `packed(kept)` is an image, uint8 `[H, W, 3]`.
+
+    It is pickled by its name, so that other processes map the file themselves.
+    """
+
+    def __init__(self, file: Path, length: int, encoding: Encoding):
+        self._place = file, length, encoding
+        self._raw, self._pixels = encoding == "raw", _mapped(file, length)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Packed, self._place
+
+    def __call__(self, kept: Kept) -> Pixels:
+        """The image that lies there, read-only."""
+        data = self._pixels[kept.offset : kept.offset + kept.length]
+        if self._raw:
+            return data.reshape(kept.height, kept.width, 3)
+        return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
+
+
 class Store:
     """An open store: `read(key)` is the image, uint8 `[H, W, 3]`, read-only; safe to share between threads.
 
@@ -55,7 +76,7 @@ class Store:
         there = pixels.stat().st_size if pixels.exists() else 0
         self._kept = {key: kept for key, kept in _records(folder / "index") if kept.offset + kept.length <= there}
         self._end = max((kept.offset + kept.length for kept in self._kept.values()), default=0)
-        self._pixels = _mapped(pixels, self._end)
+        self.packed = Packed(pixels, self._end, encoding)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._kept
@@ -65,11 +86,11 @@ class Store:
 
     def read(self, key: bytes) -> Pixels:
         """The image of a key that the store contains."""
-        kept = self._kept[key]
-        data = self._pixels[kept.offset : kept.offset + kept.length]
-        if self.encoding == "raw":
-            return data.reshape(kept.height, kept.width, 3)
-        return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
+        return self.packed(self._kept[key])
+
+    def find(self, key: bytes) -> Kept | None:
+        """Where the image of a key lies."""
+        return self._kept.get(key)
 
     def append(self, images: Iterable[tuple[bytes, tuple[int, int], bytes]]) -> None:
         """Write (key, sides, the image as `encode` gives it) behind what is there; a torn end is cut off first."""

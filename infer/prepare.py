@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from config.errors import DataError
 from data import names
 from data.augment import EvalTransform
+from data.cores import cores
 from data.decode import Pixels
 from data.images import Picture
-from data.loader import cores
 from infer.inputs import Inputs, Pictured, Source
 from models.card import Preprocessing
 

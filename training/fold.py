@@ -23,9 +23,10 @@ from backends.contract import Backend, CompileMode, LossSpec, OptimSpec, Session
 from config.errors import CheckpointError, DataError, OutOfMemory
 from config.schema import Settings
 from data import augment, cache, folds, sources
-from data.corrupt import corrupt
+from data.corrupt import Corrupted
 from data.images import Images, Source
-from data.loader import ByEpoch, Loader, Transform
+from data.loader import Loader
+from data.samples import ByEpoch, Transform
 from models import weights
 from models.card import Card
 from models.registry import ModelSpec
@@ -212,16 +213,16 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
     settings, prep = job.settings, job.card.preprocessing
     if not settings.stopping.robust_weight:
         return None
-    plain = augment.EvalTransform(prep)
     return Loader(
         paths,
-        lambda image, rng: plain(corrupt(image, rng)),
+        Corrupted(prep),
         prep.size,
         settings.train.val_batch_size or batch,
         settings.data.workers,
         settings.seed,
         job.images,
         settings.data.on_bad_image != "error",
+        settings.data.processes,
     )
 
 
@@ -252,7 +253,7 @@ def _loader(
 ) -> Loader:
     data = job.settings.data
     skip = data.on_bad_image != "error"
-    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, source, skip)
+    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, source, skip, data.processes)
 
 
 def _finish(folder: Path, number: int, loop: Loop, seconds: float) -> dict[str, Any]:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from config.schema import Settings
+from data.cores import cores
 from training import bottleneck, results
 from training.engine import FoldData
 from training.loop import Events
@@ -85,7 +85,7 @@ class Progress:
             f"{bottleneck.shares(row)}{'  best' if best else ''}"
         )
         self._say(text)
-        advice = bottleneck.advice(row, self.settings, os.cpu_count() or 1)
+        advice = bottleneck.advice(row, self.settings, cores())
         if advice and not self.advised:
             self._say(advice)
             self.advised = True

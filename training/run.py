@@ -35,6 +35,7 @@ _CIRCUMSTANCES = (
     "checkpoint",
     "track",
     "data.workers",
+    "data.processes",
     "data.cache_dir",
     "data.on_bad_test_image",
     "train.compile",

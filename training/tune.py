@@ -286,7 +286,7 @@ def _digest(settings: Settings) -> str:
     """What tells studies apart: all that changes a trial, not how many there are or where they are kept."""
     values = settings.model_dump(mode="json", exclude=set(_ELSEWHERE))
     values["tune"] = {k: v for k, v in values["tune"].items() if k not in ("trials", "storage", "pruner")}
-    for key in ("root", "workers"):
+    for key in ("root", "workers", "processes"):
         del values["data"][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 

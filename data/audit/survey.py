@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +24,7 @@ from data import csvfile
 from data.audit import duplicates, fingerprint
 from data.audit.duplicates import Pair
 from data.audit.look import Facts, Look, look
+from data.cores import cores
 from data.decode import PIXEL_LIMIT, Pixels
 
 VERSION = 3  # of what is measured; raise it when `look` or `duplicates` changes
@@ -95,7 +95,7 @@ def _look_at(
     def one(item: tuple[Key, Path]) -> tuple[Key, Look] | None:
         return None if stop() else (item[0], look(item[1], pixel_limit))
 
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(workers or cores())
     try:
         for found in pool.map(one, missing.items()):
             if found is None:
