@@ -45,9 +45,13 @@ wheels: install
 bench: install
 	$(PY) -m benchmarks
 
-# On a machine with a CUDA device; elsewhere it says so and does nothing.
-bench-gpu: install
-	$(PY) -m benchmarks --gpu
+# Ten minutes on a CUDA device, into docs/benchmarks_gpu.md. DEVICE=cpu UPDATES=1 is a dry run; PY=python3 takes the
+# packages that are there in place of .venv's.
+SECONDS ?= 600
+DEVICE ?= cuda
+UPDATES ?= 0
+bench-gpu: $(if $(filter $(VENV)/%,$(PY)),install)
+	$(PY) -m benchmarks.gpu --seconds $(SECONDS) --device $(DEVICE) --updates $(UPDATES)
 
 clean:
 	rm -rf $(VENV) demo_out runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

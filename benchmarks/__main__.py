@@ -1,10 +1,7 @@
-"""`make bench` and `make bench-gpu`: every comparison, each in a process of its own, as one table and one page.
-
-    python -m benchmarks             # docs/benchmarks.md, on this machine's CPU
-    python -m benchmarks --gpu       # docs/benchmarks_gpu.md, larger networks; without a CUDA device one line instead
+"""`make bench`: every comparison on the CPU, each in a process of its own, as one table and docs/benchmarks.md.
 
 The table has what is aimed at, as a ratio in one run; the page also every other figure, with its command. Accuracy
-(`benchmarks.accuracy`, hours) and parity (`make parity`) have pages of their own.
+(`benchmarks.accuracy`, hours), parity (`make parity`) and GPUs (`benchmarks.gpu`) have pages of their own.
 """
 
 from __future__ import annotations
@@ -16,8 +13,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
@@ -54,12 +49,6 @@ CPU = (
     Step("fit"),
     Step("audit", ("--data", "{data}")),
 )
-GPU = (
-    Step("torch_step", ("--device", "cuda", "--data", "{data}", "--images", "5000")),
-    Step("loader", ("--data", "{data}")),
-    Step("infer", ("--data", "{data}", "--model", "convnext_base", "--size", "224")),
-    Step("mlx_step"),
-)
 GOALS = (
     Goal(
         "loader.ratio_files", "training images from JPEG files, per CPU second: ours to timm", ">= 2.2", "spread.files"
@@ -72,8 +61,7 @@ GOALS = (
     Goal("torch_step.loop_over_bare", "torch: time of our loop, the bare step = 1"),
     Goal("torch_step.cached_over_bare", "torch: the same with cached images"),
     Goal("torch_step.ratio_timm_synthetic", "torch: trained images a second, ours to timm's loop", ">= 1"),
-    Goal("torch_step.ratio_timm_files", "torch: the same with JPEG files", ">= 1.3 on a GPU"),
-    Goal("torch_step.models.*.utilisation", "torch: share of the device's peak that the network uses"),
+    Goal("torch_step.ratio_timm_files", "torch: the same with JPEG files", ""),
     Goal("mlx_step.ratios.*", "MLX: trained images a second, ours to mlx-image's trainer", ">= 1"),
     Goal("mlx_step.loop", "MLX: what our loop costs over the bare step", "<= 0.03"),
     Goal("infer.ratio_timm", "5 members x 3 views: ours to timm's script for each", ">= 3"),
@@ -90,18 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the page; the exit code is 1 when a script failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="All benchmarks, as one page.")
     parser.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
-    parser.add_argument("--gpu", action="store_true", help="on a CUDA device, with larger networks")
     arguments = parser.parse_args(argv)
-    if arguments.gpu and not torch.cuda.is_available():
-        print(f"bench-gpu: torch {torch.__version__} finds no CUDA device here, so nothing was measured or written")
-        return 0
     if not arguments.data.exists():
         print(f"{arguments.data}: does not exist; give --data a tar or a folder of photographs", file=sys.stderr)
         return 2
-    found = {step.name: measured(step, arguments.data) for step in (GPU if arguments.gpu else CPU)}
-    name = torch.cuda.get_device_name() if arguments.gpu else "CPU"
-    page = DOCS / ("benchmarks_gpu.md" if arguments.gpu else "benchmarks.md")
-    text = written(name, found)
+    found = {step.name: measured(step, arguments.data) for step in CPU}
+    page = DOCS / "benchmarks.md"
+    text = written("CPU", found)
     page.write_text(text)
     print(text.partition("\n## ")[0])
     print(f"{page}: written")

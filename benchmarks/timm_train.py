@@ -1,8 +1,7 @@
-"""The loop of timm's train.py, which its wheel lacks, made of timm's public functions, for `benchmarks.torch_step`."""
+"""The loop of timm's train.py, which its wheel lacks, made of timm's public functions, with its best flags."""
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,29 @@ import torch
 from timm.data import create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
-from timm.utils import dispatch_clip_grad
+from timm.utils import NativeScaler, dispatch_clip_grad
 
+from backends.torch.precision import autocast, resolved
 from benchmarks.torch_cases import CLASSES, JITTER, LEAST, Case
 
 
 class Timm:
-    """timm's train.py as its public functions make it, with the flags that are best for it on the device."""
+    """timm's train.py as its public functions make it, with the flags that are best for it on the device: channels
+    last, its fused AdamW, its prefetcher, and on CUDA the precision of `train.precision auto` and torch.compile."""
 
     def __init__(self, case: Case, paths: list[Path]):
         self.case, device = case, case.device
-        fixed = {"img_size": case.size} if case.name.startswith(("vit", "swin")) else {}
+        fixed = {"img_size": case.size} if "vit" in case.name or "swin" in case.name else {}
         model = timm.create_model(case.name, num_classes=CLASSES, **fixed).to(device)
-        self.on_gpu = device.type == "cuda"
-        if self.on_gpu:
+        if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
         model = model.to(memory_format=torch.channels_last)
-        self.optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
+        self.optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05, fused=True)
         self.model = torch.compile(model, mode=case.compile) if isinstance(case.compile, str) else model
         self.loss = LabelSmoothingCrossEntropy(0.1).to(device)
-        self._loader = self._of_files(paths) if paths else None
+        self.precision = resolved("auto", device)
+        self.scaler = NativeScaler() if self.precision == "fp16" else None
+        self.loader = self._of_files(paths) if paths else None
 
     def on_synthetic(self, updates: int) -> float:
         """Images a second with the same batch for every update, normalised and on the device."""
@@ -40,7 +42,7 @@ class Timm:
 
     def on_files(self) -> float:
         """Images a second of an epoch over the files."""
-        return self._rate(self._loader)
+        return self._rate(self.loader)
 
     def _of_files(self, paths: list[Path]) -> Any:
         """timm's training loader over the files."""
@@ -55,7 +57,7 @@ class Timm:
             color_jitter=JITTER,
             num_workers=case.workers,
             device=case.device,
-            pin_memory=self.on_gpu,
+            pin_memory=case.device.type == "cuda",
         )
 
     def _rate(self, loader: Any) -> float:
@@ -71,11 +73,14 @@ class Timm:
 
     def _update(self, images: torch.Tensor, target: torch.Tensor) -> int:
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cuda", torch.bfloat16) if self.on_gpu else contextlib.nullcontext():
+        with autocast(self.precision, self.case.device):
             loss = self.loss(self.model(images), target)
-        loss.backward()
-        dispatch_clip_grad(self.model.parameters(), value=1.0, mode="norm")
-        self.optimizer.step()
+        if self.scaler:
+            self.scaler(loss, self.optimizer, clip_grad=1.0, clip_mode="norm", parameters=self.model.parameters())
+        else:
+            loss.backward()
+            dispatch_clip_grad(self.model.parameters(), value=1.0, mode="norm")
+            self.optimizer.step()
         self.optimizer.zero_grad()
         loss.item()  # for its average of the losses
         return len(images)

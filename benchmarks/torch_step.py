@@ -2,7 +2,6 @@
 
     python -m benchmarks.torch_step --json                        # small networks on the CPU, synthetic data
     python -m benchmarks.torch_step --data ../shared/data/photos.tar
-    python -m benchmarks.torch_step --device cuda --data DIR      # the larger networks, compiled, bf16
 
 Arms, in turn `--repeats` times, best of each, in trained images a second (on the CPU: a second of CPU time); a turn is
 `--updates` updates:
@@ -10,16 +9,15 @@ Arms, in turn `--repeats` times, best of each, in trained images a second (on th
 - `bare`: the engine's update on tensors that are on the device already, enqueued one after another, nothing read.
 - `loop`: `training.engine.Fit` with the same batch of uint8 pixels from the host for every update; checkpoints, whose
   cadence is the user's, are left out.
-- `timm`: the loop of timm's train.py with a normalised batch that is on the device: create_model, create_optimizer_v2,
-  channels_last, on CUDA autocast (bf16, with which it scales no loss) and torch.compile, and the loss read each update;
-  in a process of its own, with memory as its users have it.
+- `timm`: the loop of timm's train.py with a normalised batch that is on the device: create_model, create_optimizer_v2
+  (fused), channels_last, and the loss read each update; in a process of its own, with memory as its users have it.
 
 With `--data` also the same loops over JPEG files: `loop files`, `loop cached` (from the cache of decoded images) and
 `timm files` (create_loader with its prefetcher), each with random crops, flips and colour jitter on `--workers` cores.
 
 `loop_over_bare` is seconds over seconds (1.00: the loop costs nothing), `ratio_timm_*` our images a second over
-timm's. `tflops` are the network's own operations, forward and backward, that the loop does in a second, `utilisation`
-their share of what the device can do at most in bf16 (dense), where its peak is known. Results: docs/speed_torch.md.
+timm's. `tflops` are the network's own operations, forward and backward, that the loop does in a second. On a GPU run
+`benchmarks.gpu`. Results: docs/speed_torch.md.
 """
 
 from __future__ import annotations
@@ -42,15 +40,16 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
-from backends.contract import CompileMode, LossSpec
+from backends.contract import LossSpec
 from backends.torch import model as networks
 from backends.torch import session, step
 from benchmarks.peer import Peer
 from benchmarks.sources import machine, photographs
 from benchmarks.timm_train import Timm
-from benchmarks.torch_cases import CLASSES, LARGE, SMALL, Case, forward_operations, peak_of
-from config import heap
+from benchmarks.torch_cases import CLASSES, LEAST, SMALL, Case, forward_operations
+from config import heap, load
 from config.data_sections import Data
+from config.schema import Settings
 from data import augment, cache
 from data.cores import cores
 from data.images import Images, Source
@@ -109,20 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Training with torch: our loop, the bare step, timm's train.py.")
     parser.add_argument("--data", type=Path, help="a tar of photographs, or a folder; without it data is synthetic")
     parser.add_argument("--images", type=int, default=0, help="files; 0 takes each photograph once")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps")
-    parser.add_argument("--models", nargs="+", help="names, of the table's or others; default: by device")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "mps"))
+    parser.add_argument("--models", nargs="+", help="names, of the table's or others")
     parser.add_argument("--size", type=int, help="pixels, in place of the table's")
     parser.add_argument("--batch", type=int, help="images, in place of the table's")
-    parser.add_argument("--updates", type=int, help="updates of a turn; default 6 on the CPU, 60 elsewhere")
+    parser.add_argument("--updates", type=int, default=6, help="updates of a turn")
     parser.add_argument("--repeats", type=int, default=4, help="turns of each arm")
     parser.add_argument("--workers", type=int, default=cores(), help="threads, timm's processes")
-    parser.add_argument("--compile", choices=("off", "default", "reduce-overhead", "max-autotune"))
+    parser.add_argument("--compile", choices=("default", "reduce-overhead", "max-autotune"))
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("benchmarks.torch_step: there is no CUDA device here, so nothing was measured", file=sys.stderr)
-        return 1
     heap.keep_freed()  # as our commands do
     os.environ[session.DEVICE_VARIABLE] = arguments.device
     with tempfile.TemporaryDirectory() as place:
@@ -135,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
     """The arms of one network, and their ratios."""
-    settings, spec = case.settings, registry.get(case.name, num_classes=CLASSES, image_size=case.size)
+    settings, spec = _settings(case), registry.get(case.name, num_classes=CLASSES, image_size=case.size)
     optim = optimizer.spec(settings.optim, False, spec, _fresh(spec))
     loss = LossSpec()
     opened = session.open(spec, None, optim, loss, "auto", 0, case.compile)
@@ -160,7 +156,7 @@ def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
 
         found = _in_turn(case.name, arms, warm, repeats)
     opened.close()
-    return {"size": case.size, "batch": case.batch, **_figures(case, spec, found)}
+    return {"size": case.size, "batch": case.batch, **_figures(spec, found)}
 
 
 def _in_turn(name: str, arms: dict[str, Arm], warm: Callable[[], None], repeats: int) -> dict[str, list[float]]:
@@ -176,7 +172,7 @@ def _in_turn(name: str, arms: dict[str, Arm], warm: Callable[[], None], repeats:
     return found
 
 
-def _figures(case: Case, spec: ModelSpec, found: dict[str, list[float]]) -> dict[str, Any]:
+def _figures(spec: ModelSpec, found: dict[str, list[float]]) -> dict[str, Any]:
     best = {arm: max(rates) for arm, rates in found.items()}
     figures: dict[str, Any] = {
         "images_per_second": {arm: float(f"{rate:.4g}") for arm, rate in best.items()},
@@ -187,10 +183,8 @@ def _figures(case: Case, spec: ModelSpec, found: dict[str, list[float]]) -> dict
     if "timm files" in best:
         figures["ratio_timm_files"] = round(best["loop files"] / best["timm files"], 3)
         figures["cached_over_bare"] = round(best["bare"] / best["loop cached"], 3)
-    tera = 3 * forward_operations(spec) * best["loop"] / 1e12
-    figures["tflops"] = float(f"{tera:.3g}")
-    peak = peak_of(case.device)
-    return figures | ({"utilisation": round(tera / peak, 3)} if peak else {})
+    figures["tflops"] = float(f"{3 * forward_operations(spec) * best['loop'] / 1e12:.3g}")
+    return figures
 
 
 def bare(opened: session.Session, case: Case, updates: int) -> float:
@@ -224,7 +218,7 @@ def loop(opened: session.Session, case: Case, spec: ModelSpec, train: Loader, co
     )
     card = Card(case.name, tuple(map(str, range(CLASSES))), spec.preprocessing, {}, "torch")
     with tempfile.TemporaryDirectory() as folder:
-        Unsaved(opened, data, case.settings, card, Path(folder), Events()).run()
+        Unsaved(opened, data, _settings(case), card, Path(folder), Events()).run()
     return count / (ended.at - began.at)
 
 
@@ -233,7 +227,7 @@ def _fresh(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
 
 
 def _loader(case: Case, spec: ModelSpec, paths: list[Path], source: Source) -> Loader:
-    transform = augment.by_epoch(case.settings.augment, replace(spec.preprocessing, size=case.size), 1)
+    transform = augment.by_epoch(_settings(case).augment, replace(spec.preprocessing, size=case.size), 1)
     return Loader(paths, transform, case.size, case.batch, case.workers, 0, source)
 
 
@@ -249,18 +243,24 @@ def _answers(case: Case) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return np.eye(CLASSES, dtype=np.float32)[np.arange(case.batch) % CLASSES], np.ones(case.batch, np.float32)
 
 
+def _settings(case: Case) -> Settings:
+    """Our side's settings."""
+    words = f"--data.root synthetic --model {case.name} --data.image_size {case.size} --train.epochs 1"
+    words += f" --train.batch_size {case.batch} --optim.lr 1e-4 --schedule.warmup_epochs 0"
+    words += f" --checkpoint.every_minutes 0 --data.workers {case.workers} --augment.level none"
+    words += f" --augment.least_area {LEAST} --augment.brightness true --augment.contrast true"
+    words += " --augment.saturation true"
+    return load.parse(words.split(), prog="benchmark")
+
+
 def _cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:
-    on_gpu = device.type == "cuda"
-    table = LARGE if on_gpu else SMALL
-    known = {name: (size, batch) for name, size, batch in (*SMALL, *LARGE)}
-    wish = arguments.compile or ("default" if on_gpu else "off")
+    known = {name: (size, batch) for name, size, batch in SMALL}
     found = []
-    for name in arguments.models or [name for name, _, _ in table]:
+    for name in arguments.models or known:
         size, batch = known.get(name, (224, 32))
-        updates = arguments.updates or (60 if on_gpu else 6)
-        compile = False if wish == "off" else cast(CompileMode, wish)
         size, batch = arguments.size or size, arguments.batch or batch
-        found.append(Case(name, size, batch, updates, arguments.workers, compile, device))
+        compile = arguments.compile or False
+        found.append(Case(name, size, batch, arguments.updates, arguments.workers, compile, device))
     return found
 
 
@@ -269,8 +269,7 @@ def _files(arguments: argparse.Namespace, place: Path) -> list[Path]:
 
 
 def _what(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return {**machine("torch", "timm"), "device": name, "threads": torch.get_num_threads()}
+    return {**machine("torch", "timm"), "device": str(device), "threads": torch.get_num_threads()}
 
 
 def _summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -1,0 +1,174 @@
+"""`make bench-gpu`: what a person with ten minutes on a CUDA card runs. Nothing from outside of the checkout is needed.
+
+    python -m benchmarks.gpu                              # 600 seconds, into docs/benchmarks_gpu.jsonl and .md
+    python -m benchmarks.gpu --seconds 120
+    python -m benchmarks.gpu --device cpu --updates 1     # a dry run of the whole with small networks
+    python -m benchmarks.gpu --page FILE.jsonl            # the page again, of any part of a run
+
+Each arm is a process of its own, so that a crash, a hang or a full device ends that arm alone. After each, its figures
+are one JSON line on the screen and in the file, and the page is written anew: a run that is cut off is still of use. An
+arm that would not fit into what is left of the time is skipped with a line, and so is one whose packages are absent.
+What is measured and how stands in `benchmarks.gpu_arms`, the order of the arms here: the most telling ones first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
+
+from benchmarks import gpu_page
+from config.errors import BackendUnavailable
+
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks_gpu.jsonl"
+_LEAST_LIMIT = 60.0  # seconds that every arm may take, since a first start is slow
+
+
+class Arm(NamedTuple):
+    """A function of `gpu_arms` with its arguments. `seconds` is what it may take on an A100 or RTX 4090, guessed: it is
+    skipped when less is left, and stopped at three times as much (a minute at least)."""
+
+    name: str
+    seconds: float
+    function: str
+    arguments: tuple[Any, ...] = ()
+
+
+ARMS = (
+    Arm("machine", 5, "machine"),
+    Arm("train resnet50 eager", 20, "train", ("resnet50", False)),
+    Arm("train vit_base eager", 20, "train", ("vit_base_patch16_224", False)),
+    Arm("train convnext_base eager", 20, "train", ("convnext_base", False)),
+    Arm("train vit_base compiled", 45, "train", ("vit_base_patch16_224", True)),
+    Arm("loader", 35, "loader"),
+    Arm("loader and step", 30, "fed", ("resnet50",)),
+    Arm("inference", 45, "inference", ("convnext_base",)),
+    Arm("onnx", 35, "onnx", ("convnext_base",)),
+    Arm("deterministic", 25, "deterministic", ("resnet50",)),
+    Arm("train resnet50 compiled", 50, "train", ("resnet50", True)),
+    Arm("train convnext_base compiled", 70, "train", ("convnext_base", True)),
+    Arm("train efficientnetv2_s eager", 25, "train", ("tf_efficientnetv2_s", False)),
+    Arm("train efficientnet_b4 eager", 25, "train", ("tf_efficientnet_b4", False)),
+    Arm("mlx", 30, "mlx", ("resnet50",)),
+    Arm("train efficientnetv2_s compiled", 75, "train", ("tf_efficientnetv2_s", True)),
+    Arm("train efficientnet_b4 compiled", 75, "train", ("tf_efficientnet_b4", True)),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the arms, or only write the page of lines that are there; 1 without the device, 0 even if an arm failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description="What a CUDA card does, in 10 minutes."
+    )
+    parser.add_argument("--seconds", type=float, default=600, help="for all arms together")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for a dry run with small networks")
+    parser.add_argument("--updates", type=int, default=0, help="updates of a turn; 0: about two seconds of them")
+    parser.add_argument("--workers", type=int, default=0, help="loader threads, timm's processes; 0: one for each core")
+    parser.add_argument("--out", type=Path, help="the file of JSON lines; default: docs/benchmarks_gpu.jsonl on CUDA")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="only write the page of this file of JSON lines")
+    arguments = parser.parse_args(argv)
+    if arguments.page:
+        print(f"{gpu_page.write(arguments.page)}: written")
+        return 0
+    out = arguments.out or (DOCS if arguments.device.startswith("cuda") else Path("runs/bench_gpu_dry_run.jsonl"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the arm ends too
+    with tempfile.TemporaryDirectory() as folder:
+        return _all(out, arguments, (arguments.device, arguments.updates, arguments.workers, folder))
+
+
+def _all(out: Path, arguments: argparse.Namespace, setting: tuple[Any, ...]) -> int:
+    end = time.monotonic() + arguments.seconds
+    for arm in ARMS:
+        began, left = time.monotonic(), end - time.monotonic()
+        if left < arm.seconds:
+            figures = {"skipped": f"takes about {arm.seconds:.0f} s, and {max(left, 0):.0f} s are left"}
+        else:
+            figures = measured(arm, setting, min(left, max(3 * arm.seconds, _LEAST_LIMIT)))
+        taken = round(time.monotonic() - began, 1)
+        line = {"arm": arm.name, "device": arguments.device, "date": date.today().isoformat(), "seconds": taken}
+        print(json.dumps(line | figures), flush=True)
+        if arm is ARMS[0] and not figures.keys().isdisjoint(("skipped", "failed")):
+            print("nothing was measured or written; --device cpu (make bench-gpu DEVICE=cpu UPDATES=1) is a dry run")
+            return 1
+        with out.open("w" if arm is ARMS[0] else "a") as file:
+            file.write(json.dumps(line | figures) + "\n")
+        page = gpu_page.write(out)
+    print(f"{out} and {page}: written")
+    return 0
+
+
+def measured(arm: Arm, setting: tuple[Any, ...], limit: float) -> dict[str, Any]:
+    """The last figures of an arm that runs in a process of its own, at most `limit` seconds."""
+    kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(kind)
+    if kind == "forkserver":
+        context.set_forkserver_preload(["benchmarks.gpu_arms"])  # imports take seconds, and CUDA is not started there
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(arm, setting, sending, multiprocessing.get_start_method()))
+    process.start()
+    sending.close()
+    end, figures = time.monotonic() + limit, {}
+    try:
+        while receiving.poll(max(0.0, end - time.monotonic())):
+            found = receiving.recv()
+            if found is None:
+                return figures
+            figures = found
+        return figures | {"stopped": f"after {limit:.0f} s"}
+    except EOFError:
+        process.join()
+        return figures | {"failed": f"the process ended with exit code {process.exitcode}"}
+    finally:
+        with suppress(ProcessLookupError, AttributeError):
+            os.killpg(process.pid, signal.SIGKILL)  # the workers of a loader or compiler too
+        process.kill()
+        process.join()
+
+
+def work(arm: Arm, setting: tuple[Any, ...], sending: Any, usual: str) -> None:
+    """The process of an arm: sends each of its figures, and None at its end."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+    multiprocessing.set_start_method(usual, force=True)  # loaders start their workers as they do elsewhere
+    os.dup2(2, 1)  # the screen's lines are the parent's
+    for figures in guarded(arm, setting):
+        sending.send(figures)
+    sending.send(None)
+
+
+def guarded(arm: Arm, setting: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
+    """The arm's figures; what it lacks or how it failed is a figure too, beside the last ones."""
+    figures: dict[str, Any] = {}
+    try:
+        from benchmarks import gpu_arms
+
+        for figures in gpu_arms.run(gpu_arms.Setting(*setting), arm.function, arm.arguments):
+            yield figures
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        if isinstance(error, ModuleNotFoundError):
+            package = (error.name or text).partition(".")[0]
+            yield figures | {"skipped": f"needs {package}, which is not installed here"}
+        elif isinstance(error, BackendUnavailable):
+            yield figures | {"skipped": text}
+        else:
+            traceback.print_exc()
+            yield figures | {"failed": f"{type(error).__name__}: {text}"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

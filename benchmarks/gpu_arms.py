@@ -1,0 +1,433 @@
+"""What `benchmarks.gpu` measures. An arm is a generator: each dict that it yields replaces the one before, so that what
+was measured before the arm is stopped is kept. Every arm asserts that it computes on the device."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from backends.contract import Batch, Knobs, LossSpec, OptimSpec, Precision, Session, TrainState
+from backends.torch import model as networks
+from backends.torch import session, step
+from backends.torch.precision import autocast, resolved
+from backends.torch.transfer import Transfer
+from benchmarks.timm_train import Timm
+from benchmarks.torch_cases import CLASSES, LARGE, Case, forward_operations, peak_of
+from config.errors import BackendUnavailable, OutOfMemory
+from models import registry
+from models.card import Card
+
+Figures = Iterator[dict[str, Any]]
+KNOBS = Knobs(lr=1e-4, weight_decay=0.05, ema_decay=0.0, clip_norm=1.0)
+TINY = {"resnet": "test_resnet", "vit": "test_vit", "convnext": "test_convnext", "tf": "test_efficientnet"}
+_IN_FLIGHT = 4  # as `training.engine`
+_TURNS, _TURN_S = 3, 2.0  # turns of each side, and the seconds of one
+_HALVED = 8  # times
+_DISTINCT, _FILES = 128, 16384
+
+
+class Setting(NamedTuple):
+    """What every arm is given. `updates` are those of a turn, 0 for about two seconds of them."""
+
+    device: str
+    updates: int
+    workers: int
+    folder: str
+    halved: int = 0  # how often the batch was
+
+    @property
+    def tiny(self) -> bool:
+        """On the CPU a dry run: small networks and images, and torch.compile without its compiler."""
+        return not self.device.startswith("cuda")
+
+    def case(self, name: str, compiled: bool) -> Case:
+        """The network of the table, or its small stand-in."""
+        size, batch = next((size, batch) for known, size, batch in LARGE if known == name)
+        if self.tiny:
+            name, size, batch = TINY[name.partition("_")[0].rstrip("0123456789")], 32, 4
+        device, batch = torch.device(self.device), max(1, batch >> self.halved)
+        return Case(name, size, batch, self.updates, self.workers, "default" if compiled else False, device)
+
+    def of_a_turn(self, seconds: float) -> int:
+        """The updates of a turn when one takes so long."""
+        return self.updates or max(4, round(_TURN_S / seconds))
+
+
+def run(setting: Setting, name: str, arguments: tuple[Any, ...]) -> Figures:
+    """The figures of the arm called `name`; its batch is halved until it fits into the device's memory."""
+    if setting.tiny:
+        torch.compile = functools.partial(torch.compile, disable=True)
+    arms = (machine, train, loader, fed, inference, onnx, mlx, deterministic)
+    arm = {arm.__name__: arm for arm in arms}[name]
+    for halved in range(_HALVED):
+        try:
+            yield from arm(setting._replace(halved=halved), *arguments)
+            return
+        except (OutOfMemory, torch.OutOfMemoryError):
+            if halved == _HALVED - 1:
+                raise
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def machine(setting: Setting) -> Figures:
+    """The device, its driver and the versions."""
+    device = torch.device(setting.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        session.best_device()  # names a driver that is too old, or a card without kernels
+        raise BackendUnavailable(f"torch {torch.__version__} finds no CUDA device here")
+    found: dict[str, Any] = {"name": str(device), "cores": os.cpu_count()}
+    if device.type == "cuda":
+        own = torch.cuda.get_device_properties(device)
+        found |= {"name": own.name, "memory_gib": _gib(own.total_memory), "capability": f"{own.major}.{own.minor}"}
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "peak_tflops": peak_of(device)}
+    names = ("torch", "timm", "onnxruntime", "onnxruntime-gpu", "mlx")
+    yield found | {"precision": resolved("auto", device), "versions": {n: v for n in names if (v := _version(n))}}
+
+
+def train(setting: Setting, name: str, compiled: bool) -> Figures:
+    """A training step from uint8 batches of the host, and timm's loop with a batch that is on the device, in turn."""
+    case = setting.case(name, compiled)
+    with Ours(case) as ours:
+        first = ours.seconds(1)
+        updates = setting.of_a_turn(min(ours.seconds(1) for _ in range(2)))
+        figures: dict[str, Any] = {"model": case.name, "size": case.size, "batch": case.batch, **ours.said}
+        figures |= {"first_update_s": round(first, 1), "updates": updates}
+        rates: dict[str, list[float]] = {"tandem": [ours.rate(updates)], "timm": []}
+        figures["peak_gib"] = _peak(case.device)
+        work = 3 * forward_operations(ours.spec) / 1e12
+        yield figures | _rates(rates, work, case.device)
+        held = _allocated(case.device)  # ours, while timm's is measured
+        timm = Timm(case._replace(updates=updates), [])
+        _assert_on(next(timm.model.parameters()).device.type, case.device)
+        timm.on_synthetic(2)
+        _reset_peak(case.device)
+        for _ in range(1 if setting.updates else _TURNS):
+            rates["timm"].append(timm.on_synthetic(updates))
+            figures["timm_peak_gib"] = _peak(case.device, less=held)
+            rates["tandem"].append(ours.rate(updates))
+            yield figures | _rates(rates, work, case.device)
+
+
+def _rates(rates: dict[str, list[float]], work: float, device: torch.device) -> dict[str, Any]:
+    best = {side: max(found) for side, found in rates.items() if found}
+    spread = {side: round(1 - min(found) / max(found), 3) for side, found in rates.items() if found}
+    peak = peak_of(device)
+    mfu = {side: round(work * rate / peak, 3) for side, rate in best.items()} if peak else None
+    ratio = round(best["tandem"] / best["timm"], 3) if "timm" in best else None
+    shown = {side: _short(rate) for side, rate in best.items()}
+    return {"images_per_second": shown, "ratio": ratio, "spread": spread, "turns": len(rates["tandem"]), "mfu": mfu}
+
+
+class Ours:
+    """A session of the torch engine on the case's device, fed with one batch or with a loader's."""
+
+    def __init__(self, case: Case, deterministic: bool = False):
+        self.case, self.spec = case, registry.get(case.name, num_classes=CLASSES, image_size=case.size)
+        os.environ[session.DEVICE_VARIABLE] = str(case.device)
+        self.session: Session = session.open(
+            self.spec, None, OptimSpec(), LossSpec(), "auto", 0, case.compile, deterministic=deterministic
+        )
+        described = self.session.describe()
+        _assert_on(described["device"].partition(":")[0], case.device)
+        self.said = {"precision": described["precision"], "compiled": described["compiled"]}
+        self._one = _batch(case)
+
+    def __enter__(self) -> Ours:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.close()
+
+    def seconds(self, updates: int) -> float:
+        """Seconds an update of so many, all read."""
+        return self.case.batch / self.rate(updates)
+
+    def rate(self, updates: int, batches: Iterable[Batch] | None = None) -> float:
+        """Images a second, read as the training loop does, four updates later."""
+        pending: deque[Any] = deque()
+        given = itertools.islice(batches or itertools.repeat(self._one), updates)
+        start, count = self.case.clock(), 0
+        for batch in given:
+            pending.append(self.session.train_step(batch, None, KNOBS))
+            count += len(batch.images)
+            if len(pending) > _IN_FLIGHT:
+                self.session.read(pending.popleft())
+        while pending:
+            self.session.read(pending.popleft())
+        return count / (self.case.clock() - start)
+
+
+def loader(setting: Setting) -> Figures:
+    """Batches from JPEG files as the step takes them, normalised on the device: our loader and timm's, each alone."""
+    from data.loader import cores
+
+    case, paths = setting.case("resnet50", False), jpegs(setting)
+    case = case._replace(size=224, workers=setting.workers or cores(), updates=setting.updates or 10**6)
+    ours, rates = _loader(case, paths), {"tandem": 0.0, "timm": 0.0}
+    way, spec = Transfer(case.device), registry.get(case.name)
+    mean, std = (torch.tensor(v, device=case.device) for v in (spec.preprocessing.mean, spec.preprocessing.std))
+    prepare = step.Input(mean, std, 3, "fp32")
+    theirs = Timm(case, paths).loader
+
+    def sent() -> Iterator[torch.Tensor]:
+        for loaded in ours.epoch(np.random.default_rng(0).permutation(len(paths))):
+            yield prepare(way.send([loaded.images])[0])
+
+    for _ in range(1 if setting.updates else 2):
+        for side, batches in (("tandem", sent), ("timm", lambda: (images for images, _ in theirs))):
+            rates[side] = max(rates[side], _consumed(batches(), case))
+            shown = {each: _short(rate) for each, rate in rates.items() if rate}
+            ratio = round(rates["tandem"] / rates["timm"], 3) if rates["timm"] else None
+            yield {"size": 224, "batch": case.batch, "workers": case.workers, "images_per_second": shown} | {
+                "ratio": ratio
+            }
+
+
+def _consumed(batches: Iterator[torch.Tensor], case: Case) -> float:
+    """Images a second over some seconds, from the second batch on: the first one waits for the start."""
+    images = next(batches)
+    _assert_on(images.device.type, case.device)
+    start, count = time.perf_counter(), 0
+    for images in itertools.islice(batches, case.updates):
+        count += len(images)
+        if time.perf_counter() - start > 4 * _TURN_S:
+            break
+    if case.device.type == "cuda":
+        torch.cuda.synchronize(case.device)
+    return count / (time.perf_counter() - start)
+
+
+def fed(setting: Setting, name: str) -> Figures:
+    """The step fed by the loader from JPEG files, against the step alone, and timm's loop over the same files."""
+    from data.loader import cores
+
+    paths, case = jpegs(setting), setting.case(name, False)
+    case = case._replace(size=224, workers=setting.workers or cores())
+    with Ours(case) as ours:
+        ours.rate(2)
+        updates = min(2 * setting.of_a_turn(ours.seconds(2)), len(paths) // case.batch)
+        figures: dict[str, Any] = {"model": case.name, "size": case.size, "batch": case.batch, **ours.said}
+        alone = ours.rate(updates)
+        epoch = _loader(case, paths).epoch(np.random.default_rng(0).permutation(len(paths)))
+        targets = ours._one.targets
+        fed = ours.rate(updates, (Batch(loaded.images, targets, loaded.weight) for loaded in epoch))
+        epoch.close()  # type: ignore[attr-defined]  # a generator
+        shown = {"step": _short(alone), "step_and_loader": _short(fed)}
+        yield figures | {"images_per_second": shown, "loader_over_step": round(alone / fed, 3), "ratio": None}
+    timm = Timm(case._replace(updates=updates), paths)
+    timm.on_synthetic(2)
+    shown["timm"] = _short(max(timm.on_files() for _ in range(1 if setting.updates else 2)))  # first its workers start
+    ratio = round(fed / shown["timm"], 3)
+    yield figures | {"images_per_second": shown, "loader_over_step": round(alone / fed, 3), "ratio": ratio}
+
+
+def inference(setting: Setting, name: str) -> Figures:
+    """Our predictor from uint8 images of the host to logits there, in each precision, and timm's network in bf16 with
+    its batch on the device."""
+    from infer.predictors import torch as predictor
+
+    case = setting.case(name, False)
+    spec, rates, arrays = registry.get(case.name, num_classes=CLASSES, image_size=case.size), {}, _weights(case)
+    images = _images(case, 2 * case.batch)
+    half: Precision = "bf16" if (fast := resolved("auto", case.device)) == "fp32" else fast
+    figures = {"model": case.name, "size": case.size, "batch": len(images)}
+    for label, precision, compiled in (("default", None, False), (half, half, False), (f"{half} compiled", half, True)):
+        opened = predictor.open(_card(case), spec, arrays, setting.device, precision, compiled)
+        _assert_on(opened.device.type, case.device)
+        rates[label] = _short(_predicted(lambda opened=opened: opened.logits(images), len(images), setting, case))
+        opened.close()
+        yield figures | {"images_per_second": rates}
+    timm = Timm(case, []).model.eval()
+    batch = torch.randn(len(images), 3, case.size, case.size, device=case.device).contiguous(
+        memory_format=torch.channels_last
+    )
+
+    @torch.inference_mode()
+    def forward() -> None:
+        with autocast(half, case.device):
+            timm(batch).cpu()
+
+    rates[f"timm {half}"] = _short(_predicted(forward, len(images), setting, case))
+    yield figures | {"images_per_second": rates}
+
+
+def onnx(setting: Setting, name: str) -> Figures:
+    """The exported network in ONNX Runtime, with the providers that the session really has."""
+    import onnxruntime
+    import onnxscript
+
+    from convert import onnx as to_onnx
+    from convert import torch_graph
+    from infer.predictors import onnx as predictor
+
+    case = setting.case(name, False)
+    network = torch_graph.classifier(_weights(case), _card(case))
+    file = to_onnx.write(network, _card(case), Path(setting.folder) / "member.onnx")
+    opened = predictor.open(file, ("cuda" if case.device.type == "cuda" else "cpu",))
+    first = opened.providers[0]
+    _assert_on(first.removesuffix("ExecutionProvider").lower(), case.device)
+    images = _images(case, 2 * case.batch)
+    difference = np.abs(opened.logits(images[:4]) - torch_graph.once(network, images[:4])).max()
+    rate = _predicted(lambda: opened.logits(images), len(images), setting, case)
+    yield {
+        "model": case.name,
+        "size": case.size,
+        "batch": len(images),
+        "providers": list(opened.providers),
+        "images_per_second": _short(rate),
+        "largest_difference_to_torch_fp32": float(f"{difference:.2g}"),
+        "versions": {"onnxruntime": onnxruntime.__version__, "onnxscript": onnxscript.__version__},
+    }
+
+
+def mlx(setting: Setting, name: str) -> Figures:
+    """The MLX engine's training step on MLX's CUDA back end."""
+    import mlx.core as mx
+
+    from backends.mlx import session as engine
+
+    case = setting.case(name, False)
+    if case.device.type == "cuda" and mx.default_device().type != mx.DeviceType.gpu:
+        raise BackendUnavailable('this mlx has no CUDA back end; run: pip install "mlx[cuda13]"')
+    spec, batch = registry.get(case.name, num_classes=CLASSES, image_size=case.size), _batch(case)
+    opened = engine.open(spec, None, OptimSpec(), LossSpec(), "bf16", 0, not setting.tiny)
+    _assert_on({"gpu": "cuda"}.get(own := mx.default_device().type.name, own), case.device)
+    opened.read(opened.train_step(batch, None, KNOBS))
+    taken, count = 0.0, 0
+    while taken < _TURN_S and not (setting.updates and count):
+        start = time.perf_counter()
+        opened.read(opened.train_step(batch, None, KNOBS))
+        taken, count = taken + time.perf_counter() - start, count + 1
+    memory = _gib(mx.get_peak_memory())
+    opened.close()
+    rate = _short(count * case.batch / taken)
+    figures = {"model": case.name, "size": case.size, "batch": case.batch, "precision": "bf16"}
+    yield figures | {"images_per_second": rate, "peak_gib": memory, "versions": {"mlx": _version("mlx")}}
+
+
+def deterministic(setting: Setting, name: str) -> Figures:
+    """What `train.deterministic` costs in an eager step, and whether two sessions so end with the same bits."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # for both, as cuBLAS reads it once
+    case, rates, ends = setting.case(name, False), {}, []
+    figures = {"model": case.name, "size": case.size, "batch": case.batch}
+    for label in ("usual", "deterministic", "again"):
+        with Ours(case, deterministic=label != "usual") as ours:
+            ours.rate(3)
+            if label != "usual":
+                ends.append(ours.session.state())
+            if label != "again":
+                rates[label] = ours.rate(setting.of_a_turn(ours.seconds(2)))
+        shown = {each: _short(rate) for each, rate in rates.items()}
+        cost = round(rates["usual"] / rates["deterministic"], 3) if len(rates) == 2 else None
+        same = _same(*ends) if len(ends) == 2 else None
+        yield figures | {"images_per_second": shown, "usual_over_deterministic": cost, "same_bits": same}
+
+
+def jpegs(setting: Setting) -> list[Path]:
+    """JPEG files of 1000 x 750 pixels with coarse and fine structure, in a folder of one class; each stands there under
+    many names. They are made by the first arm that needs them."""
+    from PIL import Image
+
+    folder = Path(setting.folder) / "images" / "class"
+    distinct, files = (8, 64) if setting.tiny else (_DISTINCT, _FILES)
+    if not folder.exists():
+        draw, made = np.random.default_rng(0), folder.with_name("partial")
+        made.mkdir(parents=True)
+        for number in range(distinct):
+            coarse = Image.fromarray(draw.integers(0, 256, (9, 12, 3), np.uint8)).resize((1000, 750), Image.BICUBIC)
+            fine = np.asarray(coarse, np.int16) + draw.integers(-12, 13, (750, 1000, 1), np.int16)
+            Image.fromarray(fine.clip(0, 255).astype(np.uint8)).save(made / f"{number:05}.jpg", quality=90)
+        for number in range(distinct, files):
+            os.link(made / f"{number % distinct:05}.jpg", made / f"{number:05}.jpg")
+        made.rename(folder)
+    return sorted(folder.iterdir())
+
+
+def _loader(case: Case, paths: list[Path]) -> Any:
+    """Our loader with the changes of timm's defaults: crop, flip, brightness, contrast, saturation."""
+    from benchmarks.loader import transform
+    from data.images import Images
+    from data.loader import Loader
+
+    return Loader(paths, transform(), case.size, case.batch, case.workers, images=Images(0))
+
+
+def _predicted(call: Callable[[], object], images: int, setting: Setting, case: Case) -> float:
+    """Images a second of repeated calls, after two that warm up."""
+    for _ in range(1 if setting.updates else 2):
+        call()
+    start, calls = case.clock(), 0
+    while not calls or (not setting.updates and case.clock() - start < _TURN_S):
+        call()
+        calls += 1
+    return images * calls / (case.clock() - start)
+
+
+def _images(case: Case, count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, case.size, case.size, 3), dtype=np.uint8)
+
+
+def _batch(case: Case) -> Batch:
+    targets = np.eye(CLASSES, dtype=np.float32)[np.arange(case.batch) % CLASSES]
+    return Batch(_images(case, case.batch), targets, np.ones(case.batch, np.float32))
+
+
+def _card(case: Case) -> Card:
+    spec = registry.get(case.name, num_classes=CLASSES, image_size=case.size)
+    names = tuple(map(str, range(CLASSES)))
+    return Card(case.name, names, spec.preprocessing, {"image_size": case.size}, "torch")
+
+
+def _weights(case: Case) -> dict[str, np.ndarray]:
+    spec = registry.get(case.name, num_classes=CLASSES, image_size=case.size)
+    return networks.to_arrays(networks.canonical_tensors(networks.build(spec)))
+
+
+def _same(one: TrainState, other: TrainState) -> bool:
+    return all(np.array_equal(array, other.weights[name]) for name, array in one.weights.items())
+
+
+def _assert_on(found: str, device: torch.device) -> None:
+    if found != device.type:
+        raise RuntimeError(f"computes on {found}, not on {device.type}")
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _peak(device: torch.device, less: int = 0) -> float | None:
+    """GiB that were allocated at most; None on the CPU."""
+    return _gib(torch.cuda.max_memory_allocated(device) - less) if device.type == "cuda" else None
+
+
+def _gib(count: int) -> float:
+    return round(count / 2**30, 2)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
