@@ -24,7 +24,7 @@ from data import folds
 from data.audit import actions, labels
 from models import registry
 from training import campaign as single
-from training import failures, results, run
+from training import failures, metrics, results, run
 from training.cli import StopSignal
 from training.fold import Interrupted
 from training.members import Campaign
@@ -38,7 +38,7 @@ def most_confused(folder: Path, count: int) -> dict[tuple[str, str], int]:
     how many images are taken for the other class."""
     names = results.class_names(folder)
     _, logits, targets = results.oof(folder)
-    matrix = labels.taken_for(logits.argmax(axis=1).astype(np.int64), targets, len(names))
+    matrix = labels.taken_for(metrics.predictions(logits), targets, len(names))
     found = labels.most_confused(matrix)[:count] if len(names) > 2 else []
     return {(names[a], names[b]): int(matrix[a, b] + matrix[b, a]) for a, b in found}
 
