@@ -248,7 +248,7 @@ def _settings(case: Case) -> Settings:
     words = f"--data.root synthetic --model {case.name} --data.image_size {case.size} --train.epochs 1"
     words += f" --train.batch_size {case.batch} --optim.lr 1e-4 --schedule.warmup_epochs 0"
     words += f" --checkpoint.every_minutes 0 --data.workers {case.workers} --augment.level none"
-    words += f" --augment.least_area {LEAST} --augment.brightness true --augment.contrast true"
+    words += f" --augment.min_scale {LEAST} --augment.brightness true --augment.contrast true"
     words += " --augment.saturation true"
     return load.parse(words.split(), prog="benchmark")
 

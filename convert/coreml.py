@@ -6,6 +6,7 @@ Works on Linux too, where nothing can be predicted; `infer.predictors.mil_refere
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import os
 import re
@@ -80,6 +81,7 @@ def converted(
             outputs=[ct.TensorType(name=name, dtype=np.float32) for name in ("logits", "probabilities")],
             minimum_deployment_target=getattr(ct.target, TARGETS[macos]),
             compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
+            pass_pipeline=_passes(ct),
             skip_model_load=True,
         )
     except (ValueError, NotImplementedError, RuntimeError) as error:
@@ -137,8 +139,36 @@ def _exported(network: torch_graph.Network, card: Card, batches: tuple[int, ...]
     batch = {0: torch.export.Dim("batch", min=1, max=max(*batches, 2))} if many else None
     dynamic = {"pixels": tuple(batch for _ in sizes)} if many else None
     exported = torch.export.export(module, examples, dynamic_shapes=dynamic).run_decompositions({})
+    _fold_scalars(exported)
     rewrite(exported.graph)
     return exported
+
+
+def _fold_scalars(exported: Any) -> None:
+    """Write scalars of rank zero that follow from weights alone (the lambda of differential attention) as numbers:
+    coremltools 9.0 computes them itself and then refuses its own result."""
+    signature = exported.graph_signature
+    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    fixed = {node for node in exported.graph.nodes if stored.get(node.name) in exported.state_dict}
+    scalars = []
+    for node in exported.graph.nodes:
+        made, given = node.meta.get("val"), set(node.all_input_nodes)
+        if node.op == "call_function" and isinstance(made, torch.Tensor) and given and fixed >= given:
+            fixed.add(node)
+            scalars += [] if made.ndim else [node]
+
+    @functools.cache
+    def value(node: Any) -> Any:
+        if node.name in stored:
+            return exported.state_dict[stored[node.name]]
+        arguments, keywords = torch.fx.node.map_arg((node.args, node.kwargs), value)
+        return node.target(*arguments, **keywords)
+
+    numbers = {node: float(value(node)) for node in scalars}
+    for node in reversed(scalars):
+        for user in list(node.users):
+            user.replace_input_with(node, numbers[node])
+        exported.graph.erase_node(node)
 
 
 def rewrite(fx_graph: Any) -> None:
@@ -222,6 +252,14 @@ def _replace(fx_graph: Any, node: Any, calls: Sequence[tuple[Any, ...]]) -> None
             results[-1].meta = dict(node.meta)
     node.replace_all_uses_with(results[-1])
     fx_graph.erase_node(node)
+
+
+def _passes(ct: Any) -> Any:
+    """All but the one that writes `x * weight + bias` (group norms) as a batch_norm without an epsilon: the default of
+    that, 1e-5, makes each such layer 5e-6 too small."""
+    pipeline = ct.PassPipeline.DEFAULT
+    pipeline.remove_passes({"common::fuse_elementwise_to_batchnorm"})
+    return pipeline
 
 
 def _inputs(ct: Any, card: Card, batches: tuple[int, ...]) -> list[Any]:

@@ -53,7 +53,7 @@ class Gathered:
 
     def __init__(self, parts: Sequence[NDArray[np.floating]], part: Ints, row: Ints):
         self.parts, self.part, self.row = list(parts), part, row
-        self.shape = (part.shape[1], parts[0].shape[1])
+        self.shape, self.dtype = (part.shape[1], parts[0].shape[1]), np.dtype(np.float32)
 
     def __len__(self) -> int:
         return self.shape[0]

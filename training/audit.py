@@ -20,8 +20,8 @@ from data.audit import actions, labels, page, table
 from data.audit.audit import Audit, Stopped, audit, test_images
 from data.audit.findings import Finding, counts, ordered
 from data.bar import bar
-from infer.calibration import log_softmax
-from training import results, run
+from infer.calibration import blocks, log_softmax
+from training import metrics, results, run
 from training.fold import Interrupted
 
 APPLIED = "audit_applied.csv"
@@ -98,7 +98,10 @@ def _of_labels(folder: Path, given: sources.Table) -> tuple[list[Finding], float
     """What the out-of-fold answers say of labels, and the share of the images that they give their label."""
     ids, logits, targets = results.oof(folder)
     known = np.isin(ids, given.ids)
-    probabilities = np.exp(log_softmax(logits[known]))
-    right = float((logits[known].argmax(axis=1) == targets[known]).mean()) if known.any() else 0.0
+    logits, targets = logits.take(known), targets[known]
+    probabilities = np.empty(logits.shape)
+    for rows in blocks(*logits.shape):
+        probabilities[rows] = np.exp(log_softmax(logits[rows]))
+    right = float((metrics.predictions(logits) == targets).mean()) if len(targets) else 0.0
     names = results.class_names(folder)
-    return labels.find(np.array(ids)[known].tolist(), probabilities, targets[known], names), right
+    return labels.find(np.array(ids)[known].tolist(), probabilities, targets, names), right

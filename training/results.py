@@ -13,7 +13,8 @@ import yaml
 from numpy.typing import NDArray
 
 from config.errors import CheckpointError
-from infer import repeats
+from infer import npz, repeats
+from infer.oof import Gathered
 from infer.predictors import checkpoint
 from models.card import Card
 
@@ -27,18 +28,18 @@ class Answers(NamedTuple):
     targets: NDArray[np.int64]
 
 
-def oof(run: Path) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
-    """Ids, logits `[N, C]` and targets `[N]` of all finished folds' validation images, each once."""
-    parts = []
-    for path in sorted(run.glob("fold_*/oof.npz")):
-        if not (path.parent / "result.yaml").exists():  # another process is still training it
-            continue
-        with np.load(path) as file:
-            parts.append((file["ids"], file["logits"], file["targets"]))
+def oof(run: Path) -> tuple[list[str], Gathered, NDArray[np.int64]]:
+    """Ids, logits `[N, C]` and targets `[N]` of all finished folds' validation images, each once. The logits stay in
+    the folds' files and are read some rows at a time."""
+    parts = [npz.read(path) for path in sorted(run.glob("fold_*/oof.npz")) if _is_finished(path.parent)]
     if not parts:
         raise CheckpointError(f"{run}: no fold_*/oof.npz; train it first with --resume {run}")
-    said = repeats.merged(repeats.Answers(*(np.concatenate(column) for column in zip(*parts, strict=True))))
-    return said.ids.tolist(), said.logits, said.targets
+    ids, rows = repeats.occurrences(np.concatenate([part["ids"] for part in parts]))
+    fold = np.repeat(np.arange(len(parts)), [len(part["ids"]) for part in parts])
+    place = np.concatenate([np.arange(len(part["ids"])) for part in parts])
+    targets = np.concatenate([part["targets"] for part in parts])[rows[0]]
+    logits = [part["logits"] for part in parts]
+    return ids.tolist(), Gathered(logits, np.where(rows >= 0, fold[rows], -1), place[rows]), targets
 
 
 def card(run: Path) -> Card:
@@ -83,9 +84,13 @@ def write_epochs(fold: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def answers(run: Path) -> Iterator[Answers]:
     """The OOF answers of each finished fold, one fold after the other."""
     for path in sorted(run.glob("fold_*/oof.npz")):
-        if (path.parent / "result.yaml").exists():  # else another process is still training it
-            with np.load(path) as file:
-                yield Answers(path.parent, file["ids"].tolist(), file["logits"], file["targets"])
+        if _is_finished(path.parent):
+            file = npz.read(path)
+            yield Answers(path.parent, file["ids"].tolist(), file["logits"], file["targets"])
+
+
+def _is_finished(fold: Path) -> bool:
+    return (fold / "result.yaml").exists()  # else another process is still training it
 
 
 def suspects(run: Path) -> list[dict[str, Any]]:

@@ -98,7 +98,8 @@ def _tame(model: nn.Module) -> None:
             if not isinstance(getattr(norm, "act", nn.Identity()), nn.Identity):
                 norm.bias += 0.5
         for block in (m for m in model.modules() if getattr(m, "has_skip", False)):
-            last = list(_batch_norms(block))[-1]
+            scaled = [m for m in block.modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 1]
+            last = (list(_batch_norms(block)) or scaled)[-1]
             last.weight *= 0.3
             last.bias *= 0.3
 

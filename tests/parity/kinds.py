@@ -62,6 +62,8 @@ def _convnext(args: Args) -> Args:
 
 def _resnet(args: Args) -> Args:
     small: Args = {"layers": [1, 1, 2, 1], "channels": [8, 16, 16, 24]}
+    if args.get("norm_layer") == "groupnorm":
+        small["channels"] = [32, 32, 64, 64]  # in 32 groups
     if "stem_width" in args:
         small["stem_width"] = 8
     if args.get("cardinality", 1) > 1:

@@ -121,7 +121,7 @@ def test_a_run_of_repeated_folds_answers_each_image_once_with_the_mean(digits: P
         with np.load(fold / "oof.npz") as file:
             each += [softmax(file["logits"][i]) for i in np.flatnonzero(file["ids"] == ids[3])]
     assert len(each) == 2
-    np.testing.assert_allclose(softmax(logits[3]), np.mean(each, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(softmax(np.asarray(logits)[3]), np.mean(each, axis=0), rtol=1e-5)
     run = oof.read(folder)
     assert sorted(run.ids) == sorted(ids)
 

@@ -286,7 +286,7 @@ def test_windows_has_no_workers_and_says_so(paths: list[Path], monkeypatch: pyte
 def test_a_run_is_the_same_with_processes_and_can_change_to_them(digits: Path, tmp_path: Path) -> None:
     """Samplers whose weights change between epochs, progressive sizes, mixing and all."""
     wish = ("--folds.train", "[0]", "--progressive.sizes", "[16]", "--progressive.epochs", "[1]")
-    wish += ("--data.image_size", "24", "--stopping.corrupted", "0.3")
+    wish += ("--data.image_size", "24", "--stopping.robust_weight", "0.3")
     expected = final(campaign.run_all("numpy", settings(digits, tmp_path / "threads", *wish), NEVER))
     folder = campaign.run_all("numpy", settings(digits, tmp_path / "some", *wish, "--data.processes", "2"), NEVER)
     found = final(folder)

@@ -82,7 +82,7 @@ def _section(folder: Path, test: dict[str, int], explain: bool) -> dict[str, Any
     _, logits, targets = results.oof(folder)
     card = results.card(folder)
     names = card.class_names
-    counts = metrics.confusion(logits, targets)
+    counts, said = metrics.confusion(logits, targets), metrics.predictions(logits)
     path_of = pictures.paths(folder)
     mistakes = pictures.mistakes(folder, path_of, names)
     starts = results.starts(folder)
@@ -96,10 +96,10 @@ def _section(folder: Path, test: dict[str, int], explain: bool) -> dict[str, Any
         "matrix": figures.matrix(counts, names),
         "pairs": figures.pairs(counts, names),
         "reliability": figures.reliability(logits, targets),
-        "distribution": figures.distribution(names, results.class_counts(folder), logits.argmax(axis=1), test),
+        "distribution": figures.distribution(names, results.class_counts(folder), said, test),
         "unexplained": pictures.explain(mistakes) if explain else "not asked for",
         "mistakes": mistakes,
-        "wrong": int((logits.argmax(axis=1) != targets).sum()),
+        "wrong": int((said != targets).sum()),
         "suspects": pictures.with_thumbnails(results.suspects(folder)[: pictures.WORST], path_of),
         "machine": findings.machine(folder),
         "config": (folder / "config.yaml").read_text(),

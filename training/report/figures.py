@@ -78,28 +78,30 @@ def pairs(counts: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, A
     ]
 
 
-def reliability(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> dict[str, Any]:
+def reliability(logits: calibration.Rows, targets: NDArray[np.int64]) -> dict[str, Any]:
     """Confidence against accuracy in equal bins of top-1 confidence (Guo et al. 2017), with ECE, Brier and log loss.
 
     The Brier score is the sum over the classes, between 0 and 2.
     """
-    logs = calibration.log_softmax(logits)
-    probabilities = np.exp(logs)
-    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
-    which = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
-    size = np.bincount(which, minlength=_BINS)
-    mean = [np.bincount(which, weights=v, minlength=_BINS) / np.maximum(size, 1) for v in (confidence, correct)]
-    right = probabilities[np.arange(len(targets)), targets]
+    correct = np.empty(len(targets), np.bool_)
+    confidence, given, squares = np.empty((3, len(targets)))
+    for rows in calibration.blocks(*logits.shape):
+        logs, own = calibration.log_softmax(logits[rows]), targets[rows]
+        probabilities = np.exp(logs)
+        confidence[rows], correct[rows] = probabilities.max(axis=1), probabilities.argmax(axis=1) == own
+        given[rows], squares[rows] = logs[np.arange(len(own)), own], (probabilities**2).sum(axis=1)
+    bins = calibration.reliability(confidence, correct, _BINS)
+    shown = zip(bins.confidence.tolist(), bins.accuracy.tolist(), bins.images.tolist(), strict=True)
     return {
         "bins": [
-            {"low": k / _BINS, "confidence": float(mean[0][k]), "accuracy": float(mean[1][k]), "n": int(size[k])}
-            for k in range(_BINS)
-            if size[k]
+            {"low": k / _BINS, "confidence": mean, "accuracy": share, "n": count}
+            for k, (mean, share, count) in enumerate(shown)
+            if count
         ],
         "width": 1 / _BINS,
-        "ece": calibration.expected_calibration_error(probabilities, targets),
-        "brier": float(((probabilities**2).sum(axis=1) - 2 * right + 1).mean()),
-        "log_loss": calibration.log_loss(logs, targets),
+        "ece": calibration.gap(bins),
+        "brier": float((squares - 2 * np.exp(given) + 1).mean()),
+        "log_loss": float(-given.mean()),
         "mean_confidence": float(confidence.mean()),
         "accuracy": float(correct.mean()),
     }

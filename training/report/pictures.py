@@ -19,7 +19,8 @@ from data.augment import EvalTransform
 from data.decode import decode
 from data.keyed import rng
 from infer import gradcam
-from training import results
+from infer.calibration import blocks
+from training import metrics, results
 
 WORST = 12
 _PIXELS = 112
@@ -42,11 +43,11 @@ def mistakes(run: Path, path_of: dict[str, Path], names: tuple[str, ...]) -> lis
     """The most confident out-of-fold mistakes: ids, classes, probabilities, the fold that was wrong, a thumbnail."""
     found = []
     for part in results.answers(run):
-        probabilities = softmax(part.logits.astype(np.float64), axis=1)
-        said = probabilities.argmax(axis=1)
-        for i in np.flatnonzero(said != part.targets).tolist():
-            if part.ids[i] in path_of:
-                found.append((float(probabilities[i, said[i]]), part, i, int(said[i])))
+        said = metrics.predictions(part.logits)
+        wrong = [i for i in np.flatnonzero(said != part.targets).tolist() if part.ids[i] in path_of]
+        for rows in blocks(len(wrong), part.logits.shape[1]):
+            probabilities = softmax(part.logits[wrong[rows]].astype(np.float64), axis=1).max(axis=1).tolist()
+            found += [(p, part, i, int(said[i])) for p, i in zip(probabilities, wrong[rows], strict=True)]
     found.sort(key=lambda row: row[0])
     hardest = {part.ids[i]: (p, part, i, said) for p, part, i, said in found}  # once where folds are repeated
     found = sorted(hardest.values(), key=lambda row: -row[0])
