@@ -24,15 +24,18 @@ SPEC = shrunk("test_efficientnet", 32, {})
 SPEC = replace(SPEC, preprocessing=replace(SPEC.preprocessing, crop_pct=1.0))  # images of 32 pixels stay as they are
 
 
-@pytest.fixture(scope="module")
-def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(path: Path) -> Path:
     """A tiny torch checkpoint of five classes."""
-    path = tmp_path_factory.mktemp("run") / "best"
     path.mkdir()
     card = Card(SPEC.name, tuple("abcde"), SPEC.preprocessing, {"image_size": 32}, trained_with="torch")
     weights_file.write(path / "model.safetensors", drawn.weights(SPEC), {CARD_KEY: card.to_json()})
     manifest.write(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("run") / "best")
 
 
 @pytest.fixture(scope="module")
