@@ -1,15 +1,17 @@
-"""Inference: members of every runtime, test-time augmentation, ensembles, submissions.
+"""Inference: members of every runtime, test-time augmentation, ensembles, submissions, scores.
 
-`load` is the way in from Python, `main` the command line (`python -m infer`). No framework is imported here.
+`load` and `evaluate` are the ways in from Python, `main` the command line (`python -m infer`). No framework is imported
+here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from infer.evaluation import Evaluation
     from infer.residency import Keep
     from infer.runner import Runner
 
@@ -37,6 +39,23 @@ def load(
     is_file = Path(path).suffix in (".yaml", ".yml")
     loaded = ensemble.read(Path(path)) if is_file else ensemble.of([str(path)])
     return Runner(ensemble.seen(loaded, views, merge), given(options), keep)
+
+
+def evaluate(
+    runner: Runner,
+    data: Path | str,
+    split: Literal["train", "val", "test", "all"] | None = None,
+    on_bad_image: Literal["skip", "partial", "error"] = "skip",
+) -> Evaluation:
+    """Score an opened runner on the labelled images of a data set; see `infer.evaluation`.
+
+    `data` is a folder, table, Parquet, shards or arrays, as `data.root` of a training. `split` None takes the test
+    split where it has labels, else the validation split, else all images. Raises `DataError` for a split without labels
+    and for classes that the members do not know.
+    """
+    from infer import evaluation
+
+    return evaluation.evaluate(runner, data, split, on_bad_image)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

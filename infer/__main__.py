@@ -1,5 +1,6 @@
-"""The command line: `python -m infer` answers images, `fit` fits an ensemble, `oof` answers out-of-fold images with
-TTA views, `validate` checks a submission, `teacher` writes what a student learns from.
+"""The command line: `python -m infer` answers images, `evaluate` scores members on labelled ones, `fit` fits an
+ensemble, `oof` answers out-of-fold images with TTA views, `validate` checks a submission, `teacher` writes what a
+student learns from.
 
 Errors of `config.errors` become one line on standard error and an exit code; everything else is a bug.
 """
@@ -7,17 +8,21 @@ Errors of `config.errors` become one line on standard error and an exit code; ev
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from config import heap, renamed, streams
 from config.errors import TandemError
-from infer import command_fit, command_oof, command_validate, predict, views
+from infer import command_evaluate, command_fit, command_oof, command_validate, predict, views
+
+if TYPE_CHECKING:
+    from infer.evaluation import Evaluation
 
 # What a command needs is imported after its arguments are read: --help does not wait for SciPy and scikit-learn.
 
@@ -31,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fit": command_fit.main,
         "oof": command_oof.main,
         "validate": command_validate.main,
+        "evaluate": _evaluate,
         "teacher": _teacher,
         "adapt": _adapt,
         "serve": _serve,
@@ -53,6 +59,14 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _parser(command: str, about: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(f"python -m infer{command}", description=about, allow_abbrev=False)
+
+
+def _evaluate(words: list[str]) -> int:
+    def draw(found: Evaluation, out: Path) -> list[Path]:
+        # Plots and pages are training's, a level above infer: only this entry point brings the two together.
+        return list(importlib.import_module("training.report.evaluation").write(found, out))
+
+    return command_evaluate.main(words, draw)
 
 
 def _adapt(words: list[str]) -> int:

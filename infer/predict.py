@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.errors import ConfigError, DataError
-from infer import views
+from infer import command_features, views
 from infer.options import COMPUTE_UNITS, PRECISIONS, RunOptions, given, parse_overrides
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ MEMBER = (
     "PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
 )
 _ABOUT = (
-    "Answer images with one model or an ensemble. Other commands: `infer fit`, `infer oof`, `infer validate`,"
-    " `infer adapt`, `infer serve` and `infer teacher` (--help of each)."
+    "Answer images with one model or an ensemble. Other commands: `infer evaluate`, `infer fit`, `infer oof`,"
+    " `infer validate`, `infer adapt`, `infer serve` and `infer teacher` (--help of each)."
 )
 _IMAGES = (
     "a folder (with all folders in it), a CSV with IDs, a .txt with a file a line, a tar or zip archive,"
@@ -59,7 +59,7 @@ def main(words: Sequence[str]) -> int:
     names = None if options.tta == [ADAPTIVE] else options.tta
     chosen = with_overrides(ensemble.seen(chosen, names, options.merge), options.override)
     try:
-        return _predict(chosen, options)
+        return _features(chosen, options) if options.features else _predict(chosen, options)
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on from here", file=sys.stderr)
         return _INTERRUPTED
@@ -121,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m infer", description=_ABOUT, allow_abbrev=False)
     add_members(parser)
     parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help=_IMAGES)
-    parser.add_argument("--out", nargs="+", type=Path, required=True, metavar="PATH", help=_OUT)
+    result = parser.add_mutually_exclusive_group(required=True)
+    result.add_argument("--out", nargs="+", type=Path, metavar="PATH", help=_OUT)
+    result.add_argument("--features", type=Path, metavar="FILE", help=command_features.HELP)
     parser.add_argument(
         "--format",
         choices=("submission", "wide"),
@@ -173,6 +175,14 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text} is no probability; give one from 0 to 1")
     return share
+
+
+def _features(chosen: Ensemble, options: argparse.Namespace) -> int:
+    from infer import inputs
+
+    command_features.check(chosen, options.features)
+    images = inputs.collect(options.images, options.id_column)
+    return command_features.run(chosen, images, options, shared_options(options))
 
 
 def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from infer.calibration import Floats
 from infer.clock import Clock
 from infer.ensemble import Ensemble, Merge
 from infer.finish import Finish
+from infer.member import Member
 from infer.predictors import Predictor
 from infer.prepare import Prepared
 from infer.residency import Members
@@ -117,13 +118,18 @@ class Panel:
     def _logits(self, m: int, predictor: Predictor, seen: Sequence[Images]) -> NDArray[np.float32]:
         with self.clock.measured(m, len(seen[0])):
             logits = predictor.logits(*seen)
-        wrong = int((~np.isfinite(logits)).any(axis=1).sum())
-        if wrong:
-            raise Diverged(
-                f"{self.ensemble.members[m]}: its logits are not finite for {wrong} of {len(logits)} images; run it "
-                "with precision fp32, or leave it out of the ensemble and train it again with a lower optim.lr"
-            )
-        return logits
+        return finite(self.ensemble.members[m], "logits", logits)
+
+
+def finite(member: Member, what: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`rows` `[N, ...]`, the `what` of a member; `Diverged` where they are not finite."""
+    wrong = int((~np.isfinite(rows)).any(axis=1).sum())
+    if wrong:
+        raise Diverged(
+            f"{member}: its {what} are not finite for {wrong} of {len(rows)} images; run it "
+            "with precision fp32, or leave it out of the ensemble and train it again with a lower optim.lr"
+        )
+    return rows
 
 
 def gather(batches: Sequence[Prepared], where: Sequence[tuple[int, int]], sources: Set[int]) -> list[Images]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from config.errors import DataError
 from data.augment import EvalTransform
 from data.decode import whole
+from infer import features as pooled
 from infer import prior
 from infer.adaptive import AdaptivePanel, check, strongest
 from infer.clock import Clock
@@ -25,9 +26,10 @@ from infer.ensemble import Ensemble
 from infer.finish import Finish
 from infer.inputs import Image, Inputs, Pictured, of_images, of_paths
 from infer.options import NONE_GIVEN, RunOptions
-from infer.prepare import AHEAD, Grid, prepare
+from infer.predictors import GivesFeatures
+from infer.prepare import AHEAD, Grid, Prepared, prepare
 from infer.residency import Keep, Members
-from infer.rounds import Answers, Panel, batches_per_round, in_rounds
+from infer.rounds import Answers, Panel, batches_per_round, finite, in_rounds
 from models.card import Preprocessing
 
 _Result = TypeVar("_Result")
@@ -140,6 +142,39 @@ class Runner:
         if len(inputs):
             rows += [part.probabilities for part in self.stream(inputs, self.grid(len(inputs)))]
         return Prediction(self.class_names, np.concatenate(rows))
+
+    def features(self, images: Image | Iterable[Image]) -> NDArray[np.float32]:
+        """float32 `[N, D]`: the pooled features before the classifier of one image or many (see `predict`), as timm's
+        `forward_head(forward_features(x), pre_logits=True)`. For runners of one checkpoint on torch or MLX and one
+        view; `ConfigError` for others."""
+        pooled.check(self.ensemble)
+        inputs = of_images(images)
+        return pooled.stacked(self.stream_features(inputs, self.grid(len(inputs))))
+
+    def stream_features(
+        self,
+        inputs: Inputs,
+        grid: Grid,
+        workers: int = 0,
+        skip_bad: bool = False,
+        truncated: dict[int, str] | None = None,
+    ) -> Iterator[pooled.Pooled]:
+        """The pooled features of the batches of `grid` in order; the arguments are those of `stream`."""
+        self._members.check_process()
+        batches = prepare(inputs, self._inputs, grid, workers, AHEAD, truncated)
+        with closing(cast("Any", batches)):
+            for batch in batches:
+                if batch.errors and not skip_bad:
+                    raise DataError(batch.errors[min(batch.errors)])
+                yield self._members.run(lambda batch=batch: self._pooled(batch))  # type: ignore[misc]
+                del batch
+
+    def _pooled(self, batch: Prepared) -> pooled.Pooled:
+        (place,) = self._places
+        with self._members.held([place]) as predictors:
+            predictor = cast("GivesFeatures", predictors[place])
+            rows = predictor.features(batch.images[0])[: len(batch.rows)]
+        return pooled.Pooled(batch.rows, finite(self.ensemble.members[0], "features", rows), batch.errors)
 
     def pixels(self, image: Pictured) -> NDArray[np.uint8]:
         """uint8 `[S, S, 3]`: an image as the first member sees it before any view."""

@@ -80,22 +80,30 @@ def score(name: str, log_probabilities: Rows, targets: Ints, predicted: Ints | N
     )
 
 
-def macro_f1(predicted: Ints, targets: Ints, classes: int, weights: Floats | None = None) -> float:
-    """The mean of the classes' F1; `weights` `[N]` counts each image so often."""
+def macro_f1(
+    predicted: Ints, targets: Ints, classes: int, weights: Floats | None = None, among: Ints | None = None
+) -> float:
+    """The mean of the classes' F1, or of the F1 of those `among` them; `weights` `[N]` counts each image so often."""
     hit = predicted == targets
     right = np.bincount(targets[hit], None if weights is None else weights[hit], classes)
     there = np.bincount(targets, weights, classes)
     said = np.bincount(predicted, weights, classes)
-    return float((2 * right / np.maximum(there + said, 1e-12)).mean())
+    each = 2 * right / np.maximum(there + said, 1e-12)
+    return float(each.mean() if among is None else each[among].mean())
 
 
-def interval(metric: Metric, judged: Judged, targets: Ints, classes: int, seed: int = 0) -> Interval:
-    """The score and its 95% percentile interval over 1,000 resamplings of the images (Efron 1979)."""
+def interval(
+    metric: Metric, judged: Judged, targets: Ints, classes: int, seed: int = 0, among: Ints | None = None
+) -> Interval:
+    """The score and its 95% percentile interval over 1,000 resamplings of the images (Efron 1979).
+
+    `among` are the classes whose mean macro-F1 is; None is all.
+    """
     hit = (judged.predicted == targets).astype(np.float64)
     measures: dict[Metric, Callable[[Floats], float]] = {
         "log_loss": lambda counts: float(-(judged.true @ counts) / counts.sum()),
         "accuracy": lambda counts: float(hit @ counts / counts.sum()),
-        "macro_f1": lambda counts: macro_f1(judged.predicted, targets, classes, counts),
+        "macro_f1": lambda counts: macro_f1(judged.predicted, targets, classes, counts, among),
     }
     count, measure = len(targets), measures[metric]
     drawn = []

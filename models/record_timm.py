@@ -123,8 +123,10 @@ def family(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write one table a family, and the names of ImageNet's classes."""
+    """Write one table a family, and the names and synsets of ImageNet's classes."""
     TABLES.mkdir(exist_ok=True)
+    synsets = timm.data.ImageNetInfo("imagenet-1k").label_names()
+    (TABLES / "imagenet_1k_synsets.json").write_text(json.dumps(synsets, indent=0) + "\n")
     (TABLES / "imagenet_1k.json").write_text(json.dumps(imagenet_names(1000), indent=0, ensure_ascii=False) + "\n")
     modules = set(list_modules())
     for name, module in FAMILIES.items():

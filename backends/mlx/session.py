@@ -40,6 +40,7 @@ from models.weights import check
 # Pixels of one evaluation chunk: 64 images at 224, 16 at 448. More gains nothing and takes memory.
 _CHUNK_PIXELS = 64 * 224 * 224
 _CHUNK_MOST = 64
+Evaluate = Callable[[model.Arrays, mx.array], mx.array]  # (arrays, uint8 images) to float32 rows
 # (state, batch, mix, knobs) to (state, report)
 Update = Callable[[step.State, model.Arrays, model.Arrays, mx.array], tuple[step.State, step.Report]]
 
@@ -94,8 +95,9 @@ class Session:
         self._calls = 0
         self._loss = losses.make(loss)
         self._updates: dict[bool, Update] = {}
-        evaluate = step.evaluate(self._network)
-        self._evaluate = mx.compile(evaluate) if compile else evaluate
+        self._evaluate = self._compile(step.evaluate(self._network))
+        self._classifier = spec.classifier if isinstance(spec.classifier, str) else spec.classifier[0]
+        self._features: Evaluate | None = None
 
     @memory_errors()
     def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> step.Report:
@@ -120,9 +122,15 @@ class Session:
     def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode; a compiled session pads to whole chunks."""
         arrays = self._arrays(which)
-        size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
-        parts = [self._chunk(arrays, images[i : i + size], size) for i in range(0, len(images), size)]
-        return np.concatenate(parts) if parts else np.zeros((0, self._classes), np.float32)
+        return self._in_chunks(self._evaluate, arrays, images, self._classes)
+
+    @memory_errors()
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, D]` of uint8 `[N, H, W, 3]`: the live weights' pooled features; see `step.features`."""
+        if self._features is None:
+            self._features = self._compile(step.features(self._network, self._classifier))
+        width = self._arrays("live")[f"{self._classifier}.weight"].shape[1]
+        return self._in_chunks(self._features, self._arrays("live"), images, width)
 
     def begin_logits(self, images: NDArray[np.uint8], which: Which = "live") -> Callable[[], NDArray[np.float32]]:
         """As `logits`; nothing goes on beside the caller."""
@@ -223,11 +231,22 @@ class Session:
             )
         return dict(self._state["ema"])
 
-    def _chunk(self, arrays: model.Arrays, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-        count = len(images)
-        if self._compiled and count < size:
-            images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
-        return np.array(self._evaluate(arrays, mx.array(images)))[:count]
+    def _compile(self, function: Evaluate) -> Evaluate:
+        return mx.compile(function) if self._compiled else function
+
+    def _in_chunks(
+        self, function: Evaluate, arrays: model.Arrays, images: NDArray[np.uint8], width: int
+    ) -> NDArray[np.float32]:
+        """float32 `[N, width]`; a compiled function gets whole chunks, filled up with black images."""
+        size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
+        rows = [np.zeros((0, width), np.float32)]
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            count = len(part)
+            if self._compiled and count < size:
+                part = np.concatenate([part, np.zeros((size - count, *part.shape[1:]), np.uint8)])
+            rows.append(np.array(function(arrays, mx.array(part)))[:count])
+        return np.concatenate(rows)
 
     def _fitted(self, part: str, given: Weights, held: model.Arrays, strict: bool) -> model.Arrays:
         """The arrays of `held` taken from `given`; keys end in parameter names."""

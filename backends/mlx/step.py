@@ -99,7 +99,8 @@ def parts(recipe: Recipe) -> Parts:
 def _prepared(network: Network, batch: Arrays, mix: Arrays) -> Inputs:
     # Taken as bytes, since their float32 values are four times as many.
     pixels = (batch["images"], batch["images"][mix["permutation"]])
-    images, targets = mixed(*(normalise(network, part) for part in pixels), batch["targets"], mix)
+    images, other = (normalise(network, part) for part in pixels)
+    images, targets = mixed(images, other, batch["targets"], mix)
     return {"images": images, "targets": targets, "share": batch["weights"] / mx.sum(batch["weights"])}
 
 
@@ -154,6 +155,34 @@ def evaluate(network: Network) -> Callable[[Arrays, mx.array], mx.array]:
         return forward(network, arrays, normalise(network, images), training=False)[0]
 
     return logits
+
+
+def features(network: Network, classifier: str) -> Callable[[Arrays, mx.array], mx.array]:
+    """float32 pooled features `[N, D]`, the input of the last linear layer, as a function of (arrays, uint8 images).
+
+    They are what timm's `forward_head(forward_features(x), pre_logits=True)` gives. `classifier` is that layer's dotted
+    place, where a number is a position in a list.
+    """
+    *path, last = (int(part) if part.isdecimal() else part for part in classifier.split("."))
+    owner: Any = network.module
+    for part in path:
+        owner = owner[part]
+
+    def pooled(arrays: Arrays, images: mx.array) -> mx.array:
+        layer, seen = owner[last], list[mx.array]()
+
+        def take(x: mx.array) -> mx.array:
+            seen.append(x)
+            return layer(x)
+
+        owner[last] = take
+        try:
+            forward(network, arrays, normalise(network, images), training=False)
+        finally:
+            owner[last] = layer
+        return seen[0].astype(mx.float32)
+
+    return pooled
 
 
 def mixed(images: mx.array, other: mx.array, targets: mx.array, mix: Arrays) -> tuple[mx.array, mx.array]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from posixpath import splitext
+from typing import Literal
 
 from config.data_sections import Data
 from config.errors import DataError
@@ -69,6 +70,36 @@ def load_test(source: Data | Path | str, id_column: str | None = None) -> Table:
     if not samples:
         raise DataError(f"{tree.root}: holds no images; looked for {', '.join(sorted(SUFFIXES))} in all its folders")
     return listing.test_table(Listing(tree.root, "images", samples))
+
+
+def load_labelled(data: Data | Path | str, split: Literal["train", "val", "test", "all"] | None = None) -> Listing:
+    """The labelled images of one of a data set's own splits, to evaluate on; `all` is training and validation.
+
+    None takes the test split where it has labels, else the validation split, else all. A note counts the images of the
+    split that have no label. Raises `DataError` where the split is missing, or has no labels.
+    """
+    source = _Source(data)
+    found: Listing | None = None
+    reason: DataError | None = None
+    try:
+        found = source.labelled()
+    except DataError as error:  # a test set may lie by itself
+        reason = error
+    for name in [split] if split else ["test", "val", "all"]:
+        part = source.split(found, name)
+        some = [sample for sample in part.samples if sample.label] if part else []
+        if part and some:
+            missing = len(part.samples) - len(some)
+            notes = (f"{listing.number(missing, 'image')} without a label left out",) if missing else ()
+            return replace(part, samples=some, notes=notes)
+    if reason:
+        raise reason
+    named = sorted({sample.split for sample in found.samples if sample.label}) if found else []
+    wanted = f"no image of its {split} split has a label" if split else "no image has a label"
+    raise DataError(
+        f"{source.data.root}: {wanted} (splits with labels: {', '.join(named) or 'none'}); choose another --split, or "
+        "set data.root to the labelled images"
+    )
 
 
 def sample_submission(data: Data) -> Path | None:
@@ -131,6 +162,29 @@ class _Source:
             used = frozenset(name for name in self.tree.images if name.startswith(base))
             if not (labelled and used & labelled.used):
                 return Listing(self.tree.root / base, base, folders.plain(self.tree, base), used=used)
+        return None
+
+    def split(self, labelled: Listing | None, name: str) -> Listing | None:
+        """The images of one split, or of `all` but test, with the labels that they have; None where it has none."""
+        wanted = ("train", "val") if name == "all" else (name,)
+        own = [sample for sample in labelled.samples if sample.split in wanted] if labelled else []
+        if labelled and own:
+            return replace(labelled, samples=own)
+        return self._labelled_test(labelled) if name == "test" else None
+
+    def _labelled_test(self, labelled: Listing | None) -> Listing | None:
+        """A test table with a column of labels, or class folders in a test folder."""
+        asked = self.data.target_column
+        if labelled and labelled.target_column in labelled.columns:  # its test table has that column, or no labels
+            asked = labelled.target_column
+        found = self.tables.read_labelled_test(asked)
+        if found:
+            return found
+        for folder in folders.split_folders(self.tree, self.tree.base).get("test", []):
+            base = folders.unwrapped(self.tree, folder)
+            samples = list(folders.labelled(self.tree, base, "test", base))
+            if samples:
+                return Listing(self.tree.root / base, f"class folders in {base}", samples)
         return None
 
     def _packed(self, files: list[str]) -> Listing:

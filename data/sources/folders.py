@@ -66,7 +66,7 @@ def read(tree: Tree, classes: Sequence[str] = ()) -> Listing:
             f"{plain_names[0]}/ names none; set data.table or data.label_pattern, or data.classes to the folders that "
             "are classes"
         )
-    samples = list(_labelled(tree, base, "train", base))
+    samples = list(labelled(tree, base, "train", base))
     place = f"class folders in {base}" if base else "class folders"
     used = frozenset(walked(tree, samples))
     return Listing(tree.root / base, place, samples, used=used, notes=tuple(_nested(tree, base)))
@@ -114,14 +114,14 @@ def walked(tree: Tree, samples: Sequence[Sample]) -> list[str]:
 
 
 def _of_splits(tree: Tree, base: str, train: str, roles: dict[str, Split]) -> Listing:
-    samples = list(_labelled(tree, train, "train", train))
+    samples = list(labelled(tree, train, "train", train))
     classes, notes, named = {sample.label for sample in samples}, list[str](), {"train": train}
     for name in sorted(roles):
         split = roles[name]
         if split not in ("val", "test") or split in named:
             continue
         folder = unwrapped(tree, f"{base}{name}/")
-        found = list(_labelled(tree, folder, split, base))
+        found = list(labelled(tree, folder, split, base))
         inner = {sample.label for sample in found}
         if split == "val" and not inner & classes:
             notes.append(f"{name}/ has no class folders of {train}, so it is not used; a split is drawn from {train}")
@@ -141,7 +141,7 @@ def _of_splits(tree: Tree, base: str, train: str, roles: dict[str, Split]) -> Li
     return Listing(root, origin, samples, used=frozenset(walked(tree, samples)), notes=tuple(notes))
 
 
-def _labelled(tree: Tree, folder: str, split: Split, relative_to: str) -> Iterable[Sample]:
+def labelled(tree: Tree, folder: str, split: Split, relative_to: str) -> Iterable[Sample]:
     """The images in class folders below `folder`, with IDs relative to `relative_to`."""
     tree.check_links(folder)
     for name in tree.empty:

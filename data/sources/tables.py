@@ -90,6 +90,19 @@ class Tables:
         name = next((name for name in self._here() if splits.of_name(splitext(basename(name))[0]) == "test"), None)
         return self.read_test(name, strict=False) if name else None
 
+    def read_labelled_test(self, target: str | None) -> Listing | None:
+        """The images of the table that is called as a test set with their labels, which are in column `target` if that
+        is given; None where there is no such table or column."""
+        name = next((name for name in self._here() if splits.of_name(splitext(basename(name))[0]) == "test"), None)
+        found = self._frame(name) if name else None
+        if not name or not found or (target and target not in found.columns):
+            return None
+        table = _Found(found, "test", self.base, columns.find(found, self.data.id_column, target, self._is_image))
+        if not table.columns.target and not table.columns.one_hot:
+            return None
+        origin = f"{name}, images in column {table.columns.id!r}, labels in {table.columns.target_text}"
+        return Listing(found.path.parent, origin, self._samples(table))
+
     def read_test(self, path: str, strict: bool = True) -> Listing:
         """The images that a table lists, without labels; `strict` for a table that must have `data.id_column`.
 

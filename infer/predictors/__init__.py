@@ -45,6 +45,14 @@ class Describes(Protocol):
         """Both, and whether it is compiled, as one line."""
 
 
+@runtime_checkable
+class GivesFeatures(Protocol):
+    """A predictor of a network whose pooled features can be had: those before the classifier."""
+
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, D]` of uint8 `[N, S, S, 3]`, as timm's `forward_head(forward_features(x), pre_logits=True)`."""
+
+
 def open(path: Path, runtime: str | None = None, **options: Any) -> Predictor:
     """Open an artefact on `runtime`, or on the one that suits it (`choose`).
 

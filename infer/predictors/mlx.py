@@ -29,6 +29,12 @@ class MLXPredictor:
         with mx.stream(self.device):
             return self._session.logits(given)
 
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, D]` of uint8 `[N, S, S, 3]`: pooled features; see `infer.predictors.GivesFeatures`."""
+        (given,) = pixels.checked((images,), self.card)
+        with mx.stream(self.device):
+            return self._session.features(given)
+
     def close(self) -> None:
         """Free the session."""
         self._session.close()

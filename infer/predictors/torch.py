@@ -26,6 +26,18 @@ from models.registry import ModelSpec
 _CHUNK_PIXELS = 64 * 224 * 224
 
 
+class _Pooled(nn.Module):
+    """timm's model up to what its classifier is given."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[N, C, H, W]` to `[N, D]`."""
+        return self.network.forward_head(self.network.forward_features(x), pre_logits=True)
+
+
 class TorchPredictor:
     """A network on a device; see `infer.predictors.Predictor`."""
 
@@ -36,6 +48,8 @@ class TorchPredictor:
         self._network: nn.Module | None = network
         self._prepare, self._compiled = prepare, compile
         self._forward: step.Forward = compiling.evaluation(network, "default" if compile else "")
+        self._width = int(network.head_hidden_size)
+        self._pooled: step.Forward = compiling.evaluation(_Pooled(network), "default" if compile else "")
         self._chunk = max(1, _CHUNK_PIXELS // card.preprocessing.size**2)
 
     def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -44,21 +58,17 @@ class TorchPredictor:
         `OutOfMemory` when even one image does not fit.
         """
         (given,) = pixels.checked(images, self.card)
-        rows, start = [np.zeros((0, len(self.card.class_names)), np.float32)], 0
-        while start < len(given):
-            part = given[start : start + self._chunk]
-            try:
-                rows.append(self._answer(part))
-            except OutOfMemory as error:
-                self._shrink(len(part), error)
-                continue
-            start += len(part)
-        return np.concatenate(rows)
+        return self._in_chunks(self._forward, given, len(self.card.class_names))
+
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, D]` of uint8 `[N, S, S, 3]`: pooled features; see `infer.predictors.GivesFeatures`."""
+        (given,) = pixels.checked((images,), self.card)
+        return self._in_chunks(self._pooled, given, self._width)
 
     def close(self) -> None:
         """Free the device's memory; the predictor cannot be used afterwards."""
         self._network = None
-        del self._forward
+        del self._forward, self._pooled
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -66,15 +76,27 @@ class TorchPredictor:
         """The device, the precision and whether it is compiled, as one line."""
         return f"torch on {self.device}, {self._prepare.precision}{', compiled' * self._compiled}"
 
+    def _in_chunks(self, forward: step.Forward, images: NDArray[np.uint8], width: int) -> NDArray[np.float32]:
+        rows, start = [np.zeros((0, width), np.float32)], 0
+        while start < len(images):
+            part = images[start : start + self._chunk]
+            try:
+                rows.append(self._answer(forward, part))
+            except OutOfMemory as error:
+                self._shrink(len(part), error)
+                continue
+            start += len(part)
+        return np.concatenate(rows)
+
     @memory_errors()
-    def _answer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _answer(self, forward: step.Forward, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(images)
         if self._compiled:  # few shapes: every new one is compiled
             padded = min(self._chunk, 1 << (count - 1).bit_length())
             images = np.concatenate([images, np.zeros((padded - count, *images.shape[1:]), np.uint8)])
         allow_tf32(self._prepare.precision, self.device)  # another member may have been opened with another one
         with torch.inference_mode():
-            return np.array(step.evaluate(self._forward, self._prepare, self._send(images)).cpu().numpy()[:count])
+            return np.array(step.evaluate(forward, self._prepare, self._send(images)).cpu().numpy()[:count])
 
     def _send(self, images: NDArray[np.uint8]) -> torch.Tensor:
         tensor = torch.from_numpy(np.require(images, requirements=("C", "W")))

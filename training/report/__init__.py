@@ -29,6 +29,21 @@ def write(
 
     With `explain` the worst mistakes get Grad-CAM pictures, for which each fold's network is opened once.
     """
+    said = findings.submission(submission) if submission else None
+    return render(
+        out,
+        "report.html",
+        title=" + ".join(each.resolve().name for each in runs),
+        runs=[_section(each, said["counts"] if said else {}, explain) for each in runs],
+        ensemble=mixture.described(ensemble, pictures.paths(runs[0])) if ensemble else None,
+        submission=said,
+        failures=findings.failures(out, runs),
+        audit=findings.audit([out.parent, *runs]),
+    )
+
+
+def render(out: Path, template: str, **values: Any) -> Path:
+    """Write a page of `training/templates` with these values, the shared style and script, and the time; its path."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -37,18 +52,12 @@ def write(
         lstrip_blocks=True,
     )
     script = (_TEMPLATES / "report.js").read_text()
-    said = findings.submission(submission) if submission else None
-    page = environment.get_template("report.html").render(
-        title=" + ".join(each.resolve().name for each in runs),
+    page = environment.get_template(template).render(
         date=datetime.now().strftime("%Y-%m-%d %H:%M"),
         style=(_TEMPLATES / "report.css").read_text(),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        runs=[_section(each, said["counts"] if said else {}, explain) for each in runs],
-        ensemble=mixture.described(ensemble, pictures.paths(runs[0])) if ensemble else None,
-        submission=said,
-        failures=findings.failures(out, runs),
-        audit=findings.audit([out.parent, *runs]),
+        **values,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial")

@@ -63,8 +63,8 @@ def _analysis(path: Path, path_of: dict[str, Path]) -> dict[str, Any] | None:
     return {
         "expected": [(title, raw["expected"][name]) for name, title in _METRICS.items() if name in raw["expected"]],
         "scores": [{**score, "what": what} for score, what in rows],
-        "reliability": [(name, _bins(raw["reliability"][name])) for name in ("before", "after")],
-        "histogram": _bars(raw["histogram"]),
+        "reliability": [(name, bins(raw["reliability"][name])) for name in ("before", "after")],
+        "histogram": bars(raw["histogram"]),
         "runs": raw["runs"],
         "agreement": raw["agreement"] if len(raw["runs"]) > 1 else [],
         "confused": [
@@ -76,7 +76,7 @@ def _analysis(path: Path, path_of: dict[str, Path]) -> dict[str, Any] | None:
     }
 
 
-def _bins(columns: dict[str, list[float | None]]) -> dict[str, Any]:
+def bins(columns: dict[str, list[float | None]]) -> dict[str, Any]:
     """Columns of equal bins of confidence as the rows that `figures.reliability` gives; empty bins are left out."""
     width = 1 / len(columns["images"])
     rows = zip(columns["images"], columns["confidence"], columns["accuracy"], strict=True)
@@ -90,7 +90,7 @@ def _bins(columns: dict[str, list[float | None]]) -> dict[str, Any]:
     }
 
 
-def _bars(histogram: dict[str, list[float]]) -> list[dict[str, float]]:
+def bars(histogram: dict[str, list[float]]) -> list[dict[str, float]]:
     """Right and wrong answers of each bar, and both as shares of the tallest."""
     most = max((right + wrong for right, wrong in zip(histogram["right"], histogram["wrong"], strict=True)), default=0)
     rows = zip(histogram["edges"], histogram["edges"][1:], histogram["right"], histogram["wrong"], strict=False)

@@ -1,0 +1,112 @@
+"""Pooled features before the classifier, for retrieval and linear probes: what has them, and the files they go to.
+
+They are of one checkpoint on torch or MLX. The runner computes them (`Runner.features`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends import installed
+from config.errors import BackendUnavailable, ConfigError
+from infer import predictors
+from infer.ensemble import Ensemble
+
+WITH_FEATURES = ("torch", "mlx")
+SUFFIXES = (".npz", ".parquet")
+
+
+class Pooled(NamedTuple):
+    """The features of one batch: `rows` int64 `[n]` are the images' positions in the input, `features` float32
+    `[n, D]`. Of an image that `errors` names by row they mean nothing."""
+
+    rows: NDArray[np.int64]
+    features: NDArray[np.float32]
+    errors: Mapping[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """`features` float32 `[N, D]` of the images `ids`, with their class `labels` where these are known."""
+
+    ids: Sequence[str]
+    features: NDArray[np.float32]
+    labels: Sequence[str] | None = None
+
+
+def check(ensemble: Ensemble) -> None:
+    """`ConfigError` unless it is one member, whose features can be had, and sees one view as it is."""
+    if len(ensemble.members) > 1:
+        raise ConfigError(
+            f"features are those of one network, and there are {len(ensemble.members)} members; name one of them"
+        )
+    if ensemble.views != ("original",):
+        raise ConfigError(f"features are those of one view, and there are {', '.join(ensemble.views)}; leave out --tta")
+    (member,) = ensemble.members
+    runtime = predictors.choose(member.path, member.runtime)
+    if runtime not in WITH_FEATURES:
+        raise ConfigError(
+            f"{member}: {runtime} gives no features; take the checkpoint, on {' or '.join(WITH_FEATURES)}"
+        )
+
+
+def check_file(path: Path) -> None:
+    """Everything about the file that can be refused before the work."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--features {path}: give a name that ends in {' or '.join(SUFFIXES)}")
+    if path.suffix == ".parquet" and not installed("pyarrow"):
+        raise BackendUnavailable(
+            f'--features {path}: needs pyarrow, not installed here; run: pip install -e ".[parquet]"'
+        )
+    if path.exists():
+        raise ConfigError(f"{path}: exists already and is not overwritten; give another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--features {path}: {path.parent} cannot be made a folder ({error.strerror})") from error
+
+
+def stacked(batches: Iterable[Pooled]) -> NDArray[np.float32]:
+    """float32 `[N, D]` of all batches; `[0, 0]` where there are none."""
+    rows = [batch.features for batch in batches]
+    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def write(path: Path, table: Table) -> None:
+    """Write an `.npz` (`ids`, `features`, `labels` where known) or a Parquet file (`id`, `features`: a list of D
+    float32, `label`), beside its place and then renamed; `ConfigError` when it exists already."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        (_parquet if path.suffix == ".parquet" else _npz)(part, table)
+        if path.exists():
+            raise ConfigError(f"{path}: exists already and is not overwritten; give another name")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _npz(path: Path, table: Table) -> None:
+    labels = {} if table.labels is None else {"labels": np.array(table.labels, dtype=np.str_)}
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, ids=np.array(table.ids, np.str_), features=table.features, **labels)
+
+
+def _parquet(path: Path, table: Table) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    flat = pa.array(np.ascontiguousarray(table.features).reshape(-1), pa.float32())
+    columns = {
+        "id": pa.array(table.ids, pa.string()),
+        "features": pa.FixedSizeListArray.from_arrays(flat, table.features.shape[1]),
+    }
+    if table.labels is not None:
+        columns["label"] = pa.array(table.labels, pa.string())
+    parquet.write_table(pa.table(columns), path)

@@ -1,0 +1,34 @@
+"""Pooled features before the classifier: both engines' predictors against timm's own two calls, for each family."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from infer.predictors import GivesFeatures, mlx
+from infer.predictors import torch as torch_predictor
+from models import registry
+from models.card import Card
+from tests.parity import drawn, kinds
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES)
+def test_features_are_timms_on_both_engines(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = kinds.tiny(kinds.ORDINARY[family], monkeypatch)
+    weights, shown = drawn.weights(spec), drawn.images(spec, 3)
+    network = drawn.torch_network(spec, weights).eval()
+    pixels = torch.from_numpy(drawn.normalised(spec, shown)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        wanted = network.forward_head(network.forward_features(pixels), pre_logits=True).numpy()
+    card = Card(spec.name, tuple("abcde"), spec.preprocessing)
+    for open_one in (torch_predictor.open, mlx.open):
+        predictor = open_one(card, spec, weights, device="cpu", compile=False)
+        assert isinstance(predictor, GivesFeatures)
+        before = predictor.logits(shown)
+        found = predictor.features(shown)
+        assert found.dtype == np.float32 and found.shape == wanted.shape and wanted.std() > 0.01
+        np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-4)
+        np.testing.assert_array_equal(predictor.logits(shown), before)  # the classifier is back in its place
+        assert predictor.features(shown[:0]).shape == (0, wanted.shape[1])
+        predictor.close()
