@@ -38,6 +38,9 @@ import ttach
 from numpy.typing import NDArray
 from timm.data import create_dataset, create_loader
 
+from models import registry
+from models.card import read_card
+
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
 from backends.torch import model as networks
@@ -51,7 +54,6 @@ from data.augment import EvalTransform
 from data.decode import decode
 from infer import predictors
 from infer.ensemble import of
-from infer.predictors import checkpoint
 from infer.runner import Runner
 from models import manifest, weights
 from models.card import CARD_KEY, Card, Preprocessing
@@ -208,7 +210,7 @@ def timm_batches(root: Path, arguments: argparse.Namespace) -> Iterator[torch.Te
 def by_engine(arguments: argparse.Namespace, member: Path, images: NDArray[np.uint8], place: Path) -> dict[str, float]:
     """Milliseconds an image of one member and view, the best of the repeats, on the CPU."""
     file = place / "member.onnx"
-    card = checkpoint.read_card(member)
+    card = read_card(member)
     network = torch_graph.classifier(weights.read(member / "model.safetensors")[0], card)
     to_onnx.write(network, card, file)
     opened = {
@@ -276,7 +278,7 @@ def checkpoint_of(arguments: argparse.Namespace, folder: Path, seed: int) -> Pat
     names = tuple(f"class_{number}" for number in range(CLASSES))
     card = Card(arguments.model, names, Preprocessing(size=arguments.size), {"image_size": arguments.size}, "torch")
     torch.manual_seed(seed)
-    network = networks.build(checkpoint.spec_of(card, "benchmark"))
+    network = networks.build(registry.of_card(card, "benchmark"))
     folder.mkdir(parents=True)
     arrays = networks.to_arrays(networks.canonical_tensors(network))
     weights.write(folder / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
@@ -286,7 +288,7 @@ def checkpoint_of(arguments: argparse.Namespace, folder: Path, seed: int) -> Pat
 
 def network(member: Path) -> tuple[torch.nn.Module, Input]:
     """The member's network in evaluation mode, and how pixels become its input."""
-    spec = checkpoint.spec_of(checkpoint.read_card(member), str(member))
+    spec = registry.of_card(read_card(member), str(member))
     built = networks.build(spec)
     networks.load_canonical(built, weights.read(member / "model.safetensors")[0], str(member))
     prep = spec.preprocessing

@@ -15,10 +15,10 @@ import yaml
 from config import load
 from config.errors import ConvertError
 from config.schema import Settings
+from ensemble.member import Member
 from infer import ensemble as ensembles
 from infer import oof, teacher
 from infer.ensemble import Ensemble
-from infer.member import Member
 from models import registry
 
 ANSWERS, RECIPE = "teacher.npz", "student.yaml"

@@ -10,16 +10,15 @@ from pathlib import Path
 
 from backends.contract import Weights
 from config.errors import ConvertError
+from ensemble.member import check_classes
 from infer import ensemble as ensembles
 from infer import finish, layers, predictors
 from infer.ensemble import Ensemble
 from infer.layers import Layers
 from infer.maps import Isotonic
-from infer.member import check_classes
-from infer.predictors.checkpoint import read_card, spec_of
 from models import manifest, pretrained, registry
 from models import weights as weights_file
-from models.card import Card, Preprocessing
+from models.card import Card, Preprocessing, read_card
 
 _BEST = "best"
 _OTHERWISE = "fit one without it, or convert the members one by one"
@@ -129,7 +128,7 @@ def _part(path: Path, said: str) -> Part:
     card = read_card(path)
     if card.trained_with == "numpy":
         raise ConvertError(f"{said}: is the numpy engine's linear model; only torch and MLX checkpoints are converted")
-    if spec_of(card, said).family == registry.ZOO:
+    if registry.of_card(card, said).family == registry.ZOO:
         raise ConvertError(f"{said}: {card.model} is MLX's alone, no torch graph of it exists to convert")
     manifest.verify(path)
     averaged = path / "ema.safetensors"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from backends.contract import Weights
 from backends.torch import model as torch_model
-from infer.predictors.checkpoint import spec_of
+from models import registry
 from models.card import Card, Preprocessing
 
 
@@ -104,7 +104,7 @@ class WithProbabilities(nn.Module):
 
 def classifier(weights: Weights, card: Card) -> Classifier:
     """The card's network in evaluation mode with canonical weights; `WeightsError` when they do not fit it."""
-    model = torch_model.build(spec_of(card, card.model))
+    model = torch_model.build(registry.of_card(card, card.model))
     torch_model.load_canonical(model, weights, f"the weights of {card.model}")
     return Classifier(model, card.preprocessing).eval().requires_grad_(False)
 

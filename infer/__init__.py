@@ -27,17 +27,18 @@ def load(
 
     `views` (names or presets) and `merge` (`probabilities`, `logits`, `geometric`, `max`) replace the ensemble's own.
     `keep` says which members stay in memory: `all`, `one` at a time, or `auto`, all that fit. `options` are those of
-    `infer.options.RunOptions`: `device`, `precision`, `compile`, `channels_last`, `provider`, `compute_unit`.
+    `ensemble.options.RunOptions`: `device`, `precision`, `compile`, `channels_last`, `provider`, `compute_unit`.
 
     `load(path).predict(["a.jpg", array])` gives the class names and float32 `[N, C]` probabilities, from any thread.
     Raises `TandemError`s, before any image is looked at.
     """
+    from ensemble.options import given
     from infer import ensemble
-    from infer.options import given
+    from infer.member import ensemble_of
     from infer.runner import Runner
 
     is_file = Path(path).suffix in (".yaml", ".yml")
-    loaded = ensemble.read(Path(path)) if is_file else ensemble.of([str(path)])
+    loaded = ensemble.read(Path(path)) if is_file else ensemble_of([str(path)])
     return Runner(ensemble.seen(loaded, views, merge), given(options), keep)
 
 

@@ -17,10 +17,10 @@ from config import load
 from config.errors import ConfigError
 from data import csvfile, sources
 from data.audit import actions
+from ensemble.member import Member
 from infer import adaptive, ensemble
 from infer.adaptive import Fit
 from infer.ensemble import Ensemble
-from infer.member import Member
 from infer.runner import Runner
 
 Said = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]

@@ -37,9 +37,10 @@ def main(words: Sequence[str], draw: Drawn) -> int:
     options, rest = parser.parse_known_args(words)
     data = _data(parser, rest)
     from infer import adaptive, ensemble, evaluation_files
+    from infer.member import ensemble_of
 
     adaptively = options.tta == [predict.ADAPTIVE]
-    chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble.of(options.member)
+    chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble_of(options.member)
     chosen = ensemble.seen(chosen, None if adaptively else options.tta, options.merge)
     chosen = predict.with_overrides(chosen, options.override)
     if adaptively:

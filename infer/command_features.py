@@ -14,9 +14,9 @@ from config.errors import ConfigError, DataError
 from infer import features
 
 if TYPE_CHECKING:
+    from ensemble.options import RunOptions
     from infer.ensemble import Ensemble
     from infer.inputs import Inputs
-    from infer.options import RunOptions
     from infer.runner import Runner
 
 HELP = (

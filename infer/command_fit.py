@@ -12,8 +12,8 @@ from config.errors import ConfigError
 from infer import predict, views
 
 if TYPE_CHECKING:
+    from ensemble.member import Member
     from infer.blend import Plan
-    from infer.member import Member
 
 _ABOUT = (
     "Fit an ensemble on the out-of-fold answers of finished runs: weights, temperatures, calibration, labels."
@@ -125,9 +125,9 @@ def _replacement(text: str) -> tuple[Path, Member]:
     fold, equals, artefact = text.partition("=")
     if not equals or not fold or not artefact:
         raise ConfigError(f"--replace {text!r}: expected RUN/fold_K=ARTEFACT")
-    from infer.member import Member
+    from infer import member
 
-    return Path(fold), Member.parse(artefact)
+    return Path(fold), member.parse(artefact)
 
 
 def _natural(text: str) -> int:

@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from config.errors import ConfigError
+from ensemble.member import Member
+from ensemble.options import RunOptions
 from infer import views
 from infer.calibration import Floats, log_softmax
-from infer.member import Member
-from infer.options import RunOptions
 
 Combine = Literal["probabilities", "logits", "ranks"]
 Merge = Literal["probabilities", "logits", "geometric", "max"]
@@ -91,11 +91,6 @@ class Ensemble(BaseModel):
 def default_merge(combine: Combine) -> Merge:
     """How views merge where nothing else is said."""
     return "probabilities" if combine == "ranks" else combine
-
-
-def of(members: Sequence[str], names: Sequence[str] = ("original",)) -> Ensemble:
-    """Equal weights for members given as `PATH` or `PATH@RUNTIME`, with the views or presets `names`."""
-    return Ensemble(members=tuple(Member.parse(text) for text in members), views=views.expand(names))
 
 
 def seen(ensemble: Ensemble, names: Sequence[str] | None, merge: str | None) -> Ensemble:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from config.errors import ConfigError
 from data.decode import Pixels
 from data.images import Picture
+from ensemble.member import Member
 from infer import gradcam, views
 from infer.inputs import Inputs
-from infer.member import Member
 from infer.runner import Runner
 from infer.summary import UNSURE
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import ConfigError
+from ensemble.member import Member
 from infer import aliases, calibration, decision, layers, maps
 from infer.calibration import Floats
 from infer.ensemble import Ensemble, Mixture
 from infer.layers import Layers
-from infer.member import Member
 
 
 class Finish:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from config.errors import ConfigError
+from ensemble.member import Member
 from infer import analysis, blend, ensemble, layers, nested, oof, reliability, scores, weights
 from infer.blend import Blend, Plan, Pool, mix
 from infer.ensemble import Ensemble, Merge
-from infer.member import Member
 from infer.nested import Nested
 from infer.scores import Score
 from infer.weights import optimum

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 import backends
 from config.errors import ConfigError
 from infer import predictors
-from infer.predictors import checkpoint
 from infer.predictors import images as pixels
-from models import manifest, weights
-from models.card import Card
+from models import manifest, registry, weights
+from models.card import Card, read_card
 from models.geometry import patch_grid
 from models.registry import ModelSpec
 
@@ -91,8 +90,8 @@ def open(path: Path, runtime: str | None = None) -> Explainer:
     if chosen not in ("torch", "mlx"):
         raise ConfigError(f"{path}: {chosen} gives no gradients for Grad-CAM; take the checkpoint, on torch or mlx")
     backends.require(chosen)
-    card = checkpoint.read_card(path)
-    spec = checkpoint.spec_of(card, str(path))
+    card = read_card(path)
+    spec = registry.of_card(card, str(path))
     if spec.family not in PLACES:
         raise ConfigError(
             f"model {spec.name}: Grad-CAM does not know where the {spec.family} family keeps its features"

@@ -1,4 +1,4 @@
-"""A member: an artefact with its weight in an ensemble, opened together with the others and checked against them."""
+"""Opening members: their runtimes are chosen and their options checked before anything is opened."""
 
 from __future__ import annotations
 
@@ -6,46 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from config.errors import ConfigError
-from infer import options, predictors
-from infer.options import NONE_GIVEN, RunOptions
+from ensemble import options
+from ensemble.member import Member
+from ensemble.options import NONE_GIVEN, RunOptions
+from infer import predictors, views
+from infer.ensemble import Ensemble
 from infer.predictors import RUNTIMES, Predictor
 from models import pretrained
 
 _KEYWORDS = {"provider": "providers", "compute_unit": "compute_units"}  # as the predictors call them
 
 
-class Member(BaseModel):
-    """One line of an ensemble: where the artefact is and what its answer counts.
+def parse(text: str) -> Member:
+    """`PATH` or `PATH@RUNTIME`, as on the command line; PATH may be a model's name or a weights file.
 
-    `runtime` None leaves the choice to `predictors.open`; `group` names the run whose folds belong together;
-    `temperature` divides the logits before they mix; `options` are how this one is run.
+    Of these a checkpoint is made in the cache folder (see `models.pretrained`).
     """
+    path, at, runtime = text.rpartition("@")
+    if at and path and (runtime in RUNTIMES or not (Path(text).exists() or pretrained.is_source(text))):
+        return Member(path=_artefact(path), runtime=runtime)
+    return Member(path=_artefact(text))
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Path
-    runtime: str | None = None
-    group: str = ""
-    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    options: RunOptions = NONE_GIVEN
-
-    @staticmethod
-    def parse(text: str) -> Member:
-        """`PATH` or `PATH@RUNTIME`, as on the command line; PATH may be a model's name or a weights file.
-
-        Of these a checkpoint is made in the cache folder (see `models.pretrained`).
-        """
-        path, at, runtime = text.rpartition("@")
-        if at and path and (runtime in RUNTIMES or not (Path(text).exists() or pretrained.is_source(text))):
-            return Member(path=_artefact(path), runtime=runtime)
-        return Member(path=_artefact(text))
-
-    def __str__(self) -> str:
-        return f"{self.path}@{self.runtime}" if self.runtime else str(self.path)
+def ensemble_of(members: Sequence[str], names: Sequence[str] = ("original",)) -> Ensemble:
+    """Equal weights for members given as `PATH` or `PATH@RUNTIME`, with the views or presets `names`."""
+    return Ensemble(members=tuple(map(parse, members)), views=views.expand(names))
 
 
 def _artefact(text: str) -> Path:
@@ -81,19 +66,3 @@ def close_all(opened: Sequence[Opened]) -> None:
     """Free all predictors."""
     for one in opened:
         one.predictor.close()
-
-
-def check_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
-    """`ConfigError`, naming two members and the first difference, unless all have the same class list."""
-    first, classes = named[0]
-    for name, other in named[1:]:
-        if other == classes:
-            continue
-        if sorted(other) == sorted(classes):
-            difference = "the same classes in another order"
-        elif len(other) != len(classes):
-            difference = f"{len(other)} classes where the other has {len(classes)}"
-        else:
-            ours, theirs = next((a, b) for a, b in zip(classes, other, strict=True) if a != b)
-            difference = f"class {theirs!r} where the other has {ours!r}"
-        raise ConfigError(f"{name}: has {difference} ({first}); only members trained on the same classes can mix")

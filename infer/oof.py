@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from config.errors import CheckpointError, DataError
+from ensemble.member import check_classes
 from infer import npz, repeats
-from infer.member import check_classes
-from infer.predictors import checkpoint
+from models.card import read_card
 
 BEST = "best"
 OOF = "oof.npz"
@@ -132,7 +132,7 @@ def read(path: Path, views: Sequence[str] = ORIGINAL, merge: str = "probabilitie
     run whose folds are not repeated.
     """
     folds = finished(path)
-    cards = [(str(fold), checkpoint.read_card(fold / BEST).class_names) for fold in folds]
+    cards = [(str(fold), read_card(fold / BEST).class_names) for fold in folds]
     check_classes(cards)
     name = view_file(views, merge)
     if not all((fold / name).is_file() for fold in folds):

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.errors import ConfigError, DataError
+from ensemble.options import COMPUTE_UNITS, PRECISIONS, RunOptions, given, parse_overrides
 from infer import command_features, views
-from infer.options import COMPUTE_UNITS, PRECISIONS, RunOptions, given, parse_overrides
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,8 +54,9 @@ def main(words: Sequence[str]) -> int:
     """Run the command and return its exit code; `TandemError`s are the caller's."""
     options = _parser().parse_args(words)
     from infer import ensemble
+    from infer.member import ensemble_of
 
-    chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble.of(options.member)
+    chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble_of(options.member)
     names = None if options.tta == [ADAPTIVE] else options.tta
     chosen = with_overrides(ensemble.seen(chosen, names, options.merge), options.override)
     try:

@@ -15,8 +15,9 @@ from typing import Literal, TypeVar
 import psutil
 
 from config.errors import BackendUnavailable, OutOfMemory
-from infer.member import Member, Opened, check_classes, close_all, open_one, runtimes
-from infer.options import NONE_GIVEN, RunOptions
+from ensemble.member import Member, check_classes
+from ensemble.options import NONE_GIVEN, RunOptions
+from infer.member import Opened, close_all, open_one, runtimes
 from infer.predictors import Describes, Predictor
 from models.card import Card
 

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import Diverged
+from ensemble.member import Member
 from infer import merge, views
 from infer.calibration import Floats
 from infer.clock import Clock
 from infer.ensemble import Ensemble, Merge
 from infer.finish import Finish
-from infer.member import Member
 from infer.predictors import Predictor
 from infer.prepare import Prepared
 from infer.residency import Members

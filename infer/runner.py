@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from config.errors import DataError
 from data.augment import EvalTransform
 from data.decode import whole
+from ensemble.options import NONE_GIVEN, RunOptions
 from infer import features as pooled
 from infer import prior
 from infer.adaptive import AdaptivePanel, check, strongest
@@ -25,7 +26,6 @@ from infer.clock import Clock
 from infer.ensemble import Ensemble
 from infer.finish import Finish
 from infer.inputs import Image, Inputs, Pictured, of_images, of_paths
-from infer.options import NONE_GIVEN, RunOptions
 from infer.predictors import GivesFeatures
 from infer.prepare import AHEAD, Grid, Prepared, prepare
 from infer.residency import Keep, Members

@@ -16,6 +16,7 @@ from backends import installed
 from config.errors import BackendUnavailable, DataError, Diverged
 from infer import ensemble, predict
 from infer.explain import explain
+from infer.member import ensemble_of
 from infer.runner import Runner
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -36,7 +37,7 @@ def main(words: Sequence[str]) -> int:
         raise BackendUnavailable('serve: needs gradio, not installed here; run: pip install -e ".[serve]"')
     import uvicorn
 
-    chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble.of(options.member)
+    chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble_of(options.member)
     chosen = predict.with_overrides(ensemble.seen(chosen, options.tta, options.merge), options.override)
     limits = Limits(options.max_mib * 2**20, options.max_pixels)
     if options.host not in _LOOPBACK:

@@ -20,10 +20,10 @@ from config import load
 from config.errors import ConfigError, DataError
 from data import csvfile, sources
 from data.audit import actions
+from ensemble.member import Member, check_classes
 from infer import oof
 from infer.calibration import log_softmax
 from infer.ensemble import Ensemble, refuse_existing
-from infer.member import Member, check_classes
 from infer.runner import Runner
 
 _WRITE = "write it with `python -m infer teacher RUN --out FILE.npz`"

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from config import load
 from config.errors import ConfigError, DataError
 from data import sources
+from ensemble.member import Member
 from infer import npz, oof
 from infer.ensemble import Ensemble, Merge
-from infer.member import Member
 from infer.runner import Runner
 
 _TINY = np.finfo(np.float32).tiny

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
+from ensemble.member import Member
 from infer import journal
 from infer.inputs import Inputs
 from infer.journal import Journal
-from infer.member import Member
 from infer.prepare import Grid
 from infer.runner import Runner
 from infer.shard import Shard

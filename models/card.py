@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
 
 from config.errors import WeightsError
 
@@ -125,3 +128,14 @@ class Card:
 
 def _preprocessing(raw: dict[str, Any]) -> Preprocessing:
     return Preprocessing(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
+
+
+def read_card(path: Path) -> Card:
+    """The card in a checkpoint's weights file, without reading the weights."""
+    file = path / "model.safetensors"
+    try:
+        with safe_open(file, framework="np") as opened:
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{file}: is damaged or not a safetensors file ({error}); use another checkpoint") from error
+    return Card.from_json(metadata.get(CARD_KEY), str(file))

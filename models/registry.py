@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from config.errors import ConfigError
-from models.card import Preprocessing
+from models.card import Card, Preprocessing
 
 # family -> the timm module that defines it; `ports` has a file of the family's name where MLX runs it.
 FAMILIES = {
@@ -189,3 +189,12 @@ def _table(family: str) -> dict[str, Any]:
 @functools.cache
 def _index() -> dict[str, str]:
     return {arch: family for family in (*FAMILIES, ZOO) for arch in _table(family)}
+
+
+def of_card(card: Card, source: str) -> ModelSpec:
+    """The architecture that a card describes; its preprocessing wins over the registry's."""
+    try:
+        spec = get(card.model, num_classes=len(card.class_names), **card.model_options)
+    except TypeError as error:
+        raise ConfigError(f"{source}: its card has unknown model options ({error}); update Tandem") from error
+    return replace(spec, preprocessing=card.preprocessing)

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from config.errors import CheckpointError
 from infer import npz, repeats
 from infer.oof import Gathered
-from infer.predictors import checkpoint
-from models.card import Card
+from models.card import Card, read_card
 
 
 class Answers(NamedTuple):
@@ -45,7 +44,7 @@ def oof(run: Path) -> tuple[list[str], Gathered, NDArray[np.int64]]:
 def card(run: Path) -> Card:
     """The card of the run's best checkpoints."""
     for path in sorted(run.glob("fold_*/best/model.safetensors")):
-        return checkpoint.read_card(path.parent)
+        return read_card(path.parent)
     raise CheckpointError(f"{run}: no fold_*/best; train it first with --resume {run}")
 
 

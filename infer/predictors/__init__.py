@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from backends import installed
 from config.errors import CheckpointError, ConfigError
-from models.card import Card
+from models.card import Card, read_card
 
 ENGINES = ("torch", "mlx", "numpy")
 RUNTIMES = (*ENGINES, "onnx", "coreml", "mil_reference")
@@ -105,9 +105,7 @@ def _preferred(path: Path, possible: tuple[str, ...]) -> str:
 
 def _engine(path: Path) -> str:
     """The engine that trained the checkpoint; where it is not installed, the other one that runs the same weights."""
-    from infer.predictors import checkpoint
-
-    trained = checkpoint.read_card(path).trained_with
+    trained = read_card(path).trained_with
     if trained == "numpy" or (trained in ENGINES and installed(trained)):
         return trained
     return "torch" if installed("torch") or not installed("mlx") else "mlx"

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 import backends
 from backends.contract import LossSpec, OptimSpec, Session
-from config.errors import ConfigError, WeightsError
 from infer.predictors import Predictor
 from infer.predictors import images as pixels
 from models import manifest, registry, weights
-from models.card import CARD_KEY, Card
-from models.registry import ModelSpec
+from models.card import Card, read_card
 
 
 class NumpyPredictor:
@@ -47,7 +43,7 @@ def open(path: Path, engine: str, **options: Any) -> Predictor:
     """
     backends.require(engine)
     card = read_card(path)
-    spec = spec_of(card, str(path))
+    spec = registry.of_card(card, str(path))
     manifest.verify(path)
     averaged = path / "ema.safetensors"
     arrays, _ = weights.read(averaged if averaged.exists() else path / "model.safetensors")
@@ -55,23 +51,3 @@ def open(path: Path, engine: str, **options: Any) -> Predictor:
         return NumpyPredictor(card, backends.load(engine).open(spec, arrays, OptimSpec(), LossSpec(), **options))
     module = importlib.import_module(f"infer.predictors.{engine}")
     return cast(Predictor, module.open(card, spec, arrays, **options))
-
-
-def read_card(path: Path) -> Card:
-    """The card in a checkpoint's weights file, without reading the weights."""
-    file = path / "model.safetensors"
-    try:
-        with safe_open(file, framework="np") as opened:
-            metadata = opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{file}: is damaged or not a safetensors file ({error}); use another checkpoint") from error
-    return Card.from_json(metadata.get(CARD_KEY), str(file))
-
-
-def spec_of(card: Card, source: str) -> ModelSpec:
-    """The architecture that a card describes; its preprocessing wins over the registry's."""
-    try:
-        spec = registry.get(card.model, num_classes=len(card.class_names), **card.model_options)
-    except TypeError as error:
-        raise ConfigError(f"{source}: its card has unknown model options ({error}); update Tandem") from error
-    return dataclasses.replace(spec, preprocessing=card.preprocessing)

@@ -9,11 +9,12 @@ from backends.torch import model as networks
 from config.errors import BackendUnavailable, ConfigError
 from convert import onnx as convert
 from convert import torch_graph
+from ensemble.member import Member
+from ensemble.options import RunOptions
 from infer import ensemble, predict, predictors
-from infer.member import Member
-from infer.options import RunOptions
+from infer.member import ensemble_of
 from infer.residency import Members
-from models import manifest, weights
+from models import manifest, registry, weights
 from models.card import CARD_KEY, Card, Preprocessing
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
@@ -25,9 +26,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("member") / "best"
     card = Card("test_resnet", ("ant", "bee", "cat"), Preprocessing(size=32), {"image_size": 32}, "torch")
     torch.manual_seed(0)
-    from infer.predictors import checkpoint
 
-    arrays = networks.to_arrays(networks.canonical_tensors(networks.build(checkpoint.spec_of(card, "test"))))
+    arrays = networks.to_arrays(networks.canonical_tensors(networks.build(registry.of_card(card, "test"))))
     folder.mkdir()
     weights.write(folder / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
     manifest.write(folder)
@@ -85,7 +85,7 @@ def test_options_reach_the_member_that_they_are_for(trained, monkeypatch):
     given = []
     opening = predictors.open
     monkeypatch.setattr(predictors, "open", lambda path, runtime, **o: given.append(o) or opening(path, runtime, **o))
-    both = predict.with_overrides(ensemble.of([f"{folder}@torch", str(file)]), ["1:precision=bf16", "2:provider=cpu"])
+    both = predict.with_overrides(ensemble_of([f"{folder}@torch", str(file)]), ["1:precision=bf16", "2:provider=cpu"])
     opened = Members(both.members, RunOptions(device="cpu", precision="fp32"), "all")
     assert given == [{"device": "cpu", "precision": "bf16"}, {"providers": ("cpu",)}] and len(opened.cards) == 2
     opened.close()

@@ -5,8 +5,7 @@ from PIL import Image
 
 import backends
 from backends.contract import LossSpec, OptimSpec
-from infer.predictors import checkpoint as checkpoints
-from models import manifest, weights
+from models import manifest, registry, weights
 from models.card import CARD_KEY, Card, Preprocessing
 
 CLASSES = ("ant", "bee", "cat")
@@ -20,7 +19,7 @@ def card(classes=CLASSES, **preprocessing):
 def checkpoint(path, seed=0, of=None, sharpness=40.0):
     """A checkpoint folder of a linear model; returns its path."""
     of = of or card()
-    session = backends.load("numpy").open(checkpoints.spec_of(of, "test"), None, OptimSpec(), LossSpec(), seed=seed)
+    session = backends.load("numpy").open(registry.of_card(of, "test"), None, OptimSpec(), LossSpec(), seed=seed)
     arrays = {name: value * np.float32(sharpness) for name, value in session.state().weights.items()}
     path.mkdir(parents=True)
     weights.write(path / "model.safetensors", arrays, {CARD_KEY: of.to_json()})

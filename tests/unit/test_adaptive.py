@@ -9,8 +9,9 @@ from scipy.special import log_softmax, softmax
 
 import infer
 from config.errors import ConfigError
-from infer import adaptive, ensemble, inputs
+from infer import adaptive, inputs
 from infer.clock import Clock
+from infer.member import ensemble_of
 from infer.runner import Runner
 from tests.unit import members
 
@@ -49,7 +50,7 @@ def test_unsure_images_get_all_and_sure_ones_one_pass(tmp_path, keep):
     paths, pixels = members.photographs(tmp_path / "images", count=23)
     paths[6].write_bytes(b"")
     folders = [members.checkpoint(tmp_path / "a"), members.checkpoint(tmp_path / "b", 1, members.card(size=16))]
-    whole = ensemble.of([str(folder) for folder in folders], ["five"]).model_copy(update={"adaptive": 0.6})
+    whole = ensemble_of([str(folder) for folder in folders], ["five"]).model_copy(update={"adaptive": 0.6})
     with Runner(whole, keep=keep) as runner, infer.load(folders[0]) as one:
         full, first = (model.predict(list(pixels)).probabilities for model in (runner, one))
         margins = np.sort(first, axis=1)[:, -1] - np.sort(first, axis=1)[:, -2]
@@ -93,4 +94,4 @@ def test_an_ensemble_of_other_files_cannot_be_adapted(tmp_path):
     from infer import adapt
 
     with pytest.raises(ConfigError, match="is no RUN/fold_K/best"):
-        adapt.fit(ensemble.of([str(folder)]))
+        adapt.fit(ensemble_of([str(folder)]))

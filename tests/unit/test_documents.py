@@ -18,8 +18,9 @@ from data import __main__ as command
 from data import augment, corrupt, documents_demo, keyed, restore, sources
 from data.audit import audit as whole
 from data.decode import decode
-from infer import ensemble, uncertain
+from infer import uncertain
 from infer.__main__ import main as infer_main
+from infer.member import ensemble_of
 from infer.runner import Runner
 from models.card import Preprocessing
 from tests.unit import members
@@ -174,7 +175,7 @@ def test_ids_that_are_windows_or_absolute_paths_are_filled_up_inside_the_new_fol
 def test_only_unsure_images_are_looked_at_again(tmp_path: Path, capsys) -> None:
     place = members.checkpoint(tmp_path / "member", sharpness=5.0)
     paths, pixels = members.photographs(tmp_path / "images")
-    with Runner(ensemble.of([str(place)])) as runner:
+    with Runner(ensemble_of([str(place)])) as runner:
         first = runner.predict(list(pixels)).probabilities
         below = float(np.median(first.max(axis=1)))
         after, count = uncertain.second_look(runner, paths, first, below)

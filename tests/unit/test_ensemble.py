@@ -9,9 +9,10 @@ from sklearn.metrics import f1_score, log_loss
 
 import infer
 from config.errors import CheckpointError, ConfigError, DataError, TandemError
+from ensemble.member import Member
 from infer import ensemble, fit, oof
 from infer.ensemble import Ensemble, Mixture
-from infer.member import Member
+from infer.member import parse
 from tests.unit import members
 
 
@@ -72,9 +73,9 @@ def test_every_fault_of_a_file_is_named_in_one_line(tmp_path, text, faults):
 def test_members_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd@name").mkdir()
-    assert Member.parse("a/b@mlx") == Member(path="a/b", runtime="mlx")
-    assert Member.parse("odd@name") == Member(path="odd@name")
-    assert Member.parse("odd@name@torch") == Member(path="odd@name", runtime="torch")
+    assert parse("a/b@mlx") == Member(path="a/b", runtime="mlx")
+    assert parse("odd@name") == Member(path="odd@name")
+    assert parse("odd@name@torch") == Member(path="odd@name", runtime="torch")
 
 
 def test_a_mixture_of_equal_answers_is_the_answer():

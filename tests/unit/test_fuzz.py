@@ -25,7 +25,7 @@ from data import folds, sources
 from data.decode import decode
 from infer import oof, predictors
 from models import weights
-from models.card import CARD_KEY
+from models.card import CARD_KEY, read_card
 from tests.unit import members
 from training import checkpoint, inventory
 
@@ -189,7 +189,7 @@ def test_weights(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError):  # the manifest stands before the reader
             weights.resolve(None, made)  # type: ignore[arg-type]
         weights.read(path)
-        predictors.checkpoint.read_card(made)
+        read_card(made)
 
     fuzz((tmp_path / "small.safetensors").read_bytes(), 1500, check)
 

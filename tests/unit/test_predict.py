@@ -17,7 +17,8 @@ from pyarrow import parquet
 
 import infer
 from config.errors import ConfigError, DataError
-from infer import archive, ensemble, inputs, prepare, residency, shard, work
+from infer import archive, inputs, prepare, residency, shard, work
+from infer.member import ensemble_of
 from infer.prepare import Grid
 from infer.runner import Runner
 from tests.unit import members
@@ -288,7 +289,7 @@ def test_members_rotate_when_the_measured_memory_is_short(pair, monkeypatch):
         assert model._members.resident
     free = iter([100, 40, 40, *[40] * 20])  # the first member takes 60 of 100
     monkeypatch.setattr(residency, "free_memory", lambda: next(free))
-    both = ensemble.of([str(folder) for folder in folders])
+    both = ensemble_of([str(folder) for folder in folders])
     with Runner(both) as runner:
         assert not runner._members.resident and not runner._members._open
         said = runner.predict(list(pixels)).probabilities

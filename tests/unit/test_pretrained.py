@@ -15,10 +15,10 @@ from timm.data import ImageNetInfo
 
 import infer
 from config.errors import ConfigError, WeightsError
-from infer.member import Member
-from infer.predictors import checkpoint as checkpoints
+from infer.member import parse as parse_member
 from models import __main__ as command
 from models import manifest, pretrained, registry
+from models.card import read_card
 from models.registry import TABLES
 from models.weights_torch import imagenet_names
 
@@ -42,8 +42,8 @@ def test_imagenets_names_are_timms() -> None:
 
 def test_a_weights_file_answers_as_timms_network_does_with_imagenets_names(file: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
-    member = Member.parse(f"{file}@torch")
-    card = checkpoints.read_card(member.path)
+    member = parse_member(f"{file}@torch")
+    card = read_card(member.path)
     assert card.class_names[:2] == ("tench, Tinca tinca", "goldfish, Carassius auratus")
     assert len(set(card.class_names)) == 1000
     assert member.runtime == "torch"
@@ -67,7 +67,7 @@ def test_the_checkpoint_is_made_once_and_anew_for_another_file(file: Path, capsy
     save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), file)
     other = pretrained.checkpoint(str(file))
     assert other != first
-    assert checkpoints.read_card(other).class_names == ("0", "1", "2")
+    assert read_card(other).class_names == ("0", "1", "2")
     assert "no class names" in capsys.readouterr().err
 
 
@@ -83,7 +83,7 @@ def test_save_writes_a_checkpoint_with_the_names_that_are_given(file: Path, caps
     assert "prefix module." in said
     assert f"wrote {out}" in said
     manifest.verify(out)
-    assert checkpoints.read_card(out).class_names == ("cat", "dog")
+    assert read_card(out).class_names == ("cat", "dog")
     assert command.main(words) == 2
     assert "is there already" in capsys.readouterr().err
 
@@ -98,7 +98,7 @@ def test_a_hub_folder_brings_its_architecture_its_names_and_its_preprocessing(fi
         "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "input_size": [3, 96, 96], "crop_pct": 0.9},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    card = checkpoints.read_card(pretrained.checkpoint(str(folder)))
+    card = read_card(pretrained.checkpoint(str(folder)))
     assert card.class_names == ("rose", "lily")
     assert (card.preprocessing.mean, card.preprocessing.size, card.preprocessing.crop_pct) == ((0.5, 0.5, 0.5), 96, 0.9)
 
@@ -125,7 +125,7 @@ def test_names_files_and_folders_are_told_from_artefacts(file: Path, tmp_path: P
     assert not pretrained.is_source(str(tmp_path))
     assert not pretrained.is_source("no_such_network")
     assert pretrained.stem("hf:timm/resnet18.a1_in1k") == "resnet18.a1_in1k"
-    assert registry.get(checkpoints.read_card(checkpoint).model).arch == "test_resnet"
+    assert registry.get(read_card(checkpoint).model).arch == "test_resnet"
 
 
 def test_convert_takes_a_weights_file(file: Path) -> None:

@@ -10,7 +10,8 @@ from scipy.special import softmax
 import infer
 from config.errors import BackendUnavailable, CheckpointError, ConfigError, DataError, WeightsError
 from data import augment, images
-from infer import ensemble, predictors
+from infer import predictors
+from infer.member import ensemble_of
 from infer.runner import Runner
 from models import weights
 from models.card import CARD_KEY, Preprocessing
@@ -65,7 +66,7 @@ def test_weights_temperatures_and_views_count(pair, tmp_path, combine):
 def test_rows_are_in_input_order_whatever_the_batches(pair, batch_size, workers):
     (a, b), paths, pixels = pair
     order = [4, 0, 6, 1, 5, 2, 3]
-    with Runner(ensemble.of([str(a), str(b)])) as runner:
+    with Runner(ensemble_of([str(a), str(b)])) as runner:
         parts = list(runner.run([paths[i] for i in order], batch_size, workers))
         expected = runner.predict([pixels[i] for i in order]).probabilities
     assert np.concatenate([part.rows for part in parts]).tolist() == list(range(7))
@@ -83,7 +84,7 @@ def test_members_of_other_sizes_each_see_their_own_pixels(tmp_path):
     for folder, prep in zip(folders, preps, strict=True):
         transform = augment.EvalTransform(Preprocessing(**{"size": 32, **prep}))
         expected += softmax(logits_of(folder, np.stack([transform(image) for image in pixels])), axis=1) / 3
-    with Runner(ensemble.of([str(folder) for folder in folders])) as runner:
+    with Runner(ensemble_of([str(folder) for folder in folders])) as runner:
         parts = list(runner.run(paths, batch_size=4, workers=2))
     assert np.allclose(np.concatenate([part.probabilities for part in parts]), expected, atol=TOLERANCE)
 
@@ -102,7 +103,7 @@ def test_an_image_is_decoded_once_whatever_the_members_and_views(tmp_path, monke
     decoded = []
     original = images.decode
     monkeypatch.setattr(images, "decode", lambda path, *rest: decoded.append(path) or original(path, *rest))
-    with Runner(ensemble.of([str(folder) for folder in folders], ["d4"])) as runner:
+    with Runner(ensemble_of([str(folder) for folder in folders], ["d4"])) as runner:
         list(runner.run(paths, batch_size=2))
     assert sorted(decoded) == paths
 
@@ -110,7 +111,7 @@ def test_an_image_is_decoded_once_whatever_the_members_and_views(tmp_path, monke
 def test_every_batch_has_one_shape_so_that_nothing_is_compiled_twice(pair):
     (a, _), paths, _ = pair
     shapes = []
-    with Runner(ensemble.of([str(a)], ["flips"])) as runner:
+    with Runner(ensemble_of([str(a)], ["flips"])) as runner:
         predictor = runner._members._open[0].predictor
         answer = predictor.logits
         predictor.logits = lambda batch: shapes.append((batch.shape, batch.flags.c_contiguous)) or answer(batch)
@@ -120,7 +121,7 @@ def test_every_batch_has_one_shape_so_that_nothing_is_compiled_twice(pair):
 
 def test_each_member_answers_alone_with_all_views(pair):
     folders, paths, _ = pair
-    with Runner(ensemble.of([str(folder) for folder in folders], ["flip"])) as runner:
+    with Runner(ensemble_of([str(folder) for folder in folders], ["flip"])) as runner:
         for folder, one in zip(folders, runner.members(), strict=True):
             assert one.name == f"{folder} (numpy)"
             with infer.load(folder, views=["flip"]) as expected:
@@ -157,7 +158,7 @@ def test_members_of_other_classes_are_refused_by_name(pair, tmp_path):
     ):
         other = members.checkpoint(tmp_path / "-".join(classes), of=members.card(classes))
         with pytest.raises(ConfigError, match=f"{other.name}.*{found}"):
-            Runner(ensemble.of([str(a), str(other)]))
+            Runner(ensemble_of([str(a), str(other)]))
 
 
 def test_a_member_without_a_card_is_refused(pair):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from config.schema import Settings
 from data.decode import decode
 from data.loader import Loaded
-from infer.predictors.checkpoint import read_card
+from models.card import read_card
 from training import metrics, plots, results, run, trackers
 from training.engine import FoldData
 from training.trackers import Title
