@@ -43,6 +43,7 @@ from models import registry
 from models.card import Card
 from models.registry import ModelSpec
 from training import engine
+from training.fold_data import FoldData
 from training.loop import Events
 from training.policy.resizing import Stage
 
@@ -183,7 +184,7 @@ def _loop(
     words += ["--stopping.min_delta", "1e9", "--stopping.metric", "log_loss", "--checkpoint.every_epochs", str(epochs)]
     words += ["--checkpoint.every_minutes", "0", "--optim.lr", "1e-4", "--ema.decay", "0"]
     all_labels = np.tile(labels, steps)
-    data: Any = engine.FoldData(
+    data: Any = FoldData(
         stages=(Stage(epochs, images.shape[1], len(images)),),
         train=(train,),  # type: ignore[arg-type]
         train_labels=all_labels,

@@ -58,6 +58,7 @@ from models import registry
 from models.card import Card
 from models.registry import ModelSpec
 from training import engine
+from training.fold_data import FoldData
 from training.loop import Events
 from training.policy import optimizer
 from training.policy.resizing import Stage
@@ -205,7 +206,7 @@ def loop(opened: session.Session, case: Case, spec: ModelSpec, train: Loader, co
     """Images a second of an epoch of `training.engine.Fit` over `count` images, until the last update is read."""
     began, ended = Marked(train, case.clock), Marked(Synthetic(case), case.clock)
     labels = np.arange(count) % CLASSES
-    data = engine.FoldData(
+    data = FoldData(
         stages=(Stage(1, case.size, case.batch),),
         train=(cast(Loader, began),),
         train_labels=labels,

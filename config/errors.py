@@ -4,6 +4,8 @@ The text of each says what was found, where, and what to do, in one line. The en
 line and exit with `exit_code`; anything that is not a `TandemError` is a bug and keeps its traceback.
 """
 
+from pathlib import Path
+
 
 class TandemError(Exception):
     """Base of the errors that a user can mend."""
@@ -48,3 +50,11 @@ class ConvertError(TandemError):
 
 class UnsupportedOperation(TandemError):
     """The reference evaluator met an operation or an argument that it does not know."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything is saved in `folder`."""
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder))
+        self.folder = folder

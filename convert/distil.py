@@ -15,6 +15,7 @@ import yaml
 from config import load
 from config.errors import ConvertError
 from config.schema import Settings
+from ensemble import teacher_file
 from ensemble.member import Member
 from infer import ensemble as ensembles
 from infer import oof, teacher
@@ -48,7 +49,7 @@ def prepare(path: Path, folder: Path, student: str) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as made:
             whole = Path(made) / folder.name
-            teacher.write(whole / ANSWERS, answers)
+            teacher_file.write(whole / ANSWERS, answers)
             (whole / RECIPE).write_text(_text(recipe, path), encoding="utf-8")
             whole.replace(folder)
     except OSError as error:

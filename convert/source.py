@@ -10,7 +10,6 @@ from pathlib import Path
 
 from backends.contract import Weights
 from config.errors import ConvertError
-from ensemble.member import check_classes
 from infer import ensemble as ensembles
 from infer import finish, layers, predictors
 from infer.ensemble import Ensemble
@@ -18,7 +17,7 @@ from infer.layers import Layers
 from infer.maps import Isotonic
 from models import manifest, pretrained, registry
 from models import weights as weights_file
-from models.card import Card, Preprocessing, read_card
+from models.card import Card, Preprocessing, check_classes, read_card
 
 _BEST = "best"
 _OTHERWISE = "fit one without it, or convert the members one by one"

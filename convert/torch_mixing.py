@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from infer.ensemble import Ensemble, Merge
+from infer.ensemble import Ensemble
 from infer.layers import Layers
 from infer.maps import Vector
+from infer.pool import Merge
 
 
 class Mixing(nn.Module):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from config.errors import ConfigError
 from ensemble.options import NONE_GIVEN, RunOptions
 
 
@@ -29,19 +27,3 @@ class Member(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.path}@{self.runtime}" if self.runtime else str(self.path)
-
-
-def check_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
-    """`ConfigError`, naming two members and the first difference, unless all have the same class list."""
-    first, classes = named[0]
-    for name, other in named[1:]:
-        if other == classes:
-            continue
-        if sorted(other) == sorted(classes):
-            difference = "the same classes in another order"
-        elif len(other) != len(classes):
-            difference = f"{len(other)} classes where the other has {len(classes)}"
-        else:
-            ours, theirs = next((a, b) for a, b in zip(classes, other, strict=True) if a != b)
-            difference = f"class {theirs!r} where the other has {ours!r}"
-        raise ConfigError(f"{name}: has {difference} ({first}); only members trained on the same classes can mix")

@@ -19,6 +19,7 @@ import numpy as np
 
 from config import heap, renamed, streams
 from config.errors import TandemError
+from ensemble import teacher_file
 from infer import command_evaluate, command_fit, command_oof, command_validate, predict, views
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _teacher(words: list[str]) -> int:
     ensemble.refuse_existing(asked.out)
     seen = views.expand(asked.tta)
     answers = teacher.answer(asked.runs, asked.images, seen, asked.id_column, asked.batch_size, asked.workers)
-    teacher.write(asked.out, answers)
+    teacher_file.write(asked.out, answers)
     folds = np.unique(answers.fold)
     print(f"wrote {asked.out}: {len(answers.ids)} answers for {len(folds)} folds, {len(np.unique(answers.ids))} images")
     return 0

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from infer import calibration, decision, maps, pool, stacking, weights
 from infer.calibration import Floats
 from infer.decision import Rule
-from infer.ensemble import Combine
 from infer.layers import Layers
 from infer.maps import Isotonic, Vector
 from infer.oof import Table
+from infer.pool import Combine
 from infer.scores import Ints, Metric
 from infer.stacking import Stack
 

@@ -1,4 +1,4 @@
-"""An ensemble: its YAML file, and the one place where the answers of members and views are mixed.
+"""An ensemble and its YAML file: members, views, how they are averaged.
 
 How the weights are found stands in `fit`; how members are fed, in `runner`; what a mixture goes through afterwards, in
 `finish`.
@@ -12,23 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import numpy as np
 import yaml
-from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from config.errors import ConfigError
 from ensemble.member import Member
 from ensemble.options import RunOptions
 from infer import views
-from infer.calibration import Floats, log_softmax
+from infer.pool import Combine, Merge, default_merge
 
-Combine = Literal["probabilities", "logits", "ranks"]
-Merge = Literal["probabilities", "logits", "geometric", "max"]
 Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Left out of the file where not used.
 _OPTIONAL = ("tempered", "layers", "clip", "class_multipliers", "aliases")
-_SMALLEST = np.finfo(np.float64).tiny
 
 
 class Ensemble(BaseModel):
@@ -86,11 +81,6 @@ class Ensemble(BaseModel):
         return Ensemble(
             combine=self.combine, views=self.views, merge=self.merge, tempered=self.tempered, members=(member,)
         )
-
-
-def default_merge(combine: Combine) -> Merge:
-    """How views merge where nothing else is said."""
-    return "probabilities" if combine == "ranks" else combine
 
 
 def seen(ensemble: Ensemble, names: Sequence[str] | None, merge: str | None) -> Ensemble:
@@ -154,38 +144,6 @@ def refuse_existing(path: Path) -> None:
     """`ConfigError` when `path` exists."""
     if path.exists():
         raise ConfigError(f"{path}: exists already and is not overwritten; give another name")
-
-
-class Mixture:
-    """The weighted mean of answers to the same images, added one by one in any number.
-
-    A weight is one number, or one for each row (0 where the answer is missing); each row is normalised by what it got.
-    """
-
-    def __init__(self, combine: Combine = "probabilities"):
-        self._combine = combine
-        self._sum: Floats | float = 0.0
-        self._weight: Floats | float = 0.0
-
-    def add(self, logits: ArrayLike, weight: float | NDArray[np.floating] = 1.0, temperature: float = 1.0) -> None:
-        """Add logits `[N, C]`, divided by `temperature`."""
-        part = log_softmax(logits, temperature)
-        if self._combine == "probabilities":
-            part = np.exp(part)
-        elif self._combine == "ranks":
-            from scipy.stats import rankdata  # slow to import, and few ensembles mix ranks
-
-            part = rankdata(part, axis=-1)
-        column = np.asarray(weight, dtype=np.float64).reshape(-1, 1)
-        self._sum = self._sum + column * part
-        self._weight = self._weight + column
-
-    def log_probabilities(self, temperature: float = 1.0) -> Floats:
-        """float64 `[N, C]`: the mixture's log probabilities, divided by `temperature` and normalised."""
-        mean = np.asarray(self._sum) / self._weight
-        if self._combine == "probabilities":
-            mean = np.log(np.maximum(mean, _SMALLEST))
-        return log_softmax(mean, temperature)
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from config.errors import ConfigError
 from ensemble.member import Member
 from infer import aliases, calibration, decision, layers, maps
 from infer.calibration import Floats
-from infer.ensemble import Ensemble, Mixture
+from infer.ensemble import Ensemble
 from infer.layers import Layers
+from infer.pool import WeightedAverage
 
 
 class Finish:
@@ -65,12 +66,12 @@ class Finish:
         if self._layers.stack is None:
             return self._mixed(answers, range(len(answers))).log_probabilities(self.ensemble.temperature)
         runs = [self._mixed(answers, group).log_probabilities() for group in self._groups]
-        logs = Mixture("logits")
+        logs = WeightedAverage("logits")
         logs.add(self._layers.stack.apply(runs))
         return logs.log_probabilities(self.ensemble.temperature)
 
-    def _mixed(self, answers: Sequence[Floats], places: Sequence[int]) -> Mixture:
-        mixture = Mixture(self.ensemble.combine)
+    def _mixed(self, answers: Sequence[Floats], places: Sequence[int]) -> WeightedAverage:
+        mixture = WeightedAverage(self.ensemble.combine)
         for place in places:
             member = self.ensemble.members[place]
             rest = member.temperature if self.ensemble.tempered == "mean" else 1.0

@@ -17,8 +17,9 @@ from config.errors import ConfigError
 from ensemble.member import Member
 from infer import analysis, blend, ensemble, layers, nested, oof, reliability, scores, weights
 from infer.blend import Blend, Plan, Pool, mix
-from infer.ensemble import Ensemble, Merge
+from infer.ensemble import Ensemble
 from infer.nested import Nested
+from infer.pool import Merge, default_merge
 from infer.scores import Score
 from infer.weights import optimum
 
@@ -59,7 +60,7 @@ def fit(
     """
     weights.check(plan.weights(), len(paths))
     _refuse_twice(paths)
-    merging = merge or ensemble.default_merge(plan.combine)
+    merging = merge or default_merge(plan.combine)
     runs = _read(paths, views, merging)
     members = _members(runs, replaced or {})
     table, names = oof.align(runs), _names(runs)

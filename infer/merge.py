@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from infer.calibration import Floats, log_softmax
-from infer.ensemble import Merge, Mixture
+from infer.pool import Merge, WeightedAverage
 
 MERGES: tuple[Merge, ...] = get_args(Merge)
 
@@ -47,4 +47,4 @@ def start(how: Merge) -> Merging:
     """An empty merge of that kind; `probabilities` and `logits` are arithmetic means."""
     if how == "max":
         return Maximum()
-    return Mixture("logits" if how == "geometric" else how)
+    return WeightedAverage("logits" if how == "geometric" else how)

@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from config.errors import CheckpointError, DataError
-from ensemble.member import check_classes
 from infer import npz, repeats
-from models.card import read_card
+from models.card import check_classes, read_card
 
 BEST = "best"
 OOF = "oof.npz"

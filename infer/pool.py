@@ -1,22 +1,62 @@
-"""The weighted mean of the runs' out-of-fold answers: of probabilities, of logits, or of ranks.
+"""Weighted averages of predictions: of probabilities, of logits, or of ranks.
 
-This is `ensemble.Mixture` for a whole table of memory-mapped answers, some rows at a time, in float32. How weights and
-temperatures are found stands in `weights`.
+`WeightedAverage` takes predictions one by one; `mix` averages a whole table of memory-mapped out-of-fold predictions,
+some rows at a time, in float32. How weights and temperatures are found stands in `weights`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from infer import calibration
 from infer.calibration import Floats
-from infer.ensemble import Combine
 from infer.oof import Table
 
+Combine = Literal["probabilities", "logits", "ranks"]
+Merge = Literal["probabilities", "logits", "geometric", "max"]
 Answers = NDArray[np.float32]
+_SMALLEST = np.finfo(np.float64).tiny
+
+
+def default_merge(combine: Combine) -> Merge:
+    """How views merge where nothing else is said."""
+    return "probabilities" if combine == "ranks" else combine
+
+
+class WeightedAverage:
+    """The weighted mean of answers to the same images, added one by one in any number.
+
+    A weight is one number, or one for each row (0 where the answer is missing); each row is normalised by what it got.
+    """
+
+    def __init__(self, combine: Combine = "probabilities"):
+        self._combine = combine
+        self._sum: Floats | float = 0.0
+        self._weight: Floats | float = 0.0
+
+    def add(self, logits: ArrayLike, weight: float | NDArray[np.floating] = 1.0, temperature: float = 1.0) -> None:
+        """Add logits `[N, C]`, divided by `temperature`."""
+        part = calibration.log_softmax(logits, temperature)
+        if self._combine == "probabilities":
+            part = np.exp(part)
+        elif self._combine == "ranks":
+            from scipy.stats import rankdata  # slow to import, and few ensembles mix ranks
+
+            part = rankdata(part, axis=-1)
+        column = np.asarray(weight, dtype=np.float64).reshape(-1, 1)
+        self._sum = self._sum + column * part
+        self._weight = self._weight + column
+
+    def log_probabilities(self, temperature: float = 1.0) -> Floats:
+        """float64 `[N, C]`: the mixture's log probabilities, divided by `temperature` and normalised."""
+        mean = np.asarray(self._sum) / self._weight
+        if self._combine == "probabilities":
+            mean = np.log(np.maximum(mean, _SMALLEST))
+        return calibration.log_softmax(mean, temperature)
 
 
 def mix(table: Table, temperatures: Sequence[float], weights: Floats, combine: Combine) -> Answers:

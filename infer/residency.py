@@ -15,11 +15,11 @@ from typing import Literal, TypeVar
 import psutil
 
 from config.errors import BackendUnavailable, OutOfMemory
-from ensemble.member import Member, check_classes
+from ensemble.member import Member
 from ensemble.options import NONE_GIVEN, RunOptions
 from infer.member import Opened, close_all, open_one, runtimes
 from infer.predictors import Describes, Predictor
-from models.card import Card
+from models.card import Card, check_classes
 
 Keep = Literal["auto", "all", "one"]
 _Result = TypeVar("_Result")

@@ -18,8 +18,9 @@ from ensemble.member import Member
 from infer import merge, views
 from infer.calibration import Floats
 from infer.clock import Clock
-from infer.ensemble import Ensemble, Merge
+from infer.ensemble import Ensemble
 from infer.finish import Finish
+from infer.pool import Merge
 from infer.predictors import Predictor
 from infer.prepare import Prepared
 from infer.residency import Members

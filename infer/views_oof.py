@@ -16,7 +16,8 @@ from config.errors import ConfigError, DataError
 from data import sources
 from ensemble.member import Member
 from infer import npz, oof
-from infer.ensemble import Ensemble, Merge
+from infer.ensemble import Ensemble
+from infer.pool import Merge
 from infer.runner import Runner
 
 _TINY = np.finfo(np.float32).tiny

@@ -16,8 +16,8 @@ from config.errors import ConfigError
 from data import keyed
 from infer import calibration, greedy, pool
 from infer.calibration import Floats
-from infer.ensemble import Combine
 from infer.oof import Table
+from infer.pool import Combine
 from infer.scores import Ints, Metric, macro_f1, resampled
 
 Method = Literal["convex", "equal", "fixed", "greedy"]

@@ -7,13 +7,14 @@ user metadata, always as the one string `CARD_KEY -> JSON`. So no artefact can b
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from config.errors import WeightsError
+from config.errors import ConfigError, WeightsError
 
 CARD_KEY = "tandem.card"
 CARD_VERSION = 1
@@ -139,3 +140,19 @@ def read_card(path: Path) -> Card:
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{file}: is damaged or not a safetensors file ({error}); use another checkpoint") from error
     return Card.from_json(metadata.get(CARD_KEY), str(file))
+
+
+def check_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+    """`ConfigError`, naming two members and the first difference, unless all have the same class list."""
+    first, classes = named[0]
+    for name, other in named[1:]:
+        if other == classes:
+            continue
+        if sorted(other) == sorted(classes):
+            difference = "the same classes in another order"
+        elif len(other) != len(classes):
+            difference = f"{len(other)} classes where the other has {len(classes)}"
+        else:
+            ours, theirs = next((a, b) for a, b in zip(classes, other, strict=True) if a != b)
+            difference = f"class {theirs!r} where the other has {ours!r}"
+        raise ConfigError(f"{name}: has {difference} ({first}); only members trained on the same classes can mix")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from config import load
 from config.data_sections import Data
+from config.errors import Interrupted
 from config.schema import Settings
 from data import csvfile, groups, sources
 from data.audit import actions, labels, page, table
@@ -22,7 +23,6 @@ from data.audit.findings import Finding, counts, ordered
 from data.bar import bar
 from infer.calibration import blocks, log_softmax
 from training import metrics, results, run
-from training.fold import Interrupted
 
 APPLIED = "audit_applied.csv"
 

@@ -18,7 +18,6 @@ from config.schema import Settings
 from data import check, folds
 from data.images import Images
 from training import audit, checkpoint, engine, fold, memory, plots, report, results, resume, run, teacher
-from training.fold import Interrupted as Interrupted
 from training.loop import Events
 from training.prepare import FOLDS, card_of, describe, fold_numbers, keep_folds, refuse, with_vanished
 from training.prepare import prepare as prepare

@@ -11,7 +11,7 @@ from types import FrameType
 
 from config import heap, load, streams
 from config.command import Wish
-from config.errors import TandemError
+from config.errors import Interrupted, TandemError
 
 # What a disk or a folder refuses, and what to do about it.
 _REMEDIES = {
@@ -62,7 +62,7 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
             if settings is None:
                 return _campaign(engine, command, stop)
             folder = campaign.run_all(engine, settings, stop)
-        except campaign.Interrupted as interrupted:
+        except Interrupted as interrupted:
             print(
                 f"stopped; everything is saved. Go on with: {_again(prog, command.wish)} --resume {interrupted.folder}"
             )

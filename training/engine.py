@@ -8,7 +8,6 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +21,16 @@ from data.loader import Loaded, Loader
 from models.card import Card
 from training import averaging, checkpoint, evaluation, metrics
 from training.candidates import Candidates
+from training.fold_data import FoldData
 from training.loop import Clock, Events, Loop, Totals
 from training.policy import mix, sampling, schedule, watch
 from training.policy.mining import Mining
 from training.policy.resizing import Course, Stage
 from training.profiling import Recorder
 from training.saver import Saver
-from training.targets import Targets
 
 _IN_FLIGHT = 4  # updates enqueued before the oldest one's result is read
 _NAMED = 5  # files of a bad batch that are named
-
-
-@dataclass(frozen=True)
-class FoldData:
-    """What one fold trains and validates on. Labels are int64 class numbers; `train_targets` gives the float32 rows
-    of a batch, `train_weights` are float32 `[N]` the images' weights in the mean loss.
-
-    `train` has a loader of the training images for each of the `stages`. `raise_to` maps a class to the count that it
-    is raised to in each epoch; `corrupted` are damaged validation images.
-    """
-
-    stages: tuple[Stage, ...]
-    train: tuple[Loader, ...]
-    train_labels: NDArray[np.int64]
-    train_targets: Targets
-    train_weights: NDArray[np.float32]
-    valid: Loader
-    valid_labels: NDArray[np.int64]
-    valid_ids: list[str]
-    raise_to: dict[int, int]
-    corrupted: Loader | None = None
 
 
 class _GoBack(Exception):

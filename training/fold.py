@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import backends
 from backends.contract import Backend, CompileMode, LossSpec, OptimSpec, Session, Weights
-from config.errors import CheckpointError, DataError, OutOfMemory
+from config.errors import CheckpointError, DataError, Interrupted, OutOfMemory
 from config.schema import Settings
 from data import augment, cache, folds, sources
 from data.corrupt import Corrupted
@@ -31,6 +31,7 @@ from models import weights
 from models.card import Card
 from models.registry import ModelSpec
 from training import checkpoint, compiling, engine, machine, memory, metrics, run, teacher
+from training.fold_data import FoldData
 from training.loop import Loop
 from training.policy import loss as losses
 from training.policy import optimizer, resizing, sampling
@@ -43,14 +44,6 @@ OnEpoch = Callable[[dict[str, float], bool], None]
 
 def unheard(row: dict[str, float], best: bool) -> None:
     """Nobody follows the epochs."""
-
-
-class Interrupted(Exception):
-    """The user asked to stop; everything is saved in `folder`."""
-
-    def __init__(self, folder: Path):
-        super().__init__(str(folder))
-        self.folder = folder
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ def train(job: Job, number: int) -> dict[str, Any]:
     return _finish(folder, number, loop, time.monotonic() - started)
 
 
-def _trained_as_it_fits(job: Job, number: int, data: engine.FoldData, folder: Path) -> Loop:
+def _trained_as_it_fits(job: Job, number: int, data: FoldData, folder: Path) -> Loop:
     """Train, in halved micro-batches from the last checkpoint on where the device's memory runs out."""
     micro, batch = memory.remembered(folder), math.gcd(*(stage.batch for stage in data.stages))
     while True:
@@ -98,7 +91,7 @@ def _trained_as_it_fits(job: Job, number: int, data: engine.FoldData, folder: Pa
         gc.collect()  # what the broken update held
 
 
-def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: int) -> Loop:
+def _trained(job: Job, number: int, data: FoldData, folder: Path, micro: int) -> Loop:
     settings = job.settings
     session = open_session(job, number, micro, _ahead(job, data, folder))
     try:
@@ -118,7 +111,7 @@ def _trained(job: Job, number: int, data: engine.FoldData, folder: Path, micro: 
     return loop
 
 
-def _ahead(job: Job, data: engine.FoldData, folder: Path) -> compiling.Ahead:
+def _ahead(job: Job, data: FoldData, folder: Path) -> compiling.Ahead:
     """What is left to train, for the choice of compiling: whole epochs from the newest checkpoint on."""
     begun, last = checkpoint.newest(folder), data.stages[-1]
     course = resizing.Course(data.stages, len(data.train_labels))
@@ -180,7 +173,7 @@ def _source(wanted: str, number: int) -> str:
     return wanted
 
 
-def load_data(job: Job, number: int) -> engine.FoldData:
+def load_data(job: Job, number: int) -> FoldData:
     """What a fold trains and validates on; `DataError` where one side is empty."""
     settings, table = job.settings, job.table
     judged = folds.validates(job.fold_of, number)
@@ -192,7 +185,7 @@ def load_data(job: Job, number: int) -> engine.FoldData:
     optimizer.memory(settings.train).size(batch)  # refuses a micro-batch that does not divide it
     stages = resizing.stages(settings.progressive, settings.train, job.spec, batch, len(lesson.paths))
     sources = _sources(job)
-    return engine.FoldData(
+    return FoldData(
         stages=stages,
         train=tuple(_train_loader(job, stage, lesson.paths, sources.train) for stage in stages),
         train_labels=lesson.labels,

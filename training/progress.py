@@ -20,7 +20,7 @@ from rich.progress import Progress as Bar
 from config.schema import Settings
 from data.cores import cores
 from training import bottleneck, results
-from training.engine import FoldData
+from training.fold_data import FoldData
 from training.loop import Events
 from training.machine import Machine
 from training.trackers.broadcast import Broadcast

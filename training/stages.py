@@ -21,16 +21,15 @@ import yaml
 
 from config import members as listed
 from config.command import Wish
-from config.errors import CheckpointError, ConfigError, DataError
+from config.errors import CheckpointError, ConfigError, DataError, Interrupted
 from data import sources
 from data.audit import command as look
 from data.audit import page
 from data.audit import table as audit_table
-from infer import ensemble, fit, oof, prior, sheet, submission, summary, views, views_oof
+from infer import ensemble, fit, oof, pool, prior, sheet, submission, summary, views, views_oof
 from infer.inputs import of_paths
 from infer.runner import Runner
 from training import preflight, report, run, trial, tune, turns, worklist
-from training.fold import Interrupted
 from training.members import Campaign
 from training.trackers import broadcast
 
@@ -164,7 +163,7 @@ def fitted(campaign: Campaign) -> None:
         found = f"all folds were left out ({reasons})" if reasons else "no fold is trained"
         raise CheckpointError(f"{campaign.folder}: {found}; first: {campaign.command('--mode train')}")
     seen, plan = _views(campaign), _plan(campaign, list(folds))
-    merge = ensemble.default_merge(plan.combine)
+    merge = pool.default_merge(plan.combine)
     answered = [path for found in folds.values() for path in found]
     inputs = [path / name for path in answered for name in ("oof.npz", "best/manifest.json")]
     key, out = _key(inputs, str(seen), str(plan)), campaign.folder / ENSEMBLE

@@ -19,8 +19,8 @@ from config.errors import ConfigError, DataError
 from config.schema import Settings
 from data import folds as split
 from data import sources
-from infer import teacher
-from infer.teacher import Answers
+from ensemble import teacher_file
+from ensemble.teacher_file import TeacherPredictions
 from training.targets import JoinedTargets, TargetRows, Targets
 
 
@@ -40,8 +40,8 @@ class Teaching:
 
     settings: Teacher
     smoothing: float
-    labelled: Answers | None = None
-    extra: Answers | None = None
+    labelled: TeacherPredictions | None = None
+    extra: TeacherPredictions | None = None
     images: sources.Table | None = None
 
     def paths(self) -> list[Path]:
@@ -52,10 +52,10 @@ class Teaching:
 def read(settings: Settings, table: sources.Table) -> Teaching:
     """The teacher that the settings name, if any; its classes and the images besides are checked against the data."""
     wish, smoothing = settings.teacher, settings.loss.label_smoothing
-    labelled = _of_classes(teacher.read(wish.file), table.class_names) if wish.file else None
+    labelled = _of_classes(teacher_file.read(wish.file), table.class_names) if wish.file else None
     if not wish.extra_root or not wish.extra_file:
         return Teaching(wish, smoothing, labelled)
-    extra = _of_classes(teacher.read(wish.extra_file), table.class_names)
+    extra = _of_classes(teacher_file.read(wish.extra_file), table.class_names)
     images = sources.load_test(wish.extra_root, settings.data.id_column)
     both = {path.resolve() for path in images.paths} & {path.resolve() for path in table.paths}
     if both:
@@ -81,7 +81,7 @@ def check(teaching: Teaching, table: sources.Table, fold_of: NDArray[np.int64], 
             print(f"fold {fold}: {more} of {found} images of {root} are pseudo-labelled")
 
 
-def _check_unseen(answers: Answers, validation: list[str], fold: int) -> None:
+def _check_unseen(answers: TeacherPredictions, validation: list[str], fold: int) -> None:
     if not (answers.fold == fold).any():
         there = ", ".join(str(k) for k in np.unique(answers.fold))
         raise ConfigError(
@@ -135,7 +135,7 @@ def _pseudo(teaching: Teaching, fold: int) -> Lesson | None:
     return Lesson([images.paths[i] for i in sure], labels, targets, weights)
 
 
-def _find(answers: Answers, ids: list[str], fold: int) -> NDArray[np.float32]:
+def _find(answers: TeacherPredictions, ids: list[str], fold: int) -> NDArray[np.float32]:
     """The log probabilities `[N, C]` of the images `ids` from the members that never saw the fold's validation."""
     rows = answers.rows(fold)
     missing = [name for name in ids if name not in rows]
@@ -147,7 +147,7 @@ def _find(answers: Answers, ids: list[str], fold: int) -> NDArray[np.float32]:
     return answers.log_probabilities[[rows[name] for name in ids]]
 
 
-def _of_classes(answers: Answers, names: tuple[str, ...]) -> Answers:
+def _of_classes(answers: TeacherPredictions, names: tuple[str, ...]) -> TeacherPredictions:
     """The answers with their columns in the order of `names`."""
     if set(answers.class_names) != set(names) or len(answers.class_names) != len(names):
         odd = sorted(set(answers.class_names) ^ set(names))
@@ -156,4 +156,6 @@ def _of_classes(answers: Answers, names: tuple[str, ...]) -> Answers:
             f"{odd[0]!r} is not in both, take a teacher of the same classes"
         )
     order = [answers.class_names.index(name) for name in names]
-    return Answers(answers.source, answers.ids, answers.log_probabilities[:, order], names, answers.fold, answers.split)
+    return TeacherPredictions(
+        answers.source, answers.ids, answers.log_probabilities[:, order], names, answers.fold, answers.split
+    )

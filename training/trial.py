@@ -20,7 +20,7 @@ from config.schema import Settings
 from data import folds, keyed, sources
 from training import checkpoint, fold, run, teacher
 from training.prepare import card_of, prepare
-from training.turns import Stock
+from training.shared_data import SharedData
 
 # What is counted in epochs and follows a trial's number of them.
 _COUNTED = (
@@ -77,7 +77,7 @@ def thinned(
 def train(
     engine: str,
     settings: Settings,
-    stock: Stock,
+    shared: SharedData,
     folder: Path,
     on_epoch: fold.OnEpoch,
     stop_requested: Callable[[], bool],
@@ -87,16 +87,16 @@ def train(
     Epochs that an earlier start trained are told to `on_epoch` first. Raises as `fold.train`.
     """
     number = settings.tune.fold
-    table, fold_of = stock.table, stock.fold_of
+    table, fold_of = shared.table, shared.fold_of
     if settings.tune.proxy_per_class:
         table, fold_of = thinned(table, fold_of, settings.tune.proxy_per_class, number, settings.seed)
     settings, spec, _ = prepare(settings, table)
     folder.mkdir(parents=True, exist_ok=True)
     run.write_text(folder / run.CONFIG, load.to_yaml(settings))
     card = card_of(settings, spec, table, engine)
-    teaching = teacher.read(settings, stock.table)
+    teaching = teacher.read(settings, shared.table)
     job = fold.Job(
-        engine, settings, spec, card, table, stock.images, fold_of, teaching, folder, stop_requested, on_epoch
+        engine, settings, spec, card, table, shared.images, fold_of, teaching, folder, stop_requested, on_epoch
     )
     for row in history(folder / f"fold_{number}"):
         on_epoch(row, False)

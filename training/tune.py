@@ -23,14 +23,15 @@ import psutil
 
 from backends import installed
 from config import load, usage
-from config.errors import BackendUnavailable, CheckpointError, ConfigError, Diverged, OutOfMemory
+from config.errors import BackendUnavailable, CheckpointError, ConfigError, Diverged, Interrupted, OutOfMemory
 from config.members import Member
 from config.schema import Settings
 from config.tune_section import Search
 from data import csvfile, keyed
-from training import fold, run, trial, turns, worklist
+from training import run, trial, worklist
 from training.members import Campaign
 from training.policy.stopping import HIGHER_IS_BETTER
+from training.shared_data import SharedData, open_shared
 
 if TYPE_CHECKING:
     import optuna
@@ -63,11 +64,11 @@ def search(campaign: Campaign, wanted: list[Member]) -> list[Found]:
         raise BackendUnavailable(_INSTALL)
     for member in wanted:
         _check_space(member.settings)
-    stock = turns.open_stock(campaign)
+    shared = open_shared(campaign)
     for member in wanted:
-        if member.settings.tune.fold not in stock.numbers:
-            raise ConfigError(f"tune.fold: there is no fold {member.settings.tune.fold}; there are {stock.numbers}")
-    return [_Study(campaign, member, stock).run() for member in wanted]
+        if member.settings.tune.fold not in shared.numbers:
+            raise ConfigError(f"tune.fold: there is no fold {member.settings.tune.fold}; there are {shared.numbers}")
+    return [_Study(campaign, member, shared).run() for member in wanted]
 
 
 def key(members: list[Member]) -> str:
@@ -79,8 +80,8 @@ def key(members: list[Member]) -> str:
 class _Study:
     """The search for one member."""
 
-    def __init__(self, campaign: Campaign, member: Member, stock: turns.Stock):
-        self.campaign, self.member, self.stock = campaign, member, stock
+    def __init__(self, campaign: Campaign, member: Member, shared: SharedData):
+        self.campaign, self.member, self.shared = campaign, member, shared
         self.settings, self.proxy = member.settings, trial.proxy(member.settings)
         self.metric = self.settings.stopping.metric
         self.folder = campaign.folder / FOLDER / member.name
@@ -92,7 +93,7 @@ class _Study:
         self._recover()
         while self._counted() < self.settings.tune.trials:
             if self.campaign.stop_requested():
-                raise fold.Interrupted(self.campaign.folder)
+                raise Interrupted(self.campaign.folder)
             self.study.sampler = self._sampler()
             self.study.optimize(self._objective, n_trials=1)
             self._say(self.study.trials[-1] if self.study.trials else None)
@@ -176,16 +177,16 @@ class _Study:
             return hopeless or self.campaign.stop_requested()
 
         try:
-            result = trial.train(self.campaign.engine, settings, self.stock, folder, on_epoch, stop_requested)
+            result = trial.train(self.campaign.engine, settings, self.shared, folder, on_epoch, stop_requested)
         except (Diverged, OutOfMemory) as error:
             print(f"trial {one.number}: {error}")
             one.set_user_attr("failure", str(error))
             trial.clear(folder)
             raise optuna.TrialPruned from error
-        except fold.Interrupted:
+        except Interrupted:
             if self.campaign.stop_requested():
                 self.study.enqueue_trial(one.params)
-                raise fold.Interrupted(self.campaign.folder) from None
+                raise Interrupted(self.campaign.folder) from None
             trial.clear(folder)
             raise optuna.TrialPruned from None
         trial.clear(folder)

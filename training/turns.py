@@ -10,38 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 import backends
 from config import members as listed
 from config.command import Wish
-from config.errors import ConfigError
+from config.errors import ConfigError, Interrupted
 from config.members import Member
 from config.schema import Settings
-from data import check, sources
-from data.audit import actions
-from data.images import Images
+from data import check
 from models.registry import ModelSpec
-from training import audit, failures, fold, members, resume, run, teacher, worklist
 from training import campaign as single
+from training import failures, fold, members, resume, run, teacher, worklist
 from training.members import Campaign
 from training.prepare import (
     FOLDS,
     card_of,
-    describe,
-    fold_numbers,
-    keep_folds,
     prepare,
     refuse,
-    with_vanished,
 )
+from training.shared_data import SharedData, open_shared
 from training.worklist import Claim, Worklist
 
 
 @dataclass(frozen=True)
-class Ready:
+class ResolvedMember:
     """A member whose settings are resolved against model and data, with its run's folder."""
 
     member: Member
@@ -53,18 +46,6 @@ class Ready:
     def folds(self, numbers: Sequence[int]) -> list[Path]:
         """The folders of its folds."""
         return [self.folder / f"fold_{k}" for k in numbers]
-
-
-@dataclass(frozen=True)
-class Stock:
-    """What the members of a campaign share: images, labels, folds, the numbers of those to train, and the files that
-    the audit could not read."""
-
-    table: sources.Table
-    images: Images
-    fold_of: NDArray[np.int64]
-    numbers: list[int]
-    doubtful: list[Path]
 
 
 def train(campaign: Campaign, wish: Wish) -> None:
@@ -80,26 +61,26 @@ def train(campaign: Campaign, wish: Wish) -> None:
         for place in campaign.run(able[0]).glob("fold_*/"):
             if wish.fold is None or place.name == f"fold_{wish.fold}":
                 failures.forget(place)
-    stock = open_stock(
+    shared = open_shared(
         campaign, lambda numbers: all(done(path) for path in _folders(campaign, able, numbers)), wish.fold
     )
-    team = [_ready(campaign, member, stock) for member in able]
-    _begin(campaign, team, stock.numbers)
-    folders = [folder for one in team for folder in one.folds(stock.numbers)]
+    team = [_ready(campaign, member, shared) for member in able]
+    _begin(campaign, team, shared.numbers)
+    folders = [folder for one in team for folder in one.folds(shared.numbers)]
     work = Worklist(folders, done)
     left = work.left()
     print(f"{len(folders) - len(left)} of {len(folders)} folds are done")
     if left:
-        _look_at_images(team, stock)
+        _look_at_images(team, shared)
         for claim in work.each(campaign.stop_requested):
-            _turn(campaign, team, stock, claim)
+            _turn(campaign, team, shared, claim)
     if campaign.stop_requested():
-        raise fold.Interrupted(campaign.folder)
+        raise Interrupted(campaign.folder)
     for one in team:
-        _sum_up(campaign, one, stock)
+        _sum_up(campaign, one, shared)
 
 
-def _begin(campaign: Campaign, team: Sequence[Ready], numbers: Sequence[int]) -> None:
+def _begin(campaign: Campaign, team: Sequence[ResolvedMember], numbers: Sequence[int]) -> None:
     """Make the members' settings those of their runs, where something is trained with them."""
     reasons = {one.member.name: resume.refusal(one.folder, one.settings, numbers) for one in team}
     if members.training_changed(campaign) and all(reasons.values()):
@@ -156,83 +137,55 @@ def _able(campaign: Campaign, wish: Wish) -> list[Member]:
     return able
 
 
-def open_stock(
-    campaign: Campaign, ended: Callable[[list[int]], bool] = lambda _: False, only: int | None = None
-) -> Stock:
-    """Read the images' table, audit it, and read the folds, which are drawn and kept where they are not there yet.
-
-    Where `ended` says of the folds' numbers that nothing is left to do, no image is looked at. With `only` that fold
-    alone is to be trained.
-    """
-    settings, folder = campaign.settings, campaign.folder
-    if only is not None:
-        settings = settings.model_copy(update={"folds": settings.folds.model_copy(update={"train": (only,)})})
-    table = actions.load(settings.data).table
-    print(*describe(settings, table), sep="\n")
-    images = Images.of(settings.data, table.turns)
-    drawn = (folder / FOLDS).exists()
-    if drawn:
-        known = with_vanished(settings, table, folder)
-        fold_of = keep_folds(settings, known, folder)
-        numbers = fold_numbers(settings, fold_of)
-        if ended(numbers):
-            return Stock(known, images, fold_of, numbers, [])
-    table, doubtful = audit.before(settings, table, campaign.stop_requested, lambda: folder)
-    with run.briefly(folder):
-        table = with_vanished(settings, table, folder)
-        fold_of = keep_folds(settings, table, folder)
-    return Stock(table, images, fold_of, fold_numbers(settings, fold_of), doubtful)
+def _ready(campaign: Campaign, member: Member, shared: SharedData) -> ResolvedMember:
+    settings, spec, _ = prepare(member.settings, shared.table)
+    teaching = teacher.read(settings, shared.table)
+    teacher.check(teaching, shared.table, shared.fold_of, shared.numbers)
+    return ResolvedMember(member, campaign.run(member), settings, spec, teaching)
 
 
-def _ready(campaign: Campaign, member: Member, stock: Stock) -> Ready:
-    settings, spec, _ = prepare(member.settings, stock.table)
-    teaching = teacher.read(settings, stock.table)
-    teacher.check(teaching, stock.table, stock.fold_of, stock.numbers)
-    return Ready(member, campaign.run(member), settings, spec, teaching)
-
-
-def _look_at_images(team: Sequence[Ready], stock: Stock) -> None:
+def _look_at_images(team: Sequence[ResolvedMember], shared: SharedData) -> None:
     if team:
-        paths = dict.fromkeys(path for one in team for path in (*stock.doubtful, *one.teaching.paths()))
-        check.bad_images(team[0].settings.data, list(paths), stock.images)
+        paths = dict.fromkeys(path for one in team for path in (*shared.doubtful, *one.teaching.paths()))
+        check.bad_images(team[0].settings.data, list(paths), shared.images)
 
 
-def _turn(campaign: Campaign, team: Sequence[Ready], stock: Stock, claim: Claim) -> None:
+def _turn(campaign: Campaign, team: Sequence[ResolvedMember], shared: SharedData, claim: Claim) -> None:
     """Train the fold of a claim; where another process has taken it over meanwhile, leave it to that one."""
     one = next(one for one in team if one.folder == claim.folder.parent)
     number = int(claim.folder.name.removeprefix("fold_"))
     with claim:
         print(f"{one.member.name}: fold {number}")
         try:
-            failures.attempt(_job(campaign, one, stock, lambda: claim.lost or campaign.stop_requested()), number)
-        except fold.Interrupted:
+            failures.attempt(_job(campaign, one, shared, lambda: claim.lost or campaign.stop_requested()), number)
+        except Interrupted:
             if not claim.lost:
-                raise fold.Interrupted(campaign.folder) from None
+                raise Interrupted(campaign.folder) from None
             print(f"{claim.folder}: another machine has taken it over, as this one did not answer")
-    if all(done(folder) for folder in one.folds(stock.numbers)):
-        _sum_up(campaign, one, stock)
+    if all(done(folder) for folder in one.folds(shared.numbers)):
+        _sum_up(campaign, one, shared)
 
 
-def _job(campaign: Campaign, one: Ready, stock: Stock, stop_requested: Callable[[], bool]) -> fold.Job:
+def _job(campaign: Campaign, one: ResolvedMember, shared: SharedData, stop_requested: Callable[[], bool]) -> fold.Job:
     settings, spec = one.settings, one.spec
-    card = card_of(settings, spec, stock.table, campaign.engine)
+    card = card_of(settings, spec, shared.table, campaign.engine)
     return fold.Job(
         campaign.engine,
         settings,
         spec,
         card,
-        stock.table,
-        stock.images,
-        stock.fold_of,
+        shared.table,
+        shared.images,
+        shared.fold_of,
         one.teaching,
         one.folder,
         stop_requested,
     )
 
 
-def _sum_up(campaign: Campaign, one: Ready, stock: Stock) -> None:
+def _sum_up(campaign: Campaign, one: ResolvedMember, shared: SharedData) -> None:
     """The run's summary, plots and report, where they do not tell of all trained folds yet."""
-    folders = one.folds(stock.numbers)
+    folders = one.folds(shared.numbers)
     if not all(done(folder) for folder in folders):
         return
     with worklist.alone(one.folder, campaign.stop_requested) as claim:

@@ -11,8 +11,8 @@ import yaml
 from config import load
 from convert import __main__ as command
 from data import sources
+from ensemble import teacher_file
 from infer import load as load_ensemble
-from infer import teacher
 from training import campaign
 
 
@@ -35,7 +35,7 @@ def test_the_recipe_teaches_what_the_ensemble_says(run: Path, digits: Path, tmp_
     assert (student.model, student.folds.file, student.train.epochs) == ("mobilenetv3_small_050", run / "folds.csv", 3)
     assert (student.data.root, student.data.image_size, student.augment.hflip) == (digits.resolve(), 16, False)
     assert student.teacher.file is not None
-    answers = teacher.read(student.teacher.file)
+    answers = teacher_file.read(student.teacher.file)
     rows = answers.rows(1)
     pictures = sources.load(digits)
     asked = [k for k, name in enumerate(pictures.ids) if name in rows]

@@ -16,13 +16,14 @@ import pytest
 import yaml
 
 from config import load
+from config.errors import Interrupted
 from infer import validate
 from models import registry
 from tests.e2e.commands import start, wait_for
 from tests.e2e.test_recipes import SMALL, few, members  # noqa: F401 - few is a fixture
 from tests.processes import fresh
 from tests.unit.test_stages import undrawn  # noqa: F401 - a fixture
-from training import checkpoint, cli, fold, stages
+from training import checkpoint, cli, stages
 from training import members as campaign
 
 # Processes of their own, made from one that has imported everything already.
@@ -121,7 +122,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_command_does(digits: Path, tmp_path: 
         left -= 1
         return left < 0
 
-    with pytest.raises(fold.Interrupted):
+    with pytest.raises(Interrupted):
         stages.work(campaign.begin("numpy", command.members, stop), command.wish)
     assert [len(names) for names in claims(folder).values()] == [2], "the same fold goes on"
 

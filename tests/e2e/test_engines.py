@@ -13,7 +13,7 @@ import pytest
 import backends
 from backends.contract import LossSpec, OptimSpec
 from config import load
-from config.errors import ConfigError
+from config.errors import ConfigError, Interrupted
 from models import registry, weights
 from tests.e2e.commands import ROOT
 from tests.unit.test_campaign import NEVER, StopAfter
@@ -60,7 +60,7 @@ def losses(run: Path) -> list[list[float]]:
 def test_ten_steps_here_and_ten_there_are_twenty_on_either(
     first: str, second: str, digits: Path, start: Path, straight: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(campaign.Interrupted) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         wanted = load.parse(given(digits, tmp_path, start), prog="test")
         campaign.run_all(first, wanted, StopAfter(AFTER_TEN_STEPS))
     folder = stopped.value.folder

@@ -19,7 +19,7 @@ import yaml
 
 from backends.numpy import session as numpy_session
 from config import load
-from config.errors import CheckpointError, DataError, Diverged
+from config.errors import CheckpointError, DataError, Diverged, Interrupted
 from data.images import Images
 from tests.e2e.commands import start, wait_for, words
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
@@ -62,7 +62,7 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(sent: signal.Signals, code: 
     last = checkpoint.newest(tmp_path / "run" / "fold_0")
     assert last is not None
     stood = checkpoint.read_state(last)
-    with pytest.raises(campaign.Interrupted):  # the printed command goes on from there
+    with pytest.raises(Interrupted):  # the printed command goes on from there
         campaign.run_all("numpy", load.parse(["--resume", str(tmp_path / "run")], prog="test"), StopAfter(1))
     went_on = checkpoint.newest(tmp_path / "run" / "fold_0")
     assert went_on is not None
@@ -95,7 +95,7 @@ def test_two_processes_on_one_run(digits: Path, tmp_path: Path) -> None:
     assert "Traceback" not in err
     first.kill()
     first.communicate()
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", load.parse(words(digits, tmp_path), prog="test"), StopAfter(0))
 
 
@@ -137,7 +137,7 @@ def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(
     digits: Path, small_disk: Path, finished: Path
 ) -> None:
     wanted = settings(digits, small_disk)
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", wanted, StopAfter(7))
     fold = next(small_disk.glob("*/fold_0"))
     last = checkpoint.newest(fold)
@@ -164,7 +164,7 @@ def test_a_folder_that_became_read_only_is_one_line(where: str, digits: Path, tm
     given = words(digits, tmp_path / "runs", "--checkpoint.every_steps", "0", "--train.epochs", "3")
     (tmp_path / "runs").mkdir()
     if where:
-        with pytest.raises(campaign.Interrupted):
+        with pytest.raises(Interrupted):
             campaign.run_all("numpy", load.parse(given, prog="test"), StopAfter(1))
     locked = tmp_path / "runs" / where
     locked.chmod(0o555)

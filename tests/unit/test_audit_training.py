@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.errors import DataError
+from config.errors import DataError, Interrupted
 from config.schema import Settings
 from data import sources
 from tests.unit.test_audit_duplicates import scene
 from tests.unit.test_campaign import NEVER, settings
 from training import campaign, run
-from training.fold import Interrupted
 
 PLAIN = ("--sampling.oversample_classes", "[]", "--mining.cap", "0", "--train.epochs", "1")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from config.errors import Interrupted
 from models import weights
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
 from training import averaging, campaign, checkpoint, results
@@ -89,7 +90,7 @@ def test_the_best_is_the_best_of_epochs_and_averages(finished: Path, capsys: pyt
 @pytest.mark.parametrize("questions", [9, 13, 14])
 def test_a_stopped_run_goes_on_bit_for_bit(questions: int, finished: Path, digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path, *AVERAGED, "--stopping.metric", "log_loss")
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", wanted, StopAfter(questions))
     one, other = final(finished), final(campaign.run_all("numpy", wanted, NEVER))
     assert one.keys() == other.keys()

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 import infer
-from config.errors import DataError
+from config.errors import DataError, Interrupted
 from data import augment
 from data.decode import decode
 from data.loader import Loader
@@ -77,7 +77,7 @@ def test_a_run_leaves_them_out_counts_them_and_resumes_exactly(
     assert [fold["unreadable"] for fold in yaml.safe_load((straight / "fold_results.yaml").read_text())["folds"]] == [
         9
     ] * 2
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", settings(root, tmp_path / "b", *SKIP), StopAfter(8))
     resumed = campaign.run_all("numpy", settings(root, tmp_path / "b", *SKIP), NEVER)
     one, other = final(straight), final(resumed)
@@ -112,7 +112,7 @@ def test_an_image_that_vanished_between_two_starts_is_left_out_too(layout: str, 
     shutil.copytree(digits, root)
     if layout == "class folders":
         _into_class_folders(root)
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", settings(root, tmp_path / "runs", *SKIP), StopAfter(8))
     victim = sorted(root.glob("train/**/*.png"))[5]
     victim.rename(tmp_path / "away.png")

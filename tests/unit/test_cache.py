@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from config.data_sections import Data
-from config.errors import ConfigError, DataError
+from config.errors import ConfigError, DataError, Interrupted
 from data import augment, cache, contents, store
 from data.__main__ import main as command
 from data.decode import decode
@@ -248,7 +248,7 @@ def test_a_run_from_the_cache_is_stopped_while_it_is_made_and_goes_on(digits, tm
     expected = final(campaign.run_all("numpy", undisturbed, never))
     monkeypatch.setattr(cache, "_TURN", 16)
     wanted = settings(digits, tmp_path / "cached", *one)
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", wanted, StopAfter(1))
     folder = campaign.run_all("numpy", wanted, never)
     for name, value in final(folder).items():

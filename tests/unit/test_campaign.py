@@ -14,7 +14,7 @@ import yaml
 from backends.contract import Batch, Knobs, MixPlan, StepResult
 from backends.numpy import session
 from config import load
-from config.errors import CheckpointError, ConfigError, DataError, Diverged
+from config.errors import CheckpointError, ConfigError, DataError, Diverged, Interrupted
 from config.schema import Settings
 from models import weights
 from training import campaign, checkpoint, results, run
@@ -103,7 +103,7 @@ def test_the_reports_pictures_are_inside_it(finished: Path) -> None:
 @pytest.mark.parametrize("questions", [1, 7, 13, 26])
 def test_a_stopped_run_goes_on_bit_for_bit(questions: int, finished: Path, digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path)
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", wanted, StopAfter(questions))
     folder = campaign.run_all("numpy", wanted, NEVER)
     assert len(list(tmp_path.iterdir())) == 1, "the same command goes on with the same run"
@@ -141,7 +141,7 @@ def test_two_processes_cannot_work_in_one_folder(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path, "--folds.train", "[0]")
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", wanted, StopAfter(14))
     fold = next(tmp_path.glob("*/fold_0"))
     damaged = checkpoint.steps(fold)[-1]
@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(digits: Path
 
 def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path, "--folds.train", "[0]")
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", wanted, StopAfter(1))
     for path in checkpoint.steps(next(tmp_path.glob("*/fold_0"))):
         (path / "state.json").write_text("{}")
@@ -236,7 +236,7 @@ def test_a_frozen_start_with_micro_batches_goes_on_bit_for_bit(digits: Path, tmp
     more += ["--optim.name", "lion", "--folds.train", "[0]"]
     one, other = settings(digits, tmp_path / "a", *more), settings(digits, tmp_path / "b", *more)
     whole = campaign.run_all("numpy", one, NEVER)
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", other, StopAfter(3))
     folder = campaign.run_all("numpy", other, NEVER)
     for name, value in final(whole).items():

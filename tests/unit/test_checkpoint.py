@@ -15,7 +15,7 @@ import yaml
 
 from backends.contract import TrainState
 from config import load
-from config.errors import CheckpointError, ConfigError
+from config.errors import CheckpointError, ConfigError, Interrupted
 from models.card import Card, Preprocessing
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
 from training import campaign, checkpoint, run
@@ -39,7 +39,7 @@ def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def half(digits: Path, tmp_path: Path) -> Path:
     """A run that was stopped in its first fold, after the first of three epochs."""
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", settings(digits, tmp_path), StopAfter(14))
     return next(tmp_path.glob("0001_*"))
 

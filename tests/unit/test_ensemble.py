@@ -11,8 +11,9 @@ import infer
 from config.errors import CheckpointError, ConfigError, DataError, TandemError
 from ensemble.member import Member
 from infer import ensemble, fit, oof
-from infer.ensemble import Ensemble, Mixture
+from infer.ensemble import Ensemble
 from infer.member import parse
+from infer.pool import WeightedAverage
 from tests.unit import members
 
 
@@ -81,7 +82,7 @@ def test_members_on_the_command_line(tmp_path, monkeypatch):
 def test_a_mixture_of_equal_answers_is_the_answer():
     logits = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32) * 30
     for combine in ("probabilities", "logits"):
-        mixture = Mixture(combine)
+        mixture = WeightedAverage(combine)
         for weight in (0.2, 3.0):
             mixture.add(logits, weight)
         assert np.allclose(mixture.log_probabilities(), log_softmax(logits.astype(float), axis=1), atol=1e-9)
@@ -89,7 +90,7 @@ def test_a_mixture_of_equal_answers_is_the_answer():
 
 def test_a_mixture_skips_what_is_missing():
     first, second = np.random.default_rng(0).normal(size=(2, 3, 4))
-    mixture = Mixture()
+    mixture = WeightedAverage()
     mixture.add(first, np.array([1.0, 0.0, 1.0]))
     mixture.add(second, np.array([3.0, 3.0, 0.0]))
     p, q = softmax(first, axis=1), softmax(second, axis=1)

@@ -11,7 +11,7 @@ import pytest
 from backends.contract import Batch, Knobs, MixPlan
 from backends.numpy import session
 from config import load
-from config.errors import ConfigError, OutOfMemory
+from config.errors import ConfigError, Interrupted, OutOfMemory
 from tests.unit.test_campaign import NEVER, final, settings
 from training import campaign, memory
 
@@ -68,7 +68,7 @@ def test_trying_leaves_no_trace(whole, digits, tmp_path) -> None:
 def test_a_run_that_is_started_again_knows_its_micro_batch(digits, tmp_path, monkeypatch) -> None:
     Small(monkeypatch, most=4)
     wanted = settings(digits, tmp_path, *PLAIN)
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", wanted, lambda: len(list(tmp_path.glob("*/fold_0/step_*"))) > 1)
     again = Small(monkeypatch, most=4)
     campaign.run_all("numpy", wanted, NEVER)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from config import load
-from config.errors import ConfigError
+from config.errors import ConfigError, Interrupted
 from config.train_sections import Progressive, Schedule, Train
 from models import registry
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
@@ -85,7 +85,7 @@ def test_a_run_stopped_in_any_stage_ends_as_the_straight_one(
         assert len(list(csv.DictReader(stream))) == 3
     wanted = settings(digits, tmp_path / "b", *SMALL_FIRST)
     for questions in (1, 3, 4):
-        with pytest.raises(campaign.Interrupted):
+        with pytest.raises(Interrupted):
             campaign.run_all("numpy", wanted, StopAfter(questions))
     one, other = final(straight), final(campaign.run_all("numpy", wanted, NEVER))
     assert one.keys() == other.keys()

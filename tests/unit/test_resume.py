@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from config import load
-from config.errors import ConfigError
+from config.errors import ConfigError, Interrupted
 from models import manifest
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
 from training import campaign, checkpoint, cli
@@ -102,7 +102,7 @@ def test_a_run_that_stopped_early_trains_on_with_more_patience_alone(digits: Pat
 
 def test_an_extension_that_was_stopped_resumes_by_its_folder_alone(short: Path) -> None:
     longer = ["--resume", str(short), "--train.epochs", "4", "--resume_anyway", "true"]
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", load.parse(longer, prog="test"), StopAfter(1))
     assert not (short / "fold_results.yaml").exists()
     again(short)

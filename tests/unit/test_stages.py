@@ -12,11 +12,11 @@ import yaml
 
 from backends.numpy import session
 from config import load
-from config.errors import Diverged, OutOfMemory
+from config.errors import Diverged, Interrupted, OutOfMemory
 from data import folds, sources
 from infer import validate
 from training import campaign as single
-from training import cli, engine, fold, members, stages
+from training import cli, engine, members, stages
 
 TWO = """
 weights: none
@@ -245,7 +245,7 @@ def test_a_stop_in_the_middle_is_gone_on_with_and_ends_like_an_undisturbed_one(
         return questions > 20
 
     begun = members.begin("numpy", found, stop)
-    with pytest.raises(fold.Interrupted) as caught:
+    with pytest.raises(Interrupted) as caught:
         stages.work(begun, load.parse_command([*words, "--mode", "full"], "test").wish)
     assert caught.value.folder == begun.folder == campaign(tmp_path)
     assert command("--mode", "train") == 0

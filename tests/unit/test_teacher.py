@@ -15,7 +15,7 @@ import infer
 from backends.contract import Batch
 from backends.numpy import session
 from config import load
-from config.errors import ConfigError, DataError
+from config.errors import ConfigError, DataError, Interrupted
 from config.schema import Settings
 from data import folds, sources
 from models import weights
@@ -227,7 +227,7 @@ def test_a_stopped_student_goes_on_bit_for_bit(run, digits, extra, extra_file, t
         more = ("--folds.file", str(run / "folds.csv"), "--mix.mixup", "0.4", "--out", str(tmp_path / str(len(stops))))
         wanted = pseudo(digits, run, extra, extra_file, "--teacher.extra_weight", "0.5", *more)
         for questions in stops:
-            with pytest.raises(campaign.Interrupted):
+            with pytest.raises(Interrupted):
                 campaign.run_all("numpy", wanted, StopAfter(questions))
         ends.append(last_weights(campaign.run_all("numpy", wanted, NEVER)))
     for name, value in ends[0].items():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from config import load
-from config.errors import BackendUnavailable
+from config.errors import BackendUnavailable, Interrupted
 from config.train_sections import Track
 from tests.unit.test_campaign import NEVER, StopAfter, settings
 from tests.unit.test_house import TORCH_SIDE, run_without
@@ -41,7 +41,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 def test_tensorboard_shows_each_epoch_once_after_a_stop(digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path, *ON, "--checkpoint.every_epochs", "3")
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", wanted, StopAfter(13))
     fold = campaign.run_all("numpy", wanted, NEVER) / "fold_0"
     with (fold / "history.csv").open(newline="") as stream:
@@ -56,7 +56,7 @@ def test_tensorboard_shows_each_epoch_once_after_a_stop(digits: Path, tmp_path: 
 
 def test_what_is_switched_on_later_is_told_from_the_beginning(digits: Path, tmp_path: Path) -> None:
     off = settings(digits, tmp_path, *ON[:2])
-    with pytest.raises(campaign.Interrupted):
+    with pytest.raises(Interrupted):
         campaign.run_all("numpy", off, StopAfter(13))
     fold = campaign.run_all("numpy", settings(digits, tmp_path, *ON), NEVER) / "fold_0"
     assert [epoch for epoch, _ in scalars(fold, "accuracy")] == [1, 2, 3]

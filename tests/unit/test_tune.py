@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from config import load
-from config.errors import BackendUnavailable, ConfigError
+from config.errors import BackendUnavailable, ConfigError, Interrupted
 from data import folds, sources
 from training import campaign as single
-from training import cli, fold, members, stages, trial, tune
+from training import cli, members, stages, trial, tune
 
 TUNE = """
 model: convnext_atto
@@ -115,7 +115,7 @@ def test_a_stopped_search_goes_on_and_ends_as_the_undisturbed_one(words: list[st
         return left < 0
 
     words += ["--tune.pruner", "none", "--tune.trials", "4"]
-    with pytest.raises(fold.Interrupted):
+    with pytest.raises(Interrupted):
         searched(words, stop)
     begun = sum(1 for _ in tmp_path.rglob("history.csv"))
     assert 1 <= begun < 4

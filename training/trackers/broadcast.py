@@ -20,7 +20,7 @@ from data.decode import decode
 from data.loader import Loaded
 from models.card import read_card
 from training import metrics, plots, results, run, trackers
-from training.engine import FoldData
+from training.fold_data import FoldData
 from training.trackers import Title
 from training.trackers.feed import Feed
 
