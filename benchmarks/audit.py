@@ -32,8 +32,9 @@ from data import keyed
 from data.audit import duplicates
 from data.audit.fingerprint import hashes
 from data.audit.survey import survey
-from data.decode import Pixels, decode
+from data.decode import decode
 from data.ops import compress
+from data.pixels import Pixels
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos.tar"
 

@@ -34,8 +34,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its fol
 
 from benchmarks.audit import PHOTOS, photographs
 from data import keyed
-from data.decode import Pixels, decode
+from data.decode import decode
 from data.ops import compress
+from data.pixels import Pixels
 
 _SIZE = (375, 500)  # rows and columns, as the photographs have
 _EVERY = 50  # one of so many images is a copy of the one before

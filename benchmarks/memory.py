@@ -28,7 +28,8 @@ from benchmarks import rss
 from config import load
 from config.schema import Settings
 from data import folds, keyed
-from data.decode import Pixels, Shrink
+from data.decode import Shrink
+from data.pixels import Pixels
 from data.sources.table import Table
 from training import engine, evaluation, fold, metrics, prepare, results, teacher
 from training.loop import Events

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from config.data_sections import Augment
 from data import colour, documents, geometry, ops, policies, resize
-from data.decode import Pixels, shrinkage
+from data.decode import shrinkage
+from data.pixels import Pixels
 from data.samples import ByEpoch, Transform
 from models.card import Preprocessing
 

@@ -28,8 +28,9 @@ from data import contents, store
 from data.augment import EvalTransform
 from data.bar import bar
 from data.cores import cores
-from data.decode import Pixels, Shrink, shrinkage, whole
+from data.decode import Shrink, shrinkage, whole
 from data.images import Images, Source
+from data.pixels import Pixels
 from data.resize import resize
 from data.store import Encoding, Kept, Packed, Store
 from models.card import Preprocessing

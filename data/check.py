@@ -9,8 +9,8 @@ from pathlib import Path
 from config.data_sections import Data
 from config.errors import DataError
 from data.cores import cores
-from data.decode import Pixels
 from data.images import Images
+from data.pixels import Pixels
 
 _SHOWN = 5
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data.decode import Pixels
+from data.pixels import Pixels
 
 _LUMINANCE = np.array([[0.299, 0.587, 0.114, 0.0]] * 3, np.float32)  # of PIL's convert("L")
 _EACH, _ALL = np.eye(3, 4, dtype=np.float32), np.eye(1, 4, 3, dtype=np.float32)

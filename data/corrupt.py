@@ -14,7 +14,7 @@ import numpy as np
 
 from data import documents, geometry, ops
 from data.augment import EvalTransform
-from data.decode import Pixels
+from data.pixels import Pixels
 from models.card import Preprocessing
 
 _LARGEST_SKEW = 12.0  # degrees

@@ -25,8 +25,8 @@ from PIL import ExifTags, Image, TiffImagePlugin
 from config.errors import DataError
 from data import formats, icc, jpeg2000, repair, tiff
 from data.jpeg import plain_sides
+from data.pixels import Pixels
 
-Pixels = NDArray[np.uint8]
 # From the height and width of an image to how many times smaller (1, 2, 4 or 8) it may be decoded.
 Shrink = Callable[[int, int], int]
 

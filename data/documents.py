@@ -11,8 +11,8 @@ import math
 import cv2
 import numpy as np
 
-from data.decode import Pixels
 from data.ops import Op, blur_by
+from data.pixels import Pixels
 
 _QUARTERS = (None, cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
 

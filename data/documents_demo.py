@@ -17,8 +17,8 @@ import cv2
 from config.errors import DataError, TandemError
 from data import csvfile, keyed
 from data.corrupt import corrupt
-from data.decode import Pixels
 from data.documents_layouts import LAYOUTS, page
+from data.pixels import Pixels
 
 TRAIN, TEST = 24, 12  # pages of each layout
 _SMALL, _FEW = ("cheque", "memo", "passport"), 3  # layouts with only a third of the training pages

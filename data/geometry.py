@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import Pixels
 from data.ops import Op
+from data.pixels import Pixels
 from data.resize import PAD, Colour, place, resample, resize, shrink_to_fit
 from models.card import Pad
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import cv2
 
 from config.data_sections import Data
-from data.decode import PIXEL_LIMIT, Pixels, Shrink, decode, whole
+from data.decode import PIXEL_LIMIT, Shrink, decode, whole
+from data.pixels import Pixels
 from data.store import Kept
 
 CACHE_BYTES = 512 * 2**20

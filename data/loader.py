@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from config.errors import DataError
 from data.cores import cores
-from data.decode import Pixels
 from data.images import Images, Shared, Source
 from data.pace import Pace
+from data.pixels import Pixels
 from data.processes import Pending, Row, Workers
 from data.sampler import occurrences
 from data.samples import ByEpoch, Preparation, Transform, at_epoch

@@ -16,7 +16,7 @@ import numpy as np
 
 from data import tone
 from data.colour import factor
-from data.decode import Pixels
+from data.pixels import Pixels
 
 Op = Callable[[Pixels, np.random.Generator, float], Pixels]
 

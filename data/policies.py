@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from data import geometry, ops, tone
-from data.decode import Pixels
+from data.pixels import Pixels
 from data.resize import PAD
 
 Policy = Callable[[Pixels, np.random.Generator, float], Pixels]

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from config.errors import ConfigError, DataError
 from config.schema import Settings
 from data import augment, csvfile, keyed, resize, sources
-from data.decode import Pixels, decode
+from data.decode import decode
+from data.pixels import Pixels
 from data.sampler import occurrences
 from data.samples import Transform
 from models import registry

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config.errors import ConfigError, DataError
-from data.decode import Pixels
+from data.pixels import Pixels
 from data.samples import ByEpoch, Transform
 from data.worker import Answer, Job, Task
 

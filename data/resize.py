@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data.decode import Pixels
+from data.pixels import Pixels
 from models.card import Interpolation, Resampling
 
 # The grey that fills what an image does not cover.

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from data import corrupt
-from data.decode import Pixels
+from data.pixels import Pixels
 
 _SIDE = 512  # the long side at which skew is measured
 _MOST, _STEP = 15.0, 0.5  # degrees

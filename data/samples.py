@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data import keyed
-from data.decode import Pixels
+from data.pixels import Pixels
 
 Transform = Callable[[Pixels, np.random.Generator], Pixels]
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import Pixels
+from data.pixels import Pixels
 
 Encoding = Literal["raw", "jpeg"]
 _RECORD = np.dtype([("key", "V16"), ("offset", "<u8"), ("length", "<u8"), ("height", "<u4"), ("width", "<u4")])

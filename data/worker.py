@@ -26,7 +26,7 @@ import numpy as np
 
 from config import heap
 from config.errors import DataError
-from data.decode import Pixels
+from data.pixels import Pixels
 from data.samples import ByEpoch, Preparation, Transform, at_epoch
 from data.store import Kept
 

@@ -21,6 +21,7 @@ from config import heap, renamed, streams
 from config.errors import TandemError
 from ensemble import teacher_file
 from infer import command_evaluate, command_fit, command_oof, command_validate, predict, views
+from infer.command_members import positive
 
 if TYPE_CHECKING:
     from infer.evaluation import Evaluation
@@ -93,7 +94,7 @@ def _teacher(words: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="the new file of answers")
     parser.add_argument("--tta", nargs="+", default=["none"], metavar="VIEW", help="views or presets (default: none)")
-    parser.add_argument("--batch_size", type=predict.positive, default=64, help="images a batch (default: %(default)s)")
+    parser.add_argument("--batch_size", type=positive, default=64, help="images a batch (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
     parser.add_argument("--id_column", default="ID", help="the images' column in a CSV (default: %(default)s)")
     asked = parser.parse_args(words)

@@ -18,7 +18,7 @@ from infer import calibration, scores
 from infer.blend import Plan
 from infer.calibration import Bins
 from infer.nested import Nested
-from infer.oof import Table
+from infer.oof_table import Table
 from infer.scores import METRICS, Interval, Ints, Score
 
 _SHOWN = 20

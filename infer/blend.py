@@ -17,7 +17,7 @@ from infer.calibration import Floats
 from infer.decision import Rule
 from infer.layers import Layers
 from infer.maps import Isotonic, Vector
-from infer.oof import Table
+from infer.oof_table import Table
 from infer.pool import Combine
 from infer.scores import Ints, Metric
 from infer.stacking import Stack

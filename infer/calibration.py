@@ -1,8 +1,8 @@
 """From logits to calibrated probabilities: softmax, scores of probabilities, temperature.
 
-Logits are `[N, C]` arrays, or anything of that shape that gives rows when sliced (`oof.Gathered`); targets are integers
-`[N]`. Rows are worked on some at a time, so that memory does not grow with their number. Maps with a parameter for
-each class stand in `maps`, how members mix in `ensemble`.
+Logits are `[N, C]` arrays, or anything of that shape that gives rows when sliced (`oof_table.Gathered`); targets are
+integers `[N]`. Rows are worked on some at a time, so that memory does not grow with their number. Maps with a
+parameter for each class stand in `maps`, how members mix in `ensemble`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import load
-from infer import command_features, predict
+from infer import command_features, command_members
+from infer.command_members import positive
 
 if TYPE_CHECKING:
     from config.data_sections import Data
@@ -36,13 +37,10 @@ def main(words: Sequence[str], draw: Drawn) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(words)
     data = _data(parser, rest)
-    from infer import adaptive, ensemble, evaluation_files
-    from infer.member import ensemble_of
+    from infer import adaptive, evaluation_files
 
-    adaptively = options.tta == [predict.ADAPTIVE]
-    chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble_of(options.member)
-    chosen = ensemble.seen(chosen, None if adaptively else options.tta, options.merge)
-    chosen = predict.with_overrides(chosen, options.override)
+    adaptively = options.tta == [command_members.ADAPTIVE]
+    chosen = command_members.chosen(options)
     if adaptively:
         adaptive.check(chosen)
     if options.features:
@@ -61,7 +59,7 @@ def main(words: Sequence[str], draw: Drawn) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m infer evaluate", description=_ABOUT, epilog=_DATA, allow_abbrev=False)
-    predict.add_members(parser)
+    command_members.add_members(parser)
     parser.add_argument(
         "--split",
         choices=("train", "val", "test", "all"),
@@ -79,9 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         help="unreadable image: leave it out and count it, or stop; partial as skip, and takes what remains of"
         " truncated files (default: %(default)s)",
     )
-    parser.add_argument(
-        "--batch_size", type=predict.positive, help="images a batch (default: by the members' image size)"
-    )
+    parser.add_argument("--batch_size", type=positive, help="images a batch (default: by the members' image size)")
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
     return parser
 
@@ -107,7 +103,7 @@ def _evaluate(
         data = data.model_copy(update={"on_bad_image": "skip"})
     found = evaluation.labelled(data, options.split)
     print(f"data: {found.origin}: {len(found.samples)} labelled images")
-    with Runner(chosen, predict.shared_options(options), options.in_memory, adaptive=adaptively) as runner:
+    with Runner(chosen, command_members.shared_options(options), options.in_memory, adaptive=adaptively) as runner:
         settings = options.on_bad_image, options.batch_size, options.workers
         scored = evaluation.evaluate(runner, found, None, *settings)
         print(text(scored))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.errors import ConfigError
-from infer import predict, views
+from infer import command_members, views
 
 if TYPE_CHECKING:
     from ensemble.member import Member
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="RUN/fold_K=ARTEFACT",
-        help=f"what stands for the best checkpoint of a fold: a {predict.MEMBER}",
+        help=f"what stands for the best checkpoint of a fold: a {command_members.MEMBER}",
     )
     add("--method", choices=_METHODS, help="how weights are found (default: convex, or fixed with --weights)")
     add("--weights", nargs="+", type=float, metavar="W", help="one fixed weight a run, in the order of the runs")

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import ConfigError
-from data.decode import Pixels
 from data.images import Picture
+from data.pixels import Pixels
 from ensemble.member import Member
 from infer import gradcam, views
 from infer.inputs import Inputs

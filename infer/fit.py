@@ -15,7 +15,7 @@ import numpy as np
 
 from config.errors import ConfigError
 from ensemble.member import Member
-from infer import analysis, blend, ensemble, layers, nested, oof, reliability, scores, weights
+from infer import analysis, blend, ensemble, layers, nested, oof, oof_table, reliability, scores, weights
 from infer.blend import Blend, Plan, Pool, mix
 from infer.ensemble import Ensemble
 from infer.nested import Nested
@@ -89,7 +89,7 @@ def fit(
     )
 
 
-def fit_blend(table: oof.Table, plan: Plan = Plan()) -> Blend:  # noqa: B008
+def fit_blend(table: oof_table.Table, plan: Plan = Plan()) -> Blend:  # noqa: B008
     """What the first of the plan's calibrations and the first of its rules find on the table's rows."""
     pool = blend.fit_pool(table, plan)
     logs = blend.mix_pool(table, pool)
@@ -173,13 +173,13 @@ def _read(paths: Sequence[Path], views: Sequence[str], merge: Merge) -> list[oof
     return runs
 
 
-def _alone(name: str, table: oof.Table, g: int) -> Score:
+def _alone(name: str, table: oof_table.Table, g: int) -> Score:
     rows = table.present[g]
     alone = replace(table, logits=[table.logits[g]], present=[rows]).take(rows)
     return scores.score(name, blend.mix_pool(alone, Pool((1.0,), np.ones(1))), alone.targets)
 
 
-def _equal(table: oof.Table) -> Score:
+def _equal(table: oof_table.Table) -> Score:
     count = len(table.logits)
     answers = blend.mix_pool(table, Pool((1.0,) * count, np.full(count, 1 / count)))
     return scores.score("equal weights", answers, table.targets)
@@ -215,7 +215,7 @@ def _ensemble(
 
 
 def _notes(
-    runs: Sequence[oof.Run], names: Sequence[str], table: oof.Table, views: tuple[str, ...], plan: Plan
+    runs: Sequence[oof.Run], names: Sequence[str], table: oof_table.Table, views: tuple[str, ...], plan: Plan
 ) -> tuple[str, ...]:
     """What a reader of the figures has to know: runs that answered fewer images, and views that were not fitted."""
     notes, total = [], len(table.ids)

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from config.errors import DataError
 from data import sources
-from data.decode import Pixels, Shrink, of_pillow
+from data.decode import Shrink, of_pillow
 from data.names import of_path
+from data.pixels import Pixels
 from infer import archive
 
 # Pixels by the scale that is wanted and whether in sRGB: see `data.images.Picture`.

@@ -17,7 +17,7 @@ from data import keyed
 from infer import blend, decision, scores
 from infer.blend import Answers, Kind, Plan, Pool
 from infer.decision import Rule
-from infer.oof import Table
+from infer.oof_table import Table
 from infer.scores import Ints, Score
 
 _PARTS = 5  # of a table that has one fold only

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from infer import calibration
 from infer.calibration import Floats
-from infer.oof import Table
+from infer.oof_table import Table
 
 Combine = Literal["probabilities", "logits", "ranks"]
 Merge = Literal["probabilities", "logits", "geometric", "max"]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.errors import ConfigError, DataError
-from ensemble.options import COMPUTE_UNITS, PRECISIONS, RunOptions, given, parse_overrides
-from infer import command_features, views
+from infer import command_features, command_members
+from infer.command_members import positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from infer.sheet import Sheet
     from infer.work import Done, Work
 
-MEMBER = (
-    "checkpoint folder, .onnx, .mlpackage, a model's name such as convnext_base, or a weights file; "
-    "PATH@RUNTIME chooses among torch, mlx, onnx, coreml, mil_reference"
-)
 _ABOUT = (
     "Answer images with one model or an ensemble. Other commands: `infer evaluate`, `infer fit`, `infer oof`,"
     " `infer validate`, `infer adapt`, `infer serve` and `infer teacher` (--help of each)."
@@ -43,22 +39,13 @@ _OUT = (
     "the submission: a new .csv, or a folder to name it in; or probabilities: a new .jsonl, .parquet or .npz"
     " (several are written at once)"
 )
-_TTA = (
-    f"presets ({', '.join(views.PRESETS)}) or views; or `adaptive`: all of the ensemble's views for unsure images only"
-)
 _INTERRUPTED = 130
-ADAPTIVE = "adaptive"
 
 
 def main(words: Sequence[str]) -> int:
     """Run the command and return its exit code; `TandemError`s are the caller's."""
     options = _parser().parse_args(words)
-    from infer import ensemble
-    from infer.member import ensemble_of
-
-    chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble_of(options.member)
-    names = None if options.tta == [ADAPTIVE] else options.tta
-    chosen = with_overrides(ensemble.seen(chosen, names, options.merge), options.override)
+    chosen = command_members.chosen(options)
     try:
         return _features(chosen, options) if options.features else _predict(chosen, options)
     except KeyboardInterrupt:
@@ -66,61 +53,9 @@ def main(words: Sequence[str]) -> int:
         return _INTERRUPTED
 
 
-def with_overrides(chosen: Ensemble, texts: Sequence[str]) -> Ensemble:
-    """The ensemble whose members have the options of `--override` before their own."""
-    changed = parse_overrides(texts, len(chosen.members))
-    members = tuple(
-        member.model_copy(update={"options": given(member.options.given() | changed.get(m, RunOptions()).given())})
-        for m, member in enumerate(chosen.members)
-    )
-    return chosen.model_copy(update={"members": members})
-
-
-def add_members(parser: argparse.ArgumentParser) -> None:
-    """The options that name members and say how they run, and what they see."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--member", nargs="+", metavar="PATH", help=f"members of equal weight: each a {MEMBER}")
-    source.add_argument(
-        "--ensemble", type=Path, metavar="FILE", help="an ensemble's YAML file, as `infer fit` writes it"
-    )
-    parser.add_argument("--tta", nargs="+", metavar="VIEW", help=_TTA)
-    parser.add_argument("--merge", help="how views merge: probabilities, logits, geometric or max (the ensemble's own)")
-    run = parser.add_argument_group("how members run")
-    run.add_argument("--device", help="torch: cpu, cuda, cuda:1, mps; MLX: cpu, gpu (default: the best there is)")
-    run.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="of torch and MLX members (default: fp32; tf32 on NVIDIA GPUs that have it)",
-    )
-    run.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile and mx.compile")
-    run.add_argument("--channels_last", action=argparse.BooleanOptionalAction, help="torch's memory format")
-    run.add_argument(
-        "--provider", nargs="+", help="ONNX Runtime's: tensorrt, cuda, coreml, cpu (default: what is there)"
-    )
-    run.add_argument("--compute_unit", choices=COMPUTE_UNITS, help="of Core ML members (default: ALL)")
-    run.add_argument(
-        "--override",
-        action="append",
-        default=[],
-        metavar="N:KEY=VALUE",
-        help="an option for member N (from 1) alone, such as 2:device=cpu,precision=bf16",
-    )
-    run.add_argument(
-        "--in_memory",
-        choices=("auto", "all", "one"),
-        default="auto",
-        help="members in memory: all that fit, all, or one",
-    )
-
-
-def shared_options(options: argparse.Namespace) -> RunOptions:
-    """What is given for all members."""
-    return given({name: getattr(options, name) for name in RunOptions.model_fields})
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m infer", description=_ABOUT, allow_abbrev=False)
-    add_members(parser)
+    command_members.add_members(parser)
     parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help=_IMAGES)
     result = parser.add_mutually_exclusive_group(required=True)
     result.add_argument("--out", nargs="+", type=Path, metavar="PATH", help=_OUT)
@@ -163,14 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positive(text: str) -> int:
-    """An argument that is at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
 def _share(text: str) -> float:
     share = float(text)
     if not 0 < share <= 1:
@@ -183,7 +110,7 @@ def _features(chosen: Ensemble, options: argparse.Namespace) -> int:
 
     command_features.check(chosen, options.features)
     images = inputs.collect(options.images, options.id_column)
-    return command_features.run(chosen, images, options, shared_options(options))
+    return command_features.run(chosen, images, options, command_members.shared_options(options))
 
 
 def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
@@ -197,10 +124,10 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     images = inputs.collect(options.images, options.id_column)
     if options.retry_deskewed and images.ascending:
         raise ConfigError(f"--retry_deskewed: {options.images[0]} can be read only once; unpack it and give the folder")
-    unsure_only = options.tta == [ADAPTIVE]
+    unsure_only = options.tta == [command_members.ADAPTIVE]
     if unsure_only:
         adaptive.check(chosen)
-    with Runner(chosen, shared_options(options), options.in_memory, adaptive=unsure_only) as runner:
+    with Runner(chosen, command_members.shared_options(options), options.in_memory, adaptive=unsure_only) as runner:
         planned = sheet.plan(
             runner.class_names,
             runner.ensemble.aliases,

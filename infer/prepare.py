@@ -22,8 +22,8 @@ from config.errors import DataError
 from data import names
 from data.augment import EvalTransform
 from data.cores import cores
-from data.decode import Pixels
 from data.images import Picture
+from data.pixels import Pixels
 from infer.inputs import Inputs, Pictured, Source
 from models.card import Preprocessing
 

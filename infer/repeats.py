@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data import csvfile
 from infer.calibration import log_softmax
 
 
@@ -18,12 +16,6 @@ class Answers(NamedTuple):
     ids: NDArray[np.str_]
     logits: NDArray[np.float32]
     targets: NDArray[np.int64]
-
-
-def of_run(run: Path) -> bool:
-    """Whether the folds of a run were drawn several times."""
-    file = run / "folds.csv"
-    return file.is_file() and "fold_2" in csvfile.header(file)
 
 
 def occurrences(ids: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.int64]]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from backends import installed
 from config.errors import BackendUnavailable, DataError, Diverged
-from infer import ensemble, predict
+from infer import command_members
+from infer.command_members import positive
 from infer.explain import explain
-from infer.member import ensemble_of
 from infer.runner import Runner
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -37,12 +37,11 @@ def main(words: Sequence[str]) -> int:
         raise BackendUnavailable('serve: needs gradio, not installed here; run: pip install -e ".[serve]"')
     import uvicorn
 
-    chosen = ensemble.read(options.ensemble) if options.ensemble else ensemble_of(options.member)
-    chosen = predict.with_overrides(ensemble.seen(chosen, options.tta, options.merge), options.override)
+    chosen = command_members.chosen(options)
     limits = Limits(options.max_mib * 2**20, options.max_pixels)
     if options.host not in _LOOPBACK:
         print(f"warning: listens on {options.host}: whoever reaches this machine can use it", file=sys.stderr)
-    with Runner(chosen, predict.shared_options(options), options.in_memory) as runner:
+    with Runner(chosen, command_members.shared_options(options), options.in_memory) as runner:
         print(f"open http://{options.host}:{options.port} (Ctrl-C ends it)", flush=True)
         uvicorn.run(app(runner, limits, options.host), host=options.host, port=options.port, log_level="warning")
     return 0
@@ -93,13 +92,16 @@ async def _body(request: Any, limit: int) -> bytes | None:
 def _parser() -> argparse.ArgumentParser:
     about = "Try an ensemble on a page of this machine; the same process answers POST /predict (an image as the body)."
     parser = argparse.ArgumentParser("python -m infer serve", description=about, allow_abbrev=False)
-    predict.add_members(parser)
+    command_members.add_members(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, this machine)"
     )
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
-    parser.add_argument("--max_mib", type=predict.positive, default=20, help="MiB of an upload (default: %(default)s)")
+    parser.add_argument("--max_mib", type=positive, default=20, help="MiB of an upload (default: %(default)s)")
     parser.add_argument(
-        "--max_pixels", type=predict.positive, default=50_000_000, help="pixels of an image (default: %(default)s)"
+        "--max_pixels",
+        type=positive,
+        default=50_000_000,
+        help="pixels of an image (default: %(default)s)",
     )
     return parser

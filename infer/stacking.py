@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from config.errors import ConfigError
 from infer import calibration, pool, weights
 from infer.calibration import Floats
-from infer.oof import Table
+from infer.oof_table import Table
 from infer.scores import Ints
 
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, the inverse of the penalty, for features of variance one

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import Pixels, whole
+from data.decode import whole
+from data.pixels import Pixels
 from data.restore import restored
 from infer.inputs import Inputs, Pictured, Source
 from infer.prepare import opened
-from infer.runner import Runner
 
 _AT_ONCE = 64  # restored images in memory
 
 
 def second_look(
-    runner: Runner,
+    predict: Callable[[Inputs], NDArray[np.float32]],
     images: Sequence[Source],
     probabilities: NDArray[np.float32],
     below: float,
@@ -35,7 +35,7 @@ def second_look(
     for start in range(0, len(unsure), _AT_ONCE):
         rows = unsure[start : start + _AT_ONCE]
         taken = [_restored(images[row], partial) for row in rows.tolist()]
-        again = runner.predict_inputs(Inputs([str(row) for row in rows], taken.__getitem__)).probabilities
+        again = predict(Inputs([str(row) for row in rows], taken.__getitem__))
         answers[rows] = (answers[rows] + again) / 2
     return answers, len(unsure)
 

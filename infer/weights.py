@@ -16,7 +16,7 @@ from config.errors import ConfigError
 from data import keyed
 from infer import calibration, greedy, pool
 from infer.calibration import Floats
-from infer.oof import Table
+from infer.oof_table import Table
 from infer.pool import Combine
 from infer.scores import Ints, Metric, macro_f1, resampled
 

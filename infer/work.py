@@ -141,7 +141,11 @@ def _looked_again(work: Work, first: int, answers: NDArray[np.float32]) -> tuple
     from infer.uncertain import second_look
 
     images = [work.inputs.read(first + row) for row in range(len(answers))]
-    return second_look(work.runner, images, answers, work.second_look, work.partial)
+
+    def predict(inputs: Inputs) -> NDArray[np.float32]:
+        return work.runner.predict_inputs(inputs).probabilities
+
+    return second_look(predict, images, answers, work.second_look, work.partial)
 
 
 def _forget_empty(work: Work) -> None:

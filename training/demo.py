@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import f1_score
 
-import infer
 from config.errors import DataError
+from infer import ensemble
+from infer.runner import Runner
 
 OUT = Path("demo_out")
 DIGITS, RUNS, ENSEMBLE = OUT / "digits", OUT / "runs", OUT / "ensemble.yaml"
@@ -133,7 +134,7 @@ def score(submission: Path) -> bool:
     truth = [answers[key] for key in answers]
     files = [DIGITS / "test" / key for key in answers]
     print("\nmacro-F1 on the unseen test images")
-    with warnings.catch_warnings(action="ignore"), infer.load(ENSEMBLE) as runner:
+    with warnings.catch_warnings(action="ignore"), Runner(ensemble.read(ENSEMBLE)) as runner:
         votes = np.concatenate([answers.votes for answers in runner.run(files)])
         names = np.array(runner.class_names)
         for member, column in zip(runner.members(), names[votes].T, strict=True):

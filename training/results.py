@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from config.errors import CheckpointError
 from infer import npz, repeats
-from infer.oof import Gathered
+from infer.oof_table import Gathered
 from models.card import Card, read_card
 
 

@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from data.audit.fingerprint import CROPS, SIDE, TURNS, Turn, crop_hashes, cropped, laid
-from data.decode import Pixels
+from data.pixels import Pixels
 
 RADIUS = 11  # bits in which the hashes of a pair may differ
 _CROPPED = 8  # bits in which that of a crop may differ

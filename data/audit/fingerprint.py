@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import Pixels
+from data.pixels import Pixels
 
 SIDE = 64  # of the small grey picture
 _DCT, _KEPT = 32, 8

@@ -14,7 +14,8 @@ from PIL import ExifTags, Image
 
 from config.errors import DataError
 from data.audit import fingerprint
-from data.decode import PIXEL_LIMIT, Pixels, decode
+from data.decode import PIXEL_LIMIT, decode
+from data.pixels import Pixels
 
 _SIDE = 256  # sharpness and tilt are measured at this long side, so that they compare across sizes
 _AGAIN = 11  # pixels of the box that an image is blurred with again, as in Crete et al.

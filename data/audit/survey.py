@@ -25,7 +25,8 @@ from data.audit import duplicates, fingerprint
 from data.audit.duplicates import Pair
 from data.audit.look import Facts, Look, look
 from data.cores import cores
-from data.decode import PIXEL_LIMIT, Pixels
+from data.decode import PIXEL_LIMIT
+from data.pixels import Pixels
 
 VERSION = 3  # of what is measured; raise it when `look` or `duplicates` changes
 _DAMAGED = (OSError, ValueError, LookupError, EOFError, TypeError, zipfile.BadZipFile)

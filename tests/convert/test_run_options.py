@@ -11,7 +11,7 @@ from convert import onnx as convert
 from convert import torch_graph
 from ensemble.member import Member
 from ensemble.options import RunOptions
-from infer import ensemble, predict, predictors
+from infer import command_members, ensemble, predictors
 from infer.member import ensemble_of
 from infer.residency import Members
 from models import manifest, registry, weights
@@ -85,7 +85,9 @@ def test_options_reach_the_member_that_they_are_for(trained, monkeypatch):
     given = []
     opening = predictors.open
     monkeypatch.setattr(predictors, "open", lambda path, runtime, **o: given.append(o) or opening(path, runtime, **o))
-    both = predict.with_overrides(ensemble_of([f"{folder}@torch", str(file)]), ["1:precision=bf16", "2:provider=cpu"])
+    both = command_members.with_overrides(
+        ensemble_of([f"{folder}@torch", str(file)]), ["1:precision=bf16", "2:provider=cpu"]
+    )
     opened = Members(both.members, RunOptions(device="cpu", precision="fp32"), "all")
     assert given == [{"device": "cpu", "precision": "bf16"}, {"providers": ("cpu",)}] and len(opened.cards) == 2
     opened.close()

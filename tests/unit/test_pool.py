@@ -5,7 +5,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from config.errors import ConfigError
-from infer import greedy, oof, pool, scores, weights
+from infer import greedy, oof_table, pool, scores, weights
 from infer.weights import Wish
 
 # Weights (how often each run was taken) and regret of AutoGluon 1.6.3's EnsembleSelection with
@@ -38,10 +38,10 @@ def table(targets, answers, folds=5):
     """A table as `oof.align` makes it."""
     rows = np.arange(len(targets))
     gathered = [
-        oof.Gathered([a.astype(np.float32)], np.zeros((1, len(rows)), np.int64), rows[None, :]) for a in answers
+        oof_table.Gathered([a.astype(np.float32)], np.zeros((1, len(rows)), np.int64), rows[None, :]) for a in answers
     ]
     present = [np.ones(len(rows), bool) for _ in answers]
-    return oof.Table(rows.astype(str), targets, gathered, present, rows % folds)
+    return oof_table.Table(rows.astype(str), targets, gathered, present, rows % folds)
 
 
 def regret(metric, targets, mixed):
@@ -106,7 +106,7 @@ def test_runs_without_a_common_image_are_refused_where_they_must_be_compared():
     targets, answers = problem(60, 3, 6, (2.0, 1.0))
     one = table(targets, answers)
     half = np.arange(60) < 30
-    apart = oof.Table(one.ids, targets, one.logits, [half, ~half], one.fold)
+    apart = oof_table.Table(one.ids, targets, one.logits, [half, ~half], one.fold)
     with pytest.raises(ConfigError, match="no out-of-fold image in common"):
         weights.find(apart, (1.0, 1.0), Wish("greedy"))
     assert weights.find(apart, (1.0, 1.0), Wish("convex")).sum() == pytest.approx(1)
