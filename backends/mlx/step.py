@@ -98,8 +98,8 @@ def parts(recipe: Recipe) -> Parts:
 
 def _prepared(network: Network, batch: Arrays, mix: Arrays) -> Inputs:
     # Taken as bytes, since their float32 values are four times as many.
-    pixels = (batch["images"], batch["images"][mix["permutation"]])
-    images, targets = mixed(*(normalise(network, part) for part in pixels), batch["targets"], mix)
+    images, other = (normalise(network, x) for x in (batch["images"], batch["images"][mix["permutation"]]))
+    images, targets = mixed(images, other, batch["targets"], mix)
     return {"images": images, "targets": targets, "share": batch["weights"] / mx.sum(batch["weights"])}
 
 
