@@ -83,14 +83,19 @@ def means(x: mx.array) -> mx.array:
     shape = (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
     if x.dtype not in _HALF or count <= _FEW_ROWS:
         for axis in range(1, x.ndim - 1):  # one at a time: MLX adds naively on the CPU
-            x = mx.mean(x, axis=axis, keepdims=True)
+            x = _divided(mx.sum(x, axis=axis, keepdims=True), x.shape[axis])
         return x
 
-    @with_vjp(lambda x: ((mx.ones((2, count), x.dtype) @ x.reshape(len(x), count, -1))[:, :1] / count).reshape(shape))
-    def mean(x: mx.array, g: mx.array, _: mx.array) -> mx.array:
-        return mx.broadcast_to(g / count, x.shape)
+    @with_vjp(lambda x: (mx.ones((2, count), x.dtype) @ x.reshape(len(x), count, -1))[:, :1].reshape(shape))
+    def total(x: mx.array, g: mx.array, _: mx.array) -> mx.array:
+        return mx.broadcast_to(g, x.shape)
 
-    return cast(mx.array, mean(x))
+    return _divided(cast(mx.array, total(x)), count)
+
+
+def _divided(total: mx.array, count: int) -> mx.array:
+    # In fp32: bf16 has neither 1 / 7, which `mx.mean` multiplies with, nor 5,000.
+    return (total.astype(mx.float32) / count).astype(total.dtype)
 
 
 def _sum_of_rows(g: mx.array, shape: Sequence[int]) -> mx.array:

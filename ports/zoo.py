@@ -1,7 +1,7 @@
 """mlx-image's own zoo, `mlxim/NAME`: its networks behind the door that the ports have. No architecture is here.
 
 mlx-image (github.com/riccardomusmeci/mlx-image) converts torchvision's weights; its names of parameters stay its own.
-Its convolutions and norms become those of `layers`, which the canonical layout and mixed precision go by; its
+Its convolutions, norms and pooling become those of `layers`, which the canonical layout and mixed precision go by; its
 classifier is set anew, since some of its networks ignore `num_classes`.
 """
 
@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from config.errors import BackendUnavailable, ConfigError
 from models.registry import ModelSpec
-from ports.layers import BatchNorm2d, Conv2d, DropPath, LayerNorm, Linear
+from ports.layers import BatchNorm2d, Conv2d, DropPath, LayerNorm, Linear, MaxPool2d
 
 PREFIX = "mlxim/"
 INSTALL = "pip install --no-deps mlx-image==0.1.10"
@@ -97,6 +97,10 @@ def _layer_norm(old: Any) -> LayerNorm:
     return _with_arrays(LayerNorm(old.dims, eps=old.eps, affine="weight" in old, bias="bias" in old), old)
 
 
+def _max_pool(old: Any) -> MaxPool2d:
+    return MaxPool2d(old._kernel_size[0], old._stride[0], old._padding[0][0])
+
+
 def _linear(old: Any) -> Linear:
     outputs, inputs = old.weight.shape
     return _with_arrays(Linear(inputs, outputs, bias="bias" in old), old)
@@ -107,6 +111,7 @@ _LAYERS: dict[str, Callable[[Any], nn.Module]] = {
     "BatchNorm": _batch_norm,
     "LayerNorm": _layer_norm,
     "Linear": _linear,
+    "MaxPool2d": _max_pool,
 }
 
 

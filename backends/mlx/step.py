@@ -98,8 +98,7 @@ def parts(recipe: Recipe) -> Parts:
 
 def _prepared(network: Network, batch: Arrays, mix: Arrays) -> Inputs:
     # Taken as bytes, since their float32 values are four times as many.
-    pixels = (batch["images"], batch["images"][mix["permutation"]])
-    images, other = (normalise(network, part) for part in pixels)
+    images, other = (normalise(network, x) for x in (batch["images"], batch["images"][mix["permutation"]]))
     images, targets = mixed(images, other, batch["targets"], mix)
     return {"images": images, "targets": targets, "share": batch["weights"] / mx.sum(batch["weights"])}
 

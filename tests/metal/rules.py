@@ -33,8 +33,6 @@ SOURCES = {
 _NO_KERNEL = frozenset(["QRF", "SVD", "Inverse", "Cholesky", "Eig", "Eigh", "LUF", "Load"])
 _INDEX_ARRAYS, _BUFFERS, _ROWS = 20, 31, 4096
 _SPLIT_ROWS, _RMS_WIDTH = 1024 * 256, 4096  # a bf16 sum of equal terms stops growing at 256
-# Operations behind which a sum is still the same sum.
-_ELEMENTS = ("Multiply", "Divide", "AsType", "Reshape", "Squeeze", "ExpandDims", "Flatten", "Unflatten", "Transpose")
 _VECTOR_HEADS, _VECTOR_QUERIES = (64, 96, 128, 192, 256, 512), 8
 _SUM, _MEAN_OF_AXIS = 2, 0  # of Reduce and Scatter; of ScatterAxis
 _HALF = (mx.bfloat16, mx.float16)
@@ -128,15 +126,12 @@ def pointwise(trace: Trace) -> Iterator[str]:
 
 
 def half_sums(trace: Trace) -> Iterator[str]:
-    """Sums in half precision over more rows than its eight digits bear, in one reduction or several."""
-    rows: dict[str, float] = {}  # of each array: how many have been summed to one
-    for op in trace.graph.operations:
-        before = max((rows.get(name, 1) for name in op.inputs), default=1) if op.name in _ELEMENTS else 1
-        if op.name == "Reduce" and op.arguments[0] == _SUM and trace.half(op.inputs[0]):
-            before = rows.get(op.inputs[0], 1) * trace.graph.size(op.inputs[0]) / trace.graph.size(op.outputs[0])
-            if before > _ROWS:
-                yield f"{trace.graph.arrays[op.inputs[0]][0]} over {op.arguments[1]}, {before:.0f} rows"
-        rows.update(dict.fromkeys(op.outputs, before))
+    """Sums in half precision over more rows than its eight digits bear; one after another, each for itself."""
+    for op in trace.named("Reduce"):
+        before, after = (trace.graph.size(name) for name in (*op.inputs, *op.outputs))
+        if op.arguments[0] == _SUM and trace.half(op.inputs[0]) and before > _ROWS * after:
+            yield f"{trace.graph.arrays[op.inputs[0]][0]} over {op.arguments[1]}"
+    for op in trace.named("Depends"):
         yield from _norm_sums(trace, op)
 
 
@@ -147,10 +142,9 @@ def _norm_sums(trace: Trace, op: Operation) -> Iterator[str]:
     if not kind.endswith("VJP") or len(op.outputs) == 1 or not trace.half(op.outputs[0]):
         return
     rows = math.prod(shape[:-1])
-    most = _ROWS if kind == "LayerNormVJP" else math.inf if shape[-1] <= _RMS_WIDTH else _SPLIT_ROWS
-    if rows > most and len(op.outputs) > 2:
+    if kind == "LayerNormVJP" and len(op.outputs) > 2 and rows > _ROWS:
         yield f"{kind} {shape}: the bias"
-    if rows > max(most, _SPLIT_ROWS):
+    if rows > _SPLIT_ROWS and (kind == "LayerNormVJP" or shape[-1] > _RMS_WIDTH):
         yield f"{kind} {shape}: the weight"
 
 

@@ -35,6 +35,8 @@ def shallow(arch: str, classes: int = 10) -> ModelSpec:
             args[name] = [min(most, count) for count in args[name]]
         elif name in args and spec.family != "regnet":  # whose widths follow from its depth
             args[name] = most
+    if spec.family == "maxvit":
+        args["depths"] = [min(2, count) for count in args["model_cfg"]["depths"]]
     if spec.family in ("vit", "eva"):
         args["depth"] = 1
     if spec.family in ("efficientnet", "mobilenetv3"):

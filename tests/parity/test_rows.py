@@ -53,6 +53,41 @@ def test_gates_over_pixels_lose_none_either(size: int) -> None:
     np.testing.assert_allclose(np.array(slopes[0].astype(mx.float32)), exact, rtol=EPSILON)
 
 
+@pytest.mark.parametrize(("shape", "most"), [((3, 41, 43, 16), 2**18), ((3, 41, 43, 16), 4096), ((4, 9, 16), 2**18)])
+def test_layer_norm_has_torchs_gradients_in_bf16(
+    shape: tuple[int, ...], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows, many, and more than MLX's own sum of the weight's gradient is taken for."""
+    monkeypatch.setattr(rows, "_MOST_ROWS", most)
+    arrays = [draw(*shape), 1 + draw(16), draw(16), np.abs(draw(*shape))]
+    given = [mx.array(a).astype(mx.bfloat16) for a in arrays]
+    *exact, g = [torch.tensor(np.array(a.astype(mx.float32)), dtype=torch.float64, requires_grad=True) for a in given]
+    y = F.layer_norm(exact[0], shape[-1:], exact[1], exact[2], eps=1e-6)
+    y.backward(g)
+    outputs, slopes = mx.vjp(lambda *a: rows.layer_norm(*a, 1e-6), given[:3], given[3:])
+    near(np.array(outputs[0].astype(mx.float32)), y, 2 * EPSILON)
+    to_x, to_weight, to_bias = (np.array(s.astype(mx.float32)) for s in slopes)
+    for found, wanted in zip((to_x, to_weight, to_bias), exact, strict=True):
+        assert wanted.grad is not None
+        if found is to_bias or most == 4096:
+            near(found, wanted.grad, (1 if found is to_bias else 2) * EPSILON)
+        elif found is to_x:
+            near(found, wanted.grad, 2 * EPSILON)
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 7, 4), (2, 70, 75, 4), (2, 5000, 4)])
+@pytest.mark.parametrize(("dtype", "rtol"), [(mx.float32, 2e-6), (mx.bfloat16, EPSILON)])
+def test_means_are_torchs(shape: tuple[int, ...], dtype: mx.Dtype, rtol: float) -> None:
+    x = mx.array(np.abs(draw(*shape))).astype(dtype)
+    exact = torch.tensor(np.array(x.astype(mx.float32)), dtype=torch.float64, requires_grad=True)
+    mean = exact.mean(dim=tuple(range(1, len(shape) - 1)), keepdim=True)
+    g = draw(*mean.shape)
+    mean.backward(torch.tensor(g, dtype=torch.float64))
+    near(np.array(rows.means(x).astype(mx.float32)), mean, 2 * rtol)
+    assert exact.grad is not None
+    near(vjp(rows.means, g, x)[0], exact.grad, 2 * rtol)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_pointwise_convolutions_are_products(bias: bool) -> None:
     conv = layers.Conv2d(6, 10, 1, bias=bias)
