@@ -110,10 +110,14 @@ def cover(image: Pixels, quad: Quad) -> Pixels:
 
 def background(image: Pixels) -> Colour | None:
     """The colour of the border: the median of the outermost pixels, None where fewer than 60% of them are near it."""
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    colour = np.median(border, axis=0)
-    near = (np.abs(border - colour) <= _NEAR).all(axis=1).mean()
-    return (float(colour[0]), float(colour[1]), float(colour[2])) if near >= _MOSTLY else None
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).T.copy()
+    count = border.shape[1]
+    ordered = np.sort(border, axis=1, kind="stable")  # of bytes that is a count, a tenth of np.median's time
+    red, green, blue = ((a + b) / 2 for a, b in ordered[:, [(count - 1) // 2, count // 2]].tolist())
+    least = [[max(0, math.ceil(value - _NEAR))] for value in (red, green, blue)]
+    most = [[min(255, math.floor(value + _NEAR))] for value in (red, green, blue)]
+    near = ((border >= np.array(least, np.uint8)) & (border <= np.array(most, np.uint8))).all(axis=0)
+    return (red, green, blue) if np.count_nonzero(near) / count >= _MOSTLY else None
 
 
 def fill(image: Pixels, pad: Pad) -> Colour:
@@ -234,7 +238,7 @@ def _warp(image: Pixels, quad: Quad, height: int, width: int, fill: Colour | Non
     matrix = from_middle @ _homography(quad, image.shape[0], image.shape[1]) @ to_middle
     border = cv2.BORDER_REFLECT_101 if fill is None else cv2.BORDER_CONSTANT
     colour = fill or (0, 0, 0)
-    if np.allclose(matrix[2], (0, 0, 1), rtol=0, atol=1e-9):
+    if all(abs(value - own) <= 1e-9 for value, own in zip(matrix[2].tolist(), (0, 0, 1), strict=True)):
         return cv2.warpAffine(image, matrix[:2], (width, height), None, cv2.INTER_LINEAR, border, colour)
     return cv2.warpPerspective(image, matrix, (width, height), None, cv2.INTER_LINEAR, border, colour)
 
@@ -242,6 +246,6 @@ def _warp(image: Pixels, quad: Quad, height: int, width: int, fill: Colour | Non
 def _homography(quad: Quad, height: int, width: int) -> NDArray[np.float64]:
     """What takes the corners of a `height` x `width` image to `quad`: float64 `[3, 3]`, exactly affine where it is."""
     across, down = (quad[1] - quad[0]) / width, (quad[3] - quad[0]) / height
-    if np.allclose(quad[0] + quad[2], quad[1] + quad[3], rtol=0, atol=1e-6):
+    if max(map(abs, (quad[0] + quad[2] - (quad[1] + quad[3])).tolist())) <= 1e-6:
         return np.array([[across[0], down[0], quad[:, 0].mean()], [across[1], down[1], quad[:, 1].mean()], [0, 0, 1]])
     return cv2.getPerspectiveTransform(corners(height, width).astype(np.float32), quad.astype(np.float32))

@@ -11,10 +11,11 @@ import sys
 import time
 from typing import Literal
 
+from config.errors import DataError
 from data.cores import cores
 from data.processes import Workers, running, workers
 
-_THREADS_DO = 8  # cores that threads keep busy
+THREADS_DO = 8  # cores that threads keep busy
 _MOST = 32  # processes that are started without being asked for
 _TRIAL = 5.0  # seconds
 _WAITING = 0.1  # of the time, from which on a consumer waits for its loader
@@ -26,7 +27,7 @@ class Pace:
 
     def __init__(self, wish: int | Literal["auto"], threads: int):
         self._threads = min(threads or cores(), cores())
-        self._auto = wish == "auto" and sys.platform == "linux" and self._threads > _THREADS_DO
+        self._auto = wish == "auto" and sys.platform == "linux" and self._threads > THREADS_DO
         self._count = min(self._threads, _MOST) if wish == "auto" else int(wish)
         self._on = bool(self._count) and wish != "auto"
         self._pool: Workers | None = None
@@ -35,11 +36,23 @@ class Pace:
 
     def workers(self) -> Workers | None:
         """The processes to prepare the next batch; None for threads, which go on while processes are starting."""
-        if self._auto and self._pool is None:
-            self._pool = running(self._count)  # another loader's
-        if self._on and (self._pool is None or self._pool.closed):
-            self._pool = workers(self._count)
-        return self._pool if self._pool and (self._pool.ready or not self._auto) else None
+        if self._pool is None or self._pool.closed:
+            self._pool = running(self._count) if self._auto else None  # another loader's
+            if self._on and self._pool is None:
+                self._pool = workers(self._count)
+        return self._pool if self._pool and (not self._auto or self._started(self._pool)) else None
+
+    def _started(self, pool: Workers) -> bool:
+        """Whether processes that nobody asked for are there; where they cannot be, threads go on."""
+        try:
+            return pool.ready
+        except DataError as error:
+            self._stay(error)
+            return False
+
+    def _stay(self, error: DataError) -> None:
+        print(f"data: {error} (training goes on with threads)")
+        self._auto, self._on, self._pool = False, False, None
 
     def note(self, asked: float, yielded: float | None, images: int) -> float:
         """Now. A batch of so many images was `asked` for before; the one before it went at `yielded`."""
@@ -63,6 +76,9 @@ class Pace:
                 f"data: {self._threads} threads prepare {given:.0f} images/s, training could take {taken:.0f}; "
                 f"{self._count} worker processes take over (data.processes 0 keeps threads)"
             )
-            self._pool, self._on = workers(self._count), True
+            try:
+                self._pool, self._on = workers(self._count), True
+            except DataError as error:
+                self._stay(error)
         self._waited = self._taken = self._computed = 0.0
         self._images = 0

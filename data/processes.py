@@ -79,22 +79,28 @@ class Workers:
     """`count` processes that prepare batches. Several threads may use them; one at a time waits for a batch."""
 
     def __init__(self, count: int):
-        self._memory = _Memory()
-        reading, self._tasks = os.pipe()
-        try:
-            started = [_start(reading, self._memory.file) for _ in range(count)]
-        finally:
-            os.close(reading)
-        self._processes = dict(started)
-        self._starting = set(self._processes)
-        self._selector = selectors.DefaultSelector()
-        for answers in self._processes:
-            self._selector.register(answers, selectors.EVENT_READ)
         self._lock = threading.RLock()
+        self._memory, self._selector = _Memory(), selectors.DefaultSelector()
+        self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
         self._pending: dict[int, Pending] = {}
         self._sources: list[tuple[object, tuple[int, int]]] = []
         self._number = 0
-        self._end = weakref.finalize(self, _end, self._tasks, dict(self._processes), self._selector)
+        reading, self._tasks = os.pipe()
+        self._end = weakref.finalize(self, _end, self._tasks, self._processes, self._pending, self._selector)
+        try:
+            for _ in range(count):
+                answers, process = _start(reading, self._memory.file)
+                self._processes[answers] = process
+                self._selector.register(answers, selectors.EVENT_READ)
+        except OSError as error:
+            self._end()
+            raise DataError(
+                f"data.processes: {count} worker processes cannot be started ({error.strerror}); set it lower, or to 0 "
+                "for threads"
+            ) from error
+        finally:
+            os.close(reading)
+        self._starting = set(self._processes)
 
     def __len__(self) -> int:
         return len(self._processes)
@@ -172,7 +178,7 @@ class Workers:
             answers: Connection = key.fileobj  # type: ignore[assignment]
             try:
                 answer = answers.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # also in the middle of a message
                 raise self._died(answers) from None
             if answers in self._starting:
                 self._starting.remove(answers)
@@ -213,8 +219,15 @@ def _start(tasks: int, memory: int) -> tuple[Connection, subprocess.Popen[bytes]
     return ours, process
 
 
-def _end(tasks: int, processes: dict[Connection, subprocess.Popen[bytes]], selector: selectors.BaseSelector) -> None:
+def _end(
+    tasks: int,
+    processes: dict[Connection, subprocess.Popen[bytes]],
+    pending: dict[int, Pending],
+    selector: selectors.BaseSelector,
+) -> None:
     """Close the pipe, at which the workers end; those that hang are killed."""
+    for batch in pending.values():
+        batch.cancel()
     os.close(tasks)
     selector.close()
     for answers in processes:

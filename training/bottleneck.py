@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from config.schema import Settings
+from data.pace import THREADS_DO
 
 _WAITING_TOO_LONG, _SAVING_TOO_LONG = 0.1, 0.1
 
@@ -29,6 +31,10 @@ def _faster(settings: Settings, cores: int) -> list[str]:
     ways = []
     if 0 < data.workers < cores:
         ways.append(f"raise --data.workers ({data.workers} of {cores} cores), or 0 for all")
+    if cores > THREADS_DO and data.processes == 0 and sys.platform != "win32":
+        ways.append("prepare images in processes with --data.processes auto")
+    if cores > THREADS_DO and data.processes == "auto" and sys.platform == "darwin":
+        ways.append(f"prepare images in processes with --data.processes {cores}")
     if not data.cache_gb:
         ways.append("keep decoded images with --data.cache_gb 20")
     ways.append("store the images smaller on disk")

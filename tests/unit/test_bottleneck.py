@@ -41,6 +41,8 @@ def test_advice_names_what_can_be_changed_and_only_where_it_bounds() -> None:
     assert "--data.cache_gb" in said
     assert "cache_gb" not in bottleneck.advice(row, settings("--data.cache_gb", "5"), cores=8)  # it is there already
     assert "workers" not in bottleneck.advice(row, settings(), cores=8)  # 0 is all cores already
+    assert "--data.processes auto" in bottleneck.advice(row, settings("--data.processes", "0"), cores=16)
+    assert "processes" not in bottleneck.advice(row, settings("--data.processes", "0"), cores=8)
     assert not bottleneck.advice(Clock(waited=1.0, computed=9.0).row(), settings(), 8)
     assert "--checkpoint" in bottleneck.advice(Clock(computed=8.0, saved=2.0).row(), settings(), 8)
 

@@ -3,6 +3,7 @@ ends."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -276,6 +277,24 @@ def test_systems_without_memfd_share_an_unlinked_file(paths: list[Path], monkeyp
     pool.close()
 
 
+def test_too_many_processes_are_one_line_and_auto_goes_on_with_threads(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    with pytest.raises(DataError, match=r"data\.processes: 7 worker processes cannot be started \(Resource temp"):
+        loader(paths, 7)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(pace, "cores", lambda: 4)
+    monkeypatch.setattr(pace, "THREADS_DO", 1)
+    monkeypatch.setattr(pace, "_TRIAL", 0.05)
+    order = np.arange(COUNT).repeat(10)
+    assert len(list(Loader(paths, transforms.slow, SIZE, 5, 4, processes="auto").epoch(order))) == 46
+    assert "training goes on with threads" in capsys.readouterr().out
+
+
 def test_windows_has_no_workers_and_says_so(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(ConfigError, match=r"data\.processes: worker processes need Linux or macOS"):
@@ -295,6 +314,13 @@ def test_a_run_is_the_same_with_processes_and_can_change_to_them(digits: Path, t
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     again = settings(digits, tmp_path / "some", *wish, "--data.processes", "0", "--resume", str(folder))
     assert campaign.run_all("numpy", again, NEVER) == folder
+
+
+def test_what_remains_of_a_truncated_image_is_the_same(paths: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(paths[1].read_bytes()[:1500])
+    some = [*paths[:4], tmp_path / "cut.jpg"]
+    found = [copies(loader(some, n, images=Images(partial=True)).epoch(np.arange(5))) for n in (0, 2)]
+    assert_same(*found)
 
 
 class Clock:
@@ -357,7 +383,7 @@ def test_auto_goes_over_in_the_middle_of_an_epoch_and_changes_no_batch(
     expected = copies(Loader(paths, transforms.slow, SIZE, 5).epoch(order))
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(pace, "cores", lambda: 4)
-    monkeypatch.setattr(pace, "_THREADS_DO", 1)
+    monkeypatch.setattr(pace, "THREADS_DO", 1)
     monkeypatch.setattr(pace, "_TRIAL", 0.1)
     made, starting = Loader(paths, transforms.slow, SIZE, 5, 4, processes="auto"), 0
 
