@@ -53,7 +53,7 @@ ARMS = (
     Arm("train vit_base eager", 20, "train", ("vit_base_patch16_224", False)),
     Arm("train convnext_base eager", 20, "train", ("convnext_base", False)),
     Arm("train vit_base compiled", 45, "train", ("vit_base_patch16_224", True)),
-    Arm("loader", 35, "loader"),
+    Arm("loader", 55, "loader"),
     Arm("loader and step", 30, "fed", ("resnet50",)),
     Arm("inference", 45, "inference", ("convnext_base",)),
     Arm("onnx", 35, "onnx", ("convnext_base",)),

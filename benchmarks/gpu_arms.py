@@ -10,6 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from backends.torch.transfer import Transfer
 from benchmarks.timm_train import Timm
 from benchmarks.torch_cases import CLASSES, LARGE, Case, forward_operations, peak_of
 from config.errors import BackendUnavailable, OutOfMemory
+from data.cores import cores
 from models import registry
 from models.card import Card
 
@@ -87,7 +89,7 @@ def machine(setting: Setting) -> Figures:
     if device.type == "cuda" and not torch.cuda.is_available():
         session.best_device()  # names a driver that is too old, or a card without kernels
         raise BackendUnavailable(f"torch {torch.__version__} finds no CUDA device here")
-    found: dict[str, Any] = {"name": str(device), "cores": os.cpu_count()}
+    found: dict[str, Any] = {"name": str(device), "cores": cores()}
     if device.type == "cuda":
         own = torch.cuda.get_device_properties(device)
         found |= {"name": own.name, "memory_gib": _gib(own.total_memory), "capability": f"{own.major}.{own.minor}"}
@@ -170,29 +172,31 @@ class Ours:
 
 
 def loader(setting: Setting) -> Figures:
-    """Batches from JPEG files as the step takes them, normalised on the device: our loader and timm's, each alone."""
-    from data.loader import cores
-
+    """Batches from JPEG files as the step takes them, normalised on the device: our loader with threads and with worker
+    processes, and timm's, each alone."""
     case, paths = setting.case("resnet50", False), jpegs(setting)
     case = case._replace(size=224, workers=setting.workers or cores(), updates=setting.updates or 10**6)
-    ours, rates = _loader(case, paths), {"tandem": 0.0, "timm": 0.0}
     way, spec = Transfer(case.device), registry.get(case.name)
     mean, std = (torch.tensor(v, device=case.device) for v in (spec.preprocessing.mean, spec.preprocessing.std))
-    prepare = step.Input(mean, std, 3, "fp32")
-    theirs = Timm(case, paths).loader
+    prepare, theirs = step.Input(mean, std, 3, "fp32"), Timm(case, paths).loader
 
-    def sent() -> Iterator[torch.Tensor]:
-        for loaded in ours.epoch(np.random.default_rng(0).permutation(len(paths))):
+    def ours(processes: int) -> Iterator[torch.Tensor]:
+        for loaded in _loader(case, paths, processes).epoch(_order(paths)):
             yield prepare(way.send([loaded.images])[0])
 
-    for _ in range(1 if setting.updates else 2):
-        for side, batches in (("tandem", sent), ("timm", lambda: (images for images, _ in theirs))):
-            rates[side] = max(rates[side], _consumed(batches(), case))
-            shown = {each: _short(rate) for each, rate in rates.items() if rate}
-            ratio = round(rates["tandem"] / rates["timm"], 3) if rates["timm"] else None
-            yield {"size": 224, "batch": case.batch, "workers": case.workers, "images_per_second": shown} | {
-                "ratio": ratio
-            }
+    sides: dict[str, Callable[[], Iterator[torch.Tensor]]] = {
+        "threads": lambda: ours(0),
+        "processes": lambda: ours(case.workers),
+        "timm": lambda: (images for images, _ in theirs),
+    }
+    rates: dict[str, float] = {}
+    for side in [*sides] * (1 if setting.updates else 2):
+        rates[side] = max(rates.get(side, 0.0), _consumed(sides[side](), case))
+        best = max(rate for name, rate in rates.items() if name != "timm")
+        ratio = round(best / rates["timm"], 3) if "timm" in rates else None
+        shown = {name: _short(rate) for name, rate in rates.items()}
+        figures = {"size": case.size, "batch": case.batch, "workers": case.workers, "images_per_second": shown}
+        yield figures | {"ratio": ratio}
 
 
 def _consumed(batches: Iterator[torch.Tensor], case: Case) -> float:
@@ -211,26 +215,26 @@ def _consumed(batches: Iterator[torch.Tensor], case: Case) -> float:
 
 def fed(setting: Setting, name: str) -> Figures:
     """The step fed by the loader from JPEG files, against the step alone, and timm's loop over the same files."""
-    from data.loader import cores
-
     paths, case = jpegs(setting), setting.case(name, False)
     case = case._replace(size=224, workers=setting.workers or cores())
+    processes = min(case.workers, 32) if case.workers > 8 else 0  # what data.processes auto comes to
     with Ours(case) as ours:
         ours.rate(2)
-        updates = min(2 * setting.of_a_turn(ours.seconds(2)), len(paths) // case.batch)
+        updates = min(2 * setting.of_a_turn(ours.seconds(2)), len(paths) // case.batch - 1)
         figures: dict[str, Any] = {"model": case.name, "size": case.size, "batch": case.batch, **ours.said}
+        figures["processes"] = processes
         alone = ours.rate(updates)
-        epoch = _loader(case, paths).epoch(np.random.default_rng(0).permutation(len(paths)))
-        targets = ours._one.targets
-        fed = ours.rate(updates, (Batch(loaded.images, targets, loaded.weight) for loaded in epoch))
-        epoch.close()  # type: ignore[attr-defined]  # a generator
+        with closing(_loader(case, paths, processes).epoch(_order(paths))) as epoch:
+            next(epoch)  # its workers have started
+            targets = _batch(case).targets
+            fed = ours.rate(updates, (Batch(loaded.images, targets, loaded.weight) for loaded in epoch))
         shown = {"step": _short(alone), "step_and_loader": _short(fed)}
-        yield figures | {"images_per_second": shown, "loader_over_step": round(alone / fed, 3), "ratio": None}
+        figures |= {"images_per_second": shown, "loader_over_step": round(alone / fed, 3)}
+        yield figures
     timm = Timm(case._replace(updates=updates), paths)
     timm.on_synthetic(2)
     shown["timm"] = _short(max(timm.on_files() for _ in range(1 if setting.updates else 2)))  # first its workers start
-    ratio = round(fed / shown["timm"], 3)
-    yield figures | {"images_per_second": shown, "loader_over_step": round(alone / fed, 3), "ratio": ratio}
+    yield figures | {"ratio": round(fed / shown["timm"], 3)}
 
 
 def inference(setting: Setting, name: str) -> Figures:
@@ -355,13 +359,18 @@ def jpegs(setting: Setting) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def _loader(case: Case, paths: list[Path]) -> Any:
+def _loader(case: Case, paths: list[Path], processes: int) -> Any:
     """Our loader with the changes of timm's defaults: crop, flip, brightness, contrast, saturation."""
     from benchmarks.loader import transform
     from data.images import Images
     from data.loader import Loader
 
-    return Loader(paths, transform(), case.size, case.batch, case.workers, images=Images(0))
+    images = Images(0)
+    return Loader(paths, transform(), case.size, case.batch, case.workers, images=images, processes=processes)
+
+
+def _order(paths: list[Path]) -> np.ndarray:
+    return np.random.default_rng(0).permutation(len(paths))
 
 
 def _predicted(call: Callable[[], object], images: int, setting: Setting, case: Case) -> float:

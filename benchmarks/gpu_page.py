@@ -94,7 +94,7 @@ _OTHERS = (
     (
         "The step fed by the loader",
         "loader and step",
-        {**_NETWORK, **_RATE, "ratio": "ratio", "time, step alone = 1": "loader_over_step"},
+        {**_NETWORK, "processes": "processes", **_RATE, "ratio": "ratio", "time, step alone = 1": "loader_over_step"},
     ),
     ("Inference", "inference", {**_NETWORK, **_RATE}),
     (

@@ -18,23 +18,22 @@ _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)")
 
 
 def best_device() -> torch.device:
-    """The device of TANDEM_TORCH_DEVICE, else CUDA (under torchrun the GPU of LOCAL_RANK, which becomes the current
-    one), else MPS, else the CPU.
+    """The device of TANDEM_TORCH_DEVICE, else CUDA (under torchrun the GPU of LOCAL_RANK), else MPS, else the CPU.
+
+    A GPU that is chosen by its number becomes the current one, which pins memory and is asked how much is free.
 
     Raises `BackendUnavailable` when TANDEM_TORCH_DEVICE names a device that is not there, and for a GPU whose driver or
     architecture this torch does not support.
     """
     wanted = os.environ.get(DEVICE_VARIABLE)
     if wanted:
-        return named(wanted, DEVICE_VARIABLE + "=")
+        return _current(named(wanted, DEVICE_VARIABLE + "="))
     if not _cuda_starts():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     rank = os.environ.get("LOCAL_RANK", "")
     if not rank.isdecimal():
         return _supported(torch.device("cuda"))
-    device = torch.device("cuda", int(rank) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return _supported(device)
+    return _current(_supported(torch.device("cuda", int(rank) % torch.cuda.device_count())))
 
 
 def named(name: str, source: str) -> torch.device:
@@ -62,6 +61,13 @@ def remark(device: torch.device) -> str:
     if device.type != "cpu" or built or os.environ.get(DEVICE_VARIABLE) or not shutil.which("nvidia-smi"):
         return ""
     return f"torch {torch.__version__} is built without CUDA, and there is an NVIDIA GPU: install torch with CUDA"
+
+
+def _current(device: torch.device) -> torch.device:
+    """The device, the current one if it is a GPU with a number."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
 
 
 def _cuda_starts() -> bool:

@@ -22,14 +22,20 @@ def resolved(precision: Precision, device: torch.device) -> Precision:
     """`auto` is what the device is fast at: bf16 on CUDA from compute capability 8 on, fp16 with a scaled loss on 7.x
     (V100, T4, RTX 20), else fp32. Says to torch whether CUDA's fp32 may be tf32, which fp32 never is here.
 
-    Raises `ConfigError` for tf32 on a device that has none.
+    Raises `ConfigError` for tf32 on a device that has none, and for bf16 on a GPU that cuDNN has none for.
     """
     if precision == "tf32" and device.type != "cuda":
         raise ConfigError(f"train.precision tf32: needs an NVIDIA GPU, and the device is {device}; choose fp32")
     allow_tf32(precision, device)
-    if precision == "auto" and device.type == "cuda":
+    if device.type == "cuda":
         major = 8 if torch.version.hip else capability(device)[0]
-        return "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
+        if precision in ("bf16", "tf32") and major < 8:
+            raise ConfigError(
+                f"train.precision {precision}: needs a GPU of compute capability 8.0 or later, and {device} has "
+                f"{major}.x; choose auto"
+            )
+        if precision == "auto":
+            return "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
     return "fp32" if precision == "auto" else precision
 
 

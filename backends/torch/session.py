@@ -187,6 +187,7 @@ class Session:
         sent = (self._transfer.send([images])[0] for images in batches)
         statistics.recalibrate(self._trainer.model, self._input, self._precision, sent)
 
+    @memory_errors()
     def state(self) -> TrainState:
         """A copy of the whole state in canonical form; waits for the device."""
         average, scale = self._trainer.average, self._trainer.scale
@@ -201,6 +202,7 @@ class Session:
             scale_age=int(scale.age.item()) if scale else 0,
         )
 
+    @memory_errors()
     def load(self, state: TrainState, strict: bool = True) -> None:
         """Take over a whole state; `WeightsError`, with nothing changed, when names or shapes do not fit.
 

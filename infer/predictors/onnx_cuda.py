@@ -46,8 +46,8 @@ def with_options(chosen: Sequence[str], path: Path) -> list[str | tuple[str, dic
 
 def _options(name: str, path: Path) -> dict[str, Any]:
     device: dict[str, Any] = {"device_id": device_number()}
-    if name == CUDA:
-        return device
+    if name == CUDA:  # an fp32 file is computed in fp32, as it is verified; its own default is TF32
+        return device | {"use_tf32": 0}
     engines = cache_folder() / "tensorrt"
     engines.mkdir(parents=True, exist_ok=True)
     cached = {"trt_engine_cache_enable": True, "trt_timing_cache_enable": True, "trt_engine_cache_path": str(engines)}

@@ -154,7 +154,7 @@ def test_cuda_that_does_not_load_is_no_silent_cpu(file: Path, monkeypatch: pytes
     with pytest.warns(UserWarning, match=r"lists CUDAExecutionProvider.*runs on CPUExecutionProvider.*onnxruntime-gpu"):
         opened = predictor.open(file)
     assert opened.providers == ("CPUExecutionProvider",)
-    assert fallen.asked == [("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"]
+    assert fallen.asked == [("CUDAExecutionProvider", {"device_id": 0, "use_tf32": 0}), "CPUExecutionProvider"]
     with pytest.raises(BackendUnavailable, match=r"lists CUDAExecutionProvider, which does not load here.*onnx_gpu"):
         predictor.open(file, providers=("cuda",))
     assert predictor.available(file) == ("CPUExecutionProvider",), "a conversion is verified on what there is"
@@ -168,7 +168,7 @@ def test_tensorrt_is_asked_for_with_its_profile_and_each_rank_has_its_gpu(
     with pytest.raises(BackendUnavailable, match="lists TensorrtExecutionProvider, CUDAExecutionProvider"):
         predictor.open(file, providers=("tensorrt", "cuda"))
     (tensorrt, options), cuda = fallen.asked
-    assert (tensorrt, cuda) == ("TensorrtExecutionProvider", ("CUDAExecutionProvider", {"device_id": 3}))
+    assert (tensorrt, cuda[0], cuda[1]["device_id"]) == ("TensorrtExecutionProvider", "CUDAExecutionProvider", 3)
     assert options["device_id"] == 3
     assert options["trt_profile_min_shapes"] == "images:1x32x32x3"
     assert options["trt_profile_max_shapes"] == options["trt_profile_opt_shapes"] == "images:64x32x32x3"

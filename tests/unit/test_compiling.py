@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,6 +225,23 @@ def test_every_size_micro_batch_and_member_is_compiled(monkeypatch: pytest.Monke
     assert versions(session) == 4, "another member begins with none"
     assert torch._dynamo.config.fail_on_recompile_limit_hit
     session.close()
+
+
+def test_a_compiled_session_leaves_no_tensor_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Dynamo keeps of it for the next fold must not keep its memory."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network, **_: compile(network, dynamic=False, backend="eager"))
+    monkeypatch.setattr(networks, "build", lambda _spec: Small())
+    session = torch_session("default")
+    updates(session, 24, 32)
+    average = session._trainer.average
+    assert average is not None and versions(session) >= 6
+    held = [weakref.ref(t) for t in (*session._tensors.values(), *average.tensors.values(), *session._moments.values())]
+    del average
+    session.close()
+    del session
+    gc.collect()
+    assert len(held) > 20 and not [reference for reference in held if reference() is not None]
 
 
 def test_a_compiled_session_trains_as_an_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ def test_each_process_of_torchrun_takes_its_gpu(
     assert cuda.get("current") == (torch.device(expected) if rank else None)
     monkeypatch.setenv(devices.DEVICE_VARIABLE, "cuda:2")
     assert devices.best_device() == torch.device("cuda:2"), "what the user names is what he gets"
+    assert cuda["current"] == torch.device("cuda:2"), "its memory is what is asked for near a full device"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,14 @@ def test_auto_is_what_the_session_s_own_card_is_fast_at(
     assert of_inference(None, CPU) == resolved("auto", CPU) == "fp32"
     allow_tf32("tf32", CPU)
     assert len(switched) == 2
+    for precision in ("bf16", "tf32"):
+        if capability >= (8, 0):
+            assert resolved(precision, own) == precision
+            continue
+        with pytest.raises(
+            ConfigError, match=rf"precision {precision}: needs .* 8\.0 or later.*cuda:1 has {capability[0]}"
+        ):
+            resolved(precision, own)
 
 
 def test_a_start_says_device_precision_and_whether_it_is_compiled() -> None:

@@ -23,6 +23,7 @@ from tests.contract.cases import CLASSES, KNOBS
 
 META = torch.device("meta")
 N = 4
+NETWORKS = (*LARGE, ("swin_base_patch4_window7_224", 224, 128))
 
 
 class Counted(TorchDispatchMode):
@@ -45,7 +46,7 @@ def drawn(size: int) -> tuple[Batch, MixPlan]:
     return Batch(images, targets, np.ones(N, np.float32)), plan
 
 
-@pytest.mark.parametrize(("name", "size"), [(name, size) for name, size, _ in LARGE])
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, size, _ in NETWORKS])
 def test_an_update_waits_for_nothing_and_adds_few_operations(
     name: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +106,7 @@ def activations(name: str, size: int, precision: str, recompute: bool = False) -
     return sum(kept.values())
 
 
-@pytest.mark.parametrize(("name", "size", "batch"), LARGE)
+@pytest.mark.parametrize(("name", "size", "batch"), NETWORKS)
 def test_the_benchmarks_cases_fit(name: str, size: int, batch: int) -> None:
     """A batch's activations in bf16 leave room on a card of 80 GB; recomputing needs less than half of them."""
     exact, half = (activations(name, size, precision) for precision in ("fp32", "bf16"))

@@ -184,3 +184,19 @@ def test_what_is_sent_is_not_changed_and_comes_back() -> None:
     result = session.read(session.train_step(batch()._replace(images=images), None, KNOBS))
     assert result.finite and result.seconds == 0.0
     np.testing.assert_array_equal(images, batch().images)
+
+
+def test_a_device_that_is_too_full_for_a_copy_of_the_state_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a checkpoint as in an update: the fold goes on in smaller parts."""
+    spec = tiny.spec("convnext", num_classes=CLASSES)
+    session = Session(spec, None, OptimSpec(), LossSpec(), "fp32", 0, False, MemorySpec(), torch.device("cpu"))
+    state = session.state()
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB.")
+
+    monkeypatch.setattr(networks, "to_arrays", full)
+    monkeypatch.setattr(networks, "copy_into", full)
+    for call in (session.state, lambda: session.load(state)):
+        with pytest.raises(OutOfMemory, match="micro_batch"):
+            call()
