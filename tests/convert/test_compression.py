@@ -26,7 +26,7 @@ def small() -> Network:
 
 @pytest.mark.parametrize(
     ("kind", "macos", "bits"),
-    [("w8", 14, 8), ("palette6", 14, 6), ("w8", 15, 8), ("palette4", 15, 4)],
+    [("w8", 14, 8), ("palette6", 14, 6), ("w8", 15, 8), ("palette6", 15, 6), ("palette4", 15, 4)],
 )
 def test_the_evaluator_unpacks_weights_as_coremltools_does(
     kind: str, macos: int, bits: int, small: Network, tmp_path: Path
