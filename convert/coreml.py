@@ -62,7 +62,7 @@ def write(
     """
     with whole(out, overwrite) as path, temporaries(path.parent), quietly():
         model = converted(network, card, precision, batches, macos)
-        save(coreml_compress.compressed(model, precision, float_layers), card, path, labels=not batches)
+        save(coreml_compress.compressed(model, precision, float_layers, macos), card, path, labels=not batches)
     return out
 
 

@@ -21,6 +21,10 @@ _COLUMNS = {
     "milliseconds_checkpoint": "ms of the checkpoint",
     "images": "images",
     "top1_agreement": "top-1 agreement",
+    "tied_flips": "flips of ties",
+    "clear_agreement": "agreement without ties",
+    "accuracy": "accuracy",
+    "accuracy_checkpoint": "accuracy of the checkpoint",
     "max_logit_difference": "max logit diff",
     "mean_logit_difference": "mean logit diff",
     "torch_error": "torch's own fp32 error",
@@ -28,6 +32,7 @@ _COLUMNS = {
     "log_loss": "log loss",
     "log_loss_checkpoint": "log loss of the checkpoint",
 }
+_SHARES = ("top1_agreement", "clear_agreement", "accuracy", "accuracy_checkpoint")
 _KEPT = {*_COLUMNS, "faults", "machine", "not_tried"}
 
 
@@ -67,10 +72,21 @@ def line(comparison: Comparison) -> str:
         return f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB: {'; '.join(c.faults)}"
     return (
         f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB{_speed(c)}: "
-        f"top-1 agreement {c.top1_agreement:.2%} of {c.images} images, logits differ by "
+        f"top-1 agreement {c.top1_agreement:.2%} of {c.images} images{_flips(c)}{_accuracy(c)}, logits differ by "
         f"{c.max_logit_difference:.1e} at most (torch's own fp32 error {c.torch_error:.1e}), KL {c.kl_divergence:.1e}, "
         f"log loss {c.log_loss:.5f} ({c.log_loss_checkpoint:.5f}): {'; '.join(c.faults) or 'within the limits'}"
     )
+
+
+def _flips(c: Comparison) -> str:
+    flips = round((1 - c.top1_agreement) * c.images)
+    return f" ({c.tied_flips} of {flips} flips are ties, no faults)" if c.tied_flips else ""
+
+
+def _accuracy(c: Comparison) -> str:
+    if c.accuracy is None or c.accuracy_checkpoint is None:
+        return ""
+    return f", accuracy {c.accuracy:.2%} ({c.accuracy_checkpoint:.2%})"
 
 
 def _speed(c: Comparison) -> str:
@@ -84,7 +100,7 @@ def _distinct(names: Iterable[str]) -> list[str]:
 
 
 def _cell(key: str, value: Any) -> str:
-    if key == "top1_agreement" and value is not None:
+    if key in _SHARES and value is not None:
         return f"{value:.2%}"
     if value is None:
         return ""

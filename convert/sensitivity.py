@@ -40,7 +40,13 @@ class Loss(NamedTuple):
 
 
 def rank(
-    network: torch_graph.Network, card: Card, target: str, precision: str, images: Pixels, calibration: Sequence[Pixels]
+    network: torch_graph.Network,
+    card: Card,
+    target: str,
+    precision: str,
+    images: Pixels,
+    calibration: Sequence[Pixels],
+    macos: int = 14,
 ) -> list[Loss]:
     """All layers that `precision` compresses, the one that loses most first; `images` are those of one batch."""
     before = log_softmax(torch_graph.once(network, *images).astype(np.float64), 1)
@@ -48,7 +54,7 @@ def rank(
         if target == "onnx":
             found = list(_onnx(network, card, images, calibration, Path(folder), before))
         else:
-            found = list(_coreml(network, card, precision, images, Path(folder), before))
+            found = list(_coreml(network, card, precision, images, Path(folder), before, macos))
     return sorted(found, key=lambda loss: -loss.kl_divergence)
 
 
@@ -100,12 +106,18 @@ def _onnx(
 
 
 def _coreml(
-    network: torch_graph.Network, card: Card, precision: str, images: Pixels, folder: Path, before: NDArray
+    network: torch_graph.Network,
+    card: Card,
+    precision: str,
+    images: Pixels,
+    folder: Path,
+    before: NDArray,
+    macos: int,
 ) -> Iterator[Loss]:
     with quietly():
-        model = coreml.converted(network, card, precision)
+        model = coreml.converted(network, card, precision, macos=macos)
         coreml.save(model, card, folder / "float.mlpackage", labels=False)
-        small = coreml_compress.compressed(model, precision)
+        small = coreml_compress.compressed(model, precision, macos=macos)
         coreml.save(small, card, folder / "small.mlpackage", labels=False)
         layers = coreml.layer_names(network, card)
     plain, compressed = (_program(folder / name) for name in ("float.mlpackage", "small.mlpackage"))

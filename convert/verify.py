@@ -59,7 +59,9 @@ class Comparison:
 
     Logit differences are absolute; `torch_error` is the largest difference of torch's fp32 logits from its float64
     ones on the same images; `kl_divergence` is the mean of KL(checkpoint || artefact) in nats; log losses are of the
-    images' labels, or of the checkpoint's own top-1 where `labelled` is false. `megabytes` is the artefact's size;
+    images' labels, or of the checkpoint's own top-1 where `labelled` is false, and so are accuracies, None then.
+    `tied_flips` of the images with another top-1 are ties (see `Limits`), which are no fault; `clear_agreement` is the
+    top-1 agreement of the images that are none. `megabytes` is the artefact's size;
     `milliseconds` the median of one image on the machine of the report, None where the runtime says nothing of speed.
     `faults` is empty when all is within the limits. `not_tried` are the runtimes that the artefact is made for and that
     the machine does not have.
@@ -77,6 +79,10 @@ class Comparison:
     kl_divergence: float
     log_loss: float
     log_loss_checkpoint: float
+    accuracy: float | None
+    accuracy_checkpoint: float | None
+    tied_flips: int
+    clear_agreement: float
     megabytes: float
     milliseconds: float | None
     milliseconds_checkpoint: float | None
@@ -148,12 +154,16 @@ def measure(
 
     `limits` are those of the artefact's precision where no others are given.
     """
+    limits = limits or PRECISIONS[artefact.precision].limits
     logits, top1 = said.logits, reference.argmax(1)
     targets = top1 if labels is None else np.where(labels >= 0, labels, top1)
     answer, wanted = log_softmax(logits.astype(np.float64), 1), log_softmax(reference.astype(np.float64), 1)
     rows = np.arange(len(targets))
     difference = np.abs(logits.astype(np.float64) - reference)
-    agreement = float((logits.argmax(1) == top1).mean())
+    flipped = (logits.argmax(1) != top1) | ~np.isfinite(logits).all(1)
+    tied = _tied(wanted, limits, torch_error)
+    clear = float(1 - flipped[~tied].mean()) if not tied.all() else 1.0
+    accuracy, accuracy_before, lost = _accuracies(logits, reference, labels, tied)
     loss, loss_before = float(-answer[rows, targets].mean()), float(-wanted[rows, targets].mean())
     return Comparison(
         artefact=artefact.path.name,
@@ -161,27 +171,43 @@ def measure(
         precision=artefact.precision,
         images=len(reference),
         labelled=labels is not None,
-        top1_agreement=agreement,
+        top1_agreement=float(1 - flipped.mean()),
         max_logit_difference=float(difference.max()),
         mean_logit_difference=float(difference.mean()),
         torch_error=torch_error,
         kl_divergence=float((np.exp(wanted) * (wanted - answer)).sum(1).mean()),
         log_loss=loss,
         log_loss_checkpoint=loss_before,
+        accuracy=accuracy,
+        accuracy_checkpoint=accuracy_before,
+        tied_flips=int((flipped & tied).sum()),
+        clear_agreement=clear,
         megabytes=size(artefact.path) / 1e6,
         milliseconds=said.milliseconds,
         milliseconds_checkpoint=milliseconds,
         machine=machine(),
         not_tried=not_here(artefact.path),
-        faults=faults(
-            limits or PRECISIONS[artefact.precision].limits,
-            agreement,
-            float(difference.max()),
-            torch_error,
-            loss,
-            loss_before,
-        ),
+        faults=faults(limits, clear, lost, float(difference.max()), torch_error, loss, loss_before),
     )
+
+
+def _tied(log_probabilities: NDArray[np.float64], limits: Limits, torch_error: float) -> NDArray[np.bool_]:
+    """The images `[N]` that are ties, by the checkpoint's log probabilities `[N, C]`."""
+    first, second = np.sort(log_probabilities, axis=1)[:, :-3:-1].T
+    return first - second <= np.log1p(limits.ties) + 2 * limits.floors * torch_error
+
+
+def _accuracies(
+    logits: NDArray[np.float32], reference: NDArray[np.float32], labels: NDArray[np.int64] | None, tied: NDArray
+) -> tuple[float | None, float | None, float]:
+    """The accuracies of an artefact and its checkpoint, and by how much it is lower when ties are left as they were."""
+    if labels is None:
+        return None, None, 0.0
+    known = labels >= 0
+    after = ((logits.argmax(1) == labels) & np.isfinite(logits).all(1))[known]
+    before = (reference.argmax(1) == labels)[known]
+    lost = before.astype(float) - after
+    return float(after.mean()), float(before.mean()), float(np.where(tied[known], 0.0, lost).mean())
 
 
 def not_run(artefact: Artefact, failure: NotRun, images: int, labelled: bool) -> Comparison:
@@ -198,6 +224,10 @@ def not_run(artefact: Artefact, failure: NotRun, images: int, labelled: bool) ->
         **nothing,
         log_loss=math.nan,
         log_loss_checkpoint=math.nan,
+        accuracy=None,
+        accuracy_checkpoint=None,
+        tied_flips=0,
+        clear_agreement=math.nan,
         megabytes=size(artefact.path) / 1e6,
         milliseconds=None,
         milliseconds_checkpoint=None,
@@ -208,12 +238,22 @@ def not_run(artefact: Artefact, failure: NotRun, images: int, labelled: bool) ->
 
 
 def faults(
-    limits: Limits, agreement: float, difference: float, torch_error: float, loss: float, loss_before: float
+    limits: Limits,
+    agreement: float,
+    accuracy_lost: float,
+    difference: float,
+    torch_error: float,
+    loss: float,
+    loss_before: float,
 ) -> tuple[str, ...]:
-    """The limits that are not held; a NaN holds none."""
+    """The limits that are not held; a NaN holds none. Agreement and lost accuracy are without ties."""
     found = []
     if not agreement >= limits.top1_agreement:
-        found.append(f"top-1 agreement {agreement:.4%}, at least {limits.top1_agreement:.2%} wanted")
+        found.append(f"top-1 agreement {agreement:.4%} without ties, at least {limits.top1_agreement:.2%} wanted")
+    if not accuracy_lost <= limits.accuracy:
+        found.append(
+            f"{100 * accuracy_lost:.2f} points of accuracy lost without ties, at most {100 * limits.accuracy:g} wanted"
+        )
     if limits.floors and not difference <= limits.floors * torch_error:
         bound = limits.floors * torch_error
         found.append(f"logits differ by {difference:.2e}, at most {limits.floors:g} x torch's own = {bound:.2e} wanted")

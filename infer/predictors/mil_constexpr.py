@@ -52,18 +52,28 @@ def _lookup(indices: Array, lut: Array, shape: Array) -> Array:
     return lut[bits(indices, width, count)].reshape([int(n) for n in shape])
 
 
-def _lookup_one_table(indices: Array, lut: Array) -> Array:
-    if lut.ndim != indices.ndim + 2 or lut.size != lut.shape[-2] or indices.max(initial=0) >= lut.size:
-        raise UnsupportedOperation(f"constexpr_lut_to_dense with tables {list(lut.shape)}, one for all is known")
-    return lut.reshape(-1)[indices]
+def _lookup_tables(indices: Array, lut: Array) -> Array:
+    """`lut` `[blocks along each axis..., entries, 1]`: a table for each block of the indices."""
+    blocks, entries = lut.shape[:-2], lut.shape[-2] if lut.ndim > 1 else 0
+    if lut.ndim != indices.ndim + 2 or lut.shape[-1] != 1 or indices.max(initial=0) >= entries:
+        raise UnsupportedOperation(
+            f"constexpr_lut_to_dense of {list(indices.shape)} with tables {list(lut.shape)}: vectors are not known"
+        )
+    numbers = _by_block(np.arange(np.prod(blocks, dtype=np.int64)).reshape(blocks), indices.shape)
+    return lut.reshape(-1, entries)[numbers, indices]
 
 
 def _blockwise(data: Array, scale: Array) -> Array:
-    if scale.ndim != data.ndim or any(s not in (1, d) for s, d in zip(scale.shape, data.shape, strict=True)):
-        raise UnsupportedOperation(
-            f"constexpr_blockwise_shift_scale of {list(data.shape)} by {list(scale.shape)}: blocks are not known"
-        )
-    return (data.astype(np.float32) * scale.astype(np.float32)).astype(scale.dtype)
+    return (data.astype(np.float32) * _by_block(scale.astype(np.float32), data.shape)).astype(scale.dtype)
+
+
+def _by_block(values: Array, shape: tuple[int, ...]) -> Array:
+    """One value for each block, repeated over its block in an array of `shape`."""
+    if values.ndim != len(shape) or any(not n or d % n for n, d in zip(values.shape, shape, strict=True)):
+        raise UnsupportedOperation(f"blocks {list(values.shape)} of an array {list(shape)}")
+    for axis, (blocks, length) in enumerate(zip(values.shape, shape, strict=True)):
+        values = np.repeat(values, length // blocks, axis)
+    return values
 
 
 KINDS: dict[tuple[str, frozenset[str]], Callable[..., Array]] = {
@@ -71,7 +81,7 @@ KINDS: dict[tuple[str, frozenset[str]], Callable[..., Array]] = {
     for kind, function in (
         ("constexpr_affine_dequantize", _affine),
         ("constexpr_lut_to_dense", _lookup),
-        ("constexpr_lut_to_dense", _lookup_one_table),
+        ("constexpr_lut_to_dense", _lookup_tables),
         ("constexpr_blockwise_shift_scale", _blockwise),
     )
 }

@@ -19,7 +19,7 @@ from backends.torch import model as torch_model
 from config.errors import ConvertError
 from convert import __main__ as command
 from convert import pictures as real_images
-from convert import place, source, torch_graph, verify
+from convert import place, report, source, torch_graph, verify
 from infer import predictors
 from infer.predictors import mil_evaluate
 from models import manifest, registry, weights
@@ -111,7 +111,7 @@ def test_another_model_fails_the_verification(
 
 @pytest.mark.parametrize(
     ("noise", "precision", "faults"),
-    [(1e-6, "fp32", 0), (1e-4, "fp32", 1), (1e-4, "fp16", 0), (3.0, "fp16", 2), (np.nan, "fp16", 2)],
+    [(1e-6, "fp32", 0), (1e-4, "fp32", 1), (1e-4, "fp16", 0), (3.0, "fp16", 3), (np.nan, "fp16", 3)],
 )
 def test_limits_go_by_precision(noise: float, precision: str, faults: int) -> None:
     rng = np.random.default_rng(0)
@@ -121,6 +121,50 @@ def test_limits_go_by_precision(noise: float, precision: str, faults: int) -> No
     said = verify.Measured("onnx", logits, None)
     compared = verify.measure(verify.Artefact(Path("x"), precision), said, reference, 1e-6, labels)
     assert len(compared.faults) == faults
+
+
+@pytest.mark.parametrize(
+    ("precision", "margin", "fault"),
+    [
+        ("fp16", 0.01, ""),  # probabilities 1% apart
+        ("fp16", 0.05, "top-1 agreement 99.8"),
+        ("int8", 0.05, ""),
+        ("int8", 0.3, ""),  # one clear flip of 500 is within the 99%
+        ("fp32", 0.01, "top-1 agreement 99.8"),
+    ],
+)
+def test_a_flip_of_a_tie_is_no_fault(precision: str, margin: float, fault: str) -> None:
+    """The first image's first two classes are `margin` apart, and the artefact has them the other way round."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 500)
+    reference = 8 * np.eye(10, dtype=np.float32)[labels]
+    reference[0] = np.linspace(-1, -9, 10)
+    reference[0, labels[0]], reference[0, (labels[0] + 1) % 10] = 5 + margin, 5
+    logits = reference.copy()
+    logits[0, labels[0]], logits[0, (labels[0] + 1) % 10] = 5, 5 + margin
+    said = verify.Measured("onnx", logits, None)
+    compared = verify.measure(verify.Artefact(Path("x"), precision), said, reference, 1e-6, labels)
+    assert "; ".join(compared.faults).count("top-1") == bool(fault)
+    assert fault in "; ".join(compared.faults)
+    assert compared.top1_agreement == compared.accuracy == 0.998, "what is reported counts every image"
+    assert compared.accuracy_checkpoint == 1
+    assert compared.tied_flips == ((margin < 0.02 and precision == "fp16") or (margin < 0.2 and precision == "int8"))
+    assert ("1 of 1 flips are ties" in report.line(compared)) == bool(compared.tied_flips)
+
+
+def test_right_answers_lost_are_a_fault_where_agreement_and_log_loss_are_not() -> None:
+    """Ten of a thousand flip, all from right to wrong, each by a small margin beyond that of a tie."""
+    reference = np.tile(np.float32([2, 1.75, -9]), (1000, 1))
+    labels = np.zeros(1000, np.int64)
+    for flips, faults in ((9, 0), (11, 2)):
+        logits = reference.copy()
+        logits[:flips, :2] = logits[:flips, 1::-1]
+        said = verify.Measured("onnx", logits, None)
+        compared = verify.measure(verify.Artefact(Path("x"), "int8"), said, reference, 1e-6, labels)
+        assert len(compared.faults) == faults, compared.faults
+    assert "1.10 points of accuracy lost" in compared.faults[1]
+    unlabelled = verify.measure(verify.Artefact(Path("x"), "int8"), said, reference, 1e-6, None)
+    assert unlabelled.accuracy is None and "accuracy" not in "".join(unlabelled.faults)
 
 
 def test_the_measures_are_those_of_scikit_learn_and_scipy() -> None:
@@ -139,6 +183,8 @@ def test_the_measures_are_those_of_scikit_learn_and_scipy() -> None:
     assert compared.log_loss_checkpoint == pytest.approx(log_loss(labels, p))
     assert compared.kl_divergence == pytest.approx(entropy(p, q, axis=1).mean())
     assert compared.top1_agreement == accuracy_score(reference.argmax(1), logits.argmax(1))
+    assert compared.accuracy == accuracy_score(labels, logits.argmax(1))
+    assert compared.accuracy_checkpoint == accuracy_score(labels, reference.argmax(1))
 
 
 def test_labels_are_used_where_the_images_have_them(digits: Path, checkpoint: Path) -> None:

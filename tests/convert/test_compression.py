@@ -9,10 +9,11 @@ import coremltools as ct
 import coremltools.optimize.coreml as optimize
 import numpy as np
 import onnx as onnx_library
+import onnxruntime
 import pytest
 
 from config.errors import ConvertError
-from convert import coreml, onnx, pictures, precision, sensitivity
+from convert import coreml, onnx, onnx_int8, pictures, precision, sensitivity
 from infer.predictors import mil_package, mil_program, mil_reference
 from infer.predictors import onnx as onnx_predictor
 from tests.convert.networks import Network, build
@@ -25,7 +26,7 @@ def small() -> Network:
 
 @pytest.mark.parametrize(
     ("kind", "macos", "bits"),
-    [("w8", 14, 8), ("palette6", 14, 6), ("w8", 15, 8), ("palette4", 15, 4)],
+    [("w8", 14, 8), ("palette6", 14, 6), ("w8", 15, 8), ("palette6", 15, 6), ("palette4", 15, 4)],
 )
 def test_the_evaluator_unpacks_weights_as_coremltools_does(
     kind: str, macos: int, bits: int, small: Network, tmp_path: Path
@@ -107,6 +108,36 @@ def test_int8_takes_the_range_of_a_convolution_behind_its_activation(family: str
     if family == "resnet":  # random ReLU6 weights lose more than a standard deviation of the logits by int8
         logits = onnx_predictor.open(path).logits(network.images)
         assert np.abs(logits - network.single).max() < 0.5 * network.single.std()
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_rounded_weights_do_not_move_the_mean_of_a_layer(biased: bool, tmp_path: Path) -> None:
+    """One weight of each channel is so large that the others round to zero; its own input is always zero."""
+    rng = np.random.default_rng(0)
+    weight = rng.uniform(0.01, 0.03, (4, 8, 1, 1)).astype(np.float32)
+    weight[:, 0] = 10
+    bias = [onnx_library.numpy_helper.from_array(np.array([0, 1, -1, 0.5], np.float32), "bias")] if biased else []
+    make = onnx_library.helper
+    graph = make.make_graph(
+        [make.make_node("Conv", ["images", "weight", *(["bias"] if biased else [])], ["logits"], name="conv")],
+        "g",
+        [make.make_tensor_value_info("images", onnx_library.TensorProto.FLOAT, ["N", 8, 3, 3])],
+        [make.make_tensor_value_info("logits", onnx_library.TensorProto.FLOAT, ["N", 4, 3, 3])],
+        [onnx_library.numpy_helper.from_array(weight, "weight"), *bias],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=8)
+    images = rng.integers(0, 256, (5, 3, 3, 8), dtype=np.uint8)
+    images[..., 0] = 0
+    small = onnx_int8.quantized(model, [(images[:3],), (images[3:],)], tmp_path)
+
+    def logits(one: onnx_library.ModelProto) -> np.ndarray:
+        session = onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"])
+        return session.run(None, {"images": np.moveaxis(images, 3, 1) / np.float32(255)})[0].mean((0, 2, 3))
+
+    assert "QuantizeLinear" in {node.op_type for node in small.graph.node}
+    # The outputs have steps of 0.008; the rounded weights alone would move the means by 0.06.
+    np.testing.assert_allclose(logits(small), logits(model), atol=0.004)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_layer_that_was_made_hard_for_int8_is_named_first(small: Network) -> None:
