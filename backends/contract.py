@@ -126,7 +126,8 @@ class OptimSpec:
     hands the others to AdamW. `head` names the classifier's parameters (see `Knobs.frozen`).
     Gradients are limited in this order, 0 being no limit: each unit's norm to `clip_factor` of its weight's norm, the
     head spared (Brock et al. 2021); each entry to +-`clip_value`; all together to `Knobs.clip_norm`.
-    `ema` says whether an exponential moving average of all weights is kept.
+    `ema` says whether an exponential moving average of all weights is kept. With `fixed_statistics` BatchNorm uses its
+    running statistics in training too and nothing moves them, `recalibrate` neither.
     """
 
     name: OptimizerName = "adamw"
@@ -135,6 +136,7 @@ class OptimSpec:
     momentum: float = 0.9
     nesterov: bool = True
     ema: bool = False
+    fixed_statistics: bool = False
     multipliers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     matrices: frozenset[str] = frozenset()
     head: frozenset[str] = frozenset()

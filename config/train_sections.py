@@ -111,7 +111,18 @@ class Optim(Section):
         description="Factor of the learning rate from each layer to the one before it, such as 0.75 (timm's layers);"
         " 1 gives all the same.",
     )
-    head_lr_mult: float = Field(default=1.0, gt=0, description="Factor of the classifier's learning rate.")
+    head_lr: float = Field(default=1.0, gt=0, description="Factor of the classifier's learning rate.")
+    head_init: Literal["probe", "random"] = Field(
+        default="probe",
+        description="How the new classifier of a pretrained network is initialised: probe fits a logistic regression on"
+        " the network's features of the training images where these are few (at most 5,000, and 250,000 images times"
+        " classes), random draws small random weights.",
+    )
+    batch_norm: Literal["auto", "batch", "fixed"] = Field(
+        default="auto",
+        description="Statistics that BatchNorm uses in training: batch takes each batch's own, fixed keeps those of the"
+        " initial weights; auto is fixed for pretrained weights and few images (as head_init), else batch.",
+    )
     freeze_epochs: int = Field(
         default=0, ge=0, description="First epochs in which only the classifier is trained; they are faster."
     )

@@ -30,11 +30,11 @@ from data.samples import ByEpoch, Transform
 from models import weights
 from models.card import Card
 from models.registry import ModelSpec
-from training import checkpoint, compiling, engine, machine, memory, metrics, run, teacher
+from training import checkpoint, compiling, engine, machine, memory, metrics, probe, run, teacher
 from training.fold_data import FoldData
 from training.loop import Loop
+from training.policy import finetune, optimizer, resizing, sampling
 from training.policy import loss as losses
-from training.policy import optimizer, resizing, sampling
 from training.progress import Progress
 from training.rehearsal import rehearse
 
@@ -134,6 +134,8 @@ def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead
     labels = job.table.labels[~folds.validates(job.fold_of, number)]
     start = _start(job, backend, number)
     optim = optimizer.spec(settings.optim, settings.ema.decay > 0, spec, start)
+    fixed = finetune.fixed_statistics(settings, len(labels), spec.num_classes)
+    optim = replace(optim, fixed_statistics=fixed)
     loss, train = losses.spec(settings.loss, labels, spec.num_classes), settings.train
     saving = optimizer.memory(train, micro_batch)
 
@@ -155,12 +157,24 @@ def _start(job: Job, backend: Backend, number: int) -> Weights:
         fitted, notes = weights.fit(found.weights, spec)
         for note in (*found.notes, *notes):
             print(note)
-        return fitted
+        return _with_head(job, backend, number, fitted) if probe.is_needed(found.weights, spec) else fitted
     session = backend.open(spec, None, OptimSpec(), LossSpec(), seed=settings.seed, compile=False)
     try:
         return session.state().weights
     finally:
         session.close()
+
+
+def _with_head(job: Job, backend: Backend, number: int, start: Weights) -> Weights:
+    """The weights with a new classifier that knows the fold's training images, where the settings ask for it."""
+    settings, table = job.settings, job.table
+    train = np.flatnonzero(~folds.validates(job.fold_of, number) & (table.labels >= 0))
+    if settings.optim.head_init == "random" or not finetune.few(len(train), job.spec.num_classes):
+        return start
+    loader = _valid_loader(job, [table.paths[i] for i in train], settings.train.val_batch_size or 64, None)
+    started, note = probe.with_probe(backend, job.spec, settings, start, loader, table.labels[train])
+    print(f"fold {number}: {note}")
+    return started
 
 
 def _source(wanted: str, number: int) -> str:

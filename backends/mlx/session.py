@@ -140,12 +140,12 @@ class Session:
     @memory_errors()
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Take BatchNorm's running statistics of the live weights anew, as torch's `swa_utils.update_bn` does."""
-        kept = self._state["buffers"]
+        kept = {} if self._optimizer.fixed_statistics else self._state["buffers"]
         of_batch = self._fast(statistics.of_batch(self._network))
         for count, images in enumerate(batches if kept else (), start=1):
             kept = statistics.mean(kept, of_batch(self._arrays("live"), mx.array(images)), count)
             mx.eval(kept)
-        self._state = {**self._state, "buffers": kept}
+        self._state = {**self._state, "buffers": kept or self._state["buffers"]}
 
     def state(self) -> TrainState:
         """A copy of the whole state in canonical form; waits for the device."""

@@ -106,9 +106,11 @@ def _prepared(network: Network, batch: Arrays, mix: Arrays) -> Inputs:
 def _slopes(recipe: Recipe, parameters: Arrays, buffers: Arrays, inputs: Inputs) -> tuple[Sums, mx.array]:
     """The gradients of the inputs' part in the mean loss, and their losses `[N]`."""
 
+    fixed = recipe.frozen or recipe.optimizer.fixed_statistics
+
     def objective(trained: Arrays) -> tuple[mx.array, mx.array, Arrays]:
         arrays = {**parameters, **trained, **buffers}
-        logits, moved = forward(recipe.network, arrays, inputs["images"], training=True, frozen=recipe.frozen)
+        logits, moved = forward(recipe.network, arrays, inputs["images"], training=True, frozen=fixed)
         each = recipe.loss(logits, inputs["targets"])
         return mx.sum(each * inputs["share"]), each, moved
 

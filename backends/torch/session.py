@@ -183,6 +183,8 @@ class Session:
     @memory_errors()
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Take BatchNorm's running statistics of the live weights anew, as `swa_utils.update_bn` does."""
+        if self._optimizer.fixed_statistics:
+            return
         self._set = None
         sent = (self._transfer.send([images])[0] for images in batches)
         statistics.recalibrate(self._trainer.model, self._input, self._precision, sent)

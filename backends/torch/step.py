@@ -75,12 +75,13 @@ def checkpoint_blocks(model: nn.Module, name: str) -> None:
 
 
 def set_mode(trainer: Trainer, frozen: bool) -> None:
-    """Training mode; with `frozen` only the head has gradients, and normalisation uses its running statistics."""
+    """Training mode; with `frozen` only the head has gradients. Then, and with fixed statistics, normalisation uses its
+    running statistics."""
     trained = trainer.spec.trained(trainer.parameters, frozen)
     trainer.model.train()
     for name, parameter in trainer.parameters.items():
         parameter.requires_grad_(name in trained)
-    for module in trainer.model.modules() if frozen else ():
+    for module in trainer.model.modules() if frozen or trainer.spec.fixed_statistics else ():
         if isinstance(getattr(module, "running_mean", None), Tensor):
             module.eval()
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.contract import is_buffer
+from backends.contract import OptimSpec, is_buffer
 from tests import tiny
 from tests.contract.cases import CLASSES, KNOBS, assert_same, batch, session, step
 
@@ -67,3 +67,18 @@ def test_a_network_without_batch_norm_takes_no_batch(engine: str) -> None:
     before = one.state()
     one.recalibrate(forbidden())
     assert_same(one.state(), before)
+
+
+@pytest.mark.parametrize("framework", ["torch", "mlx"])
+def test_fixed_statistics_are_used_in_training_and_stay(framework: str) -> None:
+    from scipy.special import log_softmax
+
+    one = session(framework, OptimSpec(fixed_statistics=True), family="resnet")
+    before, data = one.state().weights, batch()
+    expected = -(data.targets * log_softmax(one.logits(data.images), axis=1)).sum(axis=1)
+    np.testing.assert_allclose(step(one, data).losses, expected, rtol=1e-5)
+    one.recalibrate(iter(BATCHES))
+    after = one.state().weights
+    for name in filter(is_buffer, before):
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    assert not np.array_equal(after["fc.weight"], before["fc.weight"])

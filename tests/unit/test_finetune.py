@@ -1,0 +1,92 @@
+"""What differs on few images: the linear probe that a new classifier starts from, and fixed statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from backends.contract import is_buffer
+from config import load
+from config.schema import Settings
+from models import weights
+from tests.unit.test_campaign import NEVER, StopAfter, final
+from tests.unit.test_weights import state_of
+from training import campaign
+from training.policy import finetune
+
+
+def cloud(classes: int, each: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """Features of different scales, and labels."""
+    draw, labels = np.random.default_rng(0), np.repeat(np.arange(classes), each)
+    centres = draw.normal(size=(classes, 20))
+    features = (centres[labels] + draw.normal(size=(len(labels), 20))) * np.linspace(0.1, 9, 20)
+    return features.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_probe_is_scikit_learns_regression_on_standardised_features(classes: int) -> None:
+    features, labels = cloud(classes)
+    found = finetune.probe(features, labels, classes, seed=0)
+    assert found is not None
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=found.strength, max_iter=1000)).fit(features, labels)
+    got = softmax(features @ found.weight.T + found.bias, axis=1)
+    np.testing.assert_allclose(got, model.predict_proba(features), atol=1e-3)
+
+
+def test_a_class_without_images_is_the_least_likely_and_a_single_image_is_learnt() -> None:
+    features, labels = cloud(4)
+    kept = (labels != 2) & ((labels != 3) | (np.arange(len(labels)) == 40))
+    found = finetune.probe(features[kept], labels[kept], 4, seed=0)
+    assert found is not None
+    logits = features[kept] @ found.weight.T + found.bias
+    assert (logits.argmax(axis=1) == labels[kept]).all()
+    assert (logits[:, 2] < logits.max(axis=1)).all()
+
+
+def test_one_class_has_no_probe() -> None:
+    features, labels = cloud(2)
+    assert finetune.probe(features[labels == 0], labels[labels == 0], 2, seed=0) is None
+
+
+def settings(root: Path, out: Path, *more: str) -> Settings:
+    words = ["--data.root", str(root), "--out", str(out), "--model", "test_resnet", "--data.image_size", "32"]
+    words += ["--train.epochs", "2", "--data.workers", "1", "--data.audit", "false", "--train.batch_size", "16"]
+    return load.parse([*words, *more], prog="test")
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Path:
+    save_file({n: np.asarray(v, np.float32) for n, v in state_of("test_resnet").items()}, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+def test_a_run_from_weights_keeps_their_statistics_and_resumes_bit_for_bit(
+    digits: Path, tmp_path: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--weights", str(pretrained))
+    whole = campaign.run_all("torch", settings(digits, tmp_path / "a", *more), NEVER)
+    assert "fc.weight starts from a logistic regression" in capsys.readouterr().out
+    with pytest.raises(campaign.Interrupted):
+        campaign.run_all("torch", settings(digits, tmp_path / "b", *more), StopAfter(3))
+    folder = campaign.run_all("torch", settings(digits, tmp_path / "b", *more), NEVER)
+    for name, value in final(whole).items():
+        np.testing.assert_array_equal(value, final(folder)[name], err_msg=name)
+    state, (best, _) = state_of("test_resnet"), weights.read(whole / "fold_0" / "best" / "model.safetensors")
+    for name in best:
+        same = best[name].shape == state[name].shape and np.array_equal(best[name], state[name])
+        assert same == is_buffer(name), name
+
+
+@pytest.mark.parametrize("more", [("--weights", "none"), ("--optim.batch_norm", "batch")])
+def test_fresh_networks_and_who_asks_for_it_take_each_batchs_statistics(more: tuple[str, ...]) -> None:
+    wanted = load.parse(["--data.root", "x", *more], prog="test")
+    assert not finetune.fixed_statistics(wanted, 100, 2)
+    assert finetune.fixed_statistics(load.parse(["--data.root", "x"], prog="test"), 100, 2)
+    assert not finetune.fixed_statistics(load.parse(["--data.root", "x"], prog="test"), 100_000, 2)
