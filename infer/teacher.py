@@ -8,10 +8,12 @@ answers stands in `training.teacher`.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +25,12 @@ from data.audit import actions
 from infer import oof
 from infer.calibration import log_softmax
 from infer.ensemble import Ensemble, refuse_existing
+from infer.inputs import Inputs, of_paths
 from infer.member import Member, check_classes
+from infer.prepare import Grid
 from infer.runner import Runner
 
+OnBad = Literal["skip", "partial", "error"]
 _WRITE = "write it with `python -m infer teacher RUN --out FILE.npz`"
 
 
@@ -33,7 +38,8 @@ _WRITE = "write it with `python -m infer teacher RUN --out FILE.npz`"
 class Answers:
     """R answers: image `ids` str `[R]`, `log_probabilities` float32 `[R, C]` of `class_names`, and `fold` int64 `[R]`,
     the fold whose validation images the answering members never saw. `split` is the fold of each image that they knew
-    of, -1 for one that all of them were trained on."""
+    of, -1 for one that all of them were trained on. `unreadable` are images that could not be read: they have no rows.
+    """
 
     source: str
     ids: NDArray[np.str_]
@@ -41,6 +47,7 @@ class Answers:
     class_names: tuple[str, ...]
     fold: NDArray[np.int64]
     split: Mapping[str, int]
+    unreadable: frozenset[str] = frozenset()
 
     def rows(self, fold: int) -> dict[str, int]:
         """The row of each image that the members of a fold answered; `DataError` when they answered one twice."""
@@ -59,28 +66,57 @@ def answer(
     batch_size: int = 64,
     workers: int = 0,
     mixture: Ensemble | None = None,
+    on_bad_image: OnBad = "skip",
 ) -> Answers:
     """What each fold's members of `runs` say together of a folder's or CSV's images.
 
     They count alike, or as `mixture` has them: an ensemble of the runs' best checkpoints, whose views and temperatures
-    are taken too. Without `images` these are the runs' own training images, less those that validate the fold. Raises
-    `ConfigError` when the runs are not of one split or know different classes.
+    are taken too. Without `images` these are the runs' own training images, less those that validate the fold. An image
+    that cannot be read has no answer, and a warning counts them (`skip`); `partial` takes what remains of truncated
+    files, `error` stops. Raises `ConfigError` when the runs are not of one split or know different classes, `DataError`
+    where no image can be read.
     """
     finished = [oof.read(run) for run in runs]
     check_classes([(str(run.path), run.class_names) for run in finished])
     split = _split(runs)
     table = _own(runs[0]) if images is None else sources.load_test(images, id_column)
-    parts = []
+    parts, bad = [], dict[str, str]()
     whole = mixture or Ensemble(members=tuple(m for _, some in _by_fold(finished) for m in some), views=tuple(views))
     for fold, members in _by_fold(finished):
         found = members if mixture is None else _counted(mixture, members, fold)
         asked = [i for i, name in enumerate(table.ids) if images is not None or split.get(name) != fold]
+        inputs = of_paths([table.paths[i] for i in asked], [table.ids[i] for i in asked])
         with Runner(whole.model_copy(update={"members": found})) as runner:
-            answers = runner.run([table.paths[i] for i in asked], batch_size, workers)
-            said = np.concatenate([part.probabilities for part in answers])
-        parts.append((np.array([table.ids[i] for i in asked]), said, np.full(len(asked), fold, dtype=np.int64)))
+            said, errors = _predicted(runner, inputs, runner.grid(len(inputs), batch_size), workers, on_bad_image)
+        bad |= {inputs.ids[row]: text for row, text in errors.items()}
+        good = [row for row in range(len(inputs)) if row not in errors]
+        parts.append((np.array(inputs.ids)[good], said[good], np.full(len(good), fold, dtype=np.int64)))
     ids, said, fold_of = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Answers("", ids, _logarithm(said), finished[0].class_names, fold_of, split)
+    if not len(ids):
+        raise DataError(f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()))}")
+    if bad:
+        warnings.warn(
+            f"{len(bad)} images cannot be read and get no answer; the first: {next(iter(bad.values()))}", stacklevel=2
+        )
+    return Answers("", ids, _logarithm(said), finished[0].class_names, fold_of, split, frozenset(bad))
+
+
+def _predicted(
+    runner: Runner, inputs: Inputs, grid: Grid, workers: int, on_bad_image: OnBad
+) -> tuple[NDArray[np.float32], dict[int, str]]:
+    """Probabilities float32 `[N, C]`, and why an image could not be read, by its row."""
+    errors: dict[int, str] = {}
+    said = np.zeros((len(inputs), len(runner.class_names)), dtype=np.float32)
+    truncated: dict[int, str] | None = {} if on_bad_image == "partial" else None
+    for part in runner.stream(inputs, grid, workers, on_bad_image != "error", truncated):
+        said[part.rows] = part.probabilities
+        errors.update(part.errors)
+    if truncated:
+        first = truncated[min(truncated)]
+        warnings.warn(
+            f"{len(truncated)} truncated images are answered as far as they go; the first: {first}", stacklevel=3
+        )
+    return said, errors
 
 
 def write(path: Path, answers: Answers) -> None:
@@ -96,6 +132,7 @@ def write(path: Path, answers: Answers) -> None:
             fold=answers.fold,
             split_ids=np.array(list(answers.split)),
             split_fold=np.array(list(answers.split.values()), dtype=np.int64),
+            unreadable=np.array(sorted(answers.unreadable), dtype=np.str_),
         )
 
 
@@ -117,7 +154,9 @@ def read(path: Path) -> Answers:
     logarithms = log_softmax(said).astype(np.float32) if "logits" in held else _logarithm(said)
     names = tuple(str(name) for name in held["class_names"])
     split = dict(zip(held["split_ids"].astype(str).tolist(), held["split_fold"].astype(int).tolist(), strict=True))
-    return Answers(str(path), held["ids"].astype(str), logarithms, names, held["fold"].astype(np.int64), split)
+    unreadable = frozenset(held["unreadable"].astype(str).tolist()) if "unreadable" in held else frozenset()
+    fold = held["fold"].astype(np.int64)
+    return Answers(str(path), held["ids"].astype(str), logarithms, names, fold, split, unreadable)
 
 
 def _arrays(path: Path) -> dict[str, NDArray]:
