@@ -23,11 +23,10 @@ from infer import calibration, class_names, scores
 from infer.aliases import Groups
 from infer.calibration import Bins
 from infer.inputs import Inputs, of_paths
-from infer.runner import Runner
+from infer.runner import OnBad, Runner
 from infer.scores import METRICS, Interval, Ints, Metric
 
 Split = Literal["train", "val", "test", "all"]
-OnBad = Literal["skip", "partial", "error"]
 TOP_FIVE_FROM = 10  # classes; with fewer, most images would be right by chance
 _SMALLEST = np.finfo(np.float64).eps  # scikit-learn's lowest probability for log loss
 

@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +26,8 @@ from infer.calibration import log_softmax
 from infer.ensemble import Ensemble, refuse_existing
 from infer.inputs import Inputs, of_paths
 from infer.member import Member, check_classes
-from infer.prepare import Grid
-from infer.runner import Runner
+from infer.runner import OnBad, Runner
 
-OnBad = Literal["skip", "partial", "error"]
 _WRITE = "write it with `python -m infer teacher RUN --out FILE.npz`"
 
 
@@ -87,7 +84,7 @@ def answer(
         asked = [i for i, name in enumerate(table.ids) if images is not None or split.get(name) != fold]
         inputs = of_paths([table.paths[i] for i in asked], [table.ids[i] for i in asked])
         with Runner(whole.model_copy(update={"members": found})) as runner:
-            said, errors = _predicted(runner, inputs, runner.grid(len(inputs), batch_size), workers, on_bad_image)
+            said, errors = _predicted(runner, inputs, batch_size, workers, on_bad_image)
         bad |= {inputs.ids[row]: text for row, text in errors.items()}
         good = [row for row in range(len(inputs)) if row not in errors]
         parts.append((np.array(inputs.ids)[good], said[good], np.full(len(good), fold, dtype=np.int64)))
@@ -102,12 +99,13 @@ def answer(
 
 
 def _predicted(
-    runner: Runner, inputs: Inputs, grid: Grid, workers: int, on_bad_image: OnBad
+    runner: Runner, inputs: Inputs, batch_size: int, workers: int, on_bad_image: OnBad
 ) -> tuple[NDArray[np.float32], dict[int, str]]:
     """Probabilities float32 `[N, C]`, and why an image could not be read, by its row."""
     errors: dict[int, str] = {}
     said = np.zeros((len(inputs), len(runner.class_names)), dtype=np.float32)
     truncated: dict[int, str] | None = {} if on_bad_image == "partial" else None
+    grid = runner.grid(len(inputs), batch_size)
     for part in runner.stream(inputs, grid, workers, on_bad_image != "error", truncated):
         said[part.rows] = part.probabilities
         errors.update(part.errors)
