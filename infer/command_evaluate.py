@@ -110,6 +110,8 @@ def _evaluate(
         settings = options.on_bad_image, options.batch_size, options.workers
         scored = evaluation.evaluate(runner, found, None, *settings)
         print(text(scored))
+        if runner.described:
+            print(f"computed by {'; '.join(dict.fromkeys(runner.described))}")
         if options.features:
             inputs, targets = evaluation.inputs_of(found, runner.class_names, runner.ensemble.aliases)
             labels = [runner.class_names[number] for number in targets]

@@ -177,6 +177,23 @@ def test_arrays_and_their_splits(best, labelled, tmp_path: Path) -> None:
             infer.evaluate(model, tmp_path / "y.npz", "test")
 
 
+def test_without_test_labels_the_validation_split_is_taken_and_all_are_both(best, labelled, tmp_path: Path) -> None:
+    pixels, letters = labelled
+    for name, part in (("train", slice(0, 36)), ("val", slice(36, None))):
+        class_folders(tmp_path / "data" / name, pixels[part], letters[part])
+    put(tmp_path / "data" / "test" / "x.png", pixels[0])
+    with infer.load(best) as model:
+        found = {split: infer.evaluate(model, tmp_path / "data", split) for split in (None, "train", "val", "all")}
+        for split in ("test", "val"):
+            with pytest.raises(DataError, match=f"no image of its {split} split has a label"):
+                infer.evaluate(model, tmp_path / "data" / "train", split)
+    assert {split: (one.split, len(one.ids)) for split, one in found.items()} == {
+        **{None: ("val", 24), "train": ("train", 36), "val": ("val", 24), "all": ("all", COUNT)}
+    }
+    hits = 24 * found["val"].accuracy + 36 * found["train"].accuracy
+    assert found["all"].accuracy == pytest.approx(hits / COUNT)
+
+
 def test_the_files_say_the_same(best, labelled, tmp_path: Path, capsys) -> None:
     pixels, letters = labelled
     root, out = folder(tmp_path / "data", pixels, letters), tmp_path / "out"
