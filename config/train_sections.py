@@ -111,7 +111,7 @@ class Optim(Section):
         description="Factor of the learning rate from each layer to the one before it, such as 0.75 (timm's layers);"
         " 1 gives all the same.",
     )
-    head_lr: float = Field(default=1.0, gt=0, description="Factor of the classifier's learning rate.")
+    head_lr_mult: float = Field(default=1.0, gt=0, description="Factor of the classifier's learning rate.")
     head_init: Literal["probe", "random"] = Field(
         default="probe",
         description="How the new classifier of a pretrained network is initialised: probe fits a logistic regression on"

@@ -43,8 +43,9 @@ def prepare(path: Path, folder: Path, student: str) -> Path:
     runs = _runs(path, mixture)
     if folder.exists() and any(folder.iterdir()):
         raise ConvertError(f"{folder}: is not empty; give --distil a new folder")
-    answers = teacher.answer(runs, None, mixture=mixture)
-    recipe = _recipe(load.read(runs[0] / "config.yaml"), runs[0], folder.resolve(), student)
+    settings = load.read(runs[0] / "config.yaml")
+    answers = teacher.answer(runs, None, mixture=mixture, on_bad_image=settings.data.on_bad_image)
+    recipe = _recipe(settings, runs[0], folder.resolve(), student)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as made:

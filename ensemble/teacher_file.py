@@ -26,7 +26,8 @@ WRITE = "write it with `python -m infer teacher RUN --out FILE.npz`"
 class TeacherPredictions:
     """R answers: image `ids` str `[R]`, `log_probabilities` float32 `[R, C]` of `class_names`, and `fold` int64 `[R]`,
     the fold whose validation images the answering members never saw. `split` is the fold of each image that they knew
-    of, -1 for one that all of them were trained on."""
+    of, -1 for one that all of them were trained on. `unreadable` are images that could not be read: they have no rows.
+    """
 
     source: str
     ids: NDArray[np.str_]
@@ -34,6 +35,7 @@ class TeacherPredictions:
     class_names: tuple[str, ...]
     fold: NDArray[np.int64]
     split: Mapping[str, int]
+    unreadable: frozenset[str] = frozenset()
 
     def rows(self, fold: int) -> dict[str, int]:
         """The row of each image that the members of a fold answered; `DataError` when they answered one twice."""
@@ -57,6 +59,7 @@ def write(path: Path, answers: TeacherPredictions) -> None:
             fold=answers.fold,
             split_ids=np.array(list(answers.split)),
             split_fold=np.array(list(answers.split.values()), dtype=np.int64),
+            unreadable=np.array(sorted(answers.unreadable), dtype=np.str_),
         )
 
 
@@ -78,9 +81,9 @@ def read(path: Path) -> TeacherPredictions:
     logarithms = log_softmax(said).astype(np.float32) if "logits" in held else logarithm(said)
     names = tuple(str(name) for name in held["class_names"])
     split = dict(zip(held["split_ids"].astype(str).tolist(), held["split_fold"].astype(int).tolist(), strict=True))
-    return TeacherPredictions(
-        str(path), held["ids"].astype(str), logarithms, names, held["fold"].astype(np.int64), split
-    )
+    unreadable = frozenset(held["unreadable"].astype(str).tolist()) if "unreadable" in held else frozenset()
+    fold = held["fold"].astype(np.int64)
+    return TeacherPredictions(str(path), held["ids"].astype(str), logarithms, names, fold, split, unreadable)
 
 
 def _arrays(path: Path) -> dict[str, NDArray]:

@@ -96,13 +96,23 @@ def _teacher(words: list[str]) -> int:
     parser.add_argument("--tta", nargs="+", default=["none"], metavar="VIEW", help="views or presets (default: none)")
     parser.add_argument("--batch_size", type=positive, default=64, help="images a batch (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
+    parser.add_argument(
+        "--on_bad_image",
+        choices=("skip", "partial", "error"),
+        default="skip",
+        help="unreadable image: no answer, and students leave it out, or stop; partial as skip, and takes what remains"
+        " of truncated files (default: %(default)s)",
+    )
     parser.add_argument("--id_column", default="ID", help="the images' column in a CSV (default: %(default)s)")
     asked = parser.parse_args(words)
     from infer import ensemble, teacher
 
     ensemble.refuse_existing(asked.out)
     seen = views.expand(asked.tta)
-    answers = teacher.answer(asked.runs, asked.images, seen, asked.id_column, asked.batch_size, asked.workers)
+    answers = teacher.answer(
+        *(asked.runs, asked.images, seen, asked.id_column, asked.batch_size, asked.workers),
+        on_bad_image=asked.on_bad_image,
+    )
     teacher_file.write(asked.out, answers)
     folds = np.unique(answers.fold)
     print(f"wrote {asked.out}: {len(answers.ids)} answers for {len(folds)} folds, {len(np.unique(answers.ids))} images")

@@ -21,7 +21,7 @@ from ensemble.member import Member
 from infer import adaptive, ensemble
 from infer.adaptive import Fit
 from infer.ensemble import Ensemble
-from infer.runner import Runner
+from infer.runner import OnBad, Runner
 
 Said = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
 
@@ -56,15 +56,16 @@ def fit(chosen: Ensemble, loss: float = 0.0) -> Fit:
     settings = load.read(runs[0] / "config.yaml").data
     table = actions.load(settings).table
     parts = [
-        _answer(chosen, number, table, [folds.get(name) == number for name in table.ids])
+        _answer(chosen, number, table, [folds.get(name) == number for name in table.ids], settings.on_bad_image)
         for number in sorted({_number(member) for member in chosen.members})
     ]
     first, full, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
     return adaptive.fit(first, full, targets, len(chosen.members) * len(chosen.views), loss)
 
 
-def _answer(chosen: Ensemble, number: int, table: sources.Table, asked: Sequence[bool]) -> Said:
-    """Log probabilities of one pass and of all, and the targets, of the images that validate a fold."""
+def _answer(chosen: Ensemble, number: int, table: sources.Table, asked: Sequence[bool], on_bad_image: OnBad) -> Said:
+    """Log probabilities of one pass and of all, and the targets, of the images that validate a fold; those that cannot
+    be read are left out, as in the run."""
     rows = np.flatnonzero(asked)
     members = tuple(member for member in chosen.members if _number(member) == number)
     whole = chosen.model_copy(update={"members": members})
@@ -73,9 +74,10 @@ def _answer(chosen: Ensemble, number: int, table: sources.Table, asked: Sequence
     said = []
     for asking in (one, whole):
         with Runner(asking) as runner:
-            answers = runner.run([table.paths[row] for row in rows])
+            answers = runner.run([table.paths[row] for row in rows], on_bad_image=on_bad_image)
             said.append(np.log(np.maximum(np.concatenate([part.probabilities for part in answers]), 1e-30)))
-    return said[0], said[1], table.labels[rows]
+    good = np.isfinite(said[0]).all(axis=1)
+    return said[0][good], said[1][good], table.labels[rows][good]
 
 
 def _run_of(member: Member) -> Path:

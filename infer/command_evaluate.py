@@ -102,11 +102,13 @@ def _evaluate(
     if options.on_bad_image != "error":  # a table's image that is missing is left out, too
         data = data.model_copy(update={"on_bad_image": "skip"})
     found = evaluation.labelled(data, options.split)
-    print(f"data: {found.origin}: {len(found.samples)} labelled images")
+    print(f"data: {found.listing.origin}: {len(found.listing.samples)} labelled images, split {found.split}")
     with Runner(chosen, command_members.shared_options(options), options.in_memory, adaptive=adaptively) as runner:
         settings = options.on_bad_image, options.batch_size, options.workers
         scored = evaluation.evaluate(runner, found, None, *settings)
         print(text(scored))
+        if runner.described:
+            print(f"computed by {'; '.join(dict.fromkeys(runner.described))}")
         if options.features:
             inputs, targets = evaluation.inputs_of(found, runner.class_names, runner.ensemble.aliases)
             labels = [runner.class_names[number] for number in targets]
@@ -121,7 +123,7 @@ def text(found: Evaluation) -> str:
     span = {name: f"{i.value:.4f} ({i.low:.4f} to {i.high:.4f})" for name, i in found.intervals.items()}
     lines = [*found.notes]
     if found.split in ("train", "all"):
-        lines.append(f"note: split {found.split}: members that were trained on these images score too high on them")
+        lines.append("note: this is no test split; members score too high on images that they were trained on")
     if found.truncated:
         first = found.truncated[0]
         lines.append(f"truncated images: {len(found.truncated)}, predicted as far as they go; the first: {first}")
@@ -141,9 +143,7 @@ def text(found: Evaluation) -> str:
         for c in found.per_class:
             lines.append(f"{c.name:<{width}}  {c.images:6d}     {c.precision:.4f}  {c.recall:.4f}  {c.f1:.4f}")
         lines.append("")
-    lines.append(
-        f"images: {len(found.ids)} ({found.split}); views: {len(found.views)}; predicted in {found.seconds:.1f} s"
-    )
+    lines.append(f"images: {len(found.ids)}; views: {len(found.views)}; predicted in {found.seconds:.1f} s")
     return "\n".join(lines)
 
 

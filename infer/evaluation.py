@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,15 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from config.data_sections import Data
 from config.errors import DataError
 from data import bar, sources
-from data.sources.listing import Listing, Sample
+from data.sources.listing import Listing
 from infer import calibration, class_names, scores
 from infer.aliases import Groups
 from infer.calibration import Bins
 from infer.inputs import Inputs, of_paths
-from infer.runner import Runner
+from infer.runner import OnBad, Runner
 from infer.scores import METRICS, Interval, Ints, Metric
 
 Split = Literal["train", "val", "test", "all"]
-OnBad = Literal["skip", "partial", "error"]
 TOP_FIVE_FROM = 10  # classes; with fewer, most images would be right by chance
 _SMALLEST = np.finfo(np.float64).eps  # scikit-learn's lowest probability for log loss
 
@@ -97,7 +96,7 @@ class Evaluation:
 
 def evaluate(
     runner: Runner,
-    data: Data | Listing | Path | str,
+    data: Data | Labelled | Path | str,
     split: Split | None = None,
     on_bad_image: OnBad = "skip",
     batch_size: int | None = None,
@@ -112,7 +111,7 @@ def evaluate(
     """
     if isinstance(data, (str, Path)):
         data = Data(root=Path(data), on_bad_image="error" if on_bad_image == "error" else "skip")
-    found = data if isinstance(data, Listing) else labelled(data, split)
+    found = data if isinstance(data, Labelled) else labelled(data, split)
     inputs, targets = inputs_of(found, runner.class_names, runner.ensemble.aliases)
     start = time.perf_counter()
     answers = _predicted(runner, inputs, on_bad_image, batch_size, workers)
@@ -122,20 +121,28 @@ def evaluate(
     return _scored(runner, found, answers, kept, targets, time.perf_counter() - start)
 
 
-def labelled(data: Data, split: Split | None) -> Listing:
+class Labelled(NamedTuple):
+    """The labelled images of a data set's `split`."""
+
+    listing: Listing
+    split: str
+
+
+def labelled(data: Data, split: Split | None) -> Labelled:
     """The labelled images of a split, of `data.classes` alone where these are given."""
-    found = sources.load_labelled(data, split)
+    found, name = sources.load_labelled(data, split)
     if data.classes:
         some = [sample for sample in found.samples if sample.label in data.classes]
         absent = sorted(set(data.classes) - {sample.label for sample in some})
         if absent:
             raise DataError(f"data.classes: {absent[0]!r} has no image in the split; {found.root}")
         found = replace(found, samples=some)
-    return found
+    return Labelled(found, name)
 
 
-def inputs_of(found: Listing, names: Sequence[str], aliases: Groups) -> tuple[Inputs, Ints]:
+def inputs_of(data: Labelled, names: Sequence[str], aliases: Groups) -> tuple[Inputs, Ints]:
     """The images to predict, and their classes int64 `[N]` as positions in the members' `names`."""
+    found = data.listing
     labels = [str(sample.label) for sample in found.samples]
     number = class_names.match(labels, names, aliases, str(found.root))
     inputs = of_paths([sample.path for sample in found.samples], [sample.id for sample in found.samples])
@@ -191,8 +198,9 @@ def _predicted(runner: Runner, inputs: Inputs, on_bad_image: OnBad, batch_size: 
 
 
 def _scored(
-    runner: Runner, found: Listing, answers: _Predicted, kept: Ints, targets: Ints, seconds: float
+    runner: Runner, data: Labelled, answers: _Predicted, kept: Ints, targets: Ints, seconds: float
 ) -> Evaluation:
+    found = data.listing
     names, samples = runner.class_names, [found.samples[row] for row in kept.tolist()]
     one_of = _representatives(names, runner.ensemble.aliases)
     own = answers.probabilities if len(kept) == len(answers.probabilities) else answers.probabilities[kept]
@@ -208,7 +216,7 @@ def _scored(
         name=runner.name,
         views=runner.ensemble.views,
         root=found.root,
-        split=_split_of(samples),
+        split=data.split,
         origin=found.origin,
         class_names=names,
         ids=[sample.id for sample in samples],
@@ -234,11 +242,6 @@ def _scored(
         notes=found.notes,
         seconds=seconds,
     )
-
-
-def _split_of(samples: Sequence[Sample]) -> str:
-    splits = {sample.split for sample in samples}
-    return splits.pop() if len(splits) == 1 else "all"
 
 
 def _representatives(names: Sequence[str], aliases: Groups) -> Ints:

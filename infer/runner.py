@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from infer.rounds import Answers, Panel, batches_per_round, finite, in_rounds
 from models.card import Preprocessing
 
 _Result = TypeVar("_Result")
+OnBad = Literal["error", "skip", "partial"]  # what is done about unreadable images, as `data.on_bad_image` has it
 
 # Pixels of an automatic batch: 64 images at 224, 16 at 448. More gains nothing and takes memory.
 _BATCH_PIXELS = 64 * 224 * 224
@@ -82,9 +83,17 @@ class Runner:
         """Device and precision of the members whose runtime chose them, a line each."""
         return self._members.described
 
-    def run(self, paths: Sequence[Path], batch_size: int | None = None, workers: int = 0) -> Iterator[Answers]:
-        """Answer files batch by batch, in their order; as `stream`, with a `DataError` for an unreadable image."""
-        return self.stream(of_paths(paths), self.grid(len(paths), batch_size), workers)
+    def run(
+        self,
+        paths: Sequence[Path],
+        batch_size: int | None = None,
+        workers: int = 0,
+        on_bad_image: OnBad = "error",
+    ) -> Iterator[Answers]:
+        """Answer files batch by batch, in their order; as `stream`, with unreadable images as `data.on_bad_image`."""
+        truncated: dict[int, str] | None = {} if on_bad_image == "partial" else None
+        grid = self.grid(len(paths), batch_size)
+        return self.stream(of_paths(paths), grid, workers, on_bad_image != "error", truncated)
 
     def grid(self, count: int, batch_size: int | None = None) -> Grid:
         """The batches of `count` images; without a size the one that suits the members' largest images."""

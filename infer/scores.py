@@ -83,13 +83,14 @@ def score(name: str, log_probabilities: Rows, targets: Ints, predicted: Ints | N
 def macro_f1(
     predicted: Ints, targets: Ints, classes: int, weights: Floats | None = None, among: Ints | None = None
 ) -> float:
-    """The mean of the classes' F1, or of the F1 of those `among` them; `weights` `[N]` counts each image so often."""
+    """The mean of the classes' F1, or of those `among` them that have an image; `weights` `[N]` counts each image so
+    often."""
     hit = predicted == targets
     right = np.bincount(targets[hit], None if weights is None else weights[hit], classes)
     there = np.bincount(targets, weights, classes)
     said = np.bincount(predicted, weights, classes)
     each = 2 * right / np.maximum(there + said, 1e-12)
-    return float(each.mean() if among is None else each[among].mean())
+    return float(each.mean() if among is None else each[among][there[among] > 0].mean())
 
 
 def interval(
@@ -97,12 +98,13 @@ def interval(
 ) -> Interval:
     """The score and its 95% percentile interval over 1,000 resamplings of the images (Efron 1979).
 
-    `among` are the classes whose mean macro-F1 is; None is all.
+    `among` as for `macro_f1`.
     """
     hit = (judged.predicted == targets).astype(np.float64)
+    # Sums of products, and no dot products: BLAS would wait for its threads a thousand times on a busy machine.
     measures: dict[Metric, Callable[[Floats], float]] = {
-        "log_loss": lambda counts: float(-(judged.true @ counts) / counts.sum()),
-        "accuracy": lambda counts: float(hit @ counts / counts.sum()),
+        "log_loss": lambda counts: float(-(judged.true * counts).sum() / counts.sum()),
+        "accuracy": lambda counts: float((hit * counts).sum() / counts.sum()),
         "macro_f1": lambda counts: macro_f1(judged.predicted, targets, classes, counts, among),
     }
     count, measure = len(targets), measures[metric]

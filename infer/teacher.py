@@ -5,10 +5,12 @@ Their file is `ensemble.teacher_file`; how a run learns from them stands in `tra
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from config import load
 from config.errors import ConfigError, DataError
@@ -18,7 +20,8 @@ from ensemble.member import Member
 from ensemble.teacher_file import TeacherPredictions, logarithm
 from infer import oof
 from infer.ensemble import Ensemble
-from infer.runner import Runner
+from infer.inputs import Inputs, of_paths
+from infer.runner import OnBad, Runner
 from models.card import check_classes
 
 
@@ -30,28 +33,58 @@ def answer(
     batch_size: int = 64,
     workers: int = 0,
     mixture: Ensemble | None = None,
+    on_bad_image: OnBad = "skip",
 ) -> TeacherPredictions:
     """What each fold's members of `runs` say together of a folder's or CSV's images.
 
     They count alike, or as `mixture` has them: an ensemble of the runs' best checkpoints, whose views and temperatures
-    are taken too. Without `images` these are the runs' own training images, less those that validate the fold. Raises
-    `ConfigError` when the runs are not of one split or know different classes.
+    are taken too. Without `images` these are the runs' own training images, less those that validate the fold. An image
+    that cannot be read has no answer, and a warning counts them (`skip`); `partial` takes what remains of truncated
+    files, `error` stops. Raises `ConfigError` when the runs are not of one split or know different classes, `DataError`
+    where no image can be read.
     """
     finished = [oof.read(run) for run in runs]
     check_classes([(str(run.path), run.class_names) for run in finished])
     split = _split(runs)
     table = _own(runs[0]) if images is None else sources.load_test(images, id_column)
-    parts = []
+    parts, bad = [], dict[str, str]()
     whole = mixture or Ensemble(members=tuple(m for _, some in _by_fold(finished) for m in some), views=tuple(views))
     for fold, members in _by_fold(finished):
         found = members if mixture is None else _counted(mixture, members, fold)
         asked = [i for i, name in enumerate(table.ids) if images is not None or split.get(name) != fold]
+        inputs = of_paths([table.paths[i] for i in asked], [table.ids[i] for i in asked])
         with Runner(whole.model_copy(update={"members": found})) as runner:
-            answers = runner.run([table.paths[i] for i in asked], batch_size, workers)
-            said = np.concatenate([part.probabilities for part in answers])
-        parts.append((np.array([table.ids[i] for i in asked]), said, np.full(len(asked), fold, dtype=np.int64)))
+            said, errors = _predicted(runner, inputs, batch_size, workers, on_bad_image)
+        bad |= {inputs.ids[row]: text for row, text in errors.items()}
+        good = [row for row in range(len(inputs)) if row not in errors]
+        parts.append((np.array(inputs.ids)[good], said[good], np.full(len(good), fold, dtype=np.int64)))
     ids, said, fold_of = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return TeacherPredictions("", ids, logarithm(said), finished[0].class_names, fold_of, split)
+    if not len(ids):
+        raise DataError(f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()))}")
+    if bad:
+        warnings.warn(
+            f"{len(bad)} images cannot be read and get no answer; the first: {next(iter(bad.values()))}", stacklevel=2
+        )
+    return TeacherPredictions("", ids, logarithm(said), finished[0].class_names, fold_of, split, frozenset(bad))
+
+
+def _predicted(
+    runner: Runner, inputs: Inputs, batch_size: int, workers: int, on_bad_image: OnBad
+) -> tuple[NDArray[np.float32], dict[int, str]]:
+    """Probabilities float32 `[N, C]`, and why an image could not be read, by its row."""
+    errors: dict[int, str] = {}
+    said = np.zeros((len(inputs), len(runner.class_names)), dtype=np.float32)
+    truncated: dict[int, str] | None = {} if on_bad_image == "partial" else None
+    grid = runner.grid(len(inputs), batch_size)
+    for part in runner.stream(inputs, grid, workers, on_bad_image != "error", truncated):
+        said[part.rows] = part.probabilities
+        errors.update(part.errors)
+    if truncated:
+        first = truncated[min(truncated)]
+        warnings.warn(
+            f"{len(truncated)} truncated images are answered as far as they go; the first: {first}", stacklevel=3
+        )
+    return said, errors
 
 
 def _split(runs: Sequence[Path]) -> dict[str, int]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import load
+from config.data_sections import Data
 from config.errors import ConfigError, DataError
 from data import sources
 from ensemble.member import Member
@@ -33,7 +34,8 @@ def answer(run: Path, views: Sequence[str], merge: Merge, batch_size: int, worke
         raise ConfigError("--tta: the original view alone is what training has answered already; name more views")
     folds = oof.finished(run)
     oof.read(run)  # every file is whole, before the first image is decoded
-    paths = _paths(run) if not all((fold / name).exists() for fold in folds) else {}
+    data = load.read(run / "config.yaml").data
+    paths = _paths(data) if not all((fold / name).exists() for fold in folds) else {}
     for fold in folds:
         target = fold / name
         if target.exists():
@@ -41,7 +43,8 @@ def answer(run: Path, views: Sequence[str], merge: Merge, batch_size: int, worke
             continue
         arrays = npz.read(fold / oof.OOF)
         ensemble = Ensemble(merge=merge, views=tuple(views), members=(Member(path=fold / oof.BEST),))
-        logits = _answered(ensemble, [_path(paths, str(name), run) for name in arrays["ids"]], batch_size, workers)
+        files = [_path(paths, str(name), run) for name in arrays["ids"]]
+        logits = _answered(ensemble, files, batch_size, workers, data.on_bad_image == "partial")
         partial = fold / f".{name}"
         with partial.open("wb") as file:
             np.savez(file, ids=arrays["ids"], logits=logits, targets=arrays["targets"])
@@ -49,15 +52,21 @@ def answer(run: Path, views: Sequence[str], merge: Merge, batch_size: int, worke
         yield f"wrote {target}: {len(logits)} images, {len(views)} views"
 
 
-def _answered(ensemble: Ensemble, paths: list[Path], batch_size: int, workers: int) -> NDArray[np.float32]:
-    """Log probabilities float32 `[N, C]`; what underflows is the smallest number there is."""
+def _answered(
+    ensemble: Ensemble, paths: list[Path], batch_size: int, workers: int, partial: bool
+) -> NDArray[np.float32]:
+    """Log probabilities float32 `[N, C]`; what underflows is the smallest number there is. With `partial`, as the run
+    had it, what remains of truncated files is taken; `DataError` for an image that can no longer be read."""
     with Runner(ensemble) as runner:
-        parts = [part.probabilities for part in runner.run(paths, batch_size, workers)]
+        answers = list(runner.run(paths, batch_size, workers, "partial" if partial else "error"))
+    errors = {row: text for part in answers for row, text in part.errors.items()}
+    if errors:
+        raise DataError(errors[min(errors)])
+    parts = [part.probabilities for part in answers]
     return np.log(np.maximum(np.concatenate(parts), _TINY))
 
 
-def _paths(run: Path) -> dict[str, Path]:
-    data = load.read(run / "config.yaml").data
+def _paths(data: Data) -> dict[str, Path]:
     table = sources.load(data)
     return dict(zip(table.ids, table.paths, strict=True))
 

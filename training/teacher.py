@@ -57,6 +57,7 @@ def read(settings: Settings, table: sources.Table) -> Teaching:
         return Teaching(wish, smoothing, labelled)
     extra = _of_classes(teacher_file.read(wish.extra_file), table.class_names)
     images = sources.load_test(wish.extra_root, settings.data.id_column)
+    images = images.take([i for i, name in enumerate(images.ids) if name not in extra.unreadable])
     both = {path.resolve() for path in images.paths} & {path.resolve() for path in table.paths}
     if both:
         raise DataError(
@@ -98,7 +99,8 @@ def _check_unseen(answers: TeacherPredictions, validation: list[str], fold: int)
 def lesson(teaching: Teaching, table: sources.Table, train: NDArray[np.int64], fold: int) -> Lesson:
     """What fold `fold` is trained on: the images at `train` of the table, then the pseudo-labelled ones."""
     labels = table.labels[train]
-    answers = _find(teaching.labelled, [table.ids[i] for i in train], fold) if teaching.labelled else None
+    ids = [table.ids[i] for i in train]
+    answers = _find(teaching.labelled, ids, fold, labels) if teaching.labelled else None
     wish = teaching.settings
     targets = TargetRows(labels, len(table.class_names), teaching.smoothing, answers, wish.temperature, wish.weight)
     own = Lesson([table.paths[i] for i in train], labels, targets, np.ones(len(train), np.float32))
@@ -135,16 +137,27 @@ def _pseudo(teaching: Teaching, fold: int) -> Lesson | None:
     return Lesson([images.paths[i] for i in sure], labels, targets, weights)
 
 
-def _find(answers: TeacherPredictions, ids: list[str], fold: int) -> NDArray[np.float32]:
-    """The log probabilities `[N, C]` of the images `ids` from the members that never saw the fold's validation."""
+def _find(
+    answers: TeacherPredictions, ids: list[str], fold: int, labels: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
+    """The log probabilities `[N, C]` of the images `ids` from the members that never saw the fold's validation.
+
+    One that the teacher could not read gets its label, where there are `labels`.
+    """
     rows = answers.rows(fold)
-    missing = [name for name in ids if name not in rows]
+    unreadable = frozenset[str]() if labels is None else answers.unreadable
+    missing = [name for name in ids if name not in rows and name not in unreadable]
     if missing:
         raise ConfigError(
             f"{answers.source}: has no answer for {len(missing)} of {len(ids)} images in fold {fold} ({missing[0]}, "
             "...); write it anew for these images with `python -m infer teacher`"
         )
-    return answers.log_probabilities[[rows[name] for name in ids]]
+    found = answers.log_probabilities[[rows.get(name, 0) for name in ids]]
+    if labels is not None:
+        blind = [i for i, name in enumerate(ids) if name in unreadable]
+        found[blind] = np.log(np.finfo(np.float32).tiny)
+        found[blind, labels[blind]] = 0
+    return found
 
 
 def _of_classes(answers: TeacherPredictions, names: tuple[str, ...]) -> TeacherPredictions:
@@ -157,5 +170,11 @@ def _of_classes(answers: TeacherPredictions, names: tuple[str, ...]) -> TeacherP
         )
     order = [answers.class_names.index(name) for name in names]
     return TeacherPredictions(
-        answers.source, answers.ids, answers.log_probabilities[:, order], names, answers.fold, answers.split
+        answers.source,
+        answers.ids,
+        answers.log_probabilities[:, order],
+        names,
+        answers.fold,
+        answers.split,
+        answers.unreadable,
     )

@@ -72,8 +72,11 @@ def load_test(source: Data | Path | str, id_column: str | None = None) -> Table:
     return listing.test_table(Listing(tree.root, "images", samples))
 
 
-def load_labelled(data: Data | Path | str, split: Literal["train", "val", "test", "all"] | None = None) -> Listing:
-    """The labelled images of one of a data set's own splits, to evaluate on; `all` is training and validation.
+def load_labelled(
+    data: Data | Path | str, split: Literal["train", "val", "test", "all"] | None = None
+) -> tuple[Listing, str]:
+    """The labelled images of one of a data set's own splits, to evaluate on, and which split it is; `all` is training
+    and validation, or images of no split.
 
     None takes the test split where it has labels, else the validation split, else all. A note counts the images of the
     split that have no label. Raises `DataError` where the split is missing, or has no labels.
@@ -91,7 +94,7 @@ def load_labelled(data: Data | Path | str, split: Literal["train", "val", "test"
         if part and some:
             missing = len(part.samples) - len(some)
             notes = (f"{listing.number(missing, 'image')} without a label left out",) if missing else ()
-            return replace(part, samples=some, notes=notes)
+            return replace(part, samples=some, notes=notes), name
     if reason:
         raise reason
     named = sorted({sample.split for sample in found.samples if sample.label}) if found else []

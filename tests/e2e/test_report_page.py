@@ -11,10 +11,12 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Page
 
+import infer
 from data import csvfile
 from tests import browser as chromium
-from tests.unit import runs
+from tests.unit import members, runs
 from training import report
+from training.report import evaluation
 
 pytestmark = pytest.mark.skipif(chromium.program() is None, reason="no chromium or google-chrome on this machine")
 HOSTILE = ("<script>document.title='taken'</script>", '"><img src=x onerror="document.title=1">', "a & b", "long " * 9)
@@ -159,6 +161,28 @@ def test_a_phone_shows_it_without_scrolling_sideways(which, scheme, opened, requ
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     ratio, text = page.evaluate(CONTRAST)
     assert ratio >= 4.5, text
+
+
+@pytest.mark.parametrize("classes", [5, 40])
+def test_the_page_of_an_evaluation_sorts_and_fits_a_phone(classes: int, opened: Opener, tmp_path: Path) -> None:
+    names = ("ant", "bee", *map(str.strip, HOSTILE), *(f"class {i}" for i in range(40)))[:classes]
+    best = members.checkpoint(tmp_path / "best", of=members.card(names, size=16))
+    runs.finished(tmp_path, names, 80)
+    with infer.load(best) as model:
+        found = infer.evaluate(model, tmp_path / "data")
+    *_, path = evaluation.write(found, tmp_path)
+    page = opened(path, 360, "dark")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    ratio, text = page.evaluate(CONTRAST)
+    assert ratio >= 4.5, text
+    before = column(page, "table.classes", 5)
+    page.locator("table.classes thead button").nth(4).click()
+    assert column(page, "table.classes", 5) == sorted(before, key=float)
+    assert set(column(page, "table.classes", 1)) >= {names[number] for number in set(found.targets)}
+    assert page.locator(".card b").first.inner_text() == f"{found.accuracy:.4f}"
+    assert page.locator(".card").count() == (5 if classes >= 10 else 4)
+    assert page.locator(".mistakes figure").count() == 12 and page.locator("img[src^='data:image/jpeg']").count() == 12
+    assert page.locator("canvas").count() == (classes > 30)
 
 
 def test_dark_mode_is_dark(small: Path, opened: Opener) -> None:

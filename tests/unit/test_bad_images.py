@@ -182,3 +182,28 @@ def test_inference_takes_what_remains_where_it_is_asked_to(tmp_path: Path, capsy
         assert np.isfinite(found["probabilities"][2]).all()
     with pytest.raises(DataError, match=r"001\.png"), infer.load(model) as opened:
         opened.predict(paths)
+
+
+def test_commands_on_the_runs_own_images_pass_over_what_the_run_passed_over(digits: Path, tmp_path: Path) -> None:
+    """`infer oof`, `adapt` and `teacher`, with a truncated image and one that is none."""
+    root = tmp_path / "data"
+    shutil.copytree(digits, root)
+    cut, gone = sorted((root / "train").iterdir())[:5:4]
+    with Image.open(cut) as image:
+        image.convert("RGB").resize((256, 256)).save(cut, "PNG")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    gone.write_bytes(gone.read_bytes()[:20])
+    run = campaign.run_all("numpy", settings(root, tmp_path / "runs", "--data.on_bad_image", "partial"), NEVER)
+    assert infer.main(["oof", str(run), "--tta", "flip", "--workers", "1"]) == 0
+    file = tmp_path / "ensemble.yaml"
+    assert infer.main(["fit", str(run), "--tta", "flip", "--out", str(file)]) == 0
+    assert infer.main(["adapt", str(file), "--out", str(tmp_path / "adaptive.yaml")]) == 0
+    words = ["teacher", str(run), "--out", str(tmp_path / "t.npz"), "--on_bad_image", "partial"]
+    assert infer.main(words) == 0
+    with np.load(tmp_path / "t.npz") as answers:
+        assert answers["unreadable"].tolist() == [gone.name] and cut.name in answers["ids"]
+    with np.load(next(run.glob("fold_*/oof.npz"))) as first:
+        (root / "train" / str(first["ids"][7])).write_bytes(b"changed since")
+    for path in run.glob("fold_*/oof_*.npz"):
+        path.unlink()
+    assert infer.main(["oof", str(run), "--tta", "flip", "--workers", "1"]) == 1, "it was readable when it was trained"

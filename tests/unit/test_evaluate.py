@@ -172,9 +172,26 @@ def test_arrays_and_their_splits(best, labelled, tmp_path: Path) -> None:
     assert train.split == "train" and train.accuracy != found.accuracy
     np.savez(tmp_path / "y.npz", **{name: arrays[name] for name in arrays if name != "test_labels"})
     with infer.load(numbered) as model:
-        assert infer.evaluate(model, tmp_path / "y.npz").split == "train", "a test split without labels is no choice"
+        assert infer.evaluate(model, tmp_path / "y.npz").split == "all", "a test split without labels is no choice"
         with pytest.raises(DataError, match=r"no image of its test split has a label .*train"):
             infer.evaluate(model, tmp_path / "y.npz", "test")
+
+
+def test_without_test_labels_the_validation_split_is_taken_and_all_are_both(best, labelled, tmp_path: Path) -> None:
+    pixels, letters = labelled
+    for name, part in (("train", slice(0, 36)), ("val", slice(36, None))):
+        class_folders(tmp_path / "data" / name, pixels[part], letters[part])
+    put(tmp_path / "data" / "test" / "x.png", pixels[0])
+    with infer.load(best) as model:
+        found = {split: infer.evaluate(model, tmp_path / "data", split) for split in (None, "train", "val", "all")}
+        for split in ("test", "val"):
+            with pytest.raises(DataError, match=f"no image of its {split} split has a label"):
+                infer.evaluate(model, tmp_path / "data" / "train", split)
+    assert {split: (one.split, len(one.ids)) for split, one in found.items()} == {
+        **{None: ("val", 24), "train": ("train", 36), "val": ("val", 24), "all": ("all", COUNT)}
+    }
+    hits = 24 * found["val"].accuracy + 36 * found["train"].accuracy
+    assert found["all"].accuracy == pytest.approx(hits / COUNT)
 
 
 def test_the_files_say_the_same(best, labelled, tmp_path: Path, capsys) -> None:
@@ -184,7 +201,7 @@ def test_the_files_say_the_same(best, labelled, tmp_path: Path, capsys) -> None:
     printed = capsys.readouterr().out
     said = json.loads((out / "metrics.json").read_text())
     assert f"accuracy    {said['accuracy']:.4f}" in printed and f"top-5       {said['top5']:.4f}" in printed
-    assert "all labelled images" not in printed and "note: split train" in printed
+    assert "60 labelled images, split all" in printed and "note: this is no test split" in printed
     with np.load(out / "predictions.npz") as file:
         arrays = dict(file)
     np.testing.assert_array_equal(arrays["predicted"], arrays["probabilities"].argmax(axis=1))
@@ -249,6 +266,7 @@ def test_a_data_set_of_some_classes_is_judged_on_those(best, labelled, tmp_path:
     targets = np.array([NAMES.index(letter) for letter in letters[some]])
     predicted = probabilities_of(best, pixels[some]).argmax(axis=1)
     wanted = sklearn.f1_score(targets, predicted, average="macro", labels=np.unique(targets))
+    assert found.intervals["macro_f1"].low <= found.macro_f1 <= found.intervals["macro_f1"].high
     assert found.macro_f1 == pytest.approx(wanted) and len(found.shown) == len(set(targets) | set(predicted)) < 12
 
 
@@ -428,8 +446,8 @@ def test_two_labels_of_a_class_split_are_counted_not_guessed(labelled, tmp_path:
     rows = {"image": [{"bytes": png(pixels[0]), "path": None}] * 3, "label": ["a", None, None]}
     schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.string())])
     parquet.write_table(pa.table(rows, schema), root / "test-00000-of-00001.parquet")
-    found = sources.load_labelled(root, "test")
-    assert len(found.samples) == 1 and found.notes == ("2 images without a label left out",)
+    found, split = sources.load_labelled(root, "test")
+    assert split == "test" and len(found.samples) == 1 and found.notes == ("2 images without a label left out",)
 
 
 def test_hostile_names_are_text(tmp_path: Path, labelled) -> None:

@@ -1,4 +1,4 @@
-"""`--mode full` looks ahead: damaged test images with and without an audit, no folder, another `positive`."""
+"""`--mode full` looks ahead: damaged test images, tables and samples of their own columns, refusals before training."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from infer import validate
 from infer.__main__ import main as infer
 from training import campaign as single
 from training import cli, preflight, turns
+from training.fold import RESULT
 
 WORDS = ["--model", "convnext_atto", "--weights", "none", "--data.image_size", "16", "--data.workers", "1"]
 WORDS += ["--train.epochs", "1", "--train.batch_size", "8", "--optim.lr", "0.05", "--mode", "full"]
@@ -38,6 +39,17 @@ def root(tmp_path: Path) -> Path:
         picture(root / "test" / f"t{n}.png", draw)
     (root / "train.csv").write_text("ID,target\n" + "".join(f"{n}.png,{name}\n" for n, name in enumerate(names)))
     (root / "sample_submission.csv").write_text("ID,target\n" + "".join(f"t{n}.png,cat\n" for n in range(4)))
+    return root
+
+
+@pytest.fixture
+def dacon(root: Path) -> Path:
+    """The same data set in tables as Dacon gives them: paths in their cells, test images with IDs of their own."""
+    lines = (root / "train.csv").read_text().splitlines()[1:]
+    (root / "train.csv").write_text("\n".join(["img_path,label", *(f"./train/{line}" for line in lines)]) + "\n")
+    listed = "".join(f"TEST_{n},./test/t{n}.png\n" for n in range(4))
+    (root / "test.csv").write_text(f"id,img_path\n{listed}")
+    (root / "sample_submission.csv").write_text("id,label\n" + "".join(f"TEST_{n},dog\n" for n in range(4)))
     return root
 
 
@@ -65,21 +77,35 @@ def submission(tmp_path: Path) -> Path:
     return found
 
 
-@pytest.mark.parametrize("audit", ["true", "false"])
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def probabilities(sent: Path) -> list[dict[str, str]]:
+    return rows_of(sent.with_name(f"{sent.stem}_probabilities.csv"))
+
+
+@pytest.mark.parametrize(("layout", "audit"), [("root", "true"), ("root", "false"), ("dacon", "false")])
 def test_a_damaged_test_image_gets_the_class_prior_and_is_named_before_the_training(
-    command: Callable[..., int], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], audit: str
+    command: Callable[..., int], tmp_path: Path, request, capsys: pytest.CaptureFixture[str], layout: str, audit: str
 ) -> None:
+    root = request.getfixturevalue(layout)
     file = root / "test" / "t2.png"
     file.write_bytes(file.read_bytes()[:60])
     assert command("--data.audit", audit) == 0
-    err = capsys.readouterr().err.splitlines()
-    warnings = [line for line in err if line.startswith("warning: ")]
+    err = capsys.readouterr().err
+    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2 and all("t2.png" in line and "the class prior" in line for line in warnings)
+    assert "1 test images cannot be read" in err
     sent = submission(tmp_path)
     assert validate.faults(sent, root / "sample_submission.csv", labels=["cat", "dog"]) == []
-    assert [row["target"] for row in csv.DictReader(sent.open())][2] == "cat"
-    beside = list(csv.DictReader(sent.with_name(f"{sent.stem}_probabilities.csv").open()))
-    assert float(beside[2]["cat"]) == pytest.approx(14 / 26)
+    key, target = ("ID", "target") if layout == "root" else ("id", "label")
+    assert [row[key] for row in rows_of(sent)] == [f"t{n}.png" if layout == "root" else f"TEST_{n}" for n in range(4)]
+    labels = [row[target] for row in rows_of(sent)]
+    assert labels[2] == "cat" and set(labels) <= {"cat", "dog"}
+    prior = probabilities(sent)[2]
+    np.testing.assert_allclose([float(prior["cat"]), float(prior["dog"])], [14 / 26, 12 / 26], rtol=1e-6)
 
 
 def test_an_audit_that_tells_of_the_whole_data_set_is_read(root: Path, tmp_path: Path) -> None:
@@ -95,9 +121,11 @@ def test_an_audit_that_tells_of_the_whole_data_set_is_read(root: Path, tmp_path:
 def test_a_damaged_test_image_stops_before_the_training_where_that_is_asked_for(
     command: Callable[..., int], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (root / "test" / "t2.png").write_bytes(b"no image")
+    file = root / "test" / "t2.png"
+    file.write_bytes(file.read_bytes()[:60])
     assert command("--data.on_bad_test_image", "error") == 1
-    assert "test images: 1 of 4 cannot be read, the first: " in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "test images: 1 of 4 cannot be read, the first: " in err and "cannot be decoded" in err
     for path in (root / "test").iterdir():
         path.write_bytes(b"no image")
     assert command("--data.audit", "false") == 1, "without any readable image there is nothing to send"
@@ -118,21 +146,55 @@ def test_a_file_in_the_place_of_the_submissions_is_told_before_the_training(
     assert "submissions is no folder" in said.err and "folds are done" not in said.out
 
 
+@pytest.mark.parametrize(("layout", "column"), [("root", "is_dog"), ("dacon", "label")])
 def test_a_sample_with_one_probability_column_gets_the_probability_of_the_class_that_sorts_last(
-    command: Callable[..., int], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., int], tmp_path: Path, request, capsys: pytest.CaptureFixture[str], layout: str, column: str
 ) -> None:
+    root = request.getfixturevalue(layout)
     sample = root / "sample_submission.csv"
-    sample.write_text("ID,is_dog\n" + "".join(f"t{n}.png,0.5\n" for n in range(4)))
+    key, *_ = sample.read_text().partition(",")
+    ids = [f"t{n}.png" if layout == "root" else f"TEST_{n}" for n in range(4)]
+    sample.write_text(f"{key},{column}\n" + "".join(f"{name},0.5\n" for name in ids))
     assert command() == 0
-    assert "column 'is_dog' gets the probability of class 'dog', which sorts last" in capsys.readouterr().out
+    assert f"column '{column}' gets the probability of class 'dog', which sorts last" in capsys.readouterr().out
     first = submission(tmp_path)
-    beside = list(csv.DictReader(first.with_name(f"{first.stem}_probabilities.csv").open()))
-    sent = [row["is_dog"] for row in csv.DictReader(first.open())]
-    assert len(set(sent)) > 1
-    np.testing.assert_allclose([float(cell) for cell in sent], [float(row["dog"]) for row in beside], rtol=1e-6)
-    assert infer(["validate", str(first), "--sample", str(sample), "--train", str(root / "train.csv")]) == 0
+    sent, beside = rows_of(first), probabilities(first)
+    assert [row[key] for row in sent] == ids == [row[key] for row in beside]
+    values = [float(row[column]) for row in sent]
+    assert len(set(values)) > 1
+    np.testing.assert_allclose(values, [float(row["dog"]) for row in beside], rtol=1e-6, atol=1e-8)
+    words = ["--sample", str(sample), "--train", str(root / "train.csv")]
+    target = "target" if layout == "root" else "label"
+    assert infer(["validate", str(first), *words, "--target_column", target]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert cli.main("numpy", ["--mode", "predict", "--resume", str(folder), "--ensemble.positive", "cat"]) == 0
     (second,) = {*(folder / "submissions").glob("*[0-9].csv")} - {first}
-    cats = [row["is_dog"] for row in csv.DictReader(second.open())]
-    assert [float(a) + float(b) for a, b in zip(sent, cats, strict=True)] == pytest.approx([1] * 4)
+    cats = [float(row[column]) for row in rows_of(second)]
+    assert [a + b for a, b in zip(values, cats, strict=True)] == pytest.approx([1] * 4)
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("sample_submission.csv", "id,label\nTEST_9,dog\n"), "1 of its IDs have no image (TEST_9"),
+        (("sample_submission.csv", "id,cat,two\nTEST_0,0,0\n"), "has columns that are no class: two"),
+        (("test.csv", "id,img_path\nTEST_0,./test/nowhere.png\nTEST_1,./test/x.png\n"), "2 of 2 IDs have no image"),
+    ],
+)
+def test_what_prediction_would_refuse_is_refused_before_the_first_epoch(
+    command: Callable[..., int], dacon: Path, tmp_path: Path, change: tuple[str, str], said: str, capsys
+) -> None:
+    (dacon / change[0]).write_text(change[1])
+    assert command() == 1
+    assert said in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob(RESULT))
+
+
+@pytest.mark.usefixtures("dacon", "untrained")
+def test_a_positive_class_that_is_none_is_refused_before_the_first_epoch(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--ensemble.positive", "Dog") == 2
+    assert "is no class of the members, perhaps you mean 'dog'" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob(RESULT))

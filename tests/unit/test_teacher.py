@@ -152,6 +152,48 @@ def test_targets_are_labels_and_softened_answers_by_weight(weight, temperature, 
     assert (got.weights == 1).all()
 
 
+def test_an_unreadable_image_has_no_answer_and_students_leave_it_out(run, digits, extra, tmp_path, capsys) -> None:
+    damaged = tmp_path / "extra"
+    shutil.copytree(extra, damaged)
+    victims = sorted(damaged.iterdir())[3:5]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:60])
+    words = ["teacher", str(run), "--images", str(damaged)]
+    assert infer.main([*words, "--out", str(tmp_path / "no.npz"), "--on_bad_image", "error"]) == 1
+    assert victims[0].name in capsys.readouterr().err and not (tmp_path / "no.npz").exists()
+    file = answered(run, tmp_path / "extra.npz", "--images", str(damaged))
+    err = capsys.readouterr().err
+    assert "warning: 2 images cannot be read and get no answer" in err and victims[0].name in err
+    held = arrays(file)
+    assert set(held["unreadable"]) == {victim.name for victim in victims}
+    assert len(held["ids"]) == 2 * 28 and not set(held["unreadable"]) & set(held["ids"])
+    np.testing.assert_allclose(held["probabilities"].sum(axis=1), 1, atol=1e-5)
+    got, _, train = lesson(pseudo(digits, run, damaged, file), run)
+    assert {path.name for path in got.paths[len(train) :]} == {p.name for p in damaged.iterdir()} - {
+        victim.name for victim in victims
+    }
+    for path in damaged.iterdir():
+        path.write_bytes(b"no image")
+    assert infer.main([*words, "--out", str(tmp_path / "no.npz")]) == 1
+    assert "none of the 30 images can be read" in capsys.readouterr().err
+
+
+def test_a_labelled_image_that_the_teacher_could_not_read_keeps_its_label(run, digits, labelled_file, tmp_path) -> None:
+    held = arrays(labelled_file)
+    victim = held["ids"][held["fold"] == 0][5]
+    kept = held["ids"] != victim
+    rows = {name: held[name][kept] for name in ("ids", "probabilities", "fold")}
+    file = changed(labelled_file, tmp_path / "less.npz", **rows, unreadable=np.array([victim]))
+    wanted = settings(digits, tmp_path, "--teacher.file", str(file), "--teacher.weight", "1.0")
+    got, table, train = lesson(wanted, run)
+    place = [table.ids[i] for i in train].index(victim)
+    np.testing.assert_allclose(got.targets[place], np.eye(10)[got.labels[place]], atol=1e-6)
+    with pytest.raises(ConfigError, match="has no answer for 1 of 40 images"):
+        lesson(
+            settings(digits, tmp_path, "--teacher.file", str(changed(labelled_file, tmp_path / "x.npz", **rows))), run
+        )
+
+
 def test_logits_serve_as_well_as_probabilities(run: Path, digits: Path, labelled_file: Path, tmp_path: Path) -> None:
     logits = np.log(arrays(labelled_file)["probabilities"]) + 5
     other = changed(labelled_file, tmp_path / "logits.npz", logits=logits, probabilities=None)
