@@ -62,7 +62,7 @@ class MixPlan(NamedTuple):
     own: NDArray[np.float32]
 
 
-class Knobs(NamedTuple):
+class StepHyperparams(NamedTuple):
     """What the schedules decide for one step. `array()` is what reaches the device, so that nothing retraces.
 
     With `frozen`, only the parameters of `OptimSpec.head` are trained: the others, their moments and their running
@@ -123,9 +123,9 @@ class OptimSpec:
 
     `multipliers` maps a canonical parameter name to (learning-rate multiplier, weight-decay multiplier); a name that
     is absent has (1, 1). `matrices` are the parameters that Muon orthogonalises, each flattened to (outputs, rest); it
-    hands the others to AdamW. `head` names the classifier's parameters (see `Knobs.frozen`).
+    hands the others to AdamW. `head` names the classifier's parameters (see `StepHyperparams.frozen`).
     Gradients are limited in this order, 0 being no limit: each unit's norm to `clip_factor` of its weight's norm, the
-    head spared (Brock et al. 2021); each entry to +-`clip_value`; all together to `Knobs.clip_norm`.
+    head spared (Brock et al. 2021); each entry to +-`clip_value`; all together to `StepHyperparams.clip_norm`.
     `ema` says whether an exponential moving average of all weights is kept. With `fixed_statistics` BatchNorm uses its
     running statistics in training too and nothing moves them, `recalibrate` neither.
     """
@@ -217,7 +217,7 @@ class Session(Protocol):
     rank: int
     world_size: int
 
-    def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> Any:
+    def train_step(self, batch: Batch, mix: MixPlan | None, knobs: StepHyperparams) -> Any:
         """Enqueue one update and return a pending result; never waits for the device."""
 
     def read(self, pending: Any) -> StepResult:

@@ -2,7 +2,7 @@
 
 Network, image size, epochs, batch, optimizer, rate and warm-up are equal in all arms; what a recipe adds differs:
 
-- `tandem`: this project's, through `training.campaign`, as a user runs it.
+- `tandem`: this project's, through `training.run.train_run`, as a user runs it.
 - `timm`: the recipe that timm's `train.py` is best known for from scratch (RandAugment, Mixup and CutMix, random
   erasing, label smoothing, EMA with warm-up, cosine), through timm's public API in the order of its training loop.
 - `timm_same`: timm's API again with the nearest counterparts of the `tandem` arm's settings: what remains between
@@ -44,7 +44,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
 from config import load
-from training import campaign
+from training.run import train_run
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10-subset.tar.xz"
 
@@ -96,7 +96,7 @@ def tandem(data: Path, common: Common, seed: int) -> float:
         words += ["--optim.lr", str(common.lr), "--optim.weight_decay", str(common.weight_decay)]
         words += ["--schedule.warmup_epochs", str(common.warmup_epochs)]
         words += ["--schedule.min_lr_ratio", str(common.min_lr_ratio), "--loss.label_smoothing", str(common.smoothing)]
-        folder = campaign.run_all("torch", load.parse([*words, *TANDEM], prog="accuracy"), lambda: False)
+        folder = train_run.run_all("torch", load.parse([*words, *TANDEM], prog="accuracy"), lambda: False)
         with (folder / "fold_0" / "history.csv").open(newline="") as stream:
             return float(list(csv.DictReader(stream))[-1]["accuracy"])
 

@@ -28,13 +28,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
 from benchmarks import rss
-from data import keyed
 from data.audit import duplicates
 from data.audit.fingerprint import hashes
 from data.audit.survey import survey
-from data.decode import decode
-from data.ops import compress
+from data.augment.ops import compress
+from data.decode.image import decode
 from data.pixels import Pixels
+from data.rng import philox
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos.tar"
 
@@ -136,7 +136,7 @@ def searching(originals: list[Path], images: int) -> dict[str, float]:
     seen = survey(originals, originals[0].parent).pictures
     seconds = {}
     for count in (images, 2 * images):
-        chosen = keyed.rng(0, "mixtures", count)
+        chosen = philox(0, "mixtures", count)
         draws = chosen.integers(0, (len(seen), len(seen), 64, 64), (count, 4)).tolist()
         mixed = (np.roll(cv2.addWeighted(seen[a], 0.7, seen[b], 0.3, 0), (x, y), (0, 1)) for a, b, x, y in draws)
         pictures = np.stack(list(mixed))

@@ -33,10 +33,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
 from benchmarks.audit import PHOTOS, photographs
-from data import keyed
-from data.decode import decode
-from data.ops import compress
+from data.augment.ops import compress
+from data.decode.image import decode
 from data.pixels import Pixels
+from data.rng import philox
 
 _SIZE = (375, 500)  # rows and columns, as the photographs have
 _EVERY = 50  # one of so many images is a copy of the one before
@@ -100,7 +100,7 @@ def _place(folder: Path, number: int) -> Path:
 
 def collage(sources: list[Pixels], number: int) -> Pixels:
     """Image `number`: one to four crops of photographs side by side, each mirrored, turned and toned by chance."""
-    rng = keyed.rng(0, "collage", number)
+    rng = philox(0, "collage", number)
     rows, columns = [(1, 1), (1, 2), (2, 1), (2, 2)][int(rng.integers(4))]
     height, width = _SIZE[0] // rows, _SIZE[1] // columns
     strips = [np.hstack([_crop(sources, rng, height, width) for _ in range(columns)]) for _ in range(rows)]

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its fol
 
 from config import load
 from data import demo
-from training import campaign, checkpoint, engine
+from training.loop import checkpoint, trainer
+from training.run import train_run
 
 
 def main() -> int:
@@ -52,7 +53,7 @@ def measure(arguments: argparse.Namespace, place: Path) -> tuple[list[dict[str, 
     words += ["--train.epochs", str(arguments.epochs + 1), "--stopping.metric", "log_loss"]
     epochs: list[dict[str, float]] = []
     with _timed(epochs), contextlib.redirect_stdout(sys.stderr):
-        folder = campaign.run_all(arguments.engine, load.parse(words, prog="benchmark"), lambda: False)
+        folder = train_run.run_all(arguments.engine, load.parse(words, prog="benchmark"), lambda: False)
     last = checkpoint.steps(folder / "fold_0")[-1]
     return epochs[1:], round(sum(file.stat().st_size for file in last.iterdir()) / 2**20, 1)
 
@@ -62,13 +63,13 @@ class _timed:
 
     def __init__(self, epochs: list[dict[str, float]]):
         self.epochs = epochs
-        self.save, self.close = engine.Fit.save, engine.Fit._close_epoch
+        self.save, self.close = trainer.Trainer.save, trainer.Trainer._close_epoch
 
     def __enter__(self) -> None:
         clock, outer = [time.perf_counter(), 0.0], self
 
         @functools.wraps(self.save)
-        def save(fit: engine.Fit, *rest: Any) -> None:
+        def save(fit: trainer.Trainer, *rest: Any) -> None:
             began = time.perf_counter()
             outer.save(fit, *rest)
             if len(outer.epochs) % 2:
@@ -76,7 +77,7 @@ class _timed:
             clock[1] += time.perf_counter() - began
 
         @functools.wraps(self.close)
-        def close(fit: engine.Fit) -> None:
+        def close(fit: trainer.Trainer) -> None:
             outer.close(fit)
             now = time.perf_counter()
             waited = float(len(outer.epochs) % 2)
@@ -90,7 +91,7 @@ class _timed:
 
     def _put(self, save: Callable[..., None], close: Callable[..., None]) -> None:
         for name, function in (("save", save), ("_close_epoch", close)):
-            setattr(engine.Fit, name, function)
+            setattr(trainer.Trainer, name, function)
 
 
 def summary(epochs: list[dict[str, float]]) -> dict[str, Any]:

@@ -73,13 +73,14 @@ def _convert(model: str, target: str, precision: str) -> str:
 
     import convert
     from backends.torch import model as torch_model
-    from convert import torch_graph, verify
+    from convert.graph import torch_network
+    from convert.verification import verify
     from models import registry
     from models.card import Card
 
     torch.manual_seed(0)
     spec = registry.get(model, num_classes=CLASSES)
-    network = torch_graph.Classifier(torch_model.build(spec), spec.preprocessing).eval().requires_grad_(False)
+    network = torch_network.Classifier(torch_model.build(spec), spec.preprocessing).eval().requires_grad_(False)
     card = Card(model, tuple(f"class {k}" for k in range(CLASSES)), spec.preprocessing, dict(spec.options), "torch")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / f"x{convert.TARGETS[target].suffix}"

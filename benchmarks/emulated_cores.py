@@ -5,11 +5,12 @@ inside OpenCV's functions and reads of files, which let other threads have the i
 Python and holds it. Then N threads, and N processes, run the loader with an operation that sleeps for the first part
 and holds the interpreter for the second. So N of them run side by side on few cores, and only interpreters are scarce.
 What is real: the loader, its threads, processes, pipes and shared memory. What is not emulated: cores that share
-caches, memory and power, and disks. A figure is the best of some turns, as other jobs of the machine only slow it down.
+caches, memory and power, and disks. Images a second are the best of some turns, as other jobs only slow them down.
 
 A thread beside the loader, in place of a training step, makes 50 short calls every 10 ms, in each of which it lets
 others have the interpreter, as calls of a framework do. How long they take, to what they take alone, says how much the
-loader disturbs it.
+loader disturbs it; where other jobs keep all cores busy, these disturb it too. `loop_us` is CPU time of the loop that
+takes the batches, for an image: with processes that is all that the parent's interpreter has to do.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from config.data_sections import Augment
-from data import augment
-from data.decode import Pixels, Shrink, whole
-from data.images import Images
-from data.loader import Loaded, Loader
-from data.sampler import epoch_order
-from data.samples import Preparation
+from config.sections.data import Augment
+from data.augment import transforms
+from data.cache.images import Images
+from data.decode.image import Pixels, Shrink, whole
+from data.loading.loader import Loaded, Loader
+from data.loading.sampler import epoch_order
+from data.loading.samples import Preparation
 from models.card import Preprocessing
 
 _BATCH, _SIZE, _TURN = 256, 224, 2.0
@@ -63,24 +64,29 @@ def measured(paths: list[Path], cores: int, turns: int) -> dict[str, Any]:
         loader = Loader([Path("x")] * 100_000, operation, _SIZE, _BATCH, cores, 0, Blank(), processes=processes)
         with closing(loader.epoch(np.arange(100_000))) as batches:
             sum(len(next(batches).index) for _ in range(4))
-            rates, steps = zip(*(turn(batches) for _ in range(turns)), strict=True)
-        found[name] = {"images_per_second": round(max(rates)), "step_slower": round(min(steps) / alone, 2)}
+            rates, steps, loops = zip(*(turn(batches) for _ in range(turns)), strict=True)
+        found[name] = {
+            "images_per_second": round(max(rates)),
+            "step_slower": round(statistics.median(steps) / alone, 2),
+            "loop_us": round(1e6 * min(loops), 1),
+        }
         print(f"{name}: images/s {[round(rate) for rate in rates]}", file=sys.stderr)
     return found
 
 
-def turn(batches: Iterator[Loaded]) -> tuple[float, float]:
-    """Images a second, and the median seconds of a step beside the loader."""
+def turn(batches: Iterator[Loaded]) -> tuple[float, float, float]:
+    """Images a second, the median seconds of a step beside the loader, and CPU seconds of the loop for an image."""
     with ticking() as ticks:
-        begun, count = time.perf_counter(), 0
+        begun, computed, count = time.perf_counter(), time.thread_time(), 0
         while (taken := time.perf_counter() - begun) < _TURN:
             count += len(next(batches).index)
-    return count / taken, statistics.median(ticks)
+        computed = time.thread_time() - computed
+    return count / taken, statistics.median(ticks), computed / count
 
 
 def shares(paths: list[Path], rounds: int = 3) -> tuple[float, float]:
     """CPU seconds of an image outside of the interpreter and in it, the best of some epochs in one thread."""
-    transform = augment.train_transform(Augment(level="moderate"), Preprocessing(size=_SIZE))
+    transform = transforms.train_transform(Augment(level="moderate"), Preprocessing(size=_SIZE))
     found = []
     for epoch in range(rounds):
         prepare, order = Preparation(Images(0), transform, 0, epoch), epoch_order(len(paths), 0, epoch).tolist()

@@ -5,6 +5,11 @@ ImageNet weights, from the extra `weights`), image size and number of epochs, an
 nothing:
 
 - `tandem`: the command line without any other setting, then `infer fit` and its ensemble.
+- `tandem_batch`: the same with a random classifier and BatchNorm on each batch's statistics (`--optim.head_init random
+  --optim.batch_norm batch`), the defaults until 2026-11-30.
+- `tandem_folds`: the defaults with five folds in place of the hold-out (`--folds.strategy stratified`), so that all
+images
+  are trained on: five times the updates of the other arms, and their mean.
 - `timm`: the order of timm's train.py through its public functions, with the flags of its author's fine-tuning runs
   (model cards of vit_large_patch14_clip_336 and eva02_large on iNaturalist 2021), its best epoch by a hold-out.
 - `probe`: scikit-learn's logistic regression on the standardised features, its C by a hold-out, fitted again on all.
@@ -47,8 +52,9 @@ from torch import nn
 import infer
 from benchmarks.sources import tell
 from config import load
-from models import registry, weights
-from training import campaign
+from models import registry
+from models.weights import loading
+from training.run import train_run
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MODEL = "tf_efficientnet_lite0"
@@ -104,12 +110,12 @@ def _copy(files: list[Path], folder: Path) -> None:
         shutil.copyfile(file, folder / f"{file.stem}.jpg")
 
 
-def tandem(task: Task) -> NDArray[np.float64]:
-    """Train with the defaults, fit the ensemble on the out-of-fold answers, and answer the test images with it."""
+def tandem(task: Task, *more: str) -> NDArray[np.float64]:
+    """Train with the defaults and `more`, fit the ensemble on the out-of-fold logits, predict the test images."""
     with tempfile.TemporaryDirectory() as out:
         words = ["--data.root", str(task.root / "train"), "--out", out, "--seed", str(task.seed), "--model", MODEL]
         words += ["--weights", "pip", "--data.image_size", str(task.size), "--train.epochs", str(task.epochs)]
-        run = campaign.run_all("torch", load.parse(words, prog="finetune"), lambda: False)
+        run = train_run.run_all("torch", load.parse([*words, *more], prog="finetune"), lambda: False)
         infer.main(["fit", str(run), "--out", f"{out}/ensemble.yaml"])
         with infer.load(f"{out}/ensemble.yaml") as runner:
             return np.asarray(runner.predict(task.files("test")[0]).probabilities, np.float64)
@@ -118,7 +124,7 @@ def tandem(task: Task) -> NDArray[np.float64]:
 def pretrained(classes: int) -> nn.Module:
     """timm's network with the real weights, its classifier drawn anew (none for no classes)."""
     model = timm.create_model(MODEL, num_classes=classes)
-    found = weights.resolve(registry.get(MODEL), "pip")
+    found = loading.resolve(registry.get(MODEL), "pip")
     trunk = {n: torch.from_numpy(w) for n, w in found.weights.items() if not n.startswith("classifier.")}
     model.load_state_dict(trunk, strict=False)
     return model
@@ -250,6 +256,8 @@ def through_fastai(task: Task) -> NDArray[np.float64]:
 ARMS: dict[str, Callable[[Task], NDArray[np.float64]]] = {
     "probe": probe,
     "tandem": tandem,
+    "tandem_batch": lambda task: tandem(task, "--optim.head_init", "random", "--optim.batch_norm", "batch"),
+    "tandem_folds": lambda task: tandem(task, "--folds.strategy", "stratified"),
     "timm": through_timm,
     "fastai": through_fastai,
 }

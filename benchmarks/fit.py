@@ -31,7 +31,7 @@ import safetensors.numpy
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
 from benchmarks import rss
-from data import keyed
+from data.rng import philox
 from models.card import CARD_KEY, Card, Preprocessing
 
 _SHARPNESS = (3.6, 3.5, 3.4, 3.3, 3.0, 2.9, 2.8)
@@ -56,7 +56,7 @@ def main() -> int:
 
 def write(place: Path, wish: argparse.Namespace) -> list[Path]:
     """Run folders with logits of differing quality whose errors are partly common, as those of real members are."""
-    rng = keyed.rng(0, "benchmark")
+    rng = philox(0, "benchmark")
     share = rng.dirichlet(np.full(wish.classes, 5.0))
     targets = rng.choice(wish.classes, wish.images, p=share)
     fold_of = rng.integers(wish.folds, size=wish.images)

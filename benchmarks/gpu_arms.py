@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from backends.contract import Batch, Knobs, LossSpec, OptimSpec, Precision, Session, TrainState
+from backends.contract import Batch, LossSpec, OptimSpec, Precision, Session, StepHyperparams, TrainState
 from backends.torch import model as networks
 from backends.torch import session, step
 from backends.torch.precision import autocast, resolved
@@ -31,9 +31,9 @@ from models import registry
 from models.card import Card
 
 Figures = Iterator[dict[str, Any]]
-KNOBS = Knobs(lr=1e-4, weight_decay=0.05, ema_decay=0.0, clip_norm=1.0)
+KNOBS = StepHyperparams(lr=1e-4, weight_decay=0.05, ema_decay=0.0, clip_norm=1.0)
 TINY = {"resnet": "test_resnet", "vit": "test_vit", "convnext": "test_convnext", "tf": "test_efficientnet"}
-_IN_FLIGHT = 4  # as `training.engine`
+_IN_FLIGHT = 4  # as `training.loop.trainer`
 _TURNS, _TURN_S = 3, 2.0  # turns of each side, and the seconds of one
 _HALVED = 8  # times
 _DISTINCT, _FILES = 128, 16384
@@ -240,7 +240,7 @@ def fed(setting: Setting, name: str) -> Figures:
 def inference(setting: Setting, name: str) -> Figures:
     """Our predictor from uint8 images of the host to logits there, in each precision, and timm's network in bf16 with
     its batch on the device."""
-    from infer.predictors import torch as predictor
+    from infer.runtimes import torch as predictor
 
     case = setting.case(name, False)
     spec, rates, arrays = registry.get(case.name, num_classes=CLASSES, image_size=case.size), {}, _weights(case)
@@ -272,18 +272,18 @@ def onnx(setting: Setting, name: str) -> Figures:
     import onnxruntime
     import onnxscript
 
-    from convert import onnx as to_onnx
-    from convert import torch_graph
-    from infer.predictors import onnx as predictor
+    from convert.graph import torch_network
+    from convert.onnx import export as to_onnx
+    from infer.runtimes import onnx as predictor
 
     case = setting.case(name, False)
-    network = torch_graph.classifier(_weights(case), _card(case))
-    file = to_onnx.write(network, _card(case), Path(setting.folder) / "member.onnx")
+    network = torch_network.classifier(_weights(case), _card(case))
+    file = to_onnx.write(network, _card(case), Path(setting.folder) / "member.onnx", overwrite=True)
     opened = predictor.open(file, ("cuda" if case.device.type == "cuda" else "cpu",))
     first = opened.providers[0]
     _assert_on(first.removesuffix("ExecutionProvider").lower(), case.device)
     images = _images(case, 2 * case.batch)
-    difference = np.abs(opened.logits(images[:4]) - torch_graph.once(network, images[:4])).max()
+    difference = np.abs(opened.logits(images[:4]) - torch_network.once(network, images[:4])).max()
     rate = _predicted(lambda: opened.logits(images), len(images), setting, case)
     yield {
         "model": case.name,
@@ -362,8 +362,8 @@ def jpegs(setting: Setting) -> list[Path]:
 def _loader(case: Case, paths: list[Path], processes: int) -> Any:
     """Our loader with the changes of timm's defaults: crop, flip, brightness, contrast, saturation."""
     from benchmarks.loader import transform
-    from data.images import Images
-    from data.loader import Loader
+    from data.cache.images import Images
+    from data.loading.loader import Loader
 
     images = Images(0)
     return Loader(paths, transform(), case.size, case.batch, case.workers, images=images, processes=processes)

@@ -48,15 +48,16 @@ from backends.torch.step import Input
 from benchmarks.peer import Peer
 from benchmarks.sources import PHOTOS, photographs, tell
 from config import heap
-from convert import onnx as to_onnx
-from convert import torch_graph
-from data.augment import EvalTransform
-from data.decode import decode
-from infer import predictors
-from infer.ensemble import of
+from convert.graph import torch_network
+from convert.onnx import export as to_onnx
+from data.augment.transforms import EvalTransform
+from data.decode.image import decode
+from infer import runtimes
+from infer.member import ensemble_of
 from infer.runner import Runner
-from models import manifest, weights
+from models import manifest
 from models.card import CARD_KEY, Card, Preprocessing
+from models.weights import loading
 
 # What ttach's Rotate90 makes of an image, under both names.
 VIEWS, ANGLES = ("original", "rot90", "rot180"), (0, 90, 180)
@@ -80,7 +81,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    heap.keep_freed()  # as the command does
+    heap.retain_freed_memory()  # as the command does
     with tempfile.TemporaryDirectory() as place:
         result = memory(arguments, Path(place)) if arguments.memory else speed(arguments, Path(place))
     tell(arguments, {"torch_threads": torch.get_num_threads(), **result}, "torch", "timm", "ttach")
@@ -93,7 +94,7 @@ def speed(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
     paths = sorted(folder.iterdir())
     members = [checkpoint_of(arguments, place / f"member_{seed}", seed) for seed in range(arguments.members)]
     models, prepared = [network(member) for member in members], pixels(paths, arguments.size)
-    opened = Runner(of([f"{member}@torch" for member in members], VIEWS))
+    opened = Runner(ensemble_of([f"{member}@torch" for member in members], VIEWS))
     with opened as runner, Peer(Others, members, folder.parent, arguments) as others:
         arms: dict[str, Callable[[], Rows]] = {
             "runner": lambda: run(runner, paths, arguments),
@@ -211,13 +212,13 @@ def by_engine(arguments: argparse.Namespace, member: Path, images: NDArray[np.ui
     """Milliseconds an image of one member and view, the best of the repeats, on the CPU."""
     file = place / "member.onnx"
     card = read_card(member)
-    network = torch_graph.classifier(weights.read(member / "model.safetensors")[0], card)
+    network = torch_network.classifier(loading.read(member / "model.safetensors")[0], card)
     to_onnx.write(network, card, file)
     opened = {
-        "torch eager": lambda: predictors.open(member, "torch", device="cpu"),
-        "torch eager channels_last": lambda: predictors.open(member, "torch", device="cpu", channels_last=True),
-        "torch compiled": lambda: predictors.open(member, "torch", device="cpu", compile=True),
-        "onnxruntime": lambda: predictors.open(file, "onnx", providers=("cpu",)),
+        "torch eager": lambda: runtimes.open(member, "torch", device="cpu"),
+        "torch eager channels_last": lambda: runtimes.open(member, "torch", device="cpu", channels_last=True),
+        "torch compiled": lambda: runtimes.open(member, "torch", device="cpu", compile=True),
+        "onnxruntime": lambda: runtimes.open(file, "onnx", providers=("cpu",)),
     }
     batch = images[: arguments.batch_size]
     found = {}
@@ -281,7 +282,7 @@ def checkpoint_of(arguments: argparse.Namespace, folder: Path, seed: int) -> Pat
     network = networks.build(registry.of_card(card, "benchmark"))
     folder.mkdir(parents=True)
     arrays = networks.to_arrays(networks.canonical_tensors(network))
-    weights.write(folder / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
+    loading.write(folder / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
     manifest.write(folder)
     return folder
 
@@ -290,7 +291,7 @@ def network(member: Path) -> tuple[torch.nn.Module, Input]:
     """The member's network in evaluation mode, and how pixels become its input."""
     spec = registry.of_card(read_card(member), str(member))
     built = networks.build(spec)
-    networks.load_canonical(built, weights.read(member / "model.safetensors")[0], str(member))
+    networks.load_canonical(built, loading.read(member / "model.safetensors")[0], str(member))
     prep = spec.preprocessing
     return built.eval(), Input(torch.tensor(prep.mean), torch.tensor(prep.std), spec.in_chans, "fp32")
 

@@ -7,7 +7,8 @@ saturation of each image. One epoch warms an arm up, then the arms take turns of
 the CPU time of all of an arm's processes for an image, the best of its turns. The peers run in a process of their own,
 with memory as their users have it. Arms:
 
-- `files`: `data.loader.Loader` over the files.
+- `files`: `data.loading.loader.Loader` over the files.
+- `processes`: the same in `--workers` worker processes in place of threads.
 - `cached`: the same from the cache of `data.cache`, as it is from the second epoch on (the first one makes it).
 - `jpegs`: the same from the cache where raw pixels have no room.
 - `timm`: timm's `create_loader` with its prefetcher, the default, and `--workers` processes.
@@ -47,12 +48,12 @@ from benchmarks import emulated_cores
 from benchmarks.peer import Peer
 from benchmarks.sources import PHOTOS, photographs, tell
 from config import heap
-from config.data_sections import Data
-from data import cache, store
-from data.augment import Act, Training
-from data.images import Images, Source
-from data.loader import Loader
-from data.sampler import epoch_order
+from config.sections.data import Data
+from data.augment.transforms import Act, Training
+from data.cache import disk, store
+from data.cache.images import Images, Source
+from data.loading.loader import Loader
+from data.loading.sampler import epoch_order
 from models.card import Preprocessing
 
 _BATCH, _SIZE, _LEAST = 64, 224, 0.08
@@ -71,7 +72,7 @@ def main() -> int:
     parser.add_argument("--emulate_cores", type=int, default=0, help="threads and processes on so many emulated cores")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
-    heap.keep_freed()  # as our commands do
+    heap.retain_freed_memory()  # as our commands do
     with tempfile.TemporaryDirectory() as place:
         result = (emulated if arguments.emulate_cores else measured)(arguments, Path(place))
     tell(arguments, result, "timm", "torchvision", "opencv-python-headless")
@@ -93,6 +94,7 @@ def measured(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
     with Peer(Peers, folder.parent, arguments.workers) as peer:
         arms: dict[str, Arm] = {
             "files": ours(paths, Images(0), arguments.workers),
+            "processes": ours(paths, Images(0), arguments.workers, arguments.workers),
             "cached": ours(paths, raw, arguments.workers),
             "jpegs": ours(paths, jpegs, arguments.workers),
             "timm": lambda _: peer("epoch", "timm"),
@@ -142,9 +144,9 @@ def transform() -> Training:
     return Training(Preprocessing(size=_SIZE), acts, None, _LEAST)
 
 
-def ours(paths: list[Path], source: Source, workers: int) -> Arm:
+def ours(paths: list[Path], source: Source, workers: int, processes: int = 0) -> Arm:
     """Our loader over a source of pixels."""
-    loader = Loader(paths, transform(), _SIZE, _BATCH, workers, images=source)
+    loader = Loader(paths, transform(), _SIZE, _BATCH, workers, images=source, processes=processes)
 
     def epoch(number: int) -> Iterator[int]:
         order = epoch_order(len(paths), 0, number)  # whole batches, as training takes them, and timm's loader
@@ -159,8 +161,8 @@ def caches(paths: list[Path], place: Path) -> tuple[Source, Source]:
     taken, found = 1e12, []
     for name in ("raw", "jpeg"):
         data = Data(root=place, cache_gb=0.9 * taken / 1e9, cache_dir=place / name)
-        found.append(cache.sources(data, Preprocessing(size=_SIZE), paths, Images(0), lambda: False).train)
-        taken = sum(store.size(folder) for folder in cache.folders(place / name))
+        found.append(disk.sources(data, Preprocessing(size=_SIZE), paths, Images(0), lambda: False).train)
+        taken = sum(store.size(folder) for folder in disk.folders(place / name))
     return found[0], found[1]
 
 
@@ -226,7 +228,7 @@ class Single:
     """One thread over the files and over the cache that lies there already."""
 
     def __init__(self, paths: list[Path], place: Path):
-        heap.keep_freed()
+        heap.retain_freed_memory()
         with contextlib.redirect_stdout(sys.stderr):
             raw, _ = caches(paths, place)
         self._arms = {"files": ours(paths, Images(0), 1), "cached": ours(paths, raw, 1)}

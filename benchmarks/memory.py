@@ -27,13 +27,15 @@ import yaml
 from benchmarks import rss
 from config import load
 from config.schema import Settings
-from data import folds, keyed
-from data.decode import Shrink
+from data import folds
+from data.decode.image import Shrink
 from data.pixels import Pixels
+from data.rng import philox
 from data.sources.table import Table
-from training import engine, evaluation, fold, metrics, prepare, results, teacher
-from training.loop import Events
+from training.loop import evaluation, metrics, trainer
+from training.loop.state import Callbacks
 from training.policy import loss
+from training.run import distillation, fold, prepare, results
 
 SIZE, BATCH = 32, 256
 LIMIT_GIB = 2.0
@@ -51,48 +53,54 @@ def settings(folder: Path) -> Settings:
 def table(images: int, classes: int, folder: Path) -> Table:
     """As many images as ImageNet's folders name them; every class has about as many."""
     names = tuple(f"n{number:08}" for number in range(classes))
-    labels = keyed.rng(0, "labels").permutation(np.arange(images) % classes)
+    labels = philox(0, "labels").permutation(np.arange(images) % classes)
     ids = [f"{names[label]}/{names[label]}_{number}.JPEG" for number, label in enumerate(labels.tolist())]
     return Table(ids, [folder / "train" / name for name in ids], labels, names, folder)
 
 
 def start(images: int, classes: int, validation: int, folder: Path) -> None:
     """All that a run makes before its first batch: folds written and read back, targets, loaders, the first order."""
+    folder.mkdir(exist_ok=True)
     given = table(images, classes, folder)
     wish, spec, given = prepare.prepare(settings(folder), given)
     wish = wish.model_copy(update={"folds": wish.folds.model_copy(update={"val_fraction": validation / images})})
     fold_of = prepare.keep_folds(wish, given, folder)
     fold_of = prepare.keep_folds(wish, given, folder)  # a run that is resumed
     card = prepare.card_of(wish, spec, given, "numpy")
-    teaching = teacher.read(wish, given)
-    teacher.check(teaching, given, fold_of, [0])
+    teaching = distillation.read(wish, given)
+    distillation.check(teaching, given, fold_of, [0])
     job = fold.Job("numpy", wish, spec, card, given, _black, fold_of, teaching, folder, lambda: False)
     data = fold.load_data(job, 0)
     loss.spec(wish.loss, given.labels[~folds.validates(fold_of, 0)], classes)
-    fit = engine.Fit(_NoSession(), data, wish, card, folder, Events())
+    fit = trainer.Trainer(_NoSession(), data, wish, card, folder, Callbacks())
     fit.mining.observe(np.arange(len(data.train_labels)), np.zeros(len(data.train_labels), np.float32))
     fit.mining.close_epoch()
     order = fit._order(1)
     for _, loaded in zip(range(3), data.train[0].epoch(order), strict=False):
-        assert data.train_targets[loaded.index].shape == (BATCH, classes)
+        data.train_targets[loaded.index]
 
 
 def epoch(images: int, classes: int, validation: int, folder: Path) -> None:  # noqa: ARG001
     """Validation after an epoch: logits as the batches bring them, their scores, and the fold's OOF file."""
+    evaluated(validation, classes, folder)
+
+
+def evaluated(validation: int, classes: int, folder: Path) -> None:
+    """Score answers as an epoch does and write them as those of a finished fold."""
     logits, targets = answers(validation, classes)
     kept = evaluation.answered(logits)
     metrics.scores(logits[kept], targets[kept])
     place = folder / "fold_0"
     place.mkdir(exist_ok=True)
     evaluation.write_oof(place, [f"{number:08}.JPEG" for number in range(validation)], logits, targets)
+    (place / "result.yaml").write_text(yaml.safe_dump({"fold": 0}))
 
 
-def end(images: int, classes: int, validation: int, folder: Path) -> None:
+def end(images: int, classes: int, validation: int, folder: Path) -> None:  # noqa: ARG001
     """The end of a run: what its OOF answers are read for, without the page's pictures."""
     from training.report import figures
 
-    epoch(images, classes, validation, folder)
-    (folder / "fold_0" / "result.yaml").write_text(yaml.safe_dump({"fold": 0}))
+    evaluated(validation, classes, folder)
     _, logits, targets = results.oof(folder)
     counts = metrics.confusion(logits, targets)
     names = tuple(f"n{number:08}" for number in range(classes))
@@ -106,7 +114,7 @@ def answers(count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
     targets = np.arange(count) % classes
     logits = np.empty((count, classes), np.float32)
     for first in range(0, count, BATCH):
-        rng = keyed.rng(0, "logits", first)
+        rng = philox(0, "logits", first)
         part = logits[first : first + BATCH]
         part[:] = rng.standard_normal(part.shape, np.float32)
         right = np.flatnonzero(rng.random(len(part)) < 0.75)

@@ -5,8 +5,8 @@
 
 `ratios` are mlx-image's seconds over ours for a step (above 1 we are faster), `loop` what our loop takes more than the
 bare step, as a share of it: medians over the rounds, of CPU seconds where MLX runs on the CPU. mlx-image steps through
-its own `Trainer.train_epoch`, which updates and measures accuracy; our loop is `training.engine` with images that are
-there already. Both in fp32, AdamW.
+its own `Trainer.train_epoch`, which updates and measures accuracy; our loop is `training.loop.trainer` with images that
+are there already. Both in fp32, AdamW.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
 import backends
-from backends.contract import Batch, Knobs, LossSpec, OptimSpec, Session
+from backends.contract import Batch, LossSpec, OptimSpec, Session, StepHyperparams
 from config import load
 from config.errors import BackendUnavailable, TandemError
-from data.loader import Loaded
+from data.loading.loader import Loaded
 from models import registry
 from models.card import Card
 from models.registry import ModelSpec
-from training import engine
-from training.fold_data import FoldData
-from training.loop import Events
-from training.policy.resizing import Stage
+from training.loop import trainer as engine
+from training.loop.fold_data import FoldData
+from training.loop.state import Callbacks
+from training.policy.resizing import ResizeStage
 
 CLASSES = 10
 GOAL = 0.03  # of a step, for the loop around it
@@ -53,7 +53,7 @@ SMALL, LARGE = ("resnet18", "efficientnet_b0", "vit_tiny"), ("resnet50", "effici
 # (ours, mlx-image's) arguments of the transformers, whose patches must suit the image.
 _VITS = {"vit_tiny": (192, 3, 12), "vit_base": (768, 12, 12)}
 _IN_FLIGHT = 4
-_KNOBS = Knobs(lr=1e-4, weight_decay=0.01, ema_decay=0.0, clip_norm=0.0)
+_KNOBS = StepHyperparams(lr=1e-4, weight_decay=0.01, ema_decay=0.0, clip_norm=0.0)
 Seconds = dict[str, list[float]]
 
 
@@ -175,7 +175,7 @@ def _loop(
     epochs: int,
     after: Callable[[float], None],
 ) -> None:
-    """`training.engine` for some epochs of `steps` updates; it keeps no checkpoint in between.
+    """`training.loop.trainer` for some epochs of `steps` updates; it keeps no checkpoint in between.
 
     `after` gets each epoch's seconds, from its first image until validation begins.
     """
@@ -185,7 +185,7 @@ def _loop(
     words += ["--checkpoint.every_minutes", "0", "--optim.lr", "1e-4", "--ema.decay", "0"]
     all_labels = np.tile(labels, steps)
     data: Any = FoldData(
-        stages=(Stage(epochs, images.shape[1], len(images)),),
+        stages=(ResizeStage(epochs, images.shape[1], len(images)),),
         train=(train,),  # type: ignore[arg-type]
         train_labels=all_labels,
         train_targets=np.eye(CLASSES, dtype=np.float32)[all_labels],
@@ -200,8 +200,8 @@ def _loop(
         settings = load.parse(["--data.root", place, "--model", spec.name, *words], prog="benchmark")
         folder = Path(place) / "fold_0"
         folder.mkdir()
-        events = Events(epoch=lambda _row, _best: after(valid.began - train.began))
-        fit = engine.Fit(session, data, settings, card, folder, events)
+        events = Callbacks(epoch=lambda _row, _best: after(valid.began - train.began))
+        fit = engine.Trainer(session, data, settings, card, folder, events)
         train.first = fit.saver.wait  # writing goes on in the background; `benchmarks.checkpoint` measures it
         fit.run()
 

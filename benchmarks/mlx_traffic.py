@@ -26,7 +26,7 @@ from benchmarks import mlx_bytes, mlx_graph
 from config.errors import TandemError
 from models import registry
 from models.registry import ModelSpec
-from ports import gradients
+from ports.common import gradients
 
 MODELS = (
     "convnext_tiny",

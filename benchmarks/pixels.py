@@ -31,8 +31,8 @@ from timm.data import create_transform, resolve_data_config
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
 from benchmarks.sources import PHOTOS, photographs, tell
-from data.augment import EvalTransform
-from data.decode import decode
+from data.augment.transforms import EvalTransform
+from data.decode.image import decode
 from models import registry
 
 Prepare = Callable[[Path], torch.Tensor]

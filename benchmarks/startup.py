@@ -62,14 +62,15 @@ def starts(arguments: argparse.Namespace, place: Path) -> dict[str, float]:
     """Seconds to the first update, of a start that does not know the images and of the next one."""
     from backends.torch import model
     from benchmarks.sources import photographs
-    from models import registry, weights
+    from models import registry
+    from models.weights import loading
 
     images = photographs(arguments.data, arguments.images, place / "images" / "even").parent
     (images / "odd").mkdir()
     for file in sorted((images / "even").iterdir())[1::2]:
         file.rename(images / "odd" / file.name)
     drawn = model.canonical_tensors(model.build(registry.get(arguments.model)))
-    weights.write(place / "model.safetensors", model.to_arrays(drawn), {})
+    loading.write(place / "model.safetensors", model.to_arrays(drawn), {})
     words = ["--model", arguments.model, "--weights", str(place / "model.safetensors"), "--out", str(place / "runs")]
     words += ["--data.root", str(images), "--train.batch_size", "8"]
     return {name: start([*words, "--name", name], place / "cache") for name in ("first", "second")}

@@ -6,8 +6,9 @@
 Arms, in turn `--repeats` times, best of each, in trained images a second (on the CPU: a second of CPU time); a turn is
 `--updates` updates:
 
-- `bare`: the engine's update on tensors that are on the device already, enqueued one after another, nothing read.
-- `loop`: `training.engine.Fit` with the same batch of uint8 pixels from the host for every update; checkpoints, whose
+- `bare`: the engine's update on tensors that are on the device already, enqueued one after another, nothing read. -
+`loop`: `training.loop.trainer.Trainer` with the same batch of uint8 pixels from the host for every update; checkpoints,
+whose
   cadence is the user's, are left out.
 - `timm`: the loop of timm's train.py with a normalised batch that is on the device: create_model, create_optimizer_v2
   (fused), channels_last, and the loss read each update; in a process of its own, with memory as its users have it.
@@ -48,26 +49,27 @@ from benchmarks.sources import machine, photographs
 from benchmarks.timm_train import Timm
 from benchmarks.torch_cases import CLASSES, LEAST, SMALL, Case, forward_operations
 from config import heap, load
-from config.data_sections import Data
 from config.schema import Settings
-from data import augment, cache
+from config.sections.data import Data
+from data.augment import transforms
+from data.cache import disk
+from data.cache.images import Images, Source
 from data.cores import cores
-from data.images import Images, Source
-from data.loader import Loaded, Loader
+from data.loading.loader import Loaded, Loader
 from models import registry
 from models.card import Card
 from models.registry import ModelSpec
-from training import engine
-from training.fold_data import FoldData
-from training.loop import Events
+from training.loop import trainer as engine
+from training.loop.fold_data import FoldData
+from training.loop.state import Callbacks
 from training.policy import optimizer
-from training.policy.resizing import Stage
+from training.policy.resizing import ResizeStage
 
 Arm = Callable[[], float]  # a turn of it: trained images a second
 
 
 class Synthetic:
-    """A loader of one and the same batch, as `data.loader.Loader` gives them."""
+    """A loader of one and the same batch, as `data.loading.loader.Loader` gives them."""
 
     bad: dict[Path, str] = {}  # noqa: RUF012 - never written to
 
@@ -96,7 +98,7 @@ class Marked:
         yield from self._loader.epoch(*arguments, **named)
 
 
-class Unsaved(engine.Fit):
+class Unsaved(engine.Trainer):
     """The loop without its checkpoints, whose cadence is the user's."""
 
     def save(self, _before: Any = None) -> None:
@@ -120,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
-    heap.keep_freed()  # as our commands do
+    heap.retain_freed_memory()  # as our commands do
     os.environ[session.DEVICE_VARIABLE] = arguments.device
     with tempfile.TemporaryDirectory() as place:
         paths = _files(arguments, Path(place)) if arguments.data else []
@@ -203,11 +205,11 @@ def bare(opened: session.Session, case: Case, updates: int) -> float:
 
 
 def loop(opened: session.Session, case: Case, spec: ModelSpec, train: Loader, count: int) -> float:
-    """Images a second of an epoch of `training.engine.Fit` over `count` images, until the last update is read."""
+    """Images a second of an epoch of `Trainer` over `count` images, until the last update is read."""
     began, ended = Marked(train, case.clock), Marked(Synthetic(case), case.clock)
     labels = np.arange(count) % CLASSES
     data = FoldData(
-        stages=(Stage(1, case.size, case.batch),),
+        stages=(ResizeStage(1, case.size, case.batch),),
         train=(cast(Loader, began),),
         train_labels=labels,
         train_targets=np.eye(CLASSES, dtype=np.float32)[labels],
@@ -219,7 +221,7 @@ def loop(opened: session.Session, case: Case, spec: ModelSpec, train: Loader, co
     )
     card = Card(case.name, tuple(map(str, range(CLASSES))), spec.preprocessing, {}, "torch")
     with tempfile.TemporaryDirectory() as folder:
-        Unsaved(opened, data, _settings(case), card, Path(folder), Events()).run()
+        Unsaved(opened, data, _settings(case), card, Path(folder), Callbacks()).run()
     return count / (ended.at - began.at)
 
 
@@ -228,7 +230,7 @@ def _fresh(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
 
 
 def _loader(case: Case, spec: ModelSpec, paths: list[Path], source: Source) -> Loader:
-    transform = augment.by_epoch(_settings(case).augment, replace(spec.preprocessing, size=case.size), 1)
+    transform = transforms.by_epoch(_settings(case).augment, replace(spec.preprocessing, size=case.size), 1)
     return Loader(paths, transform, case.size, case.batch, case.workers, 0, source)
 
 
@@ -237,7 +239,7 @@ def _cache(case: Case, spec: ModelSpec, paths: list[Path]) -> Source:
     place = paths[0].parent.parent / f"cache_{case.size}"
     data, prep = Data(root=place, cache_gb=1000.0, cache_dir=place), replace(spec.preprocessing, size=case.size)
     with contextlib.redirect_stdout(sys.stderr):
-        return cache.sources(data, prep, paths, Images(0), lambda: False).train
+        return disk.sources(data, prep, paths, Images(0), lambda: False).train
 
 
 def _answers(case: Case) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -20,7 +20,7 @@ _OF_ONE = ("train", "tune", "")  # the modes that one member alone is for
 
 
 @dataclass(frozen=True)
-class Wish:
+class RunRequest:
     """`mode` "" is a single run, `member` "" is not chosen, `fold` None is all folds; `tune` goes with full."""
 
     mode: str = ""
@@ -29,7 +29,7 @@ class Wish:
     tune: bool = False
 
 
-def wish(options: Mapping[str, Sequence[str]], flags: set[str]) -> tuple[Wish, list[str]]:
+def request(options: Mapping[str, Sequence[str]], flags: set[str]) -> tuple[RunRequest, list[str]]:
     """What the options say, the last of each, and what is wrong with them."""
     last = {name: values[-1] for name, values in options.items() if values}
     mode, fold, found = last.get("mode", ""), last.get("fold", ""), []
@@ -43,7 +43,7 @@ def wish(options: Mapping[str, Sequence[str]], flags: set[str]) -> tuple[Wish, l
     if "tune" in flags and mode != "full":
         found.append(f"tune: goes with --mode full ({_LINE}); --mode tune searches alone")
     number = int(fold) if fold.isascii() and fold.isdigit() else None
-    return Wish(mode, last.get("member", ""), number, "tune" in flags), found
+    return RunRequest(mode, last.get("member", ""), number, "tune" in flags), found
 
 
 def _list() -> str:

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from config import renamed, usage
 from config.errors import ConfigError
-from config.section import CHECK
+from config.sections.base import CHECK
 from config.yaml_file import Key, Layer
 
 Errors = dict[Key, ErrorDetails]

@@ -16,7 +16,7 @@ _WANTED = {-1: 2**31 - 1, -4: 0, -8: 1}
 _USERS_OWN = ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX")
 
 
-def keep_freed() -> bool:
+def retain_freed_memory() -> bool:
     """Have glibc keep up to 2 GiB of freed memory from now on; False where it is not glibc, or the user chose.
 
     For commands, at their start: threads that have asked for memory before keep to their own.

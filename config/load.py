@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from config import command, faults, members, renamed, usage, yaml_file
-from config.command import Wish
+from config.command import RunRequest
 from config.errors import ConfigError
 from config.members import Member
 from config.schema import Settings
@@ -41,7 +41,7 @@ class _CommandLine:
 class Command:
     """A command line: what it wishes for, and all members of its file (a nameless one where it lists none)."""
 
-    wish: Wish
+    wish: RunRequest
     members: tuple[Member, ...]
 
     @property
@@ -65,7 +65,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     if "help" in line.flags:
         print(usage.help_text(prog), end="")
         raise SystemExit(0)
-    wish, wrong = command.wish(line.options, line.flags)
+    wish, wrong = command.request(line.options, line.flags)
     line.faults += wrong
     if wish.fold is not None and not wish.mode:  # a campaign must not remember what one process was asked for
         line.layer.where[("folds", "train")] = _LINE

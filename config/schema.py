@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from config.data_sections import Augment, Data, Folds, Mining, Mix, Sampling, Teacher
-from config.ensemble_section import Ensemble
-from config.section import CHECK, Section
-from config.train_sections import (
+from config.sections.base import CHECK, Section
+from config.sections.data import Augment, Data, Folds, Mining, Mix, Sampling, Teacher
+from config.sections.ensemble import Ensemble
+from config.sections.train import (
     LOSS_OPTIONS,
     OPTIMIZER_OPTIONS,
     Checkpoint,
@@ -33,7 +33,7 @@ from config.train_sections import (
     Tta,
     Watchdog,
 )
-from config.tune_section import Tune
+from config.sections.tune import Tune
 
 
 class MemberKeys(Section):

@@ -18,12 +18,13 @@ class Target:
     """A format: the suffix of its artefacts and the frameworks that writing it needs."""
 
     suffix: str
+    module: str
     needs: tuple[str, ...]
 
 
 TARGETS = {
-    "onnx": Target(".onnx", ("torch", "timm", "onnx", "onnxscript")),
-    "coreml": Target(".mlpackage", ("torch", "timm", "coremltools")),
+    "onnx": Target(".onnx", "convert.onnx.export", ("torch", "timm", "onnx", "onnxscript")),
+    "coreml": Target(".mlpackage", "convert.coreml.mlpackage", ("torch", "timm", "coremltools")),
 }
 
 
@@ -41,4 +42,4 @@ def require(target: str) -> None:
 def load(target: str) -> ModuleType:
     """The module that writes `target` ("onnx", "coreml"): `write(network, card, out, precision, ...)`."""
     require(target)
-    return importlib.import_module(f"convert.{target}")
+    return importlib.import_module(TARGETS[target].module)

@@ -5,26 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import convert
 from config import renamed, streams
 from config.errors import ConfigError, TandemError
 from convert import command
 from convert.place import refuse_existing
-from convert.precision import pairs
-
-if TYPE_CHECKING:
-    from convert.source import Source
-
-
-class Job(NamedTuple):
-    """One artefact to write."""
-
-    target: str
-    precision: str
-    out: Path
+from convert.verification.precision import pairs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,17 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; what was being written is taken away", file=sys.stderr)
         return 130
     return 0
-
-
-def names(one: Source, kinds: Sequence[tuple[str, str]], out: Path | None) -> list[Job]:
-    """What is written where: `fold_0/best` becomes `fold_0_best.onnx`, `fold_0_best_fp16.mlpackage`, ...
-
-    Beside the checkpoint's folder, or in the folder `out`.
-    """
-    folder = out or one.folder
-    return [
-        Job(t, p, folder / f"{one.stem}{'' if p == 'fp32' else f'_{p}'}{convert.TARGETS[t].suffix}") for t, p in kinds
-    ]
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -71,22 +47,26 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace, kinds: Sequence[tuple[str, str]]) -> None:
-    from convert import source  # after --help, which must not wait for it
+    from convert import export, source  # after --help, which must not wait for them
 
     sources = source.read(options.path)
     if options.single_input:
         sources = [source.one_image(one) for one in sources]
-    jobs = [names(one, kinds, options.out) for one in sources]
+        for one in (one for one in sources if one.resized):
+            size, sizes = one.card.preprocessing.size, ", ".join(str(prep.size) for prep in one.resized)
+            print(
+                f"{one.path}: its members' pixels ({sizes}) are resized from the one image of {size}, not from the "
+                "file: near the runner's, not equal"
+            )
+    jobs = [export.names(one, kinds, options.out) for one in sources]
     for job in (job for some in jobs for job in some):
         refuse_existing(job.out, options.overwrite)
     for target, precision in dict.fromkeys((t, p) for t in options.to for p in options.precision):
         if (target, precision) not in kinds:
             print(f"{target} has no {precision}: left out")
-    from convert import work
-
-    failed = [fault for one, some in zip(sources, jobs, strict=True) for fault in work.do(one, some, options)]
+    failed = [fault for one, some in zip(sources, jobs, strict=True) for fault in export.export(one, some, options)]
     if failed:
-        from convert.verify import VerificationFailed
+        from convert.verification.verify import VerificationFailed
 
         raise VerificationFailed("; ".join(failed))
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import convert
-from convert.precision import PRECISIONS
+from convert.verification.precision import PRECISIONS
 
 MACOS = (13, 14, 15)
 CALIBRATION = 128
@@ -55,13 +55,14 @@ def _add_int8(made: argparse.ArgumentParser) -> None:
         "--calibrate",
         type=Path,
         metavar="IMAGES",
-        help=f"at most {CALIBRATION} of these images, drawn by class, fix the ranges of int8 and are what --sweep "
-        "measures on (default: the run's own training images)",
+        help=f"at most {CALIBRATION} of these images, drawn by class, fix the ranges of int8; on them int8, w8 and "
+        "palettes are held to their limits: layers that lose most stay in float, and a precision that half of them do "
+        "not suffice for is refused (default: the run's own training images)",
     )
     add(
         "--sweep",
         action="store_true",
-        help="compress each layer alone, and keep those in float that lose most until the limits hold; slow",
+        help="measure each layer alone and write the table of all where the limits hold, too; slow",
     )
 
 

@@ -15,11 +15,11 @@ import yaml
 from config import load
 from config.errors import ConvertError
 from config.schema import Settings
-from ensemble import teacher_file
+from ensemble import ensemble_file as ensembles
+from ensemble.ensemble_file import Ensemble
 from ensemble.member import Member
-from infer import ensemble as ensembles
-from infer import oof, teacher
-from infer.ensemble import Ensemble
+from ensemble.oof import oof_files, teacher_file
+from infer import teacher
 from models import registry
 
 ANSWERS, RECIPE = "teacher.npz", "student.yaml"
@@ -63,7 +63,7 @@ def prepare(path: Path, folder: Path, student: str) -> Path:
 def _mixture(path: Path) -> Ensemble:
     if path.suffix in (".yaml", ".yml"):
         return ensembles.read(path)
-    best = sorted(path.glob(f"fold_*/{oof.BEST}"))
+    best = sorted(path.glob(f"fold_*/{oof_files.BEST}"))
     if not best:
         raise ConvertError(f"{path}: is neither an ensemble file nor a run; only these have answers to distil")
     return Ensemble(members=tuple(Member(path=fold) for fold in best))
@@ -74,7 +74,7 @@ def _runs(path: Path, mixture: Ensemble) -> list[Path]:
     for member in mixture.members:
         whole = member.path.resolve()
         run = whole.parent.parent
-        if whole.name != oof.BEST or not (run / "folds.csv").is_file():
+        if whole.name != oof_files.BEST or not (run / "folds.csv").is_file():
             raise ConvertError(
                 f"{path}: its member {member.path} is not the best checkpoint of a run's fold, so that nobody knows "
                 "which images it has seen; make the ensemble with `python -m infer fit RUN ...`"

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from backends.contract import Weights
 from config.errors import ConvertError
-from infer import ensemble as ensembles
-from infer import finish, layers, predictors
-from infer.ensemble import Ensemble
-from infer.layers import Layers
-from infer.maps import Isotonic
+from ensemble import ensemble_file as ensembles
+from ensemble import fitted_params as layers
+from ensemble import postprocess
+from ensemble.calibration.maps import Isotonic
+from ensemble.ensemble_file import Ensemble
+from ensemble.fitted_params import FittedParams
+from infer import runtimes
 from models import manifest, pretrained, registry
-from models import weights as weights_file
 from models.card import Card, Preprocessing, check_classes, read_card
+from models.weights import loading as weights_file
 
 _BEST = "best"
 _OTHERWISE = "fit one without it, or convert the members one by one"
@@ -52,7 +54,7 @@ class Source:
     ensemble: Ensemble | None = None
     resized: tuple[Preprocessing, ...] = ()
     groups: Sequence[Sequence[int]] = ()
-    layers: Layers = field(default_factory=Layers)
+    layers: FittedParams = field(default_factory=FittedParams)
     pretrained: bool = False
 
     @property
@@ -121,8 +123,8 @@ def _checkpoint(path: Path) -> Source:
 
 def _part(path: Path, said: str) -> Part:
     """The weights of a checkpoint folder, its EMA where it has one, and its card."""
-    runtime = predictors.choose(path)
-    if runtime not in predictors.ENGINES:
+    runtime = runtimes.choose(path)
+    if runtime not in runtimes.ENGINES:
         raise ConvertError(f"{said}: is an artefact already; give the checkpoint that it was made of")
     card = read_card(path)
     if card.trained_with == "numpy":
@@ -158,12 +160,12 @@ def _ensemble(path: Path) -> Source:
         views=len(ensemble.views),
         class_counts=own.class_counts,
     )
-    groups = finish.groups(members)
+    groups = postprocess.groups(members)
     return Source(path, card, parts, ensemble, groups=groups, layers=_layers(path, ensemble, card, len(groups)))
 
 
-def _layers(path: Path, ensemble: Ensemble, card: Card, groups: int) -> Layers:
-    found = layers.read(ensemble.layers, len(card.class_names), groups) if ensemble.layers else Layers()
+def _layers(path: Path, ensemble: Ensemble, card: Card, groups: int) -> FittedParams:
+    found = layers.read(ensemble.layers, len(card.class_names), groups) if ensemble.layers else FittedParams()
     if isinstance(found.map, Isotonic):
         raise ConvertError(f"{path}: has isotonic calibration, which no artefact holds; {_OTHERWISE}")
     return found

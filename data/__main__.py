@@ -29,7 +29,7 @@ _SHORT = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
-    heap.keep_freed()
+    heap.retain_freed_memory()
     streams.escape()
     parser = _parser()
     words = sys.argv[1:] if argv is None else argv
@@ -55,13 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _look(settings: Settings, arguments: argparse.Namespace) -> None:
-    from data import look
+    from data.sources import look
 
     print(look.text(settings.data, arguments.root or str(settings.data.root)))
 
 
 def _preview(settings: Settings, arguments: argparse.Namespace) -> None:
-    from data import preview  # after --help, which must not wait for these imports
+    from data.augment import preview  # after --help, which must not wait for these imports
 
     print(preview.write(settings, arguments.out, arguments.images, arguments.columns, arguments.blocks))
 
@@ -73,23 +73,23 @@ def _audit(settings: Settings, arguments: argparse.Namespace) -> None:
 
 
 def _enlarge(settings: Settings, arguments: argparse.Namespace) -> None:
-    from data import enlarge
+    from data import oversample
 
-    added = enlarge.enlarge(settings.data, arguments.out, arguments.min_per_class, settings.seed)
+    added = oversample.oversample(settings.data, arguments.out, arguments.min_per_class, settings.seed)
     said = ", ".join(f"{count} of {name}" for name, count in added.items()) or "none, no class is that small"
     print(f"wrote {arguments.out}, damaged copies: {said}")
     print(f"train on it with --data.root {arguments.out} --folds.strategy stratified_group")
 
 
 def _cache(arguments: argparse.Namespace) -> None:
-    from data import cache, store
+    from data.cache import disk, store
 
-    place = cache.place(arguments.dir)
-    kept = [(folder, store.size(folder)) for folder in cache.folders(place)]
+    place = disk.place(arguments.dir)
+    kept = [(folder, store.size(folder)) for folder in disk.folders(place)]
     for folder, size in kept:
         print(f"{size / 1e9:8.2f} GB  {folder}")
         if arguments.clear:
-            cache.remove(folder)
+            disk.remove(folder)
     done = "removed" if arguments.clear else "in all"
     print(f"{sum(size for _, size in kept) / 1e9:8.2f} GB  {done}" if kept else f"{place} keeps no images")
 

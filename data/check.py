@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from config.data_sections import Data
 from config.errors import DataError
+from config.sections.data import Data
+from data.cache.images import Images
 from data.cores import cores
-from data.images import Images
 from data.pixels import Pixels
 
 _SHOWN = 5

@@ -7,7 +7,8 @@ import difflib
 import io
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,20 +33,21 @@ def read(path: Path, columns: Sequence[str]) -> list[Row]:
     (`data.names.normal`). A byte-order mark and blank lines are taken. Raises `DataError` for everything else that is
     wrong, with the line.
     """
-    lines = read_lines(path)
-    if not lines:
+    lines = _lines(path)
+    _, first = next(lines, (0, None))
+    if first is None:
         raise DataError(f"{path}: is empty; its first line must name the columns ({', '.join(columns)})")
-    header = [names.normal(name) for name in lines[0][1]]
+    header = [names.normal(name) for name in first]
     _check_header(path, header, columns)
-    if len(lines) == 1:
+    rows = [_row(path, line, header, cells, columns) for line, cells in lines]
+    if not rows:
         raise DataError(f"{path}: has a header but no rows; add one row for each image")
-    return [_row(path, line, header, cells, columns) for line, cells in lines[1:]]
+    return rows
 
 
 def header(path: Path) -> list[str]:
     """The names of a table's columns; `DataError` where the file cannot be read."""
-    lines = read_lines(path)
-    return [names.normal(name) for name in lines[0][1]] if lines else []
+    return [names.normal(name) for name in next(_lines(path), (0, []))[1]]
 
 
 def id_column(path: Path, name: str) -> str:
@@ -61,9 +63,11 @@ def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -
 
 def encode(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     """The bytes of a table as `write` writes it: UTF-8, commas, one line feed a row."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue().encode()
+    content = io.BytesIO()
+    with io.TextIOWrapper(content, "utf-8", newline="") as text:
+        csv.writer(text, lineterminator="\n").writerows(itertools.chain([header], rows))
+        text.flush()
+        return content.getvalue()
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -78,10 +82,19 @@ def replace(path: Path, content: bytes) -> None:
 
 def read_lines(path: Path) -> list[tuple[int, list[str]]]:
     """The lines that are not blank, each with its number and its cells as they stand; `DataError` as `read`."""
+    return list(_lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     text = _text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    delimiter = _delimiter(text)
+    stream = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8", newline="")  # a StringIO takes four bytes a character
+    del text
+    reader = csv.reader(stream, delimiter=delimiter, strict=True)
     try:
-        return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, cells
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num} is not valid CSV ({error}); correct that line") from error
 
@@ -105,7 +118,8 @@ def _text(path: Path) -> str:
 
 def _delimiter(text: str) -> str:
     """What separates the cells: what parts the first lines into equally many, the most; else what parts the first."""
-    head = list(itertools.islice((line for line in io.StringIO(text) if line.strip()), _SNIFFED))
+    lines = (found[0] for found in re.finditer(r"[^\n]*\n|[^\n]+", text))
+    head = list(itertools.islice((line for line in lines if line.strip()), _SNIFFED))
     try:
         counts = {mark: [len(cells) for cells in csv.reader(head, delimiter=mark)] for mark in _DELIMITERS}
     except csv.Error:  # which the reader tells with its line

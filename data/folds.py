@@ -1,4 +1,4 @@
-"""Which image validates which fold model, decided once and kept in folds.csv. Order and sampling are `data.sampler`."""
+"""Which image validates which fold model, decided once and kept in folds.csv. Order is `data.loading.sampler`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from sklearn.model_selection import (
 )
 
 from config.errors import DataError
-from data import csvfile, keyed
+from data import csvfile
+from data.rng import philox_seed
 from data.sources import Table
 
 Kind = Literal["holdout", "stratified", "stratified_group", "repeated"]
@@ -54,7 +55,7 @@ def make(
         whole = np.full((len(labels), *drawn.shape[1:]), TRAIN_ONLY, dtype=np.int64)
         whole[~alone] = drawn
         return whole
-    state = keyed.number(seed, "folds") % 2**32
+    state = philox_seed(seed, "folds") % 2**32
     if kind == "holdout":
         return _holdout(labels, val_fraction, state, class_names)
     if kind == "stratified_group":

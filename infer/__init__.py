@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from infer.evaluation import Evaluation
-    from infer.residency import Keep
+    from infer.evaluation.scoring import Evaluation
+    from infer.model_cache import Keep
     from infer.runner import Runner
 
 
@@ -32,14 +32,14 @@ def load(
     `load(path).predict(["a.jpg", array])` gives the class names and float32 `[N, C]` probabilities, from any thread.
     Raises `TandemError`s, before any image is looked at.
     """
+    from ensemble import ensemble_file
     from ensemble.options import given
-    from infer import ensemble
     from infer.member import ensemble_of
     from infer.runner import Runner
 
     is_file = Path(path).suffix in (".yaml", ".yml")
-    loaded = ensemble.read(Path(path)) if is_file else ensemble_of([str(path)])
-    return Runner(ensemble.seen(loaded, views, merge), given(options), keep)
+    loaded = ensemble_file.read(Path(path)) if is_file else ensemble_of([str(path)])
+    return Runner(ensemble_file.seen(loaded, views, merge), given(options), keep)
 
 
 def evaluate(
@@ -48,15 +48,15 @@ def evaluate(
     split: Literal["train", "val", "test", "all"] | None = None,
     on_bad_image: Literal["skip", "partial", "error"] = "skip",
 ) -> Evaluation:
-    """Score an opened runner on the labelled images of a data set; see `infer.evaluation`.
+    """Score an opened runner on the labelled images of a data set; see `infer.evaluation.scoring`.
 
     `data` is a folder, table, Parquet, shards or arrays, as `data.root` of a training. `split` None takes the test
     split where it has labels, else the validation split, else all images. Raises `DataError` for a split without labels
     and for classes that the members do not know.
     """
-    from infer import evaluation
+    from infer.evaluation import scoring
 
-    return evaluation.evaluate(runner, data, split, on_bad_image)
+    return scoring.evaluate(runner, data, split, on_bad_image)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

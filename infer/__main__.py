@@ -19,25 +19,26 @@ import numpy as np
 
 from config import heap, renamed, streams
 from config.errors import TandemError
-from ensemble import teacher_file
-from infer import command_evaluate, command_fit, command_oof, command_validate, predict, views
-from infer.command_members import positive
+from ensemble import views
+from ensemble.oof import teacher_file
+from infer.commands import evaluate, fit, oof, predict, validate
+from infer.commands.members import positive
 
 if TYPE_CHECKING:
-    from infer.evaluation import Evaluation
+    from infer.evaluation.scoring import Evaluation
 
 # What a command needs is imported after its arguments are read: --help does not wait for SciPy and scikit-learn.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    heap.keep_freed()
+    heap.retain_freed_memory()
     streams.escape()
     words = list(sys.argv[1:] if argv is None else argv)
     commands = {
-        "fit": command_fit.main,
-        "oof": command_oof.main,
-        "validate": command_validate.main,
+        "fit": fit.main,
+        "oof": oof.main,
+        "validate": validate.main,
         "evaluate": _evaluate,
         "teacher": _teacher,
         "adapt": _adapt,
@@ -68,17 +69,17 @@ def _evaluate(words: list[str]) -> int:
         # Plots and pages are training's, a level above infer: only this entry point brings the two together.
         return list(importlib.import_module("training.report.evaluation").write(found, out))
 
-    return command_evaluate.main(words, draw)
+    return evaluate.main(words, draw)
 
 
 def _adapt(words: list[str]) -> int:
-    from infer import adapt
+    from infer.commands import adapt
 
     return adapt.main(words)
 
 
 def _serve(words: list[str]) -> int:
-    from infer import serve
+    from infer.commands import serve
 
     return serve.main(words)
 
@@ -105,9 +106,10 @@ def _teacher(words: list[str]) -> int:
     )
     parser.add_argument("--id_column", default="ID", help="the images' column in a CSV (default: %(default)s)")
     asked = parser.parse_args(words)
-    from infer import ensemble, teacher
+    from ensemble import ensemble_file
+    from infer import teacher
 
-    ensemble.refuse_existing(asked.out)
+    ensemble_file.refuse_existing(asked.out)
     seen = views.expand(asked.tta)
     answers = teacher.answer(
         *(asked.runs, asked.images, seen, asked.id_column, asked.batch_size, asked.workers),

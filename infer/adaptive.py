@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from config.errors import ConfigError
-from infer.calibration import Floats, log_softmax
-from infer.ensemble import Ensemble
+from ensemble.calibration.scaling import Floats, log_softmax
+from ensemble.ensemble_file import Ensemble
+from infer.batched_forward import EnsembleForward, Known, Predictions, finish, gather
 from infer.prepare import Prepared
-from infer.rounds import Answers, Known, Panel, finish, gather
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedMargin:
     """What a threshold does to N images: accuracies in [0, 1], and the mean number of `passes` an image costs."""
 
     threshold: float
@@ -47,7 +47,9 @@ def margin(log_probabilities: ArrayLike) -> Floats:
     return top[:, 1] - top[:, 0] if top.shape[1] == 2 else np.ones(len(top))
 
 
-def fit(first: ArrayLike, full: ArrayLike, targets: NDArray[np.int64], full_passes: int, loss: float = 0.0) -> Fit:
+def fit(
+    first: ArrayLike, full: ArrayLike, targets: NDArray[np.int64], full_passes: int, loss: float = 0.0
+) -> FittedMargin:
     """The smallest threshold whose accuracy is at most `loss` below that of the full answers.
 
     `first` and `full` are log probabilities `[N, C]` of one pass and of `full_passes`. Where accuracy rises above the
@@ -64,7 +66,7 @@ def fit(first: ArrayLike, full: ArrayLike, targets: NDArray[np.int64], full_pass
     count = int(min(possible))
     threshold = 0.0 if count == 0 else 1.0 if count == len(order) else float((edges[count - 1] + edges[count]) / 2)
     n = len(targets)
-    return Fit(
+    return FittedMargin(
         threshold,
         n,
         count / n,
@@ -77,14 +79,14 @@ def fit(first: ArrayLike, full: ArrayLike, targets: NDArray[np.int64], full_pass
 
 
 @dataclass(frozen=True, eq=False)
-class AdaptivePanel:
-    """A `Panel` that asks all members and views only for unsure images; the first view of member `first` for all."""
+class AdaptiveForward:
+    """All members and views for unsure images only; the first view of member `first` for all images."""
 
-    panel: Panel
+    panel: EnsembleForward
     threshold: float
     first: int
 
-    def answer(self, batches: Sequence[Prepared]) -> list[Answers]:
+    def answer(self, batches: Sequence[Prepared]) -> list[Predictions]:
         """The answers to a round; where an image was sure, all members' votes are that of the first."""
         said = [self._first(batch) for batch in batches]
         firsts = [log_softmax(logits, self._temperature) for logits in said]

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from backends import installed
 from config.errors import BackendUnavailable, ConfigError
-from infer import predictors
-from infer.ensemble import Ensemble
+from ensemble.ensemble_file import Ensemble
+from infer import runtimes
 
 WITH_FEATURES = ("torch", "mlx")
 SUFFIXES = (".npz", ".parquet")
@@ -50,7 +50,7 @@ def check(ensemble: Ensemble) -> None:
     if ensemble.views != ("original",):
         raise ConfigError(f"features are those of one view, and there are {', '.join(ensemble.views)}; leave out --tta")
     (member,) = ensemble.members
-    runtime = predictors.choose(member.path, member.runtime)
+    runtime = runtimes.choose(member.path, member.runtime)
     if runtime not in WITH_FEATURES:
         raise ConfigError(
             f"{member}: {runtime} gives no features; take the checkpoint, on {' or '.join(WITH_FEATURES)}"

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble import options
+from ensemble import options, views
+from ensemble.ensemble_file import Ensemble
 from ensemble.member import Member
 from ensemble.options import NONE_GIVEN, RunOptions
-from infer import predictors, views
-from infer.ensemble import Ensemble
-from infer.predictors import RUNTIMES, Predictor
+from infer import runtimes as predictors
+from infer.runtimes import RUNTIMES, Predictor
 from models import pretrained
 
 _KEYWORDS = {"provider": "providers", "compute_unit": "compute_units"}  # as the predictors call them

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from config.errors import DataError
 from data import names
-from data.augment import EvalTransform
+from data.augment.transforms import EvalTransform
+from data.cache.images import Picture
 from data.cores import cores
-from data.images import Picture
 from data.pixels import Pixels
-from infer.inputs import Inputs, Pictured, Source
+from infer.io.inputs import Inputs, Pictured, Source
 from models.card import Preprocessing
 
 AHEAD = 2  # batches that are prepared while one is computed: each is shared out among all threads

@@ -16,20 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
-from data.augment import EvalTransform
-from data.decode import whole
+from data.augment.transforms import EvalTransform
+from data.decode.image import whole
+from ensemble.ensemble_file import Ensemble
 from ensemble.options import NONE_GIVEN, RunOptions
+from ensemble.postprocess import Postprocess
 from infer import features as pooled
-from infer import prior
-from infer.adaptive import AdaptivePanel, check, strongest
-from infer.clock import Clock
-from infer.ensemble import Ensemble
-from infer.finish import Finish
-from infer.inputs import Image, Inputs, Pictured, of_images, of_paths
-from infer.predictors import GivesFeatures
+from infer.adaptive import AdaptiveForward, check, strongest
+from infer.batched_forward import EnsembleForward, Predictions, batches_per_round, finite, in_rounds
+from infer.io import prior
+from infer.io.inputs import Image, Inputs, Pictured, of_images, of_paths
+from infer.model_cache import Keep, ModelCache
 from infer.prepare import AHEAD, Grid, Prepared, prepare
-from infer.residency import Keep, Members
-from infer.rounds import Answers, Panel, batches_per_round, finite, in_rounds
+from infer.runtimes import GivesFeatures
+from infer.timings import Timings
 from models.card import Preprocessing
 
 _Result = TypeVar("_Result")
@@ -50,10 +50,10 @@ class Prediction(NamedTuple):
 class Runner:
     """An ensemble that is ready to answer; a context manager, and safe to use from many threads.
 
-    `options` are given to all members that take them, `keep` says which members stay in memory (see `Members`). Raises
-    what `Members` raises: nothing is decoded before all members are open and fit together. `members` are those of
-    another runner that stays open, and `places` which of them this one's ensemble has. `adaptive` gives all views and
-    members to unsure images only (see `AdaptivePanel`).
+    `options` are given to all members that take them, `keep` says which members stay in memory (see `ModelCache`).
+    Raises what `ModelCache` raises: nothing is decoded before all members are open and fit together. `members` are
+    those of another runner that stays open, and `places` which of them this one's ensemble has. `adaptive` gives all
+    views and members to unsure images only (see `AdaptiveForward`).
     """
 
     def __init__(
@@ -61,22 +61,22 @@ class Runner:
         ensemble: Ensemble,
         options: RunOptions = NONE_GIVEN,
         keep: Keep = "auto",
-        members: Members | None = None,
+        members: ModelCache | None = None,
         places: Sequence[int] | None = None,
         adaptive: bool = False,
     ):
         self.ensemble, self.options = ensemble, options
-        self._members, self._owner = members or Members(ensemble.members, options, keep), members is None
+        self._members, self._owner = members or ModelCache(ensemble.members, options, keep), members is None
         self._places = tuple(range(len(ensemble.members)) if places is None else places)
         cards = [self._members.cards[place] for place in self._places]
         self._most_pixels = max(card.most_pixels for card in cards)
         self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
         self._inputs, inputs_of = _by_input([card.inputs for card in cards])
-        self.finish, self.prior = Finish(ensemble, self.class_names), prior.of_cards(cards)
+        self.finish, self.prior = Postprocess(ensemble, self.class_names), prior.of_cards(cards)
         self.adaptive = adaptive
-        self.clock = Clock()
-        panel = Panel(ensemble, self._members, self._places, inputs_of, self.finish, self.clock)
-        self._panel = AdaptivePanel(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
+        self.clock = Timings()
+        panel = EnsembleForward(ensemble, self._members, self._places, inputs_of, self.finish, self.clock)
+        self._panel = AdaptiveForward(panel, check(ensemble), strongest(ensemble)) if adaptive else panel
 
     @property
     def described(self) -> list[str]:
@@ -89,7 +89,7 @@ class Runner:
         batch_size: int | None = None,
         workers: int = 0,
         on_bad_image: OnBad = "error",
-    ) -> Iterator[Answers]:
+    ) -> Iterator[Predictions]:
         """Answer files batch by batch, in their order; as `stream`, with unreadable images as `data.on_bad_image`."""
         truncated: dict[int, str] | None = {} if on_bad_image == "partial" else None
         grid = self.grid(len(paths), batch_size)
@@ -118,10 +118,10 @@ class Runner:
         workers: int = 0,
         skip_bad: bool = False,
         truncated: dict[int, str] | None = None,
-    ) -> Iterator[Answers]:
+    ) -> Iterator[Predictions]:
         """Answer the batches of `grid` in order; `workers` 0 means one decoding thread a core.
 
-        An image that cannot be read is told in `Answers.errors` with `skip_bad`, else it is a `DataError` with its
+        An image that cannot be read is told in `Predictions.errors` with `skip_bad`, else it is a `DataError` with its
         name. With `truncated` it takes what remains of truncated files, and tells each, by its row, in that. The
         threads end with the iterator.
         """

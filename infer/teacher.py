@@ -1,6 +1,6 @@
 """A teacher's predictions, made from finished runs: fold by fold, so that no student learns of its validation images.
 
-Their file is `ensemble.teacher_file`; how a run learns from them stands in `training.teacher`.
+Their file is `ensemble.oof.teacher_file`; how a run learns from them stands in `training.run.distillation`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from config import load
 from config.errors import ConfigError, DataError
 from data import csvfile, sources
 from data.audit import actions
+from ensemble.ensemble_file import Ensemble
 from ensemble.member import Member
-from ensemble.teacher_file import TeacherPredictions, logarithm
-from infer import oof
-from infer.ensemble import Ensemble
-from infer.inputs import Inputs, of_paths
+from ensemble.oof import oof_files
+from ensemble.oof.teacher_file import TeacherPredictions, logarithm
+from infer.io.inputs import Inputs, of_paths
 from infer.runner import OnBad, Runner
 from models.card import check_classes
 
@@ -43,7 +43,7 @@ def answer(
     files, `error` stops. Raises `ConfigError` when the runs are not of one split or know different classes, `DataError`
     where no image can be read.
     """
-    finished = [oof.read(run) for run in runs]
+    finished = [oof_files.read(run) for run in runs]
     check_classes([(str(run.path), run.class_names) for run in finished])
     split = _split(runs)
     table = _own(runs[0]) if images is None else sources.load_test(images, id_column)
@@ -112,12 +112,12 @@ def _own(run: Path) -> sources.Table:
     return actions.load(data).table
 
 
-def _by_fold(runs: Sequence[oof.Run]) -> Iterator[tuple[int, tuple[Member, ...]]]:
+def _by_fold(runs: Sequence[oof_files.Run]) -> Iterator[tuple[int, tuple[Member, ...]]]:
     """Each fold's number and best checkpoints."""
     numbers = sorted({_number(fold) for run in runs for fold in run.folds})
     for number in numbers:
         folds = [fold for run in runs for fold in run.folds if _number(fold) == number]
-        yield number, tuple(Member(path=fold / oof.BEST) for fold in folds)
+        yield number, tuple(Member(path=fold / oof_files.BEST) for fold in folds)
 
 
 def _counted(mixture: Ensemble, members: Sequence[Member], fold: int) -> tuple[Member, ...]:

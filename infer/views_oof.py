@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import load
-from config.data_sections import Data
 from config.errors import ConfigError, DataError
+from config.sections.data import Data
 from data import sources
+from ensemble.ensemble_file import Ensemble
 from ensemble.member import Member
-from infer import npz, oof
-from infer.ensemble import Ensemble
-from infer.pool import Merge
+from ensemble.oof import npz, oof_files
+from ensemble.weighting.average import Merge
 from infer.runner import Runner
 
 _TINY = np.finfo(np.float32).tiny
@@ -29,11 +29,11 @@ def answer(run: Path, views: Sequence[str], merge: Merge, batch_size: int, worke
 
     `CheckpointError` for a run without finished folds, `DataError` when an image of its OOF answers is gone.
     """
-    name = oof.view_file(views, merge)
-    if name == oof.OOF:
+    name = oof_files.view_file(views, merge)
+    if name == oof_files.OOF:
         raise ConfigError("--tta: the original view alone is what training has answered already; name more views")
-    folds = oof.finished(run)
-    oof.read(run)  # every file is whole, before the first image is decoded
+    folds = oof_files.finished(run)
+    oof_files.read(run)  # every file is whole, before the first image is decoded
     data = load.read(run / "config.yaml").data
     paths = _paths(data) if not all((fold / name).exists() for fold in folds) else {}
     for fold in folds:
@@ -41,8 +41,8 @@ def answer(run: Path, views: Sequence[str], merge: Merge, batch_size: int, worke
         if target.exists():
             yield f"{target}: is there already"
             continue
-        arrays = npz.read(fold / oof.OOF)
-        ensemble = Ensemble(merge=merge, views=tuple(views), members=(Member(path=fold / oof.BEST),))
+        arrays = npz.read(fold / oof_files.OOF)
+        ensemble = Ensemble(merge=merge, views=tuple(views), members=(Member(path=fold / oof_files.BEST),))
         files = [_path(paths, str(name), run) for name in arrays["ids"]]
         logits = _answered(ensemble, files, batch_size, workers, data.on_bad_image == "partial")
         partial = fold / f".{name}"

@@ -1,6 +1,6 @@
 """`manifest.json` of a checkpoint folder: the SHA-256 of each of its files, written last and verified first.
 
-It says nothing about what is in the files; `models.weights` and the checkpoint reader do.
+It says nothing about what is in the files; `models.weights.loading` and the checkpoint reader do.
 """
 
 from __future__ import annotations

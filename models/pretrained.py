@@ -18,11 +18,13 @@ from typing import Any
 
 from config.errors import ConfigError, WeightsError
 from config.places import cache_folder
-from models import manifest, registry, weights, weights_hub, weights_read, weights_source
+from models import limits, manifest, registry
 from models.card import CARD_KEY, Card, Preprocessing
 from models.registry import ModelSpec
+from models.weights import files, hub, loading
+from models.weights import source as weights_source
 
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz", weights_hub.INDEX)
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz", hub.INDEX)
 
 
 def is_source(text: str) -> bool:
@@ -32,12 +34,12 @@ def is_source(text: str) -> bool:
         return (path / "config.json").is_file() and not (path / manifest.NAME).exists()
     if path.exists():
         return path.name.endswith(_SUFFIXES)
-    return text.startswith(weights_hub.PREFIXES) or _known(text)
+    return text.startswith(hub.PREFIXES) or _known(text)
 
 
 def stem(text: str) -> str:
     """What artefacts of this source are called: the model's, the file's or the repository's name."""
-    name = text.partition(":")[2] if text.startswith(weights_hub.PREFIXES) else text
+    name = text.partition(":")[2] if text.startswith(hub.PREFIXES) else text
     last = name.rstrip("/").rpartition("/")[2]
     return next((last.removesuffix(s) for s in _SUFFIXES if last.endswith(s)), last)
 
@@ -48,7 +50,7 @@ def checkpoint(text: str) -> Path:
     What was recognised is told on standard error. Raises `WeightsError` or `ConfigError`.
     """
     path = _file(text)
-    named = path / weights.MODEL_FILE if path.is_dir() else path
+    named = path / loading.MODEL_FILE if path.is_dir() else path
     facts = named.stat() if named.exists() else path.stat()
     key = hashlib.blake2b(f"{text}|{path.resolve()}|{facts.st_mtime_ns}|{facts.st_size}".encode(), digest_size=8)
     folder = cache_folder() / "pretrained" / f"{stem(text)}-{key.hexdigest()}"
@@ -82,7 +84,8 @@ def save(
     count = _classes(found, spec, path)
     names, said = _names(classes or file.labels, count, path)
     spec = replace(_with_config(spec, file.preprocessing, image_size), num_classes=count)
-    fitted, changed = weights.fit(found, spec)
+    limits.check_size(spec, spec.preprocessing.size, "--image_size")
+    fitted, changed = loading.fit(found, spec)
     card = Card(spec.name, names, spec.preprocessing, dict(spec.options))
     _write(out, fitted, card)
     return [*file.notes, *notes, *changed, *said]
@@ -97,8 +100,8 @@ def _known(name: str) -> bool:
 
 
 def _file(text: str) -> Path:
-    if text.startswith(weights_hub.PREFIXES):
-        return weights_hub.repository(text)
+    if text.startswith(hub.PREFIXES):
+        return hub.repository(text)
     path = Path(text).expanduser()
     if path.exists():
         return path
@@ -109,7 +112,7 @@ def _file(text: str) -> Path:
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise WeightsError(f"{text}: is no model's name and no weights file{hint}")
     spec = registry.get(text)
-    return weights_hub.package_file(spec) if weights_hub.packaged(spec) else weights_hub.pretrained_file(spec)
+    return hub.package_file(spec) if hub.packaged(spec) else hub.pretrained_file(spec)
 
 
 def _spec(file: weights_source.File, name: str, path: Path, image_size: int | None) -> ModelSpec:
@@ -123,7 +126,7 @@ def _spec(file: weights_source.File, name: str, path: Path, image_size: int | No
     )
 
 
-def _classes(found: weights.Weights, spec: ModelSpec, path: Path) -> int:
+def _classes(found: loading.Weights, spec: ModelSpec, path: Path) -> int:
     module = spec.classifier if isinstance(spec.classifier, str) else spec.classifier[0]
     held = found.get(f"{module}.weight")
     if held is None:
@@ -147,9 +150,9 @@ def _imagenet(count: int) -> list[str]:
         return list(json.loads((registry.TABLES / "imagenet_1k.json").read_text(encoding="utf-8")))
     if not weights_source.timm_installed():
         return []
-    from models import weights_torch
+    from models.weights import torch_files
 
-    return weights_torch.imagenet_names(count)
+    return torch_files.imagenet_names(count)
 
 
 def _with_config(spec: ModelSpec, config: Any, image_size: int | None) -> ModelSpec:
@@ -170,13 +173,13 @@ def _with_config(spec: ModelSpec, config: Any, image_size: int | None) -> ModelS
     return replace(spec, preprocessing=said, options={**spec.options, "image_size": size})
 
 
-def _write(out: Path, fitted: weights.Weights, card: Card) -> None:
+def _write(out: Path, fitted: loading.Weights, card: Card) -> None:
     """Beside its place, then renamed: the folder is whole or absent."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
         partial = Path(beside) / out.name
         partial.mkdir()
-        weights_read.write(partial / weights.MODEL_FILE, fitted, {CARD_KEY: card.to_json()})
+        files.write(partial / loading.MODEL_FILE, fitted, {CARD_KEY: card.to_json()})
         manifest.write(partial)
         if not out.exists():
             partial.rename(out)

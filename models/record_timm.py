@@ -19,7 +19,7 @@ import torch
 from timm.models import get_pretrained_cfg, is_model, list_modules, list_pretrained
 
 from models.registry import FAMILIES, TABLES
-from models.weights_torch import imagenet_names
+from models.weights.torch_files import imagenet_names
 
 _NOT_ARCHITECTURE = {
     "pretrained_filter_fn",

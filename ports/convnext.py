@@ -16,11 +16,11 @@ import mlx.nn as nn
 
 from config.errors import ConfigError
 from models.registry import ModelSpec
-from ports.arguments import Activation, read_args, unsupported
-from ports.conv import make_divisible
-from ports.gradients import gelu
-from ports.layers import ACTIVATIONS, Conv2d, DropPath, LayerNorm, Linear, RmsNorm, drop_path_rates, pooling
-from ports.rows import over_rows
+from ports.common.arguments import Activation, read_args, unsupported
+from ports.common.conv import make_divisible
+from ports.common.gradients import gelu
+from ports.common.layers import ACTIVATIONS, Conv2d, DropPath, LayerNorm, Linear, RmsNorm, drop_path_rates, pooling
+from ports.common.rows import over_rows
 
 _STEMS = ("patch", "overlap", "overlap_tiered", "overlap_act")
 

@@ -16,10 +16,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from models.registry import ModelSpec
-from ports.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
-from ports.conv import conv, draw_fan_out, halve, make_divisible
-from ports.layers import Conv2d, DropPath, Linear, classifier, pooling
-from ports.rows import means, over_pixels
+from ports.common.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
+from ports.common.conv import conv, draw_fan_out, halve, make_divisible
+from ports.common.layers import Conv2d, DropPath, Linear, classifier, pooling
+from ports.common.rows import means, over_pixels
 
 _DEFAULTS: dict[str, Any] = {
     "block_args": [],

@@ -15,11 +15,11 @@ import numpy as np
 
 from models.geometry import patch_grid, position_prefix
 from models.registry import ModelSpec
-from ports.arguments import Norm, layer_norm, read_args, unsupported
-from ports.gradients import gelu, silu
-from ports.layers import DropPath, Linear, classifier, drop_path_rates
-from ports.rows import over_rows
-from ports.transformer import (
+from ports.common.arguments import Norm, layer_norm, read_args, unsupported
+from ports.common.gradients import gelu, silu
+from ports.common.layers import DropPath, Linear, classifier, drop_path_rates
+from ports.common.rows import over_rows
+from ports.common.transformer import (
     AttentionPool,
     FeedForward,
     PackedGLU,

@@ -17,10 +17,10 @@ import numpy as np
 from config.errors import ConfigError
 from models.geometry import maxvit_window
 from models.registry import ModelSpec
-from ports.arguments import Activation, activation, arguments, unsupported
-from ports.conv import SqueezeExcite, average, conv, convolutions, draw_fan_out, make_divisible
-from ports.gradients import silu
-from ports.layers import (
+from ports.common.arguments import Activation, activation, arguments, unsupported
+from ports.common.conv import SqueezeExcite, average, conv, convolutions, draw_fan_out, make_divisible
+from ports.common.gradients import silu
+from ports.common.layers import (
     BatchNorm2d,
     Conv2d,
     DropPath,
@@ -31,8 +31,8 @@ from ports.layers import (
     drop_path_rates,
     pooling,
 )
-from ports.transformer import FeedForward, layer_scale, normal
-from ports.windows import merge, partition, relative_index, split_window_qkv, take_offsets, window_attention
+from ports.common.transformer import FeedForward, layer_scale, normal
+from ports.common.windows import merge, partition, relative_index, split_window_qkv, take_offsets, window_attention
 
 # What every architecture here has in common; another value is refused.
 _FIXED: dict[str, dict[str, Any]] = {

@@ -12,10 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from models.registry import ModelSpec
-from ports.arguments import arguments
-from ports.conv import ConvNormAct, conv, make_divisible
+from ports.common.arguments import arguments
+from ports.common.conv import ConvNormAct, conv, make_divisible
+from ports.common.layers import ACTIVATIONS, classifier, pooling
 from ports.efficientnet import BLOCKS, Fields, Residual, Style, draw_weights, trunk
-from ports.layers import ACTIVATIONS, classifier, pooling
 
 _DEFAULTS: dict[str, Any] = {
     "block_args": [],

@@ -16,9 +16,9 @@ import mlx.nn as nn
 import numpy as np
 
 from models.registry import ModelSpec
-from ports.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
-from ports.conv import ConvNormAct, SqueezeExcite, average, draw_fan_out, make_divisible
-from ports.layers import DropPath, Linear, PoolHead, drop_path_rates
+from ports.common.arguments import Activation, Norm, activation, arguments, batch_norm, unsupported
+from ports.common.conv import ConvNormAct, SqueezeExcite, average, draw_fan_out, make_divisible
+from ports.common.layers import DropPath, Linear, PoolHead, drop_path_rates
 
 _DEFAULTS: dict[str, Any] = {"model_cfg": {}, "zero_init_last": True}
 

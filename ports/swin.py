@@ -13,11 +13,11 @@ import numpy as np
 
 from models.geometry import Stage, swin_stages
 from models.registry import ModelSpec
-from ports.arguments import read_args
-from ports.gradients import gelu
-from ports.layers import DropPath, LayerNorm, Linear, PoolHead, drop_path_rates
-from ports.transformer import FeedForward, PatchEmbed, init_linears, normal
-from ports.windows import merge, partition, relative_index, split_window_qkv, take_offsets, window_attention
+from ports.common.arguments import read_args
+from ports.common.gradients import gelu
+from ports.common.layers import DropPath, LayerNorm, Linear, PoolHead, drop_path_rates
+from ports.common.transformer import FeedForward, PatchEmbed, init_linears, normal
+from ports.common.windows import merge, partition, relative_index, split_window_qkv, take_offsets, window_attention
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ import numpy as np
 
 from models.geometry import Stage, swin_stages
 from models.registry import ModelSpec
-from ports.arguments import read_args
-from ports.gradients import gelu
-from ports.layers import DropPath, LayerNorm, Linear, drop_path_rates
-from ports.rows import over_rows
+from ports.common.arguments import read_args
+from ports.common.gradients import gelu
+from ports.common.layers import DropPath, LayerNorm, Linear, drop_path_rates
+from ports.common.rows import over_rows
+from ports.common.transformer import FeedForward, init_linears
+from ports.common.windows import relative_index, split_window_qkv, take_offsets, window_attention
 from ports.swin import Swin, SwinStage, gather_2x2, shift_mask, windowed
-from ports.transformer import FeedForward, init_linears
-from ports.windows import relative_index, split_window_qkv, take_offsets, window_attention
 
 _MAX_LOG_SCALE = math.log(100.0)
 

@@ -14,9 +14,9 @@ import mlx.nn as nn
 
 from models.geometry import patch_grid, position_prefix
 from models.registry import ModelSpec
-from ports.arguments import Activation, Norm, activation, layer_norm, read_args, unsupported
-from ports.layers import DropPath, Linear, classifier, drop_path_rates
-from ports.transformer import (
+from ports.common.arguments import Activation, Norm, activation, layer_norm, read_args, unsupported
+from ports.common.layers import DropPath, Linear, classifier, drop_path_rates
+from ports.common.transformer import (
     AttentionPool,
     FeedForward,
     PackedGLU,

@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from config.errors import BackendUnavailable, ConfigError
 from models.registry import ModelSpec
-from ports.layers import BatchNorm2d, Conv2d, DropPath, LayerNorm, Linear, MaxPool2d
+from ports.common.layers import BatchNorm2d, Conv2d, DropPath, LayerNorm, Linear, MaxPool2d
 
 PREFIX = "mlxim/"
 INSTALL = "pip install --no-deps mlx-image==0.1.10"

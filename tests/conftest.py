@@ -27,7 +27,7 @@ def pytest_unconfigure() -> None:
 def memory_is_given_back() -> Iterator[None]:
     """A command that a test runs in this process must not have it keep what all other tests free."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heap, "keep_freed", lambda: False)
+        patch.setattr(heap, "retain_freed_memory", lambda: False)
         yield
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from config import heap, streams
 from config.errors import ConfigError, TandemError
-from config.train_sections import Checkpoint
+from config.sections.train import Checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mixed = commands.add_parser("soup", help="average a fold's checkpoints as far as its score does not fall")
     mixed.add_argument("fold", type=Path, metavar="RUN/fold_K", help="a trained fold; its `soup` is written there")
     mixed.set_defaults(run=_soup)
-    heap.keep_freed()
+    heap.retain_freed_memory()
     streams.escape()
     try:
         arguments = parser.parse_args(argv)
@@ -64,7 +64,7 @@ def _leaderboard_options(parser: argparse.ArgumentParser) -> None:
 
 def _checkpoint(arguments: argparse.Namespace) -> int:
     """The exit code is 1 when a checkpoint is damaged."""
-    from training import inventory  # after --help, which must not wait for these imports
+    from training.run import inventory  # after --help, which must not wait for these imports
 
     if arguments.action == "prune":
         for path in inventory.prune(arguments.path, arguments.keep):
@@ -89,7 +89,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:
-    from training import leaderboard
+    from training.campaign import leaderboard
 
     if bool(arguments.runs) == bool(arguments.diff):
         raise ConfigError("leaderboard: give RUN... to rank them, or --diff A B to compare two")
@@ -103,9 +103,10 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
 
 
 def _soup(arguments: argparse.Namespace) -> int:
-    from training import campaign, checkpoint, inventory
+    from training.loop import checkpoint
+    from training.run import inventory, train_run
 
-    made = campaign.soup(arguments.fold)
+    made = train_run.soup(arguments.fold)
     print(inventory.line(inventory.look(made)))
     print(f"ingredients: {', '.join(checkpoint.read_state(made)['members'])}")
     return 0

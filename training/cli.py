@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from config import heap, load, streams
-from config.command import Wish
+from config.command import RunRequest
 from config.errors import Interrupted, TandemError
 
 # What a disk or a folder refuses, and what to do about it.
@@ -47,13 +47,13 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
     """Run `train_ENGINE.py`; returns the exit code: 0, 1 data and the like, 2 settings, 3 a campaign that had to leave
     folds out, 130 and 143 interrupted."""
     prog = f"train_{engine}.py"
-    heap.keep_freed()
+    heap.retain_freed_memory()
     streams.escape()
     try:
         command = load.parse_command(sys.argv[1:] if argv is None else argv, prog=prog)
         settings = None if command.wish.mode else command.settings
         import backends  # after --help, which must not wait for these imports
-        from training import campaign
+        from training.run import train_run as campaign
 
         backends.require(engine)
         stop = StopSignal()
@@ -80,7 +80,7 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _again(prog: str, wish: Wish) -> str:
+def _again(prog: str, wish: RunRequest) -> str:
     """The command that goes on with the same wish, but for the folder; a single run knows its folds itself."""
     words = [f"--mode {wish.mode}"] * bool(wish.mode) + ["--tune"] * wish.tune
     if wish.mode:
@@ -89,8 +89,8 @@ def _again(prog: str, wish: Wish) -> str:
 
 
 def _campaign(engine: str, command: load.Command, stop: StopSignal) -> int:
-    from training import members, stages
+    from training.campaign import members, pipeline
 
-    campaign = members.begin(engine, command.members, stop, command.wish.mode in stages.BEGINNING)
+    campaign = members.begin(engine, command.members, stop, command.wish.mode in pipeline.START_MODES)
     print(f"campaign: {campaign.folder}")
-    return stages.work(campaign, command.wish)
+    return pipeline.work(campaign, command.wish)

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from config.errors import DataError
-from infer import ensemble
+from ensemble import ensemble_file
 from infer.runner import Runner
 
 OUT = Path("demo_out")
@@ -134,7 +134,7 @@ def score(submission: Path) -> bool:
     truth = [answers[key] for key in answers]
     files = [DIGITS / "test" / key for key in answers]
     print("\nmacro-F1 on the unseen test images")
-    with warnings.catch_warnings(action="ignore"), Runner(ensemble.read(ENSEMBLE)) as runner:
+    with warnings.catch_warnings(action="ignore"), Runner(ensemble_file.read(ENSEMBLE)) as runner:
         votes = np.concatenate([answers.votes for answers in runner.run(files)])
         names = np.array(runner.class_names)
         for member, column in zip(runner.members(), names[votes].T, strict=True):

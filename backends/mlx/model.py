@@ -21,7 +21,7 @@ from backends.contract import Precision, Weights, is_buffer
 from backends.mlx import metal, threads
 from config.errors import ConfigError
 from models.registry import ModelSpec
-from ports import layers
+from ports.common import layers
 
 Arrays = dict[str, mx.array]
 _RANDOM: Any = mx.random.state

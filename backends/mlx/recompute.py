@@ -19,7 +19,7 @@ import mlx.nn as nn
 from backends.contract import is_buffer
 from backends.mlx.model import Network
 from config.errors import ConfigError
-from ports.layers import DropPath
+from ports.common.layers import DropPath
 
 # The blocks of all families by their names: ConvNeXt, Swin and MaxViT; ViT and EfficientNet; ResNet; RegNet.
 _BLOCK = re.compile(r"(stages|layers)\.\d+\.blocks\.\d+|blocks\.\d+(\.\d+)?|layer\d+\.\d+|s\d+\.b\d+")

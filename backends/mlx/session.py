@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from backends.contract import (
     NO_SAVING,
     Batch,
-    Knobs,
     LossSpec,
     MemorySpec,
     MixPlan,
     OptimSpec,
     Precision,
+    StepHyperparams,
     StepResult,
     TrainState,
     Weights,
@@ -35,7 +35,7 @@ from backends.mlx import losses, metal, model, profile, recompute, statistics, s
 from backends.mlx.memory import memory_errors
 from config.errors import ConfigError
 from models.registry import ModelSpec
-from models.weights import check
+from models.weights.loading import check
 
 # Pixels of one evaluation chunk: 64 images at 224, 16 at 448. More gains nothing and takes memory.
 _CHUNK_PIXELS = 64 * 224 * 224
@@ -100,7 +100,7 @@ class Session:
         self._features: Evaluate | None = None
 
     @memory_errors()
-    def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> step.Report:
+    def train_step(self, batch: Batch, mix: MixPlan | None, knobs: StepHyperparams) -> step.Report:
         """Enqueue one update and return a pending result; never waits for the device."""
         plan = {name: mx.array(value) for name, value in (mix or _identity(len(batch.images)))._asdict().items()}
         arrays = {name: mx.array(value) for name, value in batch._asdict().items()}
@@ -239,14 +239,14 @@ class Session:
     ) -> NDArray[np.float32]:
         """float32 `[N, width]`; a compiled function gets whole chunks, filled up with black images."""
         size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
-        rows = [np.zeros((0, width), np.float32)]
+        rows = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
             count = len(part)
             if self._compiled and count < size:
                 part = np.concatenate([part, np.zeros((size - count, *part.shape[1:]), np.uint8)])
             rows.append(np.array(function(arrays, mx.array(part)))[:count])
-        return np.concatenate(rows)
+        return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
 
     def _fitted(self, part: str, given: Weights, held: model.Arrays, strict: bool) -> model.Arrays:
         """The arrays of `held` taken from `given`; keys end in parameter names."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 
 from backends.mlx.model import Arrays, Network, forward, normalise
-from ports.layers import BatchNorm2d
+from ports.common.layers import BatchNorm2d
 
 
 def of_batch(network: Network) -> Callable[[Arrays, mx.array], Arrays]:

@@ -1,4 +1,4 @@
-"""Which of the ways in `ports.gradients` this chip is faster with: measured once, kept by chip and MLX's version.
+"""Times the ways to compute gradients in `ports.common.gradients` once, and caches the faster by chip and MLX version.
 
 The file is `mlx/CHIP_VERSION.json` in the folder of `config.places`. On a CPU nothing is measured unless it is asked
 for (`python -m backends tune`): MLX's convolutions there are plain loops, for which its own gradient does least, and
@@ -23,7 +23,7 @@ import mlx.core as mx
 
 from backends.mlx.metal import on_gpu
 from config.places import cache_folder
-from ports import gradients
+from ports.common import gradients
 
 WAYS = (gradients.LIBRARY, gradients.OURS)
 _BUDGET = 2.0  # seconds at first use; what is not measured by then keeps its default

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.contract import Knobs, OptimSpec, Weights
+from backends.contract import OptimSpec, StepHyperparams, Weights
 
 Array = NDArray[np.float32]
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",), "lion": ("exp_avg",)}
@@ -48,7 +48,12 @@ def _adapted(gradient: Array, weight: Array, factor: float) -> Array:
 
 
 def update(
-    weights: Weights, gradients: Weights, moments: Weights, spec: OptimSpec, knobs: Knobs, counts: Mapping[str, int]
+    weights: Weights,
+    gradients: Weights,
+    moments: Weights,
+    spec: OptimSpec,
+    knobs: StepHyperparams,
+    counts: Mapping[str, int],
 ) -> tuple[Weights, Weights]:
     """The weights that have a gradient, moved, and all moments; `counts` number this update of each, from 1."""
     new: Weights = {}

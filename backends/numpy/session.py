@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from backends.contract import (
     NO_SAVING,
     Batch,
-    Knobs,
     LossSpec,
     MemorySpec,
     MixPlan,
     OptimSpec,
     Precision,
+    StepHyperparams,
     StepResult,
     TrainState,
     Weights,
@@ -33,7 +33,7 @@ from backends.contract import (
 from backends.numpy import model, optim
 from config.errors import ConfigError
 from models.registry import ModelSpec
-from models.weights import check
+from models.weights.loading import check
 
 
 def open(
@@ -87,7 +87,7 @@ class Session:
         ema = _copied(own) if optimizer.ema else None
         self._state = TrainState(weights=own, ema=ema, optimizer=optim.fresh(own, optimizer))
 
-    def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> StepResult:
+    def train_step(self, batch: Batch, mix: MixPlan | None, knobs: StepHyperparams) -> StepResult:
         """Apply one update at once; the pending result is the result."""
         self._memory.size(len(batch.images))
         trained = self._optimizer.trained(self._shapes, knobs.frozen)
@@ -164,7 +164,7 @@ class Session:
     def close(self) -> None:
         """Nothing is held outside this object."""
 
-    def _apply(self, gradients: Weights, knobs: Knobs) -> None:
+    def _apply(self, gradients: Weights, knobs: StepHyperparams) -> None:
         state, spec = self._state, self._optimizer
         state.frozen_steps += int(knobs.frozen)
         gradients = optim.limited(state.weights, gradients, spec, knobs.clip_norm)

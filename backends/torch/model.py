@@ -14,7 +14,7 @@ from backends.contract import Weights
 from config.errors import ConfigError
 from models import registry
 from models.registry import ModelSpec
-from models.weights import check, pool_power
+from models.weights.loading import check, pool_power
 
 _COPY = 2**26  # bytes; torch rounds pinned memory up to a power of two
 # These fix their position tables or windows to the input size when they are built.

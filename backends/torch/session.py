@@ -27,12 +27,12 @@ from backends.contract import (
     NO_SAVING,
     Batch,
     CompileMode,
-    Knobs,
     LossSpec,
     MemorySpec,
     MixPlan,
     OptimSpec,
     Precision,
+    StepHyperparams,
     StepResult,
     TrainState,
     Weights,
@@ -47,7 +47,7 @@ from backends.torch.precision import LossScale, resolved, tf32
 from backends.torch.transfer import Pending, Transfer, arrived
 from config.errors import ConfigError
 from models.registry import ModelSpec
-from models.weights import check
+from models.weights.loading import check
 
 # Pixels of one evaluation chunk: 64 images at 224, 16 at 448. More gains nothing and takes memory.
 _CHUNK_PIXELS = 64 * 224 * 224
@@ -142,7 +142,7 @@ class Session:
         self._input = step.Input(mean, std, spec.in_chans, precision, self._layout())
 
     @memory_errors()
-    def train_step(self, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> Pending:
+    def train_step(self, batch: Batch, mix: MixPlan | None, knobs: StepHyperparams) -> Pending:
         """Enqueue one update and return a pending result; never waits for CUDA."""
         rates = step.Rates(*(float(v) for v in knobs.array()))
         sent = self._transfer.send([*batch, *(mix or ())])

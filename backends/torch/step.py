@@ -59,7 +59,7 @@ class Input(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """`contract.Knobs` as the floats that a float32 holds, the same numbers that other engines see."""
+    """`contract.StepHyperparams` as the floats that a float32 holds, the same numbers that other engines see."""
 
     lr: float
     weight_decay: float

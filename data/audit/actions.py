@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from config.data_sections import Data
 from config.errors import DataError
+from config.sections.data import Data
 from data import csvfile, sources
 from data.audit.findings import ACTIONS
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from config.data_sections import Data
 from config.errors import DataError
+from config.sections.data import Data
 from data import sources
 from data.audit import copies, images
 from data.audit.copies import Entry

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from config.data_sections import Data
+from config.sections.data import Data
 from data.audit import actions, page, table
 from data.audit.audit import Audit, audit, test_images
 from data.audit.findings import KINDS, Finding, counts
-from data.bar import bar
+from data.progress_bar import bar
 
 
 def run(data: Data, out: Path, least: int) -> Audit:

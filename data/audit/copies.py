@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data.audit.duplicates import Pair, groups
 from data.audit.findings import Action, Finding
 from data.audit.fingerprint import Turn
-from data.audit.look import Facts
+from data.audit.image_stats import ImageStats
 
 _TEMPLATE = 4  # images up to which a group may be most of a class
 _OVERLAP, _SHARED = 0.2, 3  # share of the smaller class, and images, that two classes share to be told of
@@ -27,7 +27,7 @@ class Entry:
     target: str
 
 
-def grouped(facts: Sequence[Facts], pairs: Sequence[Pair]) -> NDArray[np.int64]:
+def grouped(facts: Sequence[ImageStats], pairs: Sequence[Pair]) -> NDArray[np.int64]:
     """The group int64 `[N]` of each image: copies of one picture, in whatever form, share a number."""
     return groups(len(facts), [*_exact(facts), *((pair.first, pair.second) for pair in pairs)])
 
@@ -45,7 +45,7 @@ def usable(group_of: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np
     return found
 
 
-def find(entries: Sequence[Entry], facts: Sequence[Facts], pairs: Sequence[Pair]) -> list[Finding]:
+def find(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequence[Pair]) -> list[Finding]:
     """All findings about copies among N images of both splits; `pairs` are those of `survey`."""
     group_of = grouped(facts, pairs)
     order = np.argsort(group_of, kind="stable")
@@ -70,7 +70,7 @@ class _Copies:
     """Tells of the copies of one picture, given by position."""
 
     entries: Sequence[Entry]
-    facts: Sequence[Facts]
+    facts: Sequence[ImageStats]
     how: dict[frozenset[int], Pair]
 
     def leaks(self, train: list[int], test: list[int]) -> Iterator[Finding]:
@@ -131,7 +131,7 @@ class _Copies:
         return f"by way of another copy, {self.entries[others[0]].id}"
 
 
-def _exact(facts: Sequence[Facts]) -> Iterator[tuple[int, int]]:
+def _exact(facts: Sequence[ImageStats]) -> Iterator[tuple[int, int]]:
     first: dict[str, int] = {}
     for i, each in enumerate(facts):
         if each.sha256 and not each.fault and first.setdefault(each.sha256, i) != i:
@@ -159,7 +159,7 @@ def _aliases(entries: Sequence[Entry], shared: Counter[frozenset[str]]) -> Itera
             yield Finding("alias", f"{text}; if they are one class, relabel all of {one}", split="train", target=one)
 
 
-def _lying(entries: Sequence[Entry], facts: Sequence[Facts], pairs: Sequence[Pair]) -> list[Finding]:
+def _lying(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequence[Pair]) -> list[Finding]:
     """Of two copies a quarter turn apart, the one whose aspect is rare in its class."""
     wide: dict[str, list[bool]] = {}
     for entry, each in zip(entries, facts, strict=True):

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 
 from data.audit.findings import Finding
-from data.audit.look import Facts
+from data.audit.image_stats import ImageStats
 
 LEAST = 10  # images that a class should have
 _STRIP = 4.0  # ratio of the sides
@@ -29,7 +29,7 @@ class Split:
 
     name: str
     ids: Sequence[str]
-    facts: Sequence[Facts]
+    facts: Sequence[ImageStats]
     targets: Sequence[str]
 
 
@@ -115,7 +115,7 @@ def _of(split: Split, i: int, kind: str, text: str) -> Finding:
     return Finding(kind, text, split.ids[i], split.name, split.targets[i], action=action)  # type: ignore[arg-type]
 
 
-def _damage(facts: Facts) -> Iterator[tuple[str, str]]:
+def _damage(facts: ImageStats) -> Iterator[tuple[str, str]]:
     if not facts.fault:
         return
     if facts.fault == "is empty":
@@ -124,7 +124,7 @@ def _damage(facts: Facts) -> Iterator[tuple[str, str]]:
         yield ("truncated" if "truncated" in facts.fault.lower() else "unreadable"), facts.fault
 
 
-def _odd(name: str, facts: Facts) -> Iterator[tuple[str, str]]:
+def _odd(name: str, facts: ImageStats) -> Iterator[tuple[str, str]]:
     suffix = re.search(r"\.[^./]+$", name)
     said = Image.registered_extensions().get(suffix[0].lower()) if suffix else None
     if said and said != facts.format and {said, facts.format} != {"JPEG", "MPO"}:
@@ -136,13 +136,13 @@ def _odd(name: str, facts: Facts) -> Iterator[tuple[str, str]]:
         yield "near_blank", f"standard deviation {facts.contrast:.1f} of 255 levels, mean {facts.brightness:.0f}"
 
 
-def _size(facts: Facts, side: float) -> Iterator[tuple[str, str]]:
+def _size(facts: ImageStats, side: float) -> Iterator[tuple[str, str]]:
     short = min(facts.width, facts.height)
     if short * _SIZES < side or short > side * _SIZES:
         yield "extreme_size", f"{facts.width} x {facts.height}, where a usual short side is {side:.0f}"
 
 
-def _exposure(facts: Facts, blur: float, highlights: float) -> Iterator[tuple[str, str]]:
+def _exposure(facts: ImageStats, blur: float, highlights: float) -> Iterator[tuple[str, str]]:
     """Blurry and dark beside the median of the split: X-rays are all dark, and enlarged pictures are all soft."""
     if facts.contrast < _BLANK:
         return
@@ -156,7 +156,7 @@ def _exposure(facts: Facts, blur: float, highlights: float) -> Iterator[tuple[st
         )
 
 
-_PROPERTIES: dict[str, tuple[Callable[[Facts], bool], Callable[[Facts], str]]] = {
+_PROPERTIES: dict[str, tuple[Callable[[ImageStats], bool], Callable[[ImageStats], str]]] = {
     "animated": (lambda f: f.frames > 1, lambda f: f"{f.frames} frames, of which the first is used"),
     "cmyk": (lambda f: f.mode == "CMYK", lambda f: f"stored as {f.mode}"),
     "grey": (lambda f: f.saturation < 0.5 and f.contrast >= _BLANK, lambda f: f"no colour (stored as {f.mode})"),
@@ -164,7 +164,9 @@ _PROPERTIES: dict[str, tuple[Callable[[Facts], bool], Callable[[Facts], str]]] =
 }
 
 
-def _property(split: Split, kind: str, applies: Callable[[Facts], bool], text: Callable[[Facts], str]) -> list[Finding]:
+def _property(
+    split: Split, kind: str, applies: Callable[[ImageStats], bool], text: Callable[[ImageStats], str]
+) -> list[Finding]:
     """A harmless property: each image that has it, or one finding where many have it."""
     having = [i for i, facts in enumerate(split.facts) if not facts.fault and applies(facts)]
     if len(having) > _COMMON * len(split.ids):
@@ -173,7 +175,7 @@ def _property(split: Split, kind: str, applies: Callable[[Facts], bool], text: C
     return [_of(split, i, kind, text(split.facts[i])) for i in having]
 
 
-_MEASURES: dict[str, Callable[[Facts], float]] = {
+_MEASURES: dict[str, Callable[[ImageStats], float]] = {
     "width in pixels": lambda f: f.width,
     "height in pixels": lambda f: f.height,
     "aspect (width / height)": lambda f: f.width / f.height,

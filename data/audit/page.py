@@ -13,11 +13,12 @@ import jinja2
 import numpy as np
 
 from config.errors import DataError
-from data import csvfile, geometry, resize
+from data import csvfile, resize
 from data.audit import table
 from data.audit.audit import Audit
 from data.audit.findings import KINDS, Finding, counts
-from data.decode import decode
+from data.augment import geometry
+from data.decode.image import decode
 
 NAME = "audit.html"
 _THUMBNAIL, _PER_KIND, _BESIDE = 96, 60, 3

@@ -23,9 +23,9 @@ from config.places import cache_folder
 from data import csvfile
 from data.audit import duplicates, fingerprint
 from data.audit.duplicates import Pair
-from data.audit.look import Facts, Look, look
+from data.audit.image_stats import ImageStats, Look, look
 from data.cores import cores
-from data.decode import PIXEL_LIMIT
+from data.decode.image import PIXEL_LIMIT
 from data.pixels import Pixels
 
 VERSION = 3  # of what is measured; raise it when `look` or `duplicates` changes
@@ -41,7 +41,7 @@ class Survey:
     in `pairs`. `looked` is how many were not in the cache.
     """
 
-    facts: list[Facts]
+    facts: list[ImageStats]
     pictures: Pixels
     hashes: NDArray[np.uint64]
     pairs: list[Pair]
@@ -146,7 +146,7 @@ def _read(file: Path) -> tuple[dict[Key, Look], dict[str, list[Pair]]]:
         if text["version"] != VERSION:
             return {}, {}
         looks = {
-            (str(name), int(size), int(time)): Look(Facts(**facts), picture, own)
+            (str(name), int(size), int(time)): Look(ImageStats(**facts), picture, own)
             for (name, size, time), facts, picture, own in zip(
                 text["keys"], text["facts"], pictures, hashes, strict=True
             )

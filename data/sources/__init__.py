@@ -12,9 +12,9 @@ from pathlib import Path
 from posixpath import splitext
 from typing import Literal
 
-from config.data_sections import Data
 from config.errors import DataError
-from data.formats import SUFFIXES as SUFFIXES
+from config.sections.data import Data
+from data.decode.formats import SUFFIXES as SUFFIXES
 from data.sources import arrays, folders, listing, parquet, remote, shards, walk
 from data.sources.listing import Listing
 from data.sources.table import Table as Table

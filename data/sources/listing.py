@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
-from data import formats
+from data.decode import formats
 from data.sources import walk
 from data.sources.splits import Split
 from data.sources.table import Table, sort_classes

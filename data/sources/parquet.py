@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from config.data_sections import Data
 from config.errors import BackendUnavailable, DataError
+from config.sections.data import Data
 from data.sources import columns, packed, splits
 from data.sources.listing import Listing, Sample
 from data.sources.splits import Split

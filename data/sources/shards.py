@@ -7,10 +7,10 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from config.data_sections import Data
 from config.errors import DataError
+from config.sections.data import Data
 from data import names
-from data.formats import SUFFIXES
+from data.decode.formats import SUFFIXES
 from data.sources import columns
 from data.sources.listing import Listing, Sample
 from data.sources.packed import Part

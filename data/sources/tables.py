@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from posixpath import basename, splitext
 
-from config.data_sections import Data
 from config.errors import DataError
+from config.sections.data import Data
 from data import names
 from data.sources import columns, frame, splits, walk
 from data.sources.columns import Columns

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from config.errors import DataError
-from data.formats import SUFFIXES
+from data.decode.formats import SUFFIXES
 
 TABLES = (".csv", ".tsv", ".jsonl", ".txt")
 PACKED = (".parquet", ".tar", ".npz")

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 import backends
-from backends.contract import Batch, Knobs, LossSpec, MixPlan, OptimSpec, TrainState
+from backends.contract import Batch, LossSpec, MixPlan, OptimSpec, StepHyperparams, TrainState
 from tests import tiny
 
 N, CLASSES, SIZE = 8, 5, 32
-KNOBS = Knobs(lr=1e-3, weight_decay=0.05, ema_decay=0.9, clip_norm=1.0)
+KNOBS = StepHyperparams(lr=1e-3, weight_decay=0.05, ema_decay=0.9, clip_norm=1.0)
 PLAIN_SGD = OptimSpec(name="sgd", momentum=0.0, nesterov=False)
 OPTIMIZERS = {"adamw": OptimSpec(ema=True), "sgd": OptimSpec(name="sgd", momentum=0.9, ema=True)}
 
@@ -19,7 +19,7 @@ OPTIMIZERS = {"adamw": OptimSpec(ema=True), "sgd": OptimSpec(name="sgd", momentu
 def session(engine: str, optim: OptimSpec | None = None, seed: int = 0, **options: Any) -> Any:
     kept = {k: options.pop(k) for k in ("weights", "precision", "loss", "memory") if k in options}
     weights, loss = kept.pop("weights", None), kept.pop("loss", LossSpec())
-    spec = tiny.spec(options.pop("family", "convnext"), num_classes=CLASSES, **options)
+    spec = tiny.spec(options.pop("family", "convnext"), **{"num_classes": CLASSES, **options})
     module = backends.load(engine)
     return module.open(spec, weights, optim or OptimSpec(), loss, seed=seed, compile=False, **kept)
 
@@ -36,7 +36,7 @@ def identity() -> MixPlan:
     return MixPlan(np.arange(N, dtype=np.int32), ones, np.zeros((N, 4), np.int32), ones)
 
 
-def step(one: Any, data: Batch, mix: MixPlan | None = None, knobs: Knobs = KNOBS) -> Any:
+def step(one: Any, data: Batch, mix: MixPlan | None = None, knobs: StepHyperparams = KNOBS) -> Any:
     return one.read(one.train_step(data, mix, knobs))
 
 

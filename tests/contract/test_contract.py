@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.contract import Batch, Knobs, LossSpec, OptimSpec, is_buffer
+from backends.contract import Batch, LossSpec, OptimSpec, StepHyperparams, is_buffer
 from config.errors import ConfigError
 from tests.contract.cases import (
     CLASSES,
@@ -136,7 +136,7 @@ def test_clipping_limits_the_update_and_reports_the_norm_before(engine: str) -> 
     for limit in (0.0, 1e9, 0.1):
         one = session(engine, PLAIN_SGD)
         before = one.state().weights
-        result = step(one, batch(), knobs=Knobs(1.0, 0.0, 0.0, limit))
+        result = step(one, batch(), knobs=StepHyperparams(1.0, 0.0, 0.0, limit))
         after = one.state().weights
         length = np.sqrt(sum(np.sum((after[n] - before[n]).astype(np.float64) ** 2) for n in before))
         moved[limit] = (float(length), result.grad_norm)
@@ -230,7 +230,7 @@ def test_multipliers_freeze_and_spare_single_weights(engine: str) -> None:
     )
     start = some.state().weights
     for one, decay in ((some, 0.5), (plain, 0.5), (dry, 0.0)):
-        step(one, batch(), knobs=Knobs(0.1, decay, 0.0, 0.0))
+        step(one, batch(), knobs=StepHyperparams(0.1, decay, 0.0, 0.0))
     np.testing.assert_array_equal(some.state().weights[frozen], start[frozen])
     np.testing.assert_allclose(some.state().weights[spared], dry.state().weights[spared], atol=1e-7)
     for name in rest:

@@ -12,7 +12,7 @@ from backends.torch.precision import LossScale
 from config import load
 from config.errors import ConfigError
 from tests.contract.cases import assert_same, batch, session, step
-from training import campaign
+from training.run import train_run
 
 
 def test_the_scale_moves_as_torchs_grad_scaler() -> None:
@@ -82,7 +82,7 @@ def test_what_no_scale_cures_is_told() -> None:
 def test_other_engines_refuse_it_before_they_read_anything(precision: str, other: str, tmp_path: Path) -> None:
     words = ["--data.root", str(tmp_path), "--out", str(tmp_path), "--train.precision", precision]
     with pytest.raises(ConfigError, match=rf"train\.precision {precision}: torch alone"):
-        campaign.run_all(other, load.parse(words, prog="test"), lambda: False)
+        train_run.run_all(other, load.parse(words, prog="test"), lambda: False)
 
 
 def test_sessions_refuse_what_their_device_lacks() -> None:

@@ -11,9 +11,10 @@ import timm
 import torch
 
 from backends import contract, load
-from backends.contract import Batch, Knobs, LossSpec, MixPlan, OptimSpec
+from backends.contract import Batch, LossSpec, MixPlan, OptimSpec, StepHyperparams
 from config.errors import BackendUnavailable, ConfigError, WeightsError
-from models import registry, weights
+from models import registry
+from models.weights import loading
 from tests import tiny
 
 N, CLASSES, SIZE = 8, 5, 32
@@ -41,8 +42,8 @@ def spec_of(kind: str, **more: Any) -> OptimSpec:
     return OptimSpec(name="sgd", momentum=0.9, nesterov=kind == "nesterov", **more)
 
 
-def knobs(i: int) -> Knobs:
-    return Knobs(lr=2e-3 * (1 + i % 5), weight_decay=0.1, ema_decay=0.75, clip_norm=0.5)
+def knobs(i: int) -> StepHyperparams:
+    return StepHyperparams(lr=2e-3 * (1 + i % 5), weight_decay=0.1, ema_decay=0.75, clip_norm=0.5)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "nesterov"])
@@ -179,7 +180,7 @@ def test_one_channel_sees_grey() -> None:
     full = tiny.spec("convnext")
     flat = replace(full, preprocessing=replace(full.preprocessing, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)))
     one_channel = replace(flat, in_chans=1)
-    fitted, notes = weights.fit(three.state().weights, one_channel)
+    fitted, notes = loading.fit(three.state().weights, one_channel)
     assert "1 input channels" in notes[0]
     grey = np.repeat(np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 1), dtype=np.uint8), 3, axis=3)
     a = load("torch").open(flat, three.state().weights, OptimSpec(), LossSpec()).logits(grey)

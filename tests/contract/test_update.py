@@ -10,15 +10,17 @@ import pytest
 import torch
 from timm.utils import adaptive_clip_grad
 
-from backends.contract import Knobs, MemorySpec, MixPlan, OptimSpec, Weights, is_buffer
+from backends.contract import MemorySpec, MixPlan, OptimSpec, StepHyperparams, Weights, is_buffer
 from config.errors import ConfigError
 from tests.contract.cases import KNOBS, PLAIN_SGD, N, assert_same, batch, session, step
 
-RAW = Knobs(lr=1.0, weight_decay=0.0, ema_decay=0.0, clip_norm=0.0)
+RAW = StepHyperparams(lr=1.0, weight_decay=0.0, ema_decay=0.0, clip_norm=0.0)
 FROZEN = KNOBS._replace(frozen=True)
 
 
-def moved(engine: str, optim: OptimSpec = PLAIN_SGD, knobs: Knobs = RAW, **options: Any) -> tuple[Weights, Weights]:
+def moved(
+    engine: str, optim: OptimSpec = PLAIN_SGD, knobs: StepHyperparams = RAW, **options: Any
+) -> tuple[Weights, Weights]:
     """The weights before one step, and how they changed: with the default optimizer minus the gradients."""
     one = session(engine, optim, **options)
     before = one.state().weights

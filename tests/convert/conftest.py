@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from convert import coreml
+from convert.coreml import mlpackage
 from tests.convert.networks import Network, build
 
 
@@ -15,4 +15,4 @@ def vit() -> Network:
 
 @pytest.fixture(scope="session")
 def vit_package(vit: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return coreml.write(vit.classifier, vit.card, tmp_path_factory.mktemp("vit") / "vit.mlpackage")
+    return mlpackage.write(vit.classifier, vit.card, tmp_path_factory.mktemp("vit") / "vit.mlpackage")

@@ -10,7 +10,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from convert.torch_graph import Classifier
+from convert.graph.torch_network import Classifier
 from models.card import Card, Preprocessing
 
 CLASSES = ("cat", "dog", "horse", "7", "emu, flightless")

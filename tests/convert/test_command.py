@@ -18,12 +18,15 @@ import convert
 from backends.torch import model as torch_model
 from config.errors import ConvertError
 from convert import __main__ as command
-from convert import pictures as real_images
-from convert import place, report, source, torch_graph, verify
-from infer import predictors
-from infer.predictors import mil_evaluate
-from models import manifest, registry, weights
+from convert import export, place, source
+from convert.graph import torch_network
+from convert.verification import pictures as real_images
+from convert.verification import report, verify
+from infer import runtimes
+from infer.runtimes.mil import evaluate
+from models import manifest, registry
 from models.card import CARD_KEY, Card
+from models.weights import loading
 
 SPEC = registry.get("convnext_atto", num_classes=10, image_size=32)
 CARD = Card("convnext_atto", tuple("0123456789"), SPEC.preprocessing, dict(SPEC.options), "torch")
@@ -39,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "fold_3" / "best"
     folder.mkdir(parents=True)
     for seed, name in enumerate(("model.safetensors", "ema.safetensors")):
-        weights.write(folder / name, fresh(seed), {CARD_KEY: CARD.to_json()})
+        loading.write(folder / name, fresh(seed), {CARD_KEY: CARD.to_json()})
     manifest.write(folder)
     return folder
 
@@ -65,8 +68,8 @@ def test_both_formats_verified_on_files(
         "fold_3_best.mlpackage": (1.0, 20, []),
     }
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
-    averaged = torch_graph.once(torch_graph.classifier(fresh(1), CARD), image)
-    answer = predictors.open(tmp_path / "fold_3_best.onnx").logits(image)
+    averaged = torch_network.once(torch_network.classifier(fresh(1), CARD), image)
+    answer = runtimes.open(tmp_path / "fold_3_best.onnx").logits(image)
     np.testing.assert_allclose(answer, averaged, atol=1e-5, err_msg="not the EMA weights")
 
     assert command.main(arguments) == 1
@@ -80,7 +83,7 @@ def test_a_package_that_cannot_be_executed_costs_no_other_comparison(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delitem(mil_evaluate.OPERATIONS, "gelu")
+    monkeypatch.delitem(evaluate.OPERATIONS, "gelu")
     arguments = [str(checkpoint), "--to", "coreml", "onnx", "--out", str(tmp_path), "--verify", str(pictures)]
     assert command.main(arguments) == 4
     said, error = capsys.readouterr()
@@ -100,8 +103,8 @@ def test_another_model_fails_the_verification(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    reference, another = torch_graph.reference, torch_graph.classifier(fresh(2), CARD)
-    monkeypatch.setattr(torch_graph, "reference", lambda _, batches: reference(another, batches))
+    reference, another = torch_network.reference, torch_network.classifier(fresh(2), CARD)
+    monkeypatch.setattr(torch_network, "reference", lambda _, batches: reference(another, batches))
     arguments = [str(checkpoint), "--to", "onnx", "--out", str(tmp_path), "--verify", str(pictures)]
     assert command.main(arguments) == 4
     assert "top-1 agreement" in one_line(capsys.readouterr().err)
@@ -252,7 +255,10 @@ def test_a_full_disk_leaves_what_was_there(
 def test_a_folder_that_finds_no_space_says_so_in_one_line(tmp_path: Path) -> None:
     """As `shutil.copytree` tells it, which coremltools puts packages in their place with."""
     told = f"[Errno 28] {os.strerror(errno.ENOSPC)}: 'a' -> 'b'"
-    with pytest.raises(ConvertError, match="free some space"), place.whole(tmp_path / "x.mlpackage", False) as path:
+    with (
+        pytest.raises(ConvertError, match="free some space"),
+        place.atomic_write(tmp_path / "x.mlpackage", False) as path,
+    ):
         path.mkdir()
         raise shutil.Error([("a", "b", told)])
     assert not list(tmp_path.iterdir())
@@ -264,7 +270,7 @@ def test_overwrite_replaces_a_package_as_a_whole(checkpoint: Path, tmp_path: Pat
     assert command.main([str(checkpoint), "--to", "coreml", "--out", str(tmp_path), "--overwrite"]) == 0
     assert not (old / "left").exists()
     assert [p.name for p in tmp_path.iterdir()] == [old.name]
-    assert predictors.open(old, "mil_reference").card == CARD
+    assert runtimes.open(old, "mil_reference").card == CARD
 
 
 def test_a_missing_framework_names_the_install(
@@ -278,9 +284,9 @@ def test_a_missing_framework_names_the_install(
 
 def test_the_place_beside_the_checkpoint(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = source.read(checkpoint)
-    (job,) = command.names(found, [("coreml", "fp16")], None)
+    (job,) = export.names(found, [("coreml", "fp16")], None)
     assert job.out == checkpoint.parent / "fold_3_best_fp16.mlpackage"
     monkeypatch.chdir(checkpoint)
     (found,) = source.read(Path())
-    (job,) = command.names(found, [("onnx", "fp32")], None)
+    (job,) = export.names(found, [("onnx", "fp32")], None)
     assert job.out.resolve() == checkpoint.parent / "fold_3_best.onnx"

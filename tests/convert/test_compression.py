@@ -13,9 +13,12 @@ import onnxruntime
 import pytest
 
 from config.errors import ConvertError
-from convert import coreml, onnx, onnx_int8, pictures, precision, sensitivity
-from infer.predictors import mil_package, mil_program, mil_reference
-from infer.predictors import onnx as onnx_predictor
+from convert.coreml import mlpackage
+from convert.onnx import export
+from convert.onnx import int8 as onnx_int8
+from convert.verification import pictures, precision, sensitivity
+from infer.runtimes import onnx as onnx_predictor
+from infer.runtimes.mil import package, program, reference
 from tests.convert.networks import Network, build
 
 
@@ -31,37 +34,37 @@ def small() -> Network:
 def test_the_evaluator_unpacks_weights_as_coremltools_does(
     kind: str, macos: int, bits: int, small: Network, tmp_path: Path
 ) -> None:
-    path = coreml.write(small.classifier, small.card, tmp_path / "x.mlpackage", kind, (1,), macos=macos)
+    path = mlpackage.write(small.classifier, small.card, tmp_path / "x.mlpackage", kind, (1,), macos=macos)
     unpacked = optimize.decompress_weights(ct.models.MLModel(str(path), skip_model_load=True))
     unpacked.save(str(tmp_path / "dense.mlpackage"))
-    dense = mil_program.parse(mil_package.read(tmp_path / "dense.mlpackage"))
-    ours = mil_program.parse(mil_package.read(path))
+    dense = program.parse(package.read(tmp_path / "dense.mlpackage"))
+    ours = program.parse(package.read(path))
     compressed = {n: v for n, v in ours.constants.items() if n.endswith(("_quantized", "_palettized"))}
     assert len(compressed) > 5
     theirs = {v.tobytes() for v in dense.constants.values() if isinstance(v, np.ndarray)}
     assert all(value.tobytes() in theirs for value in compressed.values())
     assert max(len(np.unique(v)) for v in compressed.values()) > 2 ** (bits - 1)
-    logits = mil_reference.open(path).logits(small.images)
+    logits = reference.open(path).logits(small.images)
     assert (logits.argmax(1) == small.single.argmax(1)).all()
     assert np.abs(logits - small.single).max() < {8: 0.05, 6: 0.15, 4: 0.6}[bits] * small.single.std()
 
 
 def test_a_changed_index_byte_of_a_palette_moves_the_logits(small: Network, tmp_path: Path) -> None:
-    path = coreml.write(small.classifier, small.card, tmp_path / "x.mlpackage", "palette6")
-    before = mil_reference.open(path).logits(small.images)
-    (block,) = mil_package.read(path).spec.mlProgram.functions["main"].block_specializations.values()
+    path = mlpackage.write(small.classifier, small.card, tmp_path / "x.mlpackage", "palette6")
+    before = reference.open(path).logits(small.images)
+    (block,) = package.read(path).spec.mlProgram.functions["main"].block_specializations.values()
     operation = [o for o in block.operations if o.type == "constexpr_lut_to_dense"][-1]
     file = path / "Data/com.apple.CoreML/weights/weight.bin"
     data = bytearray(file.read_bytes())
     data[operation.attributes["indices"].blobFileValue.offset + 64] ^= 0x20
     file.write_bytes(data)
-    assert np.abs(mil_reference.open(path).logits(small.images) - before).max() > 1e-4
+    assert np.abs(reference.open(path).logits(small.images) - before).max() > 1e-4
 
 
 @pytest.fixture(scope="module")
 def int8(vit: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("int8") / "x.onnx"
-    return onnx.write(
+    return export.write(
         vit.classifier, vit.card, out, "int8", calibration=[(vit.images,)], float_layers=("node_linear_8",)
     )
 
@@ -86,7 +89,7 @@ def test_int8_is_per_channel_and_leaves_the_named_layers(int8: Path, vit: Networ
 def test_int8_takes_the_range_of_a_convolution_behind_its_activation(family: str, tmp_path: Path) -> None:
     """ReLU6 and ReLU are computed with their convolution; logits stay in float."""
     network = build(family)
-    path = onnx.write(network.classifier, network.card, tmp_path / "x.onnx", "int8", calibration=[(network.images,)])
+    path = export.write(network.classifier, network.card, tmp_path / "x.onnx", "int8", calibration=[(network.images,)])
     graph = onnx_library.load(path).graph
     users: dict[str, list[onnx_library.NodeProto]] = {}
     for node in graph.node:

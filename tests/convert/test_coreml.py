@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from config.errors import BackendUnavailable, ConvertError
-from convert import coreml, sensitivity, torch_graph
-from infer import predictors
-from infer.predictors import mil_package, mil_reference
+from convert.coreml import mlpackage
+from convert.graph import torch_network
+from convert.verification import sensitivity
+from infer import runtimes
+from infer.runtimes.mil import package
+from infer.runtimes.mil import reference as mil_reference
 from models.card import Card
 from tests.convert.networks import CLASSES, Network, build
 from tests.parity import drawn, kinds
@@ -26,7 +29,7 @@ MACOS_14 = 8
 
 
 def test_the_package_is_an_image_classifier_for_macos_14(vit: Network, vit_package: Path) -> None:
-    spec = mil_package.read(vit_package).spec
+    spec = package.read(vit_package).spec
     assert spec.specificationVersion == MACOS_14
     (image,) = spec.description.input
     kind = image.type.imageType
@@ -56,7 +59,7 @@ def test_labels_are_written_as_coremltools_writes_them(vit_package: Path) -> Non
         minimum_deployment_target=ct.target.macOS14,
         skip_model_load=True,
     ).get_spec()
-    ours = mil_package.read(vit_package).spec
+    ours = package.read(vit_package).spec
     theirs_last, ours_last = _last(reference), _last(ours)
     theirs_last.inputs["probabilities"].arguments[0].name = "probabilities"
     theirs_last.attributes["name"].CopyFrom(ours_last.attributes["name"])
@@ -73,8 +76,8 @@ def _last(spec: Any) -> Any:
 
 
 def test_a_tensor_input_takes_the_listed_batches(vit: Network, tmp_path: Path) -> None:
-    path = coreml.write(vit.classifier, vit.card, tmp_path / "x.mlpackage", batches=(1, 2))
-    array = mil_package.read(path).spec.description.input[0].type.multiArrayType
+    path = mlpackage.write(vit.classifier, vit.card, tmp_path / "x.mlpackage", batches=(1, 2))
+    array = package.read(path).spec.description.input[0].type.multiArrayType
     assert sorted(tuple(s.shape) for s in array.enumeratedShapes.shapes) == [(1, 32, 32, 3), (2, 32, 32, 3)]
     logits = mil_reference.open(path).logits(vit.images)
     assert np.abs(logits - vit.single).max() <= 5 * vit.floor
@@ -83,9 +86,9 @@ def test_a_tensor_input_takes_the_listed_batches(vit: Network, tmp_path: Path) -
 def test_swin_takes_one_batch_size_and_refuses_several(tmp_path: Path) -> None:
     network = build("swin")
     with pytest.raises(ConvertError, match="one batch size"):
-        coreml.write(network.classifier, network.card, tmp_path / "x.mlpackage", batches=(1, 2))
+        mlpackage.write(network.classifier, network.card, tmp_path / "x.mlpackage", batches=(1, 2))
     assert not list(tmp_path.iterdir()), "something was left of the failed conversion"
-    path = coreml.write(network.classifier, network.card, tmp_path / "x.mlpackage", batches=(2,))
+    path = mlpackage.write(network.classifier, network.card, tmp_path / "x.mlpackage", batches=(2,))
     logits = mil_reference.open(path).logits(network.images)
     assert np.abs(logits - network.single).max() <= 5 * network.floor
 
@@ -95,14 +98,14 @@ def test_layers_that_lose_most_have_the_network_s_names(arch: str, monkeypatch: 
     spec = kinds.tiny(arch, monkeypatch)
     model = drawn.torch_network(spec, drawn.weights(spec))
     card = Card(arch, CLASSES, spec.preprocessing, dict(spec.options), "torch")
-    network = torch_graph.Classifier(model, spec.preprocessing).eval().requires_grad_(False)
+    network = torch_network.Classifier(model, spec.preprocessing).eval().requires_grad_(False)
     losses = sensitivity.rank(network, card, "coreml", "w8", (drawn.images(spec, 2),), ())
     assert len({loss.name for loss in losses}) == len(losses) > 5
     assert {loss.name for loss in losses} <= {name for name, _ in model.named_modules()}
 
 
 def test_nothing_is_printed(vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    coreml.write(vit.classifier, vit.card, tmp_path / "x.mlpackage")
+    mlpackage.write(vit.classifier, vit.card, tmp_path / "x.mlpackage")
     assert capfd.readouterr() == ("", "")
 
 
@@ -121,7 +124,7 @@ def test_a_disk_that_fills_while_weights_are_written_is_one_line(
     monkeypatch.setattr(ct, "convert", no_room)
     monkeypatch.setattr(shutil, "disk_usage", full)
     with pytest.raises(ConvertError, match=r"x\.mlpackage: cannot be written .* free some space"):
-        coreml.write(vit.classifier, vit.card, tmp_path / "x.mlpackage")
+        mlpackage.write(vit.classifier, vit.card, tmp_path / "x.mlpackage")
     assert tmp_path in asked[0].parents, "large temporary files lie on another disk than the package"
     assert not list(tmp_path.iterdir())
 
@@ -129,12 +132,12 @@ def test_a_disk_that_fills_while_weights_are_written_is_one_line(
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there")
 def test_core_ml_itself_is_refused_where_it_does_not_run(vit_package: Path) -> None:
     with pytest.raises(BackendUnavailable, match="macOS"):
-        predictors.open(vit_package, "coreml")
+        runtimes.open(vit_package, "coreml")
 
 
 @pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs on macOS only")
 @pytest.mark.parametrize("units", ["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"])
 def test_core_ml_answers_as_torch_does(units: str, vit: Network, vit_package: Path) -> None:
-    logits = predictors.open(vit_package, "coreml", compute_units=units).logits(vit.images)
+    logits = runtimes.open(vit_package, "coreml", compute_units=units).logits(vit.images)
     assert (logits.argmax(1) == vit.single.argmax(1)).all()
     assert np.abs(logits - vit.single).max() <= 0.02 * vit.single.std()

@@ -11,9 +11,9 @@ import yaml
 from config import load
 from convert import __main__ as command
 from data import sources
-from ensemble import teacher_file
+from ensemble.oof import teacher_file
 from infer import load as load_ensemble
-from training import campaign
+from training.run import train_run
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += ["--weights", "none", "--data.image_size", "16", "--train.epochs", "1", "--train.batch_size", "8"]
     words += ["--folds.strategy", "stratified", "--folds.n_splits", "2", "--data.workers", "1"]
     words += ["--augment.hflip", "false", "--schedule.warmup_epochs", "0"]
-    return campaign.run_all("numpy", load.parse(words, prog="test"), lambda: False)
+    return train_run.run_all("numpy", load.parse(words, prog="test"), lambda: False)
 
 
 def test_the_recipe_teaches_what_the_ensemble_says(run: Path, digits: Path, tmp_path: Path) -> None:

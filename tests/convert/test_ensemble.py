@@ -12,19 +12,24 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from scipy import ndimage
 
 from backends.torch import model as torch_model
 from config.errors import ConvertError
 from convert import __main__ as command
-from convert import source, torch_ensemble, torch_resize, torch_views
-from data.augment import EvalTransform
-from infer import layers, load, maps, predictors, views
-from infer.layers import Layers
-from infer.predictors import images
-from infer.stacking import Stack
-from models import manifest, registry, weights
-from models.card import CARD_KEY, Card, Preprocessing
+from convert import source
+from convert.graph import torch_ensemble, torch_resize, torch_views
+from data.augment.transforms import EvalTransform
+from ensemble import fitted_params, views
+from ensemble.calibration import maps
+from ensemble.fitted_params import FittedParams
+from ensemble.weighting.stacking import Stack
+from infer import load, runtimes
+from infer.runtimes import images
+from models import manifest, registry
+from models.card import CARD_KEY, Card, Interpolation, Preprocessing
+from models.weights import loading
 
 CLASSES = tuple("0123456789")
 
@@ -40,7 +45,7 @@ def write(
     prep = dataclasses.replace(spec.preprocessing, **{"crop_pct": 1.0, **prepared})
     card = Card(arch, CLASSES, prep, dict(spec.options), with_)
     folder.mkdir(parents=True)
-    weights.write(folder / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
+    loading.write(folder / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
     manifest.write(folder)
     return folder
 
@@ -98,11 +103,11 @@ def test_the_graph_answers_as_the_runner_does(case: str, run: Path) -> None:
     (run / "layers.safetensors").unlink(missing_ok=True)
     rng, count = np.random.default_rng(1), len(CLASSES)
     if case == "vector":
-        found = Layers(map=maps.Vector(rng.uniform(0.5, 1.5, count), rng.normal(size=count)))
-        layers.write(run / "layers.safetensors", found)
+        found = FittedParams(map=maps.Vector(rng.uniform(0.5, 1.5, count), rng.normal(size=count)))
+        fitted_params.write(run / "layers.safetensors", found)
     if case == "stack":  # of three members that belong to no run
         coef = rng.normal(size=(count, 3 * count)) / 3
-        layers.write(run / "layers.safetensors", Layers(Stack(coef, rng.normal(size=count))))
+        fitted_params.write(run / "layers.safetensors", FittedParams(Stack(coef, rng.normal(size=count))))
     keys: dict[str, Any] = {}
     if case == "stack":
         keys["members"] = [{"path": str(run / f"fold_{k}" / "best"), "temperature": t} for k, t in ((0, 1.5), (1, 1))]
@@ -149,7 +154,7 @@ def test_one_file_of_each_format_verified_on_files(
         assert row["megabytes"] * 1e6 < 1.25 * stored + 100_000, (
             "the weights of a checkpoint named twice are there twice"
         )
-    opened = predictors.open(tmp_path / "out" / "mixed.onnx")
+    opened = runtimes.open(tmp_path / "out" / "mixed.onnx")
     assert opened.card.class_names == CLASSES
     some = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     np.testing.assert_allclose(np.exp(opened.logits(some)).sum(1), 1, rtol=1e-5)
@@ -170,7 +175,7 @@ def test_members_of_several_sizes_are_one_file_with_an_input_for_each(
     words = [str(file), "--to", target, "--out", str(tmp_path), "--verify", str(pictures)]
     assert command.main(words) == 0, capsys.readouterr().err
     (made,) = (path for path in tmp_path.iterdir() if path.stem == "mixed")
-    opened = predictors.open(made, "onnx" if target == "onnx" else "mil_reference")
+    opened = runtimes.open(made, "onnx" if target == "onnx" else "mil_reference")
     assert [prep.size for prep in opened.card.inputs] == [32, 48, 48]
     assert images.names(opened.card) == ("images_32", "images_48", "images_48_2")
     with pytest.raises(ValueError, match=r"\[N, 32, 32, 3\] and \[N, 48, 48, 3\] and .* got uint8 \[1, 32, 32, 3\]"):
@@ -186,10 +191,11 @@ def test_one_image_is_resized_inside_and_judged_by_its_answers(
     file = several(run, views=["flip"])
     words = [str(file), "--to", "onnx", "--single_input", "--out", str(tmp_path), "--verify", str(pictures)]
     code, said = command.main(words), capsys.readouterr()
+    assert "its members' pixels (32, 48, 48) are resized from the one image of 64, not from the file" in said.out
     (row,) = json.loads((tmp_path / "verify.json").read_text())
     assert (code, row["faults"]) in ((0, []), (4, row["faults"])) and said.err.count("\n") <= 1
     assert row["artefact"] == "mixed_one.onnx" and row["torch_error"] < 1e-3 < row["max_logit_difference"]
-    opened = predictors.open(tmp_path / "mixed_one.onnx")
+    opened = runtimes.open(tmp_path / "mixed_one.onnx")
     assert [(prep.size, prep.crop_pct) for prep in opened.card.inputs] == [(64, 1.0)]  # 48 / 0.75: sharp for the last
     paths = sorted(pictures.iterdir())
     with load(file) as whole, load(tmp_path / "mixed_one.onnx") as one:
@@ -206,6 +212,22 @@ def test_forms_of_one_image_are_near_those_of_the_file(wanted: int, crop_pct: fl
     (made,) = torch_resize.Resized(whole, [form])(given)
     difference = np.abs(made[0].permute(1, 2, 0).numpy() - EvalTransform(form)(picture))
     assert difference.mean() < 1.0 < np.abs(np.diff(made.numpy())).mean() / 3
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("wanted", "crop_pct"), [(70, 1.0), (33, 1.0), (60, 0.75)])
+def test_forms_are_resized_by_pillows_filters(interpolation: Interpolation, wanted: int, crop_pct: float) -> None:
+    pixels = np.random.default_rng(0).uniform(0, 255, (96, 96)).astype(np.float32)
+    whole = Preprocessing(96, interpolation=interpolation, resampling="pillow")
+    form = dataclasses.replace(whole, size=wanted, crop_pct=crop_pct)
+    (made,) = torch_resize.Resized(whole, [form])(torch.from_numpy(pixels).expand(1, 3, 96, 96))
+    border = 96 * (1 - crop_pct) / 2
+    want = Image.fromarray(pixels).resize(
+        (wanted, wanted),
+        getattr(Image.Resampling, interpolation.upper()),
+        box=(border, border, 96 - border, 96 - border),
+    )
+    np.testing.assert_allclose(made[0, 0].numpy(), np.array(want), atol=1e-3)
 
 
 def test_one_image_cannot_serve_crops_and_letterboxes(
@@ -228,7 +250,7 @@ def test_what_cannot_be_one_file_says_why(kind: str, run: Path, tmp_path: Path) 
     said = "mixes ranks"
     if kind == "isotonic":
         curves = maps.Isotonic(np.zeros(10), np.ones(10), np.arange(11), 1e-3)
-        layers.write(run / "curves.safetensors", Layers(map=curves))
+        fitted_params.write(run / "curves.safetensors", FittedParams(map=curves))
         keys, said = {"layers": "curves.safetensors"}, "isotonic"
     if kind == "artefact":
         (run / "made.onnx").touch()
@@ -237,7 +259,7 @@ def test_what_cannot_be_one_file_says_why(kind: str, run: Path, tmp_path: Path) 
         card = Card("mlxim/resnet18", CLASSES, registry.get("mlxim/resnet18").preprocessing, {}, "mlx")
         (tmp_path / "zoo").mkdir()
         arrays = {"x": np.zeros(1, np.float32)}
-        weights.write(tmp_path / "zoo" / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
+        loading.write(tmp_path / "zoo" / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
         paths, keys, said = [str(tmp_path / "zoo")], {}, "MLX's alone"
     file = ensemble(run, members=[{"path": path} for path in paths], **keys)
     with pytest.raises(ConvertError, match=said):

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import coreml, onnx
-from infer.predictors import mil_reference
-from infer.predictors import onnx as onnx_predictor
+from convert.coreml import mlpackage
+from convert.onnx import export
+from infer.runtimes import onnx as onnx_predictor
+from infer.runtimes.mil import reference
 from tests.convert import networks
 
 # In multiples of torch's own rounding error on the same images, as issue 7 fixes it.
@@ -21,13 +22,13 @@ FLOORS = 5
 def test_converted_answers_as_torch_does(family: str, tmp_path: Path) -> None:
     network = networks.build(family)
     allowed = FLOORS * network.floor
-    file = onnx.write(network.classifier, network.card, tmp_path / "x.onnx")
-    package = coreml.write(network.classifier, network.card, tmp_path / "x.mlpackage")
-    for opened in (onnx_predictor.open(file), mil_reference.open(package)):
+    file = export.write(network.classifier, network.card, tmp_path / "x.onnx")
+    package = mlpackage.write(network.classifier, network.card, tmp_path / "x.mlpackage")
+    for opened in (onnx_predictor.open(file), reference.open(package)):
         logits = opened.logits(network.images)
         assert logits.dtype == np.float32
         assert np.abs(logits - network.single).max() <= allowed, opened.runtime
-    exact = mil_reference.open(package, mode="float64").exact(network.images)
+    exact = reference.open(package, mode="float64").exact(network.images)
     assert np.abs(exact - network.double).max() <= allowed
 
 
@@ -37,10 +38,10 @@ def test_fp16_is_as_good_as_torch_in_half_precision(family: str, tmp_path: Path)
     half = copy.deepcopy(network.classifier)
     half.model.half()
     floor = np.abs(half(networks.pixels(network.images)).numpy() - network.single).max()
-    package = coreml.write(network.classifier, network.card, tmp_path / "x.mlpackage", "fp16")
-    file = onnx.write(network.classifier, network.card, tmp_path / "x.onnx", "fp16")
+    package = mlpackage.write(network.classifier, network.card, tmp_path / "x.mlpackage", "fp16")
+    file = export.write(network.classifier, network.card, tmp_path / "x.onnx", "fp16")
     for logits in (
-        mil_reference.open(package).logits(network.images),
+        reference.open(package).logits(network.images),
         onnx_predictor.open(file).logits(network.images),
     ):
         assert np.abs(logits - network.single).max() <= FLOORS * floor

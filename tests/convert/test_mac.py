@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from config.errors import BackendUnavailable
-from convert import onnx
-from infer.predictors import coreml, mil_package
-from infer.predictors import onnx as predictor
+from convert.onnx import export
+from infer.runtimes import coreml
+from infer.runtimes import onnx as predictor
+from infer.runtimes.mil import package as mil_package
 from tests.convert.networks import Network
 
 
@@ -24,7 +25,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def file(vit: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnx.write(vit.classifier, vit.card, tmp_path_factory.mktemp("onnx") / "vit.onnx")
+    return export.write(vit.classifier, vit.card, tmp_path_factory.mktemp("onnx") / "vit.onnx")
 
 
 def test_an_onnx_file_runs_on_the_cpu_of_a_mac(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import torch
 from coremltools.proto import Model_pb2
 
 from config.errors import CheckpointError, UnsupportedOperation, WeightsError
-from infer.predictors import mil_evaluate, mil_package, mil_program, mil_reference
+from infer.runtimes.mil import evaluate, program, reference
+from infer.runtimes.mil import package as mil_package
 from tests.convert.networks import CLASSES, Network
 
 MODEL = "Data/com.apple.CoreML/model.mlmodel"
@@ -42,7 +43,7 @@ def constant(block: Any, name: str) -> Any:
 
 
 def exact(path: Path, network: Network) -> np.ndarray:
-    return mil_reference.open(path, mode="float64").exact(network.images)
+    return reference.open(path, mode="float64").exact(network.images)
 
 
 def test_a_changed_weight_byte_moves_the_logits(vit: Network, vit_package: Path, tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_an_unknown_operation_is_named(vit_package: Path, tmp_path: Path) -> Non
         first(block, "gelu").type = "mystery"
 
     with pytest.raises(UnsupportedOperation, match="mystery"):
-        mil_reference.open(changed(vit_package, tmp_path, change))
+        reference.open(changed(vit_package, tmp_path, change))
 
 
 def test_an_unknown_argument_is_named(vit_package: Path, tmp_path: Path) -> None:
@@ -111,12 +112,12 @@ def test_an_unknown_argument_is_named(vit_package: Path, tmp_path: Path) -> None
         operation.inputs["temperature"].CopyFrom(operation.inputs["axis"])
 
     with pytest.raises(UnsupportedOperation, match=r"softmax.*temperature"):
-        mil_reference.open(changed(vit_package, tmp_path, change))
+        reference.open(changed(vit_package, tmp_path, change))
 
 
 def test_a_missing_argument_is_named(vit_package: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOperation, match=r"linear.*weight"):
-        mil_reference.open(changed(vit_package, tmp_path, lambda b: first(b, "linear").inputs.pop("weight")))
+        reference.open(changed(vit_package, tmp_path, lambda b: first(b, "linear").inputs.pop("weight")))
 
 
 def test_an_unknown_mode_is_named(vit: Network, vit_package: Path, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_labels_in_another_order_are_refused(vit_package: Path, tmp_path: Path) 
         values.reverse()
 
     with pytest.raises(WeightsError, match="class labels"):
-        mil_reference.open(changed(vit_package, tmp_path, change))
+        reference.open(changed(vit_package, tmp_path, change))
 
 
 def test_truncated_weights_are_refused(vit_package: Path, tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_truncated_weights_are_refused(vit_package: Path, tmp_path: Path) -> Non
     shutil.copytree(vit_package, copy)
     (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:100_000])
     with pytest.raises(WeightsError, match=r"weight\.bin"):
-        mil_reference.open(copy)
+        reference.open(copy)
 
 
 @pytest.mark.parametrize("name", [MODEL, WEIGHTS, "Manifest.json"])
@@ -168,12 +169,12 @@ def test_a_package_with_a_part_missing_is_refused(name: str, vit_package: Path, 
     shutil.copytree(vit_package, copy)
     (copy / name).unlink()
     with pytest.raises(WeightsError, match=r"convert it again"):
-        mil_reference.open(copy)
+        reference.open(copy)
 
 
 def test_no_package_at_all(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such"):
-        mil_reference.open(tmp_path / "absent.mlpackage")
+        reference.open(tmp_path / "absent.mlpackage")
 
 
 def test_weights_outside_the_package_are_refused(vit_package: Path, tmp_path: Path) -> None:
@@ -182,11 +183,11 @@ def test_weights_outside_the_package_are_refused(vit_package: Path, tmp_path: Pa
         stored.attributes["val"].blobFileValue.fileName = "@model_path/../../../secret.bin"
 
     with pytest.raises(UnsupportedOperation, match=r"secret\.bin"):
-        mil_reference.open(changed(vit_package, tmp_path, change))
+        reference.open(changed(vit_package, tmp_path, change))
 
 
 def test_labels_and_probabilities_belong_to_the_logits(vit: Network, vit_package: Path) -> None:
-    evaluator = mil_evaluate.Evaluator(mil_program.parse(mil_package.read(vit_package)))
+    evaluator = evaluate.Evaluator(program.parse(mil_package.read(vit_package)))
     answer: dict[str, Any] = evaluator.run({"image": vit.images[:1].transpose(0, 3, 1, 2).astype(np.float32)})
     expected = torch.softmax(torch.from_numpy(vit.single[0]), 0).numpy()
     assert answer["classLabel"] == CLASSES[expected.argmax()]
@@ -209,18 +210,18 @@ def test_values_are_freed_after_their_last_use(
 
         return call
 
-    evaluator = mil_evaluate.Evaluator(mil_program.parse(mil_package.read(vit_package)))
+    evaluator = evaluate.Evaluator(program.parse(mil_package.read(vit_package)))
     for kind in ("linear", "gelu", "add", "matmul", "softmax", "layer_norm"):
-        monkeypatch.setitem(mil_evaluate.OPERATIONS, kind, watched(mil_evaluate.OPERATIONS[kind]))
+        monkeypatch.setitem(evaluate.OPERATIONS, kind, watched(evaluate.OPERATIONS[kind]))
     evaluator.run({"image": vit.images[:1].transpose(0, 3, 1, 2).astype(np.float32)})
     assert len(alive) > 20
     assert max(alive) <= 4
 
 
 def test_no_images_give_no_rows(vit: Network, vit_package: Path) -> None:
-    assert mil_reference.open(vit_package).logits(vit.images[:0]).shape == (0, len(CLASSES))
+    assert reference.open(vit_package).logits(vit.images[:0]).shape == (0, len(CLASSES))
 
 
 def test_images_of_another_size_are_refused(vit: Network, vit_package: Path) -> None:
     with pytest.raises(ValueError, match="uint8"):
-        mil_reference.open(vit_package).logits(vit.images[:, :-1])
+        reference.open(vit_package).logits(vit.images[:, :-1])

@@ -13,14 +13,14 @@ import onnx as onnx_library
 import pytest
 
 from config.errors import BackendUnavailable, CheckpointError, ConvertError, WeightsError
-from convert import onnx
-from infer.predictors import onnx as predictor
+from convert.onnx import export
+from infer.runtimes import onnx as predictor
 from tests.convert.networks import Network, build
 
 
 @pytest.fixture(scope="module")
 def file(vit: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnx.write(vit.classifier, vit.card, tmp_path_factory.mktemp("onnx") / "vit.onnx")
+    return export.write(vit.classifier, vit.card, tmp_path_factory.mktemp("onnx") / "vit.onnx")
 
 
 def test_the_file_is_whole_in_itself(file: Path) -> None:
@@ -36,14 +36,14 @@ def test_the_file_is_whole_in_itself(file: Path) -> None:
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(17, 8), (18, 8), (20, 9)])
 def test_older_runtimes_can_read_it(opset: int, ir_version: int, vit: Network, tmp_path: Path) -> None:
-    path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx", opset=opset)
+    path = export.write(vit.classifier, vit.card, tmp_path / "x.onnx", opset=opset)
     model = onnx_library.load(path)
     assert (model.ir_version, [(o.domain, o.version) for o in model.opset_import]) == (ir_version, [("", opset)])
     np.testing.assert_allclose(predictor.open(path).logits(vit.images), vit.single, atol=5 * vit.floor)
 
 
 def test_an_int8_file_imports_only_what_it_uses(vit: Network, tmp_path: Path) -> None:
-    path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx", "int8", calibration=[(vit.images,)])
+    path = export.write(vit.classifier, vit.card, tmp_path / "x.onnx", "int8", calibration=[(vit.images,)])
     model = onnx_library.load(path)
     assert model.ir_version <= 9
     assert {o.domain for o in model.opset_import} == {n.domain for n in model.graph.node}
@@ -52,7 +52,7 @@ def test_an_int8_file_imports_only_what_it_uses(vit: Network, tmp_path: Path) ->
 def test_an_opset_that_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
     network = build("convnext")
     with pytest.raises(ConvertError, match="--opset 18"):
-        onnx.write(network.classifier, network.card, tmp_path / "x.onnx", opset=17)
+        export.write(network.classifier, network.card, tmp_path / "x.onnx", opset=17)
     assert not list(tmp_path.iterdir())
 
 
@@ -71,7 +71,7 @@ def old_runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="onnxruntime 1.16 has wheels up to Python 3.11")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_onnxruntime_1_16_gives_the_same_top_1(precision: str, vit: Network, tmp_path: Path, old_runtime: Path) -> None:
-    path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx", precision, calibration=[(vit.images,)])
+    path = export.write(vit.classifier, vit.card, tmp_path / "x.onnx", precision, calibration=[(vit.images,)])
     np.save(tmp_path / "images.npy", vit.images)
     program = (
         "import numpy, onnxruntime; assert onnxruntime.__version__ == '1.16.3'; "
@@ -130,6 +130,16 @@ def test_an_absent_provider_is_named(file: Path) -> None:
         predictor.open(file, providers=("NoSuchProvider",))
 
 
+def test_cuda_with_the_wheel_for_the_cpu_names_the_other_one(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(
+        BackendUnavailable, match=r"has no CUDAExecutionProvider here; .*uninstall onnxruntime, .*onnx_gpu"
+    ):
+        predictor.open(file, providers=("cuda",))
+
+
 class Fallen:
     """ONNX Runtime built with CUDA whose libraries do not load: providers are listed, the session has the CPU."""
 
@@ -176,17 +186,17 @@ def test_tensorrt_is_asked_for_with_its_profile_and_each_rank_has_its_gpu(
 
 
 def test_nothing_is_printed(vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx")
+    export.write(vit.classifier, vit.card, tmp_path / "x.onnx")
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_file_says_what_ran_it(file: Path) -> None:
     metadata = {p.key: p.value for p in onnx_library.load(file).metadata_props}
-    assert set(json.loads(metadata[onnx.TRIED_KEY])) == set(predictor.available(file))
+    assert set(json.loads(metadata[export.TRIED_KEY])) == set(predictor.available(file))
 
 
 def test_floats_between_zero_and_one_are_an_option(vit: Network, tmp_path: Path) -> None:
-    path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx", float_input=True)
+    path = export.write(vit.classifier, vit.card, tmp_path / "x.onnx", float_input=True)
     (images,) = onnx_library.load(path).graph.input
     assert images.type.tensor_type.elem_type == onnx_library.TensorProto.FLOAT
     assert [d.dim_value for d in images.type.tensor_type.shape.dim] == [0, 3, 32, 32]
@@ -197,15 +207,15 @@ def test_weights_lie_beside_it_where_one_message_cannot_hold_them(
     vit: Network, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = onnx.write(vit.classifier, vit.card, tmp_path / "x.onnx")
+    path = export.write(vit.classifier, vit.card, tmp_path / "x.onnx")
     assert path.read_bytes() == file.read_bytes()
-    monkeypatch.setattr(onnx, "MOST_BYTES", 2**24 + 100_000)
+    monkeypatch.setattr(export, "MOST_BYTES", 2**24 + 100_000)
     for _ in range(2):
-        onnx.write(vit.classifier, vit.card, path, overwrite=True)
+        export.write(vit.classifier, vit.card, path, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.onnx", "x.onnx.data"]
     assert path.with_name("x.onnx.data").stat().st_mode == path.stat().st_mode, "others may read it too"
     assert path.stat().st_size < file.stat().st_size / 5
     np.testing.assert_array_equal(predictor.open(path).logits(vit.images), predictor.open(file).logits(vit.images))
     monkeypatch.undo()
-    onnx.write(vit.classifier, vit.card, path, overwrite=True)
+    export.write(vit.classifier, vit.card, path, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.onnx"]

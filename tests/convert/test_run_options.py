@@ -7,15 +7,18 @@ import torch
 import infer
 from backends.torch import model as networks
 from config.errors import BackendUnavailable, ConfigError
-from convert import onnx as convert
-from convert import torch_graph
+from convert.graph import torch_network
+from convert.onnx import export as convert
+from ensemble import ensemble_file
 from ensemble.member import Member
 from ensemble.options import RunOptions
-from infer import command_members, ensemble, predictors
+from infer import runtimes
+from infer.commands import members
 from infer.member import ensemble_of
-from infer.residency import Members
-from models import manifest, registry, weights
+from infer.model_cache import ModelCache
+from models import manifest, registry
 from models.card import CARD_KEY, Card, Preprocessing
+from models.weights import loading
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 
@@ -29,37 +32,37 @@ def trained(tmp_path_factory):
 
     arrays = networks.to_arrays(networks.canonical_tensors(networks.build(registry.of_card(card, "test"))))
     folder.mkdir()
-    weights.write(folder / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
+    loading.write(folder / "model.safetensors", arrays, {CARD_KEY: card.to_json()})
     manifest.write(folder)
-    convert.write(torch_graph.classifier(arrays, card), card, folder.parent / "best.onnx")
+    convert.write(torch_network.classifier(arrays, card), card, folder.parent / "best.onnx")
     return folder, folder.parent / "best.onnx"
 
 
 def test_torch_options_change_how_and_not_what(trained):
     folder, _ = trained
-    plain = predictors.open(folder, "torch").logits(IMAGES)
-    last = predictors.open(folder, "torch", device="cpu", channels_last=True)
+    plain = runtimes.open(folder, "torch").logits(IMAGES)
+    last = runtimes.open(folder, "torch", device="cpu", channels_last=True)
     assert next(last._network.parameters()).is_contiguous(memory_format=torch.channels_last)
     assert np.allclose(last.logits(IMAGES), plain, atol=1e-5)
-    half = predictors.open(folder, "torch", precision="bf16").logits(IMAGES)
+    half = runtimes.open(folder, "torch", precision="bf16").logits(IMAGES)
     assert 0 < np.abs(half - plain).max() < 0.05 * np.abs(plain).max()
-    assert predictors.open(folder, "torch").logits(IMAGES[:0]).shape == (0, 3)
+    assert runtimes.open(folder, "torch").logits(IMAGES[:0]).shape == (0, 3)
 
 
 def test_compiled_answers_are_eager_ones_and_few_shapes_are_compiled(trained, monkeypatch):
     seen = []
     monkeypatch.setattr(torch, "compile", lambda network, **_: lambda x: seen.append(x.shape) or network(x))
-    compiled = predictors.open(trained[0], "torch", compile=True)
-    plain = predictors.open(trained[0], "torch").logits(IMAGES)
+    compiled = runtimes.open(trained[0], "torch", compile=True)
+    plain = runtimes.open(trained[0], "torch").logits(IMAGES)
     assert np.allclose(compiled.logits(IMAGES), plain, atol=1e-5) and seen == [(8, 3, 32, 32)]
     monkeypatch.setattr("backends.torch.compiling.shutil.which", lambda _name: None)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(BackendUnavailable, match=r"--compile: torch.compile needs a C\+\+ compiler"):
-        predictors.open(trained[0], "torch", compile=True, device="cpu")
+        runtimes.open(trained[0], "torch", compile=True, device="cpu")
 
 
 def test_a_full_device_gets_fewer_images_at_a_time(trained, monkeypatch):
-    predictor = predictors.open(trained[0], "torch")
+    predictor = runtimes.open(trained[0], "torch")
     plain = predictor.logits(IMAGES)
     forward = predictor._forward
 
@@ -75,7 +78,7 @@ def test_a_full_device_gets_fewer_images_at_a_time(trained, monkeypatch):
 
 
 def test_io_binding_gives_the_same_answers(trained):
-    predictor = predictors.open(trained[1], "onnx", providers=("cpu",))
+    predictor = runtimes.open(trained[1], "onnx", providers=("cpu",))
     assert predictor.providers == ("CPUExecutionProvider",)
     assert np.array_equal(predictor._bound({"images": IMAGES}, "cpu"), predictor.logits(IMAGES))
 
@@ -83,12 +86,10 @@ def test_io_binding_gives_the_same_answers(trained):
 def test_options_reach_the_member_that_they_are_for(trained, monkeypatch):
     folder, file = trained
     given = []
-    opening = predictors.open
-    monkeypatch.setattr(predictors, "open", lambda path, runtime, **o: given.append(o) or opening(path, runtime, **o))
-    both = command_members.with_overrides(
-        ensemble_of([f"{folder}@torch", str(file)]), ["1:precision=bf16", "2:provider=cpu"]
-    )
-    opened = Members(both.members, RunOptions(device="cpu", precision="fp32"), "all")
+    opening = runtimes.open
+    monkeypatch.setattr(runtimes, "open", lambda path, runtime, **o: given.append(o) or opening(path, runtime, **o))
+    both = members.with_overrides(ensemble_of([f"{folder}@torch", str(file)]), ["1:precision=bf16", "2:provider=cpu"])
+    opened = ModelCache(both.members, RunOptions(device="cpu", precision="fp32"), "all")
     assert given == [{"device": "cpu", "precision": "bf16"}, {"providers": ("cpu",)}] and len(opened.cards) == 2
     opened.close()
 
@@ -96,13 +97,13 @@ def test_options_reach_the_member_that_they_are_for(trained, monkeypatch):
 def test_options_of_a_file_are_read_written_and_checked(trained, tmp_path):
     folder, _ = trained
     mine = Member(path=folder, runtime="torch", options=RunOptions(device="cpu", channels_last=True))
-    ensemble.write(tmp_path / "e.yaml", ensemble.Ensemble(members=(mine,)))
-    assert ensemble.read(tmp_path / "e.yaml").members[0].options == mine.options
+    ensemble_file.write(tmp_path / "e.yaml", ensemble_file.Ensemble(members=(mine,)))
+    assert ensemble_file.read(tmp_path / "e.yaml").members[0].options == mine.options
     text = (tmp_path / "e.yaml").read_text()
     assert "merge" not in text and "adaptive" not in text
     (tmp_path / "e.yaml").write_text(text.replace("device:", "devcie:"))
     with pytest.raises(ConfigError, match=r"members.0.options.devcie: unknown key; did you mean device\?"):
-        ensemble.read(tmp_path / "e.yaml")
+        ensemble_file.read(tmp_path / "e.yaml")
 
 
 @pytest.mark.parametrize(
@@ -122,10 +123,10 @@ def test_what_is_not_there_is_one_line(trained, place, options, found):
 
 
 def test_mlx_takes_a_device(trained):
-    plain = predictors.open(trained[0], "torch").logits(IMAGES)
-    assert np.allclose(predictors.open(trained[0], "mlx", device="cpu").logits(IMAGES), plain, atol=1e-4)
+    plain = runtimes.open(trained[0], "torch").logits(IMAGES)
+    assert np.allclose(runtimes.open(trained[0], "mlx", device="cpu").logits(IMAGES), plain, atol=1e-4)
     with pytest.raises(BackendUnavailable, match="--device tpu: MLX has no such device"):
-        predictors.open(trained[0], "mlx", device="tpu")
+        runtimes.open(trained[0], "mlx", device="tpu")
 
 
 def test_members_of_every_runtime_answer_from_many_threads(trained):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from data import keyed
+from data.rng import philox
 from models import registry
 from tests.convert import walk
 
 KINDS = sorted(walk.networks(by_kind=True))
-TENTH = sorted(keyed.rng(0, "a tenth of the architectures").choice(KINDS, -(-len(KINDS) // 10), replace=False))
+TENTH = sorted(philox(0, "a tenth of the architectures").choice(KINDS, -(-len(KINDS) // 10), replace=False))
 # Each has something that coremltools or the evaluator once had wrong or did not know.
 KNOWN = (
     "mobilenetv2_035",  # clip

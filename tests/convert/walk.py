@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from convert import coreml, onnx, torch_graph
-from infer.predictors import mil_reference
-from infer.predictors import onnx as onnx_predictor
+from convert.coreml import mlpackage
+from convert.graph import torch_network
+from convert.onnx import export
+from infer.runtimes import onnx as onnx_predictor
+from infer.runtimes.mil import reference
 from models import registry
 from models.card import Card
 from tests.parity import drawn, kinds
@@ -27,8 +29,8 @@ FLOORS = 5
 # A network of a few layers may round better than this by luck: four units in the last place of its largest logit.
 LEAST = 4 * float(np.finfo(np.float32).eps)
 _FORMATS: dict[str, Any] = {
-    "onnx": (onnx.write, onnx_predictor.open, ".onnx"),
-    "coreml": (coreml.write, mil_reference.open, ".mlpackage"),
+    "onnx": (export.write, onnx_predictor.open, ".onnx"),
+    "coreml": (mlpackage.write, reference.open, ".mlpackage"),
 }
 
 
@@ -68,9 +70,9 @@ def compare(arch: str, formats: tuple[str, ...] = ("onnx", "coreml")) -> Row:
         spec = kinds.tiny(arch, patch)
         model = drawn.torch_network(spec, drawn.weights(spec))
     card = Card(arch, tuple("abcde"), spec.preprocessing, dict(spec.options), "torch")
-    network = torch_graph.Classifier(model, spec.preprocessing).eval().requires_grad_(False)
+    network = torch_network.Classifier(model, spec.preprocessing).eval().requires_grad_(False)
     images = drawn.images(spec, IMAGES)
-    single, double = torch_graph.reference(network, lambda: [(images,)])
+    single, double = torch_network.reference(network, lambda: [(images,)])
     floor = max(float(np.abs(single - double).max()), LEAST * float(np.abs(single).max()))
     gaps = {}
     with tempfile.TemporaryDirectory() as folder:

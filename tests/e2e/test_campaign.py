@@ -17,17 +17,19 @@ import yaml
 
 from config import load
 from config.errors import Interrupted
-from infer import validate
+from infer.io import validation
 from models import registry
 from tests.e2e.commands import start, wait_for
 from tests.e2e.test_recipes import SMALL, few, members  # noqa: F401 - few is a fixture
 from tests.processes import fresh
 from tests.unit.test_stages import undrawn  # noqa: F401 - a fixture
-from training import checkpoint, cli, stages
-from training import members as campaign
+from training import cli
+from training.campaign import members as campaign
+from training.campaign import pipeline
+from training.loop import checkpoint
 
 # Processes of their own, made from one that has imported everything already.
-FRESH = fresh("backends.mlx", "training.stages", "backends.numpy.session", "tests.e2e.test_campaign")
+FRESH = fresh("backends.mlx", "training.campaign.pipeline", "backends.numpy.session", "tests.e2e.test_campaign")
 TWO = """
 weights: none
 folds: {strategy: stratified, n_splits: 3}
@@ -123,7 +125,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_command_does(digits: Path, tmp_path: 
         return left < 0
 
     with pytest.raises(Interrupted):
-        stages.work(campaign.begin("numpy", command.members, stop), command.wish)
+        pipeline.work(campaign.begin("numpy", command.members, stop), command.wish)
     assert [len(names) for names in claims(folder).values()] == [2], "the same fold goes on"
 
 
@@ -163,6 +165,6 @@ def test_the_recipe_of_seven_models_makes_a_submission(documents: Path, tmp_path
         member["name"] for member in small
     }
     (sent,) = folder.glob("submissions/*[0-9].csv")
-    assert validate.faults(sent, documents / "sample_submission.csv") == []
+    assert validation.faults(sent, documents / "sample_submission.csv") == []
     weights = {member.name: member.weight for member in load.read_members(folder / "campaign.yaml")}
     assert list(weights.values()) == [20, 20, 15, 15, 10, 10, 10]

@@ -14,10 +14,11 @@ import backends
 from backends.contract import LossSpec, OptimSpec
 from config import load
 from config.errors import ConfigError, Interrupted
-from models import registry, weights
+from models import registry
+from models.weights import loading
 from tests.e2e.commands import ROOT
 from tests.unit.test_campaign import NEVER, StopAfter
-from training import campaign, results
+from training.run import results, train_run
 
 AFTER_TEN_STEPS = 11  # four steps and the end of the epoch ask, so this is the question after the tenth step
 
@@ -28,7 +29,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = registry.get("convnext_atto", num_classes=10, image_size=32)
     session = backends.load("torch").open(spec, None, OptimSpec(), LossSpec(), seed=1)
     path = tmp_path_factory.mktemp("start") / "model.safetensors"
-    weights.write(path, session.state().weights, {})
+    loading.write(path, session.state().weights, {})
     return path
 
 
@@ -43,7 +44,7 @@ def given(root: Path, out: Path, start: Path) -> list[str]:
 def straight(digits: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Twenty steps on each engine alone."""
     return {
-        engine: campaign.run_all(
+        engine: train_run.run_all(
             engine, load.parse(given(digits, tmp_path_factory.mktemp(engine), start), prog="test"), NEVER
         )
         for engine in ("torch", "mlx")
@@ -62,7 +63,7 @@ def test_ten_steps_here_and_ten_there_are_twenty_on_either(
 ) -> None:
     with pytest.raises(Interrupted) as stopped:
         wanted = load.parse(given(digits, tmp_path, start), prog="test")
-        campaign.run_all(first, wanted, StopAfter(AFTER_TEN_STEPS))
+        train_run.run_all(first, wanted, StopAfter(AFTER_TEN_STEPS))
     folder = stopped.value.folder
     assert len(losses(folder)) == 2, "stopped in the middle of the third epoch"
     command = [sys.executable, f"train_{second}.py", "--resume", str(folder)]
@@ -77,4 +78,4 @@ def test_ten_steps_here_and_ten_there_are_twenty_on_either(
 def test_what_changes_the_run_is_said_and_needs_consent(straight: dict[str, Path]) -> None:
     words = ["--resume", str(straight["torch"]), "--ema.decay", "0.99"]
     with pytest.raises(ConfigError, match=r"ema\.decay: 0\.9, now 0\.99.*add --resume_anyway true"):
-        campaign.run_all("mlx", load.parse(words, prog="test"), NEVER)
+        train_run.run_all("mlx", load.parse(words, prog="test"), NEVER)

@@ -20,14 +20,15 @@ import yaml
 from backends.numpy import session as numpy_session
 from config import load
 from config.errors import CheckpointError, DataError, Diverged, Interrupted
-from data.images import Images
+from data.cache.images import Images
 from tests.e2e.commands import start, wait_for, words
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
-from training import campaign, checkpoint
+from training.loop import checkpoint
+from training.run import train_run
 
 HANG_WHILE_SAVING = """
 import time
-from training import checkpoint
+from training.loop import checkpoint
 whole = checkpoint.save
 def save(*given):
     if list(given[0].glob("step_*")):
@@ -40,7 +41,7 @@ checkpoint.save = save
 
 @pytest.fixture(scope="module")
 def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return campaign.run_all("numpy", settings(digits, tmp_path_factory.mktemp("runs")), NEVER)
+    return train_run.run_all("numpy", settings(digits, tmp_path_factory.mktemp("runs")), NEVER)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(sent: signal.Signals, code: 
     assert last is not None
     stood = checkpoint.read_state(last)
     with pytest.raises(Interrupted):  # the printed command goes on from there
-        campaign.run_all("numpy", load.parse(["--resume", str(tmp_path / "run")], prog="test"), StopAfter(1))
+        train_run.run_all("numpy", load.parse(["--resume", str(tmp_path / "run")], prog="test"), StopAfter(1))
     went_on = checkpoint.newest(tmp_path / "run" / "fold_0")
     assert went_on is not None
     assert checkpoint.read_state(went_on)["calls"] > stood["calls"]
@@ -96,7 +97,7 @@ def test_two_processes_on_one_run(digits: Path, tmp_path: Path) -> None:
     first.kill()
     first.communicate()
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", load.parse(words(digits, tmp_path), prog="test"), StopAfter(0))
+        train_run.run_all("numpy", load.parse(words(digits, tmp_path), prog="test"), StopAfter(0))
 
 
 def test_folds_train_at_once_in_processes_of_their_own(digits: Path, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_folds_train_at_once_in_processes_of_their_own(digits: Path, tmp_path: P
     summary = yaml.safe_load((tmp_path / "run" / "fold_results.yaml").read_text())
     assert [row["fold"] for row in summary["folds"]] == [0, 1]
     alone = load.parse(words(digits, tmp_path / "alone", *common), prog="test")
-    assert_same(campaign.run_all("numpy", alone, NEVER), tmp_path / "run")
+    assert_same(train_run.run_all("numpy", alone, NEVER), tmp_path / "run")
 
 
 @pytest.fixture
@@ -138,19 +139,19 @@ def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(
 ) -> None:
     wanted = settings(digits, small_disk)
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", wanted, StopAfter(7))
+        train_run.run_all("numpy", wanted, StopAfter(7))
     fold = next(small_disk.glob("*/fold_0"))
     last = checkpoint.newest(fold)
     filler = small_disk / "filler"
     with filler.open("wb") as stream:
         stream.write(bytes(shutil.disk_usage(small_disk).free - 64 * 1024))
     with pytest.raises(CheckpointError, match=r"No space left on device.*\); it needs 1 MiB free"):
-        campaign.run_all("numpy", wanted, NEVER)
+        train_run.run_all("numpy", wanted, NEVER)
     assert last is not None
     assert not checkpoint.damage(last)
     assert not list(fold.glob("*.partial"))
     filler.unlink()
-    assert_same(finished, campaign.run_all("numpy", wanted, NEVER))
+    assert_same(finished, train_run.run_all("numpy", wanted, NEVER))
 
 
 def without_rights() -> None:
@@ -165,7 +166,7 @@ def test_a_folder_that_became_read_only_is_one_line(where: str, digits: Path, tm
     (tmp_path / "runs").mkdir()
     if where:
         with pytest.raises(Interrupted):
-            campaign.run_all("numpy", load.parse(given, prog="test"), StopAfter(1))
+            train_run.run_all("numpy", load.parse(given, prog="test"), StopAfter(1))
     locked = tmp_path / "runs" / where
     locked.chmod(0o555)
     code = "import sys; from training.cli import main; sys.exit(main('numpy'))"
@@ -184,7 +185,7 @@ def test_a_folder_that_became_read_only_is_one_line(where: str, digits: Path, tm
 def test_a_rate_that_makes_everything_infinite_ends_with_a_diagnosis(digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path, "--optim.lr", "1e38", "--optim.clip_norm", "0", "--watchdog.max_skipped", "2")
     with pytest.raises(Diverged, match=r"updates in a row were not finite.*lower optim\.lr"):
-        campaign.run_all("numpy", wanted, NEVER)
+        train_run.run_all("numpy", wanted, NEVER)
     fold = next(tmp_path.glob("*/fold_0"))
     assert checkpoint.newest(fold) is not None
 
@@ -198,7 +199,7 @@ def test_one_nan_is_skipped_and_counted(digits: Path, tmp_path: Path, monkeypatc
         return whole(self, batch, mix, knobs)
 
     monkeypatch.setattr(numpy_session.Session, "train_step", broken)
-    folder = campaign.run_all("numpy", settings(digits, tmp_path, "--folds.train", "[0]"), NEVER)
+    folder = train_run.run_all("numpy", settings(digits, tmp_path, "--folds.train", "[0]"), NEVER)
     history = (folder / "fold_0" / "history.csv").read_text().splitlines()
     column = history[0].split(",").index("skipped")
     assert [row.split(",")[column] for row in history[1:]] == ["0", "1", "0"]
@@ -226,9 +227,9 @@ def test_a_loader_thread_that_dies_ends_the_run_and_it_goes_on(
         failing = Failing(80 + 80 + 20, MemoryError("no room"))
         patched.setattr(Images, "of", lambda *_: failing)
         with pytest.raises(MemoryError, match="no room") as caught:
-            campaign.run_all("numpy", wanted, NEVER)
+            train_run.run_all("numpy", wanted, NEVER)
     assert "while preparing" in caught.value.__notes__[0], "it names the image"
-    assert_same(finished, campaign.run_all("numpy", wanted, NEVER))
+    assert_same(finished, train_run.run_all("numpy", wanted, NEVER))
 
 
 def test_an_image_that_vanishes_after_the_look_at_all_is_named_and_the_run_goes_on(
@@ -249,6 +250,6 @@ def test_an_image_that_vanishes_after_the_look_at_all_is_named_and_the_run_goes_
 
     wanted = settings(root, tmp_path / "runs")
     with pytest.raises(DataError, match=victim.name):
-        campaign.run_all("numpy", wanted, take_away)
+        train_run.run_all("numpy", wanted, take_away)
     (tmp_path / "away").rename(victim)
-    assert_same(finished, campaign.run_all("numpy", wanted, NEVER))
+    assert_same(finished, train_run.run_all("numpy", wanted, NEVER))

@@ -16,18 +16,18 @@ from config import load
 from tests.e2e.commands import words
 from tests.processes import fresh
 from tests.unit.test_campaign import NEVER, final
-from training import campaign
+from training.run import train_run
 
 CLOCKS = ("seconds", "images_per_second", "waiting", "computing", "saving")  # columns that tell times
 # Each start is a process of its own, made from one that has imported everything already.
 # As tests/conftest.py does, MLX's BLAS first: it is process-wide, and the bits of all runs here must come from one.
 FRESH = fresh(
-    "backends.mlx", "training.campaign", "backends.numpy.session", "backends.torch.session", "tests.e2e.test_kill"
+    "backends.mlx", "training.run.train_run", "backends.numpy.session", "backends.torch.session", "tests.e2e.test_kill"
 )
 
 
 def whole_run(engine: str, given: list[str]) -> None:
-    campaign.run_all(engine, load.parse(given, prog="test"), NEVER)
+    train_run.run_all(engine, load.parse(given, prog="test"), NEVER)
 
 
 def dies_while_saving(engine: str, given: list[str], operation: str, count: int) -> None:

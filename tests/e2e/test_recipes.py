@@ -13,7 +13,8 @@ import pytest
 from config import load
 from config.members import Member
 from models import registry
-from training import campaign, checkpoint
+from training.loop import checkpoint
+from training.run import train_run
 
 # The smallest network of each family, and a size in pixels that it takes.
 SMALL = {
@@ -95,7 +96,7 @@ def small(recipe: str, name: str, root: Path, out: Path) -> list[str]:
 @pytest.mark.parametrize(("recipe", "name"), CASES)
 def test_a_recipe_trains_with_all_that_it_sets(engine: str, recipe: str, name: str, few: Path, tmp_path: Path) -> None:
     settings = load.parse(small(recipe, name, few, tmp_path), prog=f"train_{engine}.py")
-    folder = campaign.run_all(engine, settings, lambda: False)
+    folder = train_run.run_all(engine, settings, lambda: False)
     fold = folder / "fold_0"
     with (fold / "history.csv").open(newline="") as stream:
         history = list(csv.DictReader(stream))

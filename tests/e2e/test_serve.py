@@ -11,9 +11,9 @@ import pytest
 import backends
 import infer
 from config.errors import DataError
-from data.images import Picture
-from infer.explain import explain, looks
-from infer.serve import Limits, app
+from data.cache.images import Picture
+from infer.commands.serve import Limits, app
+from infer.explain.report import explain, looks
 from tests import browser
 from tests.unit import members
 
@@ -70,8 +70,9 @@ def test_an_explanation_says_what_the_ensemble_and_each_member_say(model):
 def test_checkpoints_of_both_engines_show_where_they_look_and_others_are_left_out(tmp_path):
     torch = pytest.importorskip("torch")
     from backends.contract import LossSpec, OptimSpec
-    from models import manifest, registry, weights
+    from models import manifest, registry
     from models.card import CARD_KEY, Card, Preprocessing
+    from models.weights import loading
 
     spec = registry.get("test_resnet", num_classes=3, image_size=96)
     folder = tmp_path / "net"
@@ -79,7 +80,7 @@ def test_checkpoints_of_both_engines_show_where_they_look_and_others_are_left_ou
     torch.manual_seed(0)
     state = backends.load("torch").open(spec, None, OptimSpec(), LossSpec(), seed=0).state()
     card = Card("test_resnet", members.CLASSES, Preprocessing(size=96), {"image_size": 96}, "torch")
-    weights.write(folder / "model.safetensors", state.weights, {CARD_KEY: card.to_json()})
+    loading.write(folder / "model.safetensors", state.weights, {CARD_KEY: card.to_json()})
     manifest.write(folder)
     other = members.checkpoint(tmp_path / "linear")
     paths, _ = members.photographs(tmp_path / "images", count=1)
@@ -98,7 +99,7 @@ def test_checkpoints_of_both_engines_show_where_they_look_and_others_are_left_ou
 
 
 def test_without_gradio_it_is_one_line_that_names_the_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("infer.serve.installed", lambda _module: False)
+    monkeypatch.setattr("infer.commands.serve.installed", lambda _module: False)
     folder = members.checkpoint(tmp_path / "a")
     assert infer.main(["serve", "--member", str(folder)]) == 1
     assert 'pip install -e ".[serve]"' in capsys.readouterr().err

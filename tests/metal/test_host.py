@@ -15,10 +15,10 @@ import backends
 from backends.contract import LossSpec, OptimSpec
 from backends.mlx import metal, tune
 from config.errors import ConfigError, OutOfMemory
-from ports import gradients
+from ports.common import gradients
 from tests import tiny
 from tests.contract.cases import batch, session, step
-from training import memory
+from training.loop import memory
 
 GIB = 2**30
 RECOMMENDED = 48 * GIB

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from data import keyed
+from data.rng import philox
 from models import registry
 from tests.metal import traces
 from tests.metal.rules import Trace, faults
@@ -63,7 +63,7 @@ def others(family: str) -> list[str]:
             heads.add(head_size(arch))
             chosen.append(arch)
     left = sorted(sizes.keys() - {*seen, *chosen})
-    return [*chosen, *keyed.rng(0, f"metal {family}").permutation(left)[:1].tolist()]
+    return [*chosen, *philox(0, f"metal {family}").permutation(left)[:1].tolist()]
 
 
 REPRESENTATIVES = [arch for family in kinds.ORDINARY for arch in kinds.representatives(family)]

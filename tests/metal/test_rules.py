@@ -14,8 +14,8 @@ import pytest
 
 from backends.mlx import metal
 from benchmarks import mlx_graph
-from ports import layers, rows
-from tests.metal import rules
+from ports.common import layers, rows, transformer
+from tests.metal import rules, traces
 from tests.metal.rules import Trace
 
 HALF, FLOAT = mx.bfloat16, mx.float32
@@ -153,11 +153,20 @@ def test_arguments_of_a_kernel_are_counted_without_constants(count: int, broken:
 
 @pytest.mark.parametrize("head", [64, 96, 128, 192, 256, 512])
 def test_attention_of_few_queries_is_refused_under_a_gradient_alone(head: int) -> None:
-    graph = mlx_graph.traced(lambda x: [mx.exp(x)], MATRIX)
-    for queries, training, wrong in ((1, True, True), (8, True, True), (9, True, False), (1, False, False)):
-        found = rules.faults(Trace(graph, training, [(queries, head)]))
-        assert set(found) == ({"attention"} if wrong else set())
-    assert not rules.faults(Trace(graph, True, [(1, 48)]))
+    def attend(k: mx.array, q: mx.array) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, k, k, scale=1.0)
+
+    def found(function: Function, queries: int, training: bool, head: int = head) -> set[str]:
+        k, q = zeros(2, 3, 16, head), zeros(2, 3, queries, head)
+        with traces.uncomputed() as seen:
+            graph = mlx_graph.traced(lambda *given: [(slope(function) if training else function)(*given)], k, q)
+        return set(rules.faults(Trace(graph, training, seen)))
+
+    assert found(attend, 1, training=True) == found(attend, 8, training=True) == {"attention"}
+    assert not found(attend, 9, training=True)
+    assert not found(attend, 1, training=False)
+    assert not found(attend, 1, training=True, head=48)
+    assert not found(lambda k, q: transformer.attend(q, k, k), 1, training=True)
 
 
 def test_winograd_passes_where_a_session_switched_it_off(monkeypatch: pytest.MonkeyPatch) -> None:

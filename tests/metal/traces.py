@@ -16,7 +16,7 @@ from backends.mlx import losses, model, recompute, step
 from benchmarks import mlx_graph, mlx_traffic
 from models import registry
 from models.registry import ModelSpec
-from ports import gradients
+from ports.common import gradients
 from tests.metal.rules import Trace
 from training.policy import groups
 

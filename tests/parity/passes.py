@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from backends.contract import Batch, Knobs, LossSpec, OptimSpec, TrainState, Weights, is_buffer
+from backends.contract import Batch, LossSpec, OptimSpec, StepHyperparams, TrainState, Weights, is_buffer
 from backends.mlx import losses as mlx_losses
 from backends.mlx import model as mlx_model
 from backends.mlx import session as mlx_session
@@ -58,11 +58,11 @@ def optimizer(values: Weights) -> OptimSpec:
     return OptimSpec(ema=True, multipliers=multipliers)
 
 
-def knobs(step: int, steps: int) -> Knobs:
+def knobs(step: int, steps: int) -> StepHyperparams:
     """Warm-up over a fifth of the steps, then cosine."""
     warm = max(steps // 5, 1)
     share = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
-    return Knobs(lr=PEAK * share, weight_decay=DECAY, ema_decay=EMA, clip_norm=CLIP)
+    return StepHyperparams(lr=PEAK * share, weight_decay=DECAY, ema_decay=EMA, clip_norm=CLIP)
 
 
 def torch_logits(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
@@ -125,7 +125,7 @@ def torch_run(model: nn.Module, spec: ModelSpec, batches: list[Batch], steps: in
     return Run(np.array(losses), {n: _array(t) for n, t in live.items()}, {n: _array(t) for n, t in averages.items()})
 
 
-def torch_moments(model: nn.Module, spec: ModelSpec, state: TrainState, batch: Batch, at: Knobs) -> Arrays:
+def torch_moments(model: nn.Module, spec: ModelSpec, state: TrainState, batch: Batch, at: StepHyperparams) -> Arrays:
     """torch.optim's moments, `exp_avg.NAME` and `exp_avg_sq.NAME`, one step after `state`."""
     torch_model.load_canonical(model, state.weights)
     adamw, named = _adamw(model.train()), dict(model.named_parameters())
@@ -146,7 +146,7 @@ def _adamw(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, weight_decay=DECAY)
 
 
-def _update(model: nn.Module, adamw: torch.optim.AdamW, spec: ModelSpec, batch: Batch, at: Knobs) -> float:
+def _update(model: nn.Module, adamw: torch.optim.AdamW, spec: ModelSpec, batch: Batch, at: StepHyperparams) -> float:
     loss = _loss(model, normalised(spec, batch.images), batch.targets)
     adamw.zero_grad()
     loss.backward()

@@ -13,7 +13,7 @@ import ports
 from backends.torch import model as torch_model
 from models import registry
 from models.registry import ModelSpec
-from ports import layers
+from ports.common import layers
 
 
 def shrunk(arch: str, size: int, args: dict[str, Any], **options: Any) -> ModelSpec:

@@ -14,7 +14,7 @@ from backends.mlx import model as mlx_model
 from backends.torch import model as torch_model
 from models import registry
 from models.registry import ModelSpec
-from ports import layers
+from ports.common import layers
 from tests.parity import harness, kinds
 
 MANY = 4000

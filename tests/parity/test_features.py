@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from infer.predictors import GivesFeatures, mlx
-from infer.predictors import torch as torch_predictor
+from backends.contract import LossSpec, OptimSpec
+from backends.mlx import session
+from infer.runtimes import GivesFeatures, mlx
+from infer.runtimes import torch as torch_predictor
 from models import registry
 from models.card import Card
 from tests.parity import drawn, kinds
@@ -32,3 +34,13 @@ def test_features_are_timms_on_both_engines(family: str, monkeypatch: pytest.Mon
         np.testing.assert_array_equal(predictor.logits(shown), before)  # the classifier is back in its place
         assert predictor.features(shown[:0]).shape == (0, wanted.shape[1])
         predictor.close()
+
+
+def test_mlx_images_models_give_what_their_classifier_is_given() -> None:
+    spec = registry.get("mlxim/efficientnet_b0", num_classes=5, image_size=32)  # its classifier stands in a list
+    opened = session.open(spec, None, OptimSpec(), LossSpec(), compile=False)
+    shown = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    weights = opened.state().weights
+    again = opened.features(shown) @ weights[f"{spec.classifier}.weight"].T + weights[f"{spec.classifier}.bias"]
+    np.testing.assert_allclose(again, opened.logits(shown), atol=1e-5)
+    opened.close()

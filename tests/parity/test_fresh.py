@@ -10,7 +10,7 @@ import ports
 from backends.mlx import model as mlx_model
 from backends.torch import model as torch_model
 from models import registry
-from ports import layers
+from ports.common import layers
 from tests.parity.drawn import torch_network
 
 ARCHS = ["resnet18", "seresnet50t", "ecaresnet26t", "efficientnet_b0", "tf_efficientnetv2_b0", "mobilenetv3_small_100"]

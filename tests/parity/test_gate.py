@@ -10,7 +10,7 @@ import torch
 
 from backends.torch import model as torch_model
 from models import registry
-from ports import layers
+from ports.common import layers
 from tests.parity import drawn, harness, kinds
 
 SIZE = {"convnext": 64}

@@ -15,12 +15,12 @@ import torch
 from torch.nn import functional
 
 from config.errors import ConfigError
-from infer import gradcam
-from infer.predictors import gradcam_mlx, gradcam_torch
+from infer.explain import gradcam
+from infer.runtimes import gradcam_mlx, gradcam_torch
 from models import manifest
-from models import weights as weights_file
 from models.card import CARD_KEY, Card
 from models.registry import ModelSpec
+from models.weights import loading as weights_file
 from tests.parity.drawn import images, normalised, torch_network, weights
 from tests.parity.shrink import shrunk
 
@@ -56,7 +56,7 @@ def spec_of(family: str) -> ModelSpec:
     return found
 
 
-def felt(engine: Any, spec: ModelSpec) -> gradcam.Felt:
+def felt(engine: Any, spec: ModelSpec) -> gradcam.Activations:
     return engine.open(spec, weights(spec), gradcam.PLACES[spec.family])(images(spec, 3), CLASSES)
 
 

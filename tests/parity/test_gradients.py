@@ -1,4 +1,4 @@
-"""The gradients that `ports.gradients` computes in its own way, against torch's; and MLX's, where there is a choice."""
+"""The gradients of `ports.common.gradients` against torch's, and MLX's own where there is a choice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ports import gradients, layers
+from ports.common import gradients, layers
 
 RNG = np.random.default_rng(0)
 

@@ -13,8 +13,9 @@ from mlx.utils import tree_flatten
 import ports
 from backends.torch import model as torch_model
 from config.errors import ConfigError
-from models import registry, weights
-from ports import layers
+from models import registry
+from models.weights import loading
+from ports.common import layers
 from tests.parity import harness, kinds
 
 OPTIONS = [
@@ -45,7 +46,7 @@ def test_logits_or_features_are_timms(family: str, options: dict[str, Any], monk
 @pytest.mark.parametrize("family", [f for f in registry.FAMILIES if f not in WITHOUT_GEM])
 def test_gem_begins_as_torchs_and_learns_its_power(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = kinds.tiny(kinds.ORDINARY[family], monkeypatch, SIZE.get(family), global_pool="gem")
-    name = weights.pool_power(spec)
+    name = loading.pool_power(spec)
     model = ports.create(spec)
     assert name in dict(tree_flatten(model.trainable_parameters()))
     theirs = torch_model.to_arrays(torch_model.canonical_tensors(torch_model.build(spec)))

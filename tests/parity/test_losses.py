@@ -12,14 +12,14 @@ from scipy.optimize import brentq
 from timm.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, BinaryCrossEntropy, PolyCrossEntropy
 from torch.nn import functional as F
 
-from backends.contract import LINEAR_LOSSES, Batch, Knobs, LossSpec, OptimSpec, Weights, is_buffer
+from backends.contract import LINEAR_LOSSES, Batch, LossSpec, OptimSpec, StepHyperparams, Weights, is_buffer
 from backends.mlx import losses as mlx_losses
 from backends.mlx import session as mlx_session
 from backends.numpy import session as numpy_session
 from backends.torch import losses as torch_losses
 from backends.torch import session as torch_session
 from config.errors import ConfigError
-from config.train_sections import LOSS_OPTIONS, Loss
+from config.sections.train import LOSS_OPTIONS, Loss
 from tests import tiny
 from tests.parity import harness
 from tests.parity.test_training_parity import knobs, mix
@@ -259,7 +259,9 @@ def test_the_numpy_engine_honours_them_too() -> None:
     batch = Batch(harness.images(spec, 24), rows("soft")[1], np.ones(24, np.float32))
     x = torch.tensor(session.logits(batch.images), requires_grad=True)
     before = session.state().weights["head.bias"]
-    result = session.read(session.train_step(batch, None, Knobs(lr=1.0, weight_decay=0, ema_decay=0, clip_norm=0)))
+    result = session.read(
+        session.train_step(batch, None, StepHyperparams(lr=1.0, weight_decay=0, ema_decay=0, clip_norm=0))
+    )
     weight, targets = torch.tensor(CLASS_WEIGHTS), torch.tensor(batch.targets)
     F.cross_entropy(x, targets, weight).backward()
     assert x.grad is not None

@@ -8,7 +8,7 @@ import pytest
 from backends.contract import Batch, LossSpec, OptimSpec, Session
 from backends.mlx import session as mlx_session
 from backends.torch import session as torch_session
-from config.data_sections import Mix
+from config.sections.data import Mix
 from tests import tiny
 from tests.parity import harness
 from tests.parity.test_training_parity import knobs

@@ -8,7 +8,7 @@ import torch
 import ports
 from backends.torch import model as torch_model
 from models import registry
-from ports import layers
+from ports.common import layers
 
 # What issue 3 promises of the families whose tables hold more than that.
 PROMISED = {

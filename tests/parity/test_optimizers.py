@@ -17,13 +17,13 @@ import timm.optim.muon
 import torch
 from timm.utils import adaptive_clip_grad
 
-from backends.contract import NO_SAVING, Batch, Knobs, LossSpec, MemorySpec, OptimSpec, Weights
+from backends.contract import NO_SAVING, Batch, LossSpec, MemorySpec, OptimSpec, StepHyperparams, Weights
 from backends.mlx import rules as mlx_rules
 from backends.mlx import session as mlx_session
 from backends.torch import model as torch_model
 from backends.torch import rules as torch_rules
 from backends.torch import session as torch_session
-from config.train_sections import Optim
+from config.sections.train import Optim
 from models.registry import ModelSpec
 from tests import tiny
 from tests.parity import harness
@@ -84,9 +84,9 @@ def batch(model: ModelSpec, step: int) -> Batch:
     return Batch(harness.images(model, N, seed=step % 5), harness.soft_targets(model, N, seed=step % 5), weights)
 
 
-def knobs(case: Case, step: int) -> Knobs:
+def knobs(case: Case, step: int) -> StepHyperparams:
     share = (step + 1) / 4 if step < 4 else 0.5 * (1 + math.cos(math.pi * (step - 4) / (STEPS - 4)))
-    return Knobs(case.peak * share, 0.05, 0.9, Optim(**case.optim).clip_norm, step < case.frozen)
+    return StepHyperparams(case.peak * share, 0.05, 0.9, Optim(**case.optim).clip_norm, step < case.frozen)
 
 
 def session_losses(engine: str, case: Case) -> np.ndarray:
@@ -238,7 +238,7 @@ def test_muon_in_bf16_is_as_near_to_the_exact_step_as_torchs_own(engine: str) ->
     after = {}
     for key, spec in (("muon", muon), ("plain", OptimSpec("sgd", momentum=0.0, nesterov=False))):
         session = ENGINES[engine].open(CONVNEXT, weights, spec, LossSpec(), "bf16", compile=False)
-        session.read(session.train_step(batch(CONVNEXT, 1), None, Knobs(1e-2, 0.0, 0.0, 0.0)))
+        session.read(session.train_step(batch(CONVNEXT, 1), None, StepHyperparams(1e-2, 0.0, 0.0, 0.0)))
         after[key] = session.state().weights
     parameters = {
         n: torch.nn.Parameter(torch.from_numpy(weights[n].reshape(len(weights[n]), -1).copy())) for n in names

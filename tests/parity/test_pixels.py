@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from timm.data import create_transform
 
-from data.augment import EvalTransform
-from data.decode import decode
+from data.augment.transforms import EvalTransform
+from data.decode.image import decode
 from models import registry
 from models.card import Card, Preprocessing
 

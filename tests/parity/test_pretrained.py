@@ -14,10 +14,12 @@ from backends.torch import session as torch_session
 from config import load
 from config.errors import WeightsError
 from data import csvfile
-from models import registry, weights
-from ports import layers
+from data.augment.transforms import EvalTransform
+from models import registry
+from models.weights import loading
+from ports.common import layers
 from tests.unit.test_weights import hub_cache, state_of
-from training import campaign
+from training.run import results, train_run
 
 ENGINES = ("torch", "mlx")
 SIZE = 32
@@ -46,7 +48,7 @@ def train(engine: str, model: str, root: Path, out: Path, source: str, *more: st
         "none",
         *more,
     ]
-    return campaign.run_all(engine, load.parse(words, prog="test"), lambda: False)
+    return train_run.run_all(engine, load.parse(words, prog="test"), lambda: False)
 
 
 def test_a_run_on_either_engine_starts_from_the_cached_file(offline: Path, digits: Path) -> None:
@@ -54,14 +56,14 @@ def test_a_run_on_either_engine_starts_from_the_cached_file(offline: Path, digit
     spec = registry.get("test_vit", image_size=SIZE, num_classes=10)
     state = state_of("test_vit")
     hub_cache(offline, spec, state)
-    found = weights.resolve(spec, "pretrained")
+    found = loading.resolve(spec, "pretrained")
     assert found is not None
-    want, _ = weights.fit(found.weights, spec)
+    want, _ = loading.fit(found.weights, spec)
     assert want["pos_embed"].shape != tuple(state["pos_embed"].shape)
     logits = []
     for engine in ENGINES:
         folder = train(engine, "test_vit", digits, offline / engine, "pretrained", "--optim.head_init", "random")
-        got, _ = weights.read(folder / "fold_0" / "best" / "model.safetensors")
+        got, _ = loading.read(folder / "fold_0" / "best" / "model.safetensors")
         assert got.keys() == want.keys()
         for name, value in want.items():
             np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-6, err_msg=f"{engine} {name}")
@@ -82,19 +84,20 @@ def test_a_new_classifier_starts_as_a_logistic_regression_on_either_engine(offli
     state = state_of("test_resnet")
     hub_cache(offline, registry.get("test_resnet"), state)
     network = timm.create_model("test_resnet", num_classes=0).eval()
-    network.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in state.items()}, strict=False)
-    mean, std = (np.array(v) for v in (network.default_cfg["mean"], network.default_cfg["std"]))
+    network.load_state_dict({n: torch.as_tensor(v) for n, v in state.items()}, strict=False)
     for engine in ENGINES:
-        folder = train(engine, "test_resnet", digits, offline / engine, "pretrained", "--data.resampling", "area")
+        folder = train(engine, "test_resnet", digits, offline / engine, "pretrained")
+        prep = results.card(folder).preprocessing
+        plain = EvalTransform(prep)
         rows = csvfile.read(folder / "folds.csv", ("ID", "target", "fold"))
         features = []
         for row in rows:
             image = cv2.imread(str(digits / "train" / row.cells["ID"]))[..., ::-1]
-            pixels = torch.from_numpy((image / 255 - mean) / std).float().permute(2, 0, 1)[None]
+            pixels = torch.from_numpy((plain(image) / 255 - prep.mean) / prep.std).float().permute(2, 0, 1)[None]
             with torch.no_grad():
                 features.append(network(pixels)[0].numpy())
         labels, held = (np.array([int(row.cells[c]) for row in rows]) for c in ("target", "fold"))
-        found, _ = weights.read(folder / "fold_0" / "best" / "model.safetensors")
+        found, _ = loading.read(folder / "fold_0" / "best" / "model.safetensors")
         inputs = np.array(features, np.float64)
         got = softmax(inputs @ found["fc.weight"].T + found["fc.bias"], axis=1)
         errors = []

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from backends.contract import Batch, Knobs, LossSpec, MemorySpec, OptimSpec, is_buffer
+from backends.contract import Batch, LossSpec, MemorySpec, OptimSpec, StepHyperparams, is_buffer
 from backends.mlx import session as mlx_session
 from backends.torch import session as torch_session
 from config.errors import ConfigError
@@ -28,7 +28,7 @@ FAMILIES: dict[str, Callable[[], ModelSpec]] = {
     "maxvit, dropout": lambda: shrunk("maxvit_rmlp_small_rw_224", 64, test_maxvit.TINY, drop_path_rate=0.5),
 }
 PLAIN = OptimSpec("sgd", momentum=0.0, nesterov=False)
-RAW = Knobs(1.0, 0.0, 0.0, 0.0)
+RAW = StepHyperparams(1.0, 0.0, 0.0, 0.0)
 
 
 def batch(spec: ModelSpec, count: int = 4) -> Batch:
@@ -87,7 +87,9 @@ def test_the_compiled_update_in_parts_is_traced_once_for_all_and_once_for_the_he
     for compiled in (False, True):
         session = mlx_session.open(spec, weights, OptimSpec(head=head), LossSpec(), compile=compiled, memory=memory)
         losses = [
-            session.read(session.train_step(batch(spec, 8), None, Knobs(1e-3 * (i + 1), 0.05, 0.0, 1.0, i < 2))).losses
+            session.read(
+                session.train_step(batch(spec, 8), None, StepHyperparams(1e-3 * (i + 1), 0.05, 0.0, 1.0, i < 2))
+            ).losses
             for i in range(5)
         ]
         runs.append((np.array(losses), session.traces))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ports import gradients, layers, rows, windows
+from ports.common import gradients, layers, rows, windows
 
 RNG = np.random.default_rng(0)
 EPSILON = 2.0**-8  # of bf16

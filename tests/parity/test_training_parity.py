@@ -13,7 +13,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from backends.contract import Batch, Knobs, LossSpec, MixPlan, OptimSpec, Session, TrainState, Weights, is_buffer
+from backends.contract import (
+    Batch,
+    LossSpec,
+    MixPlan,
+    OptimSpec,
+    Session,
+    StepHyperparams,
+    TrainState,
+    Weights,
+    is_buffer,
+)
 from backends.mlx import session as mlx_session
 from backends.torch import session as torch_session
 from models.registry import ModelSpec
@@ -37,10 +47,10 @@ def optimizer(weights: Weights, name: str = "adamw") -> OptimSpec:
     return OptimSpec(name=name, ema=True, multipliers=multipliers)  # type: ignore[arg-type]
 
 
-def knobs(step: int, peak: float = 1e-3) -> Knobs:
+def knobs(step: int, peak: float = 1e-3) -> StepHyperparams:
     """Warm-up, then cosine."""
     share = (step + 1) / 5 if step < 5 else 0.5 * (1 + math.cos(math.pi * (step - 5) / (STEPS - 5)))
-    return Knobs(lr=peak * share, weight_decay=0.05, ema_decay=0.9, clip_norm=1.0)
+    return StepHyperparams(lr=peak * share, weight_decay=0.05, ema_decay=0.9, clip_norm=1.0)
 
 
 def batch(step: int, size: int = 8, pixels: int = 0) -> Batch:

@@ -13,14 +13,16 @@ import torchvision
 from mlx.utils import tree_flatten
 
 import ports
-from backends.contract import Batch, Knobs, LossSpec, OptimSpec
+from backends.contract import Batch, LossSpec, OptimSpec, StepHyperparams
 from backends.mlx import session
 from backends.torch import model as torch_model
 from config import load
 from config.errors import BackendUnavailable, ConfigError
-from models import record_mlx, registry, weights
-from ports import layers, zoo
-from training import campaign
+from models import record_mlx, registry
+from models.weights import loading
+from ports import zoo
+from ports.common import layers
+from training.run import train_run
 
 NAMES = [f"{arch}.{tag}" if tag else arch for arch in registry.members(registry.ZOO) for tag in registry.tags(arch)]
 # mlx-image's weights are torchvision's; these have its names as well, but for MLX's `layers` of a Sequential.
@@ -39,9 +41,9 @@ OTHERS = {
 }
 
 
-def drawn(shapes: dict[str, tuple[int, ...]]) -> weights.Weights:
+def drawn(shapes: dict[str, tuple[int, ...]]) -> loading.Weights:
     rng = np.random.default_rng(0)
-    values: weights.Weights = {}
+    values: loading.Weights = {}
     for name, shape in shapes.items():
         noise = rng.standard_normal(shape)
         kind, many = name.rpartition(".")[2], len(shape) > 1
@@ -66,7 +68,7 @@ def test_every_model_is_built_with_its_classifier_and_only_real_parameters(name:
     homes = layers.places(ports.create(spec))
     assert homes[f"{spec.classifier}.weight"][0].weight.shape == (7, spec.args["features"])
     assert not any(path.endswith(zoo.CONSTANTS) for path in homes)
-    # `models.weights` turns mlx-image's files by this rule.
+    # `models.weights.loading` turns mlx-image's files by this rule.
     for path, (module, key) in homes.items():
         assert (module[key].ndim == 4) == (isinstance(module, layers.Conv2d) and key == "weight"), path
     features = layers.places(ports.create(registry.get(name, num_classes=0)))
@@ -111,15 +113,18 @@ def test_a_file_of_mlx_image_is_loaded_and_fine_tuned(tmp_path: Path) -> None:
     values = drawn(canonical_shapes(whole))
     layers.load_canonical(whole, values)
     mx.save_safetensors(str(tmp_path / "mlxim.safetensors"), dict(tree_flatten(whole.parameters())))
-    found = weights.resolve(spec, tmp_path / "mlxim.safetensors")
+    found = loading.resolve(spec, tmp_path / "mlxim.safetensors")
     assert found is not None
-    fitted, notes = weights.fit(found.weights, spec)
+    fitted, notes = loading.fit(found.weights, spec)
     assert "fc freshly drawn for 3" in notes[0]
     np.testing.assert_array_equal(fitted["conv1.weight"], values["conv1.weight"])
     engine = session.open(spec, fitted, OptimSpec(), LossSpec(), compile=False)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     batch = Batch(images, np.eye(3, dtype=np.float32)[[0, 1, 2, 0]], np.ones(4, np.float32))
-    losses = [engine.read(engine.train_step(batch, None, Knobs(1e-3, 0.0, 0.0, 1.0))).losses.mean() for _ in range(4)]
+    losses = [
+        engine.read(engine.train_step(batch, None, StepHyperparams(1e-3, 0.0, 0.0, 1.0))).losses.mean()
+        for _ in range(4)
+    ]
     assert losses[-1] < losses[0]
     assert engine.state().weights["conv1.weight"].shape == (64, 3, 7, 7)
 
@@ -157,7 +162,7 @@ def test_torch_refuses_them_in_one_line() -> None:
 def test_a_run_on_the_wrong_engine_is_refused_before_anything_is_written(engine, name, tmp_path: Path) -> None:
     words = ["--data.root", str(tmp_path / "absent"), "--out", str(tmp_path / "runs"), "--model", name]
     with pytest.raises(ConfigError, match=name):
-        campaign.run_all(engine, load.parse(words, prog="test"), lambda: False)
+        train_run.run_all(engine, load.parse(words, prog="test"), lambda: False)
     assert not (tmp_path / "runs").exists()
 
 

@@ -5,8 +5,9 @@ from PIL import Image
 
 import backends
 from backends.contract import LossSpec, OptimSpec
-from models import manifest, registry, weights
+from models import manifest, registry
 from models.card import CARD_KEY, Card, Preprocessing
+from models.weights import loading
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -22,7 +23,7 @@ def checkpoint(path, seed=0, of=None, sharpness=40.0):
     session = backends.load("numpy").open(registry.of_card(of, "test"), None, OptimSpec(), LossSpec(), seed=seed)
     arrays = {name: value * np.float32(sharpness) for name, value in session.state().weights.items()}
     path.mkdir(parents=True)
-    weights.write(path / "model.safetensors", arrays, {CARD_KEY: of.to_json()})
+    loading.write(path / "model.safetensors", arrays, {CARD_KEY: of.to_json()})
     manifest.write(path)
     return path
 

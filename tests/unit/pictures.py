@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data import keyed
+from data.rng import philox
 
 
 def photograph(height: int = 150, width: int = 211) -> np.ndarray:
@@ -21,7 +21,7 @@ PHOTO = photograph()
 
 
 def chance(number: int = 0) -> np.random.Generator:
-    return keyed.rng(0, "augment", 0, number)
+    return philox(0, "augment", 0, number)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:

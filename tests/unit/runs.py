@@ -13,7 +13,7 @@ from config import load
 from data import csvfile
 from models.card import Card, Preprocessing
 from tests.unit.members import checkpoint
-from training import metrics
+from training.loop import metrics
 
 SIZE = 16
 SCORES = ("macro_f1", "accuracy", "log_loss")

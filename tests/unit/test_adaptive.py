@@ -9,10 +9,11 @@ from scipy.special import log_softmax, softmax
 
 import infer
 from config.errors import ConfigError
-from infer import adaptive, inputs
-from infer.clock import Clock
+from infer import adaptive
+from infer.io import inputs
 from infer.member import ensemble_of
 from infer.runner import Runner
+from infer.timings import Timings
 from tests.unit import members
 
 
@@ -82,7 +83,7 @@ def test_the_command_says_what_it_saved_and_needs_a_fitted_ensemble(tmp_path, ca
 
 
 def test_the_time_that_was_saved_is_estimated_from_what_was_measured():
-    clock = Clock({0: [(10, 9.0), (10, 1.0), (10, 1.0)], 1: [(4, 2.0)]})  # the first call prepares something once
+    clock = Timings({0: [(10, 9.0), (10, 1.0), (10, 1.0)], 1: [(4, 2.0)]})  # the first call prepares something once
     assert clock.spent == 13.0 and clock.everything(30, members=2, views=4) == pytest.approx(30 * 4 * (0.1 + 0.5))
     assert clock.text(30, 2, 4) == "13.0 s in the networks in place of about 72.0 s, 82% saved"
     assert clock.text(5, 2, 4).endswith("in place of about 12.0 s, 8% more")
@@ -91,7 +92,7 @@ def test_the_time_that_was_saved_is_estimated_from_what_was_measured():
 
 def test_an_ensemble_of_other_files_cannot_be_adapted(tmp_path):
     folder = members.checkpoint(tmp_path / "a")
-    from infer import adapt
+    from infer.commands import adapt
 
     with pytest.raises(ConfigError, match="is no RUN/fold_K/best"):
         adapt.fit(ensemble_of([str(folder)]))

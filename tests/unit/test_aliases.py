@@ -9,7 +9,8 @@ import yaml
 
 import infer
 from config.errors import ConfigError
-from infer import aliases, submission, validate
+from ensemble import aliases
+from infer.io import submission, validation
 from tests.unit import members
 
 NAMES = ("ant", "bee", "cat")
@@ -50,7 +51,7 @@ def test_printed_rows_sum_to_one_exactly_enough(tmp_path):
     sums = [sum(Fraction(cell) for cell in row[1:]) for row in printed]
     assert max(abs(total - 1) for total in sums) < 1e-15
     assert np.allclose(np.array([row[1:] for row in printed], np.float32), given, rtol=1e-6, atol=1e-7)
-    assert validate.faults(tmp_path / "mine.csv", tmp_path / "sample.csv") == []
+    assert validation.faults(tmp_path / "mine.csv", tmp_path / "sample.csv") == []
 
 
 def ensemble_file(tmp_path, **more):
@@ -68,7 +69,7 @@ def test_a_wide_sample_may_ask_for_names_that_no_image_was_labelled_with(tmp_pat
     found = rows(tmp_path / "s.csv")
     assert found[0] == ["wasp", "ID", "cat", "bee", "ant"]
     assert all(float(row[0]) == pytest.approx(float(row[3]), rel=1e-6) for row in found[1:])
-    assert validate.faults(tmp_path / "s.csv", sample) == []
+    assert validation.faults(tmp_path / "s.csv", sample) == []
     sample.write_text("wasp,ID,cat,ant\n" + "".join(f"0,{i:03},0,0\n" for i in range(6)))
     assert infer.main([*map(str, words), str(tmp_path / "t.csv"), "--sample", str(sample)]) == 0
     assert [row[0] for row in rows(tmp_path / "t.csv")[1:]] != [row[0] for row in found[1:]]

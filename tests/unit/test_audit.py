@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.data_sections import Data
+from config.sections.data import Data
 from data import __main__ as command
 from data import sources
 from data.audit import actions, copies
@@ -21,9 +21,9 @@ from data.audit import audit as whole
 from data.audit import survey as surveys
 from data.audit.duplicates import Pair
 from data.audit.fingerprint import Turn
-from data.audit.look import Facts
+from data.audit.image_stats import ImageStats
 from data.audit.survey import Stopped
-from data.images import Images
+from data.cache.images import Images
 from tests.unit.test_audit_duplicates import scene
 
 
@@ -135,7 +135,7 @@ def test_a_conflict_names_the_copy_that_has_the_other_label() -> None:
         copies.Entry("2.png", "train", "a"),
         copies.Entry("3.png", "train", "b"),
     ]
-    facts = [Facts(str(i), 1) for i in range(3)]
+    facts = [ImageStats(str(i), 1) for i in range(3)]
     pairs = [Pair(i, j, turn, 1, 0.9) for i, j in ((0, 1), (0, 2), (1, 2))]
     told = [finding.detail for finding in copies.find(entries, facts, pairs) if finding.kind == "label_conflict"]
     assert [detail.partition("as well: ")[2].partition(",")[0] for detail in told] == ["3.png", "3.png", "1.png"]

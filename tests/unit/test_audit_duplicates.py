@@ -10,7 +10,7 @@ from scipy.fft import dctn
 from data.audit import duplicates
 from data.audit.fingerprint import TURNS, hashes, laid, small
 from data.audit.survey import survey
-from data.decode import decode
+from data.decode.image import decode
 
 COUNT = 60
 

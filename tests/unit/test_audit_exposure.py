@@ -11,8 +11,8 @@ import pytest
 
 from data.audit import images
 from data.audit.findings import Finding
+from data.audit.image_stats import look
 from data.audit.images import Split
-from data.audit.look import look
 
 COUNT, PLANTED = 16, 4
 Change = Callable[[np.ndarray], np.ndarray]

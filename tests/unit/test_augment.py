@@ -8,9 +8,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as tv
 
-from config.data_sections import Augment
-from data import augment, geometry, resize
-from data.decode import decode
+from config.sections.data import Augment
+from data import resize
+from data.augment import geometry, transforms
+from data.decode.image import decode
 from models.card import Preprocessing
 from tests.unit.pictures import PHOTO, chance, difference, photograph
 
@@ -20,7 +21,7 @@ POLICIES = ["rand", "trivial", "three"]
 
 
 def training(level="none", size=48, fit="crop", share=1.0, **settings):
-    return augment.train_transform(Augment(level=level, **settings), Preprocessing(size=size, fit=fit), share)
+    return transforms.train_transform(Augment(level=level, **settings), Preprocessing(size=size, fit=fit), share)
 
 
 # To the square of a model.
@@ -31,7 +32,7 @@ def training(level="none", size=48, fit="crop", share=1.0, **settings):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_the_centre_crop_shows_what_torchvisions_shows(shape, size, share, interpolation):
     image = photograph(*shape)
-    found = augment.EvalTransform(Preprocessing(size=size, crop_pct=share, interpolation=interpolation))(image)
+    found = transforms.EvalTransform(Preprocessing(size=size, crop_pct=share, interpolation=interpolation))(image)
     reference = tv.Compose(
         [tv.Resize(math.floor(size / share), interpolation=InterpolationMode(interpolation)), tv.CenterCrop(size)]
     )
@@ -74,9 +75,9 @@ def test_a_fine_pattern_does_not_alias():
 
 def test_squash_shows_all_and_letterbox_keeps_the_aspect_ratio():
     image = np.full((60, 120, 3), 200, dtype=np.uint8)
-    squashed = augment.EvalTransform(Preprocessing(size=48, fit="squash"))(image)
+    squashed = transforms.EvalTransform(Preprocessing(size=48, fit="squash"))(image)
     assert squashed.shape == (48, 48, 3) and (squashed == 200).all()
-    boxed = augment.EvalTransform(Preprocessing(size=48, fit="letterbox"))(image)
+    boxed = transforms.EvalTransform(Preprocessing(size=48, fit="letterbox"))(image)
     assert boxed.shape == (48, 48, 3)
     assert (boxed[12:36] == 200).all() and (boxed[:12] == resize.PAD).all() and (boxed[36:] == resize.PAD).all()
 
@@ -121,14 +122,14 @@ def both(path, transform, number):
 
 @pytest.mark.parametrize("fit", FITS)
 def test_evaluation_sees_the_same_of_a_jpeg_decoded_smaller(fit, jpeg):
-    found, wanted = both(jpeg, augment.EvalTransform(Preprocessing(size=48, fit=fit, crop_pct=0.9)), 0)
+    found, wanted = both(jpeg, transforms.EvalTransform(Preprocessing(size=48, fit=fit, crop_pct=0.9)), 0)
     assert difference(found, wanted).mean() < 0.2 * difference(np.roll(wanted, 1, 0), wanted).mean()
 
 
 @pytest.mark.parametrize("shape", [(375, 500), (700, 1000), (301, 449), (640, 480)])
 @pytest.mark.parametrize("size", [31, 48, 93])
 def test_a_jpeg_is_decoded_smaller_only_where_the_crop_stays_in_its_place(shape, size, tmp_path):
-    path, transform = tmp_path / "x.jpg", augment.EvalTransform(Preprocessing(size=size))
+    path, transform = tmp_path / "x.jpg", transforms.EvalTransform(Preprocessing(size=size))
     Image.fromarray(photograph(*shape)).save(path, quality=95, subsampling=0)
     whole = decode(path)
     reference = tv.Compose([tv.Resize(size, interpolation=InterpolationMode.BILINEAR), tv.CenterCrop(size)])
@@ -170,7 +171,7 @@ def test_everything_takes_every_image_and_only_its_key_decides(settings, fit, sh
 
 def test_none_is_what_evaluation_sees_and_the_levels_grow_stronger():
     for fit in FITS:
-        plain = augment.EvalTransform(Preprocessing(size=64, fit=fit))(PHOTO)
+        plain = transforms.EvalTransform(Preprocessing(size=64, fit=fit))(PHOTO)
         np.testing.assert_array_equal(training("none", 64, fit)(PHOTO, chance()), plain)
     square = photograph(64, 64)
     change = [
@@ -235,21 +236,21 @@ def test_mirrored_slivers_are_gone_from_letterboxed_images():
 
 
 def acting(**settings):
-    return set(augment.alone(Augment(**settings), Preprocessing(size=32)))
+    return set(transforms.alone(Augment(**settings), Preprocessing(size=32)))
 
 
 def test_a_switch_adds_or_removes_its_block_alone():
     usual = acting(level="hard", hflip=False)
-    assert usual == set(augment.LEVELS["hard"].blocks)
+    assert usual == set(transforms.LEVELS["hard"].blocks)
     assert acting(level="hard", hflip=False, erosion=False) == usual - {"erosion"}
     assert acting(level="hard", hflip=False, rotate90=True, jpeg=True) == usual | {"rotate90"}
     assert acting(level="none", shadow=True) == {"shadow"}
 
 
-@pytest.mark.parametrize("name", augment.BLOCKS)
+@pytest.mark.parametrize("name", transforms.BLOCKS)
 def test_each_block_can_be_switched_on_by_itself_and_then_acts(name):
     image = photograph(64, 64)
-    plain = augment.EvalTransform(Preprocessing(size=64))(image)
+    plain = transforms.EvalTransform(Preprocessing(size=64))(image)
     found = [training("none", 64, **{name: True})(image, chance(i)) for i in range(40)]
     assert any((x != plain).any() for x in found)
 
@@ -276,7 +277,7 @@ def test_the_smallest_area_can_be_set():
 def test_the_ramp_is_a_function_of_the_epoch():
     def shares(ramp, off):
         section = Augment(ramp=ramp, off_epochs=off)
-        return [round(augment.share_at(section, epoch, 6), 4) for epoch in range(6)]
+        return [round(transforms.share_at(section, epoch, 6), 4) for epoch in range(6)]
 
     assert shares("constant", 0) == [1] * 6
     assert shares("constant", 2) == [1, 1, 1, 1, 0, 0]
@@ -300,5 +301,7 @@ def test_a_smaller_share_changes_less_and_none_is_evaluation(settings):
         for share in (0.0, 0.3, 0.6, 1.0)
     ]
     assert change[0] == 0 and all(one < other for one, other in pairwise(change))
-    epochs = augment.by_epoch(Augment(**settings, off_epochs=1), Preprocessing(size=64), 3)
-    np.testing.assert_array_equal(epochs.at(2)(PHOTO, chance()), augment.EvalTransform(Preprocessing(size=64))(PHOTO))
+    epochs = transforms.by_epoch(Augment(**settings, off_epochs=1), Preprocessing(size=64), 3)
+    np.testing.assert_array_equal(
+        epochs.at(2)(PHOTO, chance()), transforms.EvalTransform(Preprocessing(size=64))(PHOTO)
+    )

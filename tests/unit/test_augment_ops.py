@@ -11,7 +11,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from data import augment, colour, documents, geometry, ops, tone
+from data.augment import colour, documents, geometry, ops, tone, transforms
 from data.resize import PAD
 from tests.unit.pictures import PHOTO, chance, difference, photograph
 
@@ -283,4 +283,4 @@ def test_erasing_draws_the_rectangles_that_timms_random_erasing_draws():
 
 def test_every_block_can_be_switched():
     names = {*BLOCKS, *geometry.MOTIONS} - set(geometry.FLIPS)
-    assert names == set(augment.BLOCKS)
+    assert names == set(transforms.BLOCKS)

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from timm.data import auto_augment
 from torchvision.transforms import InterpolationMode, autoaugment
 
-from data import policies, tone
+from data.augment import policies, tone
 from data.resize import PAD
 from tests.unit.pictures import PHOTO, chance, difference, photograph
 

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from data import __main__ as command
-from data import augment, keyed
-from data.decode import decode
+from data.augment import transforms
+from data.decode.image import decode
+from data.rng import philox
 from tests.unit.pictures import photograph
 
 
@@ -41,12 +42,12 @@ def test_the_sheet_shows_the_originals_and_then_what_training_sees(photos, tmp_p
     assert capsys.readouterr().out.strip() == str(out)
     found = cells(out, 3, 5)
     assert found.shape[2] == 144  # 48 pixels, three times as large
-    section = augment.Augment(level="hard")
-    transform = augment.train_transform(section, augment.Preprocessing(size=48))
+    section = transforms.Augment(level="hard")
+    transform = transforms.train_transform(section, transforms.Preprocessing(size=48))
     for row in range(3):
         image = decode(photos / f"photo_{row}.png")
         assert np.abs(found[row, 0][60:80, 60:80].astype(int).mean() - image.mean()) < 80
-        seen = transform(image, keyed.rng(3, "augment", 0, row, 0))
+        seen = transform(image, philox(3, "augment", 0, row, 0))
         np.testing.assert_array_equal(found[row, 1][1::3, 1::3], seen)
     again = tmp_path / "again.png"
     preview(photos, again, "--augment", "hard", "--columns", "4", "--seed", "3")

@@ -10,11 +10,12 @@ import torch
 import yaml
 
 from config.errors import Interrupted
-from models import weights
+from models.weights import loading
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
-from training import averaging, campaign, checkpoint, results
 from training.__main__ import main
-from training.averaging import Judged, Swa
+from training.loop import averaging, checkpoint
+from training.loop.averaging import Judged, Swa
+from training.run import results, train_run
 
 AVERAGED = ("--swa.epochs", "2", "--soup", "true", "--folds.train", "[0]")
 
@@ -40,14 +41,14 @@ def checkpoints(folder: Path, *values: float) -> list[Path]:
     for i, value in enumerate(values):
         paths.append(folder / f"step_{i}")
         paths[-1].mkdir()
-        weights.write(paths[-1] / "model.safetensors", {"w": np.float32([value])}, {})
+        loading.write(paths[-1] / "model.safetensors", {"w": np.float32([value])}, {})
     return paths
 
 
 def by_distance(to: float) -> averaging.Judge:
     """Scores that fall with the distance of the number from `to`."""
 
-    def judge(given: weights.Mapping[str, np.ndarray], averaged: bool) -> Judged:
+    def judge(given: loading.Mapping[str, np.ndarray], averaged: bool) -> Judged:
         value = given["w"]
         return Judged(dict(given), value[None], {"accuracy": 1 - abs(float(value[0]) - to)})
 
@@ -72,7 +73,7 @@ def test_a_soup_of_one_is_the_best(tmp_path: Path) -> None:
 def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # log loss, in which an average nearly always differs from an epoch
     more = (*AVERAGED, "--stopping.metric", "log_loss")
-    return campaign.run_all("numpy", settings(digits, tmp_path_factory.mktemp("runs"), *more), NEVER)
+    return train_run.run_all("numpy", settings(digits, tmp_path_factory.mktemp("runs"), *more), NEVER)
 
 
 def test_the_best_is_the_best_of_epochs_and_averages(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,8 +92,8 @@ def test_the_best_is_the_best_of_epochs_and_averages(finished: Path, capsys: pyt
 def test_a_stopped_run_goes_on_bit_for_bit(questions: int, finished: Path, digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path, *AVERAGED, "--stopping.metric", "log_loss")
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", wanted, StopAfter(questions))
-    one, other = final(finished), final(campaign.run_all("numpy", wanted, NEVER))
+        train_run.run_all("numpy", wanted, StopAfter(questions))
+    one, other = final(finished), final(train_run.run_all("numpy", wanted, NEVER))
     assert one.keys() == other.keys()
     assert any("swa." in name for name in one)
     for name, value in one.items():

@@ -13,13 +13,13 @@ from PIL import Image
 
 import infer
 from config.errors import DataError, Interrupted
-from data import augment
-from data.decode import decode
-from data.loader import Loader
+from data.augment import transforms
+from data.decode.image import decode
+from data.loading.loader import Loader
 from models.card import Preprocessing
 from tests.unit import members
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
-from training import campaign, results
+from training.run import results, train_run
 
 SKIP = ("--data.on_bad_image", "skip")
 
@@ -37,7 +37,7 @@ def damaged(digits: Path, tmp_path: Path) -> tuple[Path, list[str]]:
 
 def loader(root: Path, **options: bool) -> Loader:
     paths = sorted((root / "train").iterdir())[:12]
-    return Loader(paths, augment.EvalTransform(Preprocessing(16)), 16, batch_size=8, workers=2, **options)
+    return Loader(paths, transforms.EvalTransform(Preprocessing(16)), 16, batch_size=8, workers=2, **options)
 
 
 def test_a_bad_image_weighs_nothing_and_another_one_stands_in_its_place(damaged: tuple[Path, list[str]]) -> None:
@@ -63,7 +63,7 @@ def test_a_run_leaves_them_out_counts_them_and_resumes_exactly(
     damaged: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, names = damaged
-    straight = campaign.run_all("numpy", settings(root, tmp_path / "a", *SKIP), NEVER)
+    straight = train_run.run_all("numpy", settings(root, tmp_path / "a", *SKIP), NEVER)
     said = capsys.readouterr().out
     ids, logits, _ = results.oof(straight)
     assert len(ids) == 80 - 3
@@ -78,8 +78,8 @@ def test_a_run_leaves_them_out_counts_them_and_resumes_exactly(
         9
     ] * 2
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", settings(root, tmp_path / "b", *SKIP), StopAfter(8))
-    resumed = campaign.run_all("numpy", settings(root, tmp_path / "b", *SKIP), NEVER)
+        train_run.run_all("numpy", settings(root, tmp_path / "b", *SKIP), StopAfter(8))
+    resumed = train_run.run_all("numpy", settings(root, tmp_path / "b", *SKIP), NEVER)
     one, other = final(straight), final(resumed)
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -91,15 +91,15 @@ def test_what_stands_in_their_place_trains_nothing(
 ) -> None:
     """Were they black or white: the weights come out the same, under Mixup too."""
     root, _ = damaged
-    covered = campaign.run_all("numpy", settings(root, tmp_path / "a", *SKIP), NEVER)
-    from data import loader as module
+    covered = train_run.run_all("numpy", settings(root, tmp_path / "a", *SKIP), NEVER)
+    from data.loading import loader as module
 
     def white(batch: module.Loaded, bad: dict[Path, str]) -> module.Loaded:
         batch.images[batch.weight == 0] = 255
         return batch
 
     monkeypatch.setattr(module, "_cover", white)
-    bleached = campaign.run_all("numpy", settings(root, tmp_path / "b", *SKIP), NEVER)
+    bleached = train_run.run_all("numpy", settings(root, tmp_path / "b", *SKIP), NEVER)
     one, other = final(covered), final(bleached)
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
@@ -113,10 +113,10 @@ def test_an_image_that_vanished_between_two_starts_is_left_out_too(layout: str, 
     if layout == "class folders":
         _into_class_folders(root)
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", settings(root, tmp_path / "runs", *SKIP), StopAfter(8))
+        train_run.run_all("numpy", settings(root, tmp_path / "runs", *SKIP), StopAfter(8))
     victim = sorted(root.glob("train/**/*.png"))[5]
     victim.rename(tmp_path / "away.png")
-    folder = campaign.run_all("numpy", settings(root, tmp_path / "runs", *SKIP), NEVER)
+    folder = train_run.run_all("numpy", settings(root, tmp_path / "runs", *SKIP), NEVER)
     ids, _, _ = results.oof(folder)
     with (folder / "folds.csv").open(newline="") as stream:
         remembered = {row["ID"]: row["fold"] for row in csv.DictReader(stream)}
@@ -127,7 +127,7 @@ def test_an_image_that_vanished_between_two_starts_is_left_out_too(layout: str, 
         assert int([*csv.DictReader(stream)][-1]["unreadable"]) >= 1
     if layout == "csv":
         with pytest.raises(DataError, match=victim.stem):
-            campaign.run_all("numpy", settings(root, tmp_path / "runs"), NEVER)
+            train_run.run_all("numpy", settings(root, tmp_path / "runs"), NEVER)
 
 
 def _into_class_folders(root: Path) -> None:
@@ -150,9 +150,9 @@ def test_what_remains_of_truncated_images_trains_and_is_named_once(
         victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     gone.write_bytes(gone.read_bytes()[:20])
     with pytest.raises(DataError, match=cut.name):
-        campaign.run_all("numpy", settings(root, tmp_path / "a"), NEVER)
+        train_run.run_all("numpy", settings(root, tmp_path / "a"), NEVER)
     capsys.readouterr()
-    run = campaign.run_all("numpy", settings(root, tmp_path / "a", "--data.on_bad_image", "partial"), NEVER)
+    run = train_run.run_all("numpy", settings(root, tmp_path / "a", "--data.on_bad_image", "partial"), NEVER)
     said = capsys.readouterr().out
     ids, logits, _ = results.oof(run)
     assert len(ids) == 80 - 1 and gone.name not in ids and {cut.name, other.name} <= set(ids)
@@ -193,7 +193,7 @@ def test_commands_on_the_runs_own_images_pass_over_what_the_run_passed_over(digi
         image.convert("RGB").resize((256, 256)).save(cut, "PNG")
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     gone.write_bytes(gone.read_bytes()[:20])
-    run = campaign.run_all("numpy", settings(root, tmp_path / "runs", "--data.on_bad_image", "partial"), NEVER)
+    run = train_run.run_all("numpy", settings(root, tmp_path / "runs", "--data.on_bad_image", "partial"), NEVER)
     assert infer.main(["oof", str(run), "--tta", "flip", "--workers", "1"]) == 0
     file = tmp_path / "ensemble.yaml"
     assert infer.main(["fit", str(run), "--tta", "flip", "--out", str(file)]) == 0

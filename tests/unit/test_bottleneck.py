@@ -12,9 +12,10 @@ from config import load
 from config.schema import Settings
 from tests.unit.test_campaign import NEVER
 from tests.unit.test_campaign import settings as small
-from training import bottleneck, campaign
-from training.engine import _IN_FLIGHT
-from training.loop import Clock
+from training.loop import bottleneck
+from training.loop.state import Timings
+from training.loop.trainer import _IN_FLIGHT
+from training.run import train_run
 
 
 def settings(*more: str) -> Settings:
@@ -22,18 +23,18 @@ def settings(*more: str) -> Settings:
 
 
 def test_the_shares_are_of_the_whole_and_a_busy_device_does_not_wait() -> None:
-    row = Clock(waited=2.0, computed=7.0, saved=1.0, images=50).row()
+    row = Timings(waited=2.0, computed=7.0, saved=1.0, images=50).row()
     assert (row["waiting"], row["computing"], row["saving"]) == (0.2, 0.7, 0.1)
     assert bottleneck.shares(row) == "waiting 20%  computing 70%  saving 10%"
     # The host had no batch for 8 of 10 seconds, and the device worked through 9 of them.
-    busy = Clock(waited=8.0, computed=2.0, device=9.0).row()
+    busy = Timings(waited=8.0, computed=2.0, device=9.0).row()
     assert (busy["waiting"], busy["computing"]) == (0.1, 0.9)
-    idle = Clock(waited=8.0, computed=2.0, device=1.0).row()
+    idle = Timings(waited=8.0, computed=2.0, device=1.0).row()
     assert idle["waiting"] == 0.8
 
 
 def test_advice_names_what_can_be_changed_and_only_where_it_bounds() -> None:
-    row = Clock(waited=2.0, computed=8.0).row()
+    row = Timings(waited=2.0, computed=8.0).row()
     said = bottleneck.advice(row, settings("--data.workers", "2", "--augment.level", "hard"), cores=8)
     assert "waits for data 20%" in said
     assert "--data.workers (2 of 8 cores)" in said
@@ -43,8 +44,8 @@ def test_advice_names_what_can_be_changed_and_only_where_it_bounds() -> None:
     assert "workers" not in bottleneck.advice(row, settings(), cores=8)  # 0 is all cores already
     assert "--data.processes auto" in bottleneck.advice(row, settings("--data.processes", "0"), cores=16)
     assert "processes" not in bottleneck.advice(row, settings("--data.processes", "0"), cores=8)
-    assert not bottleneck.advice(Clock(waited=1.0, computed=9.0).row(), settings(), 8)
-    assert "--checkpoint" in bottleneck.advice(Clock(computed=8.0, saved=2.0).row(), settings(), 8)
+    assert not bottleneck.advice(Timings(waited=1.0, computed=9.0).row(), settings(), 8)
+    assert "--checkpoint" in bottleneck.advice(Timings(computed=8.0, saved=2.0).row(), settings(), 8)
 
 
 def test_the_loop_reads_only_results_that_are_old_or_the_last(digits: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -62,7 +63,7 @@ def test_the_loop_reads_only_results_that_are_old_or_the_last(digits: Path, tmp_
     for name, original in (("train_step", step), ("read", read), ("state", state)):
         monkeypatch.setattr(session.Session, name, noted(name, original))
     wanted = small(digits, tmp_path, "--folds.train", "[0]", "--train.batch_size", "2", "--train.epochs", "1")
-    campaign.run_all("numpy", wanted, NEVER)
+    train_run.run_all("numpy", wanted, NEVER)
     first, last = told.index("train_step"), len(told) - 1 - told[::-1].index("train_step")
     inside = told[first : last + 1]
     assert inside.count("train_step") >= 3 * _IN_FLIGHT
@@ -74,6 +75,6 @@ def test_the_loop_reads_only_results_that_are_old_or_the_last(digits: Path, tmp_
 
 @pytest.mark.parametrize("line", ["waiting", "computing", "saving"])
 def test_the_epoch_line_and_the_history_show_each_share(line: str, digits: Path, tmp_path: Path, capsys: Any) -> None:
-    folder = campaign.run_all("numpy", small(digits, tmp_path, "--folds.train", "[0]", "--train.epochs", "1"), NEVER)
+    folder = train_run.run_all("numpy", small(digits, tmp_path, "--folds.train", "[0]", "--train.epochs", "1"), NEVER)
     assert f"{line} " in capsys.readouterr().out
     assert line in (folder / "fold_0" / "history.csv").read_text().splitlines()[0].split(",")

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.data_sections import Data
 from config.errors import ConfigError, DataError, Interrupted
-from data import augment, cache, contents, store
+from config.sections.data import Data
+from data import file_hashes
 from data.__main__ import main as command
-from data.decode import decode
-from data.images import Images
-from data.loader import Loader
+from data.augment import transforms
+from data.cache import disk, store
+from data.cache.images import Images
+from data.decode.image import decode
+from data.loading.loader import Loader
 from models.card import Preprocessing
 from tests.unit.pictures import difference, photograph
 from tests.unit.test_campaign import StopAfter, final, settings
-from training import campaign
+from training.run import train_run
 
 PREP = Preprocessing(size=32, crop_pct=0.9)
 SHAPES = [(90, 160), (160, 90), (400, 500), (20, 30), (64, 64), (700, 50)]
@@ -48,7 +50,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 def sources(paths, images=None, stop=never, prep=PREP, **settings):
     data = Data(root=Path(), **{"cache_gb": 1.0, "workers": 2, **settings})
-    return cache.sources(data, prep, paths, images or Images(0), stop)
+    return disk.sources(data, prep, paths, images or Images(0), stop)
 
 
 @contextmanager
@@ -62,9 +64,9 @@ def counted(monkeypatch):
 
 def test_what_judges_is_what_evaluation_makes_to_the_bit(paths):
     for prep in (PREP, Preprocessing(size=32, fit="letterbox", pad="background"), Preprocessing(size=32, fit="squash")):
-        judged, transform = sources(paths, prep=prep).judged, augment.EvalTransform(prep)
+        judged, transform = sources(paths, prep=prep).judged, transforms.EvalTransform(prep)
         plain = Loader(paths, transform, 32, 3, 2).epoch(np.arange(len(paths)))
-        kept = Loader(paths, augment.as_it_is, 32, 3, 2, images=judged).epoch(np.arange(len(paths)))
+        kept = Loader(paths, transforms.as_it_is, 32, 3, 2, images=judged).epoch(np.arange(len(paths)))
         for one, other in zip(plain, kept, strict=True):
             np.testing.assert_array_equal(one.images, other.images)
 
@@ -120,9 +122,9 @@ def test_turned_images_are_kept_turned_beside_the_others(paths):
 
 def test_little_room_takes_jpegs_and_less_takes_none(paths, tmp_path, capsys):
     raw = sources(paths)
-    taken = sum(store.size(folder) for folder in cache.folders(tmp_path / "cache" / "images"))
+    taken = sum(store.size(folder) for folder in disk.folders(tmp_path / "cache" / "images"))
     jpeg = sources(paths, cache_gb=0.9 * taken / 1e9, cache_dir=tmp_path / "small")
-    assert sum(store.size(folder) for folder in cache.folders(tmp_path / "small")) <= 0.9 * taken
+    assert sum(store.size(folder) for folder in disk.folders(tmp_path / "small")) <= 0.9 * taken
     packed = io.BytesIO()
     Image.fromarray(raw.train(paths[2])).save(packed, "JPEG", quality=95, subsampling=0)
     assert difference(jpeg.train(paths[2]), np.asarray(Image.open(packed))).max() <= 2
@@ -136,7 +138,7 @@ def test_little_room_takes_jpegs_and_less_takes_none(paths, tmp_path, capsys):
 
 def test_the_room_is_for_all_that_is_kept_there(paths, place, capsys):
     sources(paths)
-    taken = sum(store.size(folder) for folder in cache.folders(place))
+    taken = sum(store.size(folder) for folder in disk.folders(place))
     assert sources(paths, prep=Preprocessing(size=48), cache_gb=1.02 * taken / 1e9).judged is None
     assert "there is room for 0.00 GB" in capsys.readouterr().out
 
@@ -154,11 +156,11 @@ def test_a_file_that_cannot_be_read_says_so_when_it_is_used(paths):
 
 
 def test_a_stop_keeps_what_was_made_and_the_next_start_goes_on(paths, place, monkeypatch, capsys):
-    monkeypatch.setattr(cache, "_TURN", 2)
+    monkeypatch.setattr(disk, "_TURN", 2)
     asked = iter([False, True])
-    with pytest.raises(cache.Stopped):
+    with pytest.raises(disk.Stopped):
         sources(paths, stop=lambda: next(asked))
-    (folder,) = cache.folders(place)
+    (folder,) = disk.folders(place)
     assert len(store.Store(folder, "raw")) == 4
     capsys.readouterr()
     whole = sources(paths)
@@ -168,7 +170,7 @@ def test_a_stop_keeps_what_was_made_and_the_next_start_goes_on(paths, place, mon
 
 def test_a_torn_store_is_mended(paths, place):
     expected = [sources(paths).train(path).copy() for path in paths]
-    folder = next(folder for folder in cache.folders(place) if folder.name.startswith("reduced"))
+    folder = next(folder for folder in disk.folders(place) if folder.name.startswith("reduced"))
     pixels, index = folder / "pixels", folder / "index"
     whole = {file: file.read_bytes() for file in (pixels, index)}
     torn = [
@@ -187,7 +189,7 @@ def test_a_torn_store_is_mended(paths, place):
 
 def test_what_was_lost_never_shows_the_pixels_of_what_came_after(paths, place):
     expected = [sources(paths).train(path).copy() for path in paths]
-    folder = next(folder for folder in cache.folders(place) if folder.name.startswith("reduced"))
+    folder = next(folder for folder in disk.folders(place) if folder.name.startswith("reduced"))
     (folder / "pixels").write_bytes(b"")
     sources(paths[3:])
     found = sources(paths).train
@@ -196,9 +198,9 @@ def test_what_was_lost_never_shows_the_pixels_of_what_came_after(paths, place):
 
 def test_another_process_that_makes_it_is_waited_for_and_ctrl_c_ends_the_wait(paths, place):
     sources(paths[:2])
-    folder = next(folder for folder in cache.folders(place) if folder.name.startswith("reduced"))
+    folder = next(folder for folder in disk.folders(place) if folder.name.startswith("reduced"))
     with filelock.FileLock(folder / "lock"):
-        with pytest.raises(cache.Stopped):
+        with pytest.raises(disk.Stopped):
             sources(paths, stop=lambda: True)
         waited = threading.Event()
         late = threading.Thread(target=lambda: sources(paths, stop=waited.set))
@@ -222,9 +224,9 @@ def test_the_command_lists_and_clears_what_is_kept(paths, place, tmp_path, capsy
     assert command(["cache"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == 3 and "reduced_37_raw" in listed[0] and listed[-1].endswith("in all")
-    with filelock.FileLock(cache.folders(place)[0] / "lock"):
+    with filelock.FileLock(disk.folders(place)[0] / "lock"):
         assert command(["cache", "--clear"]) == 1 and "stop that first" in capsys.readouterr().err
-    assert command(["cache", "--dir", str(place), "--clear"]) == 0 and not cache.folders(place)
+    assert command(["cache", "--dir", str(place), "--clear"]) == 0 and not disk.folders(place)
     with pytest.raises(SystemExit):
         command(["cache", "--data.root", "x"])
     assert "unrecognized arguments" in capsys.readouterr().err
@@ -232,36 +234,36 @@ def test_the_command_lists_and_clears_what_is_kept(paths, place, tmp_path, capsy
 
 def test_the_memory_of_contents_may_be_damaged_or_unwritable(paths, tmp_path, monkeypatch, capsys):
     memory = tmp_path / "cache" / "contents.json"
-    expected = contents.of(paths, 2)
+    expected = file_hashes.of(paths, 2)
     assert {(c.height, c.width) for c in expected.values()} == set(SHAPES)
     memory.write_text("{")
-    assert contents.of(paths, 2) == expected
+    assert file_hashes.of(paths, 2) == expected
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "file"))
-    assert contents.of(paths, 2) == expected
+    assert file_hashes.of(paths, 2) == expected
     assert "read again next time" in capsys.readouterr().err
 
 
 def test_a_run_from_the_cache_is_stopped_while_it_is_made_and_goes_on(digits, tmp_path, monkeypatch):
     one = ("--folds.train", "[0]", "--data.cache_gb", "1")
     undisturbed = settings(digits, tmp_path / "undisturbed", *one, "--data.cache_dir", str(tmp_path / "first"))
-    expected = final(campaign.run_all("numpy", undisturbed, never))
-    monkeypatch.setattr(cache, "_TURN", 16)
+    expected = final(train_run.run_all("numpy", undisturbed, never))
+    monkeypatch.setattr(disk, "_TURN", 16)
     wanted = settings(digits, tmp_path / "cached", *one)
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", wanted, StopAfter(1))
-    folder = campaign.run_all("numpy", wanted, never)
+        train_run.run_all("numpy", wanted, StopAfter(1))
+    folder = train_run.run_all("numpy", wanted, never)
     for name, value in final(folder).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     elsewhere = ("--resume", str(folder), "--data.cache_gb", "2", "--data.cache_dir", str(tmp_path / "other"))
-    campaign.run_all("numpy", settings(digits, tmp_path / "cached", *one[:2], *elsewhere), never)
+    train_run.run_all("numpy", settings(digits, tmp_path / "cached", *one[:2], *elsewhere), never)
     with pytest.raises(ConfigError, match=r"data\.cache_gb"):
         without = (*one[:2], *elsewhere[:2], "--data.cache_gb", "0")
-        campaign.run_all("numpy", settings(digits, tmp_path / "cached", *without), never)
+        train_run.run_all("numpy", settings(digits, tmp_path / "cached", *without), never)
 
 
 def test_no_more_threads_prepare_what_is_in_memory_than_there_are_cores(paths, monkeypatch):
-    monkeypatch.setattr("data.loader.cores", lambda: 2)
+    monkeypatch.setattr("data.loading.loader.cores", lambda: 2)
 
     def threads(source):
         seen = set[str]()

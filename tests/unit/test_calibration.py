@@ -5,7 +5,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from infer import calibration
+from ensemble.calibration import scaling
 
 
 def answers(n=600, classes=5, sharp=3.0, seed=0):
@@ -19,31 +19,31 @@ def answers(n=600, classes=5, sharp=3.0, seed=0):
 
 def test_log_softmax_is_scipys_and_survives_large_logits():
     logits = np.array([[1e4, -1e4, 0.0], [-5.0, 2.0, 2.0]], np.float32)
-    assert np.allclose(calibration.log_softmax(logits), log_softmax(logits.astype(float), axis=1), rtol=1e-12)
-    assert np.allclose(calibration.log_softmax(logits, 2.5), log_softmax(logits / 2.5, axis=1), rtol=1e-6)
+    assert np.allclose(scaling.log_softmax(logits), log_softmax(logits.astype(float), axis=1), rtol=1e-12)
+    assert np.allclose(scaling.log_softmax(logits, 2.5), log_softmax(logits / 2.5, axis=1), rtol=1e-6)
 
 
 def test_log_loss_is_scikit_learns():
     logits, targets = answers()
-    rows = calibration.log_softmax(logits)
-    assert calibration.log_loss(rows, targets) == pytest.approx(log_loss(targets, np.exp(rows)), rel=1e-9)
+    rows = scaling.log_softmax(logits)
+    assert scaling.log_loss(rows, targets) == pytest.approx(log_loss(targets, np.exp(rows)), rel=1e-9)
 
 
 def test_temperature_is_recovered():
     logits, targets = answers(n=20000)
-    assert calibration.temperature(logits, targets) == pytest.approx(3.0, rel=0.05)
+    assert scaling.temperature(logits, targets) == pytest.approx(3.0, rel=0.05)
 
 
 def test_temperature_is_scikit_learns_slope_for_two_classes():
     logits, targets = answers(classes=2)
     margin = (logits[:, 1] - logits[:, 0]).astype(float)[:, None]
     model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(margin, targets)
-    assert 1 / calibration.temperature(logits, targets) == pytest.approx(model.coef_[0, 0], rel=1e-4)
+    assert 1 / scaling.temperature(logits, targets) == pytest.approx(model.coef_[0, 0], rel=1e-4)
 
 
 def test_temperature_of_perfect_answers_is_finite():
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 1]]
-    assert 0 < calibration.temperature(logits, np.array([0, 1, 2, 1])) < 0.1
+    assert 0 < scaling.temperature(logits, np.array([0, 1, 2, 1])) < 0.1
 
 
 def test_expected_calibration_error_is_scikit_learns_curve_weighted():
@@ -53,15 +53,15 @@ def test_expected_calibration_error_is_scikit_learns_curve_weighted():
     accuracy, mean = calibration_curve(correct, confidence, n_bins=15)
     counts = np.histogram(confidence, np.linspace(0, 1, 16))[0]
     expected = np.abs(accuracy - mean) @ counts[counts > 0] / len(targets)
-    assert calibration.expected_calibration_error(probabilities, targets) == pytest.approx(expected, rel=1e-6)
+    assert scaling.expected_calibration_error(probabilities, targets) == pytest.approx(expected, rel=1e-6)
 
 
 def test_calibration_lowers_the_error_and_the_loss():
     logits, targets = answers(n=4000)
     before, after = (
-        calibration.log_softmax(logits),
-        calibration.log_softmax(logits, calibration.temperature(logits, targets)),
+        scaling.log_softmax(logits),
+        scaling.log_softmax(logits, scaling.temperature(logits, targets)),
     )
-    assert calibration.log_loss(after, targets) < calibration.log_loss(before, targets) - 0.1
-    errors = [calibration.expected_calibration_error(np.exp(rows), targets) for rows in (before, after)]
+    assert scaling.log_loss(after, targets) < scaling.log_loss(before, targets) - 0.1
+    errors = [scaling.expected_calibration_error(np.exp(rows), targets) for rows in (before, after)]
     assert errors[1] < 0.03 < 0.1 < errors[0]

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import yaml
 
-from backends.contract import Batch, Knobs, MixPlan, StepResult
+from backends.contract import Batch, MixPlan, StepHyperparams, StepResult
 from backends.numpy import session
 from config import load
 from config.errors import CheckpointError, ConfigError, DataError, Diverged, Interrupted
 from config.schema import Settings
-from models import weights
-from training import campaign, checkpoint, results, run
+from models.weights import loading
+from training.loop import checkpoint
+from training.run import results, run_dir, train_run
 
 NEVER: Callable[[], bool] = lambda: False  # noqa: E731
 
@@ -59,7 +60,7 @@ def final(folder: Path) -> dict[str, np.ndarray]:
         last = checkpoint.newest(fold)
         assert last is not None
         for file in [*last.glob("*.safetensors"), fold / "best" / "model.safetensors"]:
-            arrays, _ = weights.read(file)
+            arrays, _ = loading.read(file)
             found.update({f"{fold.name}/{file.parent.name}/{file.name}/{k}": v for k, v in arrays.items()})
         with np.load(fold / "oof.npz") as oof:
             found.update({f"{fold.name}/oof/{k}": oof[k] for k in oof.files})
@@ -68,7 +69,7 @@ def final(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return campaign.run_all("numpy", settings(digits, tmp_path_factory.mktemp("runs")), NEVER)
+    return train_run.run_all("numpy", settings(digits, tmp_path_factory.mktemp("runs")), NEVER)
 
 
 def test_a_run_leaves_what_the_design_says(finished: Path, digits: Path) -> None:
@@ -104,8 +105,8 @@ def test_the_reports_pictures_are_inside_it(finished: Path) -> None:
 def test_a_stopped_run_goes_on_bit_for_bit(questions: int, finished: Path, digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path)
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", wanted, StopAfter(questions))
-    folder = campaign.run_all("numpy", wanted, NEVER)
+        train_run.run_all("numpy", wanted, StopAfter(questions))
+    folder = train_run.run_all("numpy", wanted, NEVER)
     assert len(list(tmp_path.iterdir())) == 1, "the same command goes on with the same run"
     one, other = final(finished), final(folder)
     assert one.keys() == other.keys()
@@ -115,26 +116,26 @@ def test_a_stopped_run_goes_on_bit_for_bit(questions: int, finished: Path, digit
 
 def test_a_finished_run_is_not_trained_again(finished: Path, digits: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
-    assert campaign.run_all("numpy", settings(digits, finished.parent), NEVER) == finished
+    assert train_run.run_all("numpy", settings(digits, finished.parent), NEVER) == finished
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
 
 
 def test_a_name_that_is_taken_by_other_settings_is_refused(finished: Path, digits: Path) -> None:
     with pytest.raises(ConfigError, match="another run has this name"):
-        campaign.run_all("numpy", settings(digits, finished.parent, "--name", finished.name, "--seed", "5"), NEVER)
+        train_run.run_all("numpy", settings(digits, finished.parent, "--name", finished.name, "--seed", "5"), NEVER)
 
 
 def test_resuming_with_other_settings_says_what_differs(finished: Path, digits: Path) -> None:
     with pytest.raises(ConfigError, match=r"optim\.weight_decay"):
         wanted = settings(digits, finished.parent, "--resume", str(finished), "--optim.weight_decay", "0.3")
-        campaign.run_all("numpy", wanted, NEVER)
+        train_run.run_all("numpy", wanted, NEVER)
 
 
 def test_two_processes_cannot_work_in_one_folder(tmp_path: Path) -> None:
     with (
-        run.locked(tmp_path),
+        run_dir.locked(tmp_path),
         pytest.raises(CheckpointError, match=r"process .* is working in this folder"),
-        run.locked(tmp_path),
+        run_dir.locked(tmp_path),
     ):
         pass
 
@@ -142,23 +143,23 @@ def test_two_processes_cannot_work_in_one_folder(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path, "--folds.train", "[0]")
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", wanted, StopAfter(14))
+        train_run.run_all("numpy", wanted, StopAfter(14))
     fold = next(tmp_path.glob("*/fold_0"))
     damaged = checkpoint.steps(fold)[-1]
     file = damaged / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    campaign.run_all("numpy", wanted, NEVER)
+    train_run.run_all("numpy", wanted, NEVER)
     assert (fold / (damaged.name + ".corrupt")).exists()
 
 
 def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path, "--folds.train", "[0]")
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", wanted, StopAfter(1))
+        train_run.run_all("numpy", wanted, StopAfter(1))
     for path in checkpoint.steps(next(tmp_path.glob("*/fold_0"))):
         (path / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no whole checkpoint is left"):
-        campaign.run_all("numpy", wanted, NEVER)
+        train_run.run_all("numpy", wanted, NEVER)
 
 
 def test_old_checkpoints_are_pruned_to_the_setting(finished: Path) -> None:
@@ -171,18 +172,18 @@ def test_an_unreadable_image_is_found_before_training(digits: Path, tmp_path: Pa
     victim = next((root / "train").iterdir())
     victim.write_bytes(victim.read_bytes()[:60])
     with pytest.raises(DataError, match=victim.name):
-        campaign.run_all("numpy", settings(root, tmp_path / "runs"), NEVER)
+        train_run.run_all("numpy", settings(root, tmp_path / "runs"), NEVER)
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_fold_that_is_not_there_is_refused(finished: Path, digits: Path, tmp_path: Path) -> None:
     more = ["--folds.file", str(finished / "folds.csv"), "--folds.train", "[7]"]
     with pytest.raises(ConfigError, match=r"no fold 7"):
-        campaign.run_all("numpy", settings(digits, tmp_path, *more), NEVER)
+        train_run.run_all("numpy", settings(digits, tmp_path, *more), NEVER)
 
 
 def test_runs_repeat_for_any_number_of_workers(finished: Path, digits: Path, tmp_path: Path) -> None:
-    folder = campaign.run_all("numpy", settings(digits, tmp_path, "--data.workers", "5"), NEVER)
+    folder = train_run.run_all("numpy", settings(digits, tmp_path, "--data.workers", "5"), NEVER)
     one, other = final(finished), final(folder)
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
@@ -200,7 +201,7 @@ class Faulty:
             self.seen += 1
             return result._replace(finite=self.seen not in self.calls)
 
-        def step(this: session.Session, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> object:
+        def step(this: session.Session, batch: Batch, mix: MixPlan | None, knobs: StepHyperparams) -> object:
             self.rates.append(knobs.lr)
             return train_step(this, batch, mix, knobs)
 
@@ -213,14 +214,14 @@ WATCHED = ("--folds.train", "[0]", "--watchdog.max_skipped", "2", "--schedule.na
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(digits, tmp_path, monkeypatch) -> None:
     Faulty(monkeypatch, range(3, 4))
-    folder = campaign.run_all("numpy", settings(digits, tmp_path, *WATCHED), NEVER)
+    folder = train_run.run_all("numpy", settings(digits, tmp_path, *WATCHED), NEVER)
     with (folder / "fold_0" / "history.csv").open(newline="") as stream:
         assert [row["skipped"] for row in csv.DictReader(stream)] == ["1", "0", "0"]
 
 
 def test_too_many_in_a_row_go_back_at_half_the_rate(digits, tmp_path, monkeypatch) -> None:
     faulty = Faulty(monkeypatch, range(3, 5))
-    campaign.run_all("numpy", settings(digits, tmp_path, *WATCHED, "--schedule.warmup_epochs", "0"), NEVER)
+    train_run.run_all("numpy", settings(digits, tmp_path, *WATCHED, "--schedule.warmup_epochs", "0"), NEVER)
     assert faulty.rates[0] == pytest.approx(0.01)
     assert faulty.rates[-1] == pytest.approx(0.005)
 
@@ -228,17 +229,17 @@ def test_too_many_in_a_row_go_back_at_half_the_rate(digits, tmp_path, monkeypatc
 def test_a_run_that_never_recovers_stops_and_names_the_images(digits, tmp_path, monkeypatch) -> None:
     Faulty(monkeypatch, range(3, 100))
     with pytest.raises(Diverged, match=r"going back 3 times .*digit_.*png"):
-        campaign.run_all("numpy", settings(digits, tmp_path, *WATCHED), NEVER)
+        train_run.run_all("numpy", settings(digits, tmp_path, *WATCHED), NEVER)
 
 
 def test_a_frozen_start_with_micro_batches_goes_on_bit_for_bit(digits: Path, tmp_path: Path) -> None:
     more = ["--model", "vit_tiny_patch16_224", "--optim.freeze_epochs", "2", "--train.micro_batch", "4"]
     more += ["--optim.name", "lion", "--folds.train", "[0]"]
     one, other = settings(digits, tmp_path / "a", *more), settings(digits, tmp_path / "b", *more)
-    whole = campaign.run_all("numpy", one, NEVER)
+    whole = train_run.run_all("numpy", one, NEVER)
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", other, StopAfter(3))
-    folder = campaign.run_all("numpy", other, NEVER)
+        train_run.run_all("numpy", other, StopAfter(3))
+    folder = train_run.run_all("numpy", other, NEVER)
     for name, value in final(whole).items():
         np.testing.assert_array_equal(value, final(folder)[name], err_msg=name)
     last = checkpoint.newest(folder / "fold_0")
@@ -264,5 +265,5 @@ def test_what_an_engine_cannot_do_is_said_before_training(
 ) -> None:
     wanted = settings(digits, tmp_path, "--folds.train", "[0]", *more)
     with pytest.raises(ConfigError, match=said):
-        campaign.run_all("numpy", wanted, NEVER)
+        train_run.run_all("numpy", wanted, NEVER)
     assert not list(tmp_path.glob("*/fold_0/step_*"))

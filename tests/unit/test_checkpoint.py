@@ -18,9 +18,11 @@ from config import load
 from config.errors import CheckpointError, ConfigError, Interrupted
 from models.card import Card, Preprocessing
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
-from training import campaign, checkpoint, run
 from training.__main__ import main
-from training.saver import Saver
+from training.loop import checkpoint
+from training.loop.saver import Saver
+from training.run import run_dir as run
+from training.run import train_run
 
 CARD = Card("convnext_atto", ("a", "b"), Preprocessing(16), {}, "numpy")
 
@@ -33,14 +35,14 @@ def state(calls: int) -> TrainState:
 
 @pytest.fixture(scope="module")
 def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return campaign.run_all("numpy", settings(digits, tmp_path_factory.mktemp("runs")), NEVER)
+    return train_run.run_all("numpy", settings(digits, tmp_path_factory.mktemp("runs")), NEVER)
 
 
 @pytest.fixture
 def half(digits: Path, tmp_path: Path) -> Path:
     """A run that was stopped in its first fold, after the first of three epochs."""
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", settings(digits, tmp_path), StopAfter(14))
+        train_run.run_all("numpy", settings(digits, tmp_path), StopAfter(14))
     return next(tmp_path.glob("0001_*"))
 
 
@@ -70,7 +72,7 @@ def test_an_error_of_the_writing_thread_reaches_the_training_thread(where: str) 
 
 def test_what_is_saved_is_the_moment_of_the_call(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training goes on while the files are written; a slow disk must not let later numbers into them."""
-    plain = campaign.run_all("numpy", settings(digits, tmp_path / "a", "--checkpoint.every_steps", "1"), NEVER)
+    plain = train_run.run_all("numpy", settings(digits, tmp_path / "a", "--checkpoint.every_steps", "1"), NEVER)
     quick = checkpoint.save
 
     def slow(*arguments: object) -> Path:
@@ -78,7 +80,7 @@ def test_what_is_saved_is_the_moment_of_the_call(digits: Path, tmp_path: Path, m
         return quick(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    slowed = campaign.run_all("numpy", settings(digits, tmp_path / "b", "--checkpoint.every_steps", "1"), NEVER)
+    slowed = train_run.run_all("numpy", settings(digits, tmp_path / "b", "--checkpoint.every_steps", "1"), NEVER)
     for fold in ("fold_0", "fold_1"):
         for one, other in zip(checkpoint.steps(plain / fold), checkpoint.steps(slowed / fold), strict=True):
             assert one.name == other.name
@@ -107,19 +109,19 @@ def test_the_newest_checkpoint_is_that_of_most_updates_whatever_the_clock_said(t
 
 def test_the_newest_run_is_the_last_one_begun_whatever_the_clock_said(digits: Path, tmp_path: Path) -> None:
     again = settings(digits, tmp_path, "--folds.train", "[0]", "--train.epochs", "1", "--resume", "never")
-    first, second = campaign.run_all("numpy", again, NEVER), campaign.run_all("numpy", again, NEVER)
+    first, second = train_run.run_all("numpy", again, NEVER), train_run.run_all("numpy", again, NEVER)
     assert first != second
     for path in [second, *second.rglob("*")]:
         os.utime(path, (0, 0))
     auto = settings(digits, tmp_path, "--folds.train", "[0]", "--train.epochs", "1")
-    assert campaign.run_all("numpy", auto, NEVER) == second
+    assert train_run.run_all("numpy", auto, NEVER) == second
 
 
 def test_a_damaged_checkpoint_is_named(half: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = checkpoint.steps(half / "fold_0")[-1]
     file = last / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    campaign.run_all("numpy", settings(digits, half.parent), NEVER)
+    train_run.run_all("numpy", settings(digits, half.parent), NEVER)
     said = capsys.readouterr().out
     assert str(file) in said
     assert f"{last}.corrupt" in said
@@ -129,13 +131,13 @@ def test_a_config_edited_between_start_and_resume_is_refused(half: Path, digits:
     file = half / "config.yaml"
     file.write_text(file.read_text().replace("label_smoothing: 0.1", "label_smoothing: 0.2"))
     with pytest.raises(ConfigError, match=r"fold_0 was trained with other settings \(loss\.label_smoothing: 0\.1, now"):
-        campaign.run_all("numpy", load.parse(["--resume", str(half)], prog="test"), NEVER)
+        train_run.run_all("numpy", load.parse(["--resume", str(half)], prog="test"), NEVER)
     agreed = load.parse(["--resume", str(half), "--resume_anyway", "true"], prog="test")
-    assert campaign.run_all("numpy", agreed, NEVER) == half
+    assert train_run.run_all("numpy", agreed, NEVER) == half
 
 
 def test_resuming_by_path_needs_no_other_setting(half: Path, finished: Path) -> None:
-    assert campaign.run_all("numpy", load.parse(["--resume", str(half)], prog="test"), NEVER) == half
+    assert train_run.run_all("numpy", load.parse(["--resume", str(half)], prog="test"), NEVER) == half
     one, other = final(finished), final(half)
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -145,9 +147,9 @@ def test_resuming_by_path_needs_no_other_setting(half: Path, finished: Path) -> 
 def test_what_is_given_besides_and_differs_is_reported(half: Path) -> None:
     words = ["--resume", str(half), "--optim.weight_decay", "0.3", "--train.epochs", "4"]
     with pytest.raises(ConfigError, match=r"optim\.weight_decay: 0\.05, now 0\.3; train\.epochs: 3, now 4"):
-        campaign.run_all("numpy", load.parse(words, prog="test"), NEVER)
+        train_run.run_all("numpy", load.parse(words, prog="test"), NEVER)
     agreed = load.parse([*words, "--resume_anyway", "true"], prog="test")
-    assert campaign.run_all("numpy", agreed, NEVER) == half
+    assert train_run.run_all("numpy", agreed, NEVER) == half
     assert load.read(half / "config.yaml").train.epochs == 4
     assert load.read(half / "config_1.yaml").train.epochs == 3
     assert (half / "fold_1" / "history.csv").read_text().count("\n") == 5
@@ -162,21 +164,21 @@ def test_the_data_may_lie_elsewhere_on_the_other_machine(half: Path, digits: Pat
     moved = tmp_path / "moved"
     shutil.copytree(digits, moved)
     words = ["--resume", str(half), "--data.root", str(moved)]
-    assert campaign.run_all("numpy", load.parse(words, prog="test"), NEVER) == half
+    assert train_run.run_all("numpy", load.parse(words, prog="test"), NEVER) == half
 
 
 def test_a_fold_that_is_being_trained_is_refused_and_the_others_are_not(digits: Path, tmp_path: Path) -> None:
     one = settings(digits, tmp_path, "--folds.train", "[0]")
-    folder = campaign.run_all("numpy", one, NEVER)
+    folder = train_run.run_all("numpy", one, NEVER)
     with run.locked(folder / "fold_1"):
         with pytest.raises(CheckpointError, match=f"fold_1: process {os.getpid()} on .* is working in this folder"):
-            campaign.run_all("numpy", settings(digits, tmp_path), NEVER)
-        assert campaign.run_all("numpy", one, NEVER) == folder
+            train_run.run_all("numpy", settings(digits, tmp_path), NEVER)
+        assert train_run.run_all("numpy", one, NEVER) == folder
 
 
 def test_folds_that_are_trained_apart_make_the_same_run(digits: Path, tmp_path: Path, finished: Path) -> None:
     for fold in ("[1]", "[0]"):
-        folder = campaign.run_all("numpy", settings(digits, tmp_path, "--folds.train", fold), NEVER)
+        folder = train_run.run_all("numpy", settings(digits, tmp_path, "--folds.train", fold), NEVER)
     summary = yaml.safe_load((folder / "fold_results.yaml").read_text())
     assert [row["fold"] for row in summary["folds"]] == [0, 1]
     whole = yaml.safe_load((finished / "fold_results.yaml").read_text())
@@ -223,14 +225,14 @@ def test_a_run_that_cannot_be_read_is_passed_over_and_named(
     (old / "config.yaml").write_text("no_such_key: 1\n")
     (old / "environment.json").write_text(json.dumps([{"engine": "numpy"}]))
     wanted = settings(digits, tmp_path, "--folds.train", "[0]", "--train.epochs", "1")
-    assert campaign.run_all("numpy", wanted, NEVER).name.startswith("0002_")
+    assert train_run.run_all("numpy", wanted, NEVER).name.startswith("0002_")
     assert "0001_old is passed over" in capsys.readouterr().err
 
 
 def test_two_runs_of_the_same_settings_have_the_same_hashes(digits: Path, tmp_path: Path) -> None:
     """No time, host or process is in what is hashed."""
     wanted = settings(digits, tmp_path, "--folds.train", "[0]", "--train.epochs", "2", "--resume", "never")
-    runs = [campaign.run_all("numpy", wanted, NEVER) for _ in range(2)]
+    runs = [train_run.run_all("numpy", wanted, NEVER) for _ in range(2)]
     assert runs[0] != runs[1]
     for name in ("best", *(path.name for path in checkpoint.steps(runs[0] / "fold_0"))):
         one, other = ((run / "fold_0" / name / "manifest.json").read_text() for run in runs)

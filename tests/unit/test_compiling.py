@@ -20,12 +20,13 @@ from backends.torch import model as networks
 from backends.torch.session import Session
 from config import load
 from config.errors import BackendUnavailable, ConfigError
-from config.train_sections import Train
+from config.sections.train import Train
 from tests import tiny
 from tests.contract.cases import CLASSES, KNOBS, SIZE, N, assert_same, batch
-from training import compiling, prepare
-from training.compiling import Ahead
+from training.loop import compiling
+from training.loop.compiling import Ahead
 from training.policy import compiling as policy
+from training.run import prepare
 
 CPU = torch.device("cpu")
 

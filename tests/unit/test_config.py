@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from config import load
-from config.data_sections import Data
 from config.schema import Settings
-from config.train_sections import Optim, Tta
+from config.sections.data import Data
+from config.sections.train import Optim, Tta
 
 ROOT = ["--data.root", "images"]
 

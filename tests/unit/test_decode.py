@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from config.errors import DataError
-from data import jpeg
-from data.decode import decode
+from data.decode import jpeg
+from data.decode.image import decode
 
 FORMATS = [
     ("JPEG", {}),
@@ -103,7 +103,7 @@ def test_a_plain_jpegs_header_is_what_pillow_reads(options, mode, monkeypatch):
     data = encoded(picture().convert(mode), "JPEG", **options)
     assert jpeg.plain_sides(data) == Image.open(io.BytesIO(data)).size[::-1] == (60, 91)
     found = decode(data)
-    monkeypatch.setattr("data.decode.plain_sides", lambda _: None)
+    monkeypatch.setattr("data.decode.image.plain_sides", lambda _: None)
     np.testing.assert_array_equal(found, decode(data))
     for kept in range(len(data) - 1):
         assert jpeg.plain_sides(data[:kept]) in (None, (60, 91))
@@ -244,7 +244,7 @@ def test_damage_gives_pixels_or_a_data_error_and_nothing_else(form, data):
 
 
 def test_heic_without_its_library_is_one_line_that_names_the_install(monkeypatch):
-    monkeypatch.setattr("data.decode.importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("data.decode.image.importlib.util.find_spec", lambda _name: None)
     with pytest.raises(DataError, match=r"is HEIC, which needs pi-heif; run: pip install -e \"\.\[heif\]\""):
         decode(b"\0\0\0\x18ftypheic" + bytes(100))
 

@@ -17,7 +17,7 @@ import tifffile
 from PIL import ExifTags, Image, ImageOps
 
 from config.errors import DataError
-from data.decode import decode
+from data.decode.image import decode
 
 H, W = 40, 56
 

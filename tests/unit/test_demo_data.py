@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 
 from config.errors import DataError
 from data import demo, sources
-from data.decode import decode
+from data.decode.image import decode
 
 
 @pytest.fixture(scope="module")

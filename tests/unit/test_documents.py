@@ -15,22 +15,25 @@ import yaml
 from config import load
 from config.errors import ConfigError, DataError
 from data import __main__ as command
-from data import augment, corrupt, documents_demo, keyed, restore, sources
+from data import sources
 from data.audit import audit as whole
-from data.decode import decode
-from infer import uncertain
+from data.augment import corrupt, restore, transforms
+from data.decode.image import decode
+from data.rng import philox
+from examples.documents import __main__
+from infer import retry_deskewed
 from infer.__main__ import main as infer_main
 from infer.member import ensemble_of
 from infer.runner import Runner
 from models.card import Preprocessing
 from tests.unit import members
 from tests.unit.test_campaign import NEVER, settings
-from training import campaign
+from training.run import train_run
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    return documents_demo.write(tmp_path_factory.mktemp("documents") / "pages", train=6, test=1)
+    return __main__.write(tmp_path_factory.mktemp("documents") / "pages", train=6, test=1)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +61,11 @@ def test_the_pages_are_seventeen_kinds_seeded_and_split(root: Path, tmp_path: Pa
     answers = table(root / "hidden_answers.csv")
     assert Counter(row["half"] for row in answers) == {"clean": 17, "corrupted": 17}
     assert [row["ID"] for row in answers] == test.ids
-    again = documents_demo.write(tmp_path / "again", train=1, test=1)
+    again = __main__.write(tmp_path / "again", train=1, test=1)
     for path in (path for path in again.rglob("*") if path.suffix == ".jpg" or path.name == "hidden_answers.csv"):
         assert path.read_bytes() == (root / path.relative_to(again)).read_bytes()
-    assert documents_demo.main([str(again)]) == 1 and "is not empty" in capsys.readouterr().err
-    other = next(documents_demo.pages(1, 1, seed=1)).image
+    assert __main__.main([str(again)]) == 1 and "is not empty" in capsys.readouterr().err
+    other = next(__main__.pages(1, 1, seed=1)).image
     assert (other.shape != decode(train.paths[0]).shape) or (other != decode(train.paths[0])).any()
 
 
@@ -78,14 +81,14 @@ def test_pages_of_one_kind_do_not_hold_a_class_together(root: Path) -> None:
 @pytest.mark.parametrize("degrees", [-9.0, 4.5, 11.0])
 def test_skew_is_measured_and_taken_out(degrees: float) -> None:
     for name in ("letter", "invoice", "cheque"):
-        made = documents_demo.page(name, keyed.rng(1, "page"))
+        made = __main__.page(name, philox(1, "page"))
         turned = corrupt.skewed(made, degrees)
         assert restore.skew(turned) == pytest.approx(degrees, abs=1)
         assert abs(restore.skew(restore.deskewed(turned))) <= 1
 
 
 def test_faded_and_shaded_pages_become_ink_on_white() -> None:
-    made = documents_demo.page("letter", keyed.rng(2, "page"))
+    made = __main__.page("letter", philox(2, "page"))
     faded = cv2.convertScaleAbs(made, alpha=0.4, beta=80)
     faded[:, 200:] = (faded[:, 200:] * 0.6).astype(np.uint8)
     better = restore.levelled(faded)
@@ -94,9 +97,9 @@ def test_faded_and_shaded_pages_become_ink_on_white() -> None:
 
 
 def test_damage_is_seeded_and_keeps_the_page(root: Path) -> None:
-    image = documents_demo.page("form", keyed.rng(0, "page"))
-    draws = [corrupt.corrupt(image, keyed.rng(0, "damage", i)) for i in range(8)]
-    np.testing.assert_array_equal(draws[0], corrupt.corrupt(image, keyed.rng(0, "damage", 0)))
+    image = __main__.page("form", philox(0, "page"))
+    draws = [corrupt.corrupt(image, philox(0, "damage", i)) for i in range(8)]
+    np.testing.assert_array_equal(draws[0], corrupt.corrupt(image, philox(0, "damage", 0)))
     assert len({draw.tobytes() for draw in draws}) == 8
     assert {draw.shape[0] > draw.shape[1] for draw in draws} == {True, False}, "some lie on their side"
 
@@ -105,19 +108,19 @@ def test_a_letterbox_goes_on_with_the_papers_colour(root: Path) -> None:
     paper = np.full((100, 60, 3), (250, 240, 220), dtype=np.uint8)
     paper[40:60, 20:40] = 10
     grey, background = (Preprocessing(size=50, fit="letterbox", pad=pad) for pad in ("grey", "background"))
-    assert tuple(augment.EvalTransform(grey)(paper)[25, 2]) == (128, 128, 128)
-    assert tuple(augment.EvalTransform(background)(paper)[25, 2]) == (250, 240, 220)
+    assert tuple(transforms.EvalTransform(grey)(paper)[25, 2]) == (128, 128, 128)
+    assert tuple(transforms.EvalTransform(background)(paper)[25, 2]) == (250, 240, 220)
     section = load.parse(["--config", "documents", "--data.root", str(root)], prog="test").augment
-    transform = augment.train_transform(section.model_copy(update={"noise": False, "shadow": False}), background)
-    corners = [transform(paper, keyed.rng(0, "augment", i))[0, 0].astype(int) for i in range(20)]
+    transform = transforms.train_transform(section.model_copy(update={"noise": False, "shadow": False}), background)
+    corners = [transform(paper, philox(0, "augment", i))[0, 0].astype(int) for i in range(20)]
     assert np.median([corner.mean() for corner in corners]) > 190, "the training's padding is paper too"
     photo = np.random.default_rng(0).integers(0, 256, (100, 60, 3), dtype=np.uint8)
-    assert tuple(augment.EvalTransform(background)(photo)[25, 2]) == (128, 128, 128), "it has no background"
+    assert tuple(transforms.EvalTransform(background)(photo)[25, 2]) == (128, 128, 128), "it has no background"
 
 
 def test_damaged_validation_pages_are_scored_beside_the_clean_and_decide(few: Path, tmp_path: Path) -> None:
     more = ("--stopping.robust_weight", "0.5", "--folds.train", "[0]", "--sampling.oversample_classes", "[]")
-    folder = campaign.run_all("numpy", settings(few, tmp_path, *more), NEVER)
+    folder = train_run.run_all("numpy", settings(few, tmp_path, *more), NEVER)
     rows = table(folder / "fold_0" / "history.csv")
     both = [(float(row["macro_f1"]) + float(row["corrupted_macro_f1"])) / 2 for row in rows]
     result = yaml.safe_load((folder / "fold_results.yaml").read_text())
@@ -125,7 +128,7 @@ def test_damaged_validation_pages_are_scored_beside_the_clean_and_decide(few: Pa
     assert fold["best_epoch"] == 1 + int(np.argmax(both))
     best = float(rows[fold["best_epoch"] - 1]["corrupted_macro_f1"])
     assert fold["corrupted_macro_f1"] == pytest.approx(best, abs=1e-6) == result["mean"]["corrupted_macro_f1"]
-    again = campaign.run_all("numpy", settings(few, tmp_path / "again", *more), NEVER)
+    again = train_run.run_all("numpy", settings(few, tmp_path / "again", *more), NEVER)
     assert [row["corrupted_log_loss"] for row in table(again / "fold_0" / "history.csv")] == [
         row["corrupted_log_loss"] for row in rows
     ]
@@ -148,12 +151,12 @@ def test_small_classes_are_filled_up_with_damaged_copies(few: Path, tmp_path: Pa
     made = [name for name in groups if "__damaged_" in name]
     assert len(made) == 3 and all(groups[name] in groups and groups[name] != name for name in made)
     more = ("--folds.strategy", "stratified_group", "--folds.train", "[0]", "--sampling.oversample_classes", "[]")
-    folder = campaign.run_all("numpy", settings(out, tmp_path / "runs", *more), NEVER)
+    folder = train_run.run_all("numpy", settings(out, tmp_path / "runs", *more), NEVER)
     fold = {row["ID"]: row["fold"] for row in table(folder / "folds.csv")}
     assert all(fold[name] == fold[groups[name]] for name in made)
     assert command.main(words) == 1 and "is not empty" in capsys.readouterr().err
     with pytest.raises(DataError, match="is not empty"):
-        documents_demo.write(out)
+        __main__.write(out)
 
 
 def test_ids_that_are_windows_or_absolute_paths_are_filled_up_inside_the_new_folder(tmp_path: Path, capsys) -> None:
@@ -178,7 +181,8 @@ def test_only_unsure_images_are_looked_at_again(tmp_path: Path, capsys) -> None:
     with Runner(ensemble_of([str(place)])) as runner:
         first = runner.predict(list(pixels)).probabilities
         below = float(np.median(first.max(axis=1)))
-        after, count = uncertain.second_look(runner, paths, first, below)
+        predict = lambda inputs: runner.predict_inputs(inputs).probabilities  # noqa: E731
+        after, count = retry_deskewed.retry_deskewed(predict, paths, first, below)
         unsure = first.max(axis=1) < below
         assert count == unsure.sum() == 3
         np.testing.assert_array_equal(after[~unsure], first[~unsure])

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from config import load as config
-from config.data_sections import Data
 from config.errors import DataError
-from data import folds, groups, look, sources
+from config.sections.data import Data
+from data import folds, groups, sources
 from data.audit import images as audit_images
-from data.sources import packed, remote
+from data.sources import look, packed, remote
 from tests.unit.test_layouts import png, shards
 from tests.unit.test_sources import listing, touch
-from training import prepare
+from training.run import prepare
 
 
 def labelled(root: Path, *names: str, header: str = "ID,target") -> Path:

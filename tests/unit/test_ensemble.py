@@ -9,11 +9,12 @@ from sklearn.metrics import f1_score, log_loss
 
 import infer
 from config.errors import CheckpointError, ConfigError, DataError, TandemError
+from ensemble import ensemble_file, fit
+from ensemble.ensemble_file import Ensemble
 from ensemble.member import Member
-from infer import ensemble, fit, oof
-from infer.ensemble import Ensemble
+from ensemble.oof import oof_files
+from ensemble.weighting.average import WeightedAverage
 from infer.member import parse
-from infer.pool import WeightedAverage
 from tests.unit import members
 
 
@@ -28,10 +29,10 @@ def test_a_file_comes_back_the_same_and_moves_with_its_members(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     one = Member(path="campaign/run/best", runtime="numpy", group="run", weight=0.25, temperature=1.25)
     whole = Ensemble(combine="logits", temperature=0.9, views=("original", "rot90"), members=(one,))
-    ensemble.write(tmp_path / "campaign" / "e.yaml", whole)
+    ensemble_file.write(tmp_path / "campaign" / "e.yaml", whole)
     assert yaml.safe_load((tmp_path / "campaign" / "e.yaml").read_text())["members"][0]["path"] == "run/best"
     (tmp_path / "campaign").rename(tmp_path / "moved")
-    back = ensemble.read(tmp_path / "moved" / "e.yaml")
+    back = ensemble_file.read(tmp_path / "moved" / "e.yaml")
     assert back.members[0].path == tmp_path / "moved" / "run" / "best"
     assert back.model_copy(update={"members": whole.members}) == whole
 
@@ -39,7 +40,7 @@ def test_a_file_comes_back_the_same_and_moves_with_its_members(tmp_path, monkeyp
 def test_a_file_is_not_overwritten(tmp_path):
     path = written(tmp_path, "precious")
     with pytest.raises(ConfigError, match="exists already"):
-        ensemble.write(path, Ensemble(members=(Member(path=tmp_path),)))
+        ensemble_file.write(path, Ensemble(members=(Member(path=tmp_path),)))
     assert path.read_text() == "precious"
 
 
@@ -66,7 +67,7 @@ def test_a_file_is_not_overwritten(tmp_path):
 )
 def test_every_fault_of_a_file_is_named_in_one_line(tmp_path, text, faults):
     with pytest.raises(ConfigError) as caught:
-        ensemble.read(written(tmp_path, text))
+        ensemble_file.read(written(tmp_path, text))
     message = str(caught.value)
     assert all(fault in message for fault in ["ensemble.yaml: ", *faults]) and "\n" not in message
 
@@ -170,7 +171,7 @@ def test_useless_runs_are_left_out_and_one_run_is_enough(tmp_path):
     targets, _, runs = fitted_runs(tmp_path)
     assert len(fit.fit(runs[:1]).ensemble.members) == 3
     wrong = [np.roll(np.eye(4), 1, axis=0)[targets] * 9.0] * 3
-    ids = oof.read(runs[0]).ids
+    ids = oof_files.read(runs[0]).ids
     order = np.concatenate([np.arange(900)[k::3] for k in range(3)])
     bad = members.run(tmp_path / "bad", wrong, targets, ids[np.argsort(order)], members.card(("a", "b", "c", "d")))
     assert {m.group for m in fit.fit([runs[0], bad]).ensemble.members} == {"good"}
@@ -179,7 +180,7 @@ def test_useless_runs_are_left_out_and_one_run_is_enough(tmp_path):
 def test_runs_align_by_image_and_missing_rows_take_the_others(tmp_path):
     targets, answers, runs = fitted_runs(tmp_path)
     (runs[1] / "fold_2" / "oof.npz").unlink()
-    table = oof.align([oof.read(run) for run in runs[:2]])
+    table = oof_files.align([oof_files.read(run) for run in runs[:2]])
     assert list(table.ids) == sorted(table.ids) and [int(p.sum()) for p in table.present] == [900, 600]
     _, _, ids = problem()
     order = np.argsort(ids)
@@ -201,7 +202,7 @@ def test_an_artefact_takes_the_place_of_a_fold(tmp_path, capsys):
     words = ["fit", *runs[:2], "--out", out, "--views", "flip", "--replace", f"{runs[0]}/fold_1={other}@numpy"]
     assert infer.main([str(word) for word in words]) == 0
     assert re.search(r"^cross-fitted +900 ", capsys.readouterr().out, re.MULTILINE)
-    back = ensemble.read(out)
+    back = ensemble_file.read(out)
     places = [os.path.normpath(m.path) for m in back.members]
     assert str(other) in places and str(runs[0] / "fold_1" / "best") not in places and len(places) == 6
     with infer.load(out) as model:

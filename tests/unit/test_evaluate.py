@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ import infer
 from config.errors import DataError
 from data import sources
 from infer.__main__ import main
-from infer.evaluation import Evaluation
+from infer.evaluation.scoring import Evaluation
 from models import imagenet
 from models.registry import TABLES
 from tests.unit import members
@@ -387,6 +388,18 @@ def test_known_classes_alone_are_chosen_by_data_classes(best, labelled, tmp_path
     assert json.loads((out / "metrics.json").read_text())["images"] == 2
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_one_image_is_scored(right: bool, best, labelled, tmp_path: Path, capsys) -> None:
+    pixels, _ = labelled
+    predicted = NAMES[int(probabilities_of(best, pixels[:1]).argmax())]
+    class_folders(tmp_path / "data", pixels[:1], np.array([predicted if right else min(set(NAMES) - {predicted})]))
+    assert evaluated(best, tmp_path / "data", "--out", str(tmp_path / "out")) == 0
+    said = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert said["accuracy"] == said["macro_f1"] == float(right)
+    assert [one["images"] for one in said["per_class"]] in ([[1]] if right else [[0, 1], [1, 0]])
+    assert "images: 1;" in capsys.readouterr().out
+
+
 def test_options_that_are_none_are_refused(best, tmp_path: Path, capsys) -> None:
     for words, said in (
         (["--data.root", "x", "--spilt", "test"], "unrecognized arguments: --spilt"),
@@ -407,7 +420,7 @@ def test_features_go_with_their_labels(labelled, tmp_path: Path) -> None:
     letters = np.array([letter if letter in "abcde" else "a" for letter in letters[:8]])
     root = folder(tmp_path / "data", pixels[:8], letters)
     best = saved(tmp_path / "best")
-    out, file = tmp_path / "out", tmp_path / "f.npz"
+    out, file = tmp_path / "out", tmp_path / "out" / "f.npz"
     assert evaluated(best, root, "--out", str(out), "--features", str(file)) == 0
     with np.load(file) as found:
         assert found["labels"].tolist() == [name[0] for name in found["ids"].tolist()]
@@ -461,6 +474,18 @@ def test_hostile_names_are_text(tmp_path: Path, labelled) -> None:
     assert evaluated(best, tmp_path / "data", "--out", str(tmp_path / "out")) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+
+
+def test_names_that_are_no_utf8_and_packed_files_reach_the_page(best, labelled, tmp_path: Path) -> None:
+    root = folder(tmp_path / "data", *labelled)
+    odd = Path(os.fsdecode(os.fsencode(root / "a") + b"/d\xff.png"))
+    odd.write_bytes(b"no image")
+    assert evaluated(best, root, "--out", str(tmp_path / "out")) == 0
+    assert list(json.loads((tmp_path / "out" / "metrics.json").read_text())["unreadable"]) == ["a/d\\xff.png"]
+    assert "d\\xff.png" in (tmp_path / "out" / "report.html").read_text()
+    packed = shards(tmp_path / "packed", *labelled)
+    assert evaluated(best, packed, "--out", str(tmp_path / "packed_out")) == 0
+    assert (tmp_path / "packed_out" / "report.html").read_text().count("data:image/jpeg") == 12
 
 
 def test_the_result_says_what_it_is_of(best, labelled, tmp_path: Path) -> None:

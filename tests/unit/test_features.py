@@ -14,8 +14,8 @@ import infer
 from config.errors import ConfigError
 from infer.__main__ import main
 from models import manifest
-from models import weights as weights_file
 from models.card import CARD_KEY, Card
+from models.weights import loading as weights_file
 from tests.parity import drawn
 from tests.parity.shrink import shrunk
 from tests.unit import members

@@ -14,12 +14,15 @@ from sklearn.preprocessing import StandardScaler
 
 from backends.contract import is_buffer
 from config import load
+from config.errors import Interrupted
 from config.schema import Settings
-from models import weights
+from models.weights import loading
+from tests import tiny
+from tests.contract.cases import batch, session
 from tests.unit.test_campaign import NEVER, StopAfter, final
 from tests.unit.test_weights import state_of
-from training import campaign
 from training.policy import finetune
+from training.run import train_run
 
 
 def cloud(classes: int, each: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -71,14 +74,14 @@ def test_a_run_from_weights_keeps_their_statistics_and_resumes_bit_for_bit(
     digits: Path, tmp_path: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ("--weights", str(pretrained))
-    whole = campaign.run_all("torch", settings(digits, tmp_path / "a", *more), NEVER)
+    whole = train_run.run_all("torch", settings(digits, tmp_path / "a", *more), NEVER)
     assert "fc.weight starts from a logistic regression" in capsys.readouterr().out
-    with pytest.raises(campaign.Interrupted):
-        campaign.run_all("torch", settings(digits, tmp_path / "b", *more), StopAfter(3))
-    folder = campaign.run_all("torch", settings(digits, tmp_path / "b", *more), NEVER)
+    with pytest.raises(Interrupted):
+        train_run.run_all("torch", settings(digits, tmp_path / "b", *more), StopAfter(3))
+    folder = train_run.run_all("torch", settings(digits, tmp_path / "b", *more), NEVER)
     for name, value in final(whole).items():
         np.testing.assert_array_equal(value, final(folder)[name], err_msg=name)
-    state, (best, _) = state_of("test_resnet"), weights.read(whole / "fold_0" / "best" / "model.safetensors")
+    state, (best, _) = state_of("test_resnet"), loading.read(whole / "fold_0" / "best" / "model.safetensors")
     for name in best:
         same = best[name].shape == state[name].shape and np.array_equal(best[name], state[name])
         assert same == is_buffer(name), name
@@ -90,3 +93,14 @@ def test_fresh_networks_and_who_asks_for_it_take_each_batchs_statistics(more: tu
     assert not finetune.fixed_statistics(wanted, 100, 2)
     assert finetune.fixed_statistics(load.parse(["--data.root", "x"], prog="test"), 100, 2)
     assert not finetune.fixed_statistics(load.parse(["--data.root", "x"], prog="test"), 100_000, 2)
+
+
+@pytest.mark.parametrize("framework", ["torch", "mlx"])
+@pytest.mark.parametrize("family", list(tiny.TINY))
+def test_a_network_without_classes_gives_what_its_classifier_takes_in(family: str, framework: str) -> None:
+    """So a linear probe on these features is a classifier of the network."""
+    whole, images = session(framework, family=family), batch().images
+    spec, start = tiny.spec(family, num_classes=0), whole.state().weights
+    features = session(framework, family=family, num_classes=0, weights=loading.fit(start, spec)[0]).logits(images)
+    logits = features @ start[f"{spec.classifier}.weight"].T + start[f"{spec.classifier}.bias"]
+    np.testing.assert_allclose(logits, whole.logits(images), rtol=1e-4, atol=1e-5)

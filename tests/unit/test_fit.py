@@ -11,8 +11,10 @@ from sklearn.model_selection import LeaveOneGroupOut
 import infer
 from config.errors import CheckpointError, ConfigError, DataError, WeightsError
 from data import csvfile
-from infer import blend, ensemble, fit, nested, npz, oof, views_oof
-from infer.blend import Plan
+from ensemble import ensemble_file, ensemble_fit, fit, nested
+from ensemble.ensemble_fit import Plan
+from ensemble.oof import npz, oof_files
+from infer import views_oof
 from infer.runner import Runner
 from tests.unit import members
 from tests.unit.test_ensemble import fitted_runs
@@ -63,12 +65,12 @@ def test_inference_gives_what_was_fitted(campaign, tmp_path, plan, views):
     fitted = fit.fit(runs, views, plan=plan, merge=merge)
     files = fit.write(tmp_path / "e.yaml", fitted)
     assert all(file.exists() for file in files) and not any("fitted on the original" in n for n in fitted.notes)
-    given = oof.align([oof.read(run, views, merge or "probabilities") for run in runs])
-    expected = blend.mix(fitted.blend, given)
-    with Runner(ensemble.read(tmp_path / "e.yaml")) as runner:
+    given = oof_files.align([oof_files.read(run, views, merge or "probabilities") for run in runs])
+    expected = ensemble_fit.mix(fitted.blend, given)
+    with Runner(ensemble_file.read(tmp_path / "e.yaml")) as runner:
         answers = np.concatenate([part.probabilities for part in runner.run(paths)])
         assert np.allclose(answers, np.exp(expected), atol=2e-5)
-        labels = blend.decision.labels(expected, fitted.blend.shifts)
+        labels = ensemble_fit.decision.labels(expected, fitted.blend.shifts)
         assert (runner.finish.labels(answers) == labels).mean() > 0.95
         assert all(m.predict([paths[0]]).probabilities.sum() == pytest.approx(1) for m in runner.members())
 
@@ -93,9 +95,9 @@ def test_the_nested_answers_are_those_of_fits_without_the_fold():
     found = nested.evaluate(given, plan)
     for seen, unseen in LeaveOneGroupOut().split(targets, groups=given.fold):
         alone = fit.fit_blend(given.take(seen), plan)
-        expected = blend.mix(alone, given.take(unseen))
+        expected = ensemble_fit.mix(alone, given.take(unseen))
         assert np.allclose(found.answers["temperature"][unseen], expected, atol=1e-5)
-        assert np.array_equal(found.labels["prior"][unseen], blend.decision.labels(expected, alone.shifts))
+        assert np.array_equal(found.labels["prior"][unseen], ensemble_fit.decision.labels(expected, alone.shifts))
     assert len(np.unique(nested.parts(table(targets, answers, folds=1), 0))) == 5
 
 
@@ -105,7 +107,7 @@ def test_an_honest_figure_shows_overfitting_that_the_fitted_one_hides():
     given = table(targets, [rng.normal(size=(60, 10)) for _ in range(5)])
     plan = Plan("stacking", calibrations=("isotonic",))
     found = nested.evaluate(given, plan)
-    seen = blend.mix(fit.fit_blend(given, plan), given)
+    seen = ensemble_fit.mix(fit.fit_blend(given, plan), given)
     fitted = -seen[np.arange(60), targets].mean()
     assert found.after["none"].log_loss < found.after["isotonic"].log_loss and found.kind == "none"
     assert fitted < 1.8 and found.after["isotonic"].log_loss > np.log(10)
@@ -128,7 +130,7 @@ def test_the_command_writes_data_and_a_picture_that_agree_with_its_text(tmp_path
     assert data["agreement"][0][0] == 1 and data["agreement"][0][1] == data["agreement"][1][0] < 1
     assert len(data["folds"]) == 3 and data["confused"][0]["count"] >= data["confused"][-1]["count"]
     assert (tmp_path / "out" / "e_reliability.png").read_bytes()[:4] == b"\x89PNG"
-    assert ensemble.read(out).aliases == (("a", "alpha"),)
+    assert ensemble_file.read(out).aliases == (("a", "alpha"),)
     assert infer.main([str(word) for word in words]) == 2
     out.unlink()  # then what belonged to it is made anew
     assert infer.main([str(word) for word in words]) == 0
@@ -160,16 +162,16 @@ def test_a_run_of_one_fold_is_fitted_with_others(tmp_path):
 
 def test_repeated_folds_are_averaged(tmp_path):
     targets, answers, runs = fitted_runs(tmp_path, folds=2, rows=60)
-    first = oof.read(runs[0])
+    first = oof_files.read(runs[0])
     for fold in (0, 1):
         (runs[0] / f"fold_{fold + 2}").mkdir()
         other = runs[1] / f"fold_{fold}"
         (other / "best").rename(runs[0] / f"fold_{fold + 2}" / "best")
         (other / "oof.npz").rename(runs[0] / f"fold_{fold + 2}" / "oof.npz")
     with pytest.raises(DataError, match="two folds both answer"):
-        oof.read(runs[0])
+        oof_files.read(runs[0])
     (runs[0] / "folds.csv").write_text("ID,target,fold,fold_2\n")
-    run = oof.read(runs[0])
+    run = oof_files.read(runs[0])
     order = np.argsort(np.concatenate([np.arange(60)[0::2], np.arange(60)[1::2]]))
     assert np.array_equal(run.ids, first.ids)
     mean = (softmax(answers[0], axis=1) + softmax(answers[1], axis=1)) / 2
@@ -204,10 +206,10 @@ def test_layers_that_do_not_fit_are_refused(campaign, tmp_path):
     layers.unlink()
     with pytest.raises(ConfigError, match=r"layers .* do not exist"):
         infer.load(tmp_path / "e.yaml")
-    from infer.layers import Layers, write
-    from infer.maps import Vector
+    from ensemble.calibration.maps import Vector
+    from ensemble.fitted_params import FittedParams, write
 
-    write(layers, Layers(map=Vector(np.ones(4), np.zeros(4))))
+    write(layers, FittedParams(map=Vector(np.ones(4), np.zeros(4))))
     with pytest.raises(WeightsError, match="other classes"):
         infer.load(tmp_path / "e.yaml")
     (tmp_path / "f.yaml").write_text(text.replace("layers: e_layers.safetensors", "class_multipliers: {dog: 2.0}"))
@@ -223,4 +225,4 @@ def test_a_run_whose_images_are_gone_is_one_line(campaign, tmp_path):
         list(views_oof.answer(tmp_path, ("original", "rot90"), "probabilities", 8, 1))
     assert "/nowhere" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="no such run folder"):
-        oof.finished(tmp_path / "nothing")
+        oof_files.finished(tmp_path / "nothing")

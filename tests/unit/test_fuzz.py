@@ -22,12 +22,14 @@ from PIL import Image
 from config import load
 from config.errors import CheckpointError, TandemError, UnsupportedOperation
 from data import folds, sources
-from data.decode import decode
-from infer import oof, predictors
-from models import weights
+from data.decode.image import decode
+from ensemble.oof import oof_files
+from infer import runtimes
 from models.card import CARD_KEY, read_card
+from models.weights import loading
 from tests.unit import members
-from training import checkpoint, inventory
+from training.loop import checkpoint
+from training.run import inventory
 
 SMALL = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 # What a mutation puts in: paths that lead out, lengths beyond all measure, and the marks of the formats.
@@ -181,14 +183,14 @@ def test_images(kind: str, mode: str) -> None:
 def test_weights(tmp_path: Path) -> None:
     made = members.checkpoint(tmp_path / "made")
     small = {"head.weight": np.ones((2, 3), np.float32), "head.bias": np.zeros(2, np.float32)}
-    weights.write(tmp_path / "small.safetensors", small, {CARD_KEY: members.card().to_json()})
+    loading.write(tmp_path / "small.safetensors", small, {CARD_KEY: members.card().to_json()})
     path = made / "model.safetensors"
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
         with pytest.raises(CheckpointError):  # the manifest stands before the reader
-            weights.resolve(None, made)  # type: ignore[arg-type]
-        weights.read(path)
+            loading.resolve(None, made)  # type: ignore[arg-type]
+        loading.read(path)
         read_card(made)
 
     fuzz((tmp_path / "small.safetensors").read_bytes(), 1500, check)
@@ -216,7 +218,7 @@ def test_out_of_fold_answers(tmp_path: Path) -> None:
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
-        oof.read(run)
+        oof_files.read(run)
 
     fuzz(path.read_bytes(), 500, check)
 
@@ -245,11 +247,11 @@ def test_onnx(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     tiny_onnx(path)
     whole = path.read_bytes()
-    assert predictors.open(path).logits(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 3)
+    assert runtimes.open(path).logits(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 3)
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
-        predictors.open(path).logits(np.zeros((2, 32, 32, 3), np.uint8))
+        runtimes.open(path).logits(np.zeros((2, 32, 32, 3), np.uint8))
 
     # Most of the file is the kernel; the graph before it and after it is what matters.
     fuzz(whole, 250, check)
@@ -285,14 +287,14 @@ def test_a_package_cannot_name_weights_outside(tmp_path: Path) -> None:
     assert inside in program.read_bytes()
     program.write_bytes(program.read_bytes().replace(inside, outside))
     with pytest.raises(UnsupportedOperation, match="only files under @model_path"):
-        predictors.open(path, "mil_reference")
+        runtimes.open(path, "mil_reference")
 
 
 def test_core_ml_packages(tmp_path: Path) -> None:
     whole = tmp_path / "whole.mlpackage"
     tiny_package(whole)
     images = np.zeros((1, 32, 32, 3), np.uint8)
-    assert predictors.open(whole, "mil_reference").logits(images).shape == (1, 3)
+    assert runtimes.open(whole, "mil_reference").logits(images).shape == (1, 3)
     names = ("Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin")
     for name in names:
         mutant = tmp_path / "mutant.mlpackage"
@@ -300,7 +302,7 @@ def test_core_ml_packages(tmp_path: Path) -> None:
 
         def check(data: bytes, mutant: Path = mutant, name: str = name) -> None:
             (mutant / name).write_bytes(data)
-            predictors.open(mutant, "mil_reference").logits(images)
+            runtimes.open(mutant, "mil_reference").logits(images)
 
         fuzz((whole / name).read_bytes()[:4000], 170, check)
         shutil.rmtree(mutant)

@@ -99,6 +99,24 @@ def test_an_arm_that_takes_too_long_is_stopped_and_the_others_are_skipped(
     assert "- train resnet50 eager: skipped: takes" in (tmp_path / "x.md").read_text()
 
 
+UNTOUCHED = """
+import torch
+def touched(*_, **__):
+    raise SystemExit("CUDA is started")
+for module, names in ((torch._C, ("_cuda_getDeviceCount", "_cuda_init")), (torch.cuda, ("is_available", "_lazy_init"))):
+    for name in names:
+        if hasattr(module, name):
+            setattr(module, name, touched)
+import benchmarks.gpu_arms
+"""
+
+
+def test_what_the_arms_are_forked_from_does_not_start_cuda() -> None:
+    """CUDA does not survive a fork: every arm would fail, on a GPU alone."""
+    done = subprocess.run([sys.executable, "-c", UNTOUCHED], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(setting: gpu_arms.Setting, name: str, compiled: bool) -> Iterator[dict[str, Any]]:
         batch = setting.case(name, compiled).batch

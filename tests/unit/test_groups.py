@@ -14,7 +14,7 @@ from timm.optim.muon import _is_suitable_for_muon
 
 from backends.contract import OptimSpec
 from config.errors import ConfigError
-from config.train_sections import Optim
+from config.sections.train import Optim
 from models import defaults, registry
 from training.policy import groups, optimizer
 

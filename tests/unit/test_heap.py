@@ -14,7 +14,7 @@ import pytest
 SCRIPT = """
 import json, resource, threading
 from config import heap
-kept = {kept} and heap.keep_freed()
+kept = {kept} and heap.retain_freed_memory()
 import numpy as np
 
 def work():

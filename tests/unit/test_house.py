@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,42 @@ def test_imports_run_one_way(path: Path) -> None:
     level = LEVEL[path.relative_to(ROOT).parts[0]]
     upward = {name for name in imported(path) if LEVEL.get(name, -1) > level}
     assert not upward, f"{path} imports {upward}, which stands above it"
+
+
+def graph() -> dict[str, set[str]]:
+    """The files that each file imports, by dotted name; imports inside functions count too."""
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in sources()}
+    found = {}
+    for name, path in names.items():
+        targets = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                full = (f"{node.module}.{alias.name}" for alias in node.names)
+                targets |= {target if target in names else node.module for target in full}
+            elif isinstance(node, ast.Import):
+                targets |= {alias.name for alias in node.names}
+        found[name] = {
+            target for target in targets & names.keys() if target != name and not name.startswith(f"{target}.")
+        }
+    return found
+
+
+def test_no_file_imports_itself_through_others_and_chains_of_imports_are_short() -> None:
+    files, depths = graph(), dict[str, int]()
+
+    def depth(name: str, path: tuple[str, ...]) -> int:
+        assert name not in path, f"a circle of imports: {' -> '.join([*path, name])}"
+        if name not in depths:
+            depths[name] = 1 + max((depth(target, (*path, name)) for target in files[name]), default=0)
+        return depths[name]
+
+    deepest = max(files, key=lambda name: depth(name, ()))
+    assert depths[deepest] <= 17, f"{deepest} stands on {depths[deepest]} files; import less, or split what it needs"
+
+
+def test_no_folder_holds_more_files_than_a_reader_can_survey() -> None:
+    counts = Counter(path.parent for path in sources())
+    assert max(counts.values()) <= 16, counts.most_common(1)
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image, ImageCms
 
 import infer
-from config.data_sections import Data
-from data import cache
-from data.augment import EvalTransform
-from data.decode import decode
-from data.images import Images
+from config.sections.data import Data
+from data.augment.transforms import EvalTransform
+from data.cache import disk
+from data.cache.images import Images
+from data.decode.image import decode
 from models.card import Card, Preprocessing
 from tests.unit import members
 
@@ -182,7 +182,7 @@ def test_inference_does_as_the_card_says_for_each_member(tmp_path: Path):
         opened = Image.open(io.BytesIO(data))
         found = model.predict([tmp_path / "x.png", data, opened, shown]).probabilities
     assert np.abs(found - in_srgb).max() < 1e-3
-    from infer.explain import explain
+    from infer.explain.report import explain
 
     ensemble = tmp_path / "two.yaml"
     ensemble.write_text(f"members:\n- {{path: {plain}}}\n- {{path: {converting}}}\n")
@@ -200,7 +200,7 @@ def test_the_cache_keeps_both_kinds_of_colours_apart(tmp_path: Path):
     for to_srgb in (False, True, False):
         data = Data(root=tmp_path, cache_gb=1, cache_dir=tmp_path / "cache", icc_to_srgb=to_srgb, workers=1)
         prep = Preprocessing(32, icc_to_srgb=to_srgb)
-        made = cache.sources(data, prep, [path], Images.of(data), lambda: False)
+        made = disk.sources(data, prep, [path], Images.of(data), lambda: False)
         assert made.judged is not None
         expected = EvalTransform(prep)(decode(path, to_srgb=to_srgb))
         np.testing.assert_array_equal(made.judged(path, lambda *_: 1), expected)

@@ -10,7 +10,7 @@ import yaml
 
 from config import load
 from training.__main__ import main
-from training.leaderboard import Entry, ranked, read
+from training.campaign.leaderboard import Entry, ranked, read
 
 
 def made(path: Path, f1: list[float], *settings: str, split: str = "ID,target,fold\n") -> Path:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.data_sections import Augment
 from config.errors import DataError
-from data import augment, images, loader
-from data.sampler import epoch_order
+from config.sections.data import Augment
+from data.augment import transforms
+from data.cache import images
+from data.loading import loader
+from data.loading.sampler import epoch_order
 from models.card import Preprocessing
 from tests.unit.pictures import photograph
 
@@ -29,7 +31,7 @@ def paths(tmp_path_factory):
 
 
 def training(paths, workers=2, batch_size=5, seed=1, **options):
-    transform = augment.train_transform(Augment(level="hard"), Preprocessing(size=SIZE))
+    transform = transforms.train_transform(Augment(level="hard"), Preprocessing(size=SIZE))
     return loader.Loader(paths, transform, SIZE, batch_size, workers, seed, **options)
 
 
@@ -71,7 +73,7 @@ def test_a_sample_is_augmented_alike_wherever_it_stands_in_the_order(paths):
 
 
 def test_evaluation_gives_every_image_once_in_order_and_pads_the_last_batch(paths):
-    transform = augment.EvalTransform(Preprocessing(size=SIZE))
+    transform = transforms.EvalTransform(Preprocessing(size=SIZE))
     made = loader.Loader(paths, transform, SIZE, 10)
     batches = copies(made.epoch(np.arange(COUNT)))
     assert len(batches) == made.batches(COUNT) == 3
@@ -107,8 +109,8 @@ def test_a_sample_that_stands_several_times_is_augmented_differently_each_time_w
 
 def test_a_transform_may_change_with_the_epoch(paths):
     section, prep = Augment(level="hard", off_epochs=1), Preprocessing(size=SIZE)
-    made = loader.Loader(paths, augment.by_epoch(section, prep, 3), SIZE, 5, 2, seed=1)
-    plain = copies(loader.Loader(paths, augment.EvalTransform(prep), SIZE, 5).epoch(np.arange(COUNT)))
+    made = loader.Loader(paths, transforms.by_epoch(section, prep, 3), SIZE, 5, 2, seed=1)
+    plain = copies(loader.Loader(paths, transforms.EvalTransform(prep), SIZE, 5).epoch(np.arange(COUNT)))
     for epoch in (0, 1):
         assert_same(copies(made.epoch(np.arange(COUNT), epoch)), copies(training(paths).epoch(np.arange(COUNT), epoch)))
     assert_same(copies(made.epoch(np.arange(COUNT), 2)), plain)

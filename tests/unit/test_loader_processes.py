@@ -19,16 +19,18 @@ import psutil
 import pytest
 from PIL import Image
 
-from config.data_sections import Augment, Data
 from config.errors import ConfigError, DataError
-from data import augment, cache, pace, processes
-from data.images import Images
-from data.loader import Loaded, Loader
-from data.sampler import epoch_order
+from config.sections.data import Augment, Data
+from data.augment import transforms as augment
+from data.cache import disk
+from data.cache.images import Images
+from data.loading import pace, processes
+from data.loading.loader import Loaded, Loader
+from data.loading.sampler import epoch_order
 from models.card import Preprocessing
 from tests.unit import transforms
 from tests.unit.test_campaign import NEVER, final, settings
-from training import campaign
+from training.run import train_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no worker processes")
 COUNT, SIZE, ROOT = 23, 16, Path(__file__).parents[2]
@@ -106,9 +108,9 @@ def test_workers_map_the_cache_themselves_and_make_what_it_lacks(
     encoding: Any, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "_plan", lambda *_: [cache.Part(cache.Reduced(20), encoding)])
+    monkeypatch.setattr(disk, "_plan", lambda *_: [disk.Part(disk.Reduced(20), encoding)])
     data = Data(root=tmp_path, cache_gb=1.0, workers=2)
-    train = cache.sources(data, PREP, paths[:-3], Images(0), lambda: False).train
+    train = disk.sources(data, PREP, paths[:-3], Images(0), lambda: False).train
     expected = copies(loader(paths, 0, images=train).epoch(np.arange(COUNT)))
     assert_same(copies(loader(paths, 2, images=train).epoch(np.arange(COUNT))), expected)
 
@@ -120,7 +122,7 @@ def test_no_table_and_no_pixels_are_sent_to_the_workers(
     kept = Images()
     for path in paths:
         kept(path)
-    stored = cache.sources(Data(root=tmp_path, cache_gb=1.0, workers=2), PREP, paths, kept, lambda: False).train
+    stored = disk.sources(Data(root=tmp_path, cache_gb=1.0, workers=2), PREP, paths, kept, lambda: False).train
     for source in (kept, stored):
         assert len(pickle.dumps(source.reader(2))) < 3000  # type: ignore[attr-defined]  # 23 images have 70,000 values
 
@@ -196,8 +198,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import numpy as np
-from data.augment import EvalTransform
-from data.loader import Loader
+from data.augment.transforms import EvalTransform
+from data.loading.loader import Loader
 from models.card import Preprocessing
 paths = sorted(Path(sys.argv[1]).iterdir())
 made = Loader(paths, EvalTransform(Preprocessing(size=16)), 16, 5, processes=2)
@@ -306,14 +308,25 @@ def test_a_run_is_the_same_with_processes_and_can_change_to_them(digits: Path, t
     """Samplers whose weights change between epochs, progressive sizes, mixing and all."""
     wish = ("--folds.train", "[0]", "--progressive.sizes", "[16]", "--progressive.epochs", "[1]")
     wish += ("--data.image_size", "24", "--stopping.robust_weight", "0.3")
-    expected = final(campaign.run_all("numpy", settings(digits, tmp_path / "threads", *wish), NEVER))
-    folder = campaign.run_all("numpy", settings(digits, tmp_path / "some", *wish, "--data.processes", "2"), NEVER)
+    expected = final(train_run.run_all("numpy", settings(digits, tmp_path / "threads", *wish), NEVER))
+    folder = train_run.run_all("numpy", settings(digits, tmp_path / "some", *wish, "--data.processes", "2"), NEVER)
     found = final(folder)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     again = settings(digits, tmp_path / "some", *wish, "--data.processes", "0", "--resume", str(folder))
-    assert campaign.run_all("numpy", again, NEVER) == folder
+    assert train_run.run_all("numpy", again, NEVER) == folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file system that takes any bytes")
+def test_names_that_are_no_text_reach_the_workers(paths: list[Path], tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff'\"\n.png"))
+    odd.write_bytes(paths[0].read_bytes())
+    cut = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xfe.png"))
+    cut.write_bytes(paths[0].read_bytes()[:99])
+    made = loader([odd, cut], 2, skip_bad=True)
+    assert_same(copies(made.epoch(np.arange(2))), copies(loader([odd, cut], 0, skip_bad=True).epoch(np.arange(2))))
+    assert list(made.bad) == [cut]
 
 
 def test_what_remains_of_a_truncated_image_is_the_same(paths: list[Path], tmp_path: Path) -> None:

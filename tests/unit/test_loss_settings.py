@@ -14,9 +14,9 @@ from timm.loss import compute_class_weights
 from backends.contract import LossSpec
 from config import load
 from config.errors import ConfigError
-from config.train_sections import LOSS_OPTIONS, Loss
-from training import campaign
+from config.sections.train import LOSS_OPTIONS, Loss
 from training.policy import loss
+from training.run import train_run
 
 LABELS = np.repeat(np.arange(4), [40, 10, 1, 5])
 
@@ -91,7 +91,7 @@ def test_a_class_that_a_fold_does_not_train_on_weighs_nothing(kind: str) -> None
 def run(root: Path, out: Path, *more: str) -> Path:
     words = ["--data.root", str(root), "--out", str(out), "--model", "convnext_atto", "--weights", "none"]
     words += ["--data.image_size", "16", "--train.epochs", "1", "--train.batch_size", "8", "--optim.lr", "0.01"]
-    return campaign.run_all("numpy", load.parse([*words, "--data.workers", "1", *more], "x"), lambda: False)
+    return train_run.run_all("numpy", load.parse([*words, "--data.workers", "1", *more], "x"), lambda: False)
 
 
 def train_loss(folder: Path) -> float:

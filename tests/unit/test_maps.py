@@ -8,7 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, f1_score, log_loss
 
 from config.errors import ConfigError
-from infer import calibration, decision, maps, stacking
+from ensemble import decision
+from ensemble.calibration import maps, scaling
+from ensemble.weighting import stacking
 from tests.unit.test_calibration import answers
 from tests.unit.test_pool import problem, table
 
@@ -23,7 +25,7 @@ def test_vector_scaling_is_scikit_learns_regression_for_two_classes():
     skewed = rows * [1.0, 1.6] + [0.7, 0.0]
     reference = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(skewed, targets).predict_proba(skewed)
     found = np.exp(maps.vector(skewed, targets).apply(skewed))
-    assert calibration.log_loss(np.log(found), targets) == pytest.approx(log_loss(targets, reference), rel=1e-5)
+    assert scaling.log_loss(np.log(found), targets) == pytest.approx(log_loss(targets, reference), rel=1e-5)
     assert np.abs(found - reference).max() < 0.01
 
 
@@ -36,7 +38,7 @@ def test_vector_scaling_finds_the_loss_that_a_search_over_scikit_learns_log_loss
 
     reference = minimize(loss, [1, 1, 1, 0, 0, 0], method="BFGS").fun
     found = maps.vector(rows, targets)
-    assert calibration.log_loss(found.apply(rows), targets) == pytest.approx(reference, abs=2e-6)
+    assert scaling.log_loss(found.apply(rows), targets) == pytest.approx(reference, abs=2e-6)
     assert loss([1, 1, 1, 0, 0, 0]) > reference + 0.05
 
 
@@ -72,7 +74,7 @@ def reference_isotonic(rows, targets, new):
 def test_the_brier_score_is_scikit_learns():
     rows, targets = logs()
     wanted = brier_score_loss(targets, np.exp(rows), labels=range(5), scale_by_half=False)
-    assert calibration.brier(rows, targets) == pytest.approx(wanted)
+    assert scaling.brier(rows, targets) == pytest.approx(wanted)
 
 
 def test_clipping_helps_where_a_sure_answer_is_wrong():
@@ -88,7 +90,7 @@ def test_clipping_helps_where_a_sure_answer_is_wrong():
         for p in [np.exp(wrong)]
         for e in (lowest, 1e-12, 0.1)
     ]
-    assert calibration.log_loss(clipped, targets) == pytest.approx(losses[0]) and losses[0] == min(losses)
+    assert scaling.log_loss(clipped, targets) == pytest.approx(losses[0]) and losses[0] == min(losses)
 
 
 def skewed(rows=1200, classes=6, seed=0):

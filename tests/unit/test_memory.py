@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.contract import Batch, Knobs, MixPlan
+from backends.contract import Batch, MixPlan, StepHyperparams
 from backends.numpy import session
 from config import load
 from config.errors import ConfigError, Interrupted, OutOfMemory
 from tests.unit.test_campaign import NEVER, final, settings
-from training import campaign, memory
+from training.loop import memory
+from training.run import train_run
 
 PLAIN = ("--folds.train", "[0]", "--mining.cap", "0", "--sampling.oversample_to", "0", "--sampling.kind", "plain")
 LONG = (*PLAIN, "--train.epochs", "21", "--checkpoint.every_epochs", "7")  # 105 updates
@@ -27,7 +28,7 @@ class Small:
         self.steps = 0
         train_step = session.Session.train_step
 
-        def step(this: session.Session, batch: Batch, mix: MixPlan | None, knobs: Knobs) -> Any:
+        def step(this: session.Session, batch: Batch, mix: MixPlan | None, knobs: StepHyperparams) -> Any:
             size = this._memory.size(len(batch.images))
             self.steps += 1
             if size > most and self.steps > since:
@@ -41,13 +42,13 @@ class Small:
 @pytest.fixture(scope="module")
 def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """What the same run gives where the memory suffices."""
-    return final(campaign.run_all("numpy", settings(digits, tmp_path_factory.mktemp("whole"), *LONG), NEVER))
+    return final(train_run.run_all("numpy", settings(digits, tmp_path_factory.mktemp("whole"), *LONG), NEVER))
 
 
 @pytest.mark.parametrize(("since", "more"), [(0, ()), (99, ()), (0, ("--train.micro_batch", "auto"))])
 def test_the_batch_stays_and_the_run_goes_on(since, more, whole, digits, tmp_path, monkeypatch, capsys) -> None:
     small = Small(monkeypatch, most=2, since=since)
-    folder = campaign.run_all("numpy", settings(digits, tmp_path, *LONG, *more), NEVER)
+    folder = train_run.run_all("numpy", settings(digits, tmp_path, *LONG, *more), NEVER)
     assert {batch for batch, _ in small.sizes} == {8}
     assert small.sizes[-1] == (8, 2)
     assert "2 of the batch's 8 images at a time" in capsys.readouterr().out
@@ -59,7 +60,7 @@ def test_the_batch_stays_and_the_run_goes_on(since, more, whole, digits, tmp_pat
 
 
 def test_trying_leaves_no_trace(whole, digits, tmp_path) -> None:
-    folder = campaign.run_all("numpy", settings(digits, tmp_path, *LONG, "--train.micro_batch", "auto"), NEVER)
+    folder = train_run.run_all("numpy", settings(digits, tmp_path, *LONG, "--train.micro_batch", "auto"), NEVER)
     assert memory.remembered(folder / "fold_0") == 0, "on a device that holds it the batch passes whole"
     for name, value in final(folder).items():
         np.testing.assert_array_equal(value, whole[name], err_msg=name)
@@ -69,9 +70,9 @@ def test_a_run_that_is_started_again_knows_its_micro_batch(digits, tmp_path, mon
     Small(monkeypatch, most=4)
     wanted = settings(digits, tmp_path, *PLAIN)
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", wanted, lambda: len(list(tmp_path.glob("*/fold_0/step_*"))) > 1)
+        train_run.run_all("numpy", wanted, lambda: len(list(tmp_path.glob("*/fold_0/step_*"))) > 1)
     again = Small(monkeypatch, most=4)
-    campaign.run_all("numpy", wanted, NEVER)
+    train_run.run_all("numpy", wanted, NEVER)
     assert {size for _, size in again.sizes} == {4}
     assert again.steps == len(again.sizes), "nothing had to fail again"
 
@@ -79,7 +80,7 @@ def test_a_run_that_is_started_again_knows_its_micro_batch(digits, tmp_path, mon
 def test_not_even_one_image_is_an_error_that_says_what_to_do(digits, tmp_path, monkeypatch) -> None:
     Small(monkeypatch, most=0)
     with pytest.raises(OutOfMemory, match=r"not even one image.*no room for 1 images.*checkpoint_gradients"):
-        campaign.run_all("numpy", settings(digits, tmp_path, *PLAIN), NEVER)
+        train_run.run_all("numpy", settings(digits, tmp_path, *PLAIN), NEVER)
 
 
 @pytest.mark.parametrize(("size", "batch", "expected"), [(64, 64, 32), (20, 20, 10), (5, 20, 2), (3, 9, 1)])
@@ -89,8 +90,8 @@ def test_halves_divide_the_batch(size: int, batch: int, expected: int) -> None:
 
 def test_batch_size_auto_is_the_models_own_batch_in_parts_that_fit(digits: Path, tmp_path: Path) -> None:
     words = ["--data.root", str(digits), "--out", str(tmp_path), "--train.batch_size", "auto"]
-    resolved, spec, _ = campaign.prepare(load.parse(words, prog="test"))
-    plain, _, _ = campaign.prepare(load.parse(words[:4], prog="test"))
+    resolved, spec, _ = train_run.prepare(load.parse(words, prog="test"))
+    plain, _, _ = train_run.prepare(load.parse(words[:4], prog="test"))
     assert resolved.train.batch_size == plain.train.batch_size
     assert resolved.train.micro_batch == "auto"
     assert spec.name

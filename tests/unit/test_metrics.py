@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from training import metrics
-from training.targets import smoothed
+from training.loop import metrics
+from training.run.targets import smoothed
 
 
 def test_scores_of_a_case_done_by_hand() -> None:

@@ -18,8 +18,8 @@ from timm.data import mixup as timms
 from backends.contract import MixPlan
 from backends.torch.step import mixed
 from config import load
-from config.data_sections import Mix
 from config.errors import ConfigError
+from config.sections.data import Mix
 from training.policy import mix
 
 BATCH, SIZE, CLASSES = 8, 33, 5  # an odd size: halves of boxes must be rounded alike
@@ -102,7 +102,7 @@ def test_equal_draws_give_timms_images_and_targets(mode: str, alphas: dict, monk
     settings = Mix(mode=mode, prob=0.7, switch_prob=0.4, **alphas)  # type: ignore[arg-type]
     for seed in range(20):
         drawn = Recorded(seed)
-        monkeypatch.setattr(mix.keyed, "rng", lambda *_, drawn=drawn: drawn)
+        monkeypatch.setattr(mix, "philox", lambda *_, drawn=drawn: drawn)
         plan = mix.plan(settings, BATCH, SIZE, 0, 0, 5)
         assert plan is not None
         with monkeypatch.context() as inner:

@@ -12,7 +12,7 @@ import pytest
 
 from backends.mlx import model
 from benchmarks import mlx_bytes, mlx_graph, mlx_traffic
-from ports import gradients
+from ports.common import gradients
 from tests import tiny
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import backends.__main__ as command
 from backends.mlx import tune
-from ports import gradients
+from ports.common import gradients
 from tests.contract.cases import session
 
 KEY = gradients.depthwise(7, 1, 12)

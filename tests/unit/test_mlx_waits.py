@@ -14,7 +14,7 @@ from backends.mlx import session as mlx_session
 from benchmarks import mlx_step
 from tests import tiny
 from tests.contract.cases import KNOBS, batch, session
-from training import engine
+from training.loop import trainer
 
 STEPS = 9
 
@@ -69,7 +69,7 @@ def test_an_epoch_waits_for_nothing_but_old_results(monkeypatch: pytest.MonkeyPa
     for number, event in enumerate(trained):
         steps, reads = steps + (event == "train_step"), reads + (event == "read")
         if event == "read":
-            assert steps - reads >= engine._IN_FLIGHT or steps == STEPS, "read before the next are on their way"
+            assert steps - reads >= trainer._IN_FLIGHT or steps == STEPS, "read before the next are on their way"
             assert trained[number + 1 : number + 4] == ["wait"] * 3
     assert trained.count("wait") == 3 * STEPS, "three arrays a read, and nothing else"
 

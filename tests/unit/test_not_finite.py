@@ -11,11 +11,13 @@ import yaml
 import infer
 from config.errors import Diverged
 from infer.__main__ import main as predict
-from models import manifest, weights
+from models import manifest
 from models.card import CARD_KEY
+from models.weights import loading
 from tests.unit import members
 from tests.unit.test_campaign import NEVER, settings
-from training import campaign, cli
+from training import cli
+from training.run import train_run
 
 # A rate whose first update leaves weights that overflow, while no update is called infinite often enough to stop.
 OVERFLOWING = ("--optim.lr", "1e38", "--optim.clip_norm", "0", "--schedule.warmup_epochs", "0")
@@ -26,7 +28,7 @@ def test_a_run_without_a_finite_epoch_ends_as_diverged(digits: Path, tmp_path: P
     wanted = settings(digits, tmp_path, *OVERFLOWING, *PATIENT)
     for _ in range(2):  # resumed, it says the same
         with pytest.raises(Diverged, match=r"all 1 epochs are not finite; lower optim\.lr"):
-            campaign.run_all("numpy", wanted, NEVER)
+            train_run.run_all("numpy", wanted, NEVER)
     assert not list(tmp_path.glob("*/fold_0/result.yaml"))
 
 
@@ -46,9 +48,9 @@ def test_a_campaign_leaves_such_a_member_out(digits: Path, tmp_path: Path, capsy
 def spoiled(path: Path) -> Path:
     """A checkpoint whose bias has one value that is no number."""
     members.checkpoint(path)
-    arrays, _ = weights.read(path / "model.safetensors")
+    arrays, _ = loading.read(path / "model.safetensors")
     arrays["head.bias"] = np.array([0, np.nan, 0], np.float32)
-    weights.write(path / "model.safetensors", arrays, {CARD_KEY: members.card().to_json()})
+    loading.write(path / "model.safetensors", arrays, {CARD_KEY: members.card().to_json()})
     manifest.write(path)
     return path
 

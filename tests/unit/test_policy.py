@@ -9,7 +9,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 
-from config.data_sections import Mix
+from config.sections.data import Mix
 from training.policy import groups, mix, schedule
 from training.policy.plateau import Plateau
 from training.policy.stopping import Stopping

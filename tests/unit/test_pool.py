@@ -5,8 +5,10 @@ from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from config.errors import ConfigError
-from infer import greedy, oof_table, pool, scores, weights
-from infer.weights import Wish
+from ensemble import scores
+from ensemble.oof import oof_table
+from ensemble.weighting import average, greedy, weights
+from ensemble.weighting.weights import WeightingRequest
 
 # Weights (how often each run was taken) and regret of AutoGluon 1.6.3's EnsembleSelection with
 # tie_breaker="second_metric", run on `problem(rows, classes, seed, sharps)` in an environment of its own.
@@ -56,7 +58,7 @@ def regret(metric, targets, mixed):
 @pytest.mark.parametrize(("seed", "rows", "classes", "sharps", "metric", "rounds", "counts", "reached"), AUTOGLUON)
 def test_greedy_selection_takes_what_autogluon_takes(seed, rows, classes, sharps, metric, rounds, counts, reached):
     targets, answers = problem(rows, classes, seed, sharps)
-    wish = Wish("greedy", metric=metric, rounds=rounds)
+    wish = WeightingRequest("greedy", metric=metric, rounds=rounds)
     found = weights.find(table(targets, answers), (1.0,) * len(answers), wish)
     assert np.allclose(found, np.array(counts) / sum(counts), atol=1e-12)
     mixed = np.tensordot(found, [softmax(a, axis=1) for a in answers], axes=1)
@@ -66,7 +68,7 @@ def test_greedy_selection_takes_what_autogluon_takes(seed, rows, classes, sharps
 @pytest.mark.parametrize("combine", ["probabilities", "logits", "ranks"])
 def test_the_front_predicts_what_the_whole_mixture_predicts(combine):
     rng = np.random.default_rng(0)
-    block = pool.summands(pool.log_softmax(2 * rng.normal(size=(4, 200, 30)).astype(np.float32)), combine)
+    block = average.summands(average.log_softmax(2 * rng.normal(size=(4, 200, 30)).astype(np.float32)), combine)
     front = greedy.front([block[:, :150], block[:, 150:]])
     assert front.values.shape[1] < 0.6 * 200 * 30
     for weight in [*rng.dirichlet(np.ones(4), 20), np.array([1.0, 0, 0, 0])]:
@@ -77,13 +79,13 @@ def test_the_mean_of_logits_has_the_weights_that_scikit_learns_log_loss_finds_on
     targets, answers = problem(400, 4, 3, (2.0, 1.2))
     grid = np.linspace(0, 1, 201)
     losses = [log_loss(targets, softmax(w * answers[0] + (1 - w) * answers[1], axis=1)) for w in grid]
-    found = weights.find(table(targets, answers), (1.0, 1.0), Wish("convex", "logits"))
+    found = weights.find(table(targets, answers), (1.0, 1.0), WeightingRequest("convex", "logits"))
     assert found[0] == pytest.approx(grid[np.argmin(losses)], abs=0.006)
 
 
 def test_ranks_are_scipys_and_their_mean_orders_the_classes():
     targets, answers = problem(50, 6, 4, (1.0, 1.0, 1.0))
-    found = pool.mix(table(targets, answers), (1.0,) * 3, np.array([0.5, 0.25, 0.25]), "ranks")
+    found = average.mix(table(targets, answers), (1.0,) * 3, np.array([0.5, 0.25, 0.25]), "ranks")
     borda = np.tensordot([0.5, 0.25, 0.25], [rankdata(a, axis=1) for a in answers], axes=1)
     assert np.array_equal(found.argmax(axis=1), borda.argmax(axis=1))
     assert np.allclose(np.exp(found), softmax(borda, axis=1), atol=1e-6)
@@ -93,11 +95,11 @@ def test_bagged_weights_repeat_and_soft_ones_lie_between():
     targets, answers = problem(300, 4, 5, (2.0, 1.8, 0.0))
     given = table(targets, answers), (1.0,) * 3
     for method in ("convex", "greedy"):
-        hard = weights.find(*given, Wish(method))
-        bagged = [weights.find(*given, Wish(method, bags=4, seed=seed)) for seed in (0, 0, 1)]
+        hard = weights.find(*given, WeightingRequest(method))
+        bagged = [weights.find(*given, WeightingRequest(method, bags=4, seed=seed)) for seed in (0, 0, 1)]
         assert np.array_equal(bagged[0], bagged[1]) and not np.array_equal(bagged[0], bagged[2])
         assert bagged[0].sum() == pytest.approx(1)
-        assert np.allclose(weights.find(*given, Wish(method, soften=0.25)), 0.75 * hard + 0.25 / 3)
+        assert np.allclose(weights.find(*given, WeightingRequest(method, soften=0.25)), 0.75 * hard + 0.25 / 3)
     # A bag of greedy selection sees two of the three runs, so that the good one cannot have it all.
     assert bagged[0][1] > 0
 
@@ -108,17 +110,17 @@ def test_runs_without_a_common_image_are_refused_where_they_must_be_compared():
     half = np.arange(60) < 30
     apart = oof_table.Table(one.ids, targets, one.logits, [half, ~half], one.fold)
     with pytest.raises(ConfigError, match="no out-of-fold image in common"):
-        weights.find(apart, (1.0, 1.0), Wish("greedy"))
-    assert weights.find(apart, (1.0, 1.0), Wish("convex")).sum() == pytest.approx(1)
+        weights.find(apart, (1.0, 1.0), WeightingRequest("greedy"))
+    assert weights.find(apart, (1.0, 1.0), WeightingRequest("convex")).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
     ("wish", "text"),
     [
-        (Wish("fixed", given=(1.0,)), "1 weights for 2 runs"),
-        (Wish("fixed", given=(1.0, -1.0)), "negative"),
-        (Wish("convex", "ranks"), "no convex optimum"),
-        (Wish("greedy", "logits"), "probabilities only"),
+        (WeightingRequest("fixed", given=(1.0,)), "1 weights for 2 runs"),
+        (WeightingRequest("fixed", given=(1.0, -1.0)), "negative"),
+        (WeightingRequest("convex", "ranks"), "no convex optimum"),
+        (WeightingRequest("greedy", "logits"), "probabilities only"),
     ],
 )
 def test_a_wish_that_cannot_be_fulfilled_is_one_line(wish, text):
@@ -141,7 +143,7 @@ def test_the_interval_is_scipys_bootstrap():
     from scipy.stats import bootstrap
 
     targets, (answer,) = problem(400, 4, 7, (1.5,))
-    judged = scores.judge(pool.log_softmax(answer.astype(np.float32)), targets)
+    judged = scores.judge(average.log_softmax(answer.astype(np.float32)), targets)
     rng = np.random.default_rng(0)
     for metric, values in (("log_loss", -judged.true), ("accuracy", judged.predicted == targets)):
         reference = bootstrap((values,), np.mean, n_resamples=1000, method="percentile", rng=rng).confidence_interval

@@ -17,7 +17,8 @@ from pyarrow import parquet
 
 import infer
 from config.errors import ConfigError, DataError
-from infer import archive, inputs, prepare, residency, shard, work
+from infer import job, model_cache, prepare
+from infer.io import archive, inputs, shard
 from infer.member import ensemble_of
 from infer.prepare import Grid
 from infer.runner import Runner
@@ -210,7 +211,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_files_are_the_same(pair, tmp_path, cap
     )
     words = ["--member", *folders, "--images", tmp_path / "images", "--batch_size", 2, "--out"]
     given = [sys.executable, "-c", stopping, *map(str, words), str(tmp_path / "s.npz")]
-    stopped = subprocess.run(given, capture_output=True, text=True, cwd=Path(work.__file__).parents[1])
+    stopped = subprocess.run(given, capture_output=True, text=True, cwd=Path(job.__file__).parents[1])
     assert stopped.returncode == 128 + signal.SIGINT and "--resume" in stopped.stderr
     assert stopped.stderr.count("\n") == 1 and not (tmp_path / "s.npz").exists()
     kept = (tmp_path / "s.npz.part" / "shard_0_of_1" / "answers.f32").stat().st_size
@@ -225,7 +226,7 @@ def test_a_killed_rank_that_is_started_again_loses_nothing(pair, tmp_path, capsy
     folders, _, _ = pair
     dying = (
         "import sys, os, signal, infer\n"
-        "from infer.journal import Journal\n"
+        "from infer.io.journal import Journal\n"
         "append, batches = Journal.append, []\n"
         "def dies_while_writing(self, probabilities, errors):\n"
         "    batches.append(probabilities)\n"
@@ -247,7 +248,7 @@ def test_a_killed_rank_that_is_started_again_loses_nothing(pair, tmp_path, capsy
         return [*words, "--resume", *([] if launched == "by torchrun" else ["--shard", f"{rank}/2"])]
 
     given = [sys.executable, "-c", dying, *map(str, started(1))]
-    assert subprocess.run(given, cwd=Path(work.__file__).parents[1]).returncode == -signal.SIGKILL
+    assert subprocess.run(given, cwd=Path(job.__file__).parents[1]).returncode == -signal.SIGKILL
     assert (tmp_path / "s.npz.part" / "shard_1_of_2" / "answers.f32").stat().st_size == 2 * 3 * 4 + 7
     code, said, _ = command(capsys, *started(0))
     assert code == 0 and "the last shard to end writes the files" in said and not (tmp_path / "s.npz").exists()
@@ -262,7 +263,7 @@ def test_two_processes_do_not_write_one_journal(pair, tmp_path, capsys):
     place = tmp_path / "s.npz.part" / "shard_0_of_1"
     place.mkdir(parents=True)
     words = ["--member", *folders, "--images", tmp_path / "images", "--out", tmp_path / "s.npz"]
-    with work.filelock.FileLock(place / "lock"):
+    with job.filelock.FileLock(place / "lock"):
         code, _, err = command(capsys, *words)
     assert code == 2 and "another process" in err and err.count("\n") == 1
     assert command(capsys, *words)[0] == 0
@@ -288,7 +289,7 @@ def test_members_rotate_when_the_measured_memory_is_short(pair, monkeypatch):
     with infer.load(folders[0]) as model:
         assert model._members.resident
     free = iter([100, 40, 40, *[40] * 20])  # the first member takes 60 of 100
-    monkeypatch.setattr(residency, "free_memory", lambda: next(free))
+    monkeypatch.setattr(model_cache, "free_memory", lambda: next(free))
     both = ensemble_of([str(folder) for folder in folders])
     with Runner(both) as runner:
         assert not runner._members.resident and not runner._members._open
@@ -392,6 +393,6 @@ def test_other_faults_of_outputs_are_told_first(tmp_path, capsys, monkeypatch):
     words = ["--member", folder, "--images", images, "--out"]
     assert "overwritten" in command(capsys, *words, tmp_path / "taken.jsonl")[2]
     assert "ends in .csv, .jsonl" in command(capsys, *words, tmp_path / "s.xlsx")[2]
-    monkeypatch.setattr("infer.outputs.installed", lambda _module: False)
+    monkeypatch.setattr("infer.io.outputs.installed", lambda _module: False)
     assert 'pip install -e ".[parquet]"' in command(capsys, *words, tmp_path / "s.parquet")[2]
     assert (tmp_path / "taken.jsonl").read_text() == "precious" and not (tmp_path / "s.xlsx").exists()

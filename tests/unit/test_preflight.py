@@ -13,11 +13,13 @@ from PIL import Image
 from config import load
 from data.audit import table
 from data.audit.findings import Finding
-from infer import validate
 from infer.__main__ import main as infer
-from training import campaign as single
-from training import cli, preflight, turns
-from training.fold import RESULT
+from infer.io import validation
+from training import cli
+from training.campaign import train_members
+from training.run import preflight
+from training.run import train_run as single
+from training.run.fold import RESULT
 
 WORDS = ["--model", "convnext_atto", "--weights", "none", "--data.image_size", "16", "--data.workers", "1"]
 WORDS += ["--train.epochs", "1", "--train.batch_size", "8", "--optim.lr", "0.05", "--mode", "full"]
@@ -69,7 +71,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*_: object) -> None:
         raise AssertionError("the training was begun")
 
-    monkeypatch.setattr(turns, "train", reached)
+    monkeypatch.setattr(train_members, "train", reached)
 
 
 def submission(tmp_path: Path) -> Path:
@@ -99,7 +101,7 @@ def test_a_damaged_test_image_gets_the_class_prior_and_is_named_before_the_train
     assert len(warnings) == 2 and all("t2.png" in line and "the class prior" in line for line in warnings)
     assert "1 test images cannot be read" in err
     sent = submission(tmp_path)
-    assert validate.faults(sent, root / "sample_submission.csv", labels=["cat", "dog"]) == []
+    assert validation.faults(sent, root / "sample_submission.csv", labels=["cat", "dog"]) == []
     key, target = ("ID", "target") if layout == "root" else ("id", "label")
     assert [row[key] for row in rows_of(sent)] == [f"t{n}.png" if layout == "root" else f"TEST_{n}" for n in range(4)]
     labels = [row[target] for row in rows_of(sent)]

@@ -20,7 +20,7 @@ from models import __main__ as command
 from models import manifest, pretrained, registry
 from models.card import read_card
 from models.registry import TABLES
-from models.weights_torch import imagenet_names
+from models.weights.torch_files import imagenet_names
 
 
 @pytest.fixture

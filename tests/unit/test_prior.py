@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 import infer
-from infer import prior
+from infer.io import prior
 from models.card import Card
 from tests.unit import members
 

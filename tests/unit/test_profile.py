@@ -15,8 +15,8 @@ from backends.mlx import session as mlx_session
 from config.errors import BackendUnavailable, ConfigError
 from tests import tiny
 from tests.unit.test_campaign import NEVER, final, settings
-from training import campaign
-from training.profiling import Recorder
+from training.loop.profiling import Recorder
+from training.run import train_run
 
 SMALL = (
     "--model",
@@ -36,8 +36,8 @@ def test_a_trace_holds_the_wanted_updates_and_changes_nothing(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TANDEM_TORCH_DEVICE", "cpu")
-    plain = campaign.run_all("torch", settings(digits, tmp_path / "plain", *SMALL), NEVER)
-    traced = campaign.run_all("torch", settings(digits, tmp_path / "traced", *SMALL, "--profile", "3"), NEVER)
+    plain = train_run.run_all("torch", settings(digits, tmp_path / "plain", *SMALL), NEVER)
+    traced = train_run.run_all("torch", settings(digits, tmp_path / "traced", *SMALL, "--profile", "3"), NEVER)
     assert "profile of 3 updates" in capsys.readouterr().out
     folder = traced / "fold_0" / "profile"
     events = Counter(event.get("name") for event in json.loads((folder / "trace.json").read_text())["traceEvents"])
@@ -99,5 +99,5 @@ def test_mlx_without_metal_says_so_at_once(tmp_path: Path) -> None:
 
 def test_an_engine_without_traces_says_so_before_it_trains(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no traces"):
-        campaign.run_all("numpy", settings(digits, tmp_path, "--folds.train", "[0]", "--profile", "2"), NEVER)
+        train_run.run_all("numpy", settings(digits, tmp_path, "--folds.train", "[0]", "--profile", "2"), NEVER)
     assert not list(tmp_path.glob("*/fold_0/step_*"))

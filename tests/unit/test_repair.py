@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from config.errors import DataError
-from data.decode import decode
-from data.images import Images
+from data.cache.images import Images
+from data.decode.image import decode
 from tests.unit.test_decode_matrix import chunk, png, samples
 
 H, W = 40, 56

@@ -16,7 +16,7 @@ from torch.nn import functional
 from config.errors import ConfigError, WeightsError
 from models import registry
 from models.registry import ModelSpec
-from models.resample import resample, resize, resize_bias_table
+from models.weights.resample import resample, resize, resize_bias_table
 
 VIT = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
 SWIN = {"embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": 7}

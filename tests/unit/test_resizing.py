@@ -10,12 +10,12 @@ import pytest
 
 from config import load
 from config.errors import ConfigError, Interrupted
-from config.train_sections import Progressive, Schedule, Train
+from config.sections.train import Progressive, Schedule, Train
 from models import registry
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
-from training import campaign
 from training.policy import resizing, schedule
-from training.policy.resizing import Course, Stage
+from training.policy.resizing import ResizeSchedule, ResizeStage
+from training.run import train_run
 
 SMALL_FIRST = ("--progressive.sizes", "[16, 24]", "--progressive.epochs", "[1, 1]", "--data.image_size", "32")
 
@@ -24,7 +24,12 @@ def test_a_smaller_stage_takes_as_many_more_images_as_it_has_fewer_pixels() -> N
     wish = Progressive(sizes=(128, 176, 208), epochs=(3, 2, 1))
     spec = registry.get("convnext_atto", image_size=224)
     found = resizing.stages(wish, Train(epochs=10), spec, batch=64, images=10_000)
-    assert found == (Stage(3, 128, 192), Stage(2, 176, 96), Stage(1, 208, 64), Stage(4, 224, 64))
+    assert found == (
+        ResizeStage(3, 128, 192),
+        ResizeStage(2, 176, 96),
+        ResizeStage(1, 208, 64),
+        ResizeStage(4, 224, 64),
+    )
     for stage in found:
         assert stage.batch * stage.size**2 <= 64 * 224**2, "it would not fit where the full size fits"
     kept = resizing.stages(wish.model_copy(update={"raise_batch": False}), Train(epochs=10), spec, 64, 10_000)
@@ -35,7 +40,7 @@ def test_a_smaller_stage_takes_as_many_more_images_as_it_has_fewer_pixels() -> N
 
 
 def test_schedules_fall_by_epochs_and_updates_are_numbered_without_a_gap() -> None:
-    course = Course((Stage(2, 16, 50), Stage(1, 24, 30), Stage(3, 32, 20)), samples=205)
+    course = ResizeSchedule((ResizeStage(2, 16, 50), ResizeStage(1, 24, 30), ResizeStage(3, 32, 20)), samples=205)
     assert [course.steps(epoch) for epoch in range(6)] == [4, 4, 6, 10, 10, 10]
     numbers = [course.update(epoch, batch) for epoch in range(6) for batch in range(course.steps(epoch))]
     assert numbers == list(range(course.updates))
@@ -70,14 +75,14 @@ def test_a_model_or_size_that_does_not_suit_is_refused_before_training(
     words: list[str], said: str, digits: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        campaign.run_all("numpy", settings(digits, tmp_path, *SMALL_FIRST, *words), NEVER)
+        train_run.run_all("numpy", settings(digits, tmp_path, *SMALL_FIRST, *words), NEVER)
     assert not list(tmp_path.glob("*/fold_0/step_*"))
 
 
 def test_a_run_stopped_in_any_stage_ends_as_the_straight_one(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    straight = campaign.run_all("numpy", settings(digits, tmp_path / "a", *SMALL_FIRST), NEVER)
+    straight = train_run.run_all("numpy", settings(digits, tmp_path / "a", *SMALL_FIRST), NEVER)
     said = capsys.readouterr().out
     assert "fold_0, epochs 1 to 1: 1 steps of 32 images at 16 pixels" in said
     assert "fold_0, epochs 3 to 3: 5 steps of 8 images at 32 pixels" in said
@@ -86,8 +91,8 @@ def test_a_run_stopped_in_any_stage_ends_as_the_straight_one(
     wanted = settings(digits, tmp_path / "b", *SMALL_FIRST)
     for questions in (1, 3, 4):
         with pytest.raises(Interrupted):
-            campaign.run_all("numpy", wanted, StopAfter(questions))
-    one, other = final(straight), final(campaign.run_all("numpy", wanted, NEVER))
+            train_run.run_all("numpy", wanted, StopAfter(questions))
+    one, other = final(straight), final(train_run.run_all("numpy", wanted, NEVER))
     assert one.keys() == other.keys()
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)

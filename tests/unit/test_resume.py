@@ -15,7 +15,9 @@ from config import load
 from config.errors import ConfigError, Interrupted
 from models import manifest
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
-from training import campaign, checkpoint, cli
+from training import cli
+from training.loop import checkpoint
+from training.run import train_run
 
 CONSTANT = ("--folds.train", "[0]", "--schedule.name", "constant", "--schedule.warmup_epochs", "0")
 
@@ -23,7 +25,7 @@ CONSTANT = ("--folds.train", "[0]", "--schedule.name", "constant", "--schedule.w
 def again(folder: Path, *more: str) -> Path:
     """`--resume FOLDER` with other settings, by consent."""
     words = ["--resume", str(folder), *more, *(["--resume_anyway", "true"] if more else [])]
-    return campaign.run_all("numpy", load.parse(words, prog="test"), NEVER)
+    return train_run.run_all("numpy", load.parse(words, prog="test"), NEVER)
 
 
 def epochs(fold: Path) -> list[int]:
@@ -38,7 +40,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 @pytest.fixture
 def short(digits: Path, tmp_path: Path) -> Path:
     """A finished run of two epochs at a constant rate."""
-    return campaign.run_all("numpy", settings(digits, tmp_path, *CONSTANT, "--train.epochs", "2"), NEVER)
+    return train_run.run_all("numpy", settings(digits, tmp_path, *CONSTANT, "--train.epochs", "2"), NEVER)
 
 
 def test_more_epochs_train_on_as_if_they_had_been_asked_for_at_once(
@@ -48,7 +50,7 @@ def test_more_epochs_train_on_as_if_they_had_been_asked_for_at_once(
     assert "4 epochs in place of 2; the learning rate follows the constant schedule" in capsys.readouterr().out
     assert epochs(short / "fold_0") == [1, 2, 3, 4]
     whole = settings(digits, tmp_path / "whole", *CONSTANT, "--train.epochs", "4")
-    one, other = final(campaign.run_all("numpy", whole, NEVER)), final(short)
+    one, other = final(train_run.run_all("numpy", whole, NEVER)), final(short)
     assert one.keys() == other.keys()
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
@@ -60,9 +62,9 @@ def test_more_epochs_train_on_as_if_they_had_been_asked_for_at_once(
 
 def test_a_cosine_schedule_continues_as_that_of_all_epochs(digits: Path, tmp_path: Path) -> None:
     cosine = ("--folds.train", "[0]", "--train.epochs")
-    folder = campaign.run_all("numpy", settings(digits, tmp_path / "a", *cosine, "2"), NEVER)
+    folder = train_run.run_all("numpy", settings(digits, tmp_path / "a", *cosine, "2"), NEVER)
     again(folder, "--train.epochs", "4")
-    whole = campaign.run_all("numpy", settings(digits, tmp_path / "b", *cosine, "4"), NEVER)
+    whole = train_run.run_all("numpy", settings(digits, tmp_path / "b", *cosine, "4"), NEVER)
     rates = [
         [row["lr"] for row in csv.DictReader((path / "fold_0" / "history.csv").open(newline=""))]
         for path in (folder, whole)
@@ -90,7 +92,7 @@ def test_what_would_train_nothing_is_refused_and_changes_no_file(
 
 def test_a_run_that_stopped_early_trains_on_with_more_patience_alone(digits: Path, tmp_path: Path) -> None:
     patient = ("--stopping.patience", "1", "--stopping.min_delta", "1.0", "--checkpoint.every_epochs", "3")
-    folder = campaign.run_all("numpy", settings(digits, tmp_path, *CONSTANT, *patient, "--train.epochs", "6"), NEVER)
+    folder = train_run.run_all("numpy", settings(digits, tmp_path, *CONSTANT, *patient, "--train.epochs", "6"), NEVER)
     assert epochs(folder / "fold_0") == [1, 2]
     before = files(folder)
     with pytest.raises(ConfigError, match=r"stopped early after 2 epochs; raise stopping\.patience"):
@@ -103,7 +105,7 @@ def test_a_run_that_stopped_early_trains_on_with_more_patience_alone(digits: Pat
 def test_an_extension_that_was_stopped_resumes_by_its_folder_alone(short: Path) -> None:
     longer = ["--resume", str(short), "--train.epochs", "4", "--resume_anyway", "true"]
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", load.parse(longer, prog="test"), StopAfter(1))
+        train_run.run_all("numpy", load.parse(longer, prog="test"), StopAfter(1))
     assert not (short / "fold_results.yaml").exists()
     again(short)
     assert epochs(short / "fold_0") == [1, 2, 3, 4]

@@ -9,19 +9,20 @@ from scipy.special import softmax
 
 import infer
 from config.errors import BackendUnavailable, CheckpointError, ConfigError, DataError, WeightsError
-from data import augment, images
-from infer import predictors
+from data.augment import transforms
+from data.cache import images
+from infer import runtimes
 from infer.member import ensemble_of
 from infer.runner import Runner
-from models import weights
 from models.card import CARD_KEY, Preprocessing
+from models.weights import loading
 from tests.unit import members
 
 TOLERANCE = 2e-6  # float32 answers
 
 
 def logits_of(path, pixels):
-    predictor = predictors.open(path)
+    predictor = runtimes.open(path)
     return predictor.logits(np.ascontiguousarray(pixels)).astype(np.float64)
 
 
@@ -82,7 +83,7 @@ def test_members_of_other_sizes_each_see_their_own_pixels(tmp_path):
     folders = [members.checkpoint(tmp_path / str(i), i, members.card(**prep)) for i, prep in enumerate(preps)]
     expected = np.zeros((7, 3))
     for folder, prep in zip(folders, preps, strict=True):
-        transform = augment.EvalTransform(Preprocessing(**{"size": 32, **prep}))
+        transform = transforms.EvalTransform(Preprocessing(**{"size": 32, **prep}))
         expected += softmax(logits_of(folder, np.stack([transform(image) for image in pixels])), axis=1) / 3
     with Runner(ensemble_of([str(folder) for folder in folders])) as runner:
         parts = list(runner.run(paths, batch_size=4, workers=2))
@@ -143,8 +144,8 @@ def test_files_bytes_and_arrays_mix(pair):
 def test_averaged_weights_win(pair, tmp_path):
     (_a, b), _, pixels = pair
     both = members.checkpoint(tmp_path / "both", seed=0)
-    arrays, metadata = weights.read(b / "model.safetensors")
-    weights.write(both / "ema.safetensors", arrays, metadata)
+    arrays, metadata = loading.read(b / "model.safetensors")
+    loading.write(both / "ema.safetensors", arrays, metadata)
     members.manifest.write(both)
     assert np.array_equal(logits_of(both, pixels), logits_of(b, pixels))
 
@@ -163,8 +164,8 @@ def test_members_of_other_classes_are_refused_by_name(pair, tmp_path):
 
 def test_a_member_without_a_card_is_refused(pair):
     (a, _), _, _ = pair
-    arrays, _ = weights.read(a / "model.safetensors")
-    weights.write(a / "model.safetensors", arrays, {})
+    arrays, _ = loading.read(a / "model.safetensors")
+    loading.write(a / "model.safetensors", arrays, {})
     with pytest.raises(WeightsError, match="no Tandem card"):
         infer.load(a)
 
@@ -186,30 +187,30 @@ def test_the_runtime_is_chosen_by_the_artefact_and_checked(pair, tmp_path):
     (a, _), _, _ = pair
     (tmp_path / "x.onnx").touch()
     (tmp_path / "x.mlpackage").mkdir()
-    assert predictors.choose(a) == "numpy" and predictors.choose(a, "mlx") == "mlx"
-    assert predictors.choose(tmp_path / "x.onnx") == "onnx"
-    assert predictors.choose(tmp_path / "x.mlpackage") in ("coreml", "mil_reference")
-    assert predictors.choose(tmp_path / "x.mlpackage", "mil_reference") == "mil_reference"
+    assert runtimes.choose(a) == "numpy" and runtimes.choose(a, "mlx") == "mlx"
+    assert runtimes.choose(tmp_path / "x.onnx") == "onnx"
+    assert runtimes.choose(tmp_path / "x.mlpackage") in ("coreml", "mil_reference")
+    assert runtimes.choose(tmp_path / "x.mlpackage", "mil_reference") == "mil_reference"
     with pytest.raises(ConfigError, match="torch cannot run it; it runs on onnx"):
-        predictors.choose(tmp_path / "x.onnx", "torch")
+        runtimes.choose(tmp_path / "x.onnx", "torch")
     with pytest.raises(ConfigError, match="did you mean torch"):
         infer.load(f"{a}@toch")
     with pytest.raises(CheckpointError, match=r"holds the checkpoints .*/a, .*/b"):
-        predictors.choose(tmp_path)
+        runtimes.choose(tmp_path)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        predictors.choose(tmp_path / "absent")
+        runtimes.choose(tmp_path / "absent")
 
 
 def test_an_engine_that_is_not_installed_is_named(pair, monkeypatch):
     (a, _), _, _ = pair
     card = json.loads(members.card().to_json())
-    arrays, _ = weights.read(a / "model.safetensors")
-    weights.write(a / "model.safetensors", arrays, {CARD_KEY: json.dumps({**card, "trained_with": "torch"})})
+    arrays, _ = loading.read(a / "model.safetensors")
+    loading.write(a / "model.safetensors", arrays, {CARD_KEY: json.dumps({**card, "trained_with": "torch"})})
     members.manifest.write(a)
-    monkeypatch.setattr(predictors, "installed", lambda module: module == "mlx")
-    assert predictors.choose(a) == "mlx"
+    monkeypatch.setattr(runtimes, "installed", lambda module: module == "mlx")
+    assert runtimes.choose(a) == "mlx"
     monkeypatch.setattr("backends.installed", lambda module: False)
-    monkeypatch.setattr(predictors, "installed", lambda module: False)
+    monkeypatch.setattr(runtimes, "installed", lambda module: False)
     with pytest.raises(BackendUnavailable, match="pip install"):
         infer.load(a)
 

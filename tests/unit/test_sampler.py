@@ -2,8 +2,8 @@ import hashlib
 
 import numpy as np
 
-from data import keyed
-from data.sampler import epoch_order, occurrences
+from data.loading.sampler import epoch_order, occurrences
+from data.rng import philox
 
 
 def test_an_order_is_a_permutation_that_only_its_key_decides():
@@ -19,7 +19,7 @@ def test_a_generator_is_numpys_philox_with_the_keys_digest():
     for key in ((), (3,), (2, 70000)):
         digest = hashlib.blake2b(f"7|augment|{'|'.join(map(str, key))}".encode(), digest_size=16).digest()
         public = np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8")))
-        ours = keyed.rng(7, "augment", *key)
+        ours = philox(7, "augment", *key)
         np.testing.assert_array_equal(ours.random(9), public.random(9))
         np.testing.assert_array_equal(ours.permutation(50), public.permutation(50))
 

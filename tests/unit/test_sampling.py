@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from config.data_sections import Sampling
 from config.errors import ConfigError
+from config.sections.data import Sampling
 from training.policy import sampling
 from training.policy.mining import Mining
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.data_sections import Data
 from config.errors import DataError
+from config.sections.data import Data
 from data import sources
 
 

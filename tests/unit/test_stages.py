@@ -14,9 +14,11 @@ from backends.numpy import session
 from config import load
 from config.errors import Diverged, Interrupted, OutOfMemory
 from data import folds, sources
-from infer import validate
-from training import campaign as single
-from training import cli, engine, members, stages
+from infer.io import validation
+from training import cli
+from training.campaign import members, pipeline
+from training.loop import trainer
+from training.run import train_run as single
 
 TWO = """
 weights: none
@@ -93,7 +95,7 @@ def test_one_command_makes_all_from_images_to_submission_and_a_second_makes_noth
     assert {member["path"].split("/")[1] for member in made["members"]} <= {"first", "second"}
     assert made["views"] == ["original", "hflip"]
     (sent,) = (folder / "submissions").glob("*[0-9].csv")
-    assert validate.faults(sent, data / "sample_submission.csv") == []
+    assert validation.faults(sent, data / "sample_submission.csv") == []
     with sent.open(newline="") as stream:
         assert next(csv.reader(stream)) == ["target", "ID"]
     assert "second" in (folder / "report.html").read_text()
@@ -161,15 +163,15 @@ def test_a_changed_setting_is_another_campaign_and_cannot_be_slipped_in(
 
 def failing(monkeypatch: pytest.MonkeyPatch, model: str, error: Exception, times: int = 10**9) -> list[int]:
     """Have the training of a model end in `error` so many times; the micro-batches that were tried."""
-    whole, tried = engine.Fit.run, list[int]()
+    whole, tried = trainer.Trainer.run, list[int]()
 
-    def broken(self: engine.Fit):  # type: ignore[no-untyped-def]
+    def broken(self: trainer.Trainer):  # type: ignore[no-untyped-def]
         if self.card.model == model and len(tried) < times:
             tried.append(int((self.folder / "micro_batch.txt").read_text()) if list(self.folder.glob("micro*")) else 0)
             raise error
         return whole(self)
 
-    monkeypatch.setattr(engine.Fit, "run", broken)
+    monkeypatch.setattr(trainer.Trainer, "run", broken)
     return tried
 
 
@@ -246,7 +248,7 @@ def test_a_stop_in_the_middle_is_gone_on_with_and_ends_like_an_undisturbed_one(
 
     begun = members.begin("numpy", found, stop)
     with pytest.raises(Interrupted) as caught:
-        stages.work(begun, load.parse_command([*words, "--mode", "full"], "test").wish)
+        pipeline.work(begun, load.parse_command([*words, "--mode", "full"], "test").wish)
     assert caught.value.folder == begun.folder == campaign(tmp_path)
     assert command("--mode", "train") == 0
     other = cli.main("numpy", [*words, "--out", str(tmp_path / "other"), "--mode", "train"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import infer
-from infer import archive
+from infer.io import archive
 from tests.unit import members
 from training import cli
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from config.errors import ConfigError, DataError
-from infer import submission, summary, validate
+from infer.io import submission, summary, validation
 
 CLASSES = ("0", "1", "2")
 PROBABILITIES = np.array([[0.1, 0.2, 0.7], [0.8, 0.1, 0.1], [0.25, 0.5, 0.25]], np.float32)
@@ -42,7 +42,7 @@ def test_a_wide_sample_gets_probabilities_in_its_own_class_order(tmp_path):
     lines = [line.split(",") for line in text.splitlines()]
     assert lines[0] == ["id", "2", "0", "1"]
     assert lines[1][0] == "b" and np.array_equal(np.float32(lines[1][1:]), PROBABILITIES[1, [2, 0, 1]])
-    assert validate.faults(tmp_path / "out.csv", tmp_path / "sample_submission.csv") == []
+    assert validation.faults(tmp_path / "out.csv", tmp_path / "sample_submission.csv") == []
 
 
 def test_probabilities_stand_beside_and_keep_every_bit(tmp_path):
@@ -130,14 +130,14 @@ def test_the_name_tells_date_model_ensemble_tta_and_time(tmp_path):
 def test_the_validator_names_each_fault(tmp_path, text, fault):
     path = tmp_path / "mine.csv"
     path.write_text(text)
-    found = validate.faults(path, sample(tmp_path, "ID,target\na,0\nb,0\n"))
+    found = validation.faults(path, sample(tmp_path, "ID,target\na,0\nb,0\n"))
     assert len(found) == 1 + (fault == "column 'target' is missing") and fault in found[0]
 
 
 def test_the_validator_names_all_faults_at_once(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("ID,target\nz,\n")
-    found = "\n".join(validate.faults(path, sample(tmp_path, "ID,target\na,0\nb,0\n")))
+    found = "\n".join(validation.faults(path, sample(tmp_path, "ID,target\na,0\nb,0\n")))
     assert "missing" in found and "not in the sample" in found and "empty" in found
 
 
@@ -154,7 +154,7 @@ def test_the_validator_names_all_faults_at_once(tmp_path):
 def test_the_validator_checks_probabilities(tmp_path, row, fault):
     path = tmp_path / "mine.csv"
     path.write_text(f"ID,x,y\na,0.5,0.5\nb,{row}\n")
-    found = validate.faults(path, sample(tmp_path, "ID,x,y\na,0,0\nb,0,0\n"))
+    found = validation.faults(path, sample(tmp_path, "ID,x,y\na,0,0\nb,0,0\n"))
     assert len(found) == 1 and fault in found[0]
 
 
@@ -193,7 +193,7 @@ def test_one_column_of_probability_is_that_of_the_positive_class(tmp_path, text,
     submission.write(out, layout, PAIR, classes)
     cells = [line.split(",")[1] for line in out.read_text().splitlines()[1:]]
     assert np.array_equal(np.float32(cells), np.float32(said))
-    assert validate.faults(out, tmp_path / "sample_submission.csv", positive=positive is not None) == []
+    assert validation.faults(out, tmp_path / "sample_submission.csv", positive=positive is not None) == []
 
 
 def test_a_column_of_zeros_gets_labels_and_a_line_about_the_other_form(tmp_path):
@@ -235,10 +235,10 @@ def test_a_column_of_probability_that_cannot_be_is_refused_in_one_line(tmp_path,
 def test_the_validator_knows_one_column_of_probability(tmp_path, rows, fault):
     path = tmp_path / "mine.csv"
     path.write_text(f"id,x\n{rows}")
-    (found,) = validate.faults(path, sample(tmp_path, "id,x\na,0.5\nb,0.5\n"), labels=["0", "1"])
+    (found,) = validation.faults(path, sample(tmp_path, "id,x\na,0.5\nb,0.5\n"), labels=["0", "1"])
     assert fault in found
     path.write_text("id,x\na,0.2\nb,0.5\n")
-    (found,) = validate.faults(path, sample(tmp_path, "id,x\na,0\nb,0\n"), labels=["0", "1"])[:1]
+    (found,) = validation.faults(path, sample(tmp_path, "id,x\na,0\nb,0\n"), labels=["0", "1"])[:1]
     assert "give --positive CLASS" in found
 
 
@@ -274,10 +274,10 @@ def test_a_sample_with_another_delimiter_or_a_byte_order_mark_is_followed(tmp_pa
     layout = submission.sample_layout(path, CLASSES)
     submission.write(tmp_path / "out.csv", layout, PROBABILITIES[:2], CLASSES)
     assert (tmp_path / "out.csv").read_text() == f"ID{mark}target\nb{mark}2\na{mark}0\n"
-    assert validate.faults(tmp_path / "out.csv", path) == []
+    assert validation.faults(tmp_path / "out.csv", path) == []
     if mark != ",":
         (tmp_path / "comma.csv").write_text("ID,target\nb,2\na,0\n")
-        (fault,) = validate.faults(tmp_path / "comma.csv", path)
+        (fault,) = validation.faults(tmp_path / "comma.csv", path)
         assert f"separated by ',' where the sample has {mark!r}" in fault
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from tests.unit.test_campaign import NEVER, settings
-from training import campaign, results
+from training.run import results, train_run
 
 
 def test_a_wrong_label_is_listed_and_shown(digits: Path, tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_wrong_label_is_listed_and_shown(digits: Path, tmp_path: Path) -> None
         writer.writeheader()
         writer.writerows(rows)
     more = ("--mining.noise_share", "0.1", "--train.epochs", "12", "--optim.lr", "0.1", "--augment.level", "none")
-    folder = campaign.run_all("numpy", settings(root, tmp_path / "runs", *more), NEVER)
+    folder = train_run.run_all("numpy", settings(root, tmp_path / "runs", *more), NEVER)
     found = results.suspects(folder)
     mine = [row for row in found if row["id"] == wrong["ID"]]
     assert [(row["target"], row["folds"]) for row in mine] == [("4", 1)], "one of the two folds trains on it"

@@ -18,9 +18,10 @@ from config import load
 from config.errors import ConfigError, DataError, Interrupted
 from config.schema import Settings
 from data import folds, sources
-from models import weights
+from models.weights import loading
 from tests.unit.test_campaign import StopAfter
-from training import campaign, checkpoint, teacher
+from training.loop import checkpoint
+from training.run import distillation, train_run
 
 NEVER: Callable[[], bool] = lambda: False  # noqa: E731
 SMOOTHING = 0.1
@@ -44,7 +45,7 @@ def answered(run: Path, out: Path, *more: str) -> Path:
 @pytest.fixture(scope="module")
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run whose folds teach."""
-    return campaign.run_all("numpy", settings(digits, tmp_path_factory.mktemp("teacher")), NEVER)
+    return train_run.run_all("numpy", settings(digits, tmp_path_factory.mktemp("teacher")), NEVER)
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +80,15 @@ def changed(path: Path, out: Path, **new: np.ndarray | None) -> Path:
     return out
 
 
-def lesson(wanted: Settings, run: Path, fold: int = 0) -> tuple[teacher.Lesson, sources.Table, np.ndarray]:
+def lesson(
+    wanted: Settings, run: Path, fold: int = 0
+) -> tuple[distillation.DistillationTargets, sources.Table, np.ndarray]:
     """What a fold is trained on, the data set, and the positions of its labelled training images."""
     table = sources.load(wanted.data.root)
     fold_of = folds.read(run / "folds.csv", table)
-    teaching, train = teacher.read(wanted, table), np.flatnonzero(fold_of != fold)
-    teacher.check(teaching, table, fold_of, [fold])
-    found = teacher.lesson(teaching, table, train, fold)
+    teaching, train = distillation.read(wanted, table), np.flatnonzero(fold_of != fold)
+    distillation.check(teaching, table, fold_of, [fold])
+    found = distillation.lesson(teaching, table, train, fold)
     rows = found.targets[np.arange(len(found.labels))[::-1]][::-1]
     return found._replace(targets=rows), table, train
 
@@ -93,7 +96,7 @@ def lesson(wanted: Settings, run: Path, fold: int = 0) -> tuple[teacher.Lesson, 
 def last_weights(folder: Path, fold: int = 0) -> Arrays:
     newest = checkpoint.newest(folder / f"fold_{fold}")
     assert newest is not None
-    return weights.read(newest / "model.safetensors")[0]
+    return loading.read(newest / "model.safetensors")[0]
 
 
 # The file
@@ -119,10 +122,10 @@ def test_training_images_are_answered_less_those_that_validate_the_fold(run: Pat
 
 
 def test_several_runs_teach_together_if_their_folds_are_the_same(run: Path, digits: Path, tmp_path: Path) -> None:
-    other = campaign.run_all("numpy", settings(digits, tmp_path, "--seed", "1"), NEVER)
+    other = train_run.run_all("numpy", settings(digits, tmp_path, "--seed", "1"), NEVER)
     assert infer.main(["teacher", str(run), str(other), "--out", str(tmp_path / "no.npz")]) == 2
     same = settings(digits, tmp_path, "--seed", "1", "--folds.file", str(run / "folds.csv"))
-    second = campaign.run_all("numpy", same, NEVER)
+    second = train_run.run_all("numpy", same, NEVER)
     both = arrays(answered(run, tmp_path / "both.npz", str(second)))
     one, two = (arrays(answered(path, tmp_path / f"{i}.npz")) for i, path in enumerate((run, second)))
     np.testing.assert_array_equal(both["ids"], one["ids"])
@@ -253,7 +256,7 @@ def test_extra_images_are_trained_on_with_their_weight_and_never_validated(
 
     monkeypatch.setattr(session.Session, "train_step", spy)
     more = ("--teacher.extra_weight", "0.25", "--folds.file", str(run / "folds.csv"), "--out", str(tmp_path))
-    student = campaign.run_all("numpy", pseudo(digits, run, extra, extra_file, *more), NEVER)
+    student = train_run.run_all("numpy", pseudo(digits, run, extra, extra_file, *more), NEVER)
     counts = np.unique(np.concatenate(seen), return_counts=True)
     assert counts[0].tolist() == [0.25, 1.0]
     assert counts[1].sum() == 2 * 2 * (70 // 8) * 8  # folds, epochs, whole batches of 40 labelled and 30 others
@@ -270,8 +273,8 @@ def test_a_stopped_student_goes_on_bit_for_bit(run, digits, extra, extra_file, t
         wanted = pseudo(digits, run, extra, extra_file, "--teacher.extra_weight", "0.5", *more)
         for questions in stops:
             with pytest.raises(Interrupted):
-                campaign.run_all("numpy", wanted, StopAfter(questions))
-        ends.append(last_weights(campaign.run_all("numpy", wanted, NEVER)))
+                train_run.run_all("numpy", wanted, StopAfter(questions))
+        ends.append(last_weights(train_run.run_all("numpy", wanted, NEVER)))
     for name, value in ends[0].items():
         np.testing.assert_array_equal(value, ends[1][name], err_msg=name)
 
@@ -298,10 +301,10 @@ def relabelled(root: Path, run: Path, fold: int, out: Path) -> Path:
 def taught(root: Path, folds_file: Path, extra: Path, out: Path) -> Path:
     """A teacher run of one epoch, whose best is its last, and a student of its answers and pseudo labels."""
     shared = ("--folds.file", str(folds_file))
-    first = campaign.run_all("numpy", settings(root, out / "first", *shared, "--train.epochs", "1"), NEVER)
+    first = train_run.run_all("numpy", settings(root, out / "first", *shared, "--train.epochs", "1"), NEVER)
     files = answered(first, out / "own.npz"), answered(first, out / "extra.npz", "--images", str(extra))
     words = ["--teacher.file", str(files[0]), "--teacher.extra_file", str(files[1]), "--teacher.extra_root", str(extra)]
-    return campaign.run_all("numpy", settings(root, out / "second", *shared, *words), NEVER)
+    return train_run.run_all("numpy", settings(root, out / "second", *shared, *words), NEVER)
 
 
 def test_what_a_fold_learns_does_not_depend_on_the_labels_that_validate_it(run, digits, extra, tmp_path) -> None:
@@ -328,7 +331,7 @@ def test_an_answer_of_another_folds_teacher_is_never_used(
             files.append(changed(file, tmp_path / f"{spoilt}_{file.name}", **held))
         words = ("--teacher.file", str(files[0]), "--folds.train", "[0]", "--folds.file", str(run / "folds.csv"))
         wanted = pseudo(digits, run, extra, files[1], *words, "--out", str(tmp_path / str(spoilt)))
-        runs.append(last_weights(campaign.run_all("numpy", wanted, NEVER)))
+        runs.append(last_weights(train_run.run_all("numpy", wanted, NEVER)))
     for name, value in runs[0].items():
         np.testing.assert_array_equal(value, runs[1][name], err_msg=name)
 
@@ -336,7 +339,7 @@ def test_an_answer_of_another_folds_teacher_is_never_used(
 def test_another_split_than_the_teachers_is_refused_before_training(run, digits, extra, extra_file, tmp_path) -> None:
     wanted = pseudo(digits, run, extra, extra_file, "--seed", "9", "--out", str(tmp_path))
     with pytest.raises(ConfigError, match=r"teacher of fold 0 may have seen \d+ images .*folds\.file"):
-        campaign.run_all("numpy", wanted, NEVER)
+        train_run.run_all("numpy", wanted, NEVER)
     assert not list(tmp_path.glob("*/fold_*/best"))
 
 
@@ -346,7 +349,7 @@ def test_a_file_that_does_not_say_who_may_use_it_is_refused(lacking, run, digits
     with pytest.raises(
         ConfigError, match=rf"no array '{lacking}'.*which validation images its teacher saw.*infer teacher"
     ):
-        campaign.run_all("numpy", settings(digits, tmp_path, "--teacher.file", str(bare)), NEVER)
+        train_run.run_all("numpy", settings(digits, tmp_path, "--teacher.file", str(bare)), NEVER)
     assert not list(tmp_path.glob("*/"))
 
 
@@ -356,7 +359,7 @@ def test_a_fold_without_a_teacher_is_refused(run, digits, labelled_file, tmp_pat
     half = changed(labelled_file, tmp_path / "half.npz", **rows)
     wanted = settings(digits, tmp_path, "--teacher.file", str(half), "--folds.file", str(run / "folds.csv"))
     with pytest.raises(ConfigError, match=r"no answers for fold 1, only for 0"):
-        campaign.run_all("numpy", wanted, NEVER)
+        train_run.run_all("numpy", wanted, NEVER)
     assert not list(tmp_path.glob("*/fold_*/best")), "fold 0 was trained before fold 1 was found to be lacking"
 
 

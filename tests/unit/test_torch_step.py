@@ -18,10 +18,10 @@ from backends.torch import model as networks
 from backends.torch import optim, step
 from backends.torch.session import Session
 from config.errors import OutOfMemory
-from data.loader import Loaded
+from data.loading.loader import Loaded
 from tests import tiny
 from tests.contract.cases import CLASSES, KNOBS, batch, identity
-from training import evaluation, memory
+from training.loop import evaluation, memory
 
 META = torch.device("meta")
 

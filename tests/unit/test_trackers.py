@@ -12,10 +12,11 @@ import pytest
 
 from config import load
 from config.errors import BackendUnavailable, Interrupted
-from config.train_sections import Track
+from config.sections.train import Track
 from tests.unit.test_campaign import NEVER, StopAfter, settings
 from tests.unit.test_house import TORCH_SIDE, run_without
-from training import campaign, machine, results, trackers
+from training import trackers
+from training.run import machine, results, run_dir, train_run
 from training.trackers import Title, broadcast
 from training.trackers.feed import Feed, figures
 
@@ -42,8 +43,8 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 def test_tensorboard_shows_each_epoch_once_after_a_stop(digits: Path, tmp_path: Path) -> None:
     wanted = settings(digits, tmp_path, *ON, "--checkpoint.every_epochs", "3")
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", wanted, StopAfter(13))
-    fold = campaign.run_all("numpy", wanted, NEVER) / "fold_0"
+        train_run.run_all("numpy", wanted, StopAfter(13))
+    fold = train_run.run_all("numpy", wanted, NEVER) / "fold_0"
     with (fold / "history.csv").open(newline="") as stream:
         want = [(int(row["epoch"]), float(row["log_loss"])) for row in csv.DictReader(stream)]
     assert [epoch for epoch, _ in want] == [1, 2, 3]
@@ -57,8 +58,8 @@ def test_tensorboard_shows_each_epoch_once_after_a_stop(digits: Path, tmp_path: 
 def test_what_is_switched_on_later_is_told_from_the_beginning(digits: Path, tmp_path: Path) -> None:
     off = settings(digits, tmp_path, *ON[:2])
     with pytest.raises(Interrupted):
-        campaign.run_all("numpy", off, StopAfter(13))
-    fold = campaign.run_all("numpy", settings(digits, tmp_path, *ON), NEVER) / "fold_0"
+        train_run.run_all("numpy", off, StopAfter(13))
+    fold = train_run.run_all("numpy", settings(digits, tmp_path, *ON), NEVER) / "fold_0"
     assert [epoch for epoch, _ in scalars(fold, "accuracy")] == [1, 2, 3]
 
 
@@ -140,7 +141,7 @@ def test_a_service_that_is_not_there_costs_one_line(digits, tmp_path, monkeypatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     wanted = settings(digits, tmp_path, "--folds.train", "[0]", "--track.mlflow", "true")
-    folder = campaign.run_all("numpy", wanted, NEVER)
+    folder = train_run.run_all("numpy", wanted, NEVER)
     assert (folder / "report.html").exists()
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("track.")]
     assert len(said) == 1
@@ -236,4 +237,4 @@ def test_nvidia_smi_is_read_over_all_gpus() -> None:
 def test_tracking_is_no_reason_for_a_new_run(digits: Path, tmp_path: Path) -> None:
     one = settings(digits, tmp_path)
     other = load.parse(["--data.root", str(digits), "--track.wandb", "true"], prog="test")
-    assert not [d for d in campaign.run.differences(one, other) if d.startswith("track")]
+    assert not [d for d in run_dir.differences(one, other) if d.startswith("track")]

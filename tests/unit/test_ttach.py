@@ -9,7 +9,7 @@ from ttach import functional
 
 import infer
 from config.errors import ConfigError
-from infer import merge, views
+from ensemble import merge, views
 from tests.unit import members
 
 RNG = np.random.default_rng(0)

@@ -14,8 +14,9 @@ import yaml
 from config import load
 from config.errors import BackendUnavailable, ConfigError, Interrupted
 from data import folds, sources
-from training import campaign as single
-from training import cli, members, stages, trial, tune
+from training import cli
+from training.campaign import members, pipeline, trial, tune
+from training.run import train_run as single
 
 TUNE = """
 model: convnext_atto
@@ -103,7 +104,7 @@ def test_a_trained_campaign_is_not_tuned_over(
 
 def searched(words: list[str], stop: Callable[[], bool]) -> None:
     command = load.parse_command([*words, "--mode", "tune"], "test")
-    stages.work(members.begin("numpy", command.members, stop), command.wish)
+    pipeline.work(members.begin("numpy", command.members, stop), command.wish)
 
 
 def test_a_stopped_search_goes_on_and_ends_as_the_undisturbed_one(words: list[str], tmp_path: Path) -> None:

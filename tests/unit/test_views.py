@@ -4,7 +4,7 @@ from PIL import Image
 from scipy import ndimage
 
 from config.errors import ConfigError
-from infer import views
+from ensemble import views
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 # Smooth, so that interpolation of one library stays near another's.

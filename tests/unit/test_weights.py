@@ -22,8 +22,9 @@ from timm.models._manipulate import adapt_input_conv
 from backends import load
 from backends.contract import LossSpec, OptimSpec
 from config.errors import CheckpointError, WeightsError
-from models import manifest, registry, weights
+from models import manifest, registry
 from models.card import CARD_KEY, Card
+from models.weights import loading
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -59,10 +60,10 @@ def test_pretrained_weights_reach_the_engine_through_the_hub_cache(offline: Path
     spec = registry.get("test_resnet")
     state = state_of("test_resnet")
     hub_cache(offline, spec, state)
-    found = weights.resolve(spec, "pretrained")
+    found = loading.resolve(spec, "pretrained")
     assert found is not None
     assert found.weights.keys() == {n for n in state if not n.endswith("num_batches_tracked")}
-    fitted, notes = weights.fit(found.weights, spec)
+    fitted, notes = loading.fit(found.weights, spec)
     assert notes == []
     session = load("torch").open(spec, fitted, OptimSpec(), LossSpec())
     images = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
@@ -97,13 +98,13 @@ def test_a_changed_hub_file_is_refused_by_its_sha256(offline: Path) -> None:
     data[-1] ^= 1
     blob.write_bytes(data)
     with pytest.raises(WeightsError, match="SHA-256"):
-        weights.resolve(spec, "pretrained")
+        loading.resolve(spec, "pretrained")
 
 
 @pytest.mark.usefixtures("offline")
 def test_no_network_names_both_alternatives_in_one_line() -> None:
     with pytest.raises(WeightsError) as caught:
-        weights.resolve(registry.get("convnext_base"), "pretrained")
+        loading.resolve(registry.get("convnext_base"), "pretrained")
     text = str(caught.value)
     assert "--weights PATH" in text
     assert "--weights none" in text
@@ -114,11 +115,11 @@ def test_no_network_names_both_alternatives_in_one_line() -> None:
 def test_a_tag_without_weights_says_so() -> None:
     bare = next(s for a in registry.names() if not (s := registry.get(a)).hub_id)
     with pytest.raises(WeightsError, match="no pretrained weights"):
-        weights.resolve(bare, "pretrained")
+        loading.resolve(bare, "pretrained")
 
 
 def test_none_is_no_weights() -> None:
-    assert weights.resolve(registry.get("resnet18"), "none") is None
+    assert loading.resolve(registry.get("resnet18"), "none") is None
 
 
 def test_any_floating_type_becomes_float32_and_timms_own_entries_are_left_out(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_any_floating_type_becomes_float32_and_timms_own_entries_are_left_out(tm
     ignored = {"bn.num_batches_tracked": torch.tensor(3), "attn.relative_position_index": torch.zeros(4, dtype=int)}
     for name, held in {"all": values, "no_bf16": {n: t for n, t in values.items() if n != "a"}}.items():
         save_file({**held, **ignored}, tmp_path / name, metadata={"format": "pt"})
-        got, metadata = weights.read(tmp_path / name)
+        got, metadata = loading.read(tmp_path / name)
         assert metadata == {"format": "pt"}
         assert got.keys() == held.keys()
         for key, tensor in held.items():
@@ -145,8 +146,8 @@ def test_written_weights_come_back(tmp_path: Path) -> None:
         "a.weight": rng.random((2, 3, 4, 5), np.float32).transpose(3, 0, 1, 2),
         "b": np.array([np.nan, 1, 2], np.float32),
     }
-    weights.write(tmp_path / "model.safetensors", held, {CARD_KEY: "é"})
-    got, metadata = weights.read(tmp_path / "model.safetensors")
+    loading.write(tmp_path / "model.safetensors", held, {CARD_KEY: "é"})
+    got, metadata = loading.read(tmp_path / "model.safetensors")
     assert metadata == {CARD_KEY: "é"}
     for name, value in held.items():
         np.testing.assert_array_equal(got[name], value)
@@ -156,7 +157,7 @@ def test_written_weights_come_back(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("small") / "w.safetensors"
-    weights.write(path, {"a": np.arange(6, dtype=np.float32), "b": np.ones((2, 2), np.float32)}, {"k": "v"})
+    loading.write(path, {"a": np.arange(6, dtype=np.float32), "b": np.ones((2, 2), np.float32)}, {"k": "v"})
     return path.read_bytes()
 
 
@@ -171,7 +172,7 @@ def test_a_damaged_file_gives_weights_or_a_weights_error(
     path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
     path.write_bytes(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]))
     try:
-        got, _ = weights.read(path)
+        got, _ = loading.read(path)
     except WeightsError as error:
         assert str(path) in str(error)
     else:
@@ -184,26 +185,26 @@ def test_truncated_missing_and_foreign_files_are_named(tmp_path: Path, small_fil
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError, match=name):
-            weights.resolve(spec, tmp_path / name)
+            loading.resolve(spec, tmp_path / name)
     with pytest.raises(WeightsError, match="no such file"):
-        weights.resolve(spec, str(tmp_path / "absent.safetensors"))
+        loading.resolve(spec, str(tmp_path / "absent.safetensors"))
     save_file({"a": torch.arange(4)}, tmp_path / "integers")
     with pytest.raises(WeightsError, match="int64"):
-        weights.read(tmp_path / "integers")
+        loading.read(tmp_path / "integers")
 
 
 def test_a_head_of_another_size_is_drawn_anew_and_said() -> None:
     spec = replace(registry.get("test_resnet"), num_classes=7)
     source = {n: t.numpy() for n, t in state_of("test_resnet").items() if "tracked" not in n}
-    fitted, notes = weights.fit(source, spec, seed=3)
+    fitted, notes = loading.fit(source, spec, seed=3)
     assert fitted["fc.weight"].shape == (7, source["fc.weight"].shape[1])
     assert not fitted["fc.bias"].any()
     assert 0.01 < fitted["fc.weight"].std() < 0.03
     assert len(notes) == 1
     assert "1000 classes" in notes[0]
     assert "fc" in notes[0]
-    again, _ = weights.fit(source, spec, seed=3)
-    other, _ = weights.fit(source, spec, seed=4)
+    again, _ = loading.fit(source, spec, seed=3)
+    other, _ = loading.fit(source, spec, seed=4)
     np.testing.assert_array_equal(again["fc.weight"], fitted["fc.weight"])
     assert not np.array_equal(other["fc.weight"], fitted["fc.weight"])
     assert source["fc.weight"].shape[0] == 1000, "the source was changed"
@@ -213,7 +214,7 @@ def test_a_head_of_another_size_is_drawn_anew_and_said() -> None:
 def test_features_have_no_head() -> None:
     spec = replace(registry.get("test_resnet"), num_classes=0)
     source = {n: t.numpy() for n, t in state_of("test_resnet").items() if "tracked" not in n}
-    fitted, notes = weights.fit(source, spec)
+    fitted, notes = loading.fit(source, spec)
     assert not any(n.startswith("fc") for n in fitted)
     assert "dropped" in notes[0]
 
@@ -242,8 +243,8 @@ def test_each_kind_of_pretrained_model_gets_a_head_that_fits(name: str) -> None:
         on_hub = timm.create_model(spec.name, num_classes=spec.hub_classes).state_dict()
         wanted = timm.create_model(spec.name, num_classes=7).state_dict()
     source = {n: np.zeros(t.shape, np.float32) for n, t in on_hub.items() if "tracked" not in n}
-    fitted, notes = weights.fit(source, spec)
-    weights.check(fitted, {n: tuple(t.shape) for n, t in wanted.items() if "tracked" not in n})
+    fitted, notes = loading.fit(source, spec)
+    loading.check(fitted, {n: tuple(t.shape) for n, t in wanted.items() if "tracked" not in n})
     assert len(notes) == 1
 
 
@@ -251,7 +252,7 @@ def test_each_kind_of_pretrained_model_gets_a_head_that_fits(name: str) -> None:
 def test_other_input_channels_are_made_as_timm_does(channels: int) -> None:
     spec = registry.get("convnext_atto", in_chans=channels)
     old = torch.randn(8, 3, 4, 4)
-    fitted, notes = weights.fit({"stem.0.weight": old.numpy(), **head(spec)}, spec)
+    fitted, notes = loading.fit({"stem.0.weight": old.numpy(), **head(spec)}, spec)
     np.testing.assert_allclose(fitted["stem.0.weight"], adapt_input_conv(channels, old).numpy(), rtol=1e-6, atol=1e-6)
     assert str(channels) in notes[0]
 
@@ -263,7 +264,7 @@ def head(spec: registry.ModelSpec) -> dict[str, np.ndarray]:
 def test_gem_brings_its_power() -> None:
     spec = registry.get("test_resnet", global_pool="gem")
     source = {n: t.numpy() for n, t in state_of("test_resnet").items() if "tracked" not in n}
-    fitted, notes = weights.fit(source, spec)
+    fitted, notes = loading.fit(source, spec)
     assert "global_pool.p" in notes[0]
     load("torch").open(spec, fitted, OptimSpec(), LossSpec())
 
@@ -271,7 +272,7 @@ def test_gem_brings_its_power() -> None:
 def test_position_tables_follow_the_image_size() -> None:
     spec = registry.get("test_vit", image_size=96)
     source = {n: t.numpy() for n, t in state_of("test_vit").items()}
-    fitted, notes = weights.fit(source, spec)
+    fitted, notes = loading.fit(source, spec)
     assert "96 pixels" in notes[0]
     load("torch").open(spec, fitted, OptimSpec(), LossSpec())
 
@@ -281,7 +282,7 @@ def test_the_wrong_family_lists_missing_unexpected_and_mis_shaped_names() -> Non
     with pytest.raises(WeightsError) as caught:
         load("torch").open(
             registry.get("convnext_atto"),
-            weights.fit(source, registry.get("convnext_atto"))[0],
+            loading.fit(source, registry.get("convnext_atto"))[0],
             OptimSpec(),
             LossSpec(),
         )
@@ -293,9 +294,9 @@ def checkpoint(folder: Path, ema: bool) -> Path:
     folder.mkdir()
     spec = tiny.spec("convnext", num_classes=2)
     card = Card("convnext_atto", ("cat", "dog"), spec.preprocessing).to_json()
-    weights.write(folder / "model.safetensors", {"w": np.array([1], np.float32)}, {CARD_KEY: card})
+    loading.write(folder / "model.safetensors", {"w": np.array([1], np.float32)}, {CARD_KEY: card})
     if ema:
-        weights.write(folder / "ema.safetensors", {"w": np.array([2], np.float32)}, {CARD_KEY: card})
+        loading.write(folder / "ema.safetensors", {"w": np.array([2], np.float32)}, {CARD_KEY: card})
     (folder / "state.json").write_text("{}")
     manifest.write(folder)
     return folder
@@ -303,14 +304,14 @@ def checkpoint(folder: Path, ema: bool) -> Path:
 
 @pytest.mark.parametrize("ema", [False, True])
 def test_a_checkpoint_folder_gives_its_ema_weights_where_it_has_them(tmp_path: Path, ema: bool) -> None:
-    found = weights.resolve(registry.get("convnext_atto"), checkpoint(tmp_path / "best", ema))
+    found = loading.resolve(registry.get("convnext_atto"), checkpoint(tmp_path / "best", ema))
     assert found is not None
     assert found.weights["w"] == (2 if ema else 1)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="convnext_atto, not of resnet18"):
-        weights.resolve(registry.get("resnet18"), checkpoint(tmp_path / "best", False))
+        loading.resolve(registry.get("resnet18"), checkpoint(tmp_path / "best", False))
 
 
 def test_the_manifest_lists_the_sha256_of_each_file(tmp_path: Path) -> None:
@@ -353,4 +354,4 @@ def test_an_unreadable_manifest_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        weights.resolve(registry.get("resnet18"), tmp_path)
+        loading.resolve(registry.get("resnet18"), tmp_path)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.processes import fresh
-from training import worklist
-from training.worklist import PATIENCE, Worklist, alone
+from training.campaign import queue
+from training.campaign.queue import PATIENCE, Worklist, alone
 
-FRESH = fresh("training.worklist")
+FRESH = fresh("training.campaign.queue")
 
 
 def finished(folder: Path) -> bool:
@@ -125,13 +125,13 @@ def test_of_two_that_take_over_the_same_item_one_wins(tmp_path: Path, monkeypatc
     here = Worklist([item], finished, clock)
     assert here.take() is None
     clock.now += PATIENCE
-    create: Callable[[Path, int], bool] = worklist._create
+    create: Callable[[Path, int], bool] = queue._create
 
     def other_is_first(folder: Path, number: int) -> bool:
         of_another_host(folder, number)
         return create(folder, number)
 
-    monkeypatch.setattr(worklist, "_create", other_is_first)
+    monkeypatch.setattr(queue, "_create", other_is_first)
     assert here.take() is None
 
 

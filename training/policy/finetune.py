@@ -2,7 +2,7 @@
 
 A new classifier starts from a logistic regression on the network's features (a linear probe): below a random one, the
 trunk loses what it knows (Kumar et al. 2022). BatchNorm keeps the statistics of the pretraining: those of small,
-augmented batches spoil the features within an epoch. How features are computed stands in `training.probe`.
+augmented batches spoil the features within an epoch. How features are computed stands in `training.run.probe`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from config.schema import Settings
-from data import keyed
+from data.rng import philox
 
 # Up to here the regression takes seconds; beyond it, an epoch has updates enough for a random classifier to learn.
 _MOST_IMAGES, _MOST_LOGITS = 5_000, 250_000
@@ -72,7 +72,7 @@ def probe(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int
 
 def _parts(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """The part of each image, each class shared out evenly; -1, in none, for the only image of a class."""
-    drawn, parts = keyed.rng(seed, "head").permutation(len(labels)), np.full(len(labels), -1)
+    drawn, parts = philox(seed, "head").permutation(len(labels)), np.full(len(labels), -1)
     for label in np.unique(labels):
         own = drawn[labels[drawn] == label]
         if len(own) > 1:

@@ -73,7 +73,7 @@ _STEM, _BLOCK, _TAIL, _HEAD = (0,), 1, (2,), (3,)
 
 
 @dataclass(frozen=True)
-class Layers:
+class LayerGroups:
     """Where parameters stand in a family, as patterns at the beginning of their names.
 
     The numbers that `block` captures order the blocks; `opening` is what leads into a stage and belongs to its first.
@@ -95,19 +95,19 @@ class Layers:
         return _TAIL if re.match(self.tail, name) else _HEAD
 
 
-_VIT = Layers("cls_token|reg_token|pos_embed|patch_embed|norm_pre", r"blocks\.(\d+)", tail="norm")
-_SWIN = Layers("patch_embed", r"layers\.(\d+)\.\w+\.(\d+)", r"layers\.(\d+)\.downsample", "norm")
-LAYERS: Mapping[str, Layers] = {
-    "convnext": Layers("stem", r"stages\.(\d+)\.blocks\.(\d+)", r"stages\.(\d+)\.downsample", "norm_pre"),
-    "efficientnet": Layers("conv_stem|bn1", r"blocks\.(\d+)\.(\d+)", tail="conv_head|bn2"),
-    "mobilenetv3": Layers("conv_stem|bn1", r"blocks\.(\d+)\.(\d+)"),
+_VIT = LayerGroups("cls_token|reg_token|pos_embed|patch_embed|norm_pre", r"blocks\.(\d+)", tail="norm")
+_SWIN = LayerGroups("patch_embed", r"layers\.(\d+)\.\w+\.(\d+)", r"layers\.(\d+)\.downsample", "norm")
+LAYERS: Mapping[str, LayerGroups] = {
+    "convnext": LayerGroups("stem", r"stages\.(\d+)\.blocks\.(\d+)", r"stages\.(\d+)\.downsample", "norm_pre"),
+    "efficientnet": LayerGroups("conv_stem|bn1", r"blocks\.(\d+)\.(\d+)", tail="conv_head|bn2"),
+    "mobilenetv3": LayerGroups("conv_stem|bn1", r"blocks\.(\d+)\.(\d+)"),
     "swin": _SWIN,
     "swinv2": _SWIN,
-    "resnet": Layers("conv1|bn1|maxpool", r"layer(\d+)\.(\d+)"),
-    "regnet": Layers("stem", r"s(\d+)\.b(\d+)"),
+    "resnet": LayerGroups("conv1|bn1|maxpool", r"layer(\d+)\.(\d+)"),
+    "regnet": LayerGroups("stem", r"s(\d+)\.b(\d+)"),
     "vit": _VIT,
     "eva": _VIT,
-    "maxvit": Layers("stem", r"stages\.(\d+)", tail="norm"),
+    "maxvit": LayerGroups("stem", r"stages\.(\d+)", tail="norm"),
 }
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from backends.contract import LossSpec
 from config.errors import ConfigError
-from config.train_sections import CLASS_WEIGHTS_BETA, Loss
+from config.sections.train import CLASS_WEIGHTS_BETA, Loss
 from training.policy import sampling
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from config import data_sections as settings
-from data import keyed
+from config.sections import data as settings
+from data.rng import philox
 
 _REMEMBER = 0.5  # weight of the older mean when a sample's newest loss arrives
 
@@ -66,7 +66,7 @@ class Mining:
         count, pool = int(self.share(epoch) * total), self.hard()
         if not count or not len(pool):
             return np.zeros(0, np.int64)
-        rng = keyed.rng(seed, "mining", epoch)
+        rng = philox(seed, "mining", epoch)
         return np.concatenate([rng.permutation(pool) for _ in range(-(-count // len(pool)))])[:count]
 
     def hard(self) -> NDArray[np.int64]:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.contract import MixPlan
-from config.data_sections import Mix
-from data import keyed
+from config.sections.data import Mix
+from data.rng import philox
 
 
 def plan(settings: Mix, batch: int, size: int, seed: int, step: int, epochs_left: int) -> MixPlan | None:
@@ -24,7 +24,7 @@ def plan(settings: Mix, batch: int, size: int, seed: int, step: int, epochs_left
         return None
     if epochs_left <= settings.off_epochs:
         return _identity(batch)
-    rng = keyed.rng(seed, "mix", step)
+    rng = philox(seed, "mix", step)
     draws = batch if settings.mode == "elementwise" else 1
     mixes = rng.random(draws) < settings.prob
     cuts = _cuts(settings, rng.random(draws))

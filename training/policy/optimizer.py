@@ -8,7 +8,7 @@ import numpy as np
 
 from backends.contract import MemorySpec, OptimSpec, is_buffer
 from config.errors import ConfigError
-from config.train_sections import Optim, Train
+from config.sections.train import Optim, Train
 from models import defaults
 from models.registry import ModelSpec
 from training.policy import groups

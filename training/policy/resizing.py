@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from config.errors import ConfigError
-from config.train_sections import Progressive, Train
+from config.sections.train import Progressive, Train
 from models.registry import ModelSpec
 
 _MULTIPLE = 16  # of the images in a raised batch; fast on the tensor cores and for MLX's depthwise gradients
 
 
 @dataclass(frozen=True)
-class Stage:
+class ResizeStage:
     """`epochs` epochs of square images of `size` pixels in batches of `batch`."""
 
     epochs: int
@@ -38,7 +38,7 @@ def check(wish: Progressive, spec: ModelSpec) -> None:
         )
 
 
-def stages(wish: Progressive, train: Train, spec: ModelSpec, batch: int, images: int) -> tuple[Stage, ...]:
+def stages(wish: Progressive, train: Train, spec: ModelSpec, batch: int, images: int) -> tuple[ResizeStage, ...]:
     """The stages of a training of `images` images, the last at the model's own size with batches of `batch`.
 
     A smaller size takes as many more images at a time as it has fewer pixels, in multiples of the micro-batch or of
@@ -48,17 +48,17 @@ def stages(wish: Progressive, train: Train, spec: ModelSpec, batch: int, images:
     unit = train.micro_batch if isinstance(train.micro_batch, int) else _MULTIPLE
     raised = [int(batch * (full / size) ** 2) // unit * unit if wish.raise_batch else batch for size in wish.sizes]
     smaller = [
-        Stage(epochs, size, min(max(more, batch), images))
+        ResizeStage(epochs, size, min(max(more, batch), images))
         for epochs, size, more in zip(wish.epochs, wish.sizes, raised, strict=True)
     ]
-    return (*smaller, Stage(train.epochs - sum(wish.epochs), full, batch))
+    return (*smaller, ResizeStage(train.epochs - sum(wish.epochs), full, batch))
 
 
 @dataclass(frozen=True)
-class Course:
+class ResizeSchedule:
     """Where each update of a training stands. `samples` are drawn an epoch; what fills no batch is left out."""
 
-    stages: Sequence[Stage]
+    stages: Sequence[ResizeStage]
     samples: int
 
     def number(self, epoch: int) -> int:

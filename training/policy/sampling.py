@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from config.data_sections import Sampling
 from config.errors import ConfigError
-from data import keyed
-from data.sampler import epoch_order
+from config.sections.data import Sampling
+from data.loading.sampler import epoch_order
+from data.rng import philox
 
 Index = NDArray[np.int64]
 
@@ -25,7 +25,7 @@ def pool(labels: Index, kind: str, raise_to: Mapping[int, int], seed: int, epoch
     to the root of its size, both with the epoch's length unchanged. `raise_to` maps a class to the count that it is
     raised to.
     """
-    rng = keyed.rng(seed, "pool", epoch)
+    rng = philox(seed, "pool", epoch)
     counts = np.bincount(labels)
     if kind == "plain":
         wanted = counts.copy()
@@ -59,7 +59,7 @@ def order(drawn: Index, hard: Index, seed: int, epoch: int) -> Index:
     if not len(hard):
         return shuffled
     shuffled[: len(hard)] = hard
-    return shuffled[keyed.rng(seed, "mined order", epoch).permutation(len(shuffled))]
+    return shuffled[philox(seed, "mined order", epoch).permutation(len(shuffled))]
 
 
 def effective_number_weights(labels: Index, classes: int, beta: float = 0.999) -> NDArray[np.float32]:

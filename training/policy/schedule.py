@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from config import train_sections as settings
+from config.sections import train as settings
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ import jinja2
 import yaml
 
 from config.errors import CheckpointError
-from training import metrics, results, run
+from training.loop import metrics
 from training.report import figures, findings, mixture, pictures
+from training.run import results, run_dir
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 
@@ -68,10 +69,10 @@ def render(out: Path, template: str, **values: Any) -> Path:
 
 def runs_in(path: Path) -> list[Path]:
     """The finished runs that `path` means: itself, or the members of a campaign; `CheckpointError` for none."""
-    if (path / run.FINISHED).exists():
+    if (path / run_dir.FINISHED).exists():
         return [path]
-    found = [file.parent for file in sorted(path.glob(f"members/*/{run.FINISHED}"))]
-    if not found and (path / run.CONFIG).exists():
+    found = [file.parent for file in sorted(path.glob(f"members/*/{run_dir.FINISHED}"))]
+    if not found and (path / run_dir.CONFIG).exists():
         raise CheckpointError(f"{path}: is not finished; go on with --resume {path}")
     if not found:
         raise CheckpointError(f"{path}: is no finished run, nor a campaign with one; give the folder of one")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from data import names as normal_names
-from infer.evaluation import Evaluation
-from training import plots, report
-from training.report import figures, mixture, pictures
+from data.names import of_path
+from infer.evaluation.scoring import Evaluation
+from training import report
+from training.report import figures, mixture, pictures, plots
 
 NAME = "report.html"
 _BARS = 20
@@ -31,7 +31,8 @@ def write(found: Evaluation, folder: Path) -> list[Path]:
     page = report.render(
         folder / NAME,
         "evaluation.html",
-        title=f"Evaluation of {found.root.resolve().name or found.root}, {what}",
+        title=of_path(f"Evaluation of {found.root.resolve().name or found.root}, {what}"),
+        root=of_path(str(found.root)),
         found=found,
         what=what,
         classes=_classes(found),
@@ -41,7 +42,6 @@ def write(found: Evaluation, folder: Path) -> list[Path]:
         bars=mixture.bars(_histogram(found)),
         mistakes=_mistakes(found),
         wrong=int((found.predicted != found.targets).sum()),
-        unreadable=[(normal_names.of_path(name), text) for name, text in found.unreadable.items()],
     )
     return [*(folder / "plots" / name for name in made), page]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 
-from infer import calibration
+from ensemble.calibration import scaling
 
 _PANELS = (
     ("Loss", ("log_loss", "train_loss")),
@@ -78,19 +78,19 @@ def pairs(counts: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, A
     ]
 
 
-def reliability(logits: calibration.Rows, targets: NDArray[np.int64]) -> dict[str, Any]:
+def reliability(logits: scaling.Rows, targets: NDArray[np.int64]) -> dict[str, Any]:
     """Confidence against accuracy in equal bins of top-1 confidence (Guo et al. 2017), with ECE, Brier and log loss.
 
     The Brier score is the sum over the classes, between 0 and 2.
     """
     correct = np.empty(len(targets), np.bool_)
     confidence, given, squares = np.empty((3, len(targets)))
-    for rows in calibration.blocks(*logits.shape):
-        logs, own = calibration.log_softmax(logits[rows]), targets[rows]
+    for rows in scaling.blocks(*logits.shape):
+        logs, own = scaling.log_softmax(logits[rows]), targets[rows]
         probabilities = np.exp(logs)
         confidence[rows], correct[rows] = probabilities.max(axis=1), probabilities.argmax(axis=1) == own
         given[rows], squares[rows] = logs[np.arange(len(own)), own], (probabilities**2).sum(axis=1)
-    bins = calibration.reliability(confidence, correct, _BINS)
+    bins = scaling.reliability(confidence, correct, _BINS)
     shown = zip(bins.confidence.tolist(), bins.accuracy.tolist(), bins.images.tolist(), strict=True)
     return {
         "bins": [
@@ -99,7 +99,7 @@ def reliability(logits: calibration.Rows, targets: NDArray[np.int64]) -> dict[st
             if count
         ],
         "width": 1 / _BINS,
-        "ece": calibration.gap(bins),
+        "ece": scaling.gap(bins),
         "brier": float((squares - 2 * np.exp(given) + 1).mean()),
         "log_loss": float(-given.mean()),
         "mean_confidence": float(confidence.mean()),

@@ -11,8 +11,8 @@ import yaml
 
 from config.errors import DataError
 from data import csvfile
-from infer import submission as sent
-from training import results
+from infer.io import submission as sent
+from training.run import results
 
 _SHOWN = 200
 _FAILED = "failed.yaml"

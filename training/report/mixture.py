@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from infer import ensemble
+from ensemble import ensemble_file
 from training.report.pictures import with_thumbnails
 
 _WORST = 12
@@ -19,7 +19,7 @@ def described(path: Path, path_of: dict[str, Path]) -> dict[str, Any]:
 
     `ConfigError` for a file that is no ensemble.
     """
-    found = ensemble.read(path)
+    found = ensemble_file.read(path)
     total = sum(member.weight for member in found.members)
     members = [
         {

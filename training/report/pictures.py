@@ -15,12 +15,13 @@ from scipy.special import softmax
 from config import load
 from config.errors import TandemError
 from data import sources
-from data.augment import EvalTransform
-from data.decode import decode
-from data.keyed import rng
-from infer import gradcam
-from infer.calibration import blocks
-from training import metrics, results
+from data.augment.transforms import EvalTransform
+from data.decode.image import decode
+from data.rng import philox
+from ensemble.calibration.scaling import blocks
+from infer.explain import gradcam
+from training.loop import metrics
+from training.run import results
 
 WORST = 12
 _PIXELS = 112
@@ -94,7 +95,7 @@ def with_thumbnails(rows: Sequence[dict[str, Any]], path_of: dict[str, Path]) ->
 def _heat(best: Path, rows: list[dict[str, Any]]) -> list[str]:
     explainer = gradcam.open(best)
     transform = EvalTransform(explainer.card.preprocessing)
-    images = np.stack([transform(decode(row["path"]), rng(0, "report")) for row in rows])
+    images = np.stack([transform(decode(row["path"]), philox(0, "report")) for row in rows])
     maps = explainer.heatmaps(images, [row["class"] for row in rows])
     return [_uri(_small(gradcam.overlay(image, heat))) for image, heat in zip(images, maps, strict=True)]
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import BackendUnavailable
-from config.train_sections import Track
+from config.sections.train import Track
 
 
 class Kind(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training import results
+from training.run import results
 from training.trackers import Opener, Title, Tracker
 
 _PATIENCE = 30.0  # seconds that the end of a fold waits for a tracker

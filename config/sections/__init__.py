@@ -1,0 +1,1 @@
+"""The sections of the settings: names, types, defaults and descriptions."""

@@ -1,0 +1,226 @@
+"""One source to its artefacts: built once, written in each format and precision, compared on images, reported."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import convert
+from config.errors import ConvertError, UnsupportedOperation
+from convert.graph import torch_ensemble, torch_network
+from convert.place import atomic_write
+from convert.source import Source
+from convert.verification import pictures, report, sensitivity, speed, verify
+from convert.verification.precision import lossy
+from data.sources import Table
+from infer import runtimes
+
+
+class Job(NamedTuple):
+    """One artefact to write."""
+
+    target: str
+    precision: str
+    out: Path
+
+
+def names(one: Source, kinds: Sequence[tuple[str, str]], out: Path | None) -> list[Job]:
+    """What is written where: `fold_0/best` becomes `fold_0_best.onnx`, `fold_0_best_fp16.mlpackage`, ...
+
+    Beside the checkpoint's folder, or in the folder `out`.
+    """
+    folder = out or one.folder
+    return [
+        Job(t, p, folder / f"{one.stem}{'' if p == 'fp32' else f'_{p}'}{convert.TARGETS[t].suffix}") for t, p in kinds
+    ]
+
+
+class Refused(ConvertError):
+    """A precision that a network cannot keep the limits with."""
+
+
+class Exporter:
+    """A source with its network and the images that its jobs need; images are read when first wanted."""
+
+    def __init__(self, source: Source, options: argparse.Namespace):
+        self.source, self.options = source, options
+        self.network: torch_network.Network = torch_ensemble.build(source)
+        self._calibration: list[pictures.Pixels] | None = None
+
+    def calibration(self) -> list[pictures.Pixels]:
+        """Batches of calibration images."""
+        if self._calibration is None:
+            table = pictures.calibration(self.options.calibrate, self.source)
+            self._calibration = list(pictures.batches(table, self.source.card))
+            self._images = tuple(np.concatenate(parts) for parts in zip(*self._calibration, strict=True))
+            self._labels = pictures.labels(table, self.source.card)
+            self._before = torch_network.once(self.network, *self._images)
+        return self._calibration
+
+    def write(self, job: Job, out: Path, float_layers: tuple[str, ...] = (), overwrite: bool = True) -> None:
+        """Write one artefact, whatever it is worth."""
+        module, o = convert.load(job.target), self.options
+        if job.target == "onnx":
+            module.write(
+                self.network,
+                self.source.card,
+                out,
+                job.precision,
+                overwrite,
+                float_input=o.input == "float",
+                calibration=self.calibration() if job.precision == "int8" else (),
+                float_layers=float_layers,
+                probabilities=self.source.ensemble is not None,
+                opset=o.opset,
+            )
+        else:
+            batches = tuple(dict.fromkeys(o.batch))
+            module.write(self.network, self.source.card, out, job.precision, batches, overwrite, o.macos, float_layers)
+
+    def make(self, job: Job) -> None:
+        """Write one artefact; int8, w8 and palettes within their limits on the calibration images.
+
+        Layers that lose most stay in float until the limits hold; `Refused` where they do not with half of them.
+        """
+        if not lossy(job.precision) or not self._calibrated(job):
+            self.write(job, job.out, overwrite=self.options.overwrite)
+        else:
+            with atomic_write(job.out, self.options.overwrite, also=(".data",)) as path:
+                self.write(job, path)
+                try:
+                    self._keep_limits(job, path)
+                except UnsupportedOperation as error:
+                    print(f"{job.out.name}: its limits are not checked ({error})")
+        print(f"wrote {job.out} ({job.precision}, {verify.size(job.out) / 1e6:.1f} MB)")
+
+    def rank(self, job: Job, images: pictures.Pixels) -> list[sensitivity.Loss]:
+        """The job's layers, the one that loses most first."""
+        calibration = self.calibration() if job.target == "onnx" else ()
+        macos = self.options.macos
+        return sensitivity.rank(self.network, self.source.card, job.target, job.precision, images, calibration, macos)
+
+    def _calibrated(self, job: Job) -> bool:
+        """Whether there are images to hold the job's artefact against; int8 and --sweep cannot go without."""
+        if self.options.batch and job.target == "coreml":
+            return False
+        try:
+            self.calibration()
+        except ConvertError as error:
+            if self.options.calibrate or self.options.sweep or job.precision == "int8":
+                raise
+            print(f"{job.out.name}: its limits are not checked ({error})")
+            return False
+        return True
+
+    def _faults(self, job: Job, path: Path) -> tuple[str, ...]:
+        """The limits that the artefact at `path` does not keep on the calibration images."""
+        runtime = "mil_reference" if job.target == "coreml" else "onnx"
+        with contextlib.closing(runtimes.open(path, runtime)) as opened:
+            rows = [opened.logits(*batch) for batch in self.calibration()]
+        said = verify.Measured(runtime, np.concatenate(rows), None)
+        return verify.measure(verify.Artefact(path, job.precision), said, self._before, 0.0, self._labels).faults
+
+    def _keep_limits(self, job: Job, path: Path) -> None:
+        """Rewrite the artefact at `path` with layers in float, as few as it takes; see `make`."""
+        found: dict[tuple[str, ...], tuple[str, ...]] = {(): self._faults(job, path)}
+        if not found[()] and not self.options.sweep:
+            return
+        count, size = len(self._before), verify.size(path)
+        first = path.with_name(f"all{path.suffix}")
+        if job.target == "onnx":
+            shutil.copyfile(path, first)
+        verdict = "; ".join(found[()]) or "within the limits"
+        print(f"{job.out.name}: {verdict} on {count} calibration images; each layer is measured alone now")
+        losses = self.rank(job, _few(self._images))
+
+        def holds(layers: tuple[str, ...]) -> bool:
+            if layers not in found:
+                self.write(job, path, layers)
+                found[layers] = self._faults(job, path)
+            return not found[layers]
+
+        layers = sensitivity.kept(losses, holds)
+        with atomic_write(job.out.with_name(f"{job.out.name}.sweep.md"), overwrite=True) as table:
+            table.write_text(sensitivity.table(losses, layers), encoding="utf-8")
+        told = f"{job.out.name}: {len(layers)} of {len(losses)} layers in float"
+        if found[layers]:
+            raise Refused(
+                f"{told} do not suffice ({'; '.join(found[layers])}, on {count} calibration images): "
+                f"{job.precision} is refused for {self.source.card.model}; worst: {sensitivity.worst(losses)}"
+            )
+        grown = f"{size / 1e6:.1f} to {verify.size(path) / 1e6:.1f} MB"
+        if layers and job.target == "onnx":
+            before, after = speed.in_turn([first, path], 1)
+            grown += f" and {before:.1f} to {after:.1f} ms an image"
+        print(f"{told} keep the limits, {grown}; worst: {sensitivity.worst(losses)}")
+
+
+def export(source: Source, jobs: Sequence[Job], options: argparse.Namespace) -> list[str]:
+    """Write and verify all jobs of a source; returns what is outside the limits, one sentence each."""
+    _check(jobs, options)
+    with contextlib.ExitStack() as held:
+        images = None
+        if options.verify is not None:
+            images = held.enter_context(pictures.opened(options.verify, source.card))
+        shop = Exporter(source, options)
+        if options.sweep or any(job.precision == "int8" for job in jobs):
+            shop.calibration()
+        refused, made = [], []
+        for job in jobs:
+            try:
+                shop.make(job)
+                made.append(job)
+            except Refused as error:
+                refused.append(str(error))
+        _tell_speed(shop, made)
+        return refused + (_verified(shop, made, images) if made and images is not None else [])
+
+
+def _tell_speed(shop: Exporter, jobs: Sequence[Job]) -> None:
+    """Say whether int8 pays on this machine, against the fp32 file, written for that where it is not wanted."""
+    for job in (one for one in jobs if one.precision == "int8"):
+        plain = next((one.out for one in jobs if (one.target, one.precision) == ("onnx", "fp32")), None)
+        with tempfile.TemporaryDirectory() as folder:
+            if plain is None:
+                plain = Path(folder) / "fp32.onnx"
+                shop.write(job._replace(precision="fp32"), plain)
+            print(speed.line(plain, job.out))
+
+
+def _check(jobs: Sequence[Job], options: argparse.Namespace) -> None:
+    """`ConvertError` for a wish that is found impossible without any work."""
+    if options.sweep and not any(lossy(job.precision) for job in jobs):
+        raise ConvertError("--sweep is for int8, w8 and palettes; add one of them to --precision")
+    if options.sweep and options.batch:
+        raise ConvertError("--sweep measures packages with an image input; leave --batch out")
+
+
+def _verified(shop: Exporter, jobs: Sequence[Job], images: Table) -> list[str]:
+    artefacts = [verify.Artefact(job.out, job.precision) for job in jobs]
+    comparisons = verify.compare(shop.source, shop.network, artefacts, images)
+    for comparison in comparisons:
+        print(report.line(comparison))
+    print(f"wrote {report.write(jobs[0].out.parent, comparisons)}")
+    return [_fault(shop, jobs, c, images) for c in comparisons if c.faults]
+
+
+def _fault(shop: Exporter, jobs: Sequence[Job], comparison: verify.Comparison, images: Table) -> str:
+    """What is wrong with an artefact, and where int8 and palettes lose it."""
+    text = f"{comparison.artefact} on {comparison.runtime}: {', '.join(comparison.faults)}"
+    if not lossy(comparison.precision) or math.isnan(comparison.torch_error):  # the latter gave no logits
+        return text
+    (job,) = (job for job in jobs if job.out.name == comparison.artefact)
+    some = next(iter(pictures.batches(images, shop.source.card)))
+    return f"{text}; the layers that lose most: {sensitivity.worst(shop.rank(job, some))}"
+
+
+def _few(images: pictures.Pixels) -> pictures.Pixels:
+    return tuple(one[: sensitivity.IMAGES] for one in images)

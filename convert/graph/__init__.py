@@ -1,0 +1,1 @@
+"""The torch modules that are exported: networks, views, whole ensembles."""

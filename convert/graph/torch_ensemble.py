@@ -1,0 +1,84 @@
+"""A whole ensemble as one torch module: views, members and all that follows, equal to what `infer.runner` does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convert.graph import torch_resize, torch_views
+from convert.graph.torch_mixing import EnsembleHead
+from convert.graph.torch_network import Classifier, Network, classifier
+from convert.source import Source
+
+
+def build(source: Source) -> Network:
+    """The network of a checkpoint or of a whole ensemble, in evaluation mode, equal tensors shared.
+
+    Raises `WeightsError` for weights that do not fit.
+    """
+    if source.ensemble is None:
+        (part,) = source.parts
+        return classifier(part.weights(), part.card)
+    whole = EnsembleGraph(
+        [classifier(part.weights(), part.card) for part in source.parts],
+        [part.input for part in source.parts],
+        source.ensemble.views,
+        EnsembleHead(source.ensemble, source.groups, source.layers),
+        torch_resize.Resized(source.card.preprocessing, source.resized) if source.resized else None,
+    )
+    share_equal(whole)
+    return whole.eval()
+
+
+class EnsembleGraph(nn.Module):
+    """Float NCHW RGB pixels in [0, 255] to log probabilities `[N, C]`, normalised, fp32 (fp64 after `.double()`).
+
+    Member m sees the form `inputs[m]` of each image: these are given, or `resized` makes them of the one that is.
+    All views of a batch go through a member at once.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Classifier],
+        inputs: Sequence[int],
+        views: tuple[str, ...],
+        mixing: EnsembleHead,
+        resized: torch_resize.Resized | None = None,
+    ):
+        super().__init__()
+        self.members, self.mixing = nn.ModuleList(members), mixing
+        self.inputs, self.views, self.resized = list(inputs), views, resized
+
+    def forward(self, *pixels: Tensor) -> Tensor:
+        """float32 `[N, C]`."""
+        forms = pixels if self.resized is None else self.resized(pixels[0])
+        seen = [torch.cat([torch_views.apply(view, form) for view in self.views]) for form in forms]
+        answers = []
+        for m, (member, place) in enumerate(zip(self.members, self.inputs, strict=True)):
+            logits = member(seen[place])
+            answers.append(self.mixing.merged(m, logits.reshape(len(self.views), -1, logits.shape[-1])))
+        return torch.as_tensor(self.mixing(answers))
+
+    def halve(self) -> None:
+        """Compute the members in half precision; the mixture stays as it is."""
+        for member in self.members:
+            member.halve()
+
+
+def share_equal(module: nn.Module) -> int:
+    """Let equal parameters and buffers of the module be one tensor, so that they are stored once; returns how many."""
+    known: dict[tuple[object, ...], Tensor] = {}
+    shared = 0
+    for owner in module.modules():
+        for table in (owner._parameters, owner._buffers):
+            for name, tensor in table.items():
+                if tensor is None:
+                    continue
+                digest = hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).digest()
+                first = known.setdefault((tuple(tensor.shape), tensor.dtype, digest), tensor)
+                shared += first is not tensor
+                table[name] = first
+    return shared

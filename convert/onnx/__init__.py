@@ -1,0 +1,1 @@
+"""ONNX files: export and static int8 quantization."""

@@ -1,0 +1,231 @@
+"""Static int8 for ONNX: `QuantizeLinear` and `DequantizeLinear` around convolutions and matrix products.
+
+onnxruntime.quantization does it: int8 weights per channel, uint8 activations with ranges of calibration images. A
+convolution's range is taken behind its ReLU, ReLU6 and residual addition, since ONNX Runtime computes them as one.
+Rounded weights shift the mean of a layer's outputs; its bias takes that back (bias correction: Nagel et al. 2019,
+"Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2; here with measured means).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from convert.verification.pictures import Pixels
+
+KINDS = ("Conv", "Gemm", "MatMul")
+# Computed together with the layer in front of them, so that nothing is quantised in between.
+_FUSED = ("Clip", "Relu", "Add")
+# Their results stay in float: logits, and what a normalisation or a GELU takes.
+_FLOAT_OUTPUTS = ("Gemm", "MatMul")
+_CACHE = "ranges.json"
+# The axes of a layer's outputs that a bias is the same for.
+_SHARED = {"Conv": lambda rank: [0, *range(2, rank)], "Gemm": lambda _: [0]}
+
+
+def prepared(message: Any, folder: Path) -> Path:
+    """The model with its shapes inferred and its constants folded, as quantisation wants it, in a file of `folder`."""
+    plain, ready = folder / "float.onnx", folder / "prepared.onnx"
+    onnx.save_model(message, str(plain))
+    quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+    plain.unlink()
+    return ready
+
+
+class Quantizer:
+    """A model that is quantised whole or in part: its ranges and mean shifts are measured once, on `batches`.
+
+    `folder` takes what onnxruntime writes on its way; `close` takes it away.
+    """
+
+    def __init__(self, message: Any, batches: Sequence[Pixels], folder: Path):
+        self._ready, self._cache = prepared(message, folder), folder / _CACHE
+        self._corrected = folder / "corrected.onnx"
+        self._batches = batches
+        self.layers = layers(self._ready)
+        whole = folder / "whole.onnx"
+        _quantize(self._ready, whole, batches, self._cache, list(self.layers))
+        self._shifts = _shifts(onnx.load(str(self._ready)), onnx.load(str(whole)), batches, list(self.layers))
+        whole.unlink()
+
+    def write(self, out: Path, names: Sequence[str]) -> None:
+        """Write the model with the nodes `names` in int8, the others in float."""
+        message = onnx.load(str(self._ready))
+        for node in message.graph.node:
+            if node.name in names and node.name in self._shifts:
+                _correct(message.graph, node, self._shifts[node.name])
+        onnx.save_model(message, str(self._corrected))
+        _quantize(self._corrected, out, self._batches, self._cache, list(names))
+
+    def close(self) -> None:
+        """Delete the files."""
+        for path in (self._ready, self._corrected, self._cache):
+            path.unlink(missing_ok=True)
+
+
+def quantized(message: Any, batches: Sequence[Pixels], folder: Path, float_layers: tuple[str, ...] = ()) -> Any:
+    """The model in int8; `folder` takes what onnxruntime writes on its way, and holds no new file afterwards."""
+    made = folder / "int8.onnx"
+    with contextlib.closing(Quantizer(message, batches, folder)) as quantizer:
+        quantizer.write(made, [name for name in quantizer.layers if name not in float_layers])
+    whole = onnx.load(str(made))
+    made.unlink()
+    return whole
+
+
+def one_by_one(message: Any, batches: Sequence[Pixels], folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """For each layer its node, its name and the model with it alone in int8, a file that the next one replaces."""
+    made = folder / "one.onnx"
+    with contextlib.closing(Quantizer(message, batches, folder)) as quantizer:
+        for node, name in quantizer.layers.items():
+            quantizer.write(made, [node])
+            yield node, name, made
+
+
+def layers(file: Path) -> dict[str, str]:
+    """The nodes that are quantised, in the model's order, and what the layer of each is called in torch.
+
+    That is the name of its weight, or of the bias that is added behind; a node without either keeps its own.
+    Products of two activations, as in attention, stay in float: onnxruntime 1.31 gives wrong answers for them.
+    """
+    graph = onnx.load(str(file), load_external_data=False).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    weights = {name for name in stored if "." in name}
+    behind = {name: node for node in graph.node for name in node.input}
+    found = {}
+    for node in (n for n in graph.node if n.op_type in KINDS and n.input[1] in stored):
+        then = behind.get(node.output[0])
+        near = [*node.input, *(then.input if then is not None and then.op_type == "Add" else ())]
+        named = next((name for name in near if name in weights), node.name)
+        found[node.name] = re.sub(r"^classifier\.(model\.)?|\.(weight|bias)$", "", named)
+    return found
+
+
+def _with_fused(file: Path, names: list[str]) -> list[str]:
+    """The layers `names` with the nodes behind their convolutions that are computed together with them."""
+    graph = onnx.load(str(file), load_external_data=False).graph
+    users: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    found, wanted = list(names), set(names)
+    for node in (n for n in graph.node if n.name in wanted and n.op_type == "Conv"):
+        behind = users.get(node.output[0], [])
+        while len(behind) == 1 and behind[0].op_type in _FUSED:
+            found.append(behind[0].name)
+            behind = users.get(behind[0].output[0], [])
+    return list(dict.fromkeys(found))
+
+
+def _shifts(message: Any, quantized: Any, batches: Sequence[Pixels], names: Sequence[str]) -> dict[str, NDArray]:
+    """How much rounding its weights moves the mean of each layer's outputs, float32 `[channels]`, by node.
+
+    The layer is computed with the difference of its weights alone, on the float network's activations. A MatMul is
+    left out: its bias is an addition behind it.
+    """
+    graph = message.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    rounded = _weights(quantized.graph)
+    found = {}
+    for node in [n for n in graph.node if n.name in names and n.op_type in _SHARED and n.input[1] in rounded]:
+        weight = numpy_helper.to_array(stored[node.input[1]])
+        difference, shift = f"{node.name}/difference", f"{node.name}/shift"
+        copied = onnx.NodeProto()
+        copied.CopyFrom(node)
+        del copied.input[1:], copied.output[:]
+        copied.name = difference
+        copied.input.append(difference)
+        copied.output.append(f"{difference}/output")
+        axes = np.array(_SHARED[node.op_type](weight.ndim), np.int64)
+        graph.initializer.append(numpy_helper.from_array(rounded[node.input[1]] - weight, difference))
+        graph.initializer.append(numpy_helper.from_array(axes, f"{shift}/axes"))
+        mean = onnx.helper.make_node("ReduceMean", [copied.output[0], f"{shift}/axes"], [shift], keepdims=0)
+        graph.node.extend([copied, mean])
+        graph.output.append(onnx.helper.make_tensor_value_info(shift, onnx.TensorProto.FLOAT, None))
+        found[node.name] = shift
+    return _means(message, found, batches)
+
+
+def _means(message: Any, outputs: dict[str, str], batches: Sequence[Pixels]) -> dict[str, NDArray]:
+    """The mean of each output over all images."""
+    if not outputs:
+        return {}
+    session = onnxruntime.InferenceSession(message.SerializeToString(), providers=["CPUExecutionProvider"])
+    reader, total, count = _Reader(message, batches), [np.zeros(1, np.float32)] * len(outputs), 0
+    while (feeds := reader.get_next()) is not None:
+        size = len(next(iter(feeds.values())))
+        total = [a + size * b for a, b in zip(total, session.run(list(outputs.values()), feeds), strict=True)]
+        count += size
+    return {name: one / count for name, one in zip(outputs, total, strict=True)}
+
+
+def _weights(graph: Any) -> dict[str, NDArray[np.float32]]:
+    """The rounded weights of a quantised model in float, by the name that they had before."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    found = {}
+    for node in (n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored):
+        levels, scale = (numpy_helper.to_array(stored[name]) for name in node.input[:2])
+        if levels.dtype == np.int8:  # int32 are biases
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            by_channel = scale.reshape([-1 if k == axis else 1 for k in range(levels.ndim)]) if scale.ndim else scale
+            found[node.input[0].removesuffix("_quantized")] = levels.astype(np.float32) * by_channel
+    return found
+
+
+def _correct(graph: Any, node: Any, shift: NDArray) -> None:
+    """Give the node a bias of its own, without `shift`."""
+    bias = np.zeros_like(shift)
+    if len(node.input) > 2:
+        bias = numpy_helper.to_array(next(t for t in graph.initializer if t.name == node.input[2]))
+    del node.input[2:]
+    node.input.append(f"{node.name}/corrected_bias")
+    graph.initializer.append(numpy_helper.from_array((bias - shift).astype(np.float32), node.input[2]))
+
+
+def _quantize(ready: Path, made: Path, batches: Sequence[Pixels], cache: Path, names: list[str]) -> None:
+    logging.disable(logging.WARNING)
+    try:
+        quantize_static(
+            str(ready),
+            str(made),
+            _Reader(onnx.load(str(ready), load_external_data=False), batches),
+            op_types_to_quantize=[*KINDS, *_FUSED],
+            nodes_to_quantize=_with_fused(ready, names),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUTS)},
+            calibration_cache_path=cache,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+class _Reader(CalibrationDataReader):
+    """Gives the batches one after the other, in the form that the model's input takes."""
+
+    def __init__(self, message: Any, batches: Sequence[Pixels]):
+        inputs = message.graph.input
+        self._names = [one.name for one in inputs]
+        self._floats = inputs[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        self._left = iter(batches)
+
+    def get_next(self) -> dict[str, NDArray] | None:
+        """The next batch, None after the last."""
+        batch = next(self._left, None)
+        if batch is None:
+            return None
+        forms = [np.moveaxis(one, 3, 1) / np.float32(255) if self._floats else one for one in batch]
+        return dict(zip(self._names, forms, strict=True))

@@ -1,0 +1,1 @@
+"""The proof that an artefact predicts as its checkpoint does."""

@@ -1,0 +1,124 @@
+"""Keeps what a verification found beside the artefacts: `verify.json` for programs, `verify.md` for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from config.errors import ConvertError
+from convert.verification.verify import Comparison
+
+_COLUMNS = {
+    "artefact": "artefact",
+    "runtime": "runtime",
+    "precision": "precision",
+    "megabytes": "MB",
+    "milliseconds": "ms an image",
+    "milliseconds_checkpoint": "ms of the checkpoint",
+    "images": "images",
+    "top1_agreement": "top-1 agreement",
+    "tied_flips": "flips of ties",
+    "clear_agreement": "agreement without ties",
+    "accuracy": "accuracy",
+    "accuracy_checkpoint": "accuracy of the checkpoint",
+    "max_logit_difference": "max logit diff",
+    "mean_logit_difference": "mean logit diff",
+    "torch_error": "torch's own fp32 error",
+    "kl_divergence": "KL",
+    "log_loss": "log loss",
+    "log_loss_checkpoint": "log loss of the checkpoint",
+}
+_SHARES = ("top1_agreement", "clear_agreement", "accuracy", "accuracy_checkpoint")
+_KEPT = {*_COLUMNS, "faults", "machine", "not_tried"}
+
+
+def write(folder: Path, comparisons: Sequence[Comparison]) -> Path:
+    """Write both files into `folder` and return the first; what they say of other artefacts there is kept."""
+    path = folder / "verify.json"
+    named = {c.artefact for c in comparisons}
+    rows = [r for r in _read(path) if r["artefact"] not in named] + [_plain(asdict(c)) for c in comparisons]
+    for file, text in ((path, json.dumps(rows, indent=1) + "\n"), (folder / "verify.md", markdown(rows))):
+        beside = file.with_name(f".{file.name}.part")
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(file)
+        except OSError as error:
+            raise ConvertError(f"{file}: cannot be written ({error.strerror or error})") from error
+        finally:
+            beside.unlink(missing_ok=True)
+    return path
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table, one line a comparison, and below it on what machine, and which runtimes were not there to try."""
+    lines = ["| " + " | ".join([*_COLUMNS.values(), "verdict"]) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
+    for row in rows:
+        verdict = "; ".join(row["faults"]) or "within the limits"
+        lines.append("| " + " | ".join([_cell(key, row[key]) for key in _COLUMNS] + [verdict]) + " |")
+    lines += ["", f"Milliseconds: median of one image at a time on {'; '.join(_distinct(r['machine'] for r in rows))}."]
+    absent = _distinct(name for row in rows for name in row["not_tried"])
+    lines += ["", f"Not tried, since the machine has none: {', '.join(absent)}."] if absent else []
+    return "\n".join(lines) + "\n"
+
+
+def line(comparison: Comparison) -> str:
+    """One comparison in one line, for a terminal."""
+    c = comparison
+    if math.isnan(c.torch_error):
+        return f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB: {'; '.join(c.faults)}"
+    return (
+        f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB{_speed(c)}: "
+        f"top-1 agreement {c.top1_agreement:.2%} of {c.images} images{_flips(c)}{_accuracy(c)}, logits differ by "
+        f"{c.max_logit_difference:.1e} at most (torch's own fp32 error {c.torch_error:.1e}), KL {c.kl_divergence:.1e}, "
+        f"log loss {c.log_loss:.5f} ({c.log_loss_checkpoint:.5f}): {'; '.join(c.faults) or 'within the limits'}"
+    )
+
+
+def _flips(c: Comparison) -> str:
+    flips = round((1 - c.top1_agreement) * c.images)
+    return f" ({c.tied_flips} of {flips} flips are ties, no faults)" if c.tied_flips else ""
+
+
+def _accuracy(c: Comparison) -> str:
+    if c.accuracy is None or c.accuracy_checkpoint is None:
+        return ""
+    return f", accuracy {c.accuracy:.2%} ({c.accuracy_checkpoint:.2%})"
+
+
+def _speed(c: Comparison) -> str:
+    if c.milliseconds is None or c.milliseconds_checkpoint is None:
+        return ""
+    return f", {c.milliseconds:.1f} ms an image (checkpoint on torch {c.milliseconds_checkpoint:.1f})"
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _cell(key: str, value: Any) -> str:
+    if key in _SHARES and value is not None:
+        return f"{value:.2%}"
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: numbers that are not finite become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [dict(row) for row in rows if row["artefact"] and set(row) >= _KEPT]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConvertError(f"{path}: is no report of `convert` ({error}); move it away") from error

@@ -1,0 +1,1 @@
+"""Augmentation: transforms, operations, policies and previews."""

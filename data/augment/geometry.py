@@ -1,0 +1,251 @@
+"""Blocks that move pixels, and the random ways to a model's square. Fixed ways are `data.resize`.
+
+A motion says where the four corners of an image go: `motion(quad, rng, strength)`, so that any number of them is one
+warp. A quad is float64 `[4, 2]`, (x, y) in pixels from the middle, clockwise from the top left. `cover` then fills the
+frame with the image and with what continues it; `keep` loses nothing of it. Warps are bilinear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data.augment.ops import Op
+from data.pixels import Pixels
+from data.resize import PAD, Colour, place, resample, resize, shrink_to_fit
+from models.card import Pad
+
+Quad = NDArray[np.float64]
+Motion = Callable[[Quad, np.random.Generator, float], Quad]
+
+_TRIES = 10
+_NEAR, _MOSTLY = 24, 0.6  # levels; share of the border
+
+
+class Placed(NamedTuple):
+    """An image on a square of one colour: uint8 `[S, S, 3]`, and where it is padding: bool `[S, S]`."""
+
+    image: Pixels
+    padding: NDArray[np.bool_]
+
+
+def hflip(image: Pixels, _rng: np.random.Generator, _strength: float = 1.0) -> Pixels:
+    """Left and right exchanged."""
+    return cv2.flip(image, 1)
+
+
+def vflip(image: Pixels, _rng: np.random.Generator, _strength: float = 1.0) -> Pixels:
+    """Top and bottom exchanged."""
+    return cv2.flip(image, 0)
+
+
+FLIPS: dict[str, Op] = {"hflip": hflip, "vflip": vflip}
+
+
+def corners(height: float, width: float) -> Quad:
+    """The quad of an image that has not been moved."""
+    return np.array([[-width, -height], [width, -height], [width, height], [-width, height]]) / 2
+
+
+def moved(
+    quad: Quad, degrees: float = 0.0, shear: float = 0.0, zoom: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)
+) -> Quad:
+    """Rotated (clockwise), sheared (degrees, along x), zoomed about the middle and shifted (right, down; pixels).
+
+    The geometry of torchvision's `affine(angle, translate, scale, shear)`.
+    """
+    turn, slant = math.radians(degrees), math.tan(math.radians(shear))
+    cos, sin = zoom * math.cos(turn), zoom * math.sin(turn)
+    return quad @ np.array([[cos, -cos * slant - sin], [sin, -sin * slant + cos]]).T + shift
+
+
+def affine(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
+    """All small movements at once: 30 degrees, 15 of shear, 25% of zoom, 15% of shift, each at most."""
+    degrees, shear, zoom, right, down = rng.uniform(-1, 1, 5) * strength
+    side = 0.15 * float(np.ptp(quad, axis=0).min())
+    return moved(quad, 30 * degrees, 15 * shear, 1.25**zoom, (side * right, side * down))
+
+
+def rotate(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
+    """Turned by up to 30 degrees either way."""
+    return moved(quad, degrees=rng.uniform(-30, 30) * strength)
+
+
+def rotate_any(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
+    """Turned by up to 180 degrees either way."""
+    return moved(quad, degrees=rng.uniform(-180, 180) * strength)
+
+
+def shear(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
+    """Sheared along x by up to 20 degrees either way."""
+    return moved(quad, shear=rng.uniform(-20, 20) * strength)
+
+
+def perspective(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
+    """Each corner drawn outwards by up to 20% of each of its two edges, so that a covered frame stays covered."""
+    shares = rng.uniform(0, 0.2, (4, 2, 1)) * strength
+    onwards, backwards = np.roll(quad, -1, axis=0), np.roll(quad, 1, axis=0)
+    return quad + shares[:, 0] * (quad - onwards) + shares[:, 1] * (quad - backwards)
+
+
+MOTIONS: dict[str, Motion] = {
+    "affine": affine,
+    "rotate": rotate,
+    "rotate_any": rotate_any,
+    "shear": shear,
+    "perspective": perspective,
+}
+
+
+def cover(image: Pixels, quad: Quad) -> Pixels:
+    """The image warped to `quad` in a frame of its own size; what that leaves uncovered is its background or, where it
+    has none, its mirror image."""
+    return _warp(image, quad, image.shape[0], image.shape[1], background(image))
+
+
+def background(image: Pixels) -> Colour | None:
+    """The colour of the border: the median of the outermost pixels, None where fewer than 60% of them are near it."""
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).T.copy()
+    count = border.shape[1]
+    ordered = np.sort(border, axis=1, kind="stable")  # of bytes that is a count, a tenth of np.median's time
+    red, green, blue = ((a + b) / 2 for a, b in ordered[:, [(count - 1) // 2, count // 2]].tolist())
+    least = [[max(0, math.ceil(value - _NEAR))] for value in (red, green, blue)]
+    most = [[min(255, math.floor(value + _NEAR))] for value in (red, green, blue)]
+    near = ((border >= np.array(least, np.uint8)) & (border <= np.array(most, np.uint8))).all(axis=0)
+    return (red, green, blue) if np.count_nonzero(near) / count >= _MOSTLY else None
+
+
+def fill(image: Pixels, pad: Pad) -> Colour:
+    """The colour around a letterboxed image: grey, or its `background` where it has one."""
+    return (background(image) if pad == "background" else None) or (PAD, PAD, PAD)
+
+
+def keep(
+    image: Pixels,
+    quad: Quad,
+    size: int,
+    area: float,
+    rng: np.random.Generator,
+    colour: Colour = (PAD, PAD, PAD),
+) -> Placed:
+    """The whole image in the shape of `quad`, at a random place of a square of one colour.
+
+    `area` is the share (0 to 1) of the square that the smallest square around the quad has.
+    """
+    low, extent = quad.min(axis=0), np.ptp(quad, axis=0)
+    scale = size * math.sqrt(area) / float(extent.max())
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    middle = rng.uniform(-0.5, 0.5, 2) * np.maximum(size - extent * scale, 0)
+    target = (quad - low - extent / 2) * scale + middle
+    small = resize(image, height, width)
+    placed = _warp(small, target, size, size, colour)
+    shown = _warp(np.full(small.shape[:2], 255, dtype=np.uint8), target, size, size, (0, 0, 0))
+    return Placed(placed, shown < 128)
+
+
+def affine_by(image: Pixels, matrix: NDArray[np.float64], fill: int) -> Pixels:
+    """`matrix` float64 `[2, 3]` takes a place (x, y, 1) in the result to its source, as PIL's Image.transform does.
+
+    Places are counted from the corner of the first pixel; `fill` is the grey outside.
+    """
+    height, width = image.shape[:2]
+    inward = matrix.copy()
+    inward[:, 2] += 0.5 * inward[:, :2].sum(axis=1) - 0.5
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, inward, (width, height), None, flags, cv2.BORDER_CONSTANT, (fill, fill, fill))
+
+
+def reduced(image: Pixels, side: int) -> Pixels:
+    """The image shrunk by the largest whole factor that leaves its long side at least `side` pixels; that is fast.
+
+    What fills no whole pixel is cut off evenly, at most half a pixel of the result on each side.
+    """
+    height, width = image.shape[:2]
+    factor = min(max(height, width) // side, height, width)
+    if factor < 2:
+        return image
+    rows, columns = height // factor, width // factor
+    top, left = height % factor // 2, width % factor // 2
+    part = image[top : top + rows * factor, left : left + columns * factor]
+    return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def crop_box(
+    height: int, width: int, rng: np.random.Generator, min_scale: float, ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> Box:
+    """A random part of at least `min_scale` of an image, as torchvision's RandomResizedCrop draws it."""
+    for _ in range(_TRIES):
+        area = rng.uniform(min_scale, 1) * height * width
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        rows, columns = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
+        if 0 < rows <= height and 0 < columns <= width:
+            break
+    else:
+        rows, columns = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+    return _anywhere(height, width, rng, rows, columns)
+
+
+def random_crop(image: Pixels, rng: np.random.Generator, size: int, min_scale: float) -> Pixels:
+    """A random part of at least `min_scale` of the image as `[size, size, 3]` (see `crop_box`)."""
+    return _part(image, crop_box(image.shape[0], image.shape[1], rng, min_scale), size)
+
+
+def random_square(image: Pixels, rng: np.random.Generator, size: int) -> Pixels:
+    """The largest square at a random place along the long side, as `[size, size, 3]`."""
+    side = min(image.shape[:2])
+    return _part(image, _anywhere(image.shape[0], image.shape[1], rng, side, side), size)
+
+
+def random_letterbox(
+    image: Pixels, rng: np.random.Generator, size: int, area: float, colour: Colour = (PAD, PAD, PAD)
+) -> Placed:
+    """The whole image, its long side `sqrt(area)` of the square's, at a random place of a square of one colour."""
+    small = shrink_to_fit(image, max(1, round(size * math.sqrt(area))))
+    top, left = rng.integers(size - small.shape[0] + 1), rng.integers(size - small.shape[1] + 1)
+    padding = np.ones((size, size), dtype=np.bool_)
+    padding[top : top + small.shape[0], left : left + small.shape[1]] = False
+    return Placed(place(small, size, top, left, colour), padding)
+
+
+def _anywhere(height: int, width: int, rng: np.random.Generator, rows: int, columns: int) -> Box:
+    down, right = rng.random(2).tolist()  # a tenth of the time of two calls of integers
+    return Box(int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns)
+
+
+def _part(image: Pixels, box: Box, size: int) -> Pixels:
+    part = image[box.top : box.top + box.height, box.left : box.left + box.width]
+    return resample(part, size, size)
+
+
+def _warp(image: Pixels, quad: Quad, height: int, width: int, fill: Colour | None) -> Pixels:
+    """The image with its corners at `quad`, from the middle of `height` x `width`; fill None mirrors."""
+    from_middle = np.array([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]])
+    to_middle = np.array([[1, 0, (1 - image.shape[1]) / 2], [0, 1, (1 - image.shape[0]) / 2], [0, 0, 1]])
+    matrix = from_middle @ _homography(quad, image.shape[0], image.shape[1]) @ to_middle
+    border = cv2.BORDER_REFLECT_101 if fill is None else cv2.BORDER_CONSTANT
+    colour = fill or (0, 0, 0)
+    if all(abs(value - own) <= 1e-9 for value, own in zip(matrix[2].tolist(), (0, 0, 1), strict=True)):
+        return cv2.warpAffine(image, matrix[:2], (width, height), None, cv2.INTER_LINEAR, border, colour)
+    return cv2.warpPerspective(image, matrix, (width, height), None, cv2.INTER_LINEAR, border, colour)
+
+
+def _homography(quad: Quad, height: int, width: int) -> NDArray[np.float64]:
+    """What takes the corners of a `height` x `width` image to `quad`: float64 `[3, 3]`, exactly affine where it is."""
+    across, down = (quad[1] - quad[0]) / width, (quad[3] - quad[0]) / height
+    if max(map(abs, (quad[0] + quad[2] - (quad[1] + quad[3])).tolist())) <= 1e-6:
+        return np.array([[across[0], down[0], quad[:, 0].mean()], [across[1], down[1], quad[:, 1].mean()], [0, 0, 1]])
+    return cv2.getPerspectiveTransform(corners(height, width).astype(np.float32), quad.astype(np.float32))

@@ -1,0 +1,124 @@
+"""The contact sheet: what training will see of some images, beside what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from config.errors import ConfigError, DataError
+from config.schema import Settings
+from data import csvfile, resize, sources
+from data.augment import transforms
+from data.decode.image import decode
+from data.loading.sampler import occurrences
+from data.loading.samples import Transform
+from data.pixels import Pixels
+from data.rng import philox
+from models import registry
+from models.card import Preprocessing
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_LEAST_CELL, _MOST_CELL = 112, 224  # pixels on the sheet
+_GAP, _LINE = 6, 20
+_PAPER, _INK = (255, 255, 255), (0, 0, 0)
+
+
+class Column(NamedTuple):
+    """A column of the sheet; its draws are keyed by `epoch` and `again`, as the loader keys a repeated sample."""
+
+    title: str
+    transform: Transform
+    epoch: int
+    again: int
+
+
+def write(settings: Settings, out: Path, images: int = 8, columns: int = 8, blocks: bool = False) -> Path:
+    """Write a picture with a row for each of `images` images: the original, then what training sees of it.
+
+    The columns are epochs, spread over the training; with `blocks`, the blocks that may act, each alone. The seed
+    decides the images and the draws. Raises `ConfigError` for an `out` that is no picture, `DataError` for bad images.
+    """
+    if out.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{out}: a picture's name ends in {', '.join(SUFFIXES)}; choose another --out")
+    table, prep = _table(settings), _preprocessing(settings)
+    parts = _blocks(settings, prep) if blocks else _epochs(settings, prep, columns)
+    chosen = np.sort(philox(settings.seed, "preview").permutation(len(table.paths))[:images])
+    cell = _cell(prep.size)
+    rows = {_label(table, i): _row(settings, table, i, parts, cell) for i in chosen.tolist()}
+    sheet = _sheet(rows, ["original", *(part.title for part in parts)], cell)
+    _, data = cv2.imencode(out.suffix, cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    csvfile.replace(out, data.tobytes())
+    return out
+
+
+def _table(settings: Settings) -> sources.Table:
+    """The training images where the folder says which they are, otherwise all images below it."""
+    try:
+        return sources.load(settings.data)
+    except DataError:
+        return sources.load_test(settings.data)
+
+
+def _preprocessing(settings: Settings) -> Preprocessing:
+    prep = registry.get(settings.model, image_size=settings.data.image_size).preprocessing
+    return replace(prep, fit=settings.data.resize_mode or prep.fit, pad=settings.data.pad)
+
+
+def _epochs(settings: Settings, prep: Preprocessing, columns: int) -> list[Column]:
+    epochs = np.linspace(0, settings.train.epochs - 1, columns).round().astype(np.int64)
+    changes = transforms.by_epoch(settings.augment, prep, settings.train.epochs)
+    return [
+        Column(f"epoch {epoch + 1}", changes.at(epoch), epoch, again)
+        for epoch, again in zip(epochs.tolist(), occurrences(epochs).tolist(), strict=True)
+    ]
+
+
+def _blocks(settings: Settings, prep: Preprocessing) -> list[Column]:
+    alone = transforms.alone(settings.augment, prep)
+    if not alone:
+        raise ConfigError("these settings let no block act; set augment.level or a block of it")
+    return [Column(name, transform, 0, 0) for name, transform in alone.items()]
+
+
+def _label(table: sources.Table, sample: int) -> str:
+    known = table.labels[sample] >= 0
+    return f"{table.ids[sample]}  ({table.class_names[table.labels[sample]]})" if known else table.ids[sample]
+
+
+def _row(settings: Settings, table: sources.Table, sample: int, parts: Sequence[Column], cell: int) -> list[Pixels]:
+    image = decode(table.paths[sample], settings.data.pixel_limit, to_srgb=settings.data.icc_to_srgb)
+    draws = (part.transform(image, philox(settings.seed, "augment", part.epoch, sample, part.again)) for part in parts)
+    return [resize.letterbox(image, cell), *(_shown(draw, cell) for draw in draws)]
+
+
+def _cell(size: int) -> int:
+    """The side of a cell: small images a whole number of times, large ones shrunk."""
+    return size * -(-_LEAST_CELL // size) if size < _LEAST_CELL else min(size, _MOST_CELL)
+
+
+def _shown(image: Pixels, cell: int) -> Pixels:
+    if len(image) < cell:
+        return cv2.resize(image, (cell, cell), interpolation=cv2.INTER_NEAREST)
+    return resize.squash(image, cell)
+
+
+def _sheet(rows: Mapping[str, Sequence[Pixels]], titles: Sequence[str], cell: int) -> Pixels:
+    """uint8 RGB: the titles, and beneath them for each row its label and its cells."""
+    pitch = cell + _GAP
+    sheet = Image.new("RGB", (_GAP + len(titles) * pitch, 2 * _GAP + _LINE + len(rows) * (_LINE + pitch)), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, title in enumerate(titles):
+        draw.text((_GAP + column * pitch, _GAP), title, _INK, font)
+    for number, (label, cells) in enumerate(rows.items()):
+        top = _GAP + _LINE + number * (_LINE + pitch)
+        draw.text((_GAP, top + 2), label, _INK, font)
+        for column, image in enumerate(cells):
+            sheet.paste(Image.fromarray(image), (_GAP + column * pitch, top + _LINE))
+    return np.asarray(sheet)

@@ -1,0 +1,331 @@
+"""What the loader does to each decoded image: one fixed way to evaluate, and many with chance to train.
+
+What acts is decided by `config.schema.Augment`: its level is a table of blocks, which its switches change one by one,
+and its policy may take the level's place. How a block works is in `data.augment.ops`, `data.augment.colour`,
+`data.augment.documents`, `data.augment.geometry` and `data.augment.policies`. Blocks act in the order in which a
+picture comes to be: the paper, how it lies, the camera, the file.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.sections.data import Augment
+from data import resize
+from data.augment import colour, documents, geometry, ops, policies
+from data.decode.image import shrinkage
+from data.loading.samples import ByEpoch, Transform
+from data.pixels import Pixels
+from models.card import Preprocessing
+
+NewRng = Callable[[], np.random.Generator]  # of the same numbers at each call
+
+_ON_PAPER = {**geometry.FLIPS, **documents.OPS}
+_SWITCHES = documents.SWITCHES | ops.SWITCHES
+_BESIDE_POLICY = ("erase",)  # what a policy leaves to the level
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """How `prep` has an image prepared to be evaluated: uint8 `[H, W, 3]` to `[prep.size, prep.size, 3]`.
+
+    It takes the loader's generator and leaves it alone.
+    """
+
+    prep: Preprocessing
+
+    def __call__(self, image: Pixels, rng: np.random.Generator | None = None) -> Pixels:  # noqa: ARG002
+        """The square of one image."""
+        prep = self.prep
+        if prep.fit == "squash":
+            return resize.squash(image, prep.size, prep.interpolation, prep.resampling)
+        if prep.fit == "letterbox":
+            colour = geometry.fill(image, prep.pad)
+            return resize.letterbox(image, prep.size, prep.interpolation, colour, prep.resampling)
+        return resize.crop(image, prep.size, prep.crop_pct, prep.interpolation, prep.resampling)
+
+    def shrink(self, height: int, width: int, new_rng: NewRng | None = None) -> int:  # noqa: ARG002
+        """How many times smaller a file of that many pixels may be decoded: twice what is needed remains, and
+        what is shown stays in its place. Pillow's filters want every pixel."""
+        if self.prep.resampling == "pillow":
+            return 1
+        side = max(height, width) if self.prep.fit == "letterbox" else min(height, width)
+        share = self.prep.crop_pct if self.prep.fit == "crop" else 1.0
+        factor = shrinkage(side, 2 * self.prep.size / share)
+        while factor > 1 and not self._keeps_place(height, width, factor):
+            factor //= 2
+        return factor
+
+    def _keeps_place(self, height: int, width: int, factor: int) -> bool:
+        """Whether what is shown has the same sides then, and sides rounded up move none of it by a tenth of a pixel."""
+        rows, columns = self._sides(height, width)
+        same = self._sides(-(-height // factor), -(-width // factor)) == (rows, columns)
+        return same and -height % factor * rows <= 0.1 * height and -width % factor * columns <= 0.1 * width
+
+    def _sides(self, height: int, width: int) -> tuple[int, int]:
+        """The sides to which an image of `height` x `width` is resized."""
+        if self.prep.fit == "crop":
+            return resize.cropped_from(height, width, self.prep.size, self.prep.crop_pct)
+        if self.prep.fit == "letterbox":
+            return resize.fitted(height, width, self.prep.size)
+        return self.prep.size, self.prep.size
+
+
+class Act(NamedTuple):
+    """How often a block acts (0 to 1), and how strongly (0 to 1)."""
+
+    probability: float
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Level:
+    """The blocks of a level, and the smallest share of the area that a crop may see or a letterboxed image may fill.
+
+    Shares of None mean the fixed way of evaluation, and no flips.
+    """
+
+    blocks: Mapping[str, Act] = field(default_factory=dict)
+    least_seen: float | None = None
+    least_filled: float | None = None
+
+
+# Every block that can be switched, with how it acts where it is switched on and the level has none of it.
+BLOCKS = {
+    "rotate90": Act(1.0),
+    "bleed_through": Act(0.2),
+    "erosion": Act(0.2),
+    "dilation": Act(0.2),
+    "shadow": Act(0.3),
+    "affine": Act(0.7, 0.8),
+    "rotate": Act(0.5),
+    "rotate_any": Act(1.0),
+    "shear": Act(0.3),
+    "perspective": Act(0.3),
+    "brightness": Act(0.5),
+    "contrast": Act(0.5),
+    "saturation": Act(0.5),
+    "hue": Act(0.5, 0.7),
+    "gamma": Act(0.3, 0.8),
+    "greyscale": Act(0.1),
+    "posterize": Act(0.1, 0.8),
+    "solarize": Act(0.1, 0.8),
+    "blur": Act(0.2),
+    "noise": Act(0.2, 0.8),
+    "jpeg": Act(0.2, 0.8),
+    "erase": Act(0.25),
+}
+
+LEVELS = {
+    "none": Level(),
+    "minimal": Level({"affine": Act(1.0, 0.35)}, least_seen=1.0, least_filled=0.8),
+    "moderate": Level(
+        {
+            "affine": Act(0.5, 0.4),
+            "brightness": Act(0.5, 0.5),
+            "contrast": Act(0.5, 0.5),
+            "saturation": Act(0.5, 0.5),
+            "hue": Act(0.3, 0.5),
+            "erase": Act(0.1, 0.5),
+        },
+        least_seen=0.5,
+        least_filled=0.7,
+    ),
+    "hard": Level(
+        {
+            "erosion": Act(0.1, 0.7),
+            "dilation": Act(0.1, 0.7),
+            "shadow": Act(0.15, 0.8),
+            "affine": Act(0.7, 0.8),
+            "perspective": Act(0.2, 0.7),
+            "brightness": Act(0.5, 1.0),
+            "contrast": Act(0.5, 1.0),
+            "saturation": Act(0.5, 1.0),
+            "hue": Act(0.5, 0.7),
+            "gamma": Act(0.3, 0.8),
+            "posterize": Act(0.1, 0.8),
+            "solarize": Act(0.1, 0.8),
+            "blur": Act(0.2, 1.0),
+            "noise": Act(0.2, 0.8),
+            "jpeg": Act(0.2, 0.8),
+            "erase": Act(0.3, 0.8),
+        },
+        least_seen=0.25,
+        least_filled=0.55,
+    ),
+}
+
+
+def as_it_is(image: Pixels, _rng: np.random.Generator) -> Pixels:
+    """The transform of images that have been prepared already."""
+    return image
+
+
+def share_at(section: Augment, epoch: int, epochs: int) -> float:
+    """The share (0 to 1) of its full strength that augmentation has in `epoch` (from 0) of `epochs`.
+
+    A ramp rises to 1, or falls from it, in equal steps over the epochs before `off_epochs`; those last ones have 0.
+    """
+    active = epochs - section.off_epochs
+    if epoch >= active:
+        return 0.0
+    if section.ramp == "up":
+        return (epoch + 1) / active
+    return 1 - epoch / active if section.ramp == "down" else 1.0
+
+
+def alone(section: Augment, prep: Preprocessing) -> dict[str, Transform]:
+    """Each block that `section` lets act, by name: a transform in which it is the only one, and always acts."""
+    blocks = _acts(section, 1.0).items()
+    return {name: Training(prep, {name: Act(1.0, act.strength)}, None, None) for name, act in blocks}
+
+
+def by_epoch(section: Augment, prep: Preprocessing, epochs: int) -> ByEpoch:
+    """What the loader of a training of `epochs` takes: `train_transform` at each epoch's share of the strength."""
+    return ByEpoch(functools.partial(_at_epoch, section, prep, epochs))
+
+
+def _at_epoch(section: Augment, prep: Preprocessing, epochs: int, epoch: int) -> Transform:
+    return train_transform(section, prep, share_at(section, epoch, epochs))
+
+
+def train_transform(section: Augment, prep: Preprocessing, share: float = 1.0) -> Transform:
+    """How an image is prepared to be trained on: uint8 `[H, W, 3]` and a generator to `[prep.size, prep.size, 3]`.
+
+    `share` (0 to 1) scales the strength of every block but the flips; where a block has no strength, how often it acts.
+    At 0, or where nothing is switched on, an image is prepared as for evaluation.
+    """
+    level, acts, policy = LEVELS[section.level], _acts(section, share), _policy(section, share)
+    least = level.least_filled if prep.fit == "letterbox" else level.least_seen
+    if section.min_scale is not None:
+        least = section.min_scale
+    if share == 0 or (least is None and not acts and policy is None):
+        return EvalTransform(prep)
+    return Training(prep, acts, policy, None if least is None else 1 - (1 - least) * share)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A transform for training, stage by stage; `least` as in `Level`, for the fit of `prep`."""
+
+    prep: Preprocessing
+    acts: Mapping[str, Act]
+    policy: Callable[[Pixels, np.random.Generator], Pixels] | None
+    least: float | None
+
+    def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        """uint8 `[H, W, 3]` to `[prep.size, prep.size, 3]`."""
+        image = self._change(self._framed(image, rng), rng, self._on_paper)
+        image, padding = self._laid(image, rng)
+        if self.policy is not None:
+            image, padding = self.policy(image, rng), None  # it may have moved the padding
+        image = self._change(self._tinted(image, rng), rng, self._on_pixels)
+        if padding is not None and self.prep.pad == "grey":
+            np.copyto(image, resize.PAD, where=padding[..., None])  # as evaluation has it, whatever the colours became
+        return image
+
+    def _framed(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        """The square that shows what training sees; to be letterboxed, the whole image at a moderate size."""
+        size = self.prep.size
+        if self.prep.fit == "letterbox":
+            return geometry.reduced(image, size)
+        if self.prep.fit == "squash" or self.least is None:
+            return EvalTransform(self.prep)(image)
+        if self.least == 1:
+            return geometry.random_square(image, rng, size)
+        return geometry.random_crop(image, rng, size, self.least)
+
+    def shrink(self, height: int, width: int, new_rng: NewRng) -> int:
+        """How many times smaller a file of that many pixels may be decoded for what will be made of it with the
+        generator of `new_rng()`."""
+        size = self.prep.size
+        if self.prep.fit == "letterbox":
+            return shrinkage(max(height, width), size)
+        if self.prep.fit == "squash" or self.least is None:
+            return EvalTransform(self.prep).shrink(height, width)
+        most = shrinkage(min(height, width), size)
+        if self.least == 1 or most == 1:
+            return most
+        box = geometry.crop_box(height, width, new_rng(), self.least)
+        return shrinkage(min(box.height, box.width), size)
+
+    def _laid(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, NDArray[np.bool_] | None]:
+        """All motions in one warp, and for a letterboxed image its place and its size on the square; with the padding
+        that this leaves, bool `[S, S]`."""
+        if self.prep.fit != "letterbox" and not self._motions:
+            return image, None
+        quad = start = geometry.corners(*image.shape[:2])
+        for motion, act in self._motions:
+            if rng.random() < act.probability:
+                quad = motion(quad, rng, act.strength)
+        if self.prep.fit != "letterbox":
+            return (image if quad is start else geometry.cover(image, quad)), None
+        area = 1.0 if self.least is None else rng.uniform(self.least, 1)
+        fill = geometry.fill(image, self.prep.pad)
+        if quad is start:
+            return geometry.random_letterbox(image, rng, self.prep.size, area, fill)
+        return geometry.keep(image, quad, self.prep.size, area, rng, fill)
+
+    def _tinted(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        acting = {name: act.strength for name, act in self._tints if rng.random() < act.probability}
+        return colour.tint(image, rng, acting) if acting else image
+
+    def _change(self, image: Pixels, rng: np.random.Generator, stage: Sequence[tuple[ops.Op, Act]]) -> Pixels:
+        for op, act in stage:
+            if rng.random() < act.probability:
+                image = op(image, rng, act.strength)
+        return image
+
+    @cached_property
+    def _on_paper(self) -> list[tuple[ops.Op, Act]]:
+        return [(op, self.acts[name]) for name, op in _ON_PAPER.items() if name in self.acts]
+
+    @cached_property
+    def _motions(self) -> list[tuple[geometry.Motion, Act]]:
+        return [(motion, self.acts[name]) for name, motion in geometry.MOTIONS.items() if name in self.acts]
+
+    @cached_property
+    def _tints(self) -> list[tuple[str, Act]]:
+        return [(name, self.acts[name]) for name in colour.MAPS if name in self.acts]
+
+    @cached_property
+    def _on_pixels(self) -> list[tuple[ops.Op, Act]]:
+        return [(op, self.acts[name]) for name, op in ops.OPS.items() if name in self.acts]
+
+
+def _acts(section: Augment, share: float) -> dict[str, Act]:
+    """The blocks that may act, flips among them, with what the level, the policy, the switches and `share` leave."""
+    level = LEVELS[section.level]
+    of_level = {n: act for n, act in level.blocks.items() if section.policy == "none" or n in _BESIDE_POLICY}
+    found = {}
+    for name, own in BLOCKS.items():
+        wanted = getattr(section, name)
+        if wanted or (wanted is None and name in of_level):
+            probability, strength = level.blocks.get(name, own)
+            often = probability * share if name in _SWITCHES else probability
+            found[name] = Act(often, strength * share)
+    if level.least_seen is not None:
+        found |= {name: Act(0.5) for name in geometry.FLIPS if getattr(section, name)}
+    return found
+
+
+def _policy(section: Augment, share: float) -> Callable[[Pixels, np.random.Generator], Pixels] | None:
+    if section.policy == "rand":
+        return functools.partial(
+            policies.rand,
+            share=share,
+            operations=section.operations,
+            magnitude=section.magnitude,
+            magnitude_std=section.magnitude_std,
+        )
+    if section.policy == "none":
+        return None
+    policy = policies.trivial if section.policy == "trivial" else policies.three
+    return functools.partial(policy, share=share)

@@ -1,0 +1,311 @@
+"""Images decoded once for all of a training: small enough to be read at once, large enough for every crop.
+
+Two stores serve it (see `data.cache.store`): what it trains on, the short side 1.15 times the model's, and what judges
+it, the square that evaluation makes of each image, to the bit. Images are known by their content and by how they were
+made, so folds, members, data sets and machines share what they have in common. What a store lacks, such as a damaged
+file, comes from the file as it would without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import filelock
+
+from config.errors import DataError
+from config.places import cache_folder
+from config.sections.data import Data
+from data import file_hashes
+from data.augment.transforms import EvalTransform
+from data.cache import store
+from data.cache.images import Images, Source
+from data.cache.store import Encoding, Kept, Packed, Store
+from data.cores import cores
+from data.decode.image import Shrink, shrinkage, whole
+from data.pixels import Pixels
+from data.progress_bar import bar
+from data.resize import resize
+from models.card import Preprocessing
+
+_VERSION = 2  # of what is made of an image; raise it when that changes
+_MARGIN = 1.15
+_TURN = 256  # images that are written at a time
+_TRIED = 48  # images that tell how large JPEGs become
+_SIDEWAYS = (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_90_COUNTERCLOCKWISE)
+
+
+class Stopped(Exception):
+    """The user asked to stop; what was made is kept."""
+
+
+class Sources(NamedTuple):
+    """Where a training's pixels come from, each as `Images` gives them: those that it trains on, and the squares that
+    judge it; None where these are to be made of the files."""
+
+    train: Source
+    judged: Source | None
+
+
+class Known(NamedTuple):
+    """An image by its content and its turn, and its sides as it is shown."""
+
+    key: bytes
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """An image whose short side, with `long` its long one, is at most `side` pixels; never enlarged."""
+
+    side: int
+    long: bool = False
+
+    def __call__(self, image: Pixels) -> Pixels:
+        """uint8 `[H, W, 3]`, as it is where it is small already."""
+        return resize(image, *self.sides(*image.shape[:2]))
+
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what is made of an image."""
+        scale = min(1.0, self.side / (max(height, width) if self.long else min(height, width)))
+        return max(1, round(scale * height)), max(1, round(scale * width))
+
+    def shrink(self, height: int, width: int) -> int:
+        """As `EvalTransform.shrink`."""
+        return shrinkage(max(height, width) if self.long else min(height, width), 2 * self.side)
+
+
+class Square(EvalTransform):
+    """What evaluation makes of an image."""
+
+    def sides(self, _height: int, _width: int) -> tuple[int, int]:
+        """The model's."""
+        return self.prep.size, self.prep.size
+
+
+class Part(NamedTuple):
+    """A form of the images and how it is kept."""
+
+    form: Reduced | Square
+    encoding: Encoding
+
+    def folder(self, place: Path) -> Path:
+        """Where below `place` it is kept; its name ends in a digest of all that its pixels depend on."""
+        form = asdict(self.form)
+        prep = form.get("prep", {})
+        for unseen in ("mean", "std", "icc_to_srgb"):  # applied on the device; the last is part of an image's key
+            prep.pop(unseen, None)
+        if prep.get("resampling") == "area":  # older caches do not name it
+            del prep["resampling"]
+        name = type(self.form).__name__.lower()
+        text = json.dumps([_VERSION, name, self.encoding, form], sort_keys=True)
+        side = max(self.form.sides(2**30, 2**30))
+        return place / f"{name}_{side}_{self.encoding}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def sources(
+    data: Data, prep: Preprocessing, paths: Sequence[Path], images: Images, stop: Callable[[], bool]
+) -> Sources:
+    """The sources for a training at up to `prep.size` pixels, judged by `prep`; `images` where there is no cache.
+
+    Makes what is missing of `paths`, which takes its time, and says so. Raises `Stopped` where `stop` answers yes, and
+    `DataError` where the cache cannot be written.
+    """
+    if not data.cache_gb:
+        return Sources(images, None)
+    where, workers = place(data.cache_dir), data.workers or cores()
+    with bar("looking", len(paths)) as progress:
+        known = _known(paths, images, workers, progress)
+    files = Images(0, images.pixel_limit, images.turns, images.to_srgb)
+    reduced = Reduced(math.ceil(_MARGIN * prep.size), long=prep.fit == "letterbox")
+    opened = {}
+    for part in _plan(data, where, known, files, (reduced, Square(prep))):
+        maker = _Maker(part, part.folder(where), files, workers, stop)
+        opened[type(part.form)] = _Cached(maker.filled(known), known, _Made(part.form, images))
+    return Sources(opened.get(Reduced, images), opened.get(Square))
+
+
+def _known(paths: Sequence[Path], images: Images, workers: int, progress: Callable[[int], None]) -> dict[Path, Known]:
+    found = {}
+    for path, (digest, height, width) in file_hashes.of(paths, workers, progress).items():
+        turn = images.turns.get(path)
+        colours = "|srgb" if images.to_srgb else ""
+        key = hashlib.blake2b(f"{digest}|{turn}{colours}".encode(), digest_size=16).digest()
+        found[path] = Known(key, width, height) if turn in _SIDEWAYS else Known(key, height, width)
+    return found
+
+
+def _plan(
+    data: Data, place: Path, known: Mapping[Path, Known], files: Images, forms: tuple[Reduced, Square]
+) -> list[Part]:
+    """The best parts for which there is room; none, and a line that says so, where there is too little."""
+    reduced, judged = forms
+    kept = sum(store.size(folder) for folder in folders(place))
+    free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
+    room = min(data.cache_gb * 1e9 - kept, 0.95 * free)
+    wishes = [
+        [Part(reduced, "raw"), Part(judged, "raw")],
+        [Part(reduced, "jpeg"), Part(judged, "raw")],
+        [Part(reduced, "jpeg")],
+    ]
+    for parts in wishes:
+        needed = sum(_bytes(part, part.folder(place), known, files) for part in parts)
+        if needed <= room:
+            return parts
+    print(
+        f"cache: {len(known)} images need {needed / 1e9:.2f} GB more as JPEGs, there is room for "
+        f"{max(room, 0) / 1e9:.2f} GB; training decodes the files (raise data.cache_gb, or see: python -m data cache)"
+    )
+    return []
+
+
+def _bytes(part: Part, folder: Path, known: Mapping[Path, Known], files: Images) -> float:
+    """How much the images that a store lacks will take."""
+    there = Store(folder, part.encoding) if folder.exists() else ()
+    lacking = {image.key: (path, image) for path, image in known.items() if image.key not in there}
+    pixels = sum(3 * math.prod(part.form.sides(image.height, image.width)) for _, image in lacking.values())
+    if part.encoding == "raw" or not lacking:
+        return pixels
+    tried = [path for path, _ in list(lacking.values())[:: max(1, len(lacking) // _TRIED)]]
+    made = [image for path in tried if (image := _attempt(part.form, files, path)) is not None]
+    packed = sum(len(store.encode(image, "jpeg")) for image in made) / max(1, sum(image.size for image in made))
+    return 1.1 * packed * pixels
+
+
+def place(wish: Path | None) -> Path:
+    """The folder of all stores: the one that is wished for, or the user's."""
+    return wish or cache_folder() / "images"
+
+
+def folders(place: Path) -> list[Path]:
+    """The stores below `place`."""
+    return sorted(file.parent for file in place.glob("*/index"))
+
+
+def remove(folder: Path) -> None:
+    """Delete a store; `DataError` where a process is filling it."""
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+    except filelock.Timeout:
+        raise DataError(f"{folder}: is being filled by another process; stop that first") from None
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Fills one store; one process at a time does."""
+
+    part: Part
+    folder: Path
+    files: Images
+    workers: int
+    stop: Callable[[], bool]
+
+    def filled(self, known: Mapping[Path, Known]) -> Store:
+        """The store, with all of the images that can be read."""
+        try:
+            opened = Store(self.folder, self.part.encoding)
+            if all(image.key in opened for image in known.values()):
+                return opened
+            with self._alone():
+                opened = Store(self.folder, self.part.encoding)
+                self._add(opened, {image.key: path for path, image in known.items() if image.key not in opened})
+            return Store(self.folder, self.part.encoding)
+        except OSError as error:
+            raise DataError(
+                f"{self.folder}: cannot be written ({error.strerror}); make room, give another data.cache_dir, or "
+                "set data.cache_gb to 0"
+            ) from error
+
+    def _alone(self) -> filelock.AcquireReturnProxy:
+        lock = filelock.FileLock(self.folder / "lock")
+        while True:
+            try:
+                return lock.acquire(timeout=0.5)
+            except filelock.Timeout:
+                if self.stop():
+                    raise Stopped from None
+
+    def _add(self, opened: Store, missing: Mapping[bytes, Path]) -> None:
+        wanted, before = list(missing.items()), len(opened)
+        with bar("cache", len(wanted)) as progress, ThreadPoolExecutor(self.workers) as pool:
+            for start in range(0, len(wanted), _TURN):
+                made = pool.map(self._one, wanted[start : start + _TURN])
+                opened.append([one for one in made if one])
+                progress(min(start + _TURN, len(wanted)))
+                if self.stop():
+                    raise Stopped
+        if len(opened) > before:
+            print(f"cache: {len(opened) - before} images into {self.folder} ({store.size(self.folder) / 1e9:.2f} GB)")
+
+    def _one(self, item: tuple[bytes, Path]) -> tuple[bytes, tuple[int, int], bytes] | None:
+        key, path = item
+        image = _attempt(self.part.form, self.files, path)
+        if image is None:
+            return None
+        return key, image.shape[:2], store.encode(image, self.part.encoding)
+
+
+def _attempt(form: Reduced | Square, files: Images, path: Path) -> Pixels | None:
+    """What is kept of a file; None where that cannot be read, which its use will say."""
+    try:
+        return form(files(path, form.shrink))
+    except DataError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a store keeps of a file, made of the file."""
+
+    form: Reduced | Square
+    files: Images
+
+    def __call__(self, path: Path, _shrink: Shrink = whole) -> Pixels:
+        return self.form(self.files(path, self.form.shrink))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Images by where they lie in a store, and by their paths what it lacks."""
+
+    packed: Packed
+    otherwise: _Made
+
+    def __call__(self, address: Path | Kept, shrink: Shrink = whole) -> Pixels:
+        return self.otherwise(address, shrink) if isinstance(address, Path) else self.packed(address)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cached:
+    """A store as a source by path, as `data.images.Shared`; `otherwise` for what it lacks."""
+
+    store: Store
+    known: Mapping[Path, Known] = field(repr=False)
+    otherwise: _Made = field(repr=False)
+    mapped = True  # into memory: the loader's threads do not wait for files
+
+    def __call__(self, path: Path, shrink: Shrink = whole) -> Pixels:
+        kept = self._kept(path)
+        return self.otherwise(path, shrink) if kept is None else self.store.packed(kept)
+
+    def reader(self, workers: int) -> _Reader:
+        """The same by address, for one of so many processes."""
+        return _Reader(self.store.packed, replace(self.otherwise, files=self.otherwise.files.reader(workers)))
+
+    def address(self, path: Path) -> str | Kept:
+        """Where the reader finds it."""
+        return self._kept(path) or str(path)
+
+    def _kept(self, path: Path) -> Kept | None:
+        image = self.known.get(path)
+        return None if image is None else self.store.find(image.key)

@@ -1,0 +1,1 @@
+"""From a file to RGB pixels, whatever its format and state."""

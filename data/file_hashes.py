@@ -1,0 +1,76 @@
+"""What files hold, without reading them again: a digest and the sides of each, remembered by its size and its time.
+
+The memory is this machine's, in the user's cache folder, and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from config.places import cache_folder
+from data import csvfile
+from data.decode.image import sides
+
+
+class Content(NamedTuple):
+    """The SHA-256 of a file, hexadecimal, and the sides of its image as it is shown, in pixels."""
+
+    digest: str
+    height: int
+    width: int
+
+
+def of(paths: Sequence[Path], workers: int, progress: Callable[[int], None] = lambda _: None) -> dict[Path, Content]:
+    """The contents of the files that are images by their headers; `progress` is told how many have been seen."""
+    memory = cache_folder() / "contents.json"
+    known, fresh = _read(memory), dict[str, Path]()
+    stats = {path: stat for path in dict.fromkeys(paths) if (stat := _stat(path))}
+    names = {path: str(path.resolve()) for path in stats}
+    for path, stat in stats.items():
+        if known.get(names[path], [])[:2] != stat:
+            fresh[names[path]] = path
+    with ThreadPoolExecutor(workers) as pool:
+        for count, (name, seen) in enumerate(zip(fresh, pool.map(_look, fresh.values()), strict=True), start=1):
+            known[name] = [*stats[fresh[name]], *seen]
+            progress(count)
+    if fresh:
+        _write(memory, known)
+    return {path: Content(*known[names[path]][2:]) for path in stats if known[names[path]][2:]}
+
+
+def _look(path: Path) -> tuple[()] | Content:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return ()
+    shape = sides(data)
+    return Content(hashlib.sha256(data).hexdigest(), *shape) if shape else ()
+
+
+def _stat(path: Path) -> list[int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _read(memory: Path) -> dict[str, list[Any]]:
+    try:
+        return dict(json.loads(memory.read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(memory: Path, known: dict[str, list[Any]]) -> None:
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        csvfile.replace(memory, json.dumps(known).encode())
+    except OSError as error:
+        print(f"{memory}: cannot be written ({error.strerror}); the files are read again next time", file=sys.stderr)

@@ -1,0 +1,73 @@
+"""A copy of a data set in which small classes are filled up with damaged copies of their images, made once and kept.
+
+The settings under `sampling` repeat images while training, each time augmented anew; copies on disk can be looked
+at, sorted out, and used by anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import cv2
+import numpy as np
+
+from config.errors import DataError
+from config.sections.data import Data
+from data import csvfile, sources
+from data.audit import actions
+from data.augment.corrupt import corrupt
+from data.cache.images import Images
+from data.rng import philox
+
+_HEADER = ("ID", "target", "group")
+_QUALITY = 92
+
+
+def oversample(data: Data, out: Path, least: int, seed: int = 0) -> dict[str, int]:
+    """Write the data set of the settings to `out` with at least `least` images in each class; how many were added.
+
+    `out` gets train.csv with columns ID, target and group, and train/. A copy is in the group of its original, for
+    folds of kind stratified_group. Raises `DataError` where `out` is not empty.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out}: is not empty; choose a new folder")
+    table = actions.load(data).table
+    images = Images.of(data, table.turns, cache_bytes=0)
+    added: dict[str, int] = {}
+    rows = list(_originals(table, out))
+    for label, name in enumerate(table.class_names):
+        own = np.flatnonzero(table.labels == label).tolist()
+        for number in range(max(least - len(own), 0)):
+            source = own[number % len(own)]
+            file = Path(rows[source][0])
+            made = file.with_name(f"{file.stem}__damaged_{number // len(own)}.jpg")
+            _put(out / "train" / made, corrupt(images(table.paths[source]), philox(seed, "enlarge", source, number)))
+            rows.append((made.as_posix(), name, rows[source][2]))
+            added[name] = added.get(name, 0) + 1
+    csvfile.write(out / "train.csv", _HEADER, rows)
+    return added
+
+
+def _originals(table: sources.Table, out: Path) -> Iterator[tuple[str, str, str]]:
+    """Copy every image under its ID; one that is to be turned keeps its pixels, as the actions are not copied."""
+    for name, path, label in zip(table.ids, table.paths, table.labels.tolist(), strict=True):
+        file = _file(name, path.suffix)
+        copy = out / "train" / file
+        if copy.exists():
+            raise DataError(f"{copy}: would be a copy of two images, the second with ID {name!r}; rename one of them")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())  # it may be a part of a larger file
+        yield file, table.class_names[label], file
+
+
+def _file(name: str, suffix: str) -> str:
+    """A path below a folder for an ID, which may be a Windows path, or an absolute one inside its data set."""
+    windows = PureWindowsPath(name)
+    file = PurePosixPath(*(part for part in windows.relative_to(windows.anchor).parts if part != ".."))
+    return file.as_posix() if file.suffix == suffix else f"{file.as_posix()}{suffix}"
+
+
+def _put(path: Path, image: np.ndarray) -> None:
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    path.write_bytes(content.tobytes())

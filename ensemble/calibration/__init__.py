@@ -1,0 +1,1 @@
+"""From logits to calibrated probabilities: temperature scaling, calibration maps, reliability diagrams."""

@@ -1,0 +1,175 @@
+"""An ensemble and its YAML file: members, views, how they are averaged.
+
+How the weights are found stands in `fit`; how members are fed, in `runner`; what a mixture goes through afterwards, in
+`finish`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from config.errors import ConfigError
+from ensemble import views
+from ensemble.member import Member
+from ensemble.options import RunOptions
+from ensemble.weighting.average import Combine, Merge, default_merge
+
+Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Left out of the file where not used.
+_OPTIONAL = ("tempered", "layers", "clip", "class_multipliers", "aliases")
+
+
+class Ensemble(BaseModel):
+    """Members, the views each of them sees, how all mix, and what the mixture goes through.
+
+    `combine` is the weighted mean of probabilities, of logits, or of the classes' ranks over members; `merge` is how a
+    member's views merge (see `merge`), where it is not given as `combine`, and for ranks by probabilities. A member's
+    temperature divides the logits of each of its `views`, or of their `mean`. After the mixture's own `temperature`
+    come the `layers`, a safetensors file (`ensemble.fitted_params`), and `clip`, the lowest probability.
+    `class_multipliers` weigh the classes where a label is chosen, not the probabilities. `aliases` are groups of names
+    of one class, which share its probability in a submission. `adaptive` is the margin under which an image gets all
+    views and members where `--tta adaptive` asks for that (see `adaptive`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    combine: Combine = "probabilities"
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    views: tuple[str, ...] = ("original",)
+    merge: Merge | None = None
+    adaptive: float | None = Field(default=None, ge=0, le=1)
+    members: tuple[Member, ...] = Field(min_length=1)
+    tempered: Literal["views", "mean"] = "views"
+    layers: Path | None = None
+    clip: float = Field(default=0.0, ge=0, lt=1)
+    class_multipliers: dict[str, Multiplier] = Field(default_factory=dict)
+    aliases: tuple[tuple[str, ...], ...] = ()
+
+    @field_validator("views")
+    @classmethod
+    def _known_views(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return views.expand(names)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Ensemble:
+        if sum(member.weight for member in self.members) <= 0:
+            raise ValueError("the weights of all members are 0")
+        return self
+
+    @property
+    def view_merge(self) -> Merge:
+        """How a member's views merge."""
+        return self.merge or default_merge(self.combine)
+
+    def used(self) -> set[str]:
+        """The keys whose values are not their defaults."""
+        return set(self.model_dump(exclude_defaults=True))
+
+    def alone(self, member: Member) -> Ensemble:
+        """One member with all views, without what was fitted to the mixture."""
+        return Ensemble(
+            combine=self.combine, views=self.views, merge=self.merge, tempered=self.tempered, members=(member,)
+        )
+
+
+def seen(ensemble: Ensemble, names: Sequence[str] | None, merge: str | None) -> Ensemble:
+    """The ensemble with other views or presets, or another merge of views; None leaves its own."""
+    changed: dict[str, Any] = {} if names is None else {"views": views.expand(names)}
+    if merge is not None and merge not in get_args(Merge):
+        raise ConfigError(f"merge {merge!r} is not known; there are {', '.join(get_args(Merge))}")
+    return ensemble.model_copy(update=changed | ({} if merge is None else {"merge": merge}))
+
+
+def read(path: Path) -> Ensemble:
+    """Read an ensemble's YAML file; member paths are relative to its folder.
+
+    `ConfigError` names every fault of the file at once: unknown keys, ill-typed values, members that do not exist.
+    """
+    raw = _mapping(path)
+    try:
+        ensemble = Ensemble.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {'; '.join(_fault(fault) for fault in error.errors())}") from error
+    placed = _placed(ensemble.members, path.parent)
+    missing = [str(member.path) for member in placed if not member.path.exists()]
+    if missing:
+        raise ConfigError(f"{path}: names members that do not exist: {', '.join(missing)}")
+    layers = path.parent / ensemble.layers if ensemble.layers else None
+    if layers and not layers.is_file():
+        raise ConfigError(f"{path}: its layers {layers} do not exist; keep that file beside it, or fit it again")
+    return ensemble.model_copy(update={"members": placed, "layers": layers})
+
+
+def write(path: Path, ensemble: Ensemble) -> None:
+    """Write the YAML file, member paths relative to its folder; `ConfigError` when it exists already."""
+    raw = ensemble.model_dump(mode="json")
+    raw = {key: value for key, value in raw.items() if key not in _OPTIONAL or key in ensemble.used()}
+    if ensemble.layers:
+        raw["layers"] = _relative(ensemble.layers, path)
+    raw["members"] = [_entry(member, path) for member in ensemble.members]
+    raw = {key: value for key, value in raw.items() if key not in ("merge", "adaptive") or value is not None}
+    refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("x", encoding="utf-8") as file:
+        yaml.safe_dump(raw, file, sort_keys=False)
+
+
+def _placed(members: Sequence[Member], folder: Path) -> tuple[Member, ...]:
+    return tuple(member.model_copy(update={"path": folder / member.path}) for member in members)
+
+
+def _entry(member: Member, file: Path) -> dict[str, Any]:
+    """A member as the file has it, without what is not given."""
+    entry = {**member.model_dump(mode="json"), "path": _relative(member.path, file), "options": member.options.given()}
+    absent = [key for key in ("runtime", "options") if not entry[key]]
+    return {key: value for key, value in entry.items() if key not in absent}
+
+
+def _relative(target: Path, file: Path) -> str:
+    return Path(os.path.relpath(target.absolute(), file.parent.absolute())).as_posix()
+
+
+def refuse_existing(path: Path) -> None:
+    """`ConfigError` when `path` exists."""
+    if path.exists():
+        raise ConfigError(f"{path}: exists already and is not overwritten; give another name")
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: is no ensemble file; it must be a mapping with the key `members`")
+    return raw
+
+
+def _fault(fault: Any) -> str:
+    """One of pydantic's findings as `where: what`, with the nearest key for an unknown one."""
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        if fault["loc"][0] == "pairs":
+            return "pairs: second heads for confused classes were removed; delete this key, or fit the ensemble again"
+        described: dict[int, type[BaseModel]] = {1: Ensemble, 3: Member}
+        keys = list(described.get(len(fault["loc"]), RunOptions).model_fields)
+        near = difflib.get_close_matches(str(fault["loc"][-1]), keys, n=1)
+        return f"{where}: unknown key; {f'did you mean {near[0]}?' if near else 'keys: ' + ', '.join(keys)}"
+    if fault["type"] == "missing":
+        return f"{where}: is missing"
+    text = fault["msg"].removeprefix("Value error, ")
+    text = text if fault["type"] == "value_error" else f"{text[0].lower()}{text[1:]}, found {fault['input']!r}"
+    return f"{where}: {text}" if where else text

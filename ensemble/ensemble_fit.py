@@ -1,0 +1,157 @@
+"""What is fitted on a table of out-of-fold answers, and its answers: weights or a stack, maps, the labels' rule.
+
+The order is that of `finish`: each run at its temperature, mixed or stacked, calibrated, clipped; then labels. What
+each part is stands in `weights`, `stacking`, `calibration`, `maps` and `decision`; honest scores in `nested`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble import decision
+from ensemble.calibration import maps, scaling
+from ensemble.calibration.maps import Isotonic, Vector
+from ensemble.calibration.scaling import Floats
+from ensemble.decision import Rule
+from ensemble.fitted_params import FittedParams
+from ensemble.oof.oof_table import Table
+from ensemble.scores import Ints, Metric
+from ensemble.weighting import average, stacking, weights
+from ensemble.weighting.average import Combine
+from ensemble.weighting.stacking import Stack
+
+Kind = Literal["none", "temperature", "vector", "isotonic"]
+Method = Literal["convex", "equal", "fixed", "greedy", "stacking"]
+Predictions = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to fit. Of several `calibrations` the one with the lowest nested log loss is kept; of the `rules` for labels
+    the one with the highest nested macro-F1, if it is higher than that of the most probable class.
+
+    `given` are the weights of `fixed`, `rounds` those of `greedy`; `clip` asks for a lowest probability.
+    """
+
+    method: Method = "convex"
+    combine: Combine = "probabilities"
+    metric: Metric = "log_loss"
+    given: tuple[float, ...] = ()
+    rounds: int = 50
+    bags: int = 0
+    soften: float = 0.0
+    calibrations: tuple[Kind, ...] = ("temperature",)
+    clip: bool = False
+    rules: tuple[Rule, ...] = ()
+    seed: int = 0
+
+    def candidates(self) -> tuple[Kind, ...]:
+        """The calibrations to choose from. A stack is fitted to the log loss itself, and too sure of the rows that it
+        saw, so that none at all is always one of its candidates."""
+        always: tuple[Kind, ...] = ("none",) if self.method == "stacking" else ()
+        return tuple(dict.fromkeys([*self.calibrations, *always]))
+
+    def weights(self) -> weights.WeightingRequest:
+        """What it says of weights; those of a stack play no part."""
+        method = "equal" if self.method == "stacking" else self.method
+        return weights.WeightingRequest(
+            method, self.combine, self.metric, self.given, self.rounds, self.bags, self.soften, self.seed
+        )
+
+
+class Pool(NamedTuple):
+    """A temperature and a weight for each run, how they mix, and the stack that takes the place of the mean."""
+
+    temperatures: tuple[float, ...]
+    weights: Floats
+    combine: Combine = "probabilities"
+    stack: Stack | None = None
+
+
+@dataclass(frozen=True)
+class EnsembleFit:
+    """All that is fitted. `temperature` is the mixture's, `layers` a stack and a map, `clip` the lowest probability,
+    `shifts` the logarithms of the classes' multipliers where labels are chosen."""
+
+    temperatures: tuple[float, ...]
+    weights: Floats
+    temperature: float
+    combine: Combine = "probabilities"
+    layers: FittedParams = field(default_factory=FittedParams)
+    clip: float = 0.0
+    shifts: Floats | None = None
+
+
+class Step(NamedTuple):
+    """A calibration of the mixture: a temperature, a map or neither, then a lowest probability."""
+
+    temperature: float = 1.0
+    map: Vector | Isotonic | None = None
+    clip: float = 0.0
+
+    def apply(self, logs: Predictions) -> Predictions:
+        """Log probabilities `[N, C]` of the mixture's."""
+        cooled = average.log_softmax(logs / np.float32(self.temperature)) if self.temperature != 1 else logs
+        mapped = self.map.apply(cooled) if self.map else cooled
+        return np.asarray(maps.clip_logs(mapped, self.clip), dtype=np.float32)
+
+
+def fit_pool(table: Table, plan: Plan, near: Pool | None = None) -> Pool:
+    """Temperatures of the runs, then weights or a stack; `near` is a pool of nearly the same rows to start from."""
+    temperatures = (1.0,) * len(table.logits)
+    if plan.calibrations != ("none",):
+        starts = near.temperatures if near else temperatures
+        triples = zip(table.logits, table.present, starts, strict=True)
+        temperatures = tuple(_temperature(table, g, p, start) for g, (_, p, start) in enumerate(triples))
+    found = weights.find(table, temperatures, plan.weights())
+    stack = stacking.fit(table, temperatures) if plan.method == "stacking" else None
+    return Pool(temperatures, found, plan.combine, stack)
+
+
+def _temperature(table: Table, g: int, present: NDArray[np.bool_], start: float) -> float:
+    """The temperature of run g; 1 where it answered none of the rows, as one that has a single fold without that."""
+    if not present.any():
+        return 1.0
+    if present.all():
+        return scaling.temperature(table.logits[g], table.targets, start)
+    return scaling.temperature(table.logits[g].take(present), table.targets[present], start)
+
+
+def mix_pool(table: Table, found: Pool) -> Predictions:
+    """The pool's log probabilities float32 `[N, C]`."""
+    if found.stack:
+        return stacking.mix(table, found.temperatures, found.stack)
+    return average.mix(table, found.temperatures, found.weights, found.combine)
+
+
+def fit_step(kind: Kind, logs: Predictions, targets: Ints, clip: bool) -> Step:
+    """The calibration `kind` of a mixture's log probabilities."""
+    step = Step()
+    if kind == "temperature":
+        step = Step(scaling.temperature(logs, targets))
+    elif kind == "vector":
+        step = Step(map=maps.vector(logs, targets))
+    elif kind == "isotonic":
+        step = Step(map=maps.isotonic(logs, targets))
+    return step._replace(clip=maps.clip(step.apply(logs), targets)) if clip else step
+
+
+def blended(found: Pool, step: Step, shifts: Floats | None) -> EnsembleFit:
+    """The parts as one."""
+    layers = FittedParams(found.stack, step.map)
+    return EnsembleFit(found.temperatures, found.weights, step.temperature, found.combine, layers, step.clip, shifts)
+
+
+def mix(blend: EnsembleFit, table: Table) -> Predictions:
+    """The blend's log probabilities float32 `[N, C]`."""
+    found = Pool(blend.temperatures, blend.weights, blend.combine, blend.layers.stack)
+    return Step(blend.temperature, blend.layers.map, blend.clip).apply(mix_pool(table, found))
+
+
+def shifts(rules: Rule | None, logs: Predictions, targets: Ints) -> Floats | None:
+    """The rule's shifts, or None for the most probable class."""
+    return decision.fit(rules, logs, targets) if rules else None

@@ -1,0 +1,267 @@
+"""Fits an ensemble on out-of-fold (OOF) answers: temperatures, weights or a stack, calibration, the labels' rule.
+
+A run's fold members share its weight. The figures that are reported as honest come from `nested`; what they say in more
+detail is `analysis`. OOF answers made with TTA views (`views_oof`) are taken where the runs have them, so that what is
+calibrated is what inference will give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from config.errors import ConfigError
+from ensemble import analysis, fitted_params, nested, scores
+from ensemble import ensemble_file as ensemble
+from ensemble import ensemble_fit as blend
+from ensemble.calibration import reliability
+from ensemble.ensemble_file import Ensemble
+from ensemble.ensemble_fit import EnsembleFit, Plan, Pool, mix
+from ensemble.member import Member
+from ensemble.nested import Nested
+from ensemble.oof import oof_files, oof_table
+from ensemble.scores import Score
+from ensemble.weighting import weights
+from ensemble.weighting.average import Merge, default_merge
+from ensemble.weighting.weights import optimum
+
+__all__ = ["EnsembleFit", "Fitted", "Plan", "Score", "fit", "fit_blend", "mix", "optimum", "report", "write"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The ensemble and how it scores on OOF. `runs` and `equal` are before the fit, `fitted` saw its own rows,
+    `cross_fitted` did not: that is the honest figure. `found` is all that was scored that way, and
+    `notes` what the user should know."""
+
+    ensemble: Ensemble
+    blend: EnsembleFit
+    runs: list[Score]
+    equal: Score
+    fitted: Score
+    cross_fitted: Score
+    found: Nested
+    plan: Plan
+    analysis: analysis.Analysis
+    notes: tuple[str, ...] = ()
+
+
+def fit(
+    paths: Sequence[Path],
+    views: Sequence[str] = ("original",),
+    replaced: Mapping[Path, Member] | None = None,
+    *,
+    plan: Plan = Plan(),  # noqa: B008
+    aliases: tuple[tuple[str, ...], ...] = (),
+    merge: Merge | None = None,
+) -> Fitted:
+    """Fit the runs in `paths` as `plan` says; `replaced` maps `RUN/fold_K` to what stands for its checkpoint, and
+    `merge` is how a member's views merge.
+
+    Raises `CheckpointError`, `DataError` or `ConfigError` for runs that cannot be read or do not fit together.
+    """
+    weights.check(plan.weights(), len(paths))
+    _refuse_twice(paths)
+    merging = merge or default_merge(plan.combine)
+    runs = _read(paths, views, merging)
+    members = _members(runs, replaced or {})
+    table, names = oof_files.align(runs), _names(runs)
+    pool = blend.fit_pool(table, plan)
+    found = nested.evaluate(table, plan, pool)
+    logs = blend.mix_pool(table, pool)
+    step = blend.fit_step(found.kind, logs, table.targets, plan.clip)
+    answers = step.apply(logs)
+    best = blend.blended(pool, step, blend.shifts(found.rule, answers, table.targets))
+    predicted = blend.decision.labels(answers, best.shifts)
+    honest = scores.score("cross-fitted", found.kept, table.targets, found.predicted)
+    alone = [_alone(name, table, g) for g, name in enumerate(names)]
+    return Fitted(
+        _ensemble(best, runs, members, names).model_copy(
+            update={"views": tuple(views), "aliases": aliases, "merge": merge}
+        ),
+        best,
+        alone,
+        _equal(table),
+        scores.score("fitted", answers, table.targets, predicted),
+        honest,
+        found,
+        plan,
+        analysis.analyse(table, found, names, runs[0].class_names, plan, [*alone, honest]),
+        _notes(runs, names, table, tuple(views), plan),
+    )
+
+
+def fit_blend(table: oof_table.Table, plan: Plan = Plan()) -> EnsembleFit:  # noqa: B008
+    """What the first of the plan's calibrations and the first of its rules find on the table's rows."""
+    pool = blend.fit_pool(table, plan)
+    logs = blend.mix_pool(table, pool)
+    step = blend.fit_step(plan.calibrations[0], logs, table.targets, plan.clip)
+    rule = plan.rules[0] if plan.rules else None
+    return blend.blended(pool, step, blend.shifts(rule, step.apply(logs), table.targets))
+
+
+def write(path: Path, fitted: Fitted) -> list[Path]:
+    """Write the ensemble's YAML file and, beside it, its layers, the analysis and the reliability diagram.
+
+    Returns what was written; `ConfigError` when the YAML file or its layers exist already. Analysis and picture of an
+    ensemble that is gone are replaced.
+    """
+    files = [path, *(path.with_name(f"{path.stem}{end}") for end in ("_analysis.json", "_reliability.png"))]
+    found, arrays = fitted.ensemble, path.with_name(f"{path.stem}_layers.safetensors")
+    if fitted.blend.layers:
+        files.append(arrays)
+        found = found.model_copy(update={"layers": arrays})
+    for file in (path, arrays):
+        ensemble.refuse_existing(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if fitted.blend.layers:
+        fitted_params.write(arrays, fitted.blend.layers)
+    files[1].write_text(fitted.analysis.to_json(fitted.notes), encoding="utf-8")
+    reliability.draw(files[2], fitted.analysis)
+    ensemble.write(path, found)
+    return files
+
+
+def report(fitted: Fitted) -> str:
+    """The scores as a table, with each run's weight and temperature, and what the analysis says in short."""
+    found, plan = fitted.found, fitted.plan
+    shown = [*fitted.runs, fitted.equal, found.before, *found.after.values(), *found.ruled.values(), fitted.fitted]
+    width = max(len(score.name) for score in [*shown, fitted.cross_fitted])
+    lines = [
+        f"{'':<{width}} {'images':>7} {'log loss':>9} {'macro-F1':>9} {'accuracy':>9} {'Brier':>7} {'ECE':>7}"
+        f" {'weight':>7} {'temp.':>6}"
+    ]
+    for score, weight, temperature in zip(fitted.runs, fitted.blend.weights, fitted.blend.temperatures, strict=True):
+        counted = "stacked" if plan.method == "stacking" else f"{weight:.3f}"
+        lines.append(f"{_line(score, width)} {counted:>7} {temperature:>6.3f}")
+    lines += [_line(fitted.equal, width), f"{_line(fitted.fitted, width)} {'':>7} {fitted.blend.temperature:>6.3f}"]
+    lines.append("each row answered by a fit that had not seen its fold:")
+    lines += [_line(score, width) for score in (found.before, *found.after.values(), *found.ruled.values())]
+    lines += [_line(score, width) for score in (fitted.cross_fitted,)]
+    lines += [_kept(fitted), *fitted.notes, "", fitted.analysis.text()]
+    return "\n".join(lines)
+
+
+def _kept(fitted: Fitted) -> str:
+    found = fitted.found
+    words = [f"cross-fitted: calibration {found.kind}"]
+    if fitted.blend.clip:
+        words.append(f"no probability under {fitted.blend.clip:.2g}")
+    if found.ruled:
+        words.append(f"labels by {found.rule or 'the most probable class, which no rule surpassed'}")
+    return ", ".join(words)
+
+
+def _line(score: Score, width: int) -> str:
+    return (
+        f"{score.name:<{width}} {score.rows:>7} {score.log_loss:>9.4f} {score.macro_f1:>9.4f} {score.accuracy:>9.4f}"
+        f" {score.brier:>7.4f} {score.ece:>7.4f}"
+    )
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    """`ConfigError` for a run that is named twice: it would count twice."""
+    places = [path.resolve() for path in paths]
+    twice = [path for number, path in enumerate(paths) if places[number] in places[:number]]
+    if twice:
+        raise ConfigError(f"{twice[0]}: is named twice; give each run once, and --weights for one that counts more")
+
+
+def _read(paths: Sequence[Path], views: Sequence[str], merge: Merge) -> list[oof_files.Run]:
+    """The runs' answers with these views where all have such, else all of the original view."""
+    runs = [oof_files.read(path, views, merge) for path in paths]
+    if len({run.views for run in runs}) > 1:
+        return [run if run.views == oof_files.ORIGINAL else oof_files.read(run.path) for run in runs]
+    return runs
+
+
+def _alone(name: str, table: oof_table.Table, g: int) -> Score:
+    rows = table.present[g]
+    alone = replace(table, logits=[table.logits[g]], present=[rows]).take(rows)
+    return scores.score(name, blend.mix_pool(alone, Pool((1.0,), np.ones(1))), alone.targets)
+
+
+def _equal(table: oof_table.Table) -> Score:
+    count = len(table.logits)
+    answers = blend.mix_pool(table, Pool((1.0,) * count, np.full(count, 1 / count)))
+    return scores.score("equal weights", answers, table.targets)
+
+
+def _ensemble(
+    best: EnsembleFit,
+    runs: Sequence[oof_files.Run],
+    members: Sequence[Sequence[Member]],
+    names: Sequence[str],
+) -> Ensemble:
+    """A run's folds share its weight; runs of no weight are left out, unless a stack needs them."""
+    shares = np.ones(len(runs)) if best.layers.stack else best.weights
+    multipliers: dict[str, float] = {}
+    if best.shifts is not None:
+        factors = np.exp(best.shifts)
+        multipliers = {name: float(factors[c]) for c, name in enumerate(runs[0].class_names)}
+    return Ensemble(
+        combine=best.combine,
+        temperature=best.temperature,
+        tempered="views" if runs[0].views == oof_files.ORIGINAL else "mean",
+        clip=best.clip,
+        class_multipliers=multipliers,
+        members=tuple(
+            member.model_copy(
+                update={"group": name, "weight": float(share) / len(mine), "temperature": best.temperatures[g]}
+            )
+            for g, (name, share, mine) in enumerate(zip(names, shares, members, strict=True))
+            for member in mine
+            if share > 0
+        ),
+    )
+
+
+def _notes(
+    runs: Sequence[oof_files.Run], names: Sequence[str], table: oof_table.Table, views: tuple[str, ...], plan: Plan
+) -> tuple[str, ...]:
+    """What a reader of the figures has to know: runs that answered fewer images, and views that were not fitted."""
+    notes, total = [], len(table.ids)
+    for name, run, present in zip(names, runs, table.present, strict=True):
+        if not present.all():
+            folds = ", ".join(str(oof_files.number(fold)) for fold in run.folds)
+            notes.append(
+                f"{name} answers {present.sum()} of {total} images (folds {folds}); the others stand in for it"
+            )
+    common = int(table.common().sum())
+    everywhere = plan.method in ("equal", "fixed") or (plan.method, plan.combine) == ("convex", "probabilities")
+    if notes and not everywhere:
+        notes.append(f"fitted on the {common} images that all runs answer")
+    if views != oof_files.ORIGINAL and runs[0].views == oof_files.ORIGINAL:
+        seen, words = ", ".join(views), " ".join(str(run.path) for run in runs)
+        notes.append(
+            f"fitted on the original view; at inference each member sees {seen}. To fit what they will give, first run:"
+            f" python -m infer oof {words} --tta {' '.join(views)}"
+        )
+    elif views != oof_files.ORIGINAL:
+        notes.append(f"fitted on answers with the views {', '.join(views)}")
+    return tuple(notes)
+
+
+def _names(runs: Sequence[oof_files.Run]) -> list[str]:
+    """The runs' folder names, or their whole paths where two have one name."""
+    short = [run.path.resolve().name for run in runs]
+    return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
+
+
+def _members(runs: Sequence[oof_files.Run], replaced: Mapping[Path, Member]) -> list[list[Member]]:
+    """For each run its folds' members: the best checkpoint, or what stands for it."""
+    wanted = {_fold_of(path): member for path, member in replaced.items()}
+    folds = {fold.resolve() for run in runs for fold in run.folds}
+    unknown = wanted.keys() - folds
+    if unknown:
+        known = ", ".join(str(fold) for run in runs for fold in run.folds)
+        raise ConfigError(f"--replace {min(unknown)}: is no fold of these runs; they have {known}")
+    return [[wanted.get(fold.resolve(), Member(path=fold / oof_files.BEST)) for fold in run.folds] for run in runs]
+
+
+def _fold_of(path: Path) -> Path:
+    resolved = path.resolve()
+    return resolved.parent if resolved.name == oof_files.BEST else resolved

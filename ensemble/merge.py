@@ -1,0 +1,50 @@
+"""How the answers of one member to several views of an image become one answer. How members mix is `ensemble`.
+
+The geometric mean of probabilities, once it sums to one again, is the softmax of the mean of the logits: both names
+are kept, since users of ttach know it as `gmean`. Its `max` and `gmean` do not sum to one; here every answer does.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ensemble.calibration.scaling import Floats, log_softmax
+from ensemble.weighting.average import Merge, WeightedAverage
+
+MERGES: tuple[Merge, ...] = get_args(Merge)
+
+
+class Merging(Protocol):
+    """Answers to the same images, added view by view."""
+
+    def add(self, logits: ArrayLike, *, temperature: float = 1.0) -> None:
+        """Add logits `[N, C]` of one view, divided by `temperature`."""
+
+    def log_probabilities(self) -> Floats:
+        """float64 `[N, C]`: normalised log probabilities of all views together."""
+
+
+class Maximum:
+    """The greatest probability that any view gives to each class, normalised; see `Merging`."""
+
+    def __init__(self) -> None:
+        self._best: Floats | None = None
+
+    def add(self, logits: ArrayLike, *, temperature: float = 1.0) -> None:
+        """Add logits `[N, C]` of one view, divided by `temperature`."""
+        part = log_softmax(logits, temperature)
+        self._best = part if self._best is None else np.maximum(self._best, part)
+
+    def log_probabilities(self) -> Floats:
+        """float64 `[N, C]`: normalised log probabilities."""
+        return log_softmax(np.asarray(self._best))
+
+
+def start(how: Merge) -> Merging:
+    """An empty merge of that kind; `probabilities` and `logits` are arithmetic means."""
+    if how == "max":
+        return Maximum()
+    return WeightedAverage("logits" if how == "geometric" else how)

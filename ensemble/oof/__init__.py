@@ -1,0 +1,1 @@
+"""Out-of-fold predictions: read from runs, aligned by image, memory-mapped."""

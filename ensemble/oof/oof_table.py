@@ -1,0 +1,74 @@
+"""The out-of-fold predictions of several runs, aligned by image. Reading them from the runs' folders is `oof`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ensemble.oof import repeats
+
+Ints = NDArray[np.int64]
+
+
+class Gathered:
+    """float32 `[N, C]` logits whose rows lie in several files; rows are copied when they are asked for.
+
+    Row i is `parts[part[r, i]][row[r, i]]` for the repeats r that have one (`part` not -1), 0 for none. Of several the
+    logarithm of the mean probability is taken, as `repeats` does.
+    """
+
+    def __init__(self, parts: Sequence[NDArray[np.floating]], part: Ints, row: Ints):
+        self.parts, self.part, self.row = list(parts), part, row
+        self.shape, self.dtype = (part.shape[1], parts[0].shape[1]), np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> NDArray[np.float32]:
+        part, row = self.part[:, rows], self.row[:, rows]
+        found = np.zeros((*part.shape, self.shape[1]), dtype=np.float32)
+        for logits, which, place in zip(found, part, row, strict=True):
+            for number in np.unique(which[which >= 0]):
+                mine = which == number
+                logits[mine] = self.parts[number][place[mine]]
+        return found[0] if len(part) == 1 else repeats.mean(found, part >= 0)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[:].astype(dtype or np.float32, copy=False)
+
+    def take(self, rows: NDArray[Any]) -> Gathered:
+        """These rows, in this order; nothing is copied."""
+        return Gathered(self.parts, self.part[:, rows], self.row[:, rows])
+
+
+@dataclass(frozen=True)
+class Table:
+    """The runs' answers to all images that any of them answered.
+
+    `logits[g]` is `[N, C]` of run g, zeros where `present[g]`, bool `[N]`, says that it has no answer. `fold` int64
+    `[N]` is the fold that the image validated in the first run that answered it.
+    """
+
+    ids: NDArray[np.str_]
+    targets: Ints
+    logits: list[Gathered]
+    present: list[NDArray[np.bool_]]
+    fold: Ints
+
+    def take(self, rows: NDArray[Any]) -> Table:
+        """These rows, given as indices or as a mask; logits are not copied."""
+        logits, present = [z.take(rows) for z in self.logits], [p[rows] for p in self.present]
+        return Table(self.ids[rows], self.targets[rows], logits, present, self.fold[rows])
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return self.logits[0].shape[1]
+
+    def common(self) -> NDArray[np.bool_]:
+        """bool `[N]`: the images that all runs answered."""
+        return np.logical_and.reduce(self.present)

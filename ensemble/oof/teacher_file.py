@@ -1,0 +1,115 @@
+"""The file of a teacher's predictions, `.npz`: who predicted what, and which fold may learn from it.
+
+Row by row it says which fold's members predicted, and beside the rows it holds the split of the runs: members of fold k
+never saw the images that validate fold k, so that a student of fold k may learn from them and from no others. That is
+so for images without labels too, since pseudo labels carry what their teacher saw. `infer.teacher` predicts.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import ConfigError, DataError
+from ensemble.calibration.scaling import log_softmax
+from ensemble.ensemble_file import refuse_existing
+
+WRITE = "write it with `python -m infer teacher RUN --out FILE.npz`"
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherPredictions:
+    """R answers: image `ids` str `[R]`, `log_probabilities` float32 `[R, C]` of `class_names`, and `fold` int64 `[R]`,
+    the fold whose validation images the answering members never saw. `split` is the fold of each image that they knew
+    of, -1 for one that all of them were trained on. `unreadable` are images that could not be read: they have no rows.
+    """
+
+    source: str
+    ids: NDArray[np.str_]
+    log_probabilities: NDArray[np.float32]
+    class_names: tuple[str, ...]
+    fold: NDArray[np.int64]
+    split: Mapping[str, int]
+    unreadable: frozenset[str] = frozenset()
+
+    def rows(self, fold: int) -> dict[str, int]:
+        """The row of each image that the members of a fold answered; `DataError` when they answered one twice."""
+        places = np.flatnonzero(self.fold == fold).tolist()
+        found = {str(self.ids[place]): place for place in places}
+        if len(found) < len(places):
+            raise DataError(f"{self.source}: answers an image twice for fold {fold}; {WRITE}")
+        return found
+
+
+def write(path: Path, answers: TeacherPredictions) -> None:
+    """Write the `.npz`; `ConfigError` when it exists already."""
+    refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        np.savez(
+            file,
+            ids=answers.ids,
+            probabilities=np.exp(answers.log_probabilities).astype(np.float32),
+            class_names=np.array(answers.class_names),
+            fold=answers.fold,
+            split_ids=np.array(list(answers.split)),
+            split_fold=np.array(list(answers.split.values()), dtype=np.int64),
+            unreadable=np.array(sorted(answers.unreadable), dtype=np.str_),
+        )
+
+
+def read(path: Path) -> TeacherPredictions:
+    """Read what `write` wrote, or a file like it with `logits` in place of `probabilities`.
+
+    `ConfigError` for a file that does not say which folds its answers are for, `DataError` for a damaged one.
+    """
+    held = _arrays(path)
+    said = held.get("logits", held.get("probabilities"))
+    if said is None or "ids" not in held or "class_names" not in held:
+        raise DataError(f"{path}: has the arrays {', '.join(held)}, not ids, class_names and probabilities; {WRITE}")
+    lacking = [name for name in ("fold", "split_ids", "split_fold") if name not in held]
+    if lacking:
+        raise ConfigError(
+            f"{path}: has no array {lacking[0]!r}, so it does not say which validation images its teacher saw; {WRITE}"
+        )
+    _check(path, held, said)
+    logarithms = log_softmax(said).astype(np.float32) if "logits" in held else logarithm(said)
+    names = tuple(str(name) for name in held["class_names"])
+    split = dict(zip(held["split_ids"].astype(str).tolist(), held["split_fold"].astype(int).tolist(), strict=True))
+    unreadable = frozenset(held["unreadable"].astype(str).tolist()) if "unreadable" in held else frozenset()
+    fold = held["fold"].astype(np.int64)
+    return TeacherPredictions(str(path), held["ids"].astype(str), logarithms, names, fold, split, unreadable)
+
+
+def _arrays(path: Path) -> dict[str, NDArray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read as an .npz of a teacher's answers ({error}); {WRITE}") from error
+
+
+def _check(path: Path, held: Mapping[str, NDArray], said: NDArray) -> None:
+    """`DataError` unless the arrays fit each other and the answers are finite, and probabilities sum to one."""
+    fits = said.ndim == 2 and said.shape == (len(held["ids"]), len(held["class_names"]))
+    if not fits or len(held["fold"]) != len(said) or len(held["split_ids"]) != len(held["split_fold"]):
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in held.items())
+        raise DataError(f"{path}: its arrays do not fit each other ({shapes}); {WRITE}")
+    if not np.isfinite(said).all() or ("logits" not in held and not _sum_to_one(said)):
+        raise DataError(f"{path}: holds answers that are not finite or no probabilities; {WRITE}")
+
+
+def _sum_to_one(said: NDArray) -> bool:
+    return bool((said >= 0).all() and np.allclose(said.sum(axis=1, dtype=np.float64), 1, atol=1e-3))
+
+
+def logarithm(probabilities: NDArray) -> NDArray[np.float32]:
+    """float32 log probabilities, normalised; one of 0 is taken as the smallest that a float32 holds."""
+    return log_softmax(np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))).astype(
+        np.float32
+    )

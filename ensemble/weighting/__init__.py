@@ -1,0 +1,1 @@
+"""How much each run counts: convex weights, greedy selection, stacking, weighted averages."""

@@ -1,0 +1,211 @@
+"""How much each run counts: equal or given weights, the log-loss optimum on the simplex, or greedy selection.
+
+Weights can be bagged (the mean over bootstrap samples of the images; greedy selection then also draws half of the runs,
+as Caruana et al. 2004 do) and softened (moved towards equal ones). Stacking stands in `stacking`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import ConfigError
+from data.rng import philox
+from ensemble.calibration import scaling
+from ensemble.calibration.scaling import Floats
+from ensemble.oof.oof_table import Table
+from ensemble.scores import Ints, Metric, macro_f1, resampled
+from ensemble.weighting import average, greedy
+from ensemble.weighting.average import Combine
+
+Method = Literal["convex", "equal", "fixed", "greedy"]
+FittedWeights = Callable[[Floats, NDArray[np.bool_]], Floats]
+
+_NEGLIGIBLE = 1e-4  # a smaller weight is written as none
+_FLOOR = 1e-9  # keeps an image defined that only runs of weight 0 answered
+_TINY = float(np.finfo(float).tiny)
+_PRECISE, _ROUGH = 1e-12, 1e-7  # of the loss; the rough one where each step reads all logits
+
+
+class WeightingRequest(NamedTuple):
+    """How weights are to be found; `given` are those of `fixed`, `rounds` those of `greedy`."""
+
+    method: Method = "convex"
+    combine: Combine = "probabilities"
+    metric: Metric = "log_loss"
+    given: tuple[float, ...] = ()
+    rounds: int = 50
+    bags: int = 0
+    soften: float = 0.0
+    seed: int = 0
+
+
+def check(wish: WeightingRequest, runs: int) -> None:
+    """`ConfigError` for a wish that cannot be fulfilled for so many runs."""
+    if wish.method == "fixed" and len(wish.given) != runs:
+        raise ConfigError(f"--weights: {len(wish.given)} weights for {runs} runs; give one a run, in the same order")
+    if wish.method == "fixed" and (min(wish.given) < 0 or sum(wish.given) <= 0):
+        raise ConfigError("--weights: they must not be negative, and one must be positive")
+    if wish.method == "convex" and wish.combine == "ranks":
+        raise ConfigError("--combine ranks: has no convex optimum; take --method greedy, equal or fixed")
+    if wish.method == "greedy" and wish.combine != "probabilities" and wish.metric == "log_loss":
+        raise ConfigError(f"--method greedy for log_loss mixes probabilities only; take convex for {wish.combine}")
+
+
+def find(table: Table, temperatures: Sequence[float], wish: WeightingRequest) -> Floats:
+    """Weights of the runs, `[G]`, that sum to one. All but the convex ones of probabilities need rows that all runs
+    answered, and learn from those."""
+    runs = len(table.logits)
+    if wish.method == "equal" or runs == 1:
+        return np.full(runs, 1 / runs)
+    if wish.method == "fixed":
+        return np.array(wish.given) / sum(wish.given)
+    everywhere = wish.method == "convex" and wish.combine == "probabilities"
+    learnt = table if everywhere else table.take(shared(table))
+    makers = {"convex": _convex, "greedy": _greedy}
+    fit = makers[wish.method](learnt, temperatures, wish)
+    weights = _bagged(fit, len(learnt.ids), runs, wish)
+    weights = np.where(weights < _NEGLIGIBLE, 0.0, weights)
+    return np.asarray((1 - wish.soften) * weights / weights.sum() + wish.soften / runs)
+
+
+def shared(table: Table) -> NDArray[np.bool_]:
+    """bool `[N]`: the images that all runs answered; `ConfigError` when there are none."""
+    common = table.common()
+    if not common.any():
+        raise ConfigError(
+            "the runs have no out-of-fold image in common, so they cannot be compared; fit runs with the same folds, or"
+            " take --method equal or fixed"
+        )
+    return common
+
+
+def optimum(true: Floats, present: NDArray[np.bool_], counts: Floats | None = None) -> Floats:
+    """Weights `[G]` on the simplex that minimise the log loss of a weighted mean of probabilities.
+
+    `true` `[N, G]` is the probability that run g gives to the right class; where `present` is False it is ignored and
+    the other weights of that row are normalised. `counts` `[N]` says how often each row counts. Weights under 1e-4
+    become 0.
+    """
+    share = np.full(len(true), 1 / len(true)) if counts is None else counts / counts.sum()
+    shown = present.astype(np.float64)
+    given = np.where(present, true, 0.0)
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        raised = weights + _FLOOR
+        mixed, total = given @ raised + _TINY, shown @ raised
+        gradient = share @ (shown / total[:, None] - given / mixed[:, None])
+        return float(share @ (np.log(total) - np.log(mixed))), gradient
+
+    return _on_simplex(loss, true.shape[1], _PRECISE)
+
+
+def _on_simplex(loss: Callable[[Floats], tuple[float, Floats]], runs: int, tolerance: float) -> Floats:
+    if runs == 1:
+        return np.ones(1)
+    from scipy.optimize import LinearConstraint, minimize  # to answer with what was fitted needs none of it
+
+    found = minimize(
+        loss,
+        np.full(runs, 1 / runs),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0, 1)] * runs,
+        constraints=LinearConstraint(np.ones((1, runs)), 1, 1),
+        options={"ftol": tolerance, "maxiter": 500},
+    )
+    weights = np.where(found.x < _NEGLIGIBLE, 0.0, found.x)
+    return np.asarray(weights / weights.sum())
+
+
+def _bagged(fit: FittedWeights, rows: int, runs: int, wish: WeightingRequest) -> Floats:
+    everyone = np.ones(runs, dtype=bool)
+    if not wish.bags:
+        return fit(np.ones(rows), everyone)
+    total = np.zeros(runs)
+    for bag in range(wish.bags):
+        allowed = everyone
+        if wish.method == "greedy":
+            drawn = philox(wish.seed, "runs of a bag", bag).permutation(runs)[: (runs + 1) // 2]
+            allowed = np.isin(np.arange(runs), drawn)
+        total += fit(resampled(rows, wish.seed, bag), allowed)
+    return total / wish.bags
+
+
+def _convex(table: Table, temperatures: Sequence[float], wish: WeightingRequest) -> FittedWeights:
+    if wish.combine == "logits":
+        return lambda counts, _: _on_simplex(_log_linear(table, temperatures, counts), len(table.logits), _ROUGH)
+    true = np.exp(target_logs(table, temperatures))
+    present = np.stack(table.present, axis=1)
+    return lambda counts, _: optimum(true, present, counts)
+
+
+def target_logs(table: Table, temperatures: Sequence[float]) -> Floats:
+    """float64 `[N, G]`: the log probability that each run gives to the right class."""
+    found = np.empty((len(table.ids), len(table.logits)))
+    for part in scaling.blocks(len(table.ids), table.classes):
+        targets = table.targets[part]
+        for g, logits in enumerate(table.logits):
+            rows = logits[part] / np.float32(temperatures[g])
+            rows -= rows.max(axis=1, keepdims=True)
+            right = rows[np.arange(len(rows)), targets]
+            found[part, g] = right - np.log(np.exp(rows).sum(axis=1, dtype=np.float64))
+    return found
+
+
+def _log_linear(
+    table: Table, temperatures: Sequence[float], counts: Floats
+) -> Callable[[Floats], tuple[float, Floats]]:
+    """The log loss of the softmax of a weighted mean of logits, and its gradient: convex in the weights."""
+    share = counts / counts.sum()
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        total, gradient = 0.0, np.zeros(len(weights))
+        for part in scaling.blocks(len(table.ids), table.classes):
+            logs = np.stack([z[part] / np.float32(t) for z, t in zip(table.logits, temperatures, strict=True)])
+            mixed = average.log_softmax(np.tensordot(weights.astype(np.float32), logs, axes=1))
+            here, targets = np.arange(mixed.shape[0]), table.targets[part]
+            total -= float(share[part] @ mixed[here, targets])
+            means = np.einsum("ij,gij->gi", np.exp(mixed), logs)
+            gradient += (means - logs[:, here, targets]) @ share[part]
+        return total, gradient
+
+    return loss
+
+
+def _greedy(table: Table, temperatures: Sequence[float], wish: WeightingRequest) -> FittedWeights:
+    logs = target_logs(table, temperatures)
+    true = np.exp(logs)
+    predicted = None if wish.metric == "log_loss" else greedy.front(_summands(table, temperatures, wish)).predicted
+
+    def fit(counts: Floats, allowed: NDArray[np.bool_]) -> Floats:
+        places = np.flatnonzero(allowed)
+
+        def whole(weights: Floats) -> Floats:
+            full = np.zeros(len(allowed))
+            full[places] = weights
+            return full
+
+        def loss(weights: Floats) -> float:
+            return float(-(counts @ np.log(true @ whole(weights) + _TINY)) / counts.sum())
+
+        def error(weights: Floats) -> float:
+            return 1 - _reward(predicted(whole(weights)), table, counts, wish.metric) if predicted else loss(weights)
+
+        return whole(greedy.select(error, loss, len(places), wish.rounds))
+
+    return fit
+
+
+def _reward(predicted: Ints, table: Table, counts: Floats, metric: Metric) -> float:
+    if metric == "macro_f1":
+        return macro_f1(predicted, table.targets, table.classes, counts)
+    return float(counts @ (predicted == table.targets) / counts.sum())
+
+
+def _summands(table: Table, temperatures: Sequence[float], wish: WeightingRequest) -> Iterator[NDArray[np.float32]]:
+    for part in scaling.blocks(len(table.ids), table.classes):
+        yield average.summands(average.tempered(table, temperatures, part, range(len(table.logits))), wish.combine)

@@ -1,0 +1,1 @@
+"""Examples; nothing in Tandem imports them."""

@@ -1,0 +1,1 @@
+"""A synthetic data set of documents, in 17 layouts."""

@@ -1,0 +1,179 @@
+"""From prepared batches to answers: every member, every view, merged and mixed. Runs in the members' own thread.
+
+A round is some batches in a row that are answered together: one where all members stay in memory, several where each is
+opened once for all of them, or where the unsure images of several batches get their extra views together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import Diverged
+from ensemble import merge, views
+from ensemble.calibration.scaling import Floats
+from ensemble.ensemble_file import Ensemble
+from ensemble.member import Member
+from ensemble.postprocess import Postprocess
+from ensemble.weighting.average import Merge
+from infer.model_cache import ModelCache
+from infer.prepare import Prepared
+from infer.runtimes import Predictor
+from infer.timings import Timings
+
+Images = NDArray[np.uint8]
+# For (member, view), the logits of each batch: answers that are known already.
+Known = Mapping[tuple[int, str], Sequence[NDArray[np.float32]]]
+_ROUND_BYTES = 256 * 2**20
+
+
+class Predictions(NamedTuple):
+    """Answers to one batch of n images of M members.
+
+    `rows` int64 `[n]` is the images' positions in the input; `probabilities` float32 `[n, C]` are the ensemble's;
+    `votes` int64 `[n, M]` is the class that each member alone, with all views, would choose. Of an image that `errors`
+    names by row, the probabilities are NaN and the votes -1. `passes` counts the images that went through networks.
+    """
+
+    rows: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    votes: NDArray[np.int64]
+    errors: Mapping[int, str]
+    passes: int
+
+
+@dataclass(frozen=True, eq=False)
+class EnsembleForward:
+    """The members of an ensemble with what they are to see.
+
+    `places[m]` is the place of the ensemble's member m among the opened `members`, `inputs_of[m]` those of its pixels
+    in a `Prepared`.
+    """
+
+    ensemble: Ensemble
+    members: ModelCache
+    places: tuple[int, ...]
+    inputs_of: tuple[tuple[int, ...], ...]
+    finish: Postprocess
+    clock: Timings = field(default_factory=Timings)
+
+    @property
+    def sources(self) -> set[int]:
+        """The places of all pixels that its members see."""
+        return {source for sources in self.inputs_of for source in sources}
+
+    @property
+    def merge(self) -> Merge:
+        """How the views of a member merge."""
+        return self.ensemble.view_merge
+
+    def answer(self, batches: Sequence[Prepared]) -> list[Predictions]:
+        """The answers to a round."""
+        alone = self.alone([batch.images for batch in batches])
+        passes = len(self.places) * len(self.ensemble.views)  # of each image
+        return [
+            finish(batch, self.mix(answers), votes(answers), passes * len(batch.rows))
+            for batch, answers in zip(batches, alone, strict=True)
+        ]
+
+    def alone(self, batches: Sequence[Sequence[Images]], known: Known | None = None) -> list[list[Floats]]:
+        """For each batch and each member float64 `[B, C]`: its log probabilities with all views."""
+        merging = [[merge.start(self.merge) for _ in self.places] for _ in batches]
+        for mine in self.members.groups(range(len(self.places))):
+            for number, m, logits in self._pass(batches, mine, known or {}):
+                merging[number][m].add(logits, temperature=self.finish.view_temperature(self.ensemble.members[m]))
+        return [[one.log_probabilities() for one in merged] for merged in merging]
+
+    def once(self, m: int, images: Sequence[Images]) -> NDArray[np.float32]:
+        """float32 `[B, C]`: what member m says of the first view of a batch."""
+        seen = [views.apply(self.ensemble.views[0], images[source]) for source in self.inputs_of[m]]
+        with self.members.held([self.places[m]]) as predictors:
+            return self._logits(m, predictors[self.places[m]], seen)
+
+    def mix(self, alone: Sequence[Floats]) -> NDArray[np.float32]:
+        """float32 `[B, C]`: the ensemble's probabilities from its members' log probabilities."""
+        return self.finish.probabilities(alone)
+
+    def _pass(
+        self, batches: Sequence[Sequence[Images]], mine: Sequence[int], known: Known
+    ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+        """(batch, member, logits) of members that are open together; each view of a batch is made once."""
+        with self.members.held([self.places[m] for m in mine]) as predictors:
+            for number, images in enumerate(batches):
+                for view in self.ensemble.views:
+                    shown: dict[int, Images] = {}
+                    for m in mine:
+                        if (m, view) in known:
+                            yield number, m, known[m, view][number]
+                            continue
+                        for source in self.inputs_of[m]:
+                            if source not in shown:
+                                shown[source] = views.apply(view, images[source])
+                        seen = [shown[source] for source in self.inputs_of[m]]
+                        yield number, m, self._logits(m, predictors[self.places[m]], seen)
+
+    def _logits(self, m: int, predictor: Predictor, seen: Sequence[Images]) -> NDArray[np.float32]:
+        with self.clock.measured(m, len(seen[0])):
+            logits = predictor.logits(*seen)
+        return finite(self.ensemble.members[m], "logits", logits)
+
+
+def finite(member: Member, what: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`rows` `[N, ...]`, the `what` of a member; `Diverged` where they are not finite."""
+    wrong = int((~np.isfinite(rows)).any(axis=1).sum())
+    if wrong:
+        raise Diverged(
+            f"{member}: its {what} are not finite for {wrong} of {len(rows)} images; run it "
+            "with precision fp32, or leave it out of the ensemble and train it again with a lower optim.lr"
+        )
+    return rows
+
+
+def gather(batches: Sequence[Prepared], where: Sequence[tuple[int, int]], sources: Set[int]) -> list[Images]:
+    """Pixels of (batch, place) pairs, at most a batch of them: uint8 `[B, S, S, 3]`, black behind them.
+
+    Those of `sources` alone are gathered; the others stay those of the first batch.
+    """
+    images = list(batches[0].images)
+    for source in sources:
+        gathered = np.zeros_like(images[source])
+        for row, (number, place) in enumerate(where):
+            gathered[row] = batches[number].images[source][place]
+        images[source] = gathered
+    return images
+
+
+def votes(alone: Sequence[Floats]) -> NDArray[np.int64]:
+    """int64 `[B, M]`: the class that each member chooses."""
+    return np.stack([answer.argmax(axis=1) for answer in alone], axis=1)
+
+
+def finish(batch: Prepared, probabilities: NDArray[np.float32], chosen: NDArray[np.int64], passes: int) -> Predictions:
+    """The answers to the batch's own images, without padding and without what unreadable ones would have got."""
+    count = len(batch.rows)
+    probabilities, chosen = probabilities[:count].copy(), chosen[:count].copy()
+    for row in batch.errors:
+        probabilities[row - batch.rows[0]], chosen[row - batch.rows[0]] = np.nan, -1
+    return Predictions(batch.rows, probabilities, chosen, dict(sorted(batch.errors.items())), passes)
+
+
+def batches_per_round(pixels: int, several: bool, most: int = 64) -> int:
+    """How many batches of `pixels` bytes are answered together: one, or `several`, within 256 MiB."""
+    return max(1, min(most, _ROUND_BYTES // max(pixels, 1))) if several else 1
+
+
+def in_rounds(batches: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
+    """Batches in lists that end before every `size`-th number, so that a restart or a shard makes the same lists."""
+    held: list[Prepared] = []
+    for batch in batches:
+        if held and batch.number % size == 0:
+            yield held
+            held = []
+        held.append(batch)
+        del batch
+    if held:
+        yield held

@@ -1,0 +1,153 @@
+"""`python -m infer evaluate`: its arguments, and what it prints. What is scored stands in `evaluation`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config import load
+from infer.commands import features, members
+from infer.commands.members import positive
+
+if TYPE_CHECKING:
+    from config.sections.data import Data
+    from ensemble.ensemble_file import Ensemble
+    from infer.evaluation.scoring import Evaluation
+
+Drawn = Callable[["Evaluation", Path], list[Path]]
+_ABOUT = (
+    "Score one model or an ensemble on labelled images: accuracy, macro-F1, log loss, calibration, each class. Writes"
+    " metrics.json, confusion.csv, the predictions, plots and a report page."
+)
+_DATA = (
+    "--data.root DIR names the data set: a folder, a table, Parquet, shards or arrays, as for a training. Other"
+    " settings of the data may follow, such as --data.table, --data.target_column, --data.label_pattern or"
+    " --data.classes; docs/data_layouts.md has them."
+)
+_INTERRUPTED = 130
+_CLASSES_PRINTED = 20
+
+
+def main(words: Sequence[str], draw: Drawn) -> int:
+    """Score as the arguments say, write the files and what `draw` makes of them; returns the exit code."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(words)
+    data = _data(parser, rest)
+    from infer import adaptive
+    from infer.evaluation import files
+
+    adaptively = options.tta == [members.ADAPTIVE]
+    chosen = members.chosen(options)
+    if adaptively:
+        adaptive.check(chosen)
+    if options.features:
+        features.check(chosen, options.features)
+    out = options.out or Path(datetime.now().strftime("evaluation-%Y%m%d-%H%M%S"))
+    files.prepare(out)
+    try:
+        return _evaluate(chosen, data, options, out, adaptively, draw)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return _INTERRUPTED
+    finally:
+        if not any(out.iterdir()):
+            out.rmdir()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m infer evaluate", description=_ABOUT, epilog=_DATA, allow_abbrev=False)
+    members.add_members(parser)
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "test", "all"),
+        help="the data set's own split; all is training and validation (default: test where it has labels, else val,"
+        " else all)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="a new folder for the files (default: evaluation-DATE-TIME)"
+    )
+    parser.add_argument("--features", type=Path, metavar="FILE", help=f"also {features.HELP}")
+    parser.add_argument(
+        "--on_bad_image",
+        choices=("skip", "partial", "error"),
+        default="skip",
+        help="unreadable image: leave it out and count it, or stop; partial as skip, and takes what remains of"
+        " truncated files (default: %(default)s)",
+    )
+    parser.add_argument("--batch_size", type=positive, help="images a batch (default: by the members' image size)")
+    parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
+    return parser
+
+
+def _data(parser: argparse.ArgumentParser, rest: Sequence[str]) -> Data:
+    """The settings of the data set, which are those of a training."""
+    names = [word for word in rest if word.startswith("--")]
+    other = [word for word in names if not word.startswith("--data.")]
+    if other or (rest and not rest[0].startswith("--")):
+        parser.error(f"unrecognized arguments: {' '.join(other or rest[:1])}")
+    if not any(word.partition("=")[0] == "--data.root" for word in names):
+        parser.error("the following arguments are required: --data.root")
+    return load.parse(rest, "python -m infer evaluate").data
+
+
+def _evaluate(
+    chosen: Ensemble, data: Data, options: argparse.Namespace, out: Path, adaptively: bool, draw: Drawn
+) -> int:
+    from infer.evaluation import files, scoring
+    from infer.runner import Runner
+
+    if options.on_bad_image != "error":  # a table's image that is missing is left out, too
+        data = data.model_copy(update={"on_bad_image": "skip"})
+    found = scoring.labelled(data, options.split)
+    print(f"data: {found.listing.origin}: {len(found.listing.samples)} labelled images, split {found.split}")
+    with Runner(chosen, members.shared_options(options), options.in_memory, adaptive=adaptively) as runner:
+        settings = options.on_bad_image, options.batch_size, options.workers
+        scored = scoring.evaluate(runner, found, None, *settings)
+        print(text(scored))
+        if runner.described:
+            print(f"computed by {'; '.join(dict.fromkeys(runner.described))}")
+        written = [*files.write(out, scored), *draw(scored, out)]
+        print(f"wrote {out}: {', '.join(path.relative_to(out).as_posix() for path in written)}")
+        if options.features:
+            inputs, targets = scoring.inputs_of(found, runner.class_names, runner.ensemble.aliases)
+            labels = [runner.class_names[number] for number in targets]
+            features.write(runner, inputs, options.features, options.on_bad_image, labels, *settings[1:])
+    return 0
+
+
+def text(found: Evaluation) -> str:
+    """The scores as lines for a terminal; those of each class where they are few."""
+    span = {name: f"{i.value:.4f} ({i.low:.4f} to {i.high:.4f})" for name, i in found.intervals.items()}
+    lines = [*found.notes]
+    if found.split in ("train", "all"):
+        lines.append("note: this is no test split; members score too high on images that they were trained on")
+    if found.truncated:
+        first = found.truncated[0]
+        lines.append(f"truncated images: {len(found.truncated)}, predicted as far as they go; the first: {first}")
+    if found.unreadable:
+        first = next(iter(found.unreadable.values()))
+        lines.append(f"warning: {len(found.unreadable)} images cannot be read and count nowhere; the first: {first}")
+    lines.append(f"{'accuracy':<12}{span['accuracy']}   95% interval in brackets")
+    if found.top5 is not None:
+        lines.append(f"{'top-5':<12}{found.top5:.4f}")
+    lines += [f"{'macro-F1':<12}{span['macro_f1']}", f"{'log loss':<12}{span['log_loss']}"]
+    lines.append(f"{'ECE':<12}{found.ece:.4f}   {_calibration(found.temperature)}")
+    lines += [f"{'Brier':<12}{found.brier:.4f}"]
+    lines += [f"{m.name}: accuracy {m.accuracy:.4f}, macro-F1 {m.macro_f1:.4f}" for m in found.members]
+    if len(found.per_class) <= _CLASSES_PRINTED:
+        width = max(5, *(len(c.name) for c in found.per_class))
+        lines.append(f"\n{'class':<{width}}  images  precision  recall      F1")
+        for c in found.per_class:
+            lines.append(f"{c.name:<{width}}  {c.images:6d}     {c.precision:.4f}  {c.recall:.4f}  {c.f1:.4f}")
+        lines.append("")
+    lines.append(f"images: {len(found.ids)}; views: {len(found.views)}; predicted in {found.seconds:.1f} s")
+    return "\n".join(lines)
+
+
+def _calibration(temperature: float) -> str:
+    said = "too sure" if temperature > 1 else "too unsure"
+    return f"a temperature of {temperature:.2f} would fit these images best: the probabilities are {said}"

@@ -1,0 +1,96 @@
+"""`--features FILE`: the pooled features of images, written as `.npz` or Parquet, and what is printed about them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from config.errors import ConfigError, DataError
+from infer import features
+
+if TYPE_CHECKING:
+    from ensemble.ensemble_file import Ensemble
+    from ensemble.options import RunOptions
+    from infer.io.inputs import Inputs
+    from infer.runner import Runner
+
+HELP = (
+    "write the pooled features before the classifier, for retrieval and linear probes: a new .npz or .parquet"
+    " (one checkpoint, on torch or MLX)"
+)
+# What goes with predictions alone, and the value that means that it was not given.
+_OF_PREDICTIONS = {
+    **{"sample": None, "positive": None, "retry_deskewed": 0.0, "resume": False, "shard": None},
+    **{"format": "submission", "merge": None},
+}
+
+
+def run(chosen: Ensemble, inputs: Inputs, options: argparse.Namespace, shared: RunOptions) -> int:
+    """Write the features of `inputs` as `python -m infer --images ... --features FILE` asks; returns the exit code."""
+    from infer.runner import Runner
+
+    unfit = [name for name, usual in _OF_PREDICTIONS.items() if getattr(options, name) != usual]
+    if unfit:
+        raise ConfigError(f"--{unfit[0]}: is for predictions, not for --features; leave it out")
+    if options.on_bad_image == "row":
+        raise ConfigError("--on_bad_image row: --features leaves an unreadable image out; choose partial or error")
+    with Runner(chosen, shared, options.in_memory) as runner:
+        write(runner, inputs, options.features, options.on_bad_image, None, options.batch_size, options.workers)
+    return 0
+
+
+def check(chosen: Ensemble, path: Path) -> None:
+    """Everything that can be refused before a member is opened."""
+    features.check(chosen)
+    features.check_file(path)
+
+
+def write(
+    runner: Runner,
+    inputs: Inputs,
+    path: Path,
+    on_bad_image: str,
+    labels: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+) -> None:
+    """Compute the features of `inputs`, called `labels` where these are known, and write them to `path`.
+
+    Unreadable images are left out and told, unless `on_bad_image` is `error`; `partial` takes what remains of
+    truncated files. `DataError` where none can be read.
+    """
+    truncated: dict[int, str] = {}
+    errors: dict[int, str] = {}
+    rows = []
+    stream = runner.stream_features(
+        inputs,
+        runner.grid(len(inputs), batch_size),
+        workers,
+        on_bad_image != "error",
+        truncated if on_bad_image == "partial" else None,
+    )
+    for batch in stream:
+        errors |= batch.errors
+        rows.append(batch.features[[int(row) not in batch.errors for row in batch.rows]])
+    kept = [row for row in range(len(inputs)) if row not in errors]
+    if not kept:
+        raise DataError(f"none of the {len(inputs)} images can be read; the first: {errors[min(errors)]}")
+    found = np.concatenate(rows)
+    table = features.Table(
+        [inputs.ids[row] for row in kept], found, None if labels is None else [labels[row] for row in kept]
+    )
+    features.write(path, table)
+    if truncated:
+        print(f"truncated images: {len(truncated)}, taken as far as they go; the first: {truncated[min(truncated)]}")
+    if errors:
+        print(
+            f"warning: {len(errors)} of {len(inputs)} images cannot be read and are left out; the first: "
+            f"{errors[min(errors)]}",
+            file=sys.stderr,
+        )
+    print(f"wrote {path}: features of {len(kept)} images, {found.shape[1]} each")

@@ -1,0 +1,48 @@
+"""`python -m infer oof`: its arguments, and what it prints. What is answered stands in `views_oof`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from config.errors import ConfigError
+from ensemble import views
+
+_ABOUT = (
+    "Answer each fold's own validation images with test-time augmentation, so that `infer fit --tta` calibrates what"
+    " the views will give. What is there already is left as it is."
+)
+_INTERRUPTED = 130
+
+
+def main(words: Sequence[str]) -> int:
+    """Answer the folds of the runs; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m infer oof", description=_ABOUT, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder with finished folds")
+    parser.add_argument(
+        "--tta", nargs="+", required=True, metavar="VIEW", help=f"presets ({', '.join(views.PRESETS)}) or views"
+    )
+    parser.add_argument(
+        "--merge",
+        choices=("probabilities", "logits", "geometric", "max"),
+        default="probabilities",
+        help="how the views merge, the same as for `infer fit` (default: %(default)s)",
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="images a batch (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
+    options = parser.parse_args(words)
+    if options.batch_size < 1:
+        raise ConfigError(f"--batch_size {options.batch_size}: must be at least 1")
+    from infer import views_oof
+
+    seen = views.expand(options.tta)
+    try:
+        for run in options.runs:
+            for line in views_oof.answer(run, seen, options.merge, options.batch_size, options.workers):
+                print(line, flush=True)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the next fold", file=sys.stderr)
+        return _INTERRUPTED
+    return 0

@@ -1,0 +1,262 @@
+"""`python -m infer`: answers images with one model or an ensemble and writes what it says. The options and their texts.
+
+The work itself is `work`; Python programs use `infer.load`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config.errors import ConfigError, DataError
+from infer.commands import features, members
+from infer.commands.members import positive
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ensemble.ensemble_file import Ensemble
+    from infer.io.outputs import Results
+    from infer.io.submission_writer import SubmissionWriter
+    from infer.job import Done, Work
+
+_ABOUT = (
+    "Answer images with one model or an ensemble. Other commands: `infer evaluate`, `infer fit`, `infer oof`,"
+    " `infer validate`, `infer adapt`, `infer serve` and `infer teacher` (--help of each)."
+)
+_IMAGES = (
+    "a folder (with all folders in it), a CSV with IDs, a .txt with a file a line, a tar or zip archive,"
+    " image files, or - for an image or an archive on standard input"
+)
+_OUT = (
+    "the submission: a new .csv, or a folder to name it in; or probabilities: a new .jsonl, .parquet or .npz"
+    " (several are written at once)"
+)
+_INTERRUPTED = 130
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command and return its exit code; `TandemError`s are the caller's."""
+    options = _parser().parse_args(words)
+    chosen = members.chosen(options)
+    try:
+        return _features(chosen, options) if options.features else _predict(chosen, options)
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on from here", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m infer", description=_ABOUT, allow_abbrev=False)
+    members.add_members(parser)
+    parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help=_IMAGES)
+    result = parser.add_mutually_exclusive_group(required=True)
+    result.add_argument("--out", nargs="+", type=Path, metavar="PATH", help=_OUT)
+    result.add_argument("--features", type=Path, metavar="FILE", help=features.HELP)
+    parser.add_argument(
+        "--format",
+        choices=("submission", "wide"),
+        default="submission",
+        help="what a .csv holds (default: %(default)s)",
+    )
+    parser.add_argument("--sample", type=Path, help="sample submission whose columns, order and dtypes are followed")
+    parser.add_argument(
+        "--positive",
+        metavar="CLASS",
+        help="of two classes: write the probability of CLASS, in one column (default: where the sample has fractions"
+        " in that column, of the class it is named after, else of the one that sorts last)",
+    )
+    parser.add_argument("--id_column", help="the images' column in tables and in the sample (default: found)")
+    parser.add_argument("--target_column", default="target", help="the label column without --sample (%(default)s)")
+    parser.add_argument(
+        "--retry_deskewed",
+        type=_share,
+        default=0.0,
+        metavar="P",
+        help="look again, deskewed and with restored contrast, at images whose likeliest class is under P (documents)",
+    )
+    parser.add_argument("--batch_size", type=positive, help="images a batch (default: by the members' image size)")
+    parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
+    parser.add_argument(
+        "--on_bad_image",
+        choices=("prior", "row", "error", "partial"),
+        default="prior",
+        help="unreadable image: the class prior as its prediction, a row without one, or stop; partial as prior, and"
+        " takes what remains of truncated files (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a run that stopped; the files will be the same"
+    )
+    parser.add_argument("--shard", metavar="I/N", help="answer part I (from 0) of N; who ends last writes the files")
+    return parser
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no probability; give one from 0 to 1")
+    return share
+
+
+def _features(chosen: Ensemble, options: argparse.Namespace) -> int:
+    from infer.io import inputs
+
+    features.check(chosen, options.features)
+    images = inputs.collect(options.images, options.id_column)
+    return features.run(chosen, images, options, members.shared_options(options))
+
+
+def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
+    """Everything that can be refused is, before the first image is decoded."""
+    from infer import adaptive
+    from infer.io import inputs, outputs, shard, submission_writer
+    from infer.job import Work, answer
+    from infer.runner import Runner
+
+    outputs.check(options.out, options.format)
+    part = shard.parse(options.shard) if options.shard else shard.of_rank(os.environ)
+    images = inputs.collect(options.images, options.id_column)
+    if options.retry_deskewed and images.ascending:
+        raise ConfigError(f"--retry_deskewed: {options.images[0]} can be read only once; unpack it and give the folder")
+    unsure_only = options.tta == [members.ADAPTIVE]
+    if unsure_only:
+        adaptive.check(chosen)
+    with Runner(chosen, members.shared_options(options), options.in_memory, adaptive=unsure_only) as runner:
+        planned = submission_writer.plan(
+            runner.class_names,
+            runner.ensemble.aliases,
+            images.ids,
+            options.id_column,
+            options.target_column,
+            options.sample,
+            options.positive,
+        )
+        if planned.layout.note:
+            print(planned.layout.note)
+        grid = runner.grid(len(images), options.batch_size)
+        work = Work(
+            runner,
+            images,
+            grid,
+            part,
+            _folder(options.out[0]),
+            options.workers,
+            options.on_bad_image != "error",
+            options.on_bad_image == "partial",
+            options.retry_deskewed,
+        )
+        with closing(_Progress()) as progress:
+            done = answer(work, options.resume or part.of > 1, progress.say)
+        return _end(work, planned, options, done)
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(f"{out.name}.part") if out.suffix else out / "unfinished"
+
+
+def _end(work: Work, planned: SubmissionWriter, options: argparse.Namespace, done: Done) -> int:
+    from infer.job import merged
+
+    written: list[Path] = []
+    with merged(work) as whole:
+        if whole is None:
+            print(f"shard {work.shard} is done: {done.rows} images; the last shard to end writes the files")
+            return 0
+        results = _results(work, *whole, options.on_bad_image)
+        if len(results.errors) < len(results.ids) or options.on_bad_image == "row":
+            written = [path for out in options.out for path in _write(out, work, results, planned, options)]
+    if not written:
+        raise DataError(f"none of the {len(results.ids)} images can be read; the first: {results.errors[0]}")
+    _tell(work, results, done, written, options.on_bad_image)
+    return 0
+
+
+def _results(work: Work, probabilities: NDArray[np.float32], errors: Mapping[int, str], on_bad_image: str) -> Results:
+    """The results, unreadable images as the option says; `DataError` where it stops at one that an earlier start,
+    which this one resumes, passed over."""
+    from infer.io.outputs import Results
+
+    if errors and on_bad_image == "error":
+        raise DataError(errors[min(errors)])
+    prior, finish = work.runner.prior, work.runner.finish
+    if on_bad_image != "row":
+        prior.fill(probabilities, errors)
+    labels = prior.labels(finish, probabilities, errors)
+    shown = on_bad_image == "row" or bool(errors)
+    return Results(work.inputs.ids, work.runner.class_names, probabilities, labels, errors, shown)
+
+
+def _write(
+    out: Path, work: Work, results: Results, planned: SubmissionWriter, options: argparse.Namespace
+) -> list[Path]:
+    from infer.io import outputs
+
+    if not outputs.is_submission(out, options.format):
+        outputs.write(out, results)
+        return [out]
+    errors = results.errors if results.shows_errors else None
+    return planned.write(out, work.runner, results.probabilities, results.labels, errors)
+
+
+def _tell(work: Work, results: Results, done: Done, written: Sequence[Path], on_bad_image: str) -> None:
+    from infer.io import prior, summary
+
+    ensemble = work.runner.ensemble
+    good = [row for row in range(len(results.ids)) if row not in results.errors]
+    if good:
+        some = slice(None) if len(good) == len(results.ids) else good
+        values, labels = results.probabilities[some], results.labels[some]
+        print(summary.text(values, results.class_names, [results.ids[row] for row in good], labels=labels))
+    if done.truncated:
+        first = done.truncated[min(done.truncated)]
+        print(f"truncated images: {len(done.truncated)}, predicted as far as they go; the first: {first}")
+    if work.retry_deskewed:
+        print(f"looked again at {done.again} images")
+    bad = f"; unreadable: {len(results.errors)}" if results.errors else ""
+    print(
+        f"images: {len(results.ids)}{bad}; members: {len(ensemble.members)}; views: {len(ensemble.views)}; "
+        f"answered in {done.seconds:.1f} s"
+    )
+    if work.runner.described:
+        print(f"computed by {'; '.join(dict.fromkeys(work.runner.described))}")
+    if work.runner.adaptive and done.rows:
+        every = len(ensemble.members) * len(ensemble.views)
+        saved = 1 - done.passes / (done.rows * every)
+        print(
+            f"adaptive: {done.passes / done.rows:.2f} passes an image in place of {every}, {saved:.0%} saved; "
+            + work.runner.clock.text(done.rows, len(ensemble.members), len(ensemble.views))
+        )
+    if results.errors:
+        held = "no prediction" if on_bad_image == "row" else work.runner.prior.text
+        print(f"warning: {prior.warning(results.errors, len(results.ids), held)}", file=sys.stderr)
+    print(f"wrote {' and '.join(map(str, written))}")
+
+
+class _Progress:
+    """How far it is, in one line of a terminal; silent elsewhere."""
+
+    def __init__(self) -> None:
+        self._start, self._first = time.perf_counter(), -1
+        self._shown = False
+
+    def say(self, rows: int, total: int) -> None:
+        """`rows` of `total` images are answered."""
+        if self._first < 0:
+            self._first = rows
+        if not sys.stderr.isatty():
+            return
+        rate = (rows - self._first) / max(time.perf_counter() - self._start, 1e-9)
+        print(f"\r{rows} of {total} images, {rate:.0f} a second ", end="", file=sys.stderr, flush=True)
+        self._shown = True
+
+    def close(self) -> None:
+        """End the line."""
+        if self._shown:
+            print(file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Scores of members and ensembles on labelled images."""

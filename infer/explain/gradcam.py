@@ -1,0 +1,126 @@
+"""Grad-CAM (Selvaraju et al. 2017): where a trained network looks when it answers a class. For checkpoints.
+
+The engine gives the features that the head sees and the class score's gradient for them; what is made of these stands
+here, as in pytorch-grad-cam: gradients averaged over the places weigh the channels, negative sums are cut off.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+import backends
+from config.errors import ConfigError
+from infer import runtimes
+from infer.runtimes import images as pixels
+from models import manifest, registry
+from models.card import Card, read_card
+from models.geometry import patch_grid
+from models.registry import ModelSpec
+from models.weights import loading
+
+_BATCH = 8
+_TINY = 1e-7  # pytorch-grad-cam's
+# The module whose input are the features: what pools those of the whole image, or, where a class token does that, the
+# last attention, since the patches of the last block's output have no part in the answer.
+PLACES = {
+    "convnext": "head",
+    "efficientnet": "global_pool",
+    "eva": "blocks.-1.attn",
+    "maxvit": "head",
+    "mobilenetv3": "global_pool",
+    "regnet": "head",
+    "resnet": "global_pool",
+    "swin": "head",
+    "swinv2": "head",
+    "vit": "blocks.-1.attn",
+}
+
+
+class Activations(NamedTuple):
+    """Features and the gradients of the wanted classes' logits for them, both float32 `[N, h, w, K]`."""
+
+    features: NDArray[np.float32]
+    gradients: NDArray[np.float32]
+
+
+# (uint8 `[N, S, S, 3]`, int64 `[N]` class numbers) to features and gradients
+GradFn = Callable[[NDArray[np.uint8], NDArray[np.int64]], Activations]
+
+
+class Explainer:
+    """A checkpoint that shows where it looks; `card` says what to feed it."""
+
+    def __init__(self, card: Card, feel: GradFn):
+        self.card, self._feel = card, feel
+
+    def heatmaps(self, images: NDArray[np.uint8], classes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 `[N, S, S]` in 0..1 for uint8 `[N, S, S, 3]` and one class number an image: 1 matters most.
+
+        `ConfigError` where the images are so small that the features are a single place.
+        """
+        pixels.checked((images,), self.card)
+        wanted = np.asarray(classes, dtype=np.int64)
+        size = self.card.preprocessing.size
+        maps = [np.zeros((0, size, size), np.float32)]
+        for start in range(0, len(images), _BATCH):
+            part = slice(start, start + _BATCH)
+            felt = self._feel(images[part], wanted[part])
+            if felt.features.shape[1:3] == (1, 1):
+                raise ConfigError(
+                    f"model {self.card.model}: at {size} pixels its features are one place, so that Grad-CAM has "
+                    "nothing to tell apart; it needs larger images"
+                )
+            maps.append(combine(felt, size))
+        return np.concatenate(maps)
+
+
+def open(path: Path, runtime: str | None = None) -> Explainer:
+    """The explainer of a checkpoint folder, on the engine that suits it or on `runtime`.
+
+    `ConfigError` for artefacts without gradients (.onnx, .mlpackage, the numpy engine) and for models whose features
+    are no map; else as `predictors.open`.
+    """
+    chosen = runtimes.choose(path, runtime)
+    if chosen not in ("torch", "mlx"):
+        raise ConfigError(f"{path}: {chosen} gives no gradients for Grad-CAM; take the checkpoint, on torch or mlx")
+    backends.require(chosen)
+    card = read_card(path)
+    spec = registry.of_card(card, str(path))
+    if spec.family not in PLACES:
+        raise ConfigError(
+            f"model {spec.name}: Grad-CAM does not know where the {spec.family} family keeps its features"
+        )
+    manifest.verify(path)
+    averaged = path / "ema.safetensors"
+    arrays, _ = loading.read(averaged if averaged.exists() else path / "model.safetensors")
+    engine = importlib.import_module(f"infer.runtimes.gradcam_{chosen}")
+    return Explainer(card, engine.open(spec, arrays, PLACES[spec.family]))
+
+
+def combine(felt: Activations, size: int) -> NDArray[np.float32]:
+    """Heat maps float32 `[N, size, size]` in 0..1 of features and gradients."""
+    channel = felt.gradients.mean(axis=(1, 2))
+    small = np.maximum(np.einsum("nhwk,nk->nhw", felt.features, channel), 0)
+    maps = np.stack([cv2.resize(one, (size, size)) for one in small])
+    maps = maps - maps.min(axis=(1, 2), keepdims=True)
+    return np.asarray(maps / (_TINY + maps.max(axis=(1, 2), keepdims=True)), dtype=np.float32)
+
+
+def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """uint8 `[S, S, 3]` RGB: the image with its heat map `[S, S]` over it, blue where it is 0, red where it is 1."""
+    colours = cv2.cvtColor(cv2.applyColorMap(np.uint8(255 * heat), cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+    blended: NDArray[np.uint8] = cv2.addWeighted(image, 0.5, colours, 0.5, 0)
+    return blended
+
+
+def grid(tokens: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
+    """The tokens `[N, prefix + h * h, K]` of the patches, which come last, as `[N, h, h, K]`."""
+    side = patch_grid(spec)
+    return tokens[:, -side * side :].reshape(len(tokens), side, side, tokens.shape[2])

@@ -1,0 +1,110 @@
+"""Why an ensemble says what it says of one image: what each member says, the views they saw, where they looked."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import ConfigError
+from data.cache.images import Picture
+from data.pixels import Pixels
+from ensemble import views
+from ensemble.member import Member
+from infer.explain import gradcam
+from infer.io.inputs import Inputs
+from infer.io.summary import UNSURE
+from infer.runner import Runner
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Of one image: the chosen class, float32 `[C]` of the ensemble and of each member by name, and each view, uint8
+    `[S, S, 3]`."""
+
+    class_names: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    members: dict[str, NDArray[np.float32]]
+    views: dict[str, Pixels]
+    choice: int
+
+    @property
+    def label(self) -> str:
+        """The name of the chosen class."""
+        return self.class_names[self.choice]
+
+    @property
+    def margin(self) -> float:
+        """The difference of the two greatest probabilities; 1 for a single class."""
+        top = np.sort(self.probabilities)[-2:]
+        return float(top[-1] - top[0]) if len(top) == 2 else 1.0
+
+    @property
+    def agreeing(self) -> int:
+        """How many members alone choose the ensemble's class."""
+        return sum(int(rows.argmax() == self.choice) for rows in self.members.values())
+
+    def certainty(self) -> str:
+        """How sure it is, in words."""
+        best = float(self.probabilities[self.choice])
+        word = "unsure" if best < UNSURE else "sure"
+        return (
+            f"{word}: {self.label} with {best:.1%}, {self.margin:.1%} before the next; "
+            f"{self.agreeing} of {len(self.members)} members agree"
+        )
+
+    def as_json(self) -> dict[str, object]:
+        """What `POST /predict` answers."""
+        return {
+            "label": self.label,
+            "confidence": float(self.probabilities[self.choice]),
+            "margin": self.margin,
+            "probabilities": _named(self.class_names, self.probabilities),
+            "members": {name: _named(self.class_names, rows) for name, rows in self.members.items()},
+            "views": list(self.views),
+        }
+
+
+def explain(runner: Runner, data: bytes, pixel_limit: int) -> Explanation:
+    """Answer one encoded image; `DataError` when it cannot be read or has more than `pixel_limit` pixels."""
+    image = Picture(data, pixel_limit)
+    given = Inputs(["0"], lambda _: image)
+    probabilities = runner.predict_inputs(given).probabilities[0]
+    alone = {one.name: one.predict_inputs(given).probabilities[0] for one in runner.members()}
+    shown = runner.pixels(image)[None]
+    seen = {view: views.apply(view, shown)[0] for view in runner.ensemble.views}
+    choice = int(runner.finish.labels(probabilities[None])[0])
+    return Explanation(runner.class_names, probabilities, alone, seen, choice)
+
+
+def looks(runner: Runner, data: bytes, pixel_limit: int, label: str) -> dict[str, Pixels]:
+    """Where each member looks for the class `label` in an encoded image: uint8 `[S, S, 3]` with a heat map over it.
+
+    By the members' names; one that has no Grad-CAM (an artefact without gradients, an image too small) is left out.
+    """
+    image, number = Picture(data, pixel_limit), runner.class_names.index(label)
+    found = {}
+    for member, one in zip(runner.ensemble.members, runner.members(), strict=True):
+        seen = one.pixels(image)
+        try:
+            heat = runner.in_thread(lambda member=member, seen=seen: _heat(member, seen, number))  # type: ignore[misc]
+        except ConfigError:
+            continue
+        found[one.name] = gradcam.overlay(seen, heat)
+    return found
+
+
+def _heat(member: Member, seen: Pixels, number: int) -> NDArray[np.float32]:
+    return _explainer(member.path, member.runtime).heatmaps(seen[None], [number])[0]
+
+
+@functools.lru_cache(maxsize=8)
+def _explainer(path: Path, runtime: str | None) -> gradcam.Explainer:
+    return gradcam.open(path, runtime)
+
+
+def _named(names: tuple[str, ...], values: NDArray[np.float32]) -> dict[str, float]:
+    return {name: float(f"{value:.9g}") for name, value in zip(names, values, strict=True)}

@@ -1,0 +1,1 @@
+"""What goes into inference and what comes out: images, archives, journals, submissions."""

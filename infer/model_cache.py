@@ -1,0 +1,128 @@
+"""Which members are in memory: all of them, or one after another where they do not fit. One thread does all their work.
+
+Whether they fit is measured while they are opened. That one thread also makes a runner safe to use from many, since
+MLX's arrays belong to the thread that made them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+import psutil
+
+from config.errors import BackendUnavailable, OutOfMemory
+from ensemble.member import Member
+from ensemble.options import NONE_GIVEN, RunOptions
+from infer.member import Opened, close_all, open_one, runtimes
+from infer.runtimes import Describes, Predictor
+from models.card import Card, check_classes
+
+Keep = Literal["auto", "all", "one"]
+_Result = TypeVar("_Result")
+
+
+def free_memory() -> int:
+    """Bytes that this machine can still give without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+class ModelCache:
+    """The members of an ensemble; `keep` says which stay open: `all`, `one` at a time, or `auto`, all that fit.
+
+    With `auto` the machine's free memory is measured around each opening; when less is left than twice what the
+    largest member took, or a device says that it is full, members are opened one at a time from then on. Raises what
+    `open_one` and `check_classes` raise, with nothing left open. `described` has a line for each member whose runtime
+    chose a device and a precision.
+    """
+
+    def __init__(self, members: Sequence[Member], shared: RunOptions = NONE_GIVEN, keep: Keep = "auto"):
+        self.members, self._shared = list(members), shared
+        self.runtimes = runtimes(members, shared)
+        self._open: dict[int, Opened] = {}
+        self.described: list[str] = []
+        self._thread, self._process = ThreadPoolExecutor(1, "tandem-compute"), os.getpid()
+        try:
+            self.cards: list[Card] = self.run(lambda: self._look(keep))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def resident(self) -> bool:
+        """Whether all stay open."""
+        return len(self._open) == len(self.members)
+
+    def run(self, work: Callable[[], _Result]) -> _Result:
+        """Do `work` in the members' thread and wait for it; raises as `check_process`."""
+        self.check_process()
+        return self._thread.submit(work).result()
+
+    def check_process(self) -> None:
+        """`BackendUnavailable` in a process that was forked since: it lacks the members' thread and those of their
+        runtimes, and would wait for them for ever."""
+        if os.getpid() != self._process:
+            raise BackendUnavailable(
+                f"{self.members[0]}: was opened in process {self._process}, and this is process {os.getpid()}, forked "
+                "from it, in which no network answers; call infer.load in each process, after the fork"
+            )
+
+    def groups(self, places: Sequence[int]) -> list[list[int]]:
+        """`places` in parts whose members may be open together."""
+        return [list(places)] if self.resident else [[place] for place in places]
+
+    @contextmanager
+    def held(self, places: Sequence[int]) -> Iterator[dict[int, Predictor]]:
+        """The predictors of one of the `groups`, in the members' thread; those that do not stay are closed after it."""
+        passing = {place: self._opened(place) for place in places if place not in self._open}
+        try:
+            yield {place: (self._open.get(place) or passing[place]).predictor for place in places}
+        finally:
+            close_all(list(passing.values()))
+
+    def close(self) -> None:
+        """Free all members; the thread ends. In a forked process they are the parent's, and nothing is done."""
+        if os.getpid() != self._process:
+            return
+        self._thread.submit(self._release).result()
+        self._thread.shutdown()
+
+    def _opened(self, place: int) -> Opened:
+        return open_one(self.members[place], self._shared)
+
+    def _look(self, keep: Keep) -> list[Card]:
+        """Open each member, leave open those that may stay, and return their cards."""
+        cards: list[Card] = []
+        staying, largest = keep != "one", 0
+        for place in range(len(self.members)):
+            before = free_memory()
+            staying = self._add(place, staying, keep) and staying
+            predictor = self._open[place].predictor
+            cards.append(predictor.card)
+            if isinstance(predictor, Describes):
+                self.described.append(predictor.describe())
+            check_classes([(str(m), card.class_names) for m, card in zip(self.members, cards, strict=False)])
+            largest = max(largest, before - free_memory())
+            staying = staying and (keep == "all" or free_memory() >= 2 * largest)
+            if not staying and len(self.members) > 1:
+                self._release()
+        return cards
+
+    def _add(self, place: int, staying: bool, keep: Keep) -> bool:
+        """Open one more member, alone where the device has no room beside the others; False says that it was so."""
+        try:
+            self._open[place] = self._opened(place)
+        except OutOfMemory:
+            if not self._open or keep == "all" or not staying:
+                raise
+            self._release()
+            self._open[place] = self._opened(place)
+            return False
+        return True
+
+    def _release(self) -> None:
+        close_all(list(self._open.values()))
+        self._open.clear()

@@ -1,0 +1,117 @@
+"""Anything that gives logits, behind one interface: checkpoints on an engine, ONNX files, Core ML packages.
+
+`open` chooses the runtime by what the path is; each runtime's module, and so its framework, is imported only then.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends import installed
+from config.errors import CheckpointError, ConfigError
+from models.card import Card, read_card
+
+ENGINES = ("torch", "mlx", "numpy")
+RUNTIMES = (*ENGINES, "onnx", "coreml", "mil_reference")
+_WEIGHTS = "model.safetensors"
+
+
+class Predictor(Protocol):
+    """A model that is ready to answer. `card` says what to feed it, `runtime` what runs it."""
+
+    card: Card
+    runtime: str
+
+    def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, C]` of uint8 `[N, S, S, 3]` RGB for each of the card's inputs; no normalisation before."""
+
+    def close(self) -> None:
+        """Free its memory."""
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A predictor that chose a device and a precision."""
+
+    def describe(self) -> str:
+        """Both, and whether it is compiled, as one line."""
+
+
+@runtime_checkable
+class GivesFeatures(Protocol):
+    """A predictor of a network whose pooled features can be had: those before the classifier."""
+
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 `[N, D]` of uint8 `[N, S, S, 3]`, as timm's `forward_head(forward_features(x), pre_logits=True)`."""
+
+
+def open(path: Path, runtime: str | None = None, **options: Any) -> Predictor:
+    """Open an artefact on `runtime`, or on the one that suits it (`choose`).
+
+    Raises `ConfigError` for a runtime that cannot run it, `CheckpointError` or `WeightsError` for an artefact that is
+    missing, damaged or carries no card, `BackendUnavailable` when the runtime is not installed.
+    """
+    chosen = choose(path, runtime)
+    if chosen == "mil_reference" and runtime is None:
+        warnings.warn(
+            f"{path}: Core ML does not run here; its operations are evaluated one by one, for checking, not for speed",
+            stacklevel=2,
+        )
+    if chosen in ENGINES:
+        options = {"engine": chosen, **options}
+    file = "checkpoint" if chosen in ENGINES else {"mil_reference": "mil.reference"}.get(chosen, chosen)
+    module = importlib.import_module(f"infer.runtimes.{file}")
+    return cast(Predictor, module.open(path, **options))
+
+
+def choose(path: Path, runtime: str | None = None) -> str:
+    """The runtime that will run `path`; `ConfigError` when `runtime` is asked for and cannot."""
+    possible = _possible(path)
+    if runtime is None:
+        return _preferred(path, possible)
+    if runtime not in RUNTIMES:
+        near = difflib.get_close_matches(runtime, RUNTIMES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{path}: runtime {runtime!r} is not known; {hint}there are {', '.join(RUNTIMES)}")
+    if runtime not in possible:
+        raise ConfigError(f"{path}: {runtime} cannot run it; it runs on {' or '.join(possible)}")
+    return runtime
+
+
+def _possible(path: Path) -> tuple[str, ...]:
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such checkpoint, .onnx or .mlpackage")
+    if path.suffix == ".onnx":
+        return ("onnx",)
+    if path.suffix == ".mlpackage":
+        return ("coreml", "mil_reference")
+    if (path / _WEIGHTS).is_file():
+        return ENGINES
+    raise CheckpointError(f"{path}: is no checkpoint folder, .onnx or .mlpackage{_below(path)}")
+
+
+def _preferred(path: Path, possible: tuple[str, ...]) -> str:
+    if possible == ENGINES:
+        return _engine(path)
+    return possible[0] if sys.platform == "darwin" or len(possible) == 1 else possible[1]
+
+
+def _engine(path: Path) -> str:
+    """The engine that trained the checkpoint; where it is not installed, the other one that runs the same weights."""
+    trained = read_card(path).trained_with
+    if trained == "numpy" or (trained in ENGINES and installed(trained)):
+        return trained
+    return "torch" if installed("torch") or not installed("mlx") else "mlx"
+
+
+def _below(path: Path) -> str:
+    found = sorted(p.parent for p in path.glob(f"**/{_WEIGHTS}"))[:3] if path.is_dir() else []
+    return f"; it holds the checkpoints {', '.join(map(str, found))}" if found else ""

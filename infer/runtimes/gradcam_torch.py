@@ -1,0 +1,68 @@
+"""torch's side of Grad-CAM: the input of one module of timm's model, and the logits' gradient for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from backends.contract import Weights
+from backends.torch import model as models
+from backends.torch.memory import memory_errors
+from backends.torch.session import best_device
+from backends.torch.step import Input
+from config.errors import ConfigError
+from infer.explain.gradcam import Activations, GradFn, grid
+from models.registry import ModelSpec
+
+_CHANNELS_LAST = ("swin", "swinv2")  # timm's maps of other families are [N, K, h, w]
+
+
+def open(spec: ModelSpec, weights: Weights, place: str) -> GradFn:
+    """The function that gives features and gradients; `place` names the module, -1 in it the last of a list."""
+    device = best_device()
+    network = models.build(spec)
+    models.load_canonical(network, weights, f"the weights for {spec.name}")
+    network.eval().requires_grad_(False).to(device)
+    prep = spec.preprocessing
+    mean, std = (torch.tensor(v, dtype=torch.float32, device=device) for v in (prep.mean, prep.std))
+    prepare, module = Input(mean, std, spec.in_chans, "fp32"), find(network, place, spec.name)
+
+    @memory_errors()
+    def feel(images: NDArray[np.uint8], classes: NDArray[np.int64]) -> Activations:
+        seen: list[Tensor] = []
+
+        def take(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            seen.append(arguments[0].detach().requires_grad_())
+            return (seen[0], *arguments[1:])
+
+        handle = module.register_forward_pre_hook(take)
+        try:
+            logits = network(prepare(torch.from_numpy(np.ascontiguousarray(images)).to(device)))
+        finally:
+            handle.remove()
+        score = logits.gather(1, torch.from_numpy(classes).to(device)[:, None]).sum()
+        gradient = torch.autograd.grad(score, seen[0])[0]
+        return Activations(*(_canonical(t.float(), spec) for t in (seen[0].detach(), gradient)))
+
+    return feel
+
+
+def find(network: nn.Module, place: str, name: str) -> nn.Module:
+    """The module that the dotted `place` means; `ConfigError` where the model called `name` has none."""
+    found: Any = network
+    for part in place.split("."):
+        found = found[-1] if part == "-1" else getattr(found, part, None)
+        if found is None:
+            raise ConfigError(f"model {name}: has no {place}, where Grad-CAM looks for the features")
+    return found
+
+
+def _canonical(tensor: Tensor, spec: ModelSpec) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.cpu().numpy()
+    if array.ndim == 3:
+        return grid(array, spec)
+    return array if spec.family in _CHANNELS_LAST else array.transpose(0, 2, 3, 1)

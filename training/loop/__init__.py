@@ -1,0 +1,1 @@
+"""The training loop of one fold: trainer, state, checkpoints, evaluation, averaging."""

@@ -1,0 +1,103 @@
+"""A fold's session, compiled where the settings say so or where a short trial shows that it pays.
+
+What pays is decided in `policy.compiling`. The choice of `train.compile auto` is kept in the fold's folder: a resumed
+fold computes as it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends.contract import CompileMode, Session
+from config.errors import BackendUnavailable, ConfigError
+from config.sections.train import Train
+from training.loop.rehearsal import rehearse
+from training.policy import compiling
+
+# Given whether to compile, or torch's mode of it.
+Open = Callable[[bool | CompileMode], Session]
+_WARM, _TIMED = 2, 3  # updates of a trial
+_FILE = "compile.txt"
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What a training has before it: updates with `batch` images of `size` pixels and so many classes. `folder` is the
+    fold's, which keeps the choice."""
+
+    updates: int
+    batch: int
+    size: int
+    classes: int
+    folder: Path
+
+
+def session(open: Open, engine: str, train: Train, ahead: Ahead | None, say: Callable[[str], None] = print) -> Session:
+    """The session that `open` gives, compiled as `train` says; without `ahead` nothing is to be trained.
+
+    Raises `ConfigError` where the settings insist on what the engine cannot do, and `BackendUnavailable` where they
+    insist and the compiler is not installed; `auto` goes on without it then, and says so.
+    """
+    if train.compile == "off":
+        return open(False)
+    named = train.compile_mode if engine == "torch" else True
+    if train.compile == "on":
+        return _insisted(open(named), engine)
+    if engine != "torch":
+        return open(True)
+    eager = open(False)
+    if ahead is None or not eager.describe()["compiles"]:
+        return eager
+    chosen = _kept(ahead.folder)
+    if chosen is None:
+        chosen = _pays(eager, ahead, say)
+        _keep(ahead.folder, chosen)
+    if not chosen:
+        return eager
+    eager.close()
+    try:
+        return open(named)
+    except BackendUnavailable as error:
+        say(f"continues without compiling: {error}")
+        return open(False)
+
+
+def _kept(fold: Path) -> bool | None:
+    file = fold / _FILE
+    return file.read_text().strip() == "on" if file.exists() else None
+
+
+def _keep(fold: Path, chosen: bool) -> None:
+    partial = fold / f"{_FILE}.partial"
+    partial.write_text("on\n" if chosen else "off\n")
+    partial.replace(fold / _FILE)
+
+
+def _insisted(opened: Session, engine: str) -> Session:
+    if not opened.describe()["compiled"]:
+        opened.close()
+        raise ConfigError(f"train.compile on: the {engine} engine does not compile on this device; set it to auto")
+    return opened
+
+
+def _pays(eager: Session, ahead: Ahead, say: Callable[[str], None]) -> bool:
+    try:
+        seconds, tensors = trial(eager, ahead)
+    except BaseException:
+        eager.close()
+        raise
+    pays = compiling.pays(ahead.updates, seconds, tensors)
+    if not pays:
+        say(
+            f"not compiled: {ahead.updates} updates of {seconds:.2g} s each are done before the "
+            f"{compiling.cost(tensors):.0f} s that compiling takes would pay; train.compile on does it anyway"
+        )
+    return pays
+
+
+def trial(eager: Session, ahead: Ahead) -> tuple[float, int]:
+    """Seconds of an update with empty images, all updates taken back afterwards, and the tensors of the network."""
+    taken = rehearse(eager, ahead.batch, ahead.size, ahead.classes, _WARM + _TIMED)
+    return min(taken[_WARM:]), len(eager.state().weights)

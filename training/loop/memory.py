@@ -1,0 +1,48 @@
+"""How many images pass the network at a time on a device whose memory is not known beforehand.
+
+The effective batch never changes: only the part of it that is computed at once, in `train.micro_batch`. It is found by
+trying, halved when the memory runs out, and kept in the fold's folder, since BatchNorm sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from config.errors import OutOfMemory
+
+_FILE = "micro_batch.txt"
+
+
+def remembered(fold: Path) -> int:
+    """The micro-batch that an earlier start of the fold came to; 0 where it came to none."""
+    file = fold / _FILE
+    return int(file.read_text()) if file.exists() else 0
+
+
+def remember(fold: Path, size: int) -> None:
+    """Keep the micro-batch for the next start."""
+    partial = fold / f"{_FILE}.partial"
+    partial.write_text(f"{size}\n")
+    partial.replace(fold / _FILE)
+
+
+def check_limit(described: Mapping[str, Any]) -> None:
+    """`OutOfMemory` where a session's `describe()` has a peak above its `memory_limit`: Metal goes on into swap there,
+    many times slower."""
+    limit, peak = described.get("memory_limit"), described["memory"].get("peak", 0)
+    if limit and peak > limit:
+        raise OutOfMemory(f"{peak / 2**30:.1f} GiB were taken, {limit / 2**30:.1f} is what the device recommends")
+
+
+def halved(size: int, batch: int, cause: OutOfMemory, fewest: int = 1) -> int:
+    """The largest divisor of the batch up to half of `size`; where that is below the `fewest` images that the network
+    trains on at a time, the cause as an error."""
+    parts = [part for part in range(fewest, size // 2 + 1) if batch % part == 0]
+    if not parts:
+        raise OutOfMemory(
+            f"not even {'one image at a time fits' if size == 1 else f'{size} images at a time fit'} ({cause}); set "
+            "train.checkpoint_gradients true, or choose a smaller data.image_size or model"
+        ) from None
+    return max(parts)

@@ -1,0 +1,101 @@
+"""Where a fold's training stands: all that a checkpoint keeps beside the session's own state, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from config.schema import Settings
+from training.policy.plateau import Plateau
+from training.policy.stopping import Stopping
+
+
+@dataclass
+class Totals:
+    """Running sums of one epoch, saved in the middle of it."""
+
+    loss: float = 0.0
+    samples: int = 0
+    skipped: int = 0
+    unreadable: int = 0
+
+
+@dataclass
+class Timings:
+    """Seconds that an epoch spent, and the images it trained on in them. No checkpoint keeps it and nothing is decided
+    by it: after a resume in the middle of an epoch it tells of the rest.
+
+    `waited` is the host's time without a batch, `device` the seconds of updates as far as the engine can tell: a device
+    that works on earlier updates meanwhile does not wait.
+    """
+
+    waited: float = 0.0
+    computed: float = 0.0
+    saved: float = 0.0
+    device: float = 0.0
+    images: int = 0
+
+    def row(self) -> dict[str, float]:
+        """What `history.csv` tells of it."""
+        spent = max(self.waited + self.computed + self.saved, 1e-9)
+        saving = self.saved / spent
+        waiting = min(self.waited, max(0.0, spent - self.saved - self.device)) / spent
+        return {
+            "seconds": round(spent, 3),
+            "images_per_second": round(self.images / spent, 1),
+            "waiting": round(waiting, 3),
+            "computing": round(1 - waiting - saving, 3),
+            "saving": round(saving, 3),
+        }
+
+
+@dataclass
+class TrainerState:
+    """`epoch` and `batch` are the next ones to train; `rate_scale` is what going back left of the learning rate."""
+
+    stopping: Stopping
+    plateau: Plateau
+    epoch: int = 0
+    batch: int = 0
+    skipped_in_a_row: int = 0
+    went_back: int = 0
+    rate_scale: float = 1.0
+    totals: Totals = field(default_factory=Totals)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @staticmethod
+    def start(settings: Settings) -> TrainerState:
+        """The beginning of a fold."""
+        wish, schedule = settings.stopping, settings.schedule
+        return TrainerState(
+            Stopping(wish.metric, wish.patience, wish.min_delta),
+            Plateau(wish.metric, schedule.plateau_factor, schedule.plateau_patience, floor=schedule.min_lr_ratio),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(raw: dict[str, Any]) -> TrainerState:
+        """The inverse of `to_json`."""
+        parts = {"stopping": Stopping, "plateau": Plateau, "totals": Totals}
+        return TrainerState(**{key: parts[key](**value) if key in parts else value for key, value in raw.items()})
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the loop tells whoever watches: a progress bar, a log, a tracker. Nothing they do changes the run.
+
+    `step` gets the epoch from 0, the updates done and those of the whole training, the images of this one, and the
+    epoch's mean loss so far; `epoch` its row of `history.csv` and whether it is the best.
+    """
+
+    step: Callable[[int, int, int, int, float], None] = _ignore
+    epoch: Callable[[dict[str, float], bool], None] = _ignore
+    say: Callable[[str], None] = _ignore

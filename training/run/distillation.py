@@ -1,0 +1,182 @@
+"""What a fold learns from: its labelled images, a teacher's answers to them, and pseudo-labelled images besides.
+
+A fold never learns from a teacher that saw its validation images. The file of answers and who may use which of them
+stand in `infer.teacher`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import ConfigError, DataError
+from config.schema import Settings
+from config.sections.data import Teacher
+from data import folds as split
+from data import sources
+from ensemble.oof import teacher_file
+from ensemble.oof.teacher_file import TeacherPredictions
+from training.run.targets import JoinedTargets, TargetRows, Targets
+
+
+class DistillationTargets(NamedTuple):
+    """The N images that a fold is trained on: labels int64 `[N]`, `targets` of each, and `weights` float32 `[N]`
+    in the mean loss. The label of a pseudo-labelled image is its likeliest class."""
+
+    paths: list[Path]
+    labels: NDArray[np.int64]
+    targets: Targets
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class DistillationData:
+    """A run's teacher: its answers to the labelled images and to the `images` without labels, where there are any."""
+
+    settings: Teacher
+    smoothing: float
+    labelled: TeacherPredictions | None = None
+    extra: TeacherPredictions | None = None
+    images: sources.Table | None = None
+
+    def paths(self) -> list[Path]:
+        """The files of the images without labels."""
+        return self.images.paths if self.images else []
+
+
+def read(settings: Settings, table: sources.Table) -> DistillationData:
+    """The teacher that the settings name, if any; its classes and the images besides are checked against the data."""
+    wish, smoothing = settings.teacher, settings.loss.label_smoothing
+    labelled = _of_classes(teacher_file.read(wish.file), table.class_names) if wish.file else None
+    if not wish.extra_root or not wish.extra_file:
+        return DistillationData(wish, smoothing, labelled)
+    extra = _of_classes(teacher_file.read(wish.extra_file), table.class_names)
+    images = sources.load_test(wish.extra_root, settings.data.id_column)
+    images = images.take([i for i, name in enumerate(images.ids) if name not in extra.unreadable])
+    both = {path.resolve() for path in images.paths} & {path.resolve() for path in table.paths}
+    if both:
+        raise DataError(
+            f"{min(both)}: is a labelled image and in teacher.extra_root as well ({len(both)} such); "
+            "give a folder of other images"
+        )
+    return DistillationData(wish, smoothing, labelled, extra, images)
+
+
+def check(teaching: DistillationData, table: sources.Table, fold_of: NDArray[np.int64], folds: Iterable[int]) -> None:
+    """Everything that could stop one of the `folds` later on, now, and how many images are pseudo-labelled in each.
+
+    `ConfigError` where a fold has no teacher, or one that saw an image which validates this fold, or too few answers.
+    """
+    for fold in folds:
+        for answers in filter(None, (teaching.labelled, teaching.extra)):
+            _check_unseen(answers, [table.ids[i] for i in np.flatnonzero(split.validates(fold_of, fold))], fold)
+        train = np.flatnonzero(~split.validates(fold_of, fold))
+        more = len(lesson(teaching, table, train, fold).paths) - len(train)
+        if teaching.images:
+            found, root = len(teaching.images.ids), teaching.settings.extra_root
+            print(f"fold {fold}: {more} of {found} images of {root} are pseudo-labelled")
+
+
+def _check_unseen(answers: TeacherPredictions, validation: list[str], fold: int) -> None:
+    if not (answers.fold == fold).any():
+        there = ", ".join(str(k) for k in np.unique(answers.fold))
+        raise ConfigError(
+            f"{answers.source}: has no answers for fold {fold}, only for {there}; set folds.train to those"
+        )
+    seen = [name for name in validation if answers.split.get(name) != fold]
+    if seen:
+        raise ConfigError(
+            f"{answers.source}: its teacher of fold {fold} may have seen {len(seen)} images that validate fold {fold} "
+            f"here ({seen[0]}, ...); set folds.file to the folds.csv of the teacher's run"
+        )
+
+
+def lesson(
+    teaching: DistillationData, table: sources.Table, train: NDArray[np.int64], fold: int
+) -> DistillationTargets:
+    """What fold `fold` is trained on: the images at `train` of the table, then the pseudo-labelled ones."""
+    labels = table.labels[train]
+    ids = [table.ids[i] for i in train]
+    answers = _find(teaching.labelled, ids, fold, labels) if teaching.labelled else None
+    wish = teaching.settings
+    targets = TargetRows(labels, len(table.class_names), teaching.smoothing, answers, wish.temperature, wish.weight)
+    own = DistillationTargets([table.paths[i] for i in train], labels, targets, np.ones(len(train), np.float32))
+    return _joined(own, _pseudo(teaching, fold))
+
+
+def _joined(own: DistillationTargets, more: DistillationTargets | None) -> DistillationTargets:
+    if more is None:
+        return own
+    return DistillationTargets(
+        own.paths + more.paths,
+        np.concatenate([own.labels, more.labels]),
+        JoinedTargets(len(own.labels), (own.targets, more.targets)),
+        np.concatenate([own.weights, more.weights]),
+    )
+
+
+def _pseudo(teaching: DistillationData, fold: int) -> DistillationTargets | None:
+    """The images without labels that the fold's teacher is sure enough of."""
+    wish, extra, images = teaching.settings, teaching.extra, teaching.images
+    if not extra or not images:
+        return None
+    answers = _find(extra, images.ids, fold)
+    sure = np.flatnonzero(np.exp(answers.max(axis=1)) >= wish.min_confidence)
+    if not len(sure):
+        raise ConfigError(
+            f"teacher.min_confidence {wish.min_confidence:g}: the teacher of fold {fold} is not as sure of any image "
+            f"of {wish.extra_root}; lower it"
+        )
+    labels = answers[sure].argmax(axis=1).astype(np.int64)
+    soft = answers[sure] if wish.extra_labels == "soft" else None
+    targets = TargetRows(labels, answers.shape[1], teaching.smoothing, soft, wish.temperature)
+    weights = np.full(len(sure), wish.extra_weight, np.float32)
+    return DistillationTargets([images.paths[i] for i in sure], labels, targets, weights)
+
+
+def _find(
+    answers: TeacherPredictions, ids: list[str], fold: int, labels: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
+    """The log probabilities `[N, C]` of the images `ids` from the members that never saw the fold's validation.
+
+    One that the teacher could not read gets its label, where there are `labels`.
+    """
+    rows = answers.rows(fold)
+    unreadable = frozenset[str]() if labels is None else answers.unreadable
+    missing = [name for name in ids if name not in rows and name not in unreadable]
+    if missing:
+        raise ConfigError(
+            f"{answers.source}: has no answer for {len(missing)} of {len(ids)} images in fold {fold} ({missing[0]}, "
+            "...); write it anew for these images with `python -m infer teacher`"
+        )
+    found = answers.log_probabilities[[rows.get(name, 0) for name in ids]]
+    if labels is not None:
+        blind = [i for i, name in enumerate(ids) if name in unreadable]
+        found[blind] = np.log(np.finfo(np.float32).tiny)
+        found[blind, labels[blind]] = 0
+    return found
+
+
+def _of_classes(answers: TeacherPredictions, names: tuple[str, ...]) -> TeacherPredictions:
+    """The answers with their columns in the order of `names`."""
+    if set(answers.class_names) != set(names) or len(answers.class_names) != len(names):
+        odd = sorted(set(answers.class_names) ^ set(names))
+        raise ConfigError(
+            f"{answers.source}: knows {len(answers.class_names)} classes and the data set has {len(names)}; "
+            f"{odd[0]!r} is not in both, take a teacher of the same classes"
+        )
+    order = [answers.class_names.index(name) for name in names]
+    return TeacherPredictions(
+        answers.source,
+        answers.ids,
+        answers.log_probabilities[:, order],
+        names,
+        answers.fold,
+        answers.split,
+        answers.unreadable,
+    )

@@ -1,0 +1,314 @@
+"""One fold of a run: its data, its session, its training in as much memory as there is, and its result.
+
+Which folds there are and who trains which stands in `campaign`; the loop itself in `engine`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+import backends
+from backends.contract import Backend, CompileMode, LossSpec, OptimSpec, Session, Weights
+from config.errors import CheckpointError, DataError, Interrupted, OutOfMemory
+from config.schema import Settings
+from data import folds, sources
+from data.augment import transforms
+from data.augment.corrupt import Corrupted
+from data.cache import disk
+from data.cache.images import Images, Source
+from data.loading.loader import Loader
+from data.loading.samples import ByEpoch, Transform
+from models import limits
+from models.card import Card
+from models.registry import ModelSpec
+from models.weights import loading
+from training.loop import checkpoint, compiling, memory, metrics, trainer
+from training.loop.fold_data import FoldData
+from training.loop.rehearsal import rehearse
+from training.loop.state import TrainerState
+from training.policy import finetune, optimizer, resizing, sampling
+from training.policy import loss as losses
+from training.run import distillation, machine, probe, run_dir
+from training.run.progress import Progress
+
+RESULT = "result.yaml"
+OnEpoch = Callable[[dict[str, float], bool], None]
+
+
+def unheard(row: dict[str, float], best: bool) -> None:
+    """Nobody follows the epochs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all folds of a run share. `fold_of` is as `data.folds` makes it; `on_epoch` gets each epoch's row."""
+
+    backend: str
+    settings: Settings
+    spec: ModelSpec
+    card: Card
+    table: sources.Table
+    images: Images
+    fold_of: NDArray[np.int64]
+    teaching: distillation.DistillationData
+    folder: Path
+    stop_requested: Callable[[], bool]
+    on_epoch: OnEpoch = unheard
+
+
+def train(job: Job, number: int) -> dict[str, Any]:
+    """Train one fold, or read its result where it is finished."""
+    folder = job.folder / f"fold_{number}"
+    done = folder / RESULT
+    if done.exists():
+        return dict(yaml.safe_load(done.read_text()))
+    folder.mkdir(exist_ok=True)
+    started = time.monotonic()
+    data = load_data(job, number)
+    loop = _trained_as_it_fits(job, number, data, folder)
+    if job.stop_requested():
+        raise Interrupted(job.folder)
+    return _finish(folder, number, loop, time.monotonic() - started)
+
+
+def _trained_as_it_fits(job: Job, number: int, data: FoldData, folder: Path) -> TrainerState:
+    """Train, in halved micro-batches from the last checkpoint on where the device's memory runs out."""
+    micro, batch = memory.remembered(folder), math.gcd(*(stage.batch for stage in data.stages))
+    while True:
+        try:
+            return _trained(job, number, data, folder, micro)
+        except OutOfMemory as error:
+            micro = micro or optimizer.memory(job.settings.train).size(batch)
+            micro = memory.halved(micro, batch, error, _fewest(job, data.stages))
+        memory.remember(folder, micro)
+        print(f"fold {number}: out of memory; going on with {micro} of the batch's {batch} images at a time")
+        gc.collect()  # what the broken update held
+
+
+def _fewest(job: Job, stages: Sequence[resizing.ResizeStage]) -> int:
+    """The fewest images that may pass the network at a time; NumPy's engine takes any number."""
+    return 1 if job.backend == "numpy" else max(limits.fewest(job.spec, stage.size) for stage in stages)
+
+
+def _trained(job: Job, number: int, data: FoldData, folder: Path, micro: int) -> TrainerState:
+    settings = job.settings
+    session = open_session(job, number, micro, _ahead(job, data, folder))
+    try:
+        if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
+            rehearse(session, data.stages[-1].batch, data.stages[-1].size, job.spec.num_classes)
+            memory.check_limit(session.describe())
+        described = session.describe()
+        run_dir.write_environment(job.folder, job.backend, described)
+        with Progress(settings, number, data, folder, session.describe) as watcher:
+            watcher.events.say(f"{folder.name}: {machine.started(described)}")
+            events = replace(watcher.events, epoch=_both(watcher.events.epoch, job.on_epoch))
+            fit = trainer.Trainer(session, data, settings, job.card, folder, events, job.stop_requested)
+            loop = fit.run()
+            _write_suspects(job, folder, fit)
+    finally:
+        session.close()
+    return loop
+
+
+def _ahead(job: Job, data: FoldData, folder: Path) -> compiling.Ahead:
+    """What is left to train, for the choice of compiling: whole epochs from the newest checkpoint on."""
+    begun, last = checkpoint.newest(folder), data.stages[-1]
+    course = resizing.ResizeSchedule(data.stages, len(data.train_labels))
+    done = course.update(checkpoint.read_state(begun)["loop"]["epoch"], 0) if begun else 0
+    return compiling.Ahead(course.updates - done, last.batch, last.size, job.spec.num_classes, folder)
+
+
+def _both(one: OnEpoch, other: OnEpoch) -> OnEpoch:
+    def each(row: dict[str, float], best: bool) -> None:
+        one(row, best)
+        other(row, best)
+
+    return each
+
+
+def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead | None = None) -> Session:
+    """The fold's session with the weights that it starts from; `micro_batch` 0 is what the settings say, and `ahead`
+    what it has to train."""
+    settings, spec, backend = job.settings, job.spec, backends.load(job.backend)
+    labels = job.table.labels[~folds.validates(job.fold_of, number)]
+    start = _start(job, backend, number)
+    optim = optimizer.spec(settings.optim, settings.ema.decay > 0, spec, start)
+    fixed = finetune.fixed_statistics(settings, len(labels), spec.num_classes)
+    optim = replace(optim, fixed_statistics=fixed)
+    loss, train = losses.spec(settings.loss, labels, spec.num_classes), settings.train
+    saving = optimizer.memory(train, micro_batch)
+
+    def opened(compile: bool | CompileMode) -> Session:
+        own = {"deterministic": True} if train.deterministic else {}  # torch's alone, as `prepare.refuse` sees to
+        return backend.open(spec, start, optim, loss, train.precision, settings.seed, compile, saving, **own)
+
+    return compiling.session(opened, job.backend, train, ahead)
+
+
+def _start(job: Job, backend: Backend, number: int) -> Weights:
+    """The weights that training starts from: the fold's own, or pretrained ones made to fit, or fresh ones."""
+    begun = checkpoint.newest(job.folder / f"fold_{number}")
+    if begun:
+        return loading.read(begun / "model.safetensors")[0]
+    spec, settings = job.spec, job.settings
+    found = loading.resolve(spec, _source(settings.weights, number), settings.weights_ema)
+    if found is not None:
+        fitted, notes = loading.fit(found.weights, spec)
+        for note in (*found.notes, *notes):
+            print(note)
+        return _with_head(job, backend, number, fitted) if probe.is_needed(found.weights, spec) else fitted
+    session = backend.open(spec, None, OptimSpec(), LossSpec(), seed=settings.seed, compile=False)
+    try:
+        return session.state().weights
+    finally:
+        session.close()
+
+
+def _with_head(job: Job, backend: Backend, number: int, start: Weights) -> Weights:
+    """The weights with a new classifier that knows the fold's training images, where the settings ask for it."""
+    settings, table = job.settings, job.table
+    train = np.flatnonzero(~folds.validates(job.fold_of, number) & (table.labels >= 0))
+    if settings.optim.head_init == "random" or not finetune.few(len(train), job.spec.num_classes):
+        return start
+    loader = _valid_loader(job, [table.paths[i] for i in train], settings.train.val_batch_size or 64, None)
+    started, note = probe.with_probe(backend, job.spec, settings, start, loader, table.labels[train])
+    if note:
+        print(f"fold {number}: {note}")
+    return started
+
+
+def _source(wanted: str, number: int) -> str:
+    """What `weights` names; of a run, the best checkpoint of its fold of that number."""
+    own = Path(wanted).expanduser() / f"fold_{number}" / checkpoint.BEST
+    if own.is_dir():
+        return str(own)
+    if any(Path(wanted).expanduser().glob(f"fold_*/{checkpoint.BEST}")):
+        raise CheckpointError(f"weights: {wanted} has no trained fold {number}; train it there, or name a checkpoint")
+    return wanted
+
+
+def load_data(job: Job, number: int) -> FoldData:
+    """What a fold trains and validates on; `DataError` where one side is empty."""
+    settings, table = job.settings, job.table
+    judged = folds.validates(job.fold_of, number)
+    train, valid = np.flatnonzero(~judged), np.flatnonzero(judged)
+    if not len(train) or not len(valid):
+        raise DataError(f"fold {number} has {len(train)} training and {len(valid)} validation images; change folds")
+    lesson = distillation.lesson(job.teaching, table, train, number)
+    batch = min(int(settings.train.batch_size or 1), len(lesson.paths))
+    micro = optimizer.memory(settings.train).size(batch)  # refuses a micro-batch that does not divide it
+    stages = resizing.stages(settings.progressive, settings.train, job.spec, batch, len(lesson.paths))
+    for stage in () if job.backend == "numpy" else stages:
+        limits.check_batch(job.spec, stage.size, micro, f"fold {number}: a micro-batch of")
+    sources = _sources(job)
+    return FoldData(
+        stages=stages,
+        train=tuple(_train_loader(job, stage, lesson.paths, sources.train) for stage in stages),
+        train_labels=lesson.labels,
+        train_targets=lesson.targets,
+        train_weights=lesson.weights,
+        valid=_valid_loader(
+            job, [table.paths[i] for i in valid], settings.train.val_batch_size or batch, sources.judged
+        ),
+        valid_labels=table.labels[valid],
+        valid_ids=[table.ids[i] for i in valid],
+        raise_to=sampling.raise_to(settings.sampling, table.class_names),
+        corrupted=_corrupted(job, [table.paths[i] for i in valid], batch),
+    )
+
+
+def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
+    """The validation images damaged, in the same way every time, where the settings let them decide."""
+    settings, prep = job.settings, job.card.preprocessing
+    if not settings.stopping.robust_weight:
+        return None
+    return Loader(
+        paths,
+        Corrupted(prep),
+        prep.size,
+        settings.train.val_batch_size or batch,
+        settings.data.workers,
+        settings.seed,
+        job.images,
+        settings.data.on_bad_image != "error",
+        settings.data.processes,
+    )
+
+
+def _sources(job: Job) -> disk.Sources:
+    """Where the fold's pixels come from: a cache of all of the run's images, or the files."""
+    paths = [*job.table.paths, *job.teaching.paths()]
+    prep = job.card.preprocessing
+    try:
+        return disk.sources(job.settings.data, prep, paths, job.images, job.stop_requested)
+    except disk.Stopped:
+        raise Interrupted(job.folder) from None
+
+
+def _train_loader(job: Job, stage: resizing.ResizeStage, paths: Sequence[Path], source: Source) -> Loader:
+    prep = replace(job.card.preprocessing, size=stage.size, resampling="area")
+    transform = transforms.by_epoch(job.settings.augment, prep, job.settings.train.epochs)
+    return _loader(job, paths, transform, stage.size, stage.batch, source)
+
+
+def _valid_loader(job: Job, paths: Sequence[Path], batch: int, squares: Source | None) -> Loader:
+    prep = job.card.preprocessing
+    transform = transforms.EvalTransform(prep) if squares is None else transforms.as_it_is
+    return _loader(job, paths, transform, prep.size, batch, squares or job.images)
+
+
+def _loader(
+    job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int, source: Source
+) -> Loader:
+    data = job.settings.data
+    skip = data.on_bad_image != "error"
+    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, source, skip, data.processes)
+
+
+def _finish(folder: Path, number: int, loop: TrainerState, seconds: float) -> dict[str, Any]:
+    with np.load(folder / "oof.npz") as oof:
+        scores = metrics.scores(oof["logits"], oof["targets"])
+    row = {
+        "fold": number,
+        **{name: round(value, 6) for name, value in scores.items()},
+        **_damaged(loop.history[loop.stopping.best_epoch]),
+        "best_epoch": loop.stopping.best_epoch + 1,
+        "weights": checkpoint.read_state(folder / checkpoint.BEST).get("averaged", "epoch"),
+        "epochs": len(loop.history),
+        "unreadable": int(sum(row["unreadable"] for row in loop.history)),
+        "seconds": round(seconds, 1),
+    }
+    run_dir.write_yaml(folder / RESULT, row)
+    return row
+
+
+def _damaged(row: dict[str, float]) -> dict[str, float]:
+    """The scores on damaged validation images in an epoch's row."""
+    return {name: round(value, 6) for name, value in row.items() if name.startswith("corrupted_")}
+
+
+def _write_suspects(job: Job, folder: Path, fit: trainer.Trainer) -> None:
+    """`suspects.csv`: id, target and mean loss of the training images whose labels mining suspects, hardest first."""
+    found = fit.suspects()
+    if not found:
+        return
+    id_of = dict(zip(job.table.paths, job.table.ids, strict=True))
+    partial = folder / "suspects.partial"
+    with partial.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("id", "target", "loss"))
+        for i in found:
+            path, target = fit.data.train[-1].paths[i], job.table.class_names[fit.data.train_labels[i]]
+            writer.writerow((id_of.get(path, str(path)), target, f"{fit.mining.losses[i]:.6f}"))
+    partial.replace(folder / "suspects.csv")

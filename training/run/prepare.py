@@ -1,0 +1,196 @@
+"""What a run rests on before anything is trained: settings resolved against model and data, refusals, the folds."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.errors import ConfigError, DataError
+from config.schema import Settings
+from config.sections.data import Folds
+from data import folds, groups, sources
+from data.audit import actions
+from data.sources import listing
+from models import defaults, limits, registry
+from models.card import Card, Preprocessing
+from models.registry import ModelSpec
+from training import trackers
+from training.policy import loss as losses
+from training.policy import optimizer, resizing
+
+FOLDS = "folds.csv"
+
+
+def refuse(settings: Settings, backend: str) -> None:
+    """`ConfigError` for a setting that the engine cannot honour, `BackendUnavailable` for a tracker that is absent."""
+    reason = registry.engines(registry.get(settings.model)).get(backend)
+    if reason:
+        raise ConfigError(f"model {settings.model}: {reason}; train it with the other engine, or choose another model")
+    precision = settings.train.precision
+    on_mac = backend == "mlx" and sys.platform == "darwin"
+    if (precision == "fp16" and backend != "torch") or (precision == "tf32" and backend != "torch" and not on_mac):
+        raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")
+    if settings.train.compile_mode != "default" and backend != "torch":
+        raise ConfigError(f"train.compile_mode: torch alone has modes; leave it at default with {backend}")
+    if settings.train.deterministic and backend != "torch":
+        raise ConfigError(f"train.deterministic: torch alone has it; leave it false with {backend}")
+    trackers.require(settings.track)
+    if backend != "numpy":  # whose network takes any size
+        _refuse_sizes(settings)
+
+
+def _refuse_sizes(settings: Settings) -> None:
+    """`ConfigError` for image sizes and micro-batches that the network cannot take."""
+    spec = registry.get(settings.model, image_size=settings.data.image_size)
+    batch = {"micro_batch": settings.train.micro_batch, **_batch(settings, spec)}
+    name = "micro_batch" if isinstance(batch["micro_batch"], int) else "batch_size"
+    sizes = dict.fromkeys(settings.progressive.sizes, "progressive.sizes")
+    for size, setting in {**sizes, spec.preprocessing.size: "data.image_size"}.items():
+        limits.check_size(spec, size, setting)
+        limits.check_batch(spec, size, batch[name], f"train.{name}")
+
+
+def prepare(settings: Settings, table: sources.Table | None = None) -> tuple[Settings, ModelSpec, sources.Table]:
+    """Read the data set, where it is not given, and fill in what depends on it and on the model: size, classes, rate,
+    batch."""
+    table = table or actions.load(settings.data).table
+    losses.check(settings.loss, table.class_names)
+    spec = registry.get(
+        settings.model,
+        num_classes=len(table.class_names),
+        image_size=settings.data.image_size,
+        global_pool=settings.global_pool,
+        drop_rate=settings.drop.rate,
+        drop_path_rate=settings.drop.path,
+    )
+    spec = replace(spec, preprocessing=_preprocessing(settings, spec))
+    resizing.check(settings.progressive, spec)
+    resolved = {
+        "data": {"image_size": spec.preprocessing.size, "resampling": spec.preprocessing.resampling},
+        "train": _batch(settings, spec),
+        "optim": {"lr": optimizer.learning_rate(settings.optim, spec)},
+    }
+    updates = {k: getattr(settings, k).model_copy(update=v) for k, v in resolved.items()}
+    return settings.model_copy(update=updates), spec, table
+
+
+def card_of(settings: Settings, spec: ModelSpec, table: sources.Table, engine: str) -> Card:
+    """The card of what is trained with resolved settings on a table."""
+    counts = np.bincount(table.labels, minlength=len(table.class_names)).tolist()
+    return Card(
+        settings.model,
+        table.class_names,
+        spec.preprocessing,
+        dict(spec.options),
+        trained_with=engine,
+        class_counts=tuple(counts),
+    )
+
+
+def _batch(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
+    wish = settings.train.batch_size
+    if wish == "auto":
+        return {"batch_size": defaults.batch_size(spec), "micro_batch": settings.train.micro_batch or "auto"}
+    return {"batch_size": wish or defaults.batch_size(spec)}
+
+
+def _preprocessing(settings: Settings, spec: ModelSpec) -> Preprocessing:
+    """The model's own preprocessing, with the user's wishes over it."""
+    own, data = spec.preprocessing, settings.data
+    return replace(
+        own,
+        fit=data.resize_mode or own.fit,
+        pad=data.pad,
+        mean=data.mean or own.mean,
+        std=data.std or own.std,
+        resampling=data.resampling or own.resampling,
+        icc_to_srgb=data.icc_to_srgb,
+    )
+
+
+def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
+    """The folds to train, in order; `ConfigError` for a number that the split does not have."""
+    there = folds.numbers(fold_of)
+    wanted = there if settings.folds.train is None else list(settings.folds.train)
+    unknown = [k for k in wanted if k not in there]
+    if unknown:
+        raise ConfigError(f"folds.train: there is no fold {unknown[0]}; there are {there}")
+    return wanted
+
+
+def with_vanished(settings: Settings, table: sources.Table, folder: Path) -> sources.Table:
+    """The table with the images that the run's folds remember and the data set lost, where these are to be skipped."""
+    path = folder / FOLDS
+    return folds.with_vanished(path, table) if settings.data.on_bad_image != "error" and path.exists() else table
+
+
+def keep_folds(settings: Settings, table: sources.Table, folder: Path) -> NDArray[np.int64]:
+    """The fold of each image: the run's own `folds.csv`, else the user's, else drawn; written to the run."""
+    path, split = folder / FOLDS, settings.folds
+    if path.exists():
+        return folds.read(path, table)
+    fold_of = folds.read(split.file, table) if split.file else draw_folds(settings, table)
+    folds.write(path, table, fold_of)
+    return fold_of
+
+
+def draw_folds(settings: Settings, table: sources.Table) -> NDArray[np.int64]:
+    """The folds that the settings ask for; `DataError` where the images do not allow them."""
+    split = settings.folds
+    if split.strategy == "auto" and table.fold_of is not None:
+        if not folds.numbers(table.fold_of):
+            raise DataError(f"{table.root}: no image of its validation split is left; set folds.strategy holdout")
+        folds.check_trained(table.fold_of, table)
+        return table.fold_of
+    kind = "holdout" if split.strategy == "auto" else split.strategy
+    together = None
+    if kind == "stratified_group":
+        together = groups.read(table, split.group_column, split.groups)
+    if together is not None and table.groups is not None:
+        together = groups.joined([together, table.groups])
+    fold_of = folds.make(
+        table.labels,
+        kind,
+        split.n_splits,
+        split.val_fraction,
+        settings.seed,
+        table.class_names,
+        split.repeats,
+        together,
+    )
+    return fold_of if table.groups is None else folds.united(fold_of, table.groups)
+
+
+def describe(settings: Settings, table: sources.Table) -> list[str]:
+    """The lines that tell what was understood of the data set, and which settings have no effect on it."""
+    split, lines = settings.folds, list(table.summary)
+    if table.fold_of is not None and not split.file:
+        if split.strategy == "auto":
+            lines.append("folds: the data set's own split; set folds.strategy to draw one of all images")
+        else:
+            lines.append(f"folds: the data set's own split is not used, since folds.strategy is {split.strategy}")
+    names = [table.class_names[label] for label in table.labels[folds.singles(table.labels)].tolist()]
+    if names:
+        lines.append(f"classes of a single image are always trained on and never validated: {listing.some(names)}")
+    return lines + without_effect(settings)
+
+
+def without_effect(settings: Settings) -> list[str]:
+    """A line for each setting of data and folds that was changed and does nothing beside another one."""
+    data, split = settings.data, settings.folds
+    by_table = ("table", "images", "id_column", "target_column")
+    idle = {f"data.{name}": "data.label_pattern" for name in by_table if data.label_pattern and getattr(data, name)}
+    kinds = {"n_splits": ("stratified", "stratified_group", "repeated"), "repeats": ("repeated",)}
+    kinds["val_fraction"] = ("auto", "holdout")
+    for name in ("strategy", *kinds):
+        changed = getattr(split, name) != Folds.model_fields[name].default
+        if changed and split.file:
+            idle[f"folds.{name}"] = "folds.file"
+        elif changed and name in kinds and split.strategy not in kinds[name]:
+            idle[f"folds.{name}"] = f"folds.strategy {split.strategy}"
+    return [f"{name} has no effect beside {other}" for name, other in idle.items()]

@@ -1,0 +1,116 @@
+"""What a user sees while a fold trains: a progress bar on a terminal, plain lines elsewhere, `history.csv` and
+`history.jsonl`, and the trackers that are switched on.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from config.schema import Settings
+from data.cores import cores
+from training.loop import bottleneck
+from training.loop.fold_data import FoldData
+from training.loop.state import Callbacks
+from training.run import results
+from training.run.machine import Machine
+from training.trackers.broadcast import Broadcast
+
+
+class Progress:
+    """A context around one fold's training; `events` goes to the loop, `describe` is the session's."""
+
+    def __init__(
+        self, settings: Settings, fold: int, data: FoldData, folder: Path, describe: Callable[[], dict[str, Any]]
+    ):
+        self.settings, self.fold, self.folder = settings, fold, folder
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.bar: Bar | None = None
+        self.advised = False
+        self.events = Callbacks(step=self._step, epoch=self._epoch, say=self._say)
+        self.window = (time.perf_counter(), 0)
+        self.machine = Machine(describe, folder)
+        self.broadcast = Broadcast(settings, folder, data, self._say)
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self.bar = Bar(
+                TextColumn("fold {task.fields[fold]}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.bar.add_task("train", total=None, fold=self.fold, note="")
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+        self.broadcast.close()
+
+    def _step(self, epoch: int, update: int, updates: int, samples: int, loss: float) -> None:
+        if not self.bar:
+            return
+        since, seen = self.window
+        elapsed = time.perf_counter() - since
+        rate = (seen + samples) / max(elapsed, 1e-9)
+        self.window = (since, seen + samples) if elapsed < 5 else (time.perf_counter(), 0)
+        memory = psutil.Process().memory_info().rss / 2**30
+        note = f"epoch {epoch + 1}  loss {loss:.4f}  {rate:.0f} images/s  {memory:.1f} GiB"
+        self.bar.update(self.task, completed=update, total=updates, note=note)
+
+    def _epoch(self, row: dict[str, float], best: bool) -> None:
+        self._write(row)
+        self._write_lines(row, best)
+        self.broadcast.epoch(int(row["epoch"]))
+        text = (
+            f"fold {self.fold}  epoch {row['epoch']:.0f}/{self.settings.train.epochs}  lr {row['lr']:.2e}  "
+            f"train loss {row['train_loss']:.4f}  val loss {row['log_loss']:.4f}  accuracy {row['accuracy']:.4f}  "
+            f"macro-F1 {row['macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  "
+            f"{bottleneck.shares(row)}{'  best' if best else ''}"
+        )
+        self._say(text)
+        advice = bottleneck.advice(row, self.settings, cores())
+        if advice and not self.advised:
+            self._say(advice)
+            self.advised = True
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        """Append to `history.csv`; rows from this epoch on, of a run that was resumed earlier, are replaced."""
+        target = self.folder / "history.csv"
+        kept = []
+        if target.exists():
+            with target.open(newline="") as stream:
+                kept = [r for r in csv.DictReader(stream) if int(r["epoch"]) < int(row["epoch"])]
+        partial = target.with_suffix(".partial")
+        with partial.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(row), extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows([*kept, row])
+        partial.replace(target)
+
+    def _write_lines(self, row: dict[str, Any], best: bool) -> None:
+        """The same in `history.jsonl`, with the time and what the machine did."""
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        kept = [told for told in results.epochs(self.folder) if told["epoch"] < row["epoch"]]
+        rows = [*kept, {**row, "best": best, "time": now, "system": self.machine.used()}]
+        results.write_epochs(self.folder, rows)

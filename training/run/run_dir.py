@@ -1,0 +1,273 @@
+"""The folder of a run: found again or made, locked, described. What is trained in it stands in `campaign`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from filelock import FileLock, Timeout
+
+from config import load
+from config.errors import CheckpointError, ConfigError
+from config.schema import Settings
+from training.loop import checkpoint
+
+CONFIG = load.RUN
+FINISHED = "fold_results.yaml"
+# Settings that say where, how fast and in which portions a run works, not what comes out of it.
+_CIRCUMSTANCES = (
+    "resume",
+    "resume_anyway",
+    "out",
+    "name",
+    "checkpoint",
+    "track",
+    "data.workers",
+    "data.processes",
+    "data.cache_dir",
+    "data.on_bad_test_image",
+    "train.compile",
+    "train.compile_mode",
+    "profile",
+    "folds.train",
+    "tune",
+    "ensemble",
+)
+# Settings that another machine may have to change; `folds.csv` says whether the images are the same.
+PLACES = ("data.root", "folds.file", "folds.groups")
+_WAIT = 60.0  # seconds for what another process does to the shared files of a run
+_PACKAGES = ("torch", "timm", "mlx", "numpy", "opencv-python-headless", "scikit-learn", "safetensors")
+
+
+def folder(settings: Settings, engine: str) -> Path:
+    """The folder to work in, with `config.yaml` inside: resumed as `settings.resume` says, or fresh.
+
+    `auto` takes the newest run of this engine with the same settings, finished or not; `never` always makes a new
+    folder; a path goes on with that run, on either engine. Nothing is ever overwritten: a name that is taken by another
+    run is a `ConfigError`. Runs are numbered, so that no clock decides which is the newest.
+    """
+    if settings.resume not in ("auto", "never"):
+        return _resumed(Path(settings.resume), settings)
+    found = _newest(settings, engine) if settings.resume == "auto" else None
+    if found:
+        return found
+    path = settings.out / (settings.name or _name(settings, engine))
+    _refuse_campaign(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with run_lock(path):
+        fresh = not (path / CONFIG).exists()
+        if fresh:
+            write_text(path / CONFIG, load.to_yaml(settings))
+    if fresh:
+        return path
+    if settings.name and (settings.resume == "never" or not _fits(path, settings, engine)):
+        raise ConfigError(
+            f"{path}: another run has this name; choose another --name, or go on with it by --resume {path}"
+        )
+    return folder(settings, engine)  # another process has just made it
+
+
+def _newest(settings: Settings, engine: str) -> Path | None:
+    """The newest run of the same settings; one of the same data and model with others is said to differ."""
+    runs = [path.parent for path in settings.out.glob(f"{settings.name or '*'}/{CONFIG}")]
+    other = ""
+    for path in sorted(runs, key=lambda run: (number_of(run), run.name), reverse=True):
+        try:
+            if _fits(path, settings, engine):
+                return path
+            begun = load.read(path / CONFIG)
+        except ConfigError as error:
+            print(f"{path} is passed over: {error}", file=sys.stderr)
+            continue
+        if (begun.data.root, begun.model) == (settings.data.root, settings.model) and _engine_of(path) == engine:
+            other = other or f"a new run, since {path} differs: {'; '.join(differences(begun, settings)[:3])}"
+    if other and not settings.name:
+        print(other)
+    return None
+
+
+def _fits(path: Path, settings: Settings, engine: str) -> bool:
+    return _engine_of(path) in ("", engine) and not differences(load.read(path / CONFIG), settings)
+
+
+def _engine_of(path: Path) -> str:
+    """The engine that began a run, "" where it never came to its first step."""
+    file = path / "environment.json"
+    return str(json.loads(file.read_text())[0]["engine"]) if file.exists() else ""
+
+
+def differences(one: Settings, other: Settings, ignored: tuple[str, ...] = ()) -> list[str]:
+    """The settings, as `path: one, other`, that change what a run computes and differ; those `ignored` apart."""
+    before, after = (dict(flat(settings.model_dump(mode="json"))) for settings in (one, other))
+    if before["data.cache_gb"] and after["data.cache_gb"]:  # whether there is a cache decides, not how large it may be
+        before["data.cache_gb"] = after["data.cache_gb"]
+    return [
+        f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and decides(key, ignored)
+    ]
+
+
+def decides(key: str, ignored: tuple[str, ...] = ()) -> bool:
+    """Whether a setting, by its dotted name, changes what a run computes; those `ignored` do not count."""
+    passed = (*_CIRCUMSTANCES, *ignored)
+    return key not in passed and key.partition(".")[0] not in passed
+
+
+def check_unedited(path: Path, settings: Settings) -> None:
+    """`ConfigError` when a fold of the run was trained so far with settings that are neither these nor those of an
+    earlier `config_N.yaml`, which were replaced with the user's consent."""
+    if settings.resume_anyway:
+        return
+    for fold in sorted(path.glob("fold_*")):
+        for begun in [checkpoint.config(step) for step in checkpoint.steps(fold)[-1:]]:
+            changed = differences(begun, settings, PLACES) if begun else []
+            if begun and changed and not any(not differences(begun, old, PLACES) for old in _replaced(path)):
+                raise other_settings(path, f"{fold.name} was trained", changed)
+
+
+def _replaced(path: Path) -> Iterator[Settings]:
+    """The settings that a run had before; files that can no longer be read are passed over."""
+    for file in sorted(path.glob("config_[0-9]*.yaml")):
+        with suppress(ConfigError):
+            yield load.read(file)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a folder, such as a fold's, against a second process; the lock ends with the process, however it ends."""
+    lock, owner = FileLock(path / ".lock"), path / ".lock.owner"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = owner.read_text() if owner.exists() else "another process"
+        raise CheckpointError(
+            f"{path}: {who} is working in this folder; wait for it, stop it, or train other folds (--folds.train)"
+        ) from None
+    try:
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def run_lock(path: Path) -> Iterator[None]:
+    """Hold the files that all folds of a run share, after waiting for whoever writes them."""
+    try:
+        with FileLock(path / ".lock", timeout=_WAIT):
+            yield
+    except Timeout:
+        raise CheckpointError(f"{path}: another process has held its files for {_WAIT:.0f} s; stop it") from None
+
+
+def write_environment(path: Path, engine: str, session: dict[str, Any]) -> None:
+    """Append what machine, versions and command this start of the run had to `environment.json`."""
+    target = path / "environment.json"
+    with run_lock(path):
+        starts = json.loads(target.read_text()) if target.exists() else []
+        write_text(target, json.dumps([*starts, _environment(engine, session)], indent=1))
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """Write plain values as YAML, whole or not at all."""
+    write_text(path, yaml.safe_dump(value, sort_keys=False))
+
+
+def _environment(engine: str, session: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "engine": engine,
+        "session": session,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def _refuse_campaign(path: Path) -> None:
+    if (path / load.CAMPAIGN).exists():
+        raise ConfigError(f"{path}: is a campaign; add --mode full, or train, fit, predict, to go on with it")
+
+
+def _resumed(path: Path, settings: Settings) -> Path:
+    _refuse_campaign(path)
+    file = path / CONFIG
+    if not file.exists():
+        raise CheckpointError(f"{path}: no {CONFIG}, so this is no run folder; give --resume the folder of a run")
+    changed = differences(load.read(file), settings, PLACES)
+    if changed and not settings.resume_anyway:
+        raise other_settings(path, "was begun", changed)
+    return path
+
+
+def create_or_resume(path: Path, settings: Settings) -> None:
+    """Make `path` the folder of a run with these settings, or go on in it; `ConfigError` where they differ.
+
+    With `resume_anyway` they may: `resume.apply` then makes them the run's."""
+    path.mkdir(parents=True, exist_ok=True)
+    with run_lock(path):
+        fresh = not (path / CONFIG).exists()
+        if fresh:
+            write_text(path / CONFIG, load.to_yaml(settings))
+    if not fresh:
+        _resumed(path, settings)
+        check_unedited(path, settings)
+
+
+def other_settings(path: Path, what: str, changed: list[str]) -> ConfigError:
+    """The error for a folder whose settings were others; `what` says which part of it."""
+    return ConfigError(
+        f"{path}: {what} with other settings ({'; '.join(changed[:5])}); "
+        "start it with the same ones, or add --resume_anyway true"
+    )
+
+
+def _name(settings: Settings, engine: str) -> str:
+    number = 1 + max((number_of(path) for path in settings.out.glob("*")), default=0)
+    model = re.sub(r"[^\w.-]+", "-", settings.model)
+    size, augment = settings.data.image_size, settings.augment.level
+    return f"{number:04d}_{model}_{size}px_{settings.optim.name}_{augment}_{engine}"
+
+
+def number_of(path: Path) -> int:
+    """The number that the name of a run begins with, 0 where the user named it."""
+    found = re.match(r"(\d{4,6})_", path.name)
+    return int(found[1]) if found else 0
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as (dotted name, value), by name."""
+    if isinstance(value, dict):
+        return [pair for key in sorted(value) for pair in flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
+    return [(prefix, value)]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
