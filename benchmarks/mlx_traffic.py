@@ -86,9 +86,11 @@ def step_graph(spec: ModelSpec, precision: Any, batch: int) -> mlx_graph.Graph:
     """The traced graph of one whole update, not yet fused; nothing is computed but fresh weights."""
     network, arrays = model.build(spec, None, precision, seed=0)
     optimizer, size = OptimSpec(ema=True), spec.preprocessing.size
-    state = step.fresh(optimizer, arrays)
-    update = step.train(
-        step.Recipe(network, optimizer, losses.make(LossSpec()), frozenset(state["parameters"]), False, lambda: None)
+    state = step.initial_state(optimizer, arrays)
+    update = step.train_step(
+        step.StepContext(
+            network, optimizer, losses.make(LossSpec()), frozenset(state["parameters"]), False, lambda: None
+        )
     )
     images = {
         "images": mx.zeros((batch, size, size, 3), mx.uint8),

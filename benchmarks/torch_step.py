@@ -194,13 +194,13 @@ def bare(opened: session.Session, case: Case, updates: int) -> float:
     """Images a second of the update alone, its inputs on the device."""
     synthetic, device = Synthetic(case), case.device
     batch = [torch.from_numpy(synthetic.images).to(device), *(torch.from_numpy(a).to(device) for a in _answers(case))]
-    trainer, prepare = opened._trainer, opened._input
+    trainer, prepare = opened._context, opened._input
     step.set_mode(trainer, False)
     opened._set = None  # the session is to set the mode again
     rates = step.Rates(1e-4, 0.05, 0.0, 1.0)
     start = case.clock()
     for _ in range(updates):
-        step.update(trainer, prepare, batch, None, rates, False)
+        step.train_step(trainer, prepare, batch, None, rates, False)
     return updates * case.batch / (case.clock() - start)
 
 

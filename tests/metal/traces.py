@@ -79,9 +79,11 @@ def gradients_of(
         if recomputed:
             recompute.wrap(network, spec.name)
         optimizer = OptimSpec(head=groups.head(arrays, spec))
-        state = step.fresh(optimizer, arrays)
+        state = step.initial_state(optimizer, arrays)
         trained = optimizer.trained(state["parameters"], frozen)
-        parts = step.parts(step.Recipe(network, optimizer, losses.make(LossSpec()), trained, frozen, lambda: None))
+        parts = step.train_step_in_parts(
+            step.StepContext(network, optimizer, losses.make(LossSpec()), trained, frozen, lambda: None)
+        )
         size = spec.preprocessing.size
         inputs = {
             "images": mx.zeros((batch, size, size, spec.in_chans)),
