@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from backends.contract import Weights
 from config.errors import ConfigError
 from models import registry
+from models.families import FAMILIES
 from models.registry import ModelSpec
 from models.weights.loading import check, pool_power
 
 _COPY = 2**26  # bytes; torch rounds pinned memory up to a power of two
-# These fix their position tables or windows to the input size when they are built.
-_TAKES_IMAGE_SIZE = ("vit", "swin", "swinv2", "eva", "maxvit")
 
 
 def build(spec: ModelSpec) -> nn.Module:
@@ -30,7 +29,7 @@ def build(spec: ModelSpec) -> nn.Module:
     if spec.family == registry.ZOO:
         raise ConfigError(f"model {spec.name}: mlx-image's models are MLX's alone; train it with train_mlx.py")
     options = dict(registry_overrides(spec))
-    if spec.family in _TAKES_IMAGE_SIZE:
+    if FAMILIES[spec.family].takes_img_size:
         options["img_size"] = spec.preprocessing.size
     if spec.global_pool:
         options["global_pool"] = "avg" if spec.global_pool == "gem" else spec.global_pool
