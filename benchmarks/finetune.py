@@ -20,7 +20,6 @@ Command: `python -m benchmarks.finetune --seeds 3`. Results: docs/accuracy.md.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import shutil
@@ -50,7 +49,8 @@ from timm.utils import dispatch_clip_grad, random_seed
 from torch import nn
 
 import infer
-from benchmarks.sources import tell
+from benchmarks import common
+from benchmarks.common import tell
 from config import load
 from models import registry
 from models.weights import loading
@@ -266,7 +266,7 @@ SETS = {"cifar": (cifar, "cifar10-subset.tar.xz"), "photographs": (photographs, 
 
 def main() -> None:
     """Run the arms and print test accuracy and log loss of each."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="the folder with both archives")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["probe", "tandem", "timm"])
@@ -276,7 +276,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fastai", type=Path, help="an interpreter that has fastai, for the arm of that name")
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     given = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, list[tuple[float, float]]] = {}

@@ -54,15 +54,14 @@ def registry_overrides(spec: ModelSpec) -> dict[str, object]:
 class GeM(nn.Module):
     """Generalised-mean pooling (Radenovic et al. 2018) with a learnable power, around timm's average pooling."""
 
-    def __init__(self, average: nn.Module, power: float = 3.0, eps: float = 1e-6):
+    def __init__(self, average: nn.Module, power: float = 3.0):
         super().__init__()
         self.average = average
         self.p = nn.Parameter(torch.full((1,), power))
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """The average's shape and the input's dtype; the powers are taken in fp32."""
-        powers = x.float().clamp(min=self.eps).pow(self.p)
+        powers = x.float().clamp(min=1e-6).pow(self.p)
         return self.average(powers).pow(1 / self.p).to(x.dtype)
 
 

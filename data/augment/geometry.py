@@ -24,6 +24,7 @@ Quad = NDArray[np.float64]
 Motion = Callable[[Quad, np.random.Generator, float], Quad]
 
 _TRIES = 10
+_RATIO = 3 / 4, 4 / 3  # of width to height, torchvision's defaults
 _NEAR, _MOSTLY = 24, 0.6  # levels; share of the border
 
 
@@ -184,18 +185,16 @@ class Box(NamedTuple):
     width: int
 
 
-def crop_box(
-    height: int, width: int, rng: np.random.Generator, min_scale: float, ratio: tuple[float, float] = (3 / 4, 4 / 3)
-) -> Box:
+def crop_box(height: int, width: int, rng: np.random.Generator, min_scale: float) -> Box:
     """A random part of at least `min_scale` of an image, as torchvision's RandomResizedCrop draws it."""
     for _ in range(_TRIES):
         area = rng.uniform(min_scale, 1) * height * width
-        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        shape = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
         rows, columns = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
         if 0 < rows <= height and 0 < columns <= width:
             break
     else:
-        rows, columns = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+        rows, columns = min(height, round(width / _RATIO[0])), min(width, round(height * _RATIO[1]))
     return _anywhere(height, width, rng, rows, columns)
 
 

@@ -13,9 +13,8 @@ import mlx.nn as nn
 import pytest
 
 from backends.mlx import metal
-from benchmarks import mlx_graph
 from ports.common import layers, rows, transformer
-from tests.metal import rules, traces
+from tests.metal import mlx_graph, rules, traces
 from tests.metal.rules import Trace
 
 HALF, FLOAT = mx.bfloat16, mx.float32

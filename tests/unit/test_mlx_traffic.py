@@ -11,9 +11,10 @@ import mlx.core as mx
 import pytest
 
 from backends.mlx import model
-from benchmarks import mlx_bytes, mlx_graph, mlx_traffic
+from benchmarks import mlx_bytes, mlx_traffic
 from ports.common import gradients
 from tests import tiny
+from tests.metal import mlx_graph
 
 
 @pytest.fixture(autouse=True)

@@ -279,10 +279,11 @@ def _loader(
 def _finish(folder: Path, number: int, loop: TrainerState, seconds: float) -> dict[str, Any]:
     with np.load(folder / "oof.npz") as oof:
         scores = metrics.scores(oof["logits"], oof["targets"])
+    best = loop.history[loop.stopping.best_epoch]
     row = {
         "fold": number,
         **{name: round(value, 6) for name, value in scores.items()},
-        **_damaged(loop.history[loop.stopping.best_epoch]),
+        **{name: round(value, 6) for name, value in best.items() if name.startswith("corrupted_")},
         "best_epoch": loop.stopping.best_epoch + 1,
         "weights": checkpoint.read_state(folder / checkpoint.BEST).get("averaged", "epoch"),
         "epochs": len(loop.history),
@@ -291,11 +292,6 @@ def _finish(folder: Path, number: int, loop: TrainerState, seconds: float) -> di
     }
     run_dir.write_yaml(folder / RESULT, row)
     return row
-
-
-def _damaged(row: dict[str, float]) -> dict[str, float]:
-    """The scores on damaged validation images in an epoch's row."""
-    return {name: round(value, 6) for name, value in row.items() if name.startswith("corrupted_")}
 
 
 def _write_suspects(job: Job, folder: Path, fit: trainer.Trainer) -> None:
