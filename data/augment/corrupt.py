@@ -1,7 +1,7 @@
 """What a careless scan or photograph does to a page: turned, skewed, blurred, noisy, shaded, faded.
 
 For validation that is scored beside the clean one, for offline copies of small classes, and for the demonstration's
-test pages. Made of the blocks of augmentation, but with a draw of its own: no training image is changed here.
+test pages. Made of the operations of augmentation, but with a draw of its own: no training image is changed here.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _blurred(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _noisy(image: Pixels, rng: np.random.Generator) -> Pixels:
-    return ops.noise(image, rng, 1.0)
+    return ops.gaussian_noise(image, rng, 1.0)
 
 
 _DAMAGE: tuple[tuple[float, Callable[[Pixels, np.random.Generator], Pixels]], ...] = (
