@@ -75,7 +75,7 @@ class TimmRecipe:
 # RandAugment stops with Pillow 12, as a magnitude of 10 asks it to keep 0 bits.
 TIMM = TimmRecipe(mixup=0.8, cutmix=1.0, aa="rand-m9-mstd0.5-mmax9-inc1", reprob=0.25, model_ema_decay=0.9998)
 # A crop and a flip: of two choices the better on a hold-out of the training images (a few epochs overfit nothing).
-TANDEM = ("--augment.level", "minimal", "--augment.affine", "false", "--augment.min_scale", "0.5")
+TANDEM = ("--augment.level", "minimal", "--augment.ops", "{affine: false}", "--augment.min_scale", "0.5")
 TIMM_SAME = TimmRecipe(scale=(0.5, 1.0), color_jitter=0.0, clip_grad=1.0)
 
 

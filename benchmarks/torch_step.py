@@ -248,9 +248,9 @@ def _settings(case: Case) -> Settings:
     words = f"--data.root synthetic --model {case.name} --data.image_size {case.size} --train.epochs 1"
     words += f" --train.batch_size {case.batch} --optim.lr 1e-4 --schedule.warmup_epochs 0"
     words += f" --checkpoint.every_minutes 0 --data.workers {case.workers} --augment.level none"
-    words += f" --augment.min_scale {LEAST} --augment.brightness true --augment.contrast true"
-    words += " --augment.saturation true"
-    return load.parse(words.split(), prog="benchmark")
+    words += f" --augment.min_scale {LEAST}"
+    ops = ["--augment.ops", "{brightness: true, contrast: true, saturation: true}"]
+    return load.parse([*words.split(), *ops], prog="benchmark")
 
 
 def _cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:

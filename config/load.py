@@ -120,10 +120,13 @@ def _old_defaults() -> Layer:
 
 def changed(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:
     """The settings with others at dotted names; `ConfigError` as `parse`, with `where` as the place of the new ones."""
-    layer = Layer(where={tuple(name.split(".")): where for name in values})
+    keys = [tuple(name.split(".")) for name in values]
+    layer = Layer(
+        where={key[:end]: where for key in keys for end in range(2 if len(key) > 2 else len(key), len(key) + 1)}
+    )
     for name, value in values.items():
         _put(layer.values, tuple(name.split(".")), value)
-    unknown = [faults.unknown(key, where) for key in layer.where if ".".join(key) not in usage.leaves()]
+    unknown = [faults.unknown(key, where) for key in keys if not usage.is_setting(".".join(key))]
     if unknown:
         raise faults.several(unknown)
     (member,) = _resolve([layer, Layer(settings.model_dump(mode="json"))], [])

@@ -70,6 +70,12 @@ def leaves() -> dict[str, Leaf]:
     return found
 
 
+def is_setting(path: str) -> bool:
+    """Whether a dotted path is a setting, or an entry of one that is a mapping, such as augment.ops.rotate."""
+    mapping = leaves().get(path.rpartition(".")[0])
+    return path in leaves() or (mapping is not None and mapping.accepts == MAPPING)
+
+
 def keys_of(section: str) -> list[str]:
     """The keys of a section; for "" those of the top level, sections included."""
     if section:

@@ -1,7 +1,7 @@
 """What a careless scan or photograph does to a page: turned, skewed, blurred, noisy, shaded, faded.
 
 For validation that is scored beside the clean one, for offline copies of small classes, and for the demonstration's
-test pages. Made of the blocks of augmentation, but with a draw of its own: no training image is changed here.
+test pages. Made of the operations of augmentation, but with a draw of its own: no training image is changed here.
 """
 
 from __future__ import annotations
@@ -67,6 +67,6 @@ _DAMAGE: tuple[tuple[float, Callable[[Pixels, np.random.Generator], Pixels]], ..
     (0.4, lambda image, rng: documents.shadow(image, rng, 1.0)),
     (0.4, _faded),
     (0.5, lambda image, rng: ops.blur_by(image, rng.uniform(0.002, 0.008) * min(image.shape[:2]))),
-    (0.5, lambda image, rng: ops.noise(image, rng, 1.0)),
+    (0.5, lambda image, rng: ops.gaussian_noise(image, rng, 1.0)),
     (0.3, lambda image, rng: ops.jpeg(image, rng, 1.0)),
 )

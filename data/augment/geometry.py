@@ -1,8 +1,8 @@
-"""Blocks that move pixels, and the random ways to a model's square. Fixed ways are `data.resize`.
+"""Operations that move pixels, and the random ways to a model's square. Fixed ways are `data.resize`.
 
-A motion says where the four corners of an image go: `motion(quad, rng, strength)`, so that any number of them is one
-warp. A quad is float64 `[4, 2]`, (x, y) in pixels from the middle, clockwise from the top left. `cover` then fills the
-frame with the image and with what continues it; `keep` loses nothing of it. Warps are bilinear.
+A motion says where the four corners of an image go: `motion(quad, rng, strength, **limits)`, so that any number of them
+is one warp. A quad is float64 `[4, 2]`, (x, y) in pixels from the middle, clockwise from the top left. `cover` then
+fills the frame with the image and with what continues it; `keep` loses nothing of it. Warps are bilinear.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from data.resize import PAD, Colour, place, resample, resize, shrink_to_fit
 from models.card import Pad
 
 Quad = NDArray[np.float64]
-Motion = Callable[[Quad, np.random.Generator, float], Quad]
+Motion = Callable[..., Quad]  # (quad, rng, strength, **limits)
 
 _TRIES = 10
 _RATIO = 3 / 4, 4 / 3  # of width to height, torchvision's defaults
@@ -65,31 +65,40 @@ def moved(
     return quad @ np.array([[cos, -cos * slant - sin], [sin, -sin * slant + cos]]).T + shift
 
 
-def affine(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
-    """All small movements at once: 30 degrees, 15 of shear, 25% of zoom, 15% of shift, each at most."""
-    degrees, shear, zoom, right, down = rng.uniform(-1, 1, 5) * strength
-    side = 0.15 * float(np.ptp(quad, axis=0).min())
-    return moved(quad, 30 * degrees, 15 * shear, 1.25**zoom, (side * right, side * down))
+def affine(
+    quad: Quad,
+    rng: np.random.Generator,
+    strength: float,
+    degrees: float = 30.0,
+    shear: float = 15.0,
+    scale: float = 0.25,
+    translate: float = 0.15,
+) -> Quad:
+    """All small movements at once, each up to its limit: `scale` 0.25 zooms by a factor from 1 / 1.25 to 1.25."""
+    turn, slant, zoom, right, down = rng.uniform(-1, 1, 5) * strength
+    side = translate * float(np.ptp(quad, axis=0).min())
+    return moved(quad, degrees * turn, shear * slant, (1 + scale) ** zoom, (side * right, side * down))
 
 
-def rotate(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
-    """Turned by up to 30 degrees either way."""
-    return moved(quad, degrees=rng.uniform(-30, 30) * strength)
+def rotate(quad: Quad, rng: np.random.Generator, strength: float, degrees: float = 30.0) -> Quad:
+    """Turned by up to `degrees` either way."""
+    return moved(quad, degrees=rng.uniform(-degrees, degrees) * strength)
 
 
-def rotate_any(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
-    """Turned by up to 180 degrees either way."""
-    return moved(quad, degrees=rng.uniform(-180, 180) * strength)
+def rotate_any(quad: Quad, rng: np.random.Generator, strength: float, degrees: float = 180.0) -> Quad:
+    """Turned by up to `degrees` either way."""
+    return rotate(quad, rng, strength, degrees)
 
 
-def shear(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
-    """Sheared along x by up to 20 degrees either way."""
-    return moved(quad, shear=rng.uniform(-20, 20) * strength)
+def shear(quad: Quad, rng: np.random.Generator, strength: float, degrees: float = 20.0) -> Quad:
+    """Sheared along x by up to `degrees` either way."""
+    return moved(quad, shear=rng.uniform(-degrees, degrees) * strength)
 
 
-def perspective(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
-    """Each corner drawn outwards by up to 20% of each of its two edges, so that a covered frame stays covered."""
-    shares = rng.uniform(0, 0.2, (4, 2, 1)) * strength
+def perspective(quad: Quad, rng: np.random.Generator, strength: float, distortion_scale: float = 0.4) -> Quad:
+    """Each corner drawn outwards by up to half of `distortion_scale` of each of its two edges, so that a covered frame
+    stays covered."""
+    shares = rng.uniform(0, distortion_scale / 2, (4, 2, 1)) * strength
     onwards, backwards = np.roll(quad, -1, axis=0), np.roll(quad, 1, axis=0)
     return quad + shares[:, 0] * (quad - onwards) + shares[:, 1] * (quad - backwards)
 
