@@ -5,11 +5,10 @@ ImageNet weights, from the extra `weights`), image size and number of epochs, an
 nothing:
 
 - `tandem`: the command line without any other setting, then `infer fit` and its ensemble.
-- `tandem_batch`: the same with a random classifier and BatchNorm on each batch's statistics (`--optim.head_init random
-  --optim.batch_norm batch`), the defaults until 2026-11-30.
-- `tandem_folds`: the defaults with five folds in place of the hold-out (`--folds.strategy stratified`), so that all
-images
-  are trained on: five times the updates of the other arms, and their mean.
+- `random_batch`, `random_fixed`, `probe_batch`, `probe_fixed`: the same with `--optim.head_init` and
+  `--optim.batch_norm` as the name says; `random_batch` were the defaults until 2026-11-30.
+- `tandem_folds`: the defaults with five folds in place of the hold-out (`--folds.strategy stratified`), so that all are
+  trained on: five times the updates of the other arms, and their mean.
 - `timm`: the order of timm's train.py through its public functions, with the flags of its author's fine-tuning runs
   (model cards of vit_large_patch14_clip_336 and eva02_large on iNaturalist 2021), its best epoch by a hold-out.
 - `probe`: scikit-learn's logistic regression on the standardised features, its C by a hold-out, fitted again on all.
@@ -59,6 +58,7 @@ from training.run import train_run
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MODEL = "tf_efficientnet_lite0"
 _HOLD_OUT = 0.2
+_HEADS, _STATISTICS = ("random", "probe"), ("batch", "fixed")
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,14 @@ def through_fastai(task: Task) -> NDArray[np.float64]:
         return np.asarray(np.load(found), np.float64)
 
 
+def _started(head: str, statistics: str) -> Callable[[Task], NDArray[np.float64]]:
+    return lambda task: tandem(task, "--optim.head_init", head, "--optim.batch_norm", statistics)
+
+
 ARMS: dict[str, Callable[[Task], NDArray[np.float64]]] = {
     "probe": probe,
     "tandem": tandem,
-    "tandem_batch": lambda task: tandem(task, "--optim.head_init", "random", "--optim.batch_norm", "batch"),
+    **{f"{head}_{statistics}": _started(head, statistics) for head in _HEADS for statistics in _STATISTICS},
     "tandem_folds": lambda task: tandem(task, "--folds.strategy", "stratified"),
     "timm": through_timm,
     "fastai": through_fastai,
