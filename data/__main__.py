@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import heap, load, renamed, streams
+from config import heap, load, renamed, streams, version
 from config.errors import TandemError
 from config.schema import Settings
 
@@ -97,6 +97,7 @@ def _cache(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROG, description="What can be done with a data set before training.")
+    version.add_option(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser(
         "look",

@@ -156,7 +156,9 @@ def test_gradients_pass_the_numerical_check(name: str, options: dict[str, float]
 @pytest.mark.parametrize("weights", [(), CLASS_WEIGHTS])
 @pytest.mark.parametrize(("name", "options"), CASES + STEEP)
 @pytest.mark.parametrize("spread", [0.1, 2.0, 20.0])
-def test_the_engines_agree(name: str, options: dict[str, float], weights: tuple[float, ...], spread: float) -> None:
+def test_losses_and_gradients_of_both_engines_agree(
+    name: str, options: dict[str, float], weights: tuple[float, ...], spread: float
+) -> None:
     spec = LossSpec(name, options, weights)
     logits, targets = rows("soft", count=64, spread=spread)
     got, want = by_mlx(spec, logits, targets), by_torch(spec, logits, targets)

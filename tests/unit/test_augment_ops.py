@@ -281,6 +281,6 @@ def test_erasing_draws_the_rectangles_that_timms_random_erasing_draws():
         assert stats.ks_2samp(one, other).pvalue > 1e-3
 
 
-def test_every_block_can_be_switched():
+def test_every_block_has_a_switch_in_the_settings():
     names = {*BLOCKS, *geometry.MOTIONS} - set(geometry.FLIPS)
     assert names == set(transforms.STANDARD)

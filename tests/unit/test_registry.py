@@ -84,7 +84,7 @@ def test_options_change_the_spec_and_rebuild_it() -> None:
         spec.arch = "other"  # type: ignore[misc]
 
 
-def test_patterns() -> None:
+def test_shell_patterns_select_architectures_by_name() -> None:
     assert registry.names("convnext_at*") == ["convnext_atto", "convnext_atto_ols", "convnext_atto_rms"]
     assert registry.names("resnet18") == ["resnet18"]
     assert registry.names("nothing*") == []

@@ -118,7 +118,7 @@ def test_a_tag_without_weights_says_so() -> None:
         loading.resolve(bare, "pretrained")
 
 
-def test_none_is_no_weights() -> None:
+def test_weights_none_start_from_fresh_ones() -> None:
     assert loading.resolve(registry.get("resnet18"), "none") is None
 
 
