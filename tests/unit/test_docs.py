@@ -20,7 +20,11 @@ from config import load
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SHOWN = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+SHOWN = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs" / "guide").glob("*.md")),
+    *sorted((ROOT / "docs" / "reference").glob("*.md")),
+]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 # Programs of others, which are shown and not parsed.
 FOREIGN = {"cat", "curl", "gunicorn", "rsync", "tensorboard", "uvicorn"}
