@@ -41,11 +41,11 @@ conversions: install
 wheels: install
 	$(PY) -m benchmarks.wheels
 
-# Against timm, mlx-image, torchvision and ttach, about 13 minutes on 2 cores; writes docs/benchmarks.md.
+# Against timm, mlx-image, torchvision and ttach, about 13 minutes on 2 cores; writes docs/engineering/benchmarks.md.
 bench: install
 	$(PY) -m benchmarks
 
-# Ten minutes on a CUDA device, into docs/benchmarks_gpu.md. DEVICE=cpu UPDATES=1 is a dry run; PY=python3 takes the
+# Ten minutes on a CUDA device, into docs/engineering/benchmarks_gpu.md. DEVICE=cpu UPDATES=1 is a dry run; PY=python3 takes the
 # packages that are there in place of .venv's.
 SECONDS ?= 600
 DEVICE ?= cuda

@@ -1,4 +1,4 @@
-"""`make bench`: every comparison on the CPU, each in a process of its own, as one table and docs/benchmarks.md.
+"""`make bench`: every comparison on the CPU, each in a process of its own; writes docs/engineering/benchmarks.md.
 
 The table has what is aimed at, as a ratio in one run; the page also every other figure, with its command. Accuracy
 (`benchmarks.accuracy`, hours), parity (`make parity`) and GPUs (`benchmarks.gpu`) have pages of their own.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.common import PHOTOS, flat, machine
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs" / "engineering"
 _SAID_ABOVE = ("json", "machine", "cores", "date")  # at the head of the page, or in the command
 
 

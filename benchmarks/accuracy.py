@@ -8,7 +8,8 @@ Network, image size, epochs, batch, optimizer, rate and warm-up are equal in all
 - `timm_same`: timm's API again with the nearest counterparts of the `tandem` arm's settings: what remains between
   these two is implementation, not recipe.
 
-Every figure is the accuracy after the last epoch on test images that decided nothing. Results: docs/accuracy.md.
+Every figure is the accuracy after the last epoch on test images that decided nothing.
+Results: docs/engineering/accuracy.md.
 Command: `python -m benchmarks.accuracy --data cifar10-subset.tar.xz --seeds 3`.
 """
 

@@ -1,6 +1,7 @@
 """Times and memory of converting one model of each family, random weights: `python -m benchmarks.convert [MODEL ...]`.
 
-Each conversion is a process of its own, so that its peak memory is its own. The table is docs/convert.md's.
+Each conversion is a process of its own, so that its peak memory is its own. Results:
+docs/engineering/measurements.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `tf_efficientnet_lite0` with its ImageNet weights (extra `weights`) on the ten classes of the CIFAR-10 subset, with the
 defaults, one hold-out for all runs. The engines differ by their rounding; so much that two seeds of one engine differ
-more is what is asked. Command: `python -m benchmarks.engines`. Results: docs/accuracy.md.
+more is what is asked. Command: `python -m benchmarks.engines`. Results: docs/engineering/accuracy.md.
 """
 
 from __future__ import annotations

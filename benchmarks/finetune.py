@@ -14,7 +14,7 @@ nothing:
 - `probe`: scikit-learn's logistic regression on the standardised features, its C by a hold-out, fitted again on all.
 - `fastai`: `vision_learner(...).fine_tune(epochs)` in an interpreter of its own, `--fastai PYTHON`.
 
-Command: `python -m benchmarks.finetune --seeds 3`. Results: docs/accuracy.md.
+Command: `python -m benchmarks.finetune --seeds 3`. Results: docs/engineering/accuracy.md.
 """
 
 from __future__ import annotations

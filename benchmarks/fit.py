@@ -5,7 +5,7 @@
 Writes runs of synthetic logits (7 runs x 5 folds x 33,137 images x 396 classes unless told otherwise), then runs
 `python -m infer fit` on them in a process of its own, with the arguments that this command does not know, and reports
 its wall time, its processor time and its peak resident memory. That memory counts the mapped files as far as they were
-in memory; `peak_anonymous_gib` does not. Results: docs/ensemble.md.
+in memory; `peak_anonymous_gib` does not. Results: docs/engineering/measurements.md.
 """
 
 from __future__ import annotations

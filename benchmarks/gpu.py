@@ -1,6 +1,6 @@
 """`make bench-gpu`: what a person with ten minutes on a CUDA card runs. Nothing from outside of the checkout is needed.
 
-    python -m benchmarks.gpu                              # 600 seconds, into docs/benchmarks_gpu.jsonl and .md
+    python -m benchmarks.gpu                              # 600 seconds, into docs/engineering/
     python -m benchmarks.gpu --seconds 120
     python -m benchmarks.gpu --device cpu --updates 1     # a dry run of the whole with small networks
     python -m benchmarks.gpu --page FILE.jsonl            # the page again, of any part of a run
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from benchmarks import gpu_page
 from config.errors import BackendUnavailable
 
-DOCS = Path(__file__).parents[1] / "docs" / "benchmarks_gpu.jsonl"
+DOCS = Path(__file__).parents[1] / "docs" / "engineering" / "benchmarks_gpu.jsonl"
 _LEAST_LIMIT = 60.0  # seconds that every arm may take, since a first start is slow
 
 
@@ -75,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for a dry run with small networks")
     parser.add_argument("--updates", type=int, default=0, help="updates of a turn; 0: about two seconds of them")
     parser.add_argument("--workers", type=int, default=0, help="loader threads, timm's processes; 0: one for each core")
-    parser.add_argument("--out", type=Path, help="the file of JSON lines; default: docs/benchmarks_gpu.jsonl on CUDA")
+    parser.add_argument(
+        "--out", type=Path, help="the file of JSON lines; default: benchmarks_gpu.jsonl in docs/engineering"
+    )
     parser.add_argument("--page", type=Path, metavar="FILE", help="only write the page of this file of JSON lines")
     arguments = parser.parse_args(argv)
     if arguments.page:

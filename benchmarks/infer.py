@@ -14,7 +14,7 @@ others bring runs in a process of its own, with memory as its users have it:
 - `plain`: the same in the others' process, as torch comes; `ratio_plain` is it over the runner.
 
 The greatest difference of their probabilities is told. Also one member and view in torch eager, torch compiled and ONNX
-Runtime. Results: docs/infer.md.
+Runtime. Results: docs/engineering/measurements.md.
 """
 
 from __future__ import annotations

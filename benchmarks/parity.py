@@ -5,7 +5,7 @@
 
 Both engines get the same random weights that hide nothing (`tests.parity.drawn`), two images, fp32 on the CPU. The
 floor is torch in fp32 against float64 and against channels_last, the larger. What was measured is kept in
-`build/parity.jsonl`, so that a run that was stopped goes on, and `docs/parity.md` is written anew from all of it.
+`build/parity.jsonl`, so that a stopped run can be resumed, and `docs/engineering/parity.md` is written from all of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from models import registry
 from models.registry import ModelSpec
 
 ROOT = Path(__file__).parents[1]
-KEPT, PAGE = ROOT / "build" / "parity.jsonl", ROOT / "docs" / "parity.md"
+KEPT, PAGE = ROOT / "build" / "parity.jsonl", ROOT / "docs" / "engineering" / "parity.md"
 BOUND = 1e-5
 REFERENCE = {
     "tf_efficientnetv2_l.in21k_ft_in1k": 480,
@@ -120,7 +120,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def write(rows: list[dict[str, Any]]) -> None:
-    """`docs/parity.md` from all rows measured so far, the reference list first."""
+    """`docs/engineering/parity.md` from all rows measured so far, the reference list first."""
     there = {spec.arch for spec in _runnable()}
     measured = {row["name"].partition(".")[0] for row in rows} & there
     by_name = {row["name"]: row for row in rows}

@@ -3,7 +3,7 @@
 PHOTOS is a folder of ImageNet photographs whose names begin with their WordNet id (`n01484850_great_white_shark.JPEG`).
 They are drawn into two halves; each calibrates once while the other is judged, and the table adds the two up. Every
 figure comes from `verify.json` of `python -m convert`, nothing else is measured here. The weights are those of the
-extra `weights`. The table is docs/convert.md's.
+extra `weights`. The table is docs/engineering/measurements.md's.
 """
 
 from __future__ import annotations

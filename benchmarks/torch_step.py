@@ -18,7 +18,7 @@ With `--data` also the same loops over JPEG files: `loop files`, `loop cached` (
 
 `loop_over_bare` is seconds over seconds (1.00: the loop costs nothing), `ratio_timm_*` our images a second over
 timm's. `tflops` are the network's own operations, forward and backward, that the loop does in a second. On a GPU run
-`benchmarks.gpu`. Results: docs/speed_torch.md.
+`benchmarks.gpu`. Results: docs/engineering/speed_torch.md.
 """
 
 from __future__ import annotations

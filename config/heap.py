@@ -2,7 +2,7 @@
 
 By default glibc gives large blocks back to the system as they are freed, which clears every page of the next one. What
 a network on the CPU and a decoder do is to ask for the same megabytes again and again: for small networks that is half
-of their time (docs/speed_torch.md). Other systems' allocators keep large blocks by themselves.
+of their time (docs/engineering/speed_torch.md). Other systems' allocators keep large blocks by themselves.
 """
 
 from __future__ import annotations

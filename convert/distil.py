@@ -99,7 +99,7 @@ def _recipe(settings: Settings, run: Path, folder: Path, student: str) -> dict[s
 
 def _text(recipe: dict[str, Any], path: Path) -> str:
     """The recipe as YAML, proven to be one."""
-    said = f"# One small student, taught by {path}; its answers are in {ANSWERS}. See docs/teacher.md.\n"
+    said = f"# One small student, taught by {path}; its answers are in {ANSWERS}. See docs/guide/teacher.md.\n"
     text = said + yaml.safe_dump({k: v for k, v in recipe.items() if v}, sort_keys=False)
     with tempfile.TemporaryDirectory() as place:
         tried = Path(place) / RECIPE

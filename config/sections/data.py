@@ -81,7 +81,7 @@ class Data(Section):
 
     root: Path = Field(
         description="The data set: a folder of class folders, of images with a table of labels, or of Parquet files or"
-        " tar shards; a single such file, an .npz, or a URL of shards. docs/data_layouts.md lists what is read."
+        " tar shards; a single such file, an .npz, or a URL of shards. See docs/reference/data_layouts.md."
     )
     table: Path | None = Field(
         default=None,

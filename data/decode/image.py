@@ -2,8 +2,8 @@
 
 cv2 reads JPEG, PNG and WebP, Pillow the header of everything and the pixels of the rest: palettes, CMYK, TIFF, GIF,
 AVIF, HEIC (by pi-heif), animations. One EXIF rule holds for both: the orientation is applied here, by what Pillow reads
-from the header. Which files are looked at is `data.formats`, what is left of damaged ones `data.repair`; docs/data.md
-has the rule for each conversion.
+from the header. Which files are looked at is `data.formats`, what is left of damaged ones `data.repair`;
+docs/reference/data.md has the rule for each conversion.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from data.sources.walk import Tree
 
 HELP = (
     "give a folder with train.csv (ID,target) and train/, or one with a folder of images for each class; see "
-    "docs/data_layouts.md"
+    "docs/reference/data_layouts.md"
 )
 
 

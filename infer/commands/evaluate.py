@@ -26,7 +26,7 @@ _ABOUT = (
 _DATA = (
     "--data.root DIR names the data set: a folder, a table, Parquet, shards or arrays, as for a training. Other"
     " settings of the data may follow, such as --data.table, --data.target_column, --data.label_pattern or"
-    " --data.classes; docs/data_layouts.md has them."
+    " --data.classes; docs/reference/data_layouts.md has them."
 )
 _INTERRUPTED = 130
 _CLASSES_PRINTED = 20

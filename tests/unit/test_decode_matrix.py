@@ -1,7 +1,7 @@
 """Files of every kind that a data set may hold: the pixels that a reference gives, or one line that refuses.
 
 The samples of a TIFF are what tifffile writes and reads again; of other formats what Pillow or cv2 reads. What becomes
-of them is docs/data.md: scaled to 8 bits, white for what is transparent.
+of them is docs/reference/data.md: scaled to 8 bits, white for what is transparent.
 """
 
 from __future__ import annotations

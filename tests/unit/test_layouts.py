@@ -1,5 +1,5 @@
 """Tiny imitations of well-known public data sets as they are downloaded, each read with the settings that
-docs/data_layouts.md gives for it."""
+docs/reference/data_layouts.md gives for it."""
 
 from __future__ import annotations
 
@@ -465,9 +465,9 @@ def test_a_public_data_set_is_read_as_it_was_downloaded(name: str, tmp_path: Pat
 
 
 def test_every_layout_is_in_the_documentation_with_its_settings() -> None:
-    page = (ROOT / "docs/data_layouts.md").read_text()
+    page = (ROOT / "docs/reference/data_layouts.md").read_text()
     lines = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| ")}
     for name, layout in LAYOUTS.items():
-        assert name in lines, f"docs/data_layouts.md has no row for {name}"
+        assert name in lines, f"docs/reference/data_layouts.md has no row for {name}"
         shown = layout.settings.replace("|", "\\|")
-        assert shown in lines[name], f"docs/data_layouts.md gives other settings for {name}"
+        assert shown in lines[name], f"docs/reference/data_layouts.md gives other settings for {name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# What compiling costs: about 20 s, and 0.3 s for each of the network's tensors. Measured, docs/speed_torch.md.
+# What compiling costs: about 20 s, and 0.3 s for each of the network's tensors (docs/engineering/speed_torch.md).
 _SECONDS, _SECONDS_EACH = 20.0, 0.3
 # The share of an eager step's time that a compiled one saves: 1.41 times as fast over timm's models in training with
 # automatic mixed precision on an A100 (Ansel et al. 2024, PyTorch 2), taken with care.
