@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import backends
-from config import streams
+from config import streams, version
 from config.errors import TandemError
 
 
@@ -16,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
     streams.escape()
     parser = argparse.ArgumentParser(prog="python -m backends", description=__doc__)
+    version.add_option(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     tune = commands.add_parser("tune", help="measure MLX's gradients on this chip (done at first use on Metal)")
     tune.add_argument("--json", action="store_true", help="print one JSON object")

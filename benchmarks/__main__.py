@@ -14,9 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
-from benchmarks.sources import PHOTOS, machine
+from benchmarks.common import PHOTOS, flat, machine
 
 DOCS = Path(__file__).parents[1] / "docs" / "engineering"
 _SAID_ABOVE = ("json", "machine", "cores", "date")  # at the head of the page, or in the command
@@ -150,13 +148,6 @@ def section(name: str, command: str, figures: dict[str, Any]) -> str:
 def quotable(value: Any) -> bool:
     """Whether it is lines of text."""
     return isinstance(value, list) and all(isinstance(line, str) for line in value)
-
-
-def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested figures as (dotted name, value)."""
-    if isinstance(value, dict):
-        return [pair for key, inner in value.items() for pair in flat(inner, f"{prefix}.{key}" if prefix else str(key))]
-    return [(prefix, value)]
 
 
 if __name__ == "__main__":

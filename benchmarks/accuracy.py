@@ -10,29 +10,23 @@ Network, image size, epochs, batch, optimizer, rate and warm-up are equal in all
 
 Every figure is the accuracy after the last epoch on test images that decided nothing.
 Results: docs/engineering/accuracy.md.
-Command: `python benchmarks/accuracy.py --data cifar10-subset.tar.xz --seeds 3`.
+Command: `python -m benchmarks.accuracy --data cifar10-subset.tar.xz --seeds 3`.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
-import platform
 import shutil
 import statistics
-import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import psutil
 import timm
 import torch
 from timm.data import Mixup, create_dataset, create_loader, resolve_data_config
@@ -42,8 +36,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad, random_seed
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
+from benchmarks import common
 from config import load
 from training.run import train_run
 
@@ -83,7 +76,7 @@ class TimmRecipe:
 # RandAugment stops with Pillow 12, as a magnitude of 10 asks it to keep 0 bits.
 TIMM = TimmRecipe(mixup=0.8, cutmix=1.0, aa="rand-m9-mstd0.5-mmax9-inc1", reprob=0.25, model_ema_decay=0.9998)
 # A crop and a flip: of two choices the better on a hold-out of the training images (a few epochs overfit nothing).
-TANDEM = ("--augment.level", "minimal", "--augment.affine", "false", "--augment.min_scale", "0.5")
+TANDEM = ("--augment.level", "minimal", "--augment.ops", "{affine: false}", "--augment.min_scale", "0.5")
 TIMM_SAME = TimmRecipe(scale=(0.5, 1.0), color_jitter=0.0, clip_grad=1.0)
 
 
@@ -221,10 +214,6 @@ def measure(arms: Sequence[str], data: Path, common: Common, seeds: int) -> dict
 def summary(found: dict[str, list[float]], common: Common) -> dict[str, Any]:
     """Everything that the figures depend on beside them."""
     return {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores",
-        "torch": torch.__version__,
-        "timm": timm.__version__,
         "common": asdict(common),
         "tandem": list(TANDEM),
         "arms": {
@@ -240,18 +229,16 @@ def summary(found: dict[str, list[float]], common: Common) -> dict[str, Any]:
 
 def main() -> None:
     """Run the arms and print what they reached."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="the .tar.xz, or a folder with train/ and test/")
     parser.add_argument("--epochs", type=int, default=Common.epochs)
     parser.add_argument("--seeds", type=int, default=3, help="how many runs of each arm")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     given = parser.parse_args()
-    common = Common(epochs=given.epochs)
+    shared = Common(epochs=given.epochs)
     with unpacked(given.data) as data:
-        results = summary(measure(given.arms, data, common, given.seeds), common)
-    table = [f"{a:10} {r['mean']:.4f} +- {r['std']:.4f} over {given.seeds} seeds" for a, r in results["arms"].items()]
-    print(json.dumps(results, indent=1) if given.json else "\n".join(table))
+        results = summary(measure(given.arms, data, shared, given.seeds), shared)
+    common.tell(given, results, "torch", "timm")
 
 
 if __name__ == "__main__":

@@ -9,25 +9,17 @@ says, mixtures of the photographs' own, shifted each by itself, so that they cro
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
-from benchmarks import rss
+from benchmarks import common
 from data.audit import duplicates
 from data.audit.fingerprint import hashes
 from data.audit.survey import survey
@@ -36,27 +28,21 @@ from data.decode.image import decode
 from data.pixels import Pixels
 from data.rng import philox
 
-PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos.tar"
-
 
 def main() -> int:
     """Print a table or JSON."""
-    parser = argparse.ArgumentParser(description="The audit's duplicate finder on planted copies, and its speed.")
-    parser.add_argument("--data", type=Path, default=PHOTOS, help="a folder of photographs, or a tar of one")
+    parser = common.parser(__doc__, photographs=True)
     parser.add_argument("--images", type=int, default=33137, help="size of the data set to extrapolate to")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         os.environ["TANDEM_CACHE"] = str(Path(place) / "cache")
-        originals = photographs(arguments.data, Path(place))
+        originals = sorted(common.photographs(arguments.data, 0, Path(place) / "photos" / "even").iterdir())
         forms = {name: planted(originals, form, Path(place) / "forms" / name) for name, form in FORMS.items()}
         cost = looking(originals, Path(place) / "again", arguments.workers, arguments.images)
         cost |= searching(originals, arguments.images)
-    cost["peak_mib"] = round(rss.peak() / 2**20)
-    machine = f"{platform.platform()}, {os.cpu_count()} cores"
-    result = {"date": str(date.today()), "machine": machine, "photographs": len(originals), "forms": forms, **cost}
-    print(json.dumps(result) if arguments.json else table(result))
+    cost["peak_mib"] = round(common.peak() / 2**20)
+    common.tell(arguments, {"photographs": len(originals), "forms": forms, **cost}, "opencv-python-headless")
     return 0
 
 
@@ -145,25 +131,6 @@ def searching(originals: list[Path], images: int) -> dict[str, float]:
         duplicates.find(pictures, own)
         seconds[f"cpu_seconds_to_search_{count}"] = round(time.process_time() - start, 1)
     return seconds
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result for people."""
-    rows = [f"| {name} | {row['recall']:.3f} | {row['precision']:.3f} |" for name, row in result["forms"].items()]
-    rest = [f"{key}: {value}" for key, value in result.items() if key != "forms"]
-    return "\n".join(["| form | recall | precision |", "|---|---|---|", *rows, "", *rest])
-
-
-def photographs(source: Path, place: Path) -> list[Path]:
-    """The files of a folder, or of a tar of one, which is unpacked in `place`."""
-    if source.is_file():
-        with tarfile.open(source) as archive:
-            archive.extractall(place / "photos", filter="data")
-        source = place / "photos"
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if not found:
-        sys.exit(f"{source}: holds no photographs")
-    return found
 
 
 if __name__ == "__main__":

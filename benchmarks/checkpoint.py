@@ -1,6 +1,6 @@
 """What saving a checkpoint each epoch costs: the training thread's time in it, as a share of the epoch.
 
-    python benchmarks/checkpoint.py --engine torch --json
+    python -m benchmarks.checkpoint --engine torch --json
 
 One real run on the embedded digits; every second epoch waits until its checkpoint is on disk, as saving without the
 background thread would, so that both shares come from the same run, machine and minute.
@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,8 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
+from benchmarks import common
 from config import load
 from data import demo
 from training.loop import checkpoint, trainer
@@ -31,17 +28,16 @@ from training.run import train_run
 
 def main() -> int:
     """Print the table or JSON; the exit code is 1 when saving in the background costs 2% of an epoch or more."""
-    parser = argparse.ArgumentParser(description="What saving a checkpoint each epoch costs.")
+    parser = common.parser(__doc__)
     parser.add_argument("--engine", choices=("torch", "mlx", "numpy"), default="torch")
     parser.add_argument("--model", default="convnext_atto")
     parser.add_argument("--size", type=int, default=32, help="image size in pixels")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         epochs, mib = measure(arguments, Path(place))
-    result = {**vars(arguments), "machine": platform.platform(), "checkpoint_mib": mib, **summary(epochs)}
-    print(json.dumps(result, indent=1) if arguments.json else text(result))
+    result = {"checkpoint_mib": mib, **summary(epochs)}
+    common.tell(arguments, result, "torch", "mlx", "numpy")
     return int(result["background"]["share"] >= 0.02)
 
 
@@ -106,16 +102,6 @@ def summary(epochs: list[dict[str, float]]) -> dict[str, Any]:
             "n": len(mine),
         }
     return found
-
-
-def text(result: dict[str, Any]) -> str:
-    """The result for people."""
-    head = f"{result['engine']} {result['model']}, checkpoint {result['checkpoint_mib']} MiB, {result['machine']}"
-    rows = [
-        f"{name:10}  {row['share']:.2%} of an epoch of {row['epoch_s']} s ({row['saving_ms']} ms, median of {row['n']})"
-        for name, row in ((name, result[name]) for name in ("background", "waiting"))
-    ]
-    return "\n".join([head, *rows])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import rss
+from benchmarks import common
 
 MODELS = (
     "convnext_base",
@@ -88,7 +88,7 @@ def _convert(model: str, target: str, precision: str) -> str:
         convert.load(target).write(network, card, out, precision)
         seconds, size = time.perf_counter() - start, verify.size(out) / 1e6
     used = resource.getrusage(resource.RUSAGE_SELF)
-    peak = rss.peak() / 2**30
+    peak = common.peak() / 2**30
     return f"{spec.preprocessing.size} {seconds:.0f} {used.ru_utime + used.ru_stime:.0f} {peak:.1f} {size:.0f}"
 
 

@@ -7,7 +7,6 @@ more is what is asked. Command: `python -m benchmarks.engines`. Results: docs/en
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import sys
@@ -17,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import common
+from benchmarks.common import tell
 from benchmarks.finetune import DATA, MODEL, cifar
-from benchmarks.sources import tell
 from config import load
 from training.run import train_run
 
@@ -41,13 +41,12 @@ def accuracies(
 
 def main() -> None:
     """Train on each engine with each seed; print the accuracies and the largest differences."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--data", type=Path, default=DATA / "cifar10-subset.tar.xz", help="the archive")
     parser.add_argument("--images", type=int, default=200, help="images of a class")
     parser.add_argument("--size", type=int, default=96, help="pixels")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     given = parser.parse_args()
     found: dict[str, list[list[float]]] = {engine: [] for engine in ENGINES}
     with tempfile.TemporaryDirectory() as folder:

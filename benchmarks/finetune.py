@@ -5,11 +5,10 @@ ImageNet weights, from the extra `weights`), image size and number of epochs, an
 nothing:
 
 - `tandem`: the command line without any other setting, then `infer fit` and its ensemble.
-- `tandem_batch`: the same with a random classifier and BatchNorm on each batch's statistics (`--optim.head_init random
-  --optim.batch_norm batch`), the defaults until 2026-11-30.
-- `tandem_folds`: the defaults with five folds in place of the hold-out (`--folds.strategy stratified`), so that all
-images
-  are trained on: five times the updates of the other arms, and their mean.
+- `random_batch`, `random_fixed`, `probe_batch`, `probe_fixed`: the same with `--optim.head_init` and
+  `--optim.batch_norm` as the name says; `random_batch` were the defaults until 2026-11-30.
+- `tandem_folds`: the defaults with five folds in place of the hold-out (`--folds.strategy stratified`), so that all are
+  trained on: five times the updates of the other arms, and their mean.
 - `timm`: the order of timm's train.py through its public functions, with the flags of its author's fine-tuning runs
   (model cards of vit_large_patch14_clip_336 and eva02_large on iNaturalist 2021), its best epoch by a hold-out.
 - `probe`: scikit-learn's logistic regression on the standardised features, its C by a hold-out, fitted again on all.
@@ -20,7 +19,6 @@ Command: `python -m benchmarks.finetune --seeds 3`. Results: docs/engineering/ac
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import shutil
@@ -50,7 +48,8 @@ from timm.utils import dispatch_clip_grad, random_seed
 from torch import nn
 
 import infer
-from benchmarks.sources import tell
+from benchmarks import common
+from benchmarks.common import tell
 from config import load
 from models import registry
 from models.weights import loading
@@ -59,6 +58,7 @@ from training.run import train_run
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MODEL = "tf_efficientnet_lite0"
 _HOLD_OUT = 0.2
+_HEADS, _STATISTICS = ("random", "probe"), ("batch", "fixed")
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,14 @@ def through_fastai(task: Task) -> NDArray[np.float64]:
         return np.asarray(np.load(found), np.float64)
 
 
+def _started(head: str, statistics: str) -> Callable[[Task], NDArray[np.float64]]:
+    return lambda task: tandem(task, "--optim.head_init", head, "--optim.batch_norm", statistics)
+
+
 ARMS: dict[str, Callable[[Task], NDArray[np.float64]]] = {
     "probe": probe,
     "tandem": tandem,
-    "tandem_batch": lambda task: tandem(task, "--optim.head_init", "random", "--optim.batch_norm", "batch"),
+    **{f"{head}_{statistics}": _started(head, statistics) for head in _HEADS for statistics in _STATISTICS},
     "tandem_folds": lambda task: tandem(task, "--folds.strategy", "stratified"),
     "timm": through_timm,
     "fastai": through_fastai,
@@ -266,7 +270,7 @@ SETS = {"cifar": (cifar, "cifar10-subset.tar.xz"), "photographs": (photographs, 
 
 def main() -> None:
     """Run the arms and print test accuracy and log loss of each."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="the folder with both archives")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["probe", "tandem", "timm"])
@@ -276,7 +280,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fastai", type=Path, help="an interpreter that has fastai, for the arm of that name")
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     given = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, list[tuple[float, float]]] = {}

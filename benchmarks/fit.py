@@ -1,6 +1,6 @@
 """How long fitting an ensemble takes, and how much memory, on synthetic out-of-fold answers of a large competition.
 
-    python benchmarks/fit.py --json
+    python -m benchmarks.fit --json
 
 Writes runs of synthetic logits (7 runs x 5 folds x 33,137 images x 396 classes unless told otherwise), then runs
 `python -m infer fit` on them in a process of its own, with the arguments that this command does not know, and reports
@@ -11,8 +11,6 @@ in memory; `peak_anonymous_gib` does not. Results: docs/engineering/measurements
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import subprocess
 import sys
@@ -20,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +25,7 @@ import numpy as np
 import psutil
 import safetensors.numpy
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
-from benchmarks import rss
+from benchmarks import common
 from data.rng import philox
 from models.card import CARD_KEY, Card, Preprocessing
 
@@ -39,18 +34,16 @@ _SHARPNESS = (3.6, 3.5, 3.4, 3.3, 3.0, 2.9, 2.8)
 
 def main() -> int:
     """Print the figures; the exit code is 1 when the fit takes a minute or 4 GiB."""
-    parser = argparse.ArgumentParser(description="What fitting an ensemble costs.")
+    parser = common.parser(__doc__)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--images", type=int, default=33_137)
     parser.add_argument("--classes", type=int, default=396)
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the text")
     arguments, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as place:
         runs = write(Path(place), arguments)
         found = measure(runs, Path(place) / "ensemble.yaml", rest)
-    result = {**vars(arguments), "fit": rest, **found, "date": str(date.today()), "machine": machine()}
-    print(json.dumps(result, indent=1) if arguments.json else text(result))
+    common.tell(arguments, {"fit": rest, **found}, "numpy")
     return int(found["seconds"] >= 60 or found["peak_gib"] >= 4)
 
 
@@ -100,8 +93,7 @@ def measure(runs: Sequence[Path], out: Path, rest: Sequence[str]) -> dict[str, A
     return {
         "seconds": round(seconds, 1),
         "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "load_average": round(psutil.getloadavg()[0], 1),
-        "peak_gib": round(rss.peak(resource.RUSAGE_CHILDREN) / 2**30, 2),
+        "peak_gib": round(common.peak(resource.RUSAGE_CHILDREN) / 2**30, 2),
         "peak_anonymous_gib": round(peaks[0] / 2**30, 2),
         "output": output.splitlines(),
     }
@@ -117,19 +109,6 @@ def _watch(process: subprocess.Popen[str], peaks: list[int]) -> None:
             time.sleep(0.1)
     except psutil.NoSuchProcess:
         return
-
-
-def machine() -> str:
-    """Platform and cores."""
-    return f"{platform.platform()}, {psutil.cpu_count()} cores, numpy {np.__version__}"
-
-
-def text(result: dict[str, Any]) -> str:
-    """The result for people."""
-    size = f"{result['runs']} runs x {result['folds']} folds x {result['images']} images x {result['classes']} classes"
-    cost = f"{result['seconds']} s ({result['processor_seconds']} s of processor, load {result['load_average']}), "
-    cost += f"peak {result['peak_gib']} GiB ({result['peak_anonymous_gib']} without mapped files)"
-    return "\n".join([*result["output"], "", f"{size}: {cost}; {result['machine']}, {result['date']}"])
 
 
 if __name__ == "__main__":

@@ -28,8 +28,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
 from benchmarks import gpu_page
 from config.errors import BackendUnavailable
 

@@ -38,15 +38,11 @@ import ttach
 from numpy.typing import NDArray
 from timm.data import create_dataset, create_loader
 
-from models import registry
-from models.card import read_card
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
 from backends.torch import model as networks
 from backends.torch.step import Input
+from benchmarks import common
+from benchmarks.common import photographs, tell
 from benchmarks.peer import Peer
-from benchmarks.sources import PHOTOS, photographs, tell
 from config import heap
 from convert.graph import torch_network
 from convert.onnx import export as to_onnx
@@ -55,8 +51,8 @@ from data.decode.image import decode
 from infer import runtimes
 from infer.member import ensemble_of
 from infer.runner import Runner
-from models import manifest
-from models.card import CARD_KEY, Card, Preprocessing
+from models import manifest, registry
+from models.card import CARD_KEY, Card, Preprocessing, read_card
 from models.weights import loading
 
 # What ttach's Rotate90 makes of an image, under both names.
@@ -68,8 +64,7 @@ Rows = NDArray[np.float32]
 
 def main() -> int:
     """Print the table or JSON."""
-    parser = argparse.ArgumentParser(description="Inference: the runner, timm's procedure, ttach.")
-    parser.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
+    parser = common.parser(__doc__, photographs=True)
     parser.add_argument("--images", type=int, default=2000, help="files; photographs are repeated to reach it")
     parser.add_argument("--model", default="test_resnet")
     parser.add_argument("--size", type=int, default=160, help="image size in pixels")
@@ -78,7 +73,6 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="decoding threads, and timm's worker processes")
     parser.add_argument("--repeats", type=int, default=1, help="turns of the others, four of ours in each")
     parser.add_argument("--memory", type=int, metavar="FILES", help="measure the memory of a stream instead")
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     heap.retain_freed_memory()  # as the command does

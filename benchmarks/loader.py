@@ -17,9 +17,6 @@ with memory as their users have it. Arms:
 Also wall time to the first batch, memory for 100 times the images, and how CPU time grows from 1 to 8 threads, beside
 two processes of one thread each: these share nothing, so what they lose is the machine's (cores of one chip that are
 not alone on it), and `of_processes` is what 8 threads keep of it.
-
-`--emulate_cores 16` measures none of that but our threads and worker processes on so many emulated cores, as
-`benchmarks.emulated_cores` says.
 """
 
 from __future__ import annotations
@@ -42,11 +39,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
-from benchmarks import emulated_cores
+from benchmarks import common
+from benchmarks.common import photographs, tell
 from benchmarks.peer import Peer
-from benchmarks.sources import PHOTOS, photographs, tell
 from config import heap
 from config.sections.data import Data
 from data.augment.transforms import Act, Training
@@ -64,25 +59,16 @@ Arm = Callable[[int], Iterable[int]]  # an epoch's images, as the numbers of the
 
 def main() -> int:
     """Print the table or JSON."""
-    parser = argparse.ArgumentParser(description="Images prepared for training: our loader, timm's, torchvision's.")
-    parser.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
+    parser = common.parser(__doc__, photographs=True)
     parser.add_argument("--images", type=int, default=0, help="files; 0 takes each photograph once")
     parser.add_argument("--workers", type=int, default=1, help="our threads, the others' processes (timm's default: 1)")
     parser.add_argument("--repeats", type=int, default=6, help="turns of each arm")
-    parser.add_argument("--emulate_cores", type=int, default=0, help="threads and processes on so many emulated cores")
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
     heap.retain_freed_memory()  # as our commands do
     with tempfile.TemporaryDirectory() as place:
-        result = (emulated if arguments.emulate_cores else measured)(arguments, Path(place))
+        result = measured(arguments, Path(place))
     tell(arguments, result, "timm", "torchvision", "opencv-python-headless")
     return 0
-
-
-def emulated(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
-    """What `benchmarks.emulated_cores` measures."""
-    folder = photographs(arguments.data, arguments.images, place / "images" / "class")
-    return emulated_cores.measured(sorted(folder.iterdir()), arguments.emulate_cores, arguments.repeats)
 
 
 def measured(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:

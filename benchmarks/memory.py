@@ -19,12 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
 import numpy as np
 import yaml
 
-from benchmarks import rss
+from benchmarks import common
 from config import load
 from config.schema import Settings
 from data import folds
@@ -127,20 +125,17 @@ PARTS: dict[str, Callable[[int, int, int, Path], None]] = {"start": start, "epoc
 
 def main() -> int:
     """Print the table or JSON; 1 where a part exceeds the limit."""
-    from benchmarks.sources import tell
-
-    parser = argparse.ArgumentParser(description="Peak memory of what grows with images and classes.")
+    parser = common.parser(__doc__)
     parser.add_argument("--images", type=int, default=1_281_167 + 50_000, help="training and validation images")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--validation", type=int, default=50_000, help="how many of the images validate")
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sizes = (arguments.images, arguments.classes, arguments.validation)
     if arguments.part:
         with tempfile.TemporaryDirectory() as folder:
             PARTS[arguments.part](*sizes, Path(folder))
-        print(rss.peak())
+        print(common.peak())
         return 0
     result: dict[str, Any] = {}
     dense = {"start": 4 * arguments.images, "epoch": 8 * arguments.validation, "end": 8 * arguments.validation}
@@ -152,7 +147,7 @@ def main() -> int:
             "of_limit": round(peak / 2**30 / LIMIT_GIB, 2),
         }
     del arguments.part
-    tell(arguments, result, "numpy", "scikit-learn")
+    common.tell(arguments, result, "numpy", "scikit-learn")
     return int(any(row["of_limit"] > 1 for row in result.values()))
 
 

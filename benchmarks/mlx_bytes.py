@@ -15,8 +15,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from benchmarks.mlx_conv import convolution, unfolds
-from benchmarks.mlx_graph import Graph, Operation, norm_kind
+from tests.metal.mlx_conv import convolution, unfolds
+from tests.metal.mlx_graph import Graph, Operation, norm_kind
 
 _VIEWS: dict[str, Callable[[Any, Any], Any]] = {
     "Transpose": lambda x, given: x.transpose(given[0]),

@@ -11,7 +11,6 @@ are there already. Both in fp32, AdamW.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
 import functools
@@ -32,10 +31,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
 import backends
 from backends.contract import Batch, LossSpec, OptimSpec, Session, StepHyperparams
+from benchmarks import common
 from config import load
 from config.errors import BackendUnavailable, TandemError
 from data.loading.loader import Loaded
@@ -59,14 +57,13 @@ Seconds = dict[str, list[float]]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table or JSON; 1 where a network is `slower` (see `run`) or the loop costs more than 3%."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mlx_step", description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--gpu", action="store_true", help="sizes for Metal or CUDA")
     parser.add_argument("--model", nargs="+", choices=sorted({*SMALL, *LARGE}))
     parser.add_argument("--size", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="steps of each kind in a round")
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     given = parser.parse_args(argv)
     size, batch, steps = (224, 64, 20) if given.gpu else (32, 16, 4)
     size, batch, steps = given.size or size, given.batch or batch, given.steps or steps

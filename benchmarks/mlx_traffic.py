@@ -1,7 +1,7 @@
 """The kernels of one MLX training step and the bytes that they move on Metal, by kind, from the traced graph.
 
 `python -m benchmarks.mlx_traffic --model convnext_tiny --batch 16 --precision bf16`. Nothing is computed and no GPU is
-needed: these are counts, not times. How they are counted stands in `mlx_graph` and `mlx_bytes`.
+needed: these are counts, not times. How they are counted stands in `tests.metal.mlx_graph` and `mlx_bytes`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,20 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
 from backends.contract import LossSpec, OptimSpec
 from backends.mlx import losses, model, step
-from benchmarks import mlx_bytes, mlx_graph
+from benchmarks import mlx_bytes
 from config.errors import TandemError
 from models import registry
 from models.registry import ModelSpec
 from ports.common import gradients
+from tests.metal import mlx_graph
 
 MODELS = (
     "convnext_tiny",
@@ -86,9 +84,11 @@ def step_graph(spec: ModelSpec, precision: Any, batch: int) -> mlx_graph.Graph:
     """The traced graph of one whole update, not yet fused; nothing is computed but fresh weights."""
     network, arrays = model.build(spec, None, precision, seed=0)
     optimizer, size = OptimSpec(ema=True), spec.preprocessing.size
-    state = step.fresh(optimizer, arrays)
-    update = step.train(
-        step.Recipe(network, optimizer, losses.make(LossSpec()), frozenset(state["parameters"]), False, lambda: None)
+    state = step.initial_state(optimizer, arrays)
+    update = step.train_step(
+        step.StepContext(
+            network, optimizer, losses.make(LossSpec()), frozenset(state["parameters"]), False, lambda: None
+        )
     )
     images = {
         "images": mx.zeros((batch, size, size, 3), mx.uint8),

@@ -15,15 +15,12 @@ import fnmatch
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
 
 from models import registry
 from models.registry import ModelSpec

@@ -10,7 +10,6 @@ decoding and resizing one file in one thread, the median of `--repeats` turns of
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
 import sys
@@ -28,9 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_data_config
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
-from benchmarks.sources import PHOTOS, photographs, tell
+from benchmarks import common
+from benchmarks.common import photographs, tell
 from data.augment.transforms import EvalTransform
 from data.decode.image import decode
 from models import registry
@@ -40,13 +38,11 @@ Prepare = Callable[[Path], torch.Tensor]
 
 def main() -> int:
     """Print the table or JSON."""
-    parser = argparse.ArgumentParser(description="Our evaluation pixels beside timm's.")
-    parser.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
+    parser = common.parser(__doc__, photographs=True)
     parser.add_argument("--weights", nargs="*", default=[], metavar="MODEL=FILE", help="safetensors under timm's names")
     parser.add_argument("--cost", default="resnet50", metavar="MODEL", help="whose preprocessing is timed")
     parser.add_argument("--enlarge", type=int, default=1, metavar="N", help="time photographs of N times the size")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # started as a file: its folder has our packages' names
-
 COMMANDS = ("train_torch.py", "train_mlx.py", "-m infer", "-m convert", "-m data", "-m models", "-m training")
 _FIRST = "--until-the-first-update"
 _TURNS = 3
@@ -30,20 +28,16 @@ def main() -> int:
     """Print the table or JSON."""
     if sys.argv[1:2] == [_FIRST]:
         return until_the_first_update(float(sys.argv[2]), sys.argv[3:])
-    from benchmarks.sources import PHOTOS, tell
+    from benchmarks import common
 
-    parser = argparse.ArgumentParser(
-        description="Seconds to the help of each command and to a training's first update."
-    )
-    parser.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
+    parser = common.parser(__doc__, photographs=True)
     parser.add_argument("--images", type=int, default=0, help="files; 0 takes each photograph once")
     parser.add_argument("--model", default="convnext_base")
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         result: dict[str, Any] = {"help_s": {name: round(of_help(name), 2) for name in COMMANDS}}
         result["update_s"] = starts(arguments, Path(place))
-    tell(arguments, result, "torch", "timm")
+    common.tell(arguments, result, "torch", "timm")
     return 0
 
 
@@ -61,7 +55,7 @@ def of_help(command: str) -> float:
 def starts(arguments: argparse.Namespace, place: Path) -> dict[str, float]:
     """Seconds to the first update, of a start that does not know the images and of the next one."""
     from backends.torch import model
-    from benchmarks.sources import photographs
+    from benchmarks.common import photographs
     from models import registry
     from models.weights import loading
 
@@ -78,9 +72,9 @@ def starts(arguments: argparse.Namespace, place: Path) -> dict[str, float]:
 
 def start(words: list[str], cache: Path) -> float:
     """Seconds to the first update of a training in a new process."""
-    command = [sys.executable, __file__, _FIRST, str(time.time()), *words]
+    command = [sys.executable, "-m", "benchmarks.startup", _FIRST, str(time.time()), *words]
     done = subprocess.run(
-        command, env={**os.environ, "TANDEM_CACHE": str(cache)}, stdout=subprocess.PIPE, check=True, text=True
+        command, cwd=ROOT, env={**os.environ, "TANDEM_CACHE": str(cache)}, stdout=subprocess.PIPE, check=True, text=True
     )
     print(done.stdout, file=sys.stderr, end="")
     return round(float(done.stdout.splitlines()[-1]), 1)

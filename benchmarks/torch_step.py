@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -39,13 +38,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file: its folder has our packages' names
-
 from backends.contract import LossSpec
 from backends.torch import model as networks
 from backends.torch import session, step
+from benchmarks import common
+from benchmarks.common import photographs
 from benchmarks.peer import Peer
-from benchmarks.sources import machine, photographs
 from benchmarks.timm_train import Timm
 from benchmarks.torch_cases import CLASSES, LEAST, SMALL, Case, forward_operations
 from config import heap, load
@@ -108,7 +106,7 @@ class Unsaved(engine.Trainer):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table or JSON."""
-    parser = argparse.ArgumentParser(description="Training with torch: our loop, the bare step, timm's train.py.")
+    parser = common.parser(__doc__)
     parser.add_argument("--data", type=Path, help="a tar of photographs, or a folder; without it data is synthetic")
     parser.add_argument("--images", type=int, default=0, help="files; 0 takes each photograph once")
     parser.add_argument("--device", default="cpu", choices=("cpu", "mps"))
@@ -119,7 +117,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=4, help="turns of each arm")
     parser.add_argument("--workers", type=int, default=cores(), help="threads, timm's processes")
     parser.add_argument("--compile", choices=("default", "reduce-overhead", "max-autotune"))
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     heap.retain_freed_memory()  # as our commands do
@@ -127,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         paths = _files(arguments, Path(place)) if arguments.data else []
         rows = {case.name: measured(case, paths, arguments.repeats) for case in _cases(arguments, device)}
-    result = {**_what(device), **_summary(rows), "models": rows}
-    print(json.dumps(result, indent=1) if arguments.json else _table(result))
+    threads = torch.get_num_threads()
+    common.tell(arguments, {**_summary(rows), "threads": threads, "models": rows}, "torch", "timm")
     return 0
 
 
@@ -194,13 +191,13 @@ def bare(opened: session.Session, case: Case, updates: int) -> float:
     """Images a second of the update alone, its inputs on the device."""
     synthetic, device = Synthetic(case), case.device
     batch = [torch.from_numpy(synthetic.images).to(device), *(torch.from_numpy(a).to(device) for a in _answers(case))]
-    trainer, prepare = opened._trainer, opened._input
+    trainer, prepare = opened._context, opened._input
     step.set_mode(trainer, False)
     opened._set = None  # the session is to set the mode again
     rates = step.Rates(1e-4, 0.05, 0.0, 1.0)
     start = case.clock()
     for _ in range(updates):
-        step.update(trainer, prepare, batch, None, rates, False)
+        step.train_step(trainer, prepare, batch, None, rates, False)
     return updates * case.batch / (case.clock() - start)
 
 
@@ -251,9 +248,9 @@ def _settings(case: Case) -> Settings:
     words = f"--data.root synthetic --model {case.name} --data.image_size {case.size} --train.epochs 1"
     words += f" --train.batch_size {case.batch} --optim.lr 1e-4 --schedule.warmup_epochs 0"
     words += f" --checkpoint.every_minutes 0 --data.workers {case.workers} --augment.level none"
-    words += f" --augment.min_scale {LEAST} --augment.brightness true --augment.contrast true"
-    words += " --augment.saturation true"
-    return load.parse(words.split(), prog="benchmark")
+    words += f" --augment.min_scale {LEAST}"
+    ops = ["--augment.ops", "{brightness: true, contrast: true, saturation: true}"]
+    return load.parse([*words.split(), *ops], prog="benchmark")
 
 
 def _cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:
@@ -271,23 +268,11 @@ def _files(arguments: argparse.Namespace, place: Path) -> list[Path]:
     return sorted(photographs(arguments.data, arguments.images, place / "images" / "class").iterdir())
 
 
-def _what(device: torch.device) -> dict[str, Any]:
-    return {**machine("torch", "timm"), "device": str(device), "threads": torch.get_num_threads()}
-
-
 def _summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The geometric means over the networks."""
     names = ("loop_over_bare", "ratio_timm_synthetic", "ratio_timm_files", "cached_over_bare")
     there = [name for name in names if all(name in row for row in rows.values())]
     return {name: round(statistics.geometric_mean(row[name] for row in rows.values()), 3) for name in there}
-
-
-def _table(result: dict[str, Any]) -> str:
-    models = result["models"]
-    lines = [f"{key:>22}  {value}" for key, value in result.items() if key != "models"]
-    for name, row in models.items():
-        lines += ["", name, *(f"{key:>22}  {value}" for key, value in row.items())]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ OPTIONS = {
     "mode": f"one of {', '.join(MODES)}",
     "fold": "a whole number >= 0",
 }
-FLAGS = {"--help": "help", "-h": "help", "--print_config": "print_config", "--tune": "tune"}
+FLAGS = {"--help": "help", "-h": "help", "--version": "version", "--print_config": "print_config", "--tune": "tune"}
 _LINE = "command line"
 _OF_ONE = ("train", "tune", "")  # the modes that one member alone is for
 

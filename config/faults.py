@@ -54,7 +54,8 @@ def is_absent(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> bool:
 
 def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
     """The line for one of pydantic's errors; the first layer that has the key is the one it speaks of."""
-    source = next((layer for layer in layers if key in layer.where), None)
+    entry = details.get("ctx", {}).get("entry")  # the wrong entry of a mapping, which a lower layer may have written
+    source = next((layer for layer in layers if key in layer.where and _has(layer, key, entry)), None)
     where = source.where[key] if source else "default"
     prefix = source.prefix if source else ""
     path = ".".join(key)
@@ -66,7 +67,10 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
         return f"{path}: not given; expected {leaf.accepts}, from --{path} VALUE or the file"
     if source and (new := renamed.new_value(path, _value(source.values, key))):
         return f"{prefix}{path}: {_value(source.values, key)} is now {new} ({where})"
-    found = shown(_value(source.values, key)) if source else leaf.default.removeprefix("default ")
+    found = leaf.default.removeprefix("default ")
+    if source:
+        value = _value(source.values, key)
+        found = shown({entry: value[entry]} if entry else value)
     expected = details["msg"] if details["type"] == CHECK else leaf.accepts
     return f"{prefix}{path}: found {found} ({where}); expected {expected}"
 
@@ -114,6 +118,11 @@ def _nearest(path: str) -> str | None:
 @functools.cache
 def _paths_by_key() -> Mapping[str, str]:
     return {path.rpartition(".")[2]: path for path in reversed(usage.leaves())}
+
+
+def _has(layer: Layer, key: Key, entry: str | None) -> bool:
+    values = _value(layer.values, key)
+    return entry is None or (isinstance(values, dict) and entry in values)
 
 
 def _value(values: Any, key: Key) -> Any:

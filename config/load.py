@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from config import command, faults, members, renamed, usage, yaml_file
+from config import command, faults, members, renamed, usage, version, yaml_file
 from config.command import RunRequest
 from config.errors import ConfigError
 from config.members import Member
@@ -54,7 +54,8 @@ def parse(argv: Sequence[str], prog: str) -> Settings:
     """The settings of a command line (without the program's name), such as `--config demo --train.epochs 3`.
 
     Where the file lists members, they are those of the one that `--member` names. Raises `ConfigError`, whose text has
-    one line for each fault, and `SystemExit(0)` after `--help` and `--print_config`, which print and stop.
+    one line for each fault, and `SystemExit(0)` after `--help`, `--version` and `--print_config`, which print and
+    stop.
     """
     return parse_command(argv, prog).settings
 
@@ -64,6 +65,9 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     line = _read_command_line(argv)
     if "help" in line.flags:
         print(usage.help_text(prog), end="")
+        raise SystemExit(0)
+    if "version" in line.flags:
+        print(version.line())
         raise SystemExit(0)
     wish, wrong = command.request(line.options, line.flags)
     line.faults += wrong
@@ -120,10 +124,13 @@ def _old_defaults() -> Layer:
 
 def changed(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:
     """The settings with others at dotted names; `ConfigError` as `parse`, with `where` as the place of the new ones."""
-    layer = Layer(where={tuple(name.split(".")): where for name in values})
+    keys = [tuple(name.split(".")) for name in values]
+    layer = Layer(
+        where={key[:end]: where for key in keys for end in range(2 if len(key) > 2 else len(key), len(key) + 1)}
+    )
     for name, value in values.items():
         _put(layer.values, tuple(name.split(".")), value)
-    unknown = [faults.unknown(key, where) for key in layer.where if ".".join(key) not in usage.leaves()]
+    unknown = [faults.unknown(key, where) for key in keys if not usage.is_setting(".".join(key))]
     if unknown:
         raise faults.several(unknown)
     (member,) = _resolve([layer, Layer(settings.model_dump(mode="json"))], [])

@@ -23,6 +23,31 @@ SETTINGS = {
     "class_imbalance.classes": "sampling.oversample_classes",
     "class_imbalance.max_samples": "sampling.oversample_to",
 }
+# Old switch of a block (true, false, null) under `augment` -> operation in `augment.ops`.
+SWITCHES = {
+    "rotate90": "rotate90",
+    "bleed_through": "bleed_through",
+    "erosion": "erosion",
+    "dilation": "dilation",
+    "shadow": "shadow",
+    "affine": "affine",
+    "rotate": "rotate",
+    "rotate_any": "rotate_any",
+    "shear": "shear",
+    "perspective": "perspective",
+    "brightness": "brightness",
+    "contrast": "contrast",
+    "saturation": "saturation",
+    "hue": "hue",
+    "gamma": "gamma",
+    "posterize": "posterize",
+    "solarize": "solarize",
+    "jpeg": "jpeg",
+    "greyscale": "grayscale",
+    "blur": "gaussian_blur",
+    "noise": "gaussian_noise",
+    "erase": "random_erasing",
+}
 # Dotted path -> old value -> new value.
 VALUES = {"schedule.name": {"restarts": "cosine_restarts", "stable_decay": "wsd"}}
 # Dotted path -> why it is gone.
@@ -32,6 +57,7 @@ FLAGS = {
     "--second_look": "--retry_deskewed",
     "--one_image": "--single_input",
     "--least": "--min_per_class",
+    "--blocks": "--ops",
 }
 # What a run meant before there was such a setting.
 OLD_DEFAULTS = {"data.resampling": "area"}
@@ -42,6 +68,9 @@ def message(path: str, where: str) -> str | None:
     moved = [f"{old} is now {new}" for old, new in SETTINGS.items() if old == path or old.startswith(f"{path}.")]
     if moved:
         return f"{' and '.join(moved)} ({where})"
+    section, _, name = path.partition(".")
+    if section == "augment" and name in SWITCHES:
+        return f"{path} is now augment.ops: {{{SWITCHES[name]}: ...}} ({where})"
     return f"{path}: {REMOVED[path]} ({where}); leave it out" if path in REMOVED else None
 
 
@@ -73,7 +102,7 @@ def upgrade_values(values: Mapping[str, Any]) -> dict[str, Any]:
     for section, inner in values.items():
         entries = {(section, name): value for name, value in inner.items()} if isinstance(inner, dict) else None
         for key, value in (entries if entries is not None else {(section,): inner}).items():
-            if ".".join(key) not in REMOVED:
+            if ".".join(key) not in REMOVED and not (_is_switch(key) and value is None):
                 _put(found, _renamed(key), _upgraded_value(key, value))
         if entries == {}:
             found.setdefault(section, {})
@@ -83,11 +112,17 @@ def upgrade_values(values: Mapping[str, Any]) -> dict[str, Any]:
 def _upgraded_value(key: Key, value: Any) -> Any:
     path = ".".join(_renamed(key))
     if path == "tune.space" and isinstance(value, dict):
-        return {SETTINGS.get(name, name): entry for name, entry in value.items()}
+        return {".".join(_renamed(tuple(name.split(".")))): entry for name, entry in value.items()}
     return new_value(path, value) or value
 
 
+def _is_switch(key: Key) -> bool:
+    return len(key) > 1 and key[0] == "augment" and key[1] in SWITCHES
+
+
 def _renamed(key: Key) -> Key:
+    if _is_switch(key):
+        return ("augment", "ops", SWITCHES[key[1]], *key[2:])
     for length in (2, 1):
         path = ".".join(key[:length])
         if path in SETTINGS:

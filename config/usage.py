@@ -70,6 +70,12 @@ def leaves() -> dict[str, Leaf]:
     return found
 
 
+def is_setting(path: str) -> bool:
+    """Whether a dotted path is a setting, or an entry of one that is a mapping, such as augment.ops.rotate."""
+    mapping = leaves().get(path.rpartition(".")[0])
+    return path in leaves() or (mapping is not None and mapping.accepts == MAPPING)
+
+
 def keys_of(section: str) -> list[str]:
     """The keys of a section; for "" those of the top level, sections included."""
     if section:
@@ -104,6 +110,7 @@ def help_text(prog: str) -> str:
     general.add_argument("--fold", metavar="K", help="train this fold alone, as folds.train [K]")
     general.add_argument("--tune", action="store_true", help="search for better settings first (--mode full)")
     general.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
+    general.add_argument("--version", action="store_true", help="print the version and stop")
     general.add_argument("--help", action="store_true", help="print this and stop")
     groups = {"": parser.add_argument_group("run")}
     groups |= {name: parser.add_argument_group(name, text.replace("%", "%%")) for name, text in sections().items()}

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import convert
+from config import version
 from convert.verification.precision import PRECISIONS
 
 MACOS = (13, 14, 15)
@@ -21,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
         description="Convert checkpoints of either engine to ONNX and Core ML, and prove that they answer alike.",
         epilog=_EPILOG,
     )
+    version.add_option(made)
     add = made.add_argument
     add(
         "path",

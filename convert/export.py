@@ -139,7 +139,7 @@ class Exporter:
             shutil.copyfile(path, first)
         verdict = "; ".join(found[()]) or "within the limits"
         print(f"{job.out.name}: {verdict} on {count} calibration images; each layer is measured alone now")
-        losses = self.rank(job, _few(self._images))
+        losses = self.rank(job, tuple(images[: sensitivity.IMAGES] for images in self._images))
 
         def holds(layers: tuple[str, ...]) -> bool:
             if layers not in found:
@@ -220,7 +220,3 @@ def _fault(shop: Exporter, jobs: Sequence[Job], comparison: verify.Comparison, i
     (job,) = (job for job in jobs if job.out.name == comparison.artefact)
     some = next(iter(pictures.batches(images, shop.source.card)))
     return f"{text}; the layers that lose most: {sensitivity.worst(shop.rank(job, some))}"
-
-
-def _few(images: pictures.Pixels) -> pictures.Pixels:
-    return tuple(one[: sensitivity.IMAGES] for one in images)

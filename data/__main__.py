@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import heap, load, renamed, streams
+from config import heap, load, renamed, streams, version
 from config.errors import TandemError
 from config.schema import Settings
 
 _PROG = "python -m data"
 _SETTINGS = (
-    "Any setting of a training may follow as --section.key VALUE, such as --augment.erosion false, or --config FILE"
+    "Any setting of a training may follow as --section.key VALUE, such as --augment.ops '{erosion: false}', or --config"
+    " FILE"
 )
 # The short options of the commands and the settings that they stand for.
 _SHORT = {
@@ -63,7 +64,7 @@ def _look(settings: Settings, arguments: argparse.Namespace) -> None:
 def _preview(settings: Settings, arguments: argparse.Namespace) -> None:
     from data.augment import preview  # after --help, which must not wait for these imports
 
-    print(preview.write(settings, arguments.out, arguments.images, arguments.columns, arguments.blocks))
+    print(preview.write(settings, arguments.out, arguments.images, arguments.columns, arguments.ops))
 
 
 def _audit(settings: Settings, arguments: argparse.Namespace) -> None:
@@ -96,6 +97,7 @@ def _cache(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROG, description="What can be done with a data set before training.")
+    version.add_option(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser(
         "look",
@@ -156,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     sheet.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture (default: preview.png)")
     sheet.add_argument("--images", type=_count, default=8, help="how many images (default: 8)")
     sheet.add_argument("--columns", type=_count, default=8, help="how many epochs to show (default: 8)")
-    sheet.add_argument("--blocks", action="store_true", help="a column for each block, alone, in place of epochs")
+    sheet.add_argument("--ops", action="store_true", help="a column for each operation, alone, in place of epochs")
     sheet.add_argument("--seed", help="decides the images and the draws (default: 0)")
     sheet.add_argument("--size", help="side of the model's input in pixels (default: the model's)")
     sheet.set_defaults(run=_preview)

@@ -101,7 +101,7 @@ def read(path: Path) -> Ensemble:
         ensemble = Ensemble.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {'; '.join(_fault(fault) for fault in error.errors())}") from error
-    placed = _placed(ensemble.members, path.parent)
+    placed = tuple(m.model_copy(update={"path": path.parent / m.path}) for m in ensemble.members)
     missing = [str(member.path) for member in placed if not member.path.exists()]
     if missing:
         raise ConfigError(f"{path}: names members that do not exist: {', '.join(missing)}")
@@ -123,10 +123,6 @@ def write(path: Path, ensemble: Ensemble) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:
         yaml.safe_dump(raw, file, sort_keys=False)
-
-
-def _placed(members: Sequence[Member], folder: Path) -> tuple[Member, ...]:
-    return tuple(member.model_copy(update={"path": folder / member.path}) for member in members)
 
 
 def _entry(member: Member, file: Path) -> dict[str, Any]:

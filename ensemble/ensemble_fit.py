@@ -100,25 +100,23 @@ class Step(NamedTuple):
         return np.asarray(maps.clip_logs(mapped, self.clip), dtype=np.float32)
 
 
-def fit_pool(table: Table, plan: Plan, near: Pool | None = None) -> Pool:
-    """Temperatures of the runs, then weights or a stack; `near` is a pool of nearly the same rows to start from."""
+def fit_pool(table: Table, plan: Plan) -> Pool:
+    """Temperatures of the runs, then weights or a stack."""
     temperatures = (1.0,) * len(table.logits)
     if plan.calibrations != ("none",):
-        starts = near.temperatures if near else temperatures
-        triples = zip(table.logits, table.present, starts, strict=True)
-        temperatures = tuple(_temperature(table, g, p, start) for g, (_, p, start) in enumerate(triples))
+        temperatures = tuple(_temperature(table, g, present) for g, present in enumerate(table.present))
     found = weights.find(table, temperatures, plan.weights())
     stack = stacking.fit(table, temperatures) if plan.method == "stacking" else None
     return Pool(temperatures, found, plan.combine, stack)
 
 
-def _temperature(table: Table, g: int, present: NDArray[np.bool_], start: float) -> float:
+def _temperature(table: Table, g: int, present: NDArray[np.bool_]) -> float:
     """The temperature of run g; 1 where it answered none of the rows, as one that has a single fold without that."""
     if not present.any():
         return 1.0
     if present.all():
-        return scaling.temperature(table.logits[g], table.targets, start)
-    return scaling.temperature(table.logits[g].take(present), table.targets[present], start)
+        return scaling.temperature(table.logits[g], table.targets)
+    return scaling.temperature(table.logits[g].take(present), table.targets[present])
 
 
 def mix_pool(table: Table, found: Pool) -> Predictions:

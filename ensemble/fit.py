@@ -70,7 +70,7 @@ def fit(
     members = _members(runs, replaced or {})
     table, names = oof_files.align(runs), _names(runs)
     pool = blend.fit_pool(table, plan)
-    found = nested.evaluate(table, plan, pool)
+    found = nested.evaluate(table, plan)
     logs = blend.mix_pool(table, pool)
     step = blend.fit_step(found.kind, logs, table.targets, plan.clip)
     answers = step.apply(logs)

@@ -6,15 +6,13 @@ are kept, since users of ttach know it as `gmean`. Its `max` and `gmean` do not 
 
 from __future__ import annotations
 
-from typing import Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ensemble.calibration.scaling import Floats, log_softmax
 from ensemble.weighting.average import Merge, WeightedAverage
-
-MERGES: tuple[Merge, ...] = get_args(Merge)
 
 
 class Merging(Protocol):

@@ -54,8 +54,8 @@ class Nested:
         return self.labels[self.rule] if self.rule else decision.labels(self.kept, None)
 
 
-def evaluate(table: Table, plan: Plan, near: Pool | None = None) -> Nested:
-    """Fit `plan` without each part in turn and answer that part; `near` is a fit on all rows to start searches from."""
+def evaluate(table: Table, plan: Plan) -> Nested:
+    """Fit `plan` without each part in turn and answer that part."""
     shape, part = (len(table.ids), table.classes), parts(table, plan.seed)
     plain = np.zeros(shape, np.float32)
     answers: dict[Kind, Predictions] = {kind: np.zeros(shape, np.float32) for kind in plan.candidates()}
@@ -64,7 +64,7 @@ def evaluate(table: Table, plan: Plan, near: Pool | None = None) -> Nested:
     }
     for seen, unseen in _splits(part):
         known, new = table.take(seen), table.take(unseen)
-        found = ensemble_fit.fit_pool(known, plan, near)
+        found = ensemble_fit.fit_pool(known, plan)
         logs, targets, fresh = ensemble_fit.mix_pool(known, found), known.targets, ensemble_fit.mix_pool(new, found)
         plain[unseen] = _uncalibrated(new, found) if found.stack is None else fresh
         for kind in plan.candidates():

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import streams
+from config import streams, version
 from config.errors import ConfigError, TandemError
 from models import defaults, registry
 from models.registry import ModelSpec
@@ -120,6 +120,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m models", description="The models that Tandem knows.")
+    version.add_option(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     every = commands.add_parser("list", help="name, parameters, image size, engines and license of each model")
     every.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'convnext*' or '*.*in22k*'")

@@ -18,7 +18,8 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg, is_model, list_modules, list_pretrained
 
-from models.registry import FAMILIES, TABLES
+from models.families import FAMILIES
+from models.registry import TABLES
 from models.weights.torch_files import imagenet_names
 
 _NOT_ARCHITECTURE = {
@@ -118,7 +119,7 @@ def _tag(name: str, pretrained: bool) -> dict[str, Any]:
 
 def family(name: str) -> dict[str, Any]:
     """All rows of one family (a timm module)."""
-    archs = [a for a in timm.list_models(module=FAMILIES[name]) if is_model(a)]
+    archs = [a for a in timm.list_models(module=FAMILIES[name].timm_module) if is_model(a)]
     return {arch: entry(arch) for arch in sorted(archs)}
 
 
@@ -129,9 +130,9 @@ def main() -> None:
     (TABLES / "imagenet_1k_synsets.json").write_text(json.dumps(synsets, indent=0) + "\n")
     (TABLES / "imagenet_1k.json").write_text(json.dumps(imagenet_names(1000), indent=0, ensure_ascii=False) + "\n")
     modules = set(list_modules())
-    for name, module in FAMILIES.items():
-        if module not in modules:
-            raise SystemExit(f"timm {timm.__version__} has no module {module}")
+    for name, record in FAMILIES.items():
+        if record.timm_module not in modules:
+            raise SystemExit(f"timm {timm.__version__} has no module {record.timm_module}")
         rows = family(name)
         lines = ",\n".join(f"{json.dumps(arch)}: {json.dumps(row)}" for arch, row in rows.items())
         (TABLES / f"{name}.json").write_text("{\n" + lines + "\n}\n")

@@ -17,20 +17,8 @@ from typing import Any, Literal
 
 from config.errors import ConfigError
 from models.card import Card, Preprocessing
+from models.families import FAMILIES
 
-# family -> the timm module that defines it; `ports` has a file of the family's name where MLX runs it.
-FAMILIES = {
-    "convnext": "convnext",
-    "efficientnet": "efficientnet",
-    "mobilenetv3": "mobilenetv3",
-    "swin": "swin_transformer",
-    "swinv2": "swin_transformer_v2",
-    "resnet": "resnet",
-    "regnet": "regnet",
-    "vit": "vision_transformer",
-    "eva": "eva",
-    "maxvit": "maxxvit",
-}
 # mlx-image's own models, called `mlxim/NAME`: no family of timm's, and MLX's alone.
 ZOO = "zoo"
 TABLES = Path(__file__).parent / "tables"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import heap, streams
+from config import heap, streams, version
 from config.errors import ConfigError, TandemError
 from config.sections.train import Checkpoint
 
@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training", description="What can be done with runs after training."
     )
+    version.add_option(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     _checkpoint_options(commands.add_parser("checkpoint", help="look at checkpoints, verify them, remove old ones"))
     page = commands.add_parser("report", help="write report.html about one or more finished runs")

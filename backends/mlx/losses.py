@@ -133,8 +133,3 @@ def make(spec: LossSpec) -> Loss:
         return loss(logits, targets * weights) if linear else loss(logits, targets) * (targets @ weights)
 
     return per_sample
-
-
-def weighted_mean(losses: mx.array, weights: mx.array) -> mx.array:
-    """The mean loss, each sample of `[N]` counted with its weight."""
-    return mx.sum(losses * weights) / mx.sum(weights)

@@ -91,7 +91,7 @@ class Session:
         self._network, arrays = model.build(spec, weights, precision, seed)
         if memory.recompute:
             recompute.wrap(self._network, spec.name)
-        self._state = step.fresh(optimizer, arrays)
+        self._state = step.initial_state(optimizer, arrays)
         self._calls = 0
         self._loss = losses.make(loss)
         self._updates: dict[bool, Update] = {}
@@ -207,16 +207,16 @@ class Session:
 
     def close(self) -> None:
         """Free the arrays and MLX's cache; the session cannot be used afterwards."""
-        self._state = step.fresh(OptimSpec(), {})
+        self._state = step.initial_state(OptimSpec(), {})
         mx.clear_cache()
 
     def _update(self, frozen: bool) -> Update:
         """The compiled update; all of the batch at once, or in parts."""
         trained = self._optimizer.trained(self._state["parameters"], frozen)
-        recipe = step.Recipe(self._network, self._optimizer, self._loss, trained, frozen, self._count_trace)
+        context = step.StepContext(self._network, self._optimizer, self._loss, trained, frozen, self._count_trace)
         if not self._memory.micro_batch:
-            return self._fast(step.train(recipe))
-        return _in_parts(step.Parts(*map(self._fast, step.parts(recipe))), self._memory)
+            return self._fast(step.train_step(context))
+        return _in_parts(step.Parts(*map(self._fast, step.train_step_in_parts(context))), self._memory)
 
     def _fast(self, function: Any) -> Any:
         return mx.compile(function, inputs=mx.random.state, outputs=mx.random.state) if self._compiled else function

@@ -26,7 +26,7 @@ Inputs = dict[str, mx.array]
 Sums = dict[str, Any]
 
 
-class Recipe(NamedTuple):
+class StepContext(NamedTuple):
     """What an update is made of. `trained` names the parameters that it moves, all or with `frozen` the head's;
     `traced` is called whenever Python runs a step."""
 
@@ -38,7 +38,7 @@ class Recipe(NamedTuple):
     traced: Callable[[], None]
 
 
-def fresh(spec: OptimSpec, arrays: Arrays) -> State:
+def initial_state(spec: OptimSpec, arrays: Arrays) -> State:
     """The state of a run that has not begun, around the network's arrays."""
     parameters = {name: value for name, value in arrays.items() if not is_buffer(name)}
     return {
@@ -51,17 +51,90 @@ def fresh(spec: OptimSpec, arrays: Arrays) -> State:
     }
 
 
-def train(recipe: Recipe) -> Callable[[State, Arrays, Arrays, mx.array], tuple[State, Report]]:
-    """The update as a function of (state, batch, mix, knobs)."""
+def train_step(context: StepContext) -> Callable[[State, Arrays, Arrays, mx.array], tuple[State, Report]]:
+    """The update as a function of (state, batch, mix, hyperparams)."""
 
-    def step(state: State, batch: Arrays, mix: Arrays, knobs: mx.array) -> tuple[State, Report]:
-        recipe.traced()
-        inputs = _prepared(recipe.network, batch, mix)
-        sums, each = _slopes(recipe, state["parameters"], state["buffers"], inputs)
-        state, total, finite = _applied(recipe, state, sums, knobs)
+    def step(state: State, batch: Arrays, mix: Arrays, hyperparams: mx.array) -> tuple[State, Report]:
+        context.traced()
+        inputs = prepare_inputs(context.network, batch, mix)
+        sums, each = gradients_of(context, state["parameters"], state["buffers"], inputs)
+        state, total, finite = apply_update(context, state, sums, hyperparams)
         return state, (each, total, finite)
 
     return step
+
+
+def prepare_inputs(network: Network, batch: Arrays, mix: Arrays) -> Inputs:
+    """The batch as the network takes it, mixed; normalised from bytes, which are a quarter of their float32 values."""
+    images, other = (normalise(network, x) for x in (batch["images"], batch["images"][mix["permutation"]]))
+    images, targets = mixup(images, other, batch["targets"], mix)
+    return {"images": images, "targets": targets, "share": batch["weights"] / mx.sum(batch["weights"])}
+
+
+def mixup(images: mx.array, other: mx.array, targets: mx.array, mix: Arrays) -> tuple[mx.array, mx.array]:
+    """Mixup and CutMix of `contract.MixPlan`, on the device: float images `[N, H, W, C]` with the `other` of each,
+    targets `[N, classes]`."""
+    blend, own = mix["blend"][:, None, None, None], mix["own"][:, None]
+    top, bottom, left, right = (mix["box"][:, i, None] for i in range(4))
+    rows, columns = mx.arange(images.shape[1])[None], mx.arange(images.shape[2])[None]
+    inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
+    images = mx.where(inside[..., None], other, blend * images + (1 - blend) * other)
+    return images, own * targets + (1 - own) * targets[mix["permutation"]]
+
+
+def gradients_of(context: StepContext, parameters: Arrays, buffers: Arrays, inputs: Inputs) -> tuple[Sums, mx.array]:
+    """The gradients of the inputs' part in the mean loss, and their losses `[N]`."""
+
+    fixed = context.frozen or context.optimizer.fixed_statistics
+
+    def objective(trained: Arrays) -> tuple[mx.array, mx.array, Arrays]:
+        arrays = {**parameters, **trained, **buffers}
+        logits, moved = forward(context.network, arrays, inputs["images"], training=True, frozen=fixed)
+        each = context.loss(logits, inputs["targets"])
+        return mx.sum(each * inputs["share"]), each, moved
+
+    trained = {name: value for name, value in parameters.items() if name in context.trained}
+    # With respect to what the network computes with: float32 gradients of bf16 would be copies of the same digits.
+    trained = {name: cast(context.network, name, value) for name, value in trained.items()}
+    (mean, each, moved), gradients = mx.value_and_grad(objective)(trained)
+    return {"gradients": gradients, "buffers": moved, "mean": mean}, each
+
+
+def apply_update(
+    context: StepContext, state: State, sums: Sums, hyperparams: mx.array
+) -> tuple[State, mx.array, mx.array]:
+    """The state after the update, or as it was if that is not finite; the gradients' norm; whether it is finite."""
+    spec, gradients = context.optimizer, sums["gradients"]
+    lr, weight_decay, ema_decay, clip_norm = (hyperparams[i] for i in range(4))
+    total = optim.norm(gradients)
+    finite = mx.isfinite(sums["mean"]) & mx.isfinite(total)
+    count = state["step"] + 1
+    # Zeros in place of gradients that are not to be taken; bf16 ones are widened here, in the update's own kernels.
+    gradients = {n: mx.where(finite, g, mx.array(0, g.dtype)).astype(mx.float32) for n, g in gradients.items()}
+    limit = mx.where(finite, total, 0.0)
+    gradients = optim.limited(spec, state["parameters"], gradients, limit, clip_norm)
+    counts = (count, count - state["frozen_steps"])
+    moved, moments = optim.update(
+        spec,
+        state["parameters"],
+        gradients,
+        state["moments"],
+        (lr, weight_decay),
+        counts,
+        context.network.dtype,
+        finite,
+    )
+    parameters = {**state["parameters"], **moved}
+    buffers = {name: mx.where(finite, sums["buffers"][name], old) for name, old in state["buffers"].items()}
+    new = {
+        "parameters": parameters,
+        "buffers": buffers,
+        "ema": optim.averaged(state["ema"], {**parameters, **buffers}, mx.where(finite, ema_decay, 1.0)),
+        "moments": moments,
+        "step": mx.where(finite, count, state["step"]),
+        "frozen_steps": state["frozen_steps"] + int(context.frozen) * finite.astype(mx.int32),
+    }
+    return new, total, finite
 
 
 class Parts(NamedTuple):
@@ -74,79 +147,26 @@ class Parts(NamedTuple):
     apply: Callable[[State, Sums, mx.array], tuple[State, mx.array, mx.array]]
 
 
-def parts(recipe: Recipe) -> Parts:
+def train_step_in_parts(context: StepContext) -> Parts:
     """The functions of an update in parts; BatchNorm sees and averages each micro-batch for itself."""
 
     def prepare(batch: Arrays, mix: Arrays) -> Inputs:
-        return _prepared(recipe.network, batch, mix)
+        return prepare_inputs(context.network, batch, mix)
 
     def none(state: State) -> Sums:
-        zeros = {n: mx.zeros_like(p) for n, p in state["parameters"].items() if n in recipe.trained}
+        zeros = {n: mx.zeros_like(p) for n, p in state["parameters"].items() if n in context.trained}
         return {"gradients": zeros, "buffers": state["buffers"], "mean": mx.array(0.0)}
 
     def add(parameters: Arrays, sums: Sums, inputs: Inputs) -> tuple[Sums, mx.array]:
-        recipe.traced()
-        new, each = _slopes(recipe, parameters, sums["buffers"], inputs)
+        context.traced()
+        new, each = gradients_of(context, parameters, sums["buffers"], inputs)
         gradients = {name: g + new["gradients"][name] for name, g in sums["gradients"].items()}
         return {**new, "gradients": gradients, "mean": sums["mean"] + new["mean"]}, each
 
-    def apply(state: State, sums: Sums, knobs: mx.array) -> tuple[State, mx.array, mx.array]:
-        return _applied(recipe, state, sums, knobs)
+    def apply(state: State, sums: Sums, hyperparams: mx.array) -> tuple[State, mx.array, mx.array]:
+        return apply_update(context, state, sums, hyperparams)
 
     return Parts(prepare, none, add, apply)
-
-
-def _prepared(network: Network, batch: Arrays, mix: Arrays) -> Inputs:
-    # Taken as bytes, since their float32 values are four times as many.
-    images, other = (normalise(network, x) for x in (batch["images"], batch["images"][mix["permutation"]]))
-    images, targets = mixed(images, other, batch["targets"], mix)
-    return {"images": images, "targets": targets, "share": batch["weights"] / mx.sum(batch["weights"])}
-
-
-def _slopes(recipe: Recipe, parameters: Arrays, buffers: Arrays, inputs: Inputs) -> tuple[Sums, mx.array]:
-    """The gradients of the inputs' part in the mean loss, and their losses `[N]`."""
-
-    fixed = recipe.frozen or recipe.optimizer.fixed_statistics
-
-    def objective(trained: Arrays) -> tuple[mx.array, mx.array, Arrays]:
-        arrays = {**parameters, **trained, **buffers}
-        logits, moved = forward(recipe.network, arrays, inputs["images"], training=True, frozen=fixed)
-        each = recipe.loss(logits, inputs["targets"])
-        return mx.sum(each * inputs["share"]), each, moved
-
-    trained = {name: value for name, value in parameters.items() if name in recipe.trained}
-    # With respect to what the network computes with: float32 gradients of bf16 would be copies of the same digits.
-    trained = {name: cast(recipe.network, name, value) for name, value in trained.items()}
-    (mean, each, moved), gradients = mx.value_and_grad(objective)(trained)
-    return {"gradients": gradients, "buffers": moved, "mean": mean}, each
-
-
-def _applied(recipe: Recipe, state: State, sums: Sums, knobs: mx.array) -> tuple[State, mx.array, mx.array]:
-    """The state after the update, or as it was if that is not finite; the gradients' norm; whether it is finite."""
-    spec, gradients = recipe.optimizer, sums["gradients"]
-    lr, weight_decay, ema_decay, clip_norm = (knobs[i] for i in range(4))
-    total = optim.norm(gradients)
-    finite = mx.isfinite(sums["mean"]) & mx.isfinite(total)
-    count = state["step"] + 1
-    # Zeros in place of gradients that are not to be taken; bf16 ones are widened here, in the update's own kernels.
-    gradients = {n: mx.where(finite, g, mx.array(0, g.dtype)).astype(mx.float32) for n, g in gradients.items()}
-    limit = mx.where(finite, total, 0.0)
-    gradients = optim.limited(spec, state["parameters"], gradients, limit, clip_norm)
-    counts = (count, count - state["frozen_steps"])
-    moved, moments = optim.update(
-        spec, state["parameters"], gradients, state["moments"], (lr, weight_decay), counts, recipe.network.dtype, finite
-    )
-    parameters = {**state["parameters"], **moved}
-    buffers = {name: mx.where(finite, sums["buffers"][name], old) for name, old in state["buffers"].items()}
-    new = {
-        "parameters": parameters,
-        "buffers": buffers,
-        "ema": optim.averaged(state["ema"], {**parameters, **buffers}, mx.where(finite, ema_decay, 1.0)),
-        "moments": moments,
-        "step": mx.where(finite, count, state["step"]),
-        "frozen_steps": state["frozen_steps"] + int(recipe.frozen) * finite.astype(mx.int32),
-    }
-    return new, total, finite
 
 
 def evaluate(network: Network) -> Callable[[Arrays, mx.array], mx.array]:
@@ -184,14 +204,3 @@ def features(network: Network, classifier: str) -> Callable[[Arrays, mx.array], 
         return seen[0].astype(mx.float32)
 
     return pooled
-
-
-def mixed(images: mx.array, other: mx.array, targets: mx.array, mix: Arrays) -> tuple[mx.array, mx.array]:
-    """Mixup and CutMix of `contract.MixPlan`, on the device: float images `[N, H, W, C]` with the `other` of each,
-    targets `[N, classes]`."""
-    blend, own = mix["blend"][:, None, None, None], mix["own"][:, None]
-    top, bottom, left, right = (mix["box"][:, i, None] for i in range(4))
-    rows, columns = mx.arange(images.shape[1])[None], mx.arange(images.shape[2])[None]
-    inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
-    images = mx.where(inside[..., None], other, blend * images + (1 - blend) * other)
-    return images, own * targets + (1 - own) * targets[mix["permutation"]]

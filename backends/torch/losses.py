@@ -136,8 +136,3 @@ def make(spec: LossSpec) -> PerSample:
 def _on(weights: tuple[float, ...], device: torch.device) -> Tensor:
     # Sent once: a copy at each step would wait for the device.
     return torch.tensor(weights, dtype=torch.float32, device=device)
-
-
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """`sum(w * l) / sum(w)`: padding, of weight 0, has no share in it."""
-    return (weights * losses).sum() / weights.sum()

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from backends.contract import Weights
 from config.errors import ConfigError
 from models import registry
+from models.families import FAMILIES
 from models.registry import ModelSpec
 from models.weights.loading import check, pool_power
 
 _COPY = 2**26  # bytes; torch rounds pinned memory up to a power of two
-# These fix their position tables or windows to the input size when they are built.
-_TAKES_IMAGE_SIZE = ("vit", "swin", "swinv2", "eva", "maxvit")
 
 
 def build(spec: ModelSpec) -> nn.Module:
@@ -30,7 +29,7 @@ def build(spec: ModelSpec) -> nn.Module:
     if spec.family == registry.ZOO:
         raise ConfigError(f"model {spec.name}: mlx-image's models are MLX's alone; train it with train_mlx.py")
     options = dict(registry_overrides(spec))
-    if spec.family in _TAKES_IMAGE_SIZE:
+    if FAMILIES[spec.family].takes_img_size:
         options["img_size"] = spec.preprocessing.size
     if spec.global_pool:
         options["global_pool"] = "avg" if spec.global_pool == "gem" else spec.global_pool
@@ -55,15 +54,14 @@ def registry_overrides(spec: ModelSpec) -> dict[str, object]:
 class GeM(nn.Module):
     """Generalised-mean pooling (Radenovic et al. 2018) with a learnable power, around timm's average pooling."""
 
-    def __init__(self, average: nn.Module, power: float = 3.0, eps: float = 1e-6):
+    def __init__(self, average: nn.Module, power: float = 3.0):
         super().__init__()
         self.average = average
         self.p = nn.Parameter(torch.full((1,), power))
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """The average's shape and the input's dtype; the powers are taken in fp32."""
-        powers = x.float().clamp(min=self.eps).pow(self.p)
+        powers = x.float().clamp(min=1e-6).pow(self.p)
         return self.average(powers).pow(1 / self.p).to(x.dtype)
 
 

@@ -119,7 +119,7 @@ class Session:
             step.checkpoint_blocks(network, spec.name)
         self._parameters = dict(network.named_parameters())
         self._tensors = model.canonical_tensors(network)
-        self._trainer = step.Trainer(
+        self._context = step.StepContext(
             model=network,
             forward=compiling.training(network, self._mode),
             loss=losses.make(loss),
@@ -133,8 +133,8 @@ class Session:
             frozen_count=torch.zeros((), dtype=torch.int64, device=device),
             scale=LossScale(device) if precision == "fp16" else None,
         )
-        self._moments = optim.moments(self._trainer.optimizers, self._parameters)
-        average = self._trainer.average
+        self._moments = optim.moments(self._context.optimizers, self._parameters)
+        average = self._context.average
         self._evaluate = compiling.evaluation(network, self._mode)
         self._evaluate_average = compiling.evaluation(average.model, self._mode) if average else None
         prep = spec.preprocessing
@@ -147,11 +147,11 @@ class Session:
         rates = step.Rates(*(float(v) for v in knobs.array()))
         sent = self._transfer.send([*batch, *(mix or ())])
         if self._set is not knobs.frozen:
-            step.set_mode(self._trainer, knobs.frozen)
+            step.set_mode(self._context, knobs.frozen)
             self._set = knobs.frozen
         began = self._transfer.begin()
         with record_function("train_step"), step.randomness(self._seed, "train", self._calls, self._device):
-            packed = step.update(self._trainer, self._input, sent[:3], sent[3:] or None, rates, knobs.frozen)
+            packed = step.train_step(self._context, self._input, sent[:3], sent[3:] or None, rates, knobs.frozen)
         self._calls += 1
         return self._transfer.returning(packed, began)
 
@@ -187,19 +187,19 @@ class Session:
             return
         self._set = None
         sent = (self._transfer.send([images])[0] for images in batches)
-        statistics.recalibrate(self._trainer.model, self._input, self._precision, sent)
+        statistics.recalibrate(self._context.model, self._input, self._precision, sent)
 
     @memory_errors()
     def state(self) -> TrainState:
         """A copy of the whole state in canonical form; waits for the device."""
-        average, scale = self._trainer.average, self._trainer.scale
+        average, scale = self._context.average, self._context.scale
         return TrainState(
             weights=model.to_arrays(self._tensors),
             ema=model.to_arrays(average.tensors) if average else None,
             optimizer=model.to_arrays(self._moments),
-            step=int(self._trainer.count.item()),
+            step=int(self._context.count.item()),
             calls=self._calls,
-            frozen_steps=int(self._trainer.frozen_count.item()),
+            frozen_steps=int(self._context.frozen_count.item()),
             loss_scale=float(scale.value.item()) if scale else FIRST_LOSS_SCALE,
             scale_age=int(scale.age.item()) if scale else 0,
         )
@@ -211,7 +211,7 @@ class Session:
         With `strict=False` what the state lacks stays as it is here (an absent EMA begins at the weights), what the
         session lacks is left out; a wrong shape is an error in both.
         """
-        average = self._trainer.average
+        average = self._context.average
         held = {"weights": self._tensors, "ema": average.tensors if average else {}, "optimizer": self._moments}
         absent = {} if strict else state.weights
         given = {
@@ -222,12 +222,12 @@ class Session:
         fitting = {part: _fitting(part, given[part], tensors, strict) for part, tensors in held.items()}
         for part, tensors in held.items():
             model.copy_into(tensors, fitting[part])
-        self._trainer.count.fill_(state.step)
-        self._trainer.frozen_count.fill_(state.frozen_steps)
-        optim.set_step(self._trainer.optimizers, self._parameters, self._optimizer, state.step, state.frozen_steps)
-        if self._trainer.scale:
-            self._trainer.scale.value.fill_(state.loss_scale)
-            self._trainer.scale.age.fill_(state.scale_age)
+        self._context.count.fill_(state.step)
+        self._context.frozen_count.fill_(state.frozen_steps)
+        optim.set_step(self._context.optimizers, self._parameters, self._optimizer, state.step, state.frozen_steps)
+        if self._context.scale:
+            self._context.scale.value.fill_(state.loss_scale)
+            self._context.scale.age.fill_(state.scale_age)
         self._calls = state.calls
 
     def profile(self, folder: Path) -> AbstractContextManager[None]:
@@ -253,7 +253,7 @@ class Session:
 
     def close(self) -> None:
         """Free the device's memory; the session cannot be used afterwards."""
-        del self._trainer, self._tensors, self._parameters, self._moments
+        del self._context, self._tensors, self._parameters, self._moments
         del self._evaluate, self._evaluate_average
         compiling.release(self._mode)
         if self._deterministic:
@@ -274,12 +274,12 @@ class Session:
 
     def _weights_of(self, which: Which) -> tuple[nn.Module, step.Forward]:
         if which == "live":
-            return self._trainer.model, self._evaluate
-        if self._trainer.average is None or self._evaluate_average is None:
+            return self._context.model, self._evaluate
+        if self._context.average is None or self._evaluate_average is None:
             raise ConfigError(
                 "this session keeps no EMA weights; open it with OptimSpec(ema=True) or ask for live ones"
             )
-        return self._trainer.average.model, self._evaluate_average
+        return self._context.average.model, self._evaluate_average
 
     def _chunk(self, forward: compiling.Forward, images: NDArray[np.uint8], size: int) -> Tensor:
         count = len(images)

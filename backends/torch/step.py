@@ -22,7 +22,7 @@ from config.errors import ConfigError
 Forward = Callable[[Tensor], Tensor]
 
 
-class Trainer(NamedTuple):
+class StepContext(NamedTuple):
     """What one update works on. `forward` is the model, or its compiled form.
 
     `count` and `frozen_count` (int64, 0-d) count the updates and those with a frozen backbone.
@@ -67,80 +67,35 @@ class Rates(NamedTuple):
     clip_norm: float
 
 
-def checkpoint_blocks(model: nn.Module, name: str) -> None:
-    """Have each block computed again for its gradient, by timm; `ConfigError` where `model`, called `name`, cannot."""
-    if not hasattr(model, "set_grad_checkpointing"):
-        raise ConfigError(f"train.checkpoint_gradients: timm's model {name} does not offer it; set it to false")
-    model.set_grad_checkpointing(True)
-
-
-def set_mode(trainer: Trainer, frozen: bool) -> None:
-    """Training mode; with `frozen` only the head has gradients. Then, and with fixed statistics, normalisation uses its
-    running statistics."""
-    trained = trainer.spec.trained(trainer.parameters, frozen)
-    trainer.model.train()
-    for name, parameter in trainer.parameters.items():
-        parameter.requires_grad_(name in trained)
-    for module in trainer.model.modules() if frozen or trainer.spec.fixed_statistics else ():
-        if isinstance(getattr(module, "running_mean", None), Tensor):
-            module.eval()
-
-
-def update(
-    trainer: Trainer, prepare: Input, batch: list[Tensor], plan: list[Tensor] | None, rates: Rates, frozen: bool
+def train_step(
+    context: StepContext, prepare: Input, batch: list[Tensor], plan: list[Tensor] | None, rates: Rates, frozen: bool
 ) -> Tensor:
     """Apply one update; float32 `[N + 2]` on the device: per-sample losses, gradient norm, 1.0 if all was finite,
     or not so only because the scale of an fp16 loss is too large yet.
 
     An update that is not finite changes nothing: weights, moments, running statistics, average and counts stay.
     """
-    images, targets, weights = batch
-    kept = trainer.statistics.kept()
-    for optimizer in trainer.optimizers:
+    kept = context.statistics.kept()
+    for optimizer in context.optimizers:
         optimizer.zero_grad(set_to_none=True)
+    pixels, targets, share = prepare_inputs(prepare, batch, plan)
+    size = context.memory.size(len(pixels))
+    parts = zip(pixels.split(size), targets.split(size), share.split(size), strict=True)
+    losses = torch.cat([gradients_of(context, prepare.precision, *part) for part in parts])
+    norm, finite = apply_update(context, (share * losses).sum(), rates, frozen, kept)
+    return torch.cat([losses, norm[None], finite[None].float()])
+
+
+def prepare_inputs(prepare: Input, batch: list[Tensor], plan: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The batch as the network takes it, mixed, and each image's share `[N]` of the mean loss."""
+    images, targets, weights = batch
     pixels = prepare(images)
     if plan is not None:
-        pixels, targets = mixed(pixels, targets, plan)
-    share = weights / weights.sum()
-    size = trainer.memory.size(len(images))
-    parts = zip(pixels.split(size), targets.split(size), share.split(size), strict=True)
-    losses = torch.cat([_passed(trainer, prepare.precision, *part) for part in parts])
-
-    if trainer.scale is not None:
-        trainer.scale.unscale_(trainer.parameters.values())
-    norm = optim.total_norm(trainer.parameters)
-    sound = (share * losses).sum().isfinite()
-    finite = sound & norm.isfinite()
-    told = finite
-    optim.limit_(trainer.parameters, trainer.spec, norm, rates.clip_norm)
-    optim.update(trainer.optimizers, rates.lr, rates.weight_decay, finite)
-    trainer.statistics.restore(kept, finite)
-    if trainer.average is not None:
-        trainer.average.update(rates.ema_decay, finite)
-    if trainer.scale is not None:
-        told = sound & (norm.isfinite() | trainer.scale.curable())
-        trainer.scale.update(finite)
-    trainer.count.add_(finite)
-    if frozen:
-        trainer.frozen_count.add_(finite)
-    return torch.cat([losses, norm[None], told[None].float()])
+        pixels, targets = mixup(pixels, targets, plan)
+    return pixels, targets, weights / weights.sum()
 
 
-def _passed(trainer: Trainer, precision: Precision, pixels: Tensor, targets: Tensor, share: Tensor) -> Tensor:
-    """The losses of a part of the batch; its gradients are added to those that are there."""
-    with autocast(precision, pixels.device):
-        logits = trainer.forward(pixels)
-    losses = trainer.loss(logits, targets)
-    # Computing a block again for its gradient moves its running statistics once more.
-    once = trainer.statistics.kept() if trainer.memory.recompute else None
-    mean = (share * losses).sum()
-    (mean if trainer.scale is None else mean * trainer.scale.value).backward()
-    if once is not None:
-        trainer.statistics.restore(once, torch.zeros((), dtype=torch.bool, device=once.device))
-    return losses.detach()
-
-
-def mixed(pixels: Tensor, targets: Tensor, plan: list[Tensor]) -> tuple[Tensor, Tensor]:
+def mixup(pixels: Tensor, targets: Tensor, plan: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mixup and CutMix of `contract.MixPlan`: pixels `[N, C, H, W]`, targets `[N, classes]`."""
     permutation, blend, box, own = plan
     other, share, own = pixels[permutation], blend[:, None, None, None], own[:, None]
@@ -154,11 +109,69 @@ def mixed(pixels: Tensor, targets: Tensor, plan: list[Tensor]) -> tuple[Tensor, 
     return pixels, own * targets + (1 - own) * targets[permutation]
 
 
+def gradients_of(context: StepContext, precision: Precision, pixels: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+    """The losses of a part of the batch; its gradients are added to those that are there."""
+    with autocast(precision, pixels.device):
+        logits = context.forward(pixels)
+    losses = context.loss(logits, targets)
+    # Computing a block again for its gradient moves its running statistics once more.
+    once = context.statistics.kept() if context.memory.recompute else None
+    mean = (share * losses).sum()
+    (mean if context.scale is None else mean * context.scale.value).backward()
+    if once is not None:
+        context.statistics.restore(once, torch.zeros((), dtype=torch.bool, device=once.device))
+    return losses.detach()
+
+
+def apply_update(
+    context: StepContext, mean: Tensor, rates: Rates, frozen: bool, kept: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Move everything by the gradients that are there, or nothing where they or the `mean` loss are not finite; the
+    gradients' norm, and whether all was finite as `train_step` reports it."""
+    if context.scale is not None:
+        context.scale.unscale_(context.parameters.values())
+    norm = optim.total_norm(context.parameters)
+    sound = mean.isfinite()
+    finite = sound & norm.isfinite()
+    reported = finite
+    optim.limit_(context.parameters, context.spec, norm, rates.clip_norm)
+    optim.update(context.optimizers, rates.lr, rates.weight_decay, finite)
+    context.statistics.restore(kept, finite)
+    if context.average is not None:
+        context.average.update(rates.ema_decay, finite)
+    if context.scale is not None:
+        reported = sound & (norm.isfinite() | context.scale.curable())
+        context.scale.update(finite)
+    context.count.add_(finite)
+    if frozen:
+        context.frozen_count.add_(finite)
+    return norm, reported
+
+
 @torch.no_grad()
 def evaluate(forward: Forward, prepare: Input, images: Tensor) -> Tensor:
     """float32 `[N, C]` of uint8 `[N, H, W, 3]`; the model is in evaluation mode already."""
     with autocast(prepare.precision, images.device):
         return forward(prepare(images)).float()
+
+
+def set_mode(context: StepContext, frozen: bool) -> None:
+    """Training mode; with `frozen` only the head has gradients. Then, and with fixed statistics, normalisation uses its
+    running statistics."""
+    trained = context.spec.trained(context.parameters, frozen)
+    context.model.train()
+    for name, parameter in context.parameters.items():
+        parameter.requires_grad_(name in trained)
+    for module in context.model.modules() if frozen or context.spec.fixed_statistics else ():
+        if isinstance(getattr(module, "running_mean", None), Tensor):
+            module.eval()
+
+
+def checkpoint_blocks(model: nn.Module, name: str) -> None:
+    """Have each block computed again for its gradient, by timm; `ConfigError` where `model`, called `name`, cannot."""
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise ConfigError(f"train.checkpoint_gradients: timm's model {name} does not offer it; set it to false")
+    model.set_grad_checkpointing(True)
 
 
 def dtype_of(precision: Precision) -> torch.dtype:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from config.sections.base import CHECK, Column, FoldNumber, Fraction, Positive, Probability, Section, distinct
+from config.sections.operations import OPERATIONS, PROB, PROBABILITY, Parameter
 
 
 def _pattern(text: str) -> str:
@@ -21,6 +24,56 @@ def _pattern(text: str) -> str:
     if groups != 1:
         raise PydanticCustomError(CHECK, "a regular expression with one group, as in ([a-z]+)")
     return text
+
+
+Wanted = bool | dict[str, float] | None
+
+
+def _checked(ops: Any) -> Any:
+    """Operations as they are written, with numbers and truth values in place of text."""
+    return {name: _operation(name, wanted) for name, wanted in ops.items()} if isinstance(ops, Mapping) else ops
+
+
+Ops = Annotated[dict[str, Wanted], BeforeValidator(_checked)]
+
+
+def _operation(name: str, wanted: Any) -> Wanted:
+    if name not in OPERATIONS:
+        raise _fault(name, f"an operation in place of {name}{_there_are(name, OPERATIONS)}")
+    parameters = {PROB: PROBABILITY, **OPERATIONS[name][1]}
+    if wanted is None:
+        return None
+    if isinstance(wanted, Mapping):
+        return {key: _number(name, key, value, parameters) for key, value in wanted.items()}
+    try:
+        return TypeAdapter(bool).validate_python(wanted)
+    except ValidationError as error:
+        raise _fault(
+            name, f"{name} with true, false, null or {{{', '.join(f'{p}: ...' for p in parameters)}}}"
+        ) from error
+
+
+def _number(name: str, key: str, value: Any, parameters: Mapping[str, Parameter]) -> float:
+    if key not in parameters:
+        raise _fault(name, f"a parameter of {name} in place of {key}{_there_are(key, parameters)}")
+    _, minimum, maximum = parameters[key]
+    try:
+        number = TypeAdapter(float).validate_python(value)
+    except ValidationError:
+        number = float("nan")
+    if not minimum <= number <= maximum:
+        about = parameters[key].description
+        raise _fault(name, f"{name}.{key} from {minimum:g} to {maximum:g} ({about})")
+    return number
+
+
+def _there_are(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name[:60], known, n=1)
+    return f"{f'; did you mean {near[0]}?' if near else ';'} there are {', '.join(known)}"
+
+
+def _fault(name: str, expected: str) -> PydanticCustomError:
+    return PydanticCustomError(CHECK, "{expected}", {"expected": expected, "entry": name})
 
 
 class Data(Section):
@@ -159,10 +212,11 @@ class Folds(Section):
 
 
 class Augment(Section):
-    """Random changes to the training images; a block's switch of null means as the level says."""
+    """Random changes to the training images: a level, and `ops` that differ from it."""
 
     level: Literal["none", "minimal", "moderate", "hard"] = Field(
-        default="moderate", description="How strongly the training images are changed: which blocks act, and how much."
+        default="moderate",
+        description="How strongly the training images are changed: which operations act, and how much.",
     )
     hflip: bool = Field(
         default=True, description="Mirror left to right half of the time, not at level none; not for text or digits."
@@ -177,8 +231,8 @@ class Augment(Section):
     )
     policy: Literal["none", "rand", "trivial", "three"] = Field(
         default="none",
-        description="A published policy in place of the level's blocks (erase and those set true still act):"
-        " RandAugment, TrivialAugment or 3-Augment.",
+        description="A published policy in place of the level's operations (random_erasing and those in `ops` still"
+        " act): RandAugment, TrivialAugment or 3-Augment.",
     )
     operations: int = Field(default=2, ge=1, le=15, description="Operations on an image (rand).")
     magnitude: float = Field(default=9.0, ge=0, le=10, description="Mean magnitude (rand).")
@@ -189,28 +243,12 @@ class Augment(Section):
     off_epochs: int = Field(
         default=0, ge=0, description="Number of last epochs that see the images as evaluation does."
     )
-    rotate90: bool | None = Field(default=None, description="Block: quarter turns.")
-    bleed_through: bool | None = Field(default=None, description="Block: the back of a page shows through.")
-    erosion: bool | None = Field(default=None, description="Block: dark strokes grow.")
-    dilation: bool | None = Field(default=None, description="Block: dark strokes thin out.")
-    shadow: bool | None = Field(default=None, description="Block: a soft shadow from one side.")
-    affine: bool | None = Field(default=None, description="Block: turn, shear, zoom and shift, all small.")
-    rotate: bool | None = Field(default=None, description="Block: turn by up to 30 degrees.")
-    rotate_any: bool | None = Field(default=None, description="Block: turn by any angle.")
-    shear: bool | None = Field(default=None, description="Block: shear by up to 20 degrees.")
-    perspective: bool | None = Field(default=None, description="Block: seen from the side.")
-    brightness: bool | None = Field(default=None, description="Block: brightness.")
-    contrast: bool | None = Field(default=None, description="Block: contrast.")
-    saturation: bool | None = Field(default=None, description="Block: saturation.")
-    hue: bool | None = Field(default=None, description="Block: hue.")
-    gamma: bool | None = Field(default=None, description="Block: gamma.")
-    greyscale: bool | None = Field(default=None, description="Block: no colour.")
-    posterize: bool | None = Field(default=None, description="Block: fewer bits.")
-    solarize: bool | None = Field(default=None, description="Block: bright values inverted.")
-    blur: bool | None = Field(default=None, description="Block: Gaussian blur.")
-    noise: bool | None = Field(default=None, description="Block: Gaussian noise.")
-    jpeg: bool | None = Field(default=None, description="Block: JPEG damage.")
-    erase: bool | None = Field(default=None, description="Block: a rectangle becomes noise (random erasing).")
+    ops: Ops = Field(
+        default={},
+        description="Operations that differ from the level's, such as {rotate: {prob: 0.5, degrees: 15}, hue: false}:"
+        " true has the level's or the standard strength, false switches one off, null is the level's again. There are"
+        f" {', '.join(OPERATIONS)}; docs/augmentation.md lists their parameters.",
+    )
 
 
 class Mix(Section):

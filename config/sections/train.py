@@ -112,16 +112,17 @@ class Optim(Section):
         " 1 gives all the same.",
     )
     head_lr_mult: float = Field(default=1.0, gt=0, description="Factor of the classifier's learning rate.")
-    head_init: Literal["probe", "random"] = Field(
-        default="probe",
+    head_init: Literal["auto", "probe", "random"] = Field(
+        default="auto",
         description="How the new classifier of a pretrained network is initialised: probe fits a logistic regression on"
         " the network's features of the training images where these are few (at most 5,000, and 250,000 images times"
-        " classes), random draws small random weights.",
+        " classes), random draws small random weights; auto is probe where BatchNorm's statistics are fixed.",
     )
     batch_norm: Literal["auto", "batch", "fixed"] = Field(
         default="auto",
         description="Statistics that BatchNorm uses in training: batch takes each batch's own, fixed keeps those of the"
-        " initial weights; auto is fixed for pretrained weights and few images (as head_init), else batch.",
+        " initial weights; auto is fixed where pretrained weights meet few images (as head_init) and a linear probe is"
+        " clearly better with the pretrained statistics than with the images' own (cross-validation), else batch.",
     )
     freeze_epochs: int = Field(
         default=0, ge=0, description="First epochs in which only the classifier is trained; they are faster."

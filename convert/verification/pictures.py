@@ -57,13 +57,13 @@ def table(images: Path, card: Card) -> Table:
     return found if set(found.class_names) & set(card.class_names) else sources.load_test(images)
 
 
-def calibration(images: Path | None, source: Source, count: int = CALIBRATION) -> Table:
-    """At most `count` images for calibration, drawn by class: of `images`, else of the run's own training images.
+def calibration(images: Path | None, source: Source) -> Table:
+    """At most `CALIBRATION` images for calibration, drawn by class: of `images`, else of the run's own training images.
 
     Raises `ConvertError` where PATH lies in no run, or the run's images are gone.
     """
     found = table(images, source.card) if images is not None else _own(source)
-    return chosen(found, draw(found.labels, count))
+    return chosen(found, draw(found.labels, CALIBRATION))
 
 
 def draw(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:

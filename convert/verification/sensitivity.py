@@ -74,9 +74,9 @@ def kept(losses: Sequence[Loss], holds: Callable[[tuple[str, ...]], bool]) -> tu
     return names
 
 
-def worst(losses: Sequence[Loss], count: int = 3) -> str:
-    """The layers that lose most, in words."""
-    return "; ".join(f"{loss.name} (KL {loss.kl_divergence:.1e} alone)" for loss in losses[:count])
+def worst(losses: Sequence[Loss]) -> str:
+    """The three layers that lose most, in words."""
+    return "; ".join(f"{loss.name} (KL {loss.kl_divergence:.1e} alone)" for loss in losses[:3])
 
 
 def table(losses: Sequence[Loss], in_float: Sequence[str]) -> str:

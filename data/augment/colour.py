@@ -5,7 +5,7 @@ Values are cut off at 0 and 255 once, at the end, not after each map.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import cv2
@@ -42,8 +42,8 @@ class Map(NamedTuple):
         return cv2.transform(image, self.own * _EACH + self.grey * _LUMINANCE + self.shift * _ALL)
 
 
-# (mean luminance of the image, rng, strength) to a map; strength 0 changes nothing, 1 is the strongest that is sensible
-Draw = Callable[[float, np.random.Generator, float], Map]
+# (mean luminance of the image, rng, strength, limit) to a map; strength 0 changes nothing, 1 goes up to the limit
+Draw = Callable[..., Map]
 
 
 def scaled(factor: float) -> Map:
@@ -61,30 +61,39 @@ def saturated(factor: float) -> Map:
     return Map(factor, grey=1 - factor)
 
 
-def brightness(light: float, rng: np.random.Generator, strength: float) -> Map:
-    """Brightness by a factor up to 1.6 or down to 1 / 1.6, but not beyond a mean of 235: print would vanish."""
-    return scaled(min(factor(rng, 0.6 * strength), max(1.0, _BRIGHTEST / max(light, 1.0))))
+def brightness(light: float, rng: np.random.Generator, strength: float, limit: float = 0.6) -> Map:
+    """Brightness by a factor up to 1 + `limit` or down to 1 / (1 + `limit`), but not beyond a mean of 235: print would
+    vanish."""
+    return scaled(min(factor(rng, limit * strength), max(1.0, _BRIGHTEST / max(light, 1.0))))
 
 
-def contrast(light: float, rng: np.random.Generator, strength: float) -> Map:
-    """Contrast by a factor up to 1.6 or down to 1 / 1.6."""
-    return spread(factor(rng, 0.6 * strength), light)
+def contrast(light: float, rng: np.random.Generator, strength: float, limit: float = 0.6) -> Map:
+    """Contrast by a factor up to 1 + `limit` or down to 1 / (1 + `limit`)."""
+    return spread(factor(rng, limit * strength), light)
 
 
-def saturation(_light: float, rng: np.random.Generator, strength: float) -> Map:
-    """Saturation by a factor up to 1.8 or down to 1 / 1.8."""
-    return saturated(factor(rng, 0.8 * strength))
+def saturation(_light: float, rng: np.random.Generator, strength: float, limit: float = 0.8) -> Map:
+    """Saturation by a factor up to 1 + `limit` or down to 1 / (1 + `limit`)."""
+    return saturated(factor(rng, limit * strength))
 
 
 MAPS: dict[str, Draw] = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
 
 
-def tint(image: Pixels, rng: np.random.Generator, acting: dict[str, float]) -> Pixels:
-    """The maps named in `acting`, with their strengths, drawn in its order and applied at once to uint8 `[H, W, 3]`."""
+def tint(
+    image: Pixels,
+    rng: np.random.Generator,
+    acting: Mapping[str, float],
+    limits: Mapping[str, Mapping[str, float]] | None = None,
+) -> Pixels:
+    """The maps named in `acting`, with their strengths, drawn in its order and applied at once to uint8 `[H, W, 3]`.
+
+    `limits` has the parameters of those that do not take their defaults, by name.
+    """
     some = image[:: max(1, len(image) // _ROWS)]  # rows enough for a mean
     light, whole = float(cv2.mean(cv2.cvtColor(some, cv2.COLOR_RGB2GRAY))[0]), Map(1.0)
     for name, strength in acting.items():
-        drawn = MAPS[name](light, rng, strength)
+        drawn = MAPS[name](light, rng, strength, **(limits or {}).get(name, {}))
         whole, light = whole.then(drawn), (drawn.own + drawn.grey) * light + drawn.shift
     return whole(image)
 

@@ -1,7 +1,7 @@
 """What a careless scan or photograph does to a page: turned, skewed, blurred, noisy, shaded, faded.
 
 For validation that is scored beside the clean one, for offline copies of small classes, and for the demonstration's
-test pages. Made of the blocks of augmentation, but with a draw of its own: no training image is changed here.
+test pages. Made of the operations of augmentation, but with a draw of its own: no training image is changed here.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Corrupted:
         return EvalTransform(self.prep)(corrupt(image, rng))
 
 
-def corrupt(image: Pixels, rng: np.random.Generator, quarters: bool = True) -> Pixels:
-    """A damaged copy of uint8 `[H, W, 3]`; height and width may change places, with `quarters` every second time.
+def corrupt(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """A damaged copy of uint8 `[H, W, 3]`; every second one is turned by a quarter or half.
 
     Always skewed by up to 12 degrees either way; blur, noise, a shadow, fading and JPEG damage each come by chance.
     """
-    if quarters and rng.random() < 0.5:
+    if rng.random() < 0.5:
         image = cv2.rotate(image, int(rng.integers(3)))
     image = skewed(image, rng.uniform(-_LARGEST_SKEW, _LARGEST_SKEW))
     for chance, damage in _DAMAGE:
@@ -63,18 +63,10 @@ def _faded(image: Pixels, rng: np.random.Generator) -> Pixels:
     return cv2.convertScaleAbs(image, alpha=share, beta=(1 - share) * level)
 
 
-def _blurred(image: Pixels, rng: np.random.Generator) -> Pixels:
-    return ops.blur_by(image, rng.uniform(0.002, 0.008) * min(image.shape[:2]))
-
-
-def _noisy(image: Pixels, rng: np.random.Generator) -> Pixels:
-    return ops.noise(image, rng, 1.0)
-
-
 _DAMAGE: tuple[tuple[float, Callable[[Pixels, np.random.Generator], Pixels]], ...] = (
     (0.4, lambda image, rng: documents.shadow(image, rng, 1.0)),
     (0.4, _faded),
-    (0.5, _blurred),
-    (0.5, _noisy),
+    (0.5, lambda image, rng: ops.blur_by(image, rng.uniform(0.002, 0.008) * min(image.shape[:2]))),
+    (0.5, lambda image, rng: ops.gaussian_noise(image, rng, 1.0)),
     (0.3, lambda image, rng: ops.jpeg(image, rng, 1.0)),
 )

@@ -1,4 +1,4 @@
-"""Blocks of what happens to paper before it is photographed or scanned, and of how it lies on the glass.
+"""Operations for what happens to paper before it is photographed or scanned, and of how it lies on the glass.
 
 The form is that of `data.augment.ops`. Sizes are in proportion to the short side, so that a page looks the same at any
 resolution. They suit photographs too, where they act as a mild morphology, a shadow, and a reflection.
@@ -60,26 +60,26 @@ def show_through(image: Pixels, back: Pixels, opacity: float, sigma: float) -> P
     return np.rint(image * (1 - ink * (opacity / 255))).astype(np.uint8)
 
 
-def erosion(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Dark strokes grow by up to 0.8% of the short side."""
-    return erode(image, rng.uniform(0, 0.008) * strength * min(image.shape[:2]))
+def erosion(image: Pixels, rng: np.random.Generator, strength: float, size: float = 0.008) -> Pixels:
+    """Dark strokes grow by up to `size` of the short side."""
+    return erode(image, rng.uniform(0, size) * strength * min(image.shape[:2]))
 
 
-def dilation(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Dark strokes thin out by up to 0.5% of the short side, more of which would wipe out print."""
-    return dilate(image, rng.uniform(0, 0.005) * strength * min(image.shape[:2]))
+def dilation(image: Pixels, rng: np.random.Generator, strength: float, size: float = 0.005) -> Pixels:
+    """Dark strokes thin out by up to `size` of the short side; more than 0.5% would wipe out print."""
+    return dilate(image, rng.uniform(0, size) * strength * min(image.shape[:2]))
 
 
-def shadow(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """A soft shadow from one side that takes up to half of the light."""
+def shadow(image: Pixels, rng: np.random.Generator, strength: float, intensity: float = 0.5) -> Pixels:
+    """A soft shadow from one side that takes up to `intensity` of the light."""
     degrees, place, softness = rng.uniform(0, 360), rng.uniform(-0.5, 0.5), rng.uniform(0.05, 0.6)
-    return shade(image, degrees, place, softness, 1 - rng.uniform(0.2, 0.5) * strength)
+    return shade(image, degrees, place, softness, 1 - rng.uniform(0.4 * intensity, intensity) * strength)
 
 
-def bleed_through(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """The other side of the sheet shows with up to 35% of its ink; as its print the page's own stands in."""
+def bleed_through(image: Pixels, rng: np.random.Generator, strength: float, opacity: float = 0.35) -> Pixels:
+    """The other side of the sheet shows with up to `opacity` of its ink; as its print the page's own stands in."""
     back = cv2.flip(image, 0) if rng.random() < 0.5 else image
-    return show_through(image, back, rng.uniform(0.05, 0.35) * strength, 0.003 * min(image.shape[:2]))
+    return show_through(image, back, rng.uniform(min(0.05, opacity), opacity) * strength, 0.003 * min(image.shape[:2]))
 
 
 OPS: dict[str, Op] = {

@@ -1,8 +1,8 @@
-"""Blocks that move pixels, and the random ways to a model's square. Fixed ways are `data.resize`.
+"""Operations that move pixels, and the random ways to a model's square. Fixed ways are `data.resize`.
 
-A motion says where the four corners of an image go: `motion(quad, rng, strength)`, so that any number of them is one
-warp. A quad is float64 `[4, 2]`, (x, y) in pixels from the middle, clockwise from the top left. `cover` then fills the
-frame with the image and with what continues it; `keep` loses nothing of it. Warps are bilinear.
+A motion says where the four corners of an image go: `motion(quad, rng, strength, **limits)`, so that any number of them
+is one warp. A quad is float64 `[4, 2]`, (x, y) in pixels from the middle, clockwise from the top left. `cover` then
+fills the frame with the image and with what continues it; `keep` loses nothing of it. Warps are bilinear.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from data.resize import PAD, Colour, place, resample, resize, shrink_to_fit
 from models.card import Pad
 
 Quad = NDArray[np.float64]
-Motion = Callable[[Quad, np.random.Generator, float], Quad]
+Motion = Callable[..., Quad]  # (quad, rng, strength, **limits)
 
 _TRIES = 10
+_RATIO = 3 / 4, 4 / 3  # of width to height, torchvision's defaults
 _NEAR, _MOSTLY = 24, 0.6  # levels; share of the border
 
 
@@ -64,31 +65,40 @@ def moved(
     return quad @ np.array([[cos, -cos * slant - sin], [sin, -sin * slant + cos]]).T + shift
 
 
-def affine(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
-    """All small movements at once: 30 degrees, 15 of shear, 25% of zoom, 15% of shift, each at most."""
-    degrees, shear, zoom, right, down = rng.uniform(-1, 1, 5) * strength
-    side = 0.15 * float(np.ptp(quad, axis=0).min())
-    return moved(quad, 30 * degrees, 15 * shear, 1.25**zoom, (side * right, side * down))
+def affine(
+    quad: Quad,
+    rng: np.random.Generator,
+    strength: float,
+    degrees: float = 30.0,
+    shear: float = 15.0,
+    scale: float = 0.25,
+    translate: float = 0.15,
+) -> Quad:
+    """All small movements at once, each up to its limit: `scale` 0.25 zooms by a factor from 1 / 1.25 to 1.25."""
+    turn, slant, zoom, right, down = rng.uniform(-1, 1, 5) * strength
+    side = translate * float(np.ptp(quad, axis=0).min())
+    return moved(quad, degrees * turn, shear * slant, (1 + scale) ** zoom, (side * right, side * down))
 
 
-def rotate(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
-    """Turned by up to 30 degrees either way."""
-    return moved(quad, degrees=rng.uniform(-30, 30) * strength)
+def rotate(quad: Quad, rng: np.random.Generator, strength: float, degrees: float = 30.0) -> Quad:
+    """Turned by up to `degrees` either way."""
+    return moved(quad, degrees=rng.uniform(-degrees, degrees) * strength)
 
 
-def rotate_any(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
-    """Turned by up to 180 degrees either way."""
-    return moved(quad, degrees=rng.uniform(-180, 180) * strength)
+def rotate_any(quad: Quad, rng: np.random.Generator, strength: float, degrees: float = 180.0) -> Quad:
+    """Turned by up to `degrees` either way."""
+    return rotate(quad, rng, strength, degrees)
 
 
-def shear(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
-    """Sheared along x by up to 20 degrees either way."""
-    return moved(quad, shear=rng.uniform(-20, 20) * strength)
+def shear(quad: Quad, rng: np.random.Generator, strength: float, degrees: float = 20.0) -> Quad:
+    """Sheared along x by up to `degrees` either way."""
+    return moved(quad, shear=rng.uniform(-degrees, degrees) * strength)
 
 
-def perspective(quad: Quad, rng: np.random.Generator, strength: float) -> Quad:
-    """Each corner drawn outwards by up to 20% of each of its two edges, so that a covered frame stays covered."""
-    shares = rng.uniform(0, 0.2, (4, 2, 1)) * strength
+def perspective(quad: Quad, rng: np.random.Generator, strength: float, distortion_scale: float = 0.4) -> Quad:
+    """Each corner drawn outwards by up to half of `distortion_scale` of each of its two edges, so that a covered frame
+    stays covered."""
+    shares = rng.uniform(0, distortion_scale / 2, (4, 2, 1)) * strength
     onwards, backwards = np.roll(quad, -1, axis=0), np.roll(quad, 1, axis=0)
     return quad + shares[:, 0] * (quad - onwards) + shares[:, 1] * (quad - backwards)
 
@@ -184,18 +194,16 @@ class Box(NamedTuple):
     width: int
 
 
-def crop_box(
-    height: int, width: int, rng: np.random.Generator, min_scale: float, ratio: tuple[float, float] = (3 / 4, 4 / 3)
-) -> Box:
+def crop_box(height: int, width: int, rng: np.random.Generator, min_scale: float) -> Box:
     """A random part of at least `min_scale` of an image, as torchvision's RandomResizedCrop draws it."""
     for _ in range(_TRIES):
         area = rng.uniform(min_scale, 1) * height * width
-        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        shape = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
         rows, columns = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
         if 0 < rows <= height and 0 < columns <= width:
             break
     else:
-        rows, columns = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+        rows, columns = min(height, round(width / _RATIO[0])), min(width, round(height * _RATIO[1]))
     return _anywhere(height, width, rng, rows, columns)
 
 

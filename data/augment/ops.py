@@ -1,8 +1,9 @@
-"""Blocks that change pixels where they are: hue, tone, and what a camera and a file format do to an image.
+"""Operations that change pixels where they are: hue, tone, and what a camera and a file format do to an image.
 
-`OPS` maps a name to `op(image, rng, strength)`: uint8 `[H, W, 3]` RGB to a new array of the same shape; strength 0
-changes nothing, 1 is the strongest that is still sensible. `SWITCHES` have no strength: they act or they do not. The
-plain functions beneath are `data.augment.tone`; what moves pixels is `data.augment.geometry`, damage to paper
+`OPS` maps a name to `op(image, rng, strength, **limits)`: uint8 `[H, W, 3]` RGB to a new array of the same shape.
+Strength 0 changes nothing; 1 goes up to the limits, whose defaults are the strongest that is still sensible. Names and
+ranges of the limits are in `config.sections.operations`. `SWITCHES` have no strength: they act or they do not. The
+plain functions are `data.augment.tone`; what moves pixels is `data.augment.geometry`, damage to paper
 `data.augment.documents`, brightness, contrast and saturation `data.augment.colour`.
 """
 
@@ -18,34 +19,34 @@ from data.augment import tone
 from data.augment.colour import factor
 from data.pixels import Pixels
 
-Op = Callable[[Pixels, np.random.Generator, float], Pixels]
+Op = Callable[..., Pixels]  # (image, rng, strength, **limits)
 
 _TRIES = 10
 
 
-def hue(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Hue by up to a tenth of the colour circle either way."""
-    return tone.adjust_hue(image, rng.uniform(-0.1, 0.1) * strength)
+def hue(image: Pixels, rng: np.random.Generator, strength: float, limit: float = 0.1) -> Pixels:
+    """Hue by up to `limit` of the colour circle either way."""
+    return tone.adjust_hue(image, rng.uniform(-limit, limit) * strength)
 
 
-def gamma(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Gamma up to 1.7 or down to 1 / 1.7."""
-    return tone.adjust_gamma(image, factor(rng, 0.7 * strength))
+def gamma(image: Pixels, rng: np.random.Generator, strength: float, limit: float = 0.7) -> Pixels:
+    """Gamma up to 1 + `limit` or down to 1 / (1 + `limit`)."""
+    return tone.adjust_gamma(image, factor(rng, limit * strength))
 
 
-def greyscale(image: Pixels, _rng: np.random.Generator, _strength: float = 1.0) -> Pixels:
+def grayscale(image: Pixels, _rng: np.random.Generator, _strength: float = 1.0) -> Pixels:
     """The colour taken away."""
     return tone.to_grey(image)
 
 
-def posterize(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Down to as few as 3 bits."""
-    return tone.posterize_to(image, 8 - round(rng.uniform(0, 5) * strength))
+def posterize(image: Pixels, rng: np.random.Generator, strength: float, bits: float = 3.0) -> Pixels:
+    """Down to as few as `bits` bits."""
+    return tone.posterize_to(image, 8 - round(rng.uniform(0, 8 - bits) * strength))
 
 
-def solarize(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Inverted from a threshold on that is as low as 128."""
-    return tone.solarize_from(image, 256 - rng.uniform(0, 128) * strength)
+def solarize(image: Pixels, rng: np.random.Generator, strength: float, threshold: float = 128.0) -> Pixels:
+    """Inverted from a threshold on that is as low as `threshold`."""
+    return tone.solarize_from(image, 256 - rng.uniform(0, 256 - threshold) * strength)
 
 
 def blur_by(image: Pixels, sigma: float) -> Pixels:
@@ -59,26 +60,26 @@ def compress(image: Pixels, quality: int) -> Pixels:
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
-def blur(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Blur by up to 1% of the short side."""
-    return blur_by(image, rng.uniform(0, 0.01) * strength * min(image.shape[:2]))
+def gaussian_blur(image: Pixels, rng: np.random.Generator, strength: float, sigma: float = 0.01) -> Pixels:
+    """Blur by up to `sigma` of the short side."""
+    return blur_by(image, rng.uniform(0, sigma) * strength * min(image.shape[:2]))
 
 
-def noise(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Gaussian noise of up to 25 levels of standard deviation, drawn for each value."""
-    deviation = rng.uniform(0, 25) * strength
+def gaussian_noise(image: Pixels, rng: np.random.Generator, strength: float, std: float = 25.0) -> Pixels:
+    """Gaussian noise of up to `std` levels of standard deviation, drawn for each value."""
+    deviation = rng.uniform(0, std) * strength
     drawn = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(deviation)
     return np.clip(np.rint(image + drawn), 0, 255).astype(np.uint8)
 
 
-def jpeg(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """JPEG damage of quality 95 down to 20; none at strength 0."""
-    lowest = 95 - 75 * strength
+def jpeg(image: Pixels, rng: np.random.Generator, strength: float, quality: float = 20.0) -> Pixels:
+    """JPEG damage of quality 95 down to `quality`; none at strength 0."""
+    lowest = 95 - (95 - quality) * strength
     return compress(image, round(rng.uniform(lowest, 95))) if strength > 0 else image.copy()
 
 
-def erase(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """A rectangle of 2% to a third of the area becomes noise (random erasing, Zhong et al. 2017).
+def random_erasing(image: Pixels, rng: np.random.Generator, strength: float, scale: float = 1 / 3) -> Pixels:
+    """A rectangle of 2% to `scale` of the area becomes noise (random erasing, Zhong et al. 2017).
 
     At strength 1 the rectangle is drawn as timm's RandomErasing draws it: aspect ratio 0.3 to 1 / 0.3, ten tries to
     find one that fits.
@@ -86,7 +87,7 @@ def erase(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
     height, width = image.shape[:2]
     erased = image.copy()
     for _ in range(_TRIES):
-        area = rng.uniform(0.02, 1 / 3) * strength * height * width
+        area = rng.uniform(min(0.02, scale), scale) * strength * height * width
         shape = math.exp(rng.uniform(math.log(0.3), -math.log(0.3)))
         rows, columns = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if rows < height and columns < width:
@@ -100,12 +101,12 @@ def erase(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
 OPS: dict[str, Op] = {
     "hue": hue,
     "gamma": gamma,
-    "greyscale": greyscale,
+    "grayscale": grayscale,
     "posterize": posterize,
     "solarize": solarize,
-    "blur": blur,
-    "noise": noise,
+    "gaussian_blur": gaussian_blur,
+    "gaussian_noise": gaussian_noise,
     "jpeg": jpeg,
-    "erase": erase,
+    "random_erasing": random_erasing,
 }
-SWITCHES = frozenset({"greyscale"})
+SWITCHES = frozenset({"grayscale"})

@@ -26,19 +26,19 @@ _MAGNITUDES = 10.0  # timm's and the paper's scale
 _BINS = 30  # TrivialAugment's magnitudes are 0/30 to 30/30
 
 
-def shear_x(image: Pixels, factor: float, fill: int = PAD) -> Pixels:
+def shear_x(image: Pixels, factor: float) -> Pixels:
     """Each row moved left by `factor` of its distance from the top edge, as timm's ShearX."""
-    return geometry.affine_by(image, np.array([[1, factor, 0], [0, 1, 0]], dtype=np.float64), fill)
+    return geometry.affine_by(image, np.array([[1, factor, 0], [0, 1, 0]], dtype=np.float64), PAD)
 
 
-def shear_y(image: Pixels, factor: float, fill: int = PAD) -> Pixels:
+def shear_y(image: Pixels, factor: float) -> Pixels:
     """Each column moved up by `factor` of its distance from the left edge, as timm's ShearY."""
-    return geometry.affine_by(image, np.array([[1, 0, 0], [factor, 1, 0]], dtype=np.float64), fill)
+    return geometry.affine_by(image, np.array([[1, 0, 0], [factor, 1, 0]], dtype=np.float64), PAD)
 
 
-def translate(image: Pixels, left: float, up: float, fill: int = PAD) -> Pixels:
+def translate(image: Pixels, left: float, up: float) -> Pixels:
     """Moved left and up by so many pixels, as timm's TranslateXAbs and TranslateYAbs."""
-    return geometry.affine_by(image, np.array([[1, 0, left], [0, 1, up]], dtype=np.float64), fill)
+    return geometry.affine_by(image, np.array([[1, 0, left], [0, 1, up]], dtype=np.float64), PAD)
 
 
 def rotate(image: Pixels, degrees: float, fill: int = PAD) -> Pixels:

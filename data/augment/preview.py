@@ -38,16 +38,16 @@ class Column(NamedTuple):
     again: int
 
 
-def write(settings: Settings, out: Path, images: int = 8, columns: int = 8, blocks: bool = False) -> Path:
+def write(settings: Settings, out: Path, images: int = 8, columns: int = 8, ops: bool = False) -> Path:
     """Write a picture with a row for each of `images` images: the original, then what training sees of it.
 
-    The columns are epochs, spread over the training; with `blocks`, the blocks that may act, each alone. The seed
+    The columns are epochs, spread over the training; with `ops`, the operations that may act, each alone. The seed
     decides the images and the draws. Raises `ConfigError` for an `out` that is no picture, `DataError` for bad images.
     """
     if out.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{out}: a picture's name ends in {', '.join(SUFFIXES)}; choose another --out")
     table, prep = _table(settings), _preprocessing(settings)
-    parts = _blocks(settings, prep) if blocks else _epochs(settings, prep, columns)
+    parts = _operations(settings, prep) if ops else _epochs(settings, prep, columns)
     chosen = np.sort(philox(settings.seed, "preview").permutation(len(table.paths))[:images])
     cell = _cell(prep.size)
     rows = {_label(table, i): _row(settings, table, i, parts, cell) for i in chosen.tolist()}
@@ -80,10 +80,10 @@ def _epochs(settings: Settings, prep: Preprocessing, columns: int) -> list[Colum
     ]
 
 
-def _blocks(settings: Settings, prep: Preprocessing) -> list[Column]:
+def _operations(settings: Settings, prep: Preprocessing) -> list[Column]:
     alone = transforms.alone(settings.augment, prep)
     if not alone:
-        raise ConfigError("these settings let no block act; set augment.level or a block of it")
+        raise ConfigError("these settings let no operation act; set augment.level or augment.ops")
     return [Column(name, transform, 0, 0) for name, transform in alone.items()]
 
 

@@ -1,9 +1,9 @@
 """What the loader does to each decoded image: one fixed way to evaluate, and many with chance to train.
 
-What acts is decided by `config.schema.Augment`: its level is a table of blocks, which its switches change one by one,
-and its policy may take the level's place. How a block works is in `data.augment.ops`, `data.augment.colour`,
-`data.augment.documents`, `data.augment.geometry` and `data.augment.policies`. Blocks act in the order in which a
-picture comes to be: the paper, how it lies, the camera, the file.
+What acts is decided by `config.sections.data.Augment`: its level is a table of operations, its `ops` change them one by
+one, and its policy may take the level's place. How an operation works is in `data.augment.ops`, `colour`, `documents`,
+`geometry` and `policies`. Operations act in the order in which a picture comes to be: the paper, how it lies, the
+camera, the file.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from config.sections.data import Augment
+from config.sections.operations import PROB
 from data import resize
 from data.augment import colour, documents, geometry, ops, policies
 from data.decode.image import shrinkage
@@ -29,7 +31,8 @@ NewRng = Callable[[], np.random.Generator]  # of the same numbers at each call
 
 _ON_PAPER = {**geometry.FLIPS, **documents.OPS}
 _SWITCHES = documents.SWITCHES | ops.SWITCHES
-_BESIDE_POLICY = ("erase",)  # what a policy leaves to the level
+_FUNCTIONS = {**documents.OPS, **geometry.MOTIONS, **colour.MAPS, **ops.OPS}
+_BESIDE_POLICY = ("random_erasing",)  # what a policy leaves to the level
 
 
 @dataclass(frozen=True)
@@ -79,26 +82,27 @@ class EvalTransform:
 
 
 class Act(NamedTuple):
-    """How often a block acts (0 to 1), and how strongly (0 to 1)."""
+    """How often an operation acts (0 to 1), how strongly (0 to 1), and its limits where they are not the defaults."""
 
     probability: float
     strength: float = 1.0
+    limits: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
 class Level:
-    """The blocks of a level, and the smallest share of the area that a crop may see or a letterboxed image may fill.
+    """The operations of a level, and the smallest share of the area that a crop sees or a letterboxed image fills.
 
     Shares of None mean the fixed way of evaluation, and no flips.
     """
 
-    blocks: Mapping[str, Act] = field(default_factory=dict)
+    operations: Mapping[str, Act] = field(default_factory=dict)
     least_seen: float | None = None
     least_filled: float | None = None
 
 
-# Every block that can be switched, with how it acts where it is switched on and the level has none of it.
-BLOCKS = {
+# How each operation acts where it is switched on and the level has none of it.
+STANDARD = {
     "rotate90": Act(1.0),
     "bleed_through": Act(0.2),
     "erosion": Act(0.2),
@@ -114,13 +118,13 @@ BLOCKS = {
     "saturation": Act(0.5),
     "hue": Act(0.5, 0.7),
     "gamma": Act(0.3, 0.8),
-    "greyscale": Act(0.1),
+    "grayscale": Act(0.1),
     "posterize": Act(0.1, 0.8),
     "solarize": Act(0.1, 0.8),
-    "blur": Act(0.2),
-    "noise": Act(0.2, 0.8),
+    "gaussian_blur": Act(0.2),
+    "gaussian_noise": Act(0.2, 0.8),
     "jpeg": Act(0.2, 0.8),
-    "erase": Act(0.25),
+    "random_erasing": Act(0.25),
 }
 
 LEVELS = {
@@ -133,7 +137,7 @@ LEVELS = {
             "contrast": Act(0.5, 0.5),
             "saturation": Act(0.5, 0.5),
             "hue": Act(0.3, 0.5),
-            "erase": Act(0.1, 0.5),
+            "random_erasing": Act(0.1, 0.5),
         },
         least_seen=0.5,
         least_filled=0.7,
@@ -152,10 +156,10 @@ LEVELS = {
             "gamma": Act(0.3, 0.8),
             "posterize": Act(0.1, 0.8),
             "solarize": Act(0.1, 0.8),
-            "blur": Act(0.2, 1.0),
-            "noise": Act(0.2, 0.8),
+            "gaussian_blur": Act(0.2, 1.0),
+            "gaussian_noise": Act(0.2, 0.8),
             "jpeg": Act(0.2, 0.8),
-            "erase": Act(0.3, 0.8),
+            "random_erasing": Act(0.3, 0.8),
         },
         least_seen=0.25,
         least_filled=0.55,
@@ -182,9 +186,9 @@ def share_at(section: Augment, epoch: int, epochs: int) -> float:
 
 
 def alone(section: Augment, prep: Preprocessing) -> dict[str, Transform]:
-    """Each block that `section` lets act, by name: a transform in which it is the only one, and always acts."""
-    blocks = _acts(section, 1.0).items()
-    return {name: Training(prep, {name: Act(1.0, act.strength)}, None, None) for name, act in blocks}
+    """Each operation that `section` lets act, by name: a transform in which it is the only one, and always acts."""
+    acts = _acts(section, 1.0).items()
+    return {name: Training(prep, {name: act._replace(probability=1.0)}, None, None) for name, act in acts}
 
 
 def by_epoch(section: Augment, prep: Preprocessing, epochs: int) -> ByEpoch:
@@ -199,7 +203,7 @@ def _at_epoch(section: Augment, prep: Preprocessing, epochs: int, epoch: int) ->
 def train_transform(section: Augment, prep: Preprocessing, share: float = 1.0) -> Transform:
     """How an image is prepared to be trained on: uint8 `[H, W, 3]` and a generator to `[prep.size, prep.size, 3]`.
 
-    `share` (0 to 1) scales the strength of every block but the flips; where a block has no strength, how often it acts.
+    `share` (0 to 1) scales the strength of every operation but the flips; where one has no strength, how often it acts.
     At 0, or where nothing is switched on, an image is prepared as for evaluation.
     """
     level, acts, policy = LEVELS[section.level], _acts(section, share), _policy(section, share)
@@ -264,7 +268,7 @@ class Training:
         quad = start = geometry.corners(*image.shape[:2])
         for motion, act in self._motions:
             if rng.random() < act.probability:
-                quad = motion(quad, rng, act.strength)
+                quad = motion(quad, rng, act.strength, **act.limits)
         if self.prep.fit != "letterbox":
             return (image if quad is start else geometry.cover(image, quad)), None
         area = 1.0 if self.least is None else rng.uniform(self.least, 1)
@@ -275,12 +279,12 @@ class Training:
 
     def _tinted(self, image: Pixels, rng: np.random.Generator) -> Pixels:
         acting = {name: act.strength for name, act in self._tints if rng.random() < act.probability}
-        return colour.tint(image, rng, acting) if acting else image
+        return colour.tint(image, rng, acting, {name: act.limits for name, act in self._tints}) if acting else image
 
     def _change(self, image: Pixels, rng: np.random.Generator, stage: Sequence[tuple[ops.Op, Act]]) -> Pixels:
         for op, act in stage:
             if rng.random() < act.probability:
-                image = op(image, rng, act.strength)
+                image = op(image, rng, act.strength, **act.limits)
         return image
 
     @cached_property
@@ -300,20 +304,36 @@ class Training:
         return [(op, self.acts[name]) for name, op in ops.OPS.items() if name in self.acts]
 
 
+def limits(name: str) -> dict[str, float]:
+    """The limits of an operation at strength 1, by parameter."""
+    return {p.name: p.default for p in list(signature(_FUNCTIONS[name]).parameters.values())[3:]}
+
+
 def _acts(section: Augment, share: float) -> dict[str, Act]:
-    """The blocks that may act, flips among them, with what the level, the policy, the switches and `share` leave."""
+    """The operations that may act, flips among them, with what the level, the policy, `ops` and `share` leave."""
     level = LEVELS[section.level]
-    of_level = {n: act for n, act in level.blocks.items() if section.policy == "none" or n in _BESIDE_POLICY}
+    of_level = {n: act for n, act in level.operations.items() if section.policy == "none" or n in _BESIDE_POLICY}
     found = {}
-    for name, own in BLOCKS.items():
-        wanted = getattr(section, name)
-        if wanted or (wanted is None and name in of_level):
-            probability, strength = level.blocks.get(name, own)
+    for name, standard in STANDARD.items():
+        wanted = section.ops.get(name)
+        if wanted is False or (wanted is None and name not in of_level):
+            continue
+        probability, strength, own = _wished(name, level.operations.get(name, standard), wanted)
+        if probability > 0:
             often = probability * share if name in _SWITCHES else probability
-            found[name] = Act(often, strength * share)
+            found[name] = Act(often, strength * share, own)
     if level.least_seen is not None:
         found |= {name: Act(0.5) for name in geometry.FLIPS if getattr(section, name)}
     return found
+
+
+def _wished(name: str, act: Act, wanted: bool | Mapping[str, float] | None) -> Act:
+    """`act` with the parameters that are given; the others of the operation keep the strength of `act`."""
+    given = dict(wanted) if isinstance(wanted, Mapping) else {}
+    probability = given.pop(PROB, act.probability)
+    if not given:
+        return act._replace(probability=probability)
+    return Act(probability, 1.0, {key: act.strength * limit for key, limit in limits(name).items()} | given)
 
 
 def _policy(section: Augment, share: float) -> Callable[[Pixels, np.random.Generator], Pixels] | None:

@@ -7,6 +7,7 @@ parameter for each class stand in `maps`, how members mix in `ensemble`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 _COLDEST, _HOTTEST = 0.02, 50.0  # temperatures outside say that the logits are not a classifier's
-_NEWTON_STEPS = 60
 _FIRST = 2048
 _BLOCK = 1 << 19  # elements worked on at once: some MiB, which stay in the cache
 
@@ -71,42 +71,36 @@ def brier(log_probabilities: Rows, targets: NDArray[np.int64]) -> float:
     return total / len(targets)
 
 
-def temperature(logits: Rows | ArrayLike, targets: NDArray[np.int64], start: float = 1.0) -> float:
+def temperature(logits: Rows | ArrayLike, targets: NDArray[np.int64]) -> float:
     """The temperature that minimises the log loss of `softmax(logits / T)` (Guo et al. 2017), within 0.02 and 50.
 
-    The loss is convex in 1/T: Newton's method, kept between the points whose slopes differ in sign. It starts from the
-    temperature of the first rows where there are many.
+    The loss is convex in 1/T: SciPy's `brentq` finds the root of its slope. Where there are many rows, the optimum of
+    the first ones narrows the search.
     """
+    from scipy.optimize import brentq  # slow to import, and inference needs none of it
+
     rows: Any = logits if hasattr(logits, "shape") else np.asarray(logits)
-    if len(targets) > 4 * _FIRST:
-        start = temperature(rows[:_FIRST], targets[:_FIRST], start)
+    slope = functools.cache(functools.partial(_slope, rows, targets))
     low, high = 1 / _HOTTEST, 1 / _COLDEST
-    inverse = min(max(1 / start, low), high)
-    for _ in range(_NEWTON_STEPS):
-        slope, curve = _slopes(rows, targets, inverse)
-        low, high = (inverse, high) if slope < 0 else (low, inverse)
-        step = inverse - slope / curve if curve > 0 else (high if slope < 0 else low)
-        following = min(max(step, low), high)
-        if abs(following - inverse) <= 1e-6 * inverse:
-            break
-        inverse = following
-    return 1 / inverse
+    if len(targets) > 4 * _FIRST:
+        near = 1 / temperature(rows[:_FIRST], targets[:_FIRST])
+        for point in (near * 0.9, near * 1.1):
+            low, high = (max(point, low), high) if slope(point) < 0 else (low, min(point, high))
+    if slope(low) >= 0 or slope(high) <= 0:
+        return 1 / (low if slope(low) >= 0 else high)
+    return 1 / float(brentq(slope, low, high, xtol=1e-9, rtol=1e-6))
 
 
-def _slopes(logits: Rows, targets: NDArray[np.int64], inverse: float) -> tuple[float, float]:
-    """First and second derivative of the mean log loss of `softmax(logits * inverse)` in `inverse`."""
-    first = second = 0.0
+def _slope(logits: Rows, targets: NDArray[np.int64], inverse: float) -> float:
+    """The derivative of the mean log loss of `softmax(logits * inverse)` in `inverse`."""
+    total = 0.0
     for part in blocks(*logits.shape):
         rows = np.asarray(logits[part])
         rows = rows - rows.max(axis=1, keepdims=True)
         powers = np.exp(rows * rows.dtype.type(inverse))
-        total = powers.sum(axis=1, dtype=np.float64)
-        weighted = powers * rows
-        mean = weighted.sum(axis=1, dtype=np.float64) / total
-        square = np.einsum("ij,ij->i", weighted, rows) / total
-        first += float((mean - rows[np.arange(len(rows)), targets[part]]).sum(dtype=np.float64))
-        second += float((square - mean * mean).sum(dtype=np.float64))
-    return first / len(targets), second / len(targets)
+        mean = np.einsum("ij,ij->i", powers, rows) / powers.sum(axis=1, dtype=np.float64)
+        total += float((mean - rows[np.arange(len(rows)), targets[part]]).sum(dtype=np.float64))
+    return total / len(targets)
 
 
 def reliability(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) -> Bins:

@@ -21,26 +21,13 @@ from infer import runtimes
 from infer.runtimes import images as pixels
 from models import manifest, registry
 from models.card import Card, read_card
+from models.families import FAMILIES
 from models.geometry import patch_grid
 from models.registry import ModelSpec
 from models.weights import loading
 
 _BATCH = 8
 _TINY = 1e-7  # pytorch-grad-cam's
-# The module whose input are the features: what pools those of the whole image, or, where a class token does that, the
-# last attention, since the patches of the last block's output have no part in the answer.
-PLACES = {
-    "convnext": "head",
-    "efficientnet": "global_pool",
-    "eva": "blocks.-1.attn",
-    "maxvit": "head",
-    "mobilenetv3": "global_pool",
-    "regnet": "head",
-    "resnet": "global_pool",
-    "swin": "head",
-    "swinv2": "head",
-    "vit": "blocks.-1.attn",
-}
 
 
 class Activations(NamedTuple):
@@ -93,7 +80,7 @@ def open(path: Path, runtime: str | None = None) -> Explainer:
     backends.require(chosen)
     card = read_card(path)
     spec = registry.of_card(card, str(path))
-    if spec.family not in PLACES:
+    if spec.family not in FAMILIES:
         raise ConfigError(
             f"model {spec.name}: Grad-CAM does not know where the {spec.family} family keeps its features"
         )
@@ -101,7 +88,7 @@ def open(path: Path, runtime: str | None = None) -> Explainer:
     averaged = path / "ema.safetensors"
     arrays, _ = loading.read(averaged if averaged.exists() else path / "model.safetensors")
     engine = importlib.import_module(f"infer.runtimes.gradcam_{chosen}")
-    return Explainer(card, engine.open(spec, arrays, PLACES[spec.family]))
+    return Explainer(card, engine.open(spec, arrays, FAMILIES[spec.family].gradcam))
 
 
 def combine(felt: Activations, size: int) -> NDArray[np.float32]:

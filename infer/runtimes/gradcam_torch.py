@@ -16,9 +16,8 @@ from backends.torch.session import best_device
 from backends.torch.step import Input
 from config.errors import ConfigError
 from infer.explain.gradcam import Activations, GradFn, grid
+from models.families import FAMILIES
 from models.registry import ModelSpec
-
-_CHANNELS_LAST = ("swin", "swinv2")  # timm's maps of other families are [N, K, h, w]
 
 
 def open(spec: ModelSpec, weights: Weights, place: str) -> GradFn:
@@ -65,4 +64,4 @@ def _canonical(tensor: Tensor, spec: ModelSpec) -> NDArray[np.float32]:
     array: NDArray[np.float32] = tensor.cpu().numpy()
     if array.ndim == 3:
         return grid(array, spec)
-    return array if spec.family in _CHANNELS_LAST else array.transpose(0, 2, 3, 1)
+    return array if FAMILIES[spec.family].gradcam_channels_last else array.transpose(0, 2, 3, 1)

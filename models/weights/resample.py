@@ -86,8 +86,8 @@ def _cubic_matrix(old: int, new: int) -> NDArray[np.float64]:
     return matrix / matrix.sum(axis=1, keepdims=True)
 
 
-def _cubic(x: NDArray[np.floating], a: float = -0.5) -> NDArray[np.floating]:
-    x = np.abs(x)
+def _cubic(x: NDArray[np.floating]) -> NDArray[np.floating]:
+    x, a = np.abs(x), -0.5
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))

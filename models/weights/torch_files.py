@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from timm.data import ImageNetInfo
 
 from config.errors import WeightsError
-from models.registry import FAMILIES, ModelSpec
+from models.families import FAMILIES
+from models.registry import ModelSpec
 
 Weights = dict[str, NDArray[np.float32]]
 # Plain data in the checkpoints of training scripts, beside their tensors: settings, scores, paths.
@@ -101,7 +102,7 @@ def by_timm(weights: Mapping[str, NDArray[np.float32]], spec: ModelSpec) -> Weig
 
     Position tables come out at `spec`'s image size, as timm makes them.
     """
-    module = importlib.import_module(f"timm.models.{FAMILIES[spec.family]}")
+    module = importlib.import_module(f"timm.models.{FAMILIES[spec.family].timm_module}")
     mapping = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
     if mapping is None:
         return None
@@ -124,6 +125,6 @@ def imagenet_names(count: int) -> list[str]:
 
 
 def _network(spec: ModelSpec) -> torch.nn.Module:
-    sized = {"img_size": spec.preprocessing.size} if spec.family in ("vit", "swin", "swinv2", "eva", "maxvit") else {}
+    sized = {"img_size": spec.preprocessing.size} if FAMILIES[spec.family].takes_img_size else {}
     with torch.device("meta"):
         return timm.create_model(spec.arch, num_classes=spec.num_classes, **sized)

@@ -39,7 +39,7 @@ def with_vjp(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Cal
 
     def decorate(vjp: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arrays: mx.array) -> Any:
-            # Made anew at every call: MLX's tracer (benchmarks.mlx_graph) puts another in its place.
+            # Made anew at every call: MLX's tracer (tests.metal.mlx_graph) puts another in its place.
             own = mx.custom_function(function)
             own.vjp(vjp)
             return own(*arrays)

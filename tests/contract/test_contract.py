@@ -254,7 +254,7 @@ def test_the_caller_may_reuse_its_arrays(engine: str) -> None:
     np.testing.assert_array_equal(one.read(pending).losses, step(two, batch()).losses)
 
 
-def test_it_learns(engine: str) -> None:
+def test_updates_lower_the_loss_of_a_batch_that_is_seen_again(engine: str) -> None:
     one, data = session(engine), batch()
     first = step(one, data).losses.mean()
     for _ in range(15):
@@ -268,7 +268,7 @@ def test_unknown_names_are_refused(engine: str, wrong: dict[str, Any]) -> None:
         session(engine, **wrong)
 
 
-def test_it_says_where_it_runs(engine: str) -> None:
+def test_describe_reports_engine_device_precision_memory_and_versions(engine: str) -> None:
     one = session(engine, precision="fp32")
     said = one.describe()
     assert said["engine"] == engine

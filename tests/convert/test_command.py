@@ -282,7 +282,9 @@ def test_a_missing_framework_names_the_install(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_place_beside_the_checkpoint(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artefacts_are_written_beside_the_checkpoint_under_its_name(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (found,) = source.read(checkpoint)
     (job,) = export.names(found, [("coreml", "fp16")], None)
     assert job.out == checkpoint.parent / "fold_3_best_fp16.mlpackage"

@@ -104,7 +104,9 @@ def test_layers_that_lose_most_have_the_network_s_names(arch: str, monkeypatch: 
     assert {loss.name for loss in losses} <= {name for name, _ in model.named_modules()}
 
 
-def test_nothing_is_printed(vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_writing_a_package_prints_nothing_of_coremltools(
+    vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     mlpackage.write(vit.classifier, vit.card, tmp_path / "x.mlpackage")
     assert capfd.readouterr() == ("", "")
 

@@ -138,7 +138,7 @@ def test_a_package_is_compiled_once_for_its_content(vit_package: Path, tools: Co
     assert len(tools.compiled) == 2
 
 
-def test_images_pass_in_one_call(vit: Network, vit_package: Path, tools: CoreMLTools) -> None:
+def test_a_batch_is_one_call_of_core_ml(vit: Network, vit_package: Path, tools: CoreMLTools) -> None:
     opened = coreml.open(vit_package)
     logits = opened.logits(vit.images)
     assert tools.calls == [len(vit.images)]

@@ -172,7 +172,7 @@ def test_a_package_with_a_part_missing_is_refused(name: str, vit_package: Path, 
         reference.open(copy)
 
 
-def test_no_package_at_all(tmp_path: Path) -> None:
+def test_an_absent_package_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such"):
         reference.open(tmp_path / "absent.mlpackage")
 

@@ -91,7 +91,7 @@ def test_nothing_of_this_machine_is_in_it(file: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_any_number_of_images(count: int, vit: Network, file: Path) -> None:
+def test_any_number_of_images_gives_torchs_logits(count: int, vit: Network, file: Path) -> None:
     opened = predictor.open(file)
     assert opened.card == vit.card
     logits = opened.logits(vit.images[:count])
@@ -104,7 +104,7 @@ def test_images_of_another_kind_are_refused(vit: Network, file: Path) -> None:
         predictor.open(file).logits(vit.images.astype(np.float32))
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_an_absent_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such"):
         predictor.open(tmp_path / "absent.onnx")
 
@@ -185,12 +185,14 @@ def test_tensorrt_is_asked_for_with_its_profile_and_each_rank_has_its_gpu(
     assert options["trt_engine_cache_enable"] and Path(options["trt_engine_cache_path"]).is_dir()
 
 
-def test_nothing_is_printed(vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_writing_a_file_prints_nothing_of_the_exporter(
+    vit: Network, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     export.write(vit.classifier, vit.card, tmp_path / "x.onnx")
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_file_says_what_ran_it(file: Path) -> None:
+def test_the_file_names_the_providers_that_ran_it(file: Path) -> None:
     metadata = {p.key: p.value for p in onnx_library.load(file).metadata_props}
     assert set(json.loads(metadata[export.TRIED_KEY])) == set(predictor.available(file))
 

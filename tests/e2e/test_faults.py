@@ -85,7 +85,7 @@ def test_a_second_ctrl_c_leaves_at_once_with_the_last_checkpoint_whole(digits: P
     process.communicate()
 
 
-def test_two_processes_on_one_run(digits: Path, tmp_path: Path) -> None:
+def test_a_second_process_on_one_run_is_refused(digits: Path, tmp_path: Path) -> None:
     """The second is told who works there; a lock outlives no process."""
     first = start("numpy", words(digits, tmp_path))
     wait_for(lambda: (tmp_path / "run" / "fold_0" / ".lock.owner").exists(), first)

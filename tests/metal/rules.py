@@ -13,8 +13,8 @@ from functools import cached_property
 
 import mlx.core as mx
 
-from benchmarks import mlx_conv, mlx_graph
-from benchmarks.mlx_graph import Graph, Operation
+from tests.metal import mlx_conv, mlx_graph
+from tests.metal.mlx_graph import Graph, Operation
 
 VERSION = "0.32.4"
 SOURCES = {

@@ -98,7 +98,7 @@ def test_every_architecture_trains_and_predicts(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", kinds.ORDINARY)
-def test_a_family_in_every_mode(family: str) -> None:
+def test_a_family_keeps_the_rules_in_every_mode(family: str) -> None:
     spec = traces.shallow(kinds.ORDINARY[family])
     check(traces.gradients_of(spec, "fp16"))  # fp32's and bf16's are in the updates below
     check(traces.gradients_of(spec, "bf16", frozen=True))

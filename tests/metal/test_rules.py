@@ -13,16 +13,15 @@ import mlx.nn as nn
 import pytest
 
 from backends.mlx import metal
-from benchmarks import mlx_graph
 from ports.common import layers, rows, transformer
-from tests.metal import rules, traces
+from tests.metal import mlx_graph, rules, traces
 from tests.metal.rules import Trace
 
 HALF, FLOAT = mx.bfloat16, mx.float32
 Function = Callable[..., mx.array]
 
 
-def test_the_rules_are_of_this_version() -> None:
+def test_the_rules_were_read_at_the_installed_version_of_mlx() -> None:
     again = "\n".join(f"  {name}: {source}" for name, source in rules.SOURCES.items())
     found = importlib.metadata.version("mlx")
     assert found == rules.VERSION, f"the rules were read at MLX {rules.VERSION}, here is {found}; read again:\n{again}"
@@ -119,12 +118,12 @@ def test_a_planted_fault_is_found(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(RIGHT)))
-def test_what_is_like_it_passes(number: int) -> None:
+def test_what_looks_like_a_fault_and_is_none_passes(number: int) -> None:
     function, arguments = RIGHT[number]
     assert broken(function, *arguments) == set()
 
 
-def test_index_arrays_are_counted() -> None:
+def test_more_than_20_index_arrays_are_a_fault() -> None:
     place, whole = mx.array([0]), zeros(*[1] * 21)
     assert broken(lambda x: x[(place,) * 21], whole) == {"index_arrays"}
     assert broken(lambda x: x[(place,) * 20], whole) == set()

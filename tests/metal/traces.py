@@ -13,10 +13,11 @@ from mlx.utils import tree_flatten, tree_map
 
 from backends.contract import LossSpec, OptimSpec
 from backends.mlx import losses, model, recompute, step
-from benchmarks import mlx_graph, mlx_traffic
+from benchmarks import mlx_traffic
 from models import registry
 from models.registry import ModelSpec
 from ports.common import gradients
+from tests.metal import mlx_graph
 from tests.metal.rules import Trace
 from training.policy import groups
 
@@ -79,9 +80,11 @@ def gradients_of(
         if recomputed:
             recompute.wrap(network, spec.name)
         optimizer = OptimSpec(head=groups.head(arrays, spec))
-        state = step.fresh(optimizer, arrays)
+        state = step.initial_state(optimizer, arrays)
         trained = optimizer.trained(state["parameters"], frozen)
-        parts = step.parts(step.Recipe(network, optimizer, losses.make(LossSpec()), trained, frozen, lambda: None))
+        parts = step.train_step_in_parts(
+            step.StepContext(network, optimizer, losses.make(LossSpec()), trained, frozen, lambda: None)
+        )
         size = spec.preprocessing.size
         inputs = {
             "images": mx.zeros((batch, size, size, spec.in_chans)),

@@ -14,11 +14,11 @@ SHIFTED = "a shift of a linear bottleneck, which the BatchNorm after the next 1x
 
 # TensorFlow's padding depends on the size: these reach both parities at every stride.
 @pytest.mark.parametrize("size", [65, 66, 67, 68])
-def test_logits_of_asymmetric_padding(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_under_asymmetric_padding_are_timms(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     harness.check_logits(shallow.spec(monkeypatch, "tf_efficientnetv2_b0"), size)
 
 
-def test_a_whole_network_of_test_size() -> None:
+def test_logits_of_a_whole_network_are_timms() -> None:
     harness.check_logits(registry.get("test_efficientnet", num_classes=5, image_size=64))
 
 
@@ -31,7 +31,9 @@ def test_a_whole_network_of_test_size() -> None:
         ("efficientnet_blur_b0", 72, ["blocks.0.0.bn2.bias", "blocks.*.bn3.bias"]),
     ],
 )
-def test_gradients(arch: str, size: int, zero: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_and_batch_statistics_are_timms(
+    arch: str, size: int, zero: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # SiLU in all: a ReLU network's gradient jumps where a rounding error flips a sign, in torch against itself too.
     net = shallow.spec(monkeypatch, arch, size, act="silu")
     harness.check_gradients(net, dict.fromkeys(zero, SHIFTED))

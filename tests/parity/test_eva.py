@@ -20,12 +20,12 @@ ARCHS = {
 
 
 @pytest.mark.parametrize("kind", ["eva02 packed", "eva02 apart", "rope learned", "dinov3 gated"])
-def test_gradients(kind: str) -> None:
+def test_gradients_are_timms(kind: str) -> None:
     check_gradients(shrunk(ARCHS[kind], 40, TINY))
 
 
 @pytest.mark.parametrize("kind", ["eva02 apart", "rope learned", "perception encoder"])
-def test_fresh_weights(kind: str) -> None:
+def test_fresh_weights_are_drawn_as_timms(kind: str) -> None:
     check_fresh(shrunk(ARCHS[kind], 40, {**TINY, **({"attn_pool_num_heads": 3} if kind[0] == "p" else {})}))
 
 

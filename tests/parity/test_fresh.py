@@ -34,7 +34,7 @@ def test_weights_have_timms_spread(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["ecaresnet26t", "resnetblur18", "test_efficientnet", "mobilenetv4_conv_small_035"])
-def test_bf16_stays_bf16(arch: str) -> None:
+def test_bf16_weights_give_bf16_logits(arch: str) -> None:
     model = ports.create(registry.get(arch, image_size=64))
     for module, key in layers.places(model).values():
         if not getattr(module, "keep_fp32", False):

@@ -19,6 +19,7 @@ from infer.explain import gradcam
 from infer.runtimes import gradcam_mlx, gradcam_torch
 from models import manifest
 from models.card import CARD_KEY, Card
+from models.families import FAMILIES
 from models.registry import ModelSpec
 from models.weights import loading as weights_file
 from tests.parity.drawn import images, normalised, torch_network, weights
@@ -57,7 +58,7 @@ def spec_of(family: str) -> ModelSpec:
 
 
 def felt(engine: Any, spec: ModelSpec) -> gradcam.Activations:
-    return engine.open(spec, weights(spec), gradcam.PLACES[spec.family])(images(spec, 3), CLASSES)
+    return engine.open(spec, weights(spec), FAMILIES[spec.family].gradcam)(images(spec, 3), CLASSES)
 
 
 def test_tokens_that_the_pooling_counts_are_no_patches() -> None:
@@ -66,7 +67,7 @@ def test_tokens_that_the_pooling_counts_are_no_patches() -> None:
     np.testing.assert_allclose(mine.features, theirs.features, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", sorted(gradcam.PLACES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_mlx_feels_what_torch_feels(family: str) -> None:
     spec = spec_of(family)
     mine, theirs = felt(gradcam_mlx, spec), felt(gradcam_torch, spec)

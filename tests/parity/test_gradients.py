@@ -103,7 +103,7 @@ def test_without_ties_mlxs_own_max_pool_has_the_same_gradient() -> None:
 
 
 @pytest.mark.parametrize(("ours", "reference"), [(gradients.gelu, F.gelu), (gradients.silu, F.silu)])
-def test_activations(ours: Any, reference: Any) -> None:
+def test_activations_have_torchs_values_and_gradients(ours: Any, reference: Any) -> None:
     x = 4 * draw(3, 50)
     y, (to_x,) = torch_vjp(reference, None, x)
     found, slopes = mx.vjp(ours, [mx.array(x)], [mx.ones(x.shape)])
@@ -137,7 +137,7 @@ def test_batch_norm_trains_as_torchs() -> None:
 
 
 @pytest.mark.parametrize("sparing", [False, True])
-def test_compiled_they_are_the_same(sparing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_gradients_equal_eager_ones(sparing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them in a row in one compiled function, as the training step has them, against the same run eagerly."""
     monkeypatch.setattr(gradients, "SPARING", sparing)
     monkeypatch.setattr(gradients, "CHOSEN", dict.fromkeys(gradients.DEFAULTS, gradients.OURS))

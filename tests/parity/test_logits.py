@@ -12,10 +12,10 @@ ODD = {"swin": 61, "swinv2": 61, "maxvit": 96, "vit": 37, "eva": 43, "convnext":
 
 
 @pytest.mark.parametrize("arch", [arch for family in registry.FAMILIES for arch in kinds.representatives(family)])
-def test_logits_of_every_kind(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_of_every_kind_are_timms(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     harness.check_logits(kinds.tiny(arch, monkeypatch))
 
 
 @pytest.mark.parametrize("family", registry.FAMILIES)
-def test_logits_at_an_odd_size(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_at_an_odd_size_are_timms(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     harness.check_logits(kinds.tiny(kinds.ORDINARY[family], monkeypatch), ODD.get(family, 71))

@@ -15,7 +15,7 @@ TF = {**TINY, "head_hidden_size": 24}
 BEFORE_NORM = "a constant per channel before BatchNorm"
 
 
-def test_gradients() -> None:
+def test_gradients_and_batch_statistics_are_timms() -> None:
     check_gradients(
         shrunk("maxvit_tiny_tf_224", 64, TF),
         {"stem.conv1.bias": BEFORE_NORM, "stages.*.conv.pre_norm.bias": BEFORE_NORM},
@@ -23,7 +23,7 @@ def test_gradients() -> None:
 
 
 @pytest.mark.parametrize(("arch", "args"), [("maxvit_tiny_tf_224", TF), ("maxvit_rmlp_small_rw_224", TINY)])
-def test_fresh_weights(arch: str, args: dict) -> None:
+def test_fresh_weights_are_drawn_as_timms(arch: str, args: dict) -> None:
     check_fresh(shrunk(arch, 64, {**args, "embed_dim": [64, 64]}))
 
 

@@ -13,7 +13,7 @@ SHIFTED = "a shift without an activation, which the BatchNorm after the next 1x1
 
 
 @pytest.mark.parametrize("arch", ["tf_mobilenetv3_small_075", "mobilenetv4_conv_small_035"])
-def test_logits_at_an_odd_size(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_at_an_odd_size_are_timms(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     harness.check_logits(shallow.spec(monkeypatch, arch), size=71)
 
 
@@ -25,7 +25,9 @@ def test_logits_at_an_odd_size(arch: str, monkeypatch: pytest.MonkeyPatch) -> No
         ("lcnet_035", 64, []),
     ],
 )
-def test_gradients(arch: str, size: int, zero: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_and_batch_statistics_are_timms(
+    arch: str, size: int, zero: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # SiLU in all: a ReLU network's gradient jumps where a rounding error flips a sign, in torch against itself too.
     net = shallow.spec(monkeypatch, arch, size, act="silu")
     harness.check_gradients(net, dict.fromkeys(zero, SHIFTED))

@@ -36,7 +36,7 @@ def batch(spec: ModelSpec, count: int = 4) -> Batch:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_losses_gradients_and_statistics_stay(family: str) -> None:
+def test_recomputing_keeps_losses_gradients_and_statistics(family: str) -> None:
     """Plain SGD at rate 1 moves each weight by its gradient."""
     spec = FAMILIES[family]()
     weights = harness.weights(spec)
@@ -56,7 +56,7 @@ def test_losses_gradients_and_statistics_stay(family: str) -> None:
     assert np.linalg.norm(other - moved) <= 1e-5 * np.linalg.norm(moved)
 
 
-def test_it_takes_less_memory_in_mlx() -> None:
+def test_recomputing_takes_less_memory_in_mlx() -> None:
     """Of twelve blocks about one is there at a time. The limit makes MLX wait, so that its peak is what it needs."""
     args = {"patch_size": 8, "embed_dim": 48, "depth": 12, "num_heads": 3}
     spec = shrunk("vit_tiny_patch16_224", 64, args)

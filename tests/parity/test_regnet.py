@@ -25,7 +25,7 @@ def spec(arch: str, size: int = 64, act: str | None = None, **options: Any) -> M
 
 # SiLU: a ReLU network's gradient jumps where a rounding error flips a sign, in torch against itself too.
 @pytest.mark.parametrize(("arch", "size"), [("regnety_002", 64), ("regnetx_002", 71)])
-def test_gradients(arch: str, size: int) -> None:
+def test_gradients_and_batch_statistics_are_timms(arch: str, size: int) -> None:
     harness.check_gradients(spec(arch, size, act="silu"))
 
 

@@ -32,7 +32,7 @@ def tiny(arch: str, size: int = 64, **options: Any) -> ModelSpec:
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet26d", "resnetblur18"])
-def test_logits_at_an_odd_size(arch: str) -> None:
+def test_logits_at_an_odd_size_are_timms(arch: str) -> None:
     harness.check_logits(tiny(arch), size=71)
 
 
@@ -40,11 +40,11 @@ def test_logits_at_an_odd_size(arch: str) -> None:
 @pytest.mark.parametrize(
     "arch", ["resnet18", "resnet26d", "resnext50_32x4d", "ecaresnet26t", "senet154", "resnetblur18"]
 )
-def test_gradients(arch: str) -> None:
+def test_gradients_and_batch_statistics_are_timms(arch: str) -> None:
     harness.check_gradients(tiny(arch, act="silu"))
 
 
-def test_gradients_at_an_odd_size_with_gem() -> None:
+def test_gradients_at_an_odd_size_with_gem_are_timms() -> None:
     harness.check_gradients(tiny("resnet26d", size=71, act="silu", global_pool="gem"))
 
 

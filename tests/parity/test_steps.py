@@ -19,7 +19,7 @@ def network(family: str, patch: pytest.MonkeyPatch) -> ModelSpec:
 
 
 @pytest.mark.parametrize("family", registry.FAMILIES)
-def test_twenty_steps_of_adamw(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_losses_of_twenty_adamw_steps_are_torchs(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     harness.check_training(network(family, monkeypatch))
 
 

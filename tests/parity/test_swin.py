@@ -27,11 +27,11 @@ def test_logits_with_padding_and_with_windows_of_several_sizes(size: int, args: 
     check_logits(shrunk(ARCH, size, args))
 
 
-def test_gradients() -> None:
+def test_gradients_are_timms() -> None:
     check_gradients(shrunk(ARCH, 44, {**THREE, "depths": [2, 1, 1]}))
 
 
-def test_fresh_weights() -> None:
+def test_fresh_weights_are_drawn_as_timms() -> None:
     check_fresh(shrunk(ARCH, 48, {**THREE, "embed_dim": 32}))
 
 

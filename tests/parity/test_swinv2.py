@@ -18,10 +18,10 @@ def test_logits_with_padding_and_with_windows_of_pretraining(size: int, args: di
     check_logits(shrunk(ARCH, size, args))
 
 
-def test_gradients() -> None:
+def test_gradients_are_timms_and_finite_with_padded_tokens() -> None:
     # 11 tokens a side: padded tokens have keys of zero length, whose gradient must stay finite.
     check_gradients(shrunk(ARCH, 44, {**TWO, "depths": [2, 1]}))
 
 
-def test_fresh_weights() -> None:
+def test_fresh_weights_are_drawn_as_timms() -> None:
     check_fresh(shrunk(ARCH, 48, {**TWO, "embed_dim": 32}))

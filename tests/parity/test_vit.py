@@ -22,12 +22,12 @@ ARCHS = {
 
 
 @pytest.mark.parametrize("kind", ["augreg", "siglip", "aimv2", "parallel", "two by two", "norm after"])
-def test_gradients(kind: str) -> None:
+def test_gradients_are_timms(kind: str) -> None:
     check_gradients(shrunk(ARCHS[kind], 32, TINY))
 
 
 @pytest.mark.parametrize("kind", ["augreg", "siglip", "aimv2", "dinov2 registers, gated", "norm after"])
-def test_fresh_weights(kind: str) -> None:
+def test_fresh_weights_are_drawn_as_timms(kind: str) -> None:
     check_fresh(shrunk(ARCHS[kind], 32, TINY))
 
 

@@ -107,7 +107,9 @@ def test_each_fault_is_found_where_it_is_and_nowhere_else(
     assert len(mine) <= 2, [finding.id for finding in mine]
 
 
-def test_the_data_set_as_a_whole(found: whole.Audit, root: Path) -> None:
+def test_small_classes_aliases_shifts_and_groups_of_the_whole_data_set_are_found(
+    found: whole.Audit, root: Path
+) -> None:
     told = {finding.kind: finding.detail for finding in found.findings if not finding.id}
     assert "Bee" in told["small_class"] and "1 images" in told["small_class"]
     assert "'Bee' and 'bee'" in told["alias"]

@@ -9,6 +9,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as tv
 
 from config.sections.data import Augment
+from config.sections.operations import OPERATIONS
 from data import resize
 from data.augment import geometry, transforms
 from data.decode.image import decode
@@ -20,8 +21,14 @@ FITS = ["crop", "squash", "letterbox"]
 POLICIES = ["rand", "trivial", "three"]
 
 
+def section(**settings):
+    """The settings, those that are named as an operation under `ops`."""
+    ops = {name: settings.pop(name) for name in OPERATIONS if name in settings}
+    return Augment(**settings, ops=ops)
+
+
 def training(level="none", size=48, fit="crop", share=1.0, **settings):
-    return transforms.train_transform(Augment(level=level, **settings), Preprocessing(size=size, fit=fit), share)
+    return transforms.train_transform(section(level=level, **settings), Preprocessing(size=size, fit=fit), share)
 
 
 # To the square of a model.
@@ -144,7 +151,7 @@ def test_a_jpeg_is_decoded_smaller_only_where_the_crop_stays_in_its_place(shape,
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("level", ["minimal", "moderate"])
 def test_training_sees_the_same_of_a_jpeg_decoded_smaller_within_a_pixel(fit, level, jpeg):
-    transform = training(level, fit=fit, min_scale=0.3, affine=False, erase=False)
+    transform = training(level, fit=fit, min_scale=0.3, affine=False, random_erasing=False)
     for i in range(6):
         found, wanted = both(jpeg, transform, i)
         shifts = [np.roll(wanted, step, axis) for step in (1, -1) for axis in (0, 1)]
@@ -208,7 +215,7 @@ def test_letterboxing_loses_nothing_and_its_padding_stays_as_evaluation_has_it(l
     # A white sheet with a black line around it: the line must be seen on all four sides, and grey beyond it.
     page = np.full((*shape, 3), 255, np.uint8)
     page[:8] = page[-8:] = page[:, :8] = page[:, -8:] = 0
-    blocks = {"erase": False, "solarize": False, "bleed_through": False, "dilation": False}
+    blocks = {"random_erasing": False, "solarize": False, "bleed_through": False, "dilation": False}
     transform = training(level, 96, "letterbox", rotate_any=True, perspective=True, **blocks)
     for i in range(40):
         image = transform(page, chance(i)).astype(int)
@@ -224,9 +231,9 @@ def test_mirrored_slivers_are_gone_from_letterboxed_images():
     stripe = np.zeros((40, 80, 3), np.uint8)
     stripe[..., 0] = 255
     for i in range(40):
-        image = training("moderate", 64, "letterbox", brightness=False, hue=False, erase=False, contrast=False)(
-            stripe, chance(i)
-        )
+        image = training(
+            "moderate", 64, "letterbox", brightness=False, hue=False, random_erasing=False, contrast=False
+        )(stripe, chance(i))
         red = np.argwhere(image[..., 0].astype(int) - image[..., 1] > 60)
         hull = np.abs(np.diff(red[np.lexsort(red.T[::-1])][:, 1]))
         assert (hull[np.diff(red[np.lexsort(red.T[::-1])][:, 0]) == 0] == 1).all()  # one piece in each row
@@ -236,19 +243,19 @@ def test_mirrored_slivers_are_gone_from_letterboxed_images():
 
 
 def acting(**settings):
-    return set(transforms.alone(Augment(**settings), Preprocessing(size=32)))
+    return set(transforms.alone(section(**settings), Preprocessing(size=32)))
 
 
-def test_a_switch_adds_or_removes_its_block_alone():
+def test_an_entry_of_ops_adds_or_removes_its_operation_alone():
     usual = acting(level="hard", hflip=False)
-    assert usual == set(transforms.LEVELS["hard"].blocks)
+    assert usual == set(transforms.LEVELS["hard"].operations)
     assert acting(level="hard", hflip=False, erosion=False) == usual - {"erosion"}
     assert acting(level="hard", hflip=False, rotate90=True, jpeg=True) == usual | {"rotate90"}
     assert acting(level="none", shadow=True) == {"shadow"}
 
 
-@pytest.mark.parametrize("name", transforms.BLOCKS)
-def test_each_block_can_be_switched_on_by_itself_and_then_acts(name):
+@pytest.mark.parametrize("name", transforms.STANDARD)
+def test_each_operation_can_be_switched_on_by_itself_and_then_acts(name):
     image = photograph(64, 64)
     plain = transforms.EvalTransform(Preprocessing(size=64))(image)
     found = [training("none", 64, **{name: True})(image, chance(i)) for i in range(40)]
@@ -256,8 +263,8 @@ def test_each_block_can_be_switched_on_by_itself_and_then_acts(name):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_policy_takes_the_place_of_the_levels_blocks_but_not_of_erasing_and_switches(policy):
-    assert acting(level="hard", policy=policy, hflip=False, blur=True) == {"erase", "blur"}
+def test_a_policy_takes_the_place_of_the_levels_operations_but_not_of_erasing_and_ops(policy):
+    assert acting(level="hard", policy=policy, hflip=False, gaussian_blur=True) == {"random_erasing", "gaussian_blur"}
 
 
 def test_the_smallest_area_can_be_set():
@@ -276,8 +283,8 @@ def test_the_smallest_area_can_be_set():
 
 def test_the_ramp_is_a_function_of_the_epoch():
     def shares(ramp, off):
-        section = Augment(ramp=ramp, off_epochs=off)
-        return [round(transforms.share_at(section, epoch, 6), 4) for epoch in range(6)]
+        asked = Augment(ramp=ramp, off_epochs=off)
+        return [round(transforms.share_at(asked, epoch, 6), 4) for epoch in range(6)]
 
     assert shares("constant", 0) == [1] * 6
     assert shares("constant", 2) == [1, 1, 1, 1, 0, 0]
@@ -287,7 +294,7 @@ def test_the_ramp_is_a_function_of_the_epoch():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"level": "hard", "erase": False}, {"policy": "rand"}, {"policy": "three"}, {"rotate": True}]
+    "settings", [{"level": "hard", "random_erasing": False}, {"policy": "rand"}, {"policy": "three"}, {"rotate": True}]
 )
 def test_a_smaller_share_changes_less_and_none_is_evaluation(settings):
     square = photograph(64, 64)
@@ -301,7 +308,7 @@ def test_a_smaller_share_changes_less_and_none_is_evaluation(settings):
         for share in (0.0, 0.3, 0.6, 1.0)
     ]
     assert change[0] == 0 and all(one < other for one, other in pairwise(change))
-    epochs = transforms.by_epoch(Augment(**settings, off_epochs=1), Preprocessing(size=64), 3)
+    epochs = transforms.by_epoch(section(**settings, off_epochs=1), Preprocessing(size=64), 3)
     np.testing.assert_array_equal(
         epochs.at(2)(PHOTO, chance()), transforms.EvalTransform(Preprocessing(size=64))(PHOTO)
     )

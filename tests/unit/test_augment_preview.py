@@ -57,17 +57,26 @@ def test_the_sheet_shows_the_originals_and_then_what_training_sees(photos, tmp_p
 def test_switches_and_the_ramp_reach_the_picture(photos, tmp_path):
     plain, off = tmp_path / "plain.png", tmp_path / "off.png"
     preview(photos, plain, "--augment", "none", "--columns", "2", "--train.epochs", "2")
-    options = ("--columns", "2", "--train.epochs", "2", "--augment.off_epochs", "1", "--augment.greyscale", "true")
+    options = (
+        "--columns",
+        "2",
+        "--train.epochs",
+        "2",
+        "--augment.off_epochs",
+        "1",
+        "--augment.ops",
+        "{grayscale: true}",
+    )
     preview(photos, off, "--augment", "hard", *options)
     one, other = cells(plain, 3, 3), cells(off, 3, 3)
     np.testing.assert_array_equal(one[:, 2], other[:, 2])
     assert (one[:, 1] != other[:, 1]).any()
 
 
-def test_each_block_can_be_shown_alone(photos, tmp_path):
-    out = tmp_path / "blocks.png"
-    switches = ("--augment.greyscale", "true", "--augment.rotate90", "true")
-    assert preview(photos, out, "--augment", "none", "--blocks", *switches) == 0
+def test_each_operation_can_be_shown_alone(photos, tmp_path):
+    out = tmp_path / "ops.png"
+    switches = ("--augment.ops", "{grayscale: true, rotate90: true}")
+    assert preview(photos, out, "--augment", "none", "--ops", *switches) == 0
     found = cells(out, 3, 3)
     grey = found[:, 2].astype(int)
     assert np.ptp(grey, axis=-1).max() == 0 and np.ptp(found[:, 1].astype(int), axis=-1).max() > 50
@@ -83,9 +92,9 @@ def test_a_data_set_is_labelled_and_its_test_images_are_left_out(digits, tmp_pat
     ("options", "expected"),
     [
         (["--augment", "hardest"], "augment.level: found 'hardest'"),
-        (["--augment.erosoin", "true"], "did you mean augment.erosion?"),
+        (["--augment.ops", "{erosoin: true}"], "did you mean erosion?"),
         (["--out", "sheet.txt"], "sheet.txt: a picture's name ends in .png"),
-        (["--augment", "none", "--blocks"], "let no block act"),
+        (["--augment", "none", "--ops"], "let no operation act"),
         (["--root", "nowhere"], "nowhere: does not exist"),
     ],
 )

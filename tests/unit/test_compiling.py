@@ -189,7 +189,7 @@ def test_a_kernel_that_cannot_be_built_is_one_line_that_names_the_remedy(monkeyp
 
 def versions(session: Session) -> int:
     """How many compiled versions of the network's forward pass there are."""
-    return len(_debug_get_cache_entry_list(type(session._trainer.model).forward.__code__))
+    return len(_debug_get_cache_entry_list(type(session._context.model).forward.__code__))
 
 
 def updates(session: Session, *sizes: int) -> None:
@@ -235,7 +235,7 @@ def test_a_compiled_session_leaves_no_tensor_behind(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(networks, "build", lambda _spec: Small())
     session = torch_session("default")
     updates(session, 24, 32)
-    average = session._trainer.average
+    average = session._context.average
     assert average is not None and versions(session) >= 6
     held = [weakref.ref(t) for t in (*session._tensors.values(), *average.tensors.values(), *session._moments.values())]
     del average

@@ -132,7 +132,7 @@ def test_a_wrong_value_says_what_was_found_where_and_what_is_allowed(
         (["--train.batch_size=8", "--train.micro_batch=3"], "expected a divisor of train.batch_size (8)"),
     ],
 )
-def test_settings_that_do_not_fit_together(argv: list[str], line: str) -> None:
+def test_settings_that_do_not_fit_together_are_refused(argv: list[str], line: str) -> None:
     (found,) = faults(*ROOT, *argv)
     assert line in found
 

@@ -140,7 +140,7 @@ def test_what_cannot_be_decoded_smaller_does_not_ask():
 
 @pytest.mark.parametrize("form", ["PNG", "GIF", "TIFF", "BMP", "WEBP"])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
-def test_grey_palette_and_transparent_images(form, mode):
+def test_grey_palette_and_transparent_images_decode_as_pillow_does(form, mode):
     image = picture()
     if mode in ("LA", "RGBA"):
         image.putalpha(Image.linear_gradient("L").resize(image.size))
@@ -204,7 +204,7 @@ def test_a_truncated_file_is_an_error_that_names_it(form, options, kept, tmp_pat
         decode(path)
 
 
-def test_files_that_are_no_images(tmp_path):
+def test_files_that_are_no_images_are_one_error_that_names_them(tmp_path):
     for content in (b"", b"hello", b"\xff\xd8\xff\xe0"):
         (tmp_path / "x.jpg").write_bytes(content)
         with pytest.raises(DataError, match=r"x\.jpg: cannot be decoded"):

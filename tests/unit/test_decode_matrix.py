@@ -183,7 +183,7 @@ def test_tiffs_of_other_compressions(mode, compression):
 
 
 @pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
-def test_faxes(compression):
+def test_fax_compressed_tiffs_decode_as_they_were_saved(compression):
     page = Image.fromarray(samples(1, 255)[..., 0]).convert("1")
     stream = io.BytesIO()
     page.save(stream, "TIFF", compression=compression)

@@ -111,7 +111,9 @@ def test_a_letterbox_goes_on_with_the_papers_colour(root: Path) -> None:
     assert tuple(transforms.EvalTransform(grey)(paper)[25, 2]) == (128, 128, 128)
     assert tuple(transforms.EvalTransform(background)(paper)[25, 2]) == (250, 240, 220)
     section = load.parse(["--config", "documents", "--data.root", str(root)], prog="test").augment
-    transform = transforms.train_transform(section.model_copy(update={"noise": False, "shadow": False}), background)
+    transform = transforms.train_transform(
+        section.model_copy(update={"ops": {**section.ops, "gaussian_noise": False, "shadow": False}}), background
+    )
     corners = [transform(paper, philox(0, "augment", i))[0, 0].astype(int) for i in range(20)]
     assert np.median([corner.mean() for corner in corners]) > 190, "the training's padding is paper too"
     photo = np.random.default_rng(0).integers(0, 256, (100, 60, 3), dtype=np.uint8)

@@ -72,7 +72,7 @@ def test_every_fault_of_a_file_is_named_in_one_line(tmp_path, text, faults):
     assert all(fault in message for fault in ["ensemble.yaml: ", *faults]) and "\n" not in message
 
 
-def test_members_on_the_command_line(tmp_path, monkeypatch):
+def test_a_runtime_after_at_is_told_from_an_at_in_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd@name").mkdir()
     assert parse("a/b@mlx") == Member(path="a/b", runtime="mlx")

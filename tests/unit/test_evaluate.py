@@ -71,13 +71,10 @@ def splits(root: Path, pixels: np.ndarray, letters: np.ndarray) -> Path:
     return root
 
 
-def test_alone(root: Path, pixels: np.ndarray, letters: np.ndarray) -> Path:
+def only_test(root: Path, pixels: np.ndarray, letters: np.ndarray) -> Path:
     """A folder of splits of which only test is there."""
     class_folders(root / "test", pixels, letters)
     return root
-
-
-test_alone.__test__ = False  # type: ignore[attr-defined]
 
 
 def table(root: Path, pixels: np.ndarray, letters: np.ndarray) -> Path:
@@ -89,7 +86,7 @@ def table(root: Path, pixels: np.ndarray, letters: np.ndarray) -> Path:
     return root
 
 
-def test_table(root: Path, pixels: np.ndarray, letters: np.ndarray) -> Path:
+def labels_in_both_tables(root: Path, pixels: np.ndarray, letters: np.ndarray) -> Path:
     """Train.csv and Test.csv with labels in both, as GTSRB has them."""
     for number, image in enumerate(pixels):
         put(root / "train" / f"{number:02}.png", image[::-1])
@@ -98,9 +95,6 @@ def test_table(root: Path, pixels: np.ndarray, letters: np.ndarray) -> Path:
         lines = "".join(f"{split}/{number:02}.png,{letter}\n" for number, letter in enumerate(letters))
         (root / f"{split}.csv").write_text(f"path,class\n{lines}")
     return root
-
-
-test_table.__test__ = False  # type: ignore[attr-defined]
 
 
 def one_parquet(root: Path, pixels: np.ndarray, letters: np.ndarray) -> Path:
@@ -122,7 +116,7 @@ def shards(root: Path, pixels: np.ndarray, letters: np.ndarray) -> Path:
     return root
 
 
-SOURCES = (folder, splits, test_alone, table, test_table, one_parquet, shards)
+SOURCES = (folder, splits, only_test, table, labels_in_both_tables, one_parquet, shards)
 Source = Callable[[Path, np.ndarray, np.ndarray], Path]
 
 
@@ -195,7 +189,7 @@ def test_without_test_labels_the_validation_split_is_taken_and_all_are_both(best
     assert found["all"].accuracy == pytest.approx(hits / COUNT)
 
 
-def test_the_files_say_the_same(best, labelled, tmp_path: Path, capsys) -> None:
+def test_metrics_and_predictions_files_agree_with_what_is_printed(best, labelled, tmp_path: Path, capsys) -> None:
     pixels, letters = labelled
     root, out = folder(tmp_path / "data", pixels, letters), tmp_path / "out"
     assert evaluated(best, root, "--out", str(out)) == 0

@@ -1,4 +1,4 @@
-"""What differs on few images: the linear probe that a new classifier starts from, and fixed statistics."""
+"""What differs on few images: a linear probe decides on BatchNorm's statistics and gives the new classifier."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from scipy.special import softmax
+from scipy.stats import ttest_rel
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -58,6 +59,27 @@ def test_one_class_has_no_probe() -> None:
     assert finetune.probe(features[labels == 0], labels[labels == 0], 2, seed=0) is None
 
 
+def test_each_image_is_judged_by_a_regression_that_did_not_see_it() -> None:
+    draw = np.random.default_rng(0)
+    features, labels = draw.normal(size=(60, 200)).astype(np.float32), np.arange(60) % 2  # nothing to be learnt
+    answers = finetune.judged(features, labels, seed=0)
+    assert answers is not None
+    assert answers.losses.mean() > 0.9 * np.log(2)  # fitted on themselves they cost next to nothing
+    with_signal = finetune.judged(features + 3 * labels[:, None].astype(np.float32), labels, seed=0)
+    assert with_signal is not None
+    assert finetune.clearly_better(with_signal, answers)
+    assert not finetune.clearly_better(answers, with_signal)
+    assert not finetune.clearly_better(answers, answers)
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1, 0.2, 0.3, -1.0])
+def test_clearly_better_is_a_paired_t_above_two(gain: float) -> None:
+    one, noise = np.random.default_rng(0).gamma(1.0, size=(2, 40))
+    other = one + gain + noise - noise.mean()
+    t = ttest_rel(other, one).statistic
+    assert finetune.clearly_better(finetune.Answers(one, 1.0), finetune.Answers(other, 1.0)) == (t > 2)
+
+
 def settings(root: Path, out: Path, *more: str) -> Settings:
     words = ["--data.root", str(root), "--out", str(out), "--model", "test_resnet", "--data.image_size", "32"]
     words += ["--train.epochs", "2", "--data.workers", "1", "--data.audit", "false", "--train.batch_size", "16"]
@@ -70,29 +92,68 @@ def pretrained(tmp_path: Path) -> Path:
     return tmp_path / "w.safetensors"
 
 
-def test_a_run_from_weights_keeps_their_statistics_and_resumes_bit_for_bit(
-    digits: Path, tmp_path: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("fixed", [True, False])
+def test_the_decision_about_the_statistics_is_kept_and_the_run_resumes_bit_for_bit(
+    fixed: bool,
+    digits: Path,
+    tmp_path: Path,
+    pretrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    more = ("--weights", str(pretrained))
+    more, asked = ("--weights", str(pretrained)), []
+    monkeypatch.setattr(finetune, "clearly_better", lambda *given: asked.append(given) or fixed)
     whole = train_run.run_all("torch", settings(digits, tmp_path / "a", *more), NEVER)
-    assert "fc.weight starts from a logistic regression" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert ("BatchNorm keeps the pretrained statistics" in said) == fixed
+    assert ("fc.weight starts from a logistic regression" in said) == fixed
     with pytest.raises(Interrupted):
         train_run.run_all("torch", settings(digits, tmp_path / "b", *more), StopAfter(3))
     folder = train_run.run_all("torch", settings(digits, tmp_path / "b", *more), NEVER)
+    assert len(asked) == 2  # once a run: resumed, it does not decide again
     for name, value in final(whole).items():
         np.testing.assert_array_equal(value, final(folder)[name], err_msg=name)
     state, (best, _) = state_of("test_resnet"), loading.read(whole / "fold_0" / "best" / "model.safetensors")
-    for name in best:
-        same = best[name].shape == state[name].shape and np.array_equal(best[name], state[name])
-        assert same == is_buffer(name), name
+    for name in filter(lambda name: best[name].shape == state[name].shape, best):
+        assert np.array_equal(best[name], state[name]) == (fixed and is_buffer(name)), name
 
 
-@pytest.mark.parametrize("more", [("--weights", "none"), ("--optim.batch_norm", "batch")])
-def test_fresh_networks_and_who_asks_for_it_take_each_batchs_statistics(more: tuple[str, ...]) -> None:
-    wanted = load.parse(["--data.root", "x", *more], prog="test")
-    assert not finetune.fixed_statistics(wanted, 100, 2)
-    assert finetune.fixed_statistics(load.parse(["--data.root", "x"], prog="test"), 100, 2)
-    assert not finetune.fixed_statistics(load.parse(["--data.root", "x"], prog="test"), 100_000, 2)
+def test_statistics_that_do_not_fit_the_images_are_left(
+    digits: Path, tmp_path: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, _ = loading.read(pretrained)
+    unfit = {n: v * 0 + 1e6 if n.endswith("running_mean") else v for n, v in weights.items()}
+    save_file(unfit, pretrained)  # every ReLU is shut: the features say nothing
+    train_run.run_all("torch", settings(digits, tmp_path / "a", "--weights", str(pretrained)), NEVER)
+    assert "BatchNorm takes each batch's own statistics" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "probed", "kept"),
+    [
+        (("--optim.batch_norm", "batch"), False, False),
+        (("--optim.batch_norm", "fixed"), True, True),
+        (("--optim.batch_norm", "fixed", "--optim.head_init", "random"), False, True),
+        (("--optim.batch_norm", "batch", "--optim.head_init", "probe"), True, False),
+        (("--weights", "none", "--optim.batch_norm", "auto"), False, False),
+    ],
+)
+def test_explicit_settings_are_obeyed_without_a_comparison(
+    more: tuple[str, ...],
+    probed: bool,
+    kept: bool,
+    digits: Path,
+    tmp_path: Path,
+    pretrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delattr(finetune, "clearly_better")
+    words = ("--weights", str(pretrained), "--train.epochs", "1", *more)
+    folder = train_run.run_all("torch", settings(digits, tmp_path, *words), NEVER)
+    assert ("fc.weight starts from a logistic regression" in capsys.readouterr().out) == probed
+    best, state = loading.read(folder / "fold_0" / "best" / "model.safetensors")[0], state_of("test_resnet")
+    assert all(np.array_equal(best[n], state[n]) for n in best if is_buffer(n)) == kept
 
 
 @pytest.mark.parametrize("framework", ["torch", "mlx"])

@@ -106,7 +106,7 @@ def test_a_lightning_checkpoint_with_its_loss_and_a_head_beside_the_trunk(tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded", "pickled"])
-def test_hub_folders(tmp_path: Path, resnet: State, kind: str) -> None:
+def test_hub_folders_load_whole_sharded_and_pickled(tmp_path: Path, resnet: State, kind: str) -> None:
     held = {n: t for n, t in resnet.items() if t.is_floating_point()}
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet", "num_classes": 7}))
     if kind == "whole":
@@ -197,7 +197,7 @@ TRANSFORMERS = {
 
 
 @pytest.mark.parametrize("library", list(TRANSFORMERS))
-def test_names_of_transformers(tmp_path: Path, library: str) -> None:
+def test_weights_under_transformers_names_load_as_timms(tmp_path: Path, library: str) -> None:
     arch, options, attention, rules = TRANSFORMERS[library]
     state = drawn(arch, **{"num_classes": 7, **options}).state_dict()
     foreign: State = {"embeddings.mask_token": torch.zeros(1, 24)} if library == "dinov2" else {}

@@ -107,7 +107,7 @@ def fuzz(whole: bytes, examples: int, check: Callable[[bytes], None]) -> None:
     run()
 
 
-def test_settings(tmp_path: Path) -> None:
+def test_a_damaged_config_ends_in_one_of_our_errors(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     whole = load.to_yaml(load.parse(["--data.root", str(tmp_path)], prog="test")).encode()
 
@@ -118,7 +118,7 @@ def test_settings(tmp_path: Path) -> None:
     fuzz(whole, 800, check)
 
 
-def test_a_command_line() -> None:
+def test_any_command_line_ends_in_one_of_our_errors() -> None:
     words = st.one_of(
         st.sampled_from(["--data.root", "--train.epochs", "--resume", "--config", "demo", "3"]), st.text()
     )
@@ -127,13 +127,13 @@ def test_a_command_line() -> None:
     @given(st.lists(words, max_size=6))
     def run(argv: list[str]) -> None:
         with only_our_errors():
-            if not {"--help", "-h", "--print_config"} & set(argv):
+            if not {"--help", "-h", "--version", "--print_config"} & set(argv):
                 load.parse(argv, prog="test")
 
     run()
 
 
-def test_tables(tmp_path: Path) -> None:
+def test_a_damaged_table_opens_nothing_outside_its_folder(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(b"not yours")
     root = tmp_path / "data"
     (root / "train").mkdir(parents=True)
@@ -148,7 +148,7 @@ def test_tables(tmp_path: Path) -> None:
     fuzz(b"ID,target\na.png,1\nb,2\ntrain/c.png,1\nd.png,2\n", 2500, check)
 
 
-def test_folds(tmp_path: Path) -> None:
+def test_a_damaged_folds_file_ends_in_one_of_our_errors(tmp_path: Path) -> None:
     table = sources.Table(["a", "b", "c"], [Path(n) for n in "abc"], np.array([0, 1, 0]), ("x", "y"), tmp_path)
     folds.write(tmp_path / "folds.csv", table, np.array([0, 1, -1]))
     path = tmp_path / "mutant.csv"
@@ -171,7 +171,7 @@ def picture(kind: str, mode: str) -> bytes:
     ("kind", "mode"),
     [("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("TIFF", "RGB"), ("GIF", "P"), ("BMP", "RGB")],
 )
-def test_images(kind: str, mode: str) -> None:
+def test_a_damaged_image_decodes_or_ends_in_one_of_our_errors(kind: str, mode: str) -> None:
     def check(data: bytes) -> None:
         image = decode(data, pixel_limit=2**24)
         assert image.dtype == np.uint8
@@ -180,7 +180,7 @@ def test_images(kind: str, mode: str) -> None:
     fuzz(picture(kind, mode), 400, check)
 
 
-def test_weights(tmp_path: Path) -> None:
+def test_damaged_weights_are_refused_before_they_are_used(tmp_path: Path) -> None:
     made = members.checkpoint(tmp_path / "made")
     small = {"head.weight": np.ones((2, 3), np.float32), "head.bias": np.zeros(2, np.float32)}
     loading.write(tmp_path / "small.safetensors", small, {CARD_KEY: members.card().to_json()})
@@ -197,7 +197,7 @@ def test_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "model.safetensors"])
-def test_checkpoints(name: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_listed_or_refused(name: str, tmp_path: Path) -> None:
     made = members.checkpoint(tmp_path / "fold_0" / "best")
     (made / "state.json").write_text('{"epoch": 1, "scores": {"macro_f1": 0.5}}')
     checkpoint.manifest.write(made)
@@ -212,7 +212,7 @@ def test_checkpoints(name: str, tmp_path: Path) -> None:
     fuzz(path.read_bytes()[:3000], 250, check)
 
 
-def test_out_of_fold_answers(tmp_path: Path) -> None:
+def test_damaged_out_of_fold_logits_end_in_one_of_our_errors(tmp_path: Path) -> None:
     run = members.run(tmp_path / "run", [np.zeros((4, 3))], np.zeros(4, np.int64), list("abcd"))
     path = run / "fold_0" / "oof.npz"
 
@@ -242,7 +242,7 @@ def tiny_onnx(path: Path) -> None:
     onnx.save(model, path)
 
 
-def test_onnx(tmp_path: Path) -> None:
+def test_a_damaged_onnx_file_ends_in_one_of_our_errors(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     path = tmp_path / "model.onnx"
     tiny_onnx(path)
@@ -290,7 +290,7 @@ def test_a_package_cannot_name_weights_outside(tmp_path: Path) -> None:
         runtimes.open(path, "mil_reference")
 
 
-def test_core_ml_packages(tmp_path: Path) -> None:
+def test_a_damaged_core_ml_package_ends_in_one_of_our_errors(tmp_path: Path) -> None:
     whole = tmp_path / "whole.mlpackage"
     tiny_package(whole)
     images = np.zeros((1, 32, 32, 3), np.uint8)

@@ -54,7 +54,7 @@ def test_log_loss_ranks_the_other_way_round_and_nan_comes_last(runs: Path) -> No
     assert order == ["high", "camp/middle", "low", "broken"]
 
 
-def test_two_runs_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_shows_two_runs_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made(runs.parent / "other", [0.5], split="ID,target,fold\n1.png,a,0\n")
     assert main(["leaderboard", "--diff", str(runs / "high"), str(runs.parent / "other")]) == 0
     out = capsys.readouterr().out

@@ -195,12 +195,13 @@ def test_a_killed_worker_is_one_line_and_the_end_of_the_others(paths: list[Path]
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from pathlib import Path
 import numpy as np
 from data.augment.transforms import EvalTransform
 from data.loading.loader import Loader
 from models.card import Preprocessing
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 paths = sorted(Path(sys.argv[1]).iterdir())
 made = Loader(paths, EvalTransform(Preprocessing(size=16)), 16, 5, processes=2)
 try:

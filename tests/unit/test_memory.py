@@ -99,7 +99,7 @@ def test_batch_size_auto_is_the_models_own_batch_in_parts_that_fit(digits: Path,
         load.parse([*words[:-1], "many"], prog="test")
 
 
-def test_torchs_words_are_understood() -> None:
+def test_torchs_out_of_memory_is_recognised_and_other_errors_pass() -> None:
     import torch
 
     from backends.torch.memory import memory_errors
@@ -137,7 +137,7 @@ MESSAGES = {
 
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize(("message", "meant"), MESSAGES.items())
-def test_the_words_of_cudas_libraries(
+def test_errors_of_cudas_libraries_are_out_of_memory_only_on_a_full_device(
     message: str, meant: bool | None, full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -152,7 +152,7 @@ def test_the_words_of_cudas_libraries(
     assert type(raised.value) is expected and message[:40] in str(raised.value)
 
 
-def test_mlxs_words_are_understood() -> None:
+def test_mlxs_out_of_memory_is_recognised() -> None:
     import mlx.core as mx
 
     from backends.mlx.memory import memory_errors

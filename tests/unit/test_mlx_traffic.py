@@ -11,9 +11,10 @@ import mlx.core as mx
 import pytest
 
 from backends.mlx import model
-from benchmarks import mlx_bytes, mlx_graph, mlx_traffic
+from benchmarks import mlx_bytes, mlx_traffic
 from ports.common import gradients
 from tests import tiny
+from tests.metal import mlx_graph
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ def test_kernels_are_fused_as_mlx_fuses_them() -> None:
     assert sum(op.name == "Compiled" for op in ours) == theirs > 3
 
 
-def test_bytes_of_known_functions() -> None:
+def test_bytes_of_known_functions_are_counted() -> None:
     x = mx.ones((4, 100, 10))
     whole = 4 * x.size
     (one,) = kernels(lambda x: [mx.exp(x) * 2 + x], x)
@@ -100,7 +101,7 @@ def test_one_kernel_updates_a_parameter(precision: str) -> None:
     assert max(len(op.inputs) + len(op.outputs) for op in updates) <= 28
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_bytes_and_names_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "resnet18", "--size", "32", "--batch", "4"]
     assert mlx_traffic.main([*words, "--json"]) == 0
     row = json.loads(capsys.readouterr().out)["models"]["resnet18"]

@@ -45,7 +45,7 @@ def test_one_image_is_one_row_and_a_list_as_many_as_it_has(opened, form):
     assert np.array_equal(model.predict([FORMS[form](path) for path in paths]).probabilities, rows)
 
 
-def test_any_iterable_is_many(opened):
+def test_any_iterable_of_images_is_a_batch(opened):
     model, paths, pixels, rows = opened
     image = Image.open(paths[0])
     for many in (tuple(paths), iter(paths), np.array([str(path) for path in paths]), pixels):

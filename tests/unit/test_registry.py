@@ -47,7 +47,7 @@ def test_reference_models_carry_timms_preprocessing(written: str, name: str, siz
 @pytest.mark.parametrize("family", registry.FAMILIES)
 def test_tables_are_those_of_the_installed_timm(family: str) -> None:
     table = registry._table(family)
-    assert set(table) == set(timm.list_models(module=registry.FAMILIES[family]))
+    assert set(table) == set(timm.list_models(module=registry.FAMILIES[family].timm_module))
     for arch, row in table.items():
         cls, args = record_timm.constructor(arch)
         assert (row["class"], row["args"]) == (cls, args), arch
@@ -84,7 +84,7 @@ def test_options_change_the_spec_and_rebuild_it() -> None:
         spec.arch = "other"  # type: ignore[misc]
 
 
-def test_patterns() -> None:
+def test_shell_patterns_select_architectures_by_name() -> None:
     assert registry.names("convnext_at*") == ["convnext_atto", "convnext_atto_ols", "convnext_atto_rms"]
     assert registry.names("resnet18") == ["resnet18"]
     assert registry.names("nothing*") == []

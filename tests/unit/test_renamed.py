@@ -79,3 +79,34 @@ def test_old_names_in_a_search_space_are_read_too() -> None:
 def test_an_old_flag_is_refused_with_the_new_one(old, new) -> None:
     with pytest.raises(ConfigError, match=f"{old} is now {new}"):
         renamed.refuse_flags(["x", f"{old}=1"])
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.SWITCHES.items())
+def test_an_old_switch_of_augmentation_is_refused_with_its_operation(old, new, tmp_path) -> None:
+    line = rf"^augment\.{old} is now augment\.ops: {{{new}: \.\.\.}} \(command line\)$"
+    with pytest.raises(ConfigError, match=line):
+        load.parse(["--data.root", "x", f"--augment.{old}", "true"], "train")
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"data": {"root": "x"}, "augment": {old: None}}))
+    with pytest.raises(ConfigError, match=rf"augment\.{old} is now augment\.ops: {{{new}: \.\.\.}} \(.*line"):
+        load.read(file)
+
+
+def test_old_switches_in_runs_campaigns_checkpoints_and_search_spaces_become_operations(tmp_path) -> None:
+    names = list(renamed.SWITCHES)
+    old = {name: (True, False, None)[number % 3] for number, name in enumerate(names)}
+    wanted = {new: old[name] for name, new in renamed.SWITCHES.items() if old[name] is not None}
+    whole = yaml.safe_load(load.to_yaml(load.parse(["--data.root", "x"], "train")))
+    del whole["augment"]["ops"]
+    whole["augment"] |= old
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(whole))
+    member = {"name": "a", "augment": {"blur": True, "hue": None}}
+    (tmp_path / "campaign.yaml").write_text(yaml.safe_dump({"data": {"root": "x"}, "members": [member]}))
+    assert load.read(tmp_path / "config.yaml").augment.ops == wanted
+    assert load.of_checkpoint(whole).augment.ops == wanted
+    (found,) = load.read_members(tmp_path / "campaign.yaml")
+    assert found.settings.augment.ops == {"gaussian_blur": True}
+    space = {"augment.erase": {"choices": ["true", "false"]}}
+    assert renamed.upgrade_values({"tune": {"space": space}}) == {
+        "tune": {"space": {"augment.ops.random_erasing": space["augment.erase"]}}
+    }

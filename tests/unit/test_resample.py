@@ -60,7 +60,7 @@ def model_of(spec: ModelSpec, args: dict[str, Any]) -> torch.nn.Module:
         ("coatnext_nano_rw_224", COATNET, 96, 64),
     ],
 )
-def test_as_timm_loads_a_checkpoint(arch: str, args: dict, old: int, new: int) -> None:
+def test_position_tables_are_resampled_as_timm_loads_a_checkpoint(arch: str, args: dict, old: int, new: int) -> None:
     before, after = spec_of(arch, args, old), spec_of(arch, args, new)
     state = {n: v for n, v in model_of(before, args).state_dict().items() if not n.endswith("num_batches_tracked")}
     larger = model_of(after, args)

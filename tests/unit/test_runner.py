@@ -141,7 +141,7 @@ def test_files_bytes_and_arrays_mix(pair):
             model.predict([pixels[0].astype(np.float32)])
 
 
-def test_averaged_weights_win(pair, tmp_path):
+def test_a_checkpoints_ema_weights_are_used_where_there_are_any(pair, tmp_path):
     (_a, b), _, pixels = pair
     both = members.checkpoint(tmp_path / "both", seed=0)
     arrays, metadata = loading.read(b / "model.safetensors")
@@ -270,7 +270,7 @@ def test_an_unreadable_image_stops_the_command_with_its_name(pair, tmp_path, cap
 
 
 @pytest.mark.parametrize("words", [["--help"], ["fit", "--help"], ["validate", "--help"]])
-def test_help_explains_itself(words, capsys):
+def test_help_of_each_command_lists_its_options(words, capsys):
     with pytest.raises(SystemExit) as caught:
         infer.main(words)
     assert caught.value.code == 0 and "--" in capsys.readouterr().out

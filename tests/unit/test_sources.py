@@ -99,7 +99,7 @@ def test_a_data_set_that_lies_behind_a_link_as_a_whole_is_fine(tmp_path):
     assert len(sources.load(tmp_path / "root").ids) == 2
 
 
-def test_folders_that_cannot_be_trained_on(tmp_path):
+def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
     def refuse(expected: str, root: Path) -> None:
         with pytest.raises(DataError, match=expected):
             sources.load(root)

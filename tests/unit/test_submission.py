@@ -89,7 +89,7 @@ def test_other_ids_are_counted_and_named(tmp_path):
         submission.align(["a.png", "a.jpg", "z.png"], layout, "s.csv")
 
 
-def test_nothing_is_overwritten(tmp_path):
+def test_an_existing_submission_is_not_overwritten(tmp_path):
     layout = submission.plain_layout(["a", "b", "c"])
     for taken in ("out.csv", "out_probabilities.csv"):
         (tmp_path / taken).write_text("precious")

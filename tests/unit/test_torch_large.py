@@ -68,7 +68,7 @@ def test_an_update_waits_for_nothing_and_adds_few_operations(
     for session in (whole, parts):
         session.train_step(data, plan, KNOBS)  # a wait would raise here
         session.begin_logits(data.images, "ema")
-    network = whole._trainer.model.train()
+    network = whole._context.model.train()
     with Counted() as own:
         network(torch.empty(N, 3, size, size, device=META)).sum().backward()
     network.zero_grad()

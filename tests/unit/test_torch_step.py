@@ -152,7 +152,7 @@ def test_nothing_of_a_session_outlives_it(ends: str, monkeypatch: pytest.MonkeyP
     spec, optimizer = tiny.spec("resnet", num_classes=CLASSES), OptimSpec(ema=True)
     session = Session(spec, None, optimizer, LossSpec(), "fp32", 0, False, MemorySpec(), torch.device("cpu"))
     session.read(session.train_step(batch(), None, KNOBS))
-    average = session._trainer.average
+    average = session._context.average
     assert average is not None
     held = [weakref.ref(t) for t in (*session._tensors.values(), *average.tensors.values(), *session._moments.values())]
     del average

@@ -1,5 +1,7 @@
 """Views and merges against ttach, the library that most people know them from."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from ttach import functional
 import infer
 from config.errors import ConfigError
 from ensemble import merge, views
+from ensemble.weighting.average import Merge
 from tests.unit import members
 
 RNG = np.random.default_rng(0)
@@ -90,7 +93,7 @@ def test_a_merge_is_chosen_and_an_unknown_one_is_refused(tmp_path):
     folder = members.checkpoint(tmp_path / "a")
     _, pixels = members.photographs(tmp_path / "images")
     said = {}
-    for how in merge.MERGES:
+    for how in get_args(Merge):
         with infer.load(folder, views=["five"], merge=how) as model:
             said[how] = model.predict(list(pixels)).probabilities
     assert np.allclose(said["geometric"], said["logits"], atol=1e-7)

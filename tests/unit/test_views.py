@@ -60,7 +60,7 @@ def test_shifts_move_a_sixteenth_and_repeat_the_edge(name, move):
     assert np.array_equal(views.apply(name, IMAGES), expected)
 
 
-def test_d4_is_the_whole_group():
+def test_d4_has_all_eight_flips_and_turns():
     seen = {views.apply(name, IMAGES[:1]).tobytes() for name in views.PRESETS["d4"]}
     flips = [IMAGES[:1], IMAGES[:1, :, ::-1]]
     group = {np.rot90(image, k, (1, 2)).tobytes() for image in flips for k in range(4)}

@@ -158,14 +158,10 @@ def _record(path: Path, members: Sequence[Member]) -> None:
     file = path / load.CAMPAIGN
     with run_dir.run_lock(path):
         begun = load.read_members(file)
-        same = len(begun) == len(members) and all(map(_same_afterwards, begun, members))
+        same = list(map(_afterwards, begun)) == list(map(_afterwards, members))
         if not same or differences(begun, members, run_dir.PLACES):
             file.rename(path / f"campaign_{len(list(path.glob('campaign*.yaml')))}.yaml")
             run_dir.write_text(file, load.members_yaml(members))
-
-
-def _same_afterwards(one: Member, other: Member) -> bool:
-    return _afterwards(one) == _afterwards(other)
 
 
 def _afterwards(member: Member) -> tuple[Any, ...]:

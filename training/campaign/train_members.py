@@ -58,7 +58,9 @@ def train(campaign: Campaign, wish: RunRequest) -> None:
             if wish.fold is None or place.name == f"fold_{wish.fold}":
                 failures.forget(place)
     shared = open_shared(
-        campaign, lambda numbers: all(done(path) for path in _folders(campaign, able, numbers)), wish.fold
+        campaign,
+        lambda numbers: all(done(campaign.run(member) / f"fold_{k}") for member in able for k in numbers),
+        wish.fold,
     )
     team = [_ready(campaign, member, shared) for member in able]
     _begin(campaign, team, shared.numbers)
@@ -110,10 +112,6 @@ def given_up(campaign: Campaign) -> list[dict[str, Any]]:
     """The folds that were left out, with their reasons, which `failed.yaml` of the campaign then holds too."""
     begun = [path for member in campaign.members for path in sorted(campaign.run(member).glob("fold_*/"))]
     return failures.collect(campaign.folder, begun)
-
-
-def _folders(campaign: Campaign, members: Sequence[Member], numbers: Sequence[int]) -> list[Path]:
-    return [campaign.run(member) / f"fold_{k}" for member in members for k in numbers]
 
 
 def _able(campaign: Campaign, wish: RunRequest) -> list[Member]:

@@ -123,6 +123,6 @@ def clear(folder: Path) -> None:
         (place / "oof.npz").unlink(missing_ok=True)
 
 
-def applied(settings: Settings, values: Mapping[str, Any], where: str = "tune.space") -> Settings:
+def applied(settings: Settings, values: Mapping[str, Any]) -> Settings:
     """The settings with what a trial tries."""
-    return load.changed(settings, values, where)
+    return load.changed(settings, values, "tune.space")

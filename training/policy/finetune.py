@@ -1,8 +1,9 @@
-"""What differs where a pretrained network is fine-tuned on few images.
+"""What differs where a pretrained network is fine-tuned on few images: BatchNorm's statistics and the new classifier.
 
-A new classifier starts from a logistic regression on the network's features (a linear probe): below a random one, the
-trunk loses what it knows (Kumar et al. 2022). BatchNorm keeps the statistics of the pretraining: those of small,
-augmented batches spoil the features within an epoch. How features are computed stands in `training.run.probe`.
+BatchNorm normally takes each batch's own statistics. Where a linear probe is clearly better on features of the
+pretrained statistics than on features of the training images' own, the latter spoil the network, and the pretrained
+ones are kept. The classifier then starts from that probe, which fits these features (Kumar et al. 2022); otherwise the
+features change with the statistics, and it starts at random. `training.run.probe` computes the features.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from config.schema import Settings
 from data.rng import philox
 
 # Up to here the regression takes seconds; beyond it, an epoch has updates enough for a random classifier to learn.
@@ -32,33 +32,47 @@ class Head(NamedTuple):
     strength: float
 
 
+class Answers(NamedTuple):
+    """What cross-validation answers: the log loss of each image float64 `[N]` (0 for the only one of its class), and
+    the C that has the lowest mean."""
+
+    losses: NDArray[np.float64]
+    strength: float
+
+
 def few(images: int, classes: int) -> bool:
     """Whether so many training images of so many classes are few."""
     return images <= _MOST_IMAGES and images * classes <= _MOST_LOGITS
 
 
-def fixed_statistics(settings: Settings, images: int, classes: int) -> bool:
-    """Whether BatchNorm keeps the statistics that the weights came with, where `images` train."""
-    if settings.optim.batch_norm == "auto":
-        return settings.weights != "none" and few(images, classes)
-    return settings.optim.batch_norm == "fixed"
+def clearly_better(one: Answers, other: Answers) -> bool:
+    """Whether the images' log losses in `one` are lower than in `other` by more than two standard errors (paired)."""
+    gain = other.losses - one.losses
+    return bool(gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)))
+
+
+def judged(features: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> Answers | None:
+    """How well a logistic regression on standardised `features` `[N, F]` answers images that it was not fitted on.
+
+    Three parts, drawn from `seed`. None where the images are all of one class.
+    """
+    if len(np.unique(labels)) < 2:
+        return None
+    inputs, parts = _standardised(features)[0], _parts(labels, seed)
+    found = [Answers(_losses(inputs, labels, parts, c), c) for c in _STRENGTHS]
+    return min(found, key=lambda one: float(one.losses.mean()))
 
 
 def probe(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, seed: int) -> Head | None:
     """The L2-penalised logistic regression of `labels` on standardised `features` `[N, F]`, for raw features.
 
-    Its C has the lowest log loss in cross-validation over three parts, which are drawn from `seed`. None where the
-    images are all of one class.
+    Its C has the lowest log loss in cross-validation (`judged`). None where the images are all of one class.
     """
-    mean, scale = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
-    scale = np.where(scale > 1e-6, scale, 1.0)
-    inputs = (features - mean) / scale
-    if len(np.unique(labels)) < 2:
+    answers = judged(features, labels, seed)
+    if answers is None:
         return None
-    parts = _parts(labels, seed)
-    losses = [sum(_loss(inputs, labels, parts == k, c) for k in range(_PARTS)) for c in _STRENGTHS]
-    strength = _STRENGTHS[int(np.argmin(losses))]
-    model = _regression(inputs, labels, strength)
+    inputs, mean, scale = _standardised(features)
+    model = _regression(inputs, labels, answers.strength)
     coefficients, intercept = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # one row: the difference of the two logits
         coefficients, intercept = (np.concatenate([-v / 2, v / 2]) for v in (coefficients, intercept))
@@ -67,7 +81,16 @@ def probe(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int
     weight[model.classes_] = coefficients / scale
     bias[model.classes_] = intercept
     bias -= weight @ mean
-    return Head(weight.astype(np.float32), bias.astype(np.float32), strength)
+    return Head(weight.astype(np.float32), bias.astype(np.float32), answers.strength)
+
+
+def _standardised(
+    features: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The features with mean 0 and deviation 1 in each column, and the means and deviations that they had."""
+    mean, scale = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    scale = np.where(scale > 1e-6, scale, 1.0)
+    return (features - mean) / scale, mean, scale
 
 
 def _parts(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -80,13 +103,18 @@ def _parts(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     return parts
 
 
-def _loss(inputs: NDArray[np.float64], labels: NDArray[np.int64], judged: NDArray[np.bool_], strength: float) -> float:
-    """The summed log loss of the `judged` images for a regression on the others."""
-    if not judged.any():
-        return 0.0
-    model = _regression(inputs[~judged], labels[~judged], strength)
-    column = np.searchsorted(model.classes_, labels[judged])
-    return -float(model.predict_log_proba(inputs[judged])[np.arange(len(column)), column].sum())
+def _losses(
+    inputs: NDArray[np.float64], labels: NDArray[np.int64], parts: NDArray[np.int64], strength: float
+) -> NDArray[np.float64]:
+    """The log loss of each image for a regression on the parts that it is not in; 0 where it is in none."""
+    losses = np.zeros(len(labels))
+    for part in range(_PARTS):
+        held = np.flatnonzero(parts == part)
+        if len(held):
+            model = _regression(inputs[parts != part], labels[parts != part], strength)
+            column = np.searchsorted(model.classes_, labels[held])
+            losses[held] = -model.predict_log_proba(inputs[held])[np.arange(len(held)), column]
+    return losses
 
 
 def _regression(inputs: NDArray[np.float64], labels: NDArray[np.int64], strength: float) -> LogisticRegression:

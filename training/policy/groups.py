@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from backends.contract import is_buffer
 from config.errors import ConfigError
+from models.families import FAMILIES, LayerGroups
 from models.registry import ModelSpec
 
 _TABLES = ("pos_embed", "cls_token", "reg_token", "dist_token", "relative_position_bias_table", "logit_scale", "latent")
@@ -55,12 +55,12 @@ def layer_rates(names: Iterable[str], model: ModelSpec, decay: float) -> dict[st
     """
     if decay == 1:
         return {}
-    if model.family not in LAYERS:
+    if model.family not in FAMILIES:
         raise ConfigError(
             f"optim.layer_decay: the layers of the family {model.family} are not known; leave it 1, or choose a model "
-            f"of {', '.join(LAYERS)}"
+            f"of {', '.join(FAMILIES)}"
         )
-    places = {name: LAYERS[model.family].place(name) for name in names if not is_buffer(name)}
+    places = {name: _place(FAMILIES[model.family].layers, name) for name in names if not is_buffer(name)}
     # The tail, such as the last norm, shares the rate of the last block.
     order = sorted({place for place in places.values() if place != _TAIL})
     last = max((i for i, place in enumerate(order) if place < _TAIL), default=0)
@@ -72,43 +72,15 @@ Place = tuple[int, ...]
 _STEM, _BLOCK, _TAIL, _HEAD = (0,), 1, (2,), (3,)
 
 
-@dataclass(frozen=True)
-class LayerGroups:
-    """Where parameters stand in a family, as patterns at the beginning of their names.
-
-    The numbers that `block` captures order the blocks; `opening` is what leads into a stage and belongs to its first.
-    """
-
-    stem: str
-    block: str
-    opening: str = "(?!)"
-    tail: str = "(?!)"
-
-    def place(self, name: str) -> Place:
-        """A key that sorts parameters by their layer."""
-        if re.match(self.stem, name):
-            return _STEM
-        if found := re.match(self.opening, name):
-            return (_BLOCK, int(found[1]), 0)
-        if found := re.match(self.block, name):
-            return (_BLOCK, *map(int, found.groups()))
-        return _TAIL if re.match(self.tail, name) else _HEAD
-
-
-_VIT = LayerGroups("cls_token|reg_token|pos_embed|patch_embed|norm_pre", r"blocks\.(\d+)", tail="norm")
-_SWIN = LayerGroups("patch_embed", r"layers\.(\d+)\.\w+\.(\d+)", r"layers\.(\d+)\.downsample", "norm")
-LAYERS: Mapping[str, LayerGroups] = {
-    "convnext": LayerGroups("stem", r"stages\.(\d+)\.blocks\.(\d+)", r"stages\.(\d+)\.downsample", "norm_pre"),
-    "efficientnet": LayerGroups("conv_stem|bn1", r"blocks\.(\d+)\.(\d+)", tail="conv_head|bn2"),
-    "mobilenetv3": LayerGroups("conv_stem|bn1", r"blocks\.(\d+)\.(\d+)"),
-    "swin": _SWIN,
-    "swinv2": _SWIN,
-    "resnet": LayerGroups("conv1|bn1|maxpool", r"layer(\d+)\.(\d+)"),
-    "regnet": LayerGroups("stem", r"s(\d+)\.b(\d+)"),
-    "vit": _VIT,
-    "eva": _VIT,
-    "maxvit": LayerGroups("stem", r"stages\.(\d+)", tail="norm"),
-}
+def _place(layers: LayerGroups, name: str) -> Place:
+    """A key that sorts parameters by their layer."""
+    if re.match(layers.stem, name):
+        return _STEM
+    if found := re.match(layers.opening, name):
+        return (_BLOCK, int(found[1]), 0)
+    if found := re.match(layers.block, name):
+        return (_BLOCK, *map(int, found.groups()))
+    return _TAIL if re.match(layers.tail, name) else _HEAD
 
 
 def _below(names: Iterable[str], prefixes: Iterable[str]) -> frozenset[str]:

@@ -43,6 +43,7 @@ from training.run import distillation, machine, probe, run_dir
 from training.run.progress import Progress
 
 RESULT = "result.yaml"
+_STATISTICS = "batch_norm.txt"  # what optim.batch_norm auto decided, for a resumed run
 OnEpoch = Callable[[dict[str, float], bool], None]
 
 
@@ -142,10 +143,8 @@ def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead
     what it has to train."""
     settings, spec, backend = job.settings, job.spec, backends.load(job.backend)
     labels = job.table.labels[~folds.validates(job.fold_of, number)]
-    start = _start(job, backend, number)
-    optim = optimizer.spec(settings.optim, settings.ema.decay > 0, spec, start)
-    fixed = finetune.fixed_statistics(settings, len(labels), spec.num_classes)
-    optim = replace(optim, fixed_statistics=fixed)
+    start, fixed, _ = _start(job, backend, number)
+    optim = replace(optimizer.spec(settings.optim, settings.ema.decay > 0, spec, start), fixed_statistics=fixed)
     loss, train = losses.spec(settings.loss, labels, spec.num_classes), settings.train
     saving = optimizer.memory(train, micro_batch)
 
@@ -156,36 +155,43 @@ def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead
     return compiling.session(opened, job.backend, train, ahead)
 
 
-def _start(job: Job, backend: Backend, number: int) -> Weights:
-    """The weights that training starts from: the fold's own, or pretrained ones made to fit, or fresh ones."""
-    begun = checkpoint.newest(job.folder / f"fold_{number}")
+def _start(job: Job, backend: Backend, number: int) -> probe.Start:
+    """What training starts from: the fold's own weights, or pretrained ones made to fit, or fresh ones."""
+    folder, fixed = job.folder / f"fold_{number}", job.settings.optim.batch_norm == "fixed"
+    begun, kept = checkpoint.newest(folder), folder / _STATISTICS
     if begun:
-        return loading.read(begun / "model.safetensors")[0]
+        if job.settings.optim.batch_norm == "auto" and kept.exists():
+            fixed = kept.read_text().strip() == "fixed"
+        return probe.Start(loading.read(begun / "model.safetensors")[0], fixed)
     spec, settings = job.spec, job.settings
     found = loading.resolve(spec, _source(settings.weights, number), settings.weights_ema)
     if found is not None:
         fitted, notes = loading.fit(found.weights, spec)
         for note in (*found.notes, *notes):
             print(note)
-        return _with_head(job, backend, number, fitted) if probe.is_needed(found.weights, spec) else fitted
+        start = _probed(job, backend, number, fitted, probe.is_needed(found.weights, spec))
+        run_dir.write_text(kept, "fixed\n" if start.fixed_statistics else "batch\n")
+        return start
     session = backend.open(spec, None, OptimSpec(), LossSpec(), seed=settings.seed, compile=False)
     try:
-        return session.state().weights
+        return probe.Start(session.state().weights, fixed)
     finally:
         session.close()
 
 
-def _with_head(job: Job, backend: Backend, number: int, start: Weights) -> Weights:
-    """The weights with a new classifier that knows the fold's training images, where the settings ask for it."""
+def _probed(job: Job, backend: Backend, number: int, start: Weights, new_head: bool) -> probe.Start:
+    """`start` with what a linear probe of the fold's training images decides, where these are few."""
     settings, table = job.settings, job.table
     train = np.flatnonzero(~folds.validates(job.fold_of, number) & (table.labels >= 0))
-    if settings.optim.head_init == "random" or not finetune.few(len(train), job.spec.num_classes):
-        return start
-    loader = _valid_loader(job, [table.paths[i] for i in train], settings.train.val_batch_size or 64, None)
-    started, note = probe.with_probe(backend, job.spec, settings, start, loader, table.labels[train])
-    if note:
+    single = isinstance(job.spec.classifier, str) and bool(job.spec.classifier)
+    if not single or not finetune.few(len(train), job.spec.num_classes):
+        return probe.Start(start, settings.optim.batch_norm == "fixed")
+    batch = min(int(settings.train.batch_size or 1), len(train))
+    loader = _valid_loader(job, [table.paths[i] for i in train], batch, None)
+    found = probe.started(backend, job.spec, settings, start, loader, table.labels[train], new_head)
+    for note in found.notes:
         print(f"fold {number}: {note}")
-    return started
+    return found
 
 
 def _source(wanted: str, number: int) -> str:
@@ -279,10 +285,11 @@ def _loader(
 def _finish(folder: Path, number: int, loop: TrainerState, seconds: float) -> dict[str, Any]:
     with np.load(folder / "oof.npz") as oof:
         scores = metrics.scores(oof["logits"], oof["targets"])
+    best = loop.history[loop.stopping.best_epoch]
     row = {
         "fold": number,
         **{name: round(value, 6) for name, value in scores.items()},
-        **_damaged(loop.history[loop.stopping.best_epoch]),
+        **{name: round(value, 6) for name, value in best.items() if name.startswith("corrupted_")},
         "best_epoch": loop.stopping.best_epoch + 1,
         "weights": checkpoint.read_state(folder / checkpoint.BEST).get("averaged", "epoch"),
         "epochs": len(loop.history),
@@ -291,11 +298,6 @@ def _finish(folder: Path, number: int, loop: TrainerState, seconds: float) -> di
     }
     run_dir.write_yaml(folder / RESULT, row)
     return row
-
-
-def _damaged(row: dict[str, float]) -> dict[str, float]:
-    """The scores on damaged validation images in an epoch's row."""
-    return {name: round(value, 6) for name, value in row.items() if name.startswith("corrupted_")}
 
 
 def _write_suspects(job: Job, folder: Path, fit: trainer.Trainer) -> None:

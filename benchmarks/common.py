@@ -1,4 +1,4 @@
-"""What the benchmarks share: photographs from a tar or a folder, and what a figure was taken on."""
+"""What the benchmarks share: arguments, photographs from a tar or a folder, peak memory, and the form of a result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import platform
+import resource
+import sys
 import tarfile
 from datetime import date
 from importlib.metadata import version
@@ -16,6 +18,20 @@ import psutil
 from PIL import Image
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos.tar"
+
+
+def parser(doc: str | None, photographs: bool = False) -> argparse.ArgumentParser:
+    """A parser with `--json`, and with `--data` for photographs; its description is the first line of `doc`."""
+    made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    if photographs:
+        made.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
+    made.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    return made
+
+
+def peak(who: int = resource.RUSAGE_SELF) -> int:
+    """The largest resident set in bytes of this process, or of its children that have ended."""
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # macOS tells bytes, Linux KiB
 
 
 def photographs(data: Path, count: int, folder: Path) -> Path:
@@ -52,6 +68,16 @@ def tell(arguments: argparse.Namespace, result: dict[str, Any], *packages: str) 
     """Print the settings, what `machine` says, and the result: one JSON object where `arguments.json`, else a table."""
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     whole = {**settings, **machine(*packages), **result}
-    width = max(map(len, whole))
-    table = "\n".join(f"{key:>{width}}  {value}" for key, value in whole.items())
-    print(json.dumps(whole, indent=1) if arguments.json else table)
+    if arguments.json:
+        print(json.dumps(whole, indent=1))
+        return
+    for key, value in flat(whole):
+        lines = isinstance(value, list) and value and all(isinstance(line, str) for line in value)
+        print(f"{key}  " + ("\n  ".join(["", *value]) if lines else str(value)))
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested figures as (dotted name, value)."""
+    if isinstance(value, dict):
+        return [pair for key, inner in value.items() for pair in flat(inner, f"{prefix}.{key}" if prefix else str(key))]
+    return [(prefix, value)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from benchmarks.mlx_graph import Graph, Operation
+from tests.metal.mlx_graph import Graph, Operation
 
 Path = Literal["depthwise", "winograd", "implicit", "padded", "general", "unfold", "grouped unfold"]
 
