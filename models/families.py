@@ -1,6 +1,6 @@
 """One record a family of architectures: what Tandem knows of it beyond the tables that are recorded from timm.
 
-Adding a family takes a record here and, for MLX, a file `ports/NAME.py`; see docs/models.md.
+Adding a family takes a record here and, for MLX, a file `ports/NAME.py`; see docs/reference/models.md.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ class Augment(Section):
         default={},
         description="Operations that differ from the level's, such as {rotate: {prob: 0.5, degrees: 15}, hue: false}:"
         " true has the level's or the standard strength, false switches one off, null is the level's again. There are"
-        f" {', '.join(OPERATIONS)}; docs/augmentation.md lists their parameters.",
+        f" {', '.join(OPERATIONS)}; docs/reference/augmentation.md lists their parameters.",
     )
 
 

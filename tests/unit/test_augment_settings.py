@@ -183,7 +183,7 @@ def test_the_recipes_act_as_they_did_with_switches(recipe) -> None:
 
 
 def test_the_docs_list_the_operations_and_the_levels_with_their_numbers() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "augmentation.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "augmentation.md").read_text(encoding="utf-8")
     for name, (about, parameters) in OPERATIONS.items():
         limits, act = transforms.limits(name), transforms.STANDARD[name]
         cells = [
