@@ -10,7 +10,7 @@ from tests.unit.test_house import LEVEL, ROOT
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
-PAGES = ("CONTRIBUTING.md", "docs/release.md")
+PAGES = ("CONTRIBUTING.md", "docs/engineering/release.md")
 
 
 def test_every_room_is_in_the_layout() -> None:
