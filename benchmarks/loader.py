@@ -17,6 +17,9 @@ with memory as their users have it. Arms:
 Also wall time to the first batch, memory for 100 times the images, and how CPU time grows from 1 to 8 threads, beside
 two processes of one thread each: these share nothing, so what they lose is the machine's (cores of one chip that are
 not alone on it), and `of_processes` is what 8 threads keep of it.
+
+`--emulate_cores 16` measures none of that but our threads and worker processes on so many emulated cores, as
+`benchmarks.emulated_cores` says.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from benchmarks import common
+from benchmarks import common, emulated_cores
 from benchmarks.common import photographs, tell
 from benchmarks.peer import Peer
 from config import heap
@@ -63,12 +66,19 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=0, help="files; 0 takes each photograph once")
     parser.add_argument("--workers", type=int, default=1, help="our threads, the others' processes (timm's default: 1)")
     parser.add_argument("--repeats", type=int, default=6, help="turns of each arm")
+    parser.add_argument("--emulate_cores", type=int, default=0, help="threads and processes on so many emulated cores")
     arguments = parser.parse_args()
     heap.retain_freed_memory()  # as our commands do
     with tempfile.TemporaryDirectory() as place:
-        result = measured(arguments, Path(place))
+        result = (emulated if arguments.emulate_cores else measured)(arguments, Path(place))
     tell(arguments, result, "timm", "torchvision", "opencv-python-headless")
     return 0
+
+
+def emulated(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
+    """What `benchmarks.emulated_cores` measures."""
+    folder = photographs(arguments.data, arguments.images, place / "images" / "class")
+    return emulated_cores.measured(sorted(folder.iterdir()), arguments.emulate_cores, arguments.repeats)
 
 
 def measured(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
