@@ -6,7 +6,15 @@ STAMP := $(VENV)/.installed
 LOCK := requirements.lock
 PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install test demo parity conversions wheels bench bench-gpu lint clean
+# The test files of `make check`, of every room, a few seconds each; CONTRIBUTING.md says what belongs here.
+FAST_TESTS := $(patsubst %,tests/unit/test_%.py,adaptive aliases augment_ops augment_policies bottleneck calibration \
+	config config_faults contributing decode ensemble folds folds_more groups house icc layouts leaderboard \
+	loss_settings maps members metrics mix policy pool pretrained prior registry renamed repair resample resizing \
+	sampler sampling sources streams submission trackers version views weights worklist)
+# Trains on both engines, which takes as long as a quarter of the rest.
+NOT_FAST := tests/unit/test_house.py::test_each_engine_trains_where_the_other_is_not_installed
+
+.PHONY: install check format lint test slow demo parity conversions wheels bench bench-gpu clean
 
 install: $(STAMP)
 
@@ -17,6 +25,15 @@ $(STAMP): pyproject.toml $(LOCK)
 	$(PIP) --no-deps mlx-image==0.1.10
 	touch $(STAMP)
 
+# Before each commit, under 2 minutes on 2 cores: format, lint, types and the fast tests.
+check: lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(FAST_TESTS) --deselect $(NOT_FAST)
+
+# Rewrites files: format, order of imports, what the linter can mend.
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
 lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -25,6 +42,10 @@ lint: install
 
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+
+# The tests marked slow, which `make test` leaves out: hours on 2 cores.
+slow: install
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist worksteal --timeout 3600
 
 demo: install
 	$(PY) -m training.demo

@@ -85,7 +85,7 @@ def test_resnets_of_mlx_image_break_no_rule() -> None:
 
 
 @pytest.mark.slow
-def test_every_network_of_mlx_image_runs_as_fast() -> None:
+def test_every_network_of_mlx_image_breaks_no_rule() -> None:
     for arch in registry.members(registry.ZOO):
         trains_and_predicts(arch, ZOO_MAY)
 

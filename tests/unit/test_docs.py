@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import importlib
 import importlib.util
@@ -19,7 +20,7 @@ import pytest
 from config import load
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHOWN = [
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "guide").glob("*.md")),
@@ -165,3 +166,11 @@ def test_shown_commands_are_understood(page: str, line: str, parsing_only: None,
         importlib.import_module(module).main(*words)
     is_help = "--help" in line or "--print_config" in line
     assert isinstance(stopped.value, UnderstoodError) or (is_help and stopped.value.code == 0), f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", SHOWN, ids=name)
+def test_python_examples_import_what_exists(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (ROOT / node.module.partition(".")[0]).is_dir():
+                exec(ast.unparse(node), {})  # an ImportError names what is missing

@@ -105,7 +105,7 @@ def test_what_is_refused_fails_in_timm_and_what_is_let_through_runs(arch: str, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", kinds())
-def test_the_same_for_every_kind_and_size(arch: str) -> None:
+def test_limits_are_timms_for_every_kind_and_size(arch: str) -> None:
     check(arch, list(SIZES))
 
 
