@@ -6,7 +6,7 @@ nothing:
 
 - `tandem`: the command line without any other setting, then `infer fit` and its ensemble.
 - `random_batch`, `random_fixed`, `probe_batch`, `probe_fixed`: the same with `--optim.head_init` and
-  `--optim.batch_norm` as the name says; `random_batch` were the defaults until 2026-11-30.
+  `--optim.batch_norm` as the name says; `random_batch` is what the defaults come to.
 - `tandem_folds`: the defaults with five folds in place of the hold-out (`--folds.strategy stratified`), so that all are
   trained on: five times the updates of the other arms, and their mean.
 - `timm`: the order of timm's train.py through its public functions, with the flags of its author's fine-tuning runs

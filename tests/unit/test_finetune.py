@@ -101,7 +101,7 @@ def test_the_decision_about_the_statistics_is_kept_and_the_run_resumes_bit_for_b
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    more, asked = ("--weights", str(pretrained)), []
+    more, asked = ("--weights", str(pretrained), "--optim.batch_norm", "auto"), []
     monkeypatch.setattr(finetune, "clearly_better", lambda *given: asked.append(given) or fixed)
     whole = train_run.run_all("torch", settings(digits, tmp_path / "a", *more), NEVER)
     said = capsys.readouterr().out
@@ -124,21 +124,22 @@ def test_statistics_that_do_not_fit_the_images_are_left(
     weights, _ = loading.read(pretrained)
     unfit = {n: v * 0 + 1e6 if n.endswith("running_mean") else v for n, v in weights.items()}
     save_file(unfit, pretrained)  # every ReLU is shut: the features say nothing
-    train_run.run_all("torch", settings(digits, tmp_path / "a", "--weights", str(pretrained)), NEVER)
+    more = ("--weights", str(pretrained), "--optim.batch_norm", "auto")
+    train_run.run_all("torch", settings(digits, tmp_path / "a", *more), NEVER)
     assert "BatchNorm takes each batch's own statistics" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("more", "probed", "kept"),
     [
-        (("--optim.batch_norm", "batch"), False, False),
+        ((), False, False),
         (("--optim.batch_norm", "fixed"), True, True),
         (("--optim.batch_norm", "fixed", "--optim.head_init", "random"), False, True),
         (("--optim.batch_norm", "batch", "--optim.head_init", "probe"), True, False),
         (("--weights", "none", "--optim.batch_norm", "auto"), False, False),
     ],
 )
-def test_explicit_settings_are_obeyed_without_a_comparison(
+def test_the_defaults_and_explicit_settings_need_no_comparison(
     more: tuple[str, ...],
     probed: bool,
     kept: bool,
