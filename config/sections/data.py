@@ -26,18 +26,18 @@ def _pattern(text: str) -> str:
     return text
 
 
-Wanted = bool | dict[str, float] | None
-
-
 def _checked(ops: Any) -> Any:
-    """Operations as they are written, with numbers and truth values in place of text."""
-    return {name: _operation(name, wanted) for name, wanted in ops.items()} if isinstance(ops, Mapping) else ops
+    """Operations with numbers and truth values in place of text, and without null, which is the level's own."""
+    if not isinstance(ops, Mapping):
+        return ops
+    found = {name: _operation(name, wanted) for name, wanted in ops.items()}
+    return {name: wanted for name, wanted in found.items() if wanted is not None}
 
 
-Ops = Annotated[dict[str, Wanted], BeforeValidator(_checked)]
+Ops = Annotated[dict[str, bool | dict[str, float]], BeforeValidator(_checked)]
 
 
-def _operation(name: str, wanted: Any) -> Wanted:
+def _operation(name: str, wanted: Any) -> bool | dict[str, float] | None:
     if name not in OPERATIONS:
         raise _fault(name, f"an operation in place of {name}{_there_are(name, OPERATIONS)}")
     parameters = {PROB: PROBABILITY, **OPERATIONS[name][1]}

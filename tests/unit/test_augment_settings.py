@@ -80,7 +80,8 @@ def test_true_is_the_levels_strength_or_the_standard_one_and_its_limits_written_
 
 
 def test_what_is_not_written_stays_as_the_level_has_it() -> None:
-    section = Augment(level="hard", ops={"affine": {"degrees": 10}, "brightness": {"prob": 0.2}, "hue": None})
+    words = ("--augment.level", "hard", "--augment.ops", "{affine: {degrees: 10}, brightness: {prob: 0.2}, hue: null}")
+    section = load.parse(["--data.root", "x", *words], "train").augment
     acts = transforms.train_transform(section, PREP).acts
     hard = transforms.LEVELS["hard"].operations
     assert acts["affine"].probability == hard["affine"].probability and acts["affine"].strength == 1
@@ -97,7 +98,7 @@ def test_a_ramp_scales_a_written_limit() -> None:
 def test_the_command_line_goes_over_a_recipe_operation_by_operation_and_all_is_written_and_read(tmp_path: Path) -> None:
     words = ("--config", "documents", "--augment.ops", "{rotate: {prob: 0.5, degrees: 15}, hue: null, shadow: off}")
     ops = ops_of(*words)
-    assert ops["rotate"] == {"prob": 0.5, "degrees": 15.0} and ops["hue"] is None and ops["shadow"] is False
+    assert ops["rotate"] == {"prob": 0.5, "degrees": 15.0} and "hue" not in ops and ops["shadow"] is False
     assert ops["erosion"] is True and ops["random_erasing"] is False
     (tmp_path / "again.yaml").write_text(load.to_yaml(load.parse(["--data.root", "x", *words], "train")))
     assert load.read(tmp_path / "again.yaml").augment.ops == ops
@@ -196,3 +197,8 @@ def test_the_docs_list_the_operations_and_the_levels_with_their_numbers() -> Non
         of_levels = [transforms.LEVELS[level].operations.get(name) for level in ("minimal", "moderate", "hard")]
         row = " | ".join(f"{a.probability:.3g}, {a.strength:.3g}" if a else "-" for a in of_levels)
         assert f"| `{name}` | {row} |" in text or not any(of_levels)
+
+
+def test_null_is_as_if_nothing_was_written_so_that_a_run_is_not_told_that_its_settings_differ() -> None:
+    written = load.parse(["--data.root", "x", "--augment.ops", "{hue: null, jpeg: null}"], "train")
+    assert written == load.parse(["--data.root", "x"], "train")
