@@ -1,4 +1,8 @@
-"""Between a training and a tracker: a thread that tells the tracker what it has not been told, and takes its faults."""
+"""Between a training and a tracker: a thread that tells the tracker what it has not been told, and takes its faults.
+
+The queues of the libraries do not replace it, since they begin once a run is open: docs/log.md has the seconds that
+opening one takes where a server does not answer.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.run import results
+from training.run import results, run_dir
 from training.trackers import Opener, Title, Tracker
 
 _PATIENCE = 30.0  # seconds that the end of a fold waits for a tracker
@@ -77,9 +81,7 @@ class Feed:
 
     def _remember(self, **what: Any) -> None:
         self._told.update(what)
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps(self._told))
-        partial.replace(self._file)
+        run_dir.write_text(self._file, json.dumps(self._told))
 
 
 def figures(row: dict[str, Any]) -> dict[str, float]:
