@@ -16,7 +16,6 @@ from config.errors import CheckpointError
 from ensemble.oof import npz, repeats
 from ensemble.oof.oof_table import Gathered
 from models.card import Card, read_card
-from training.run import run_dir
 
 
 class FoldPredictions(NamedTuple):
@@ -76,7 +75,9 @@ def epochs(fold: Path) -> list[dict[str, Any]]:
 
 def write_epochs(fold: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Put rows in the place of a fold's `history.jsonl`, in one step."""
-    run_dir.write_text(fold / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    partial = fold / "history.jsonl.partial"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    partial.replace(fold / "history.jsonl")
 
 
 def answers(run: Path) -> Iterator[FoldPredictions]:
