@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.run import results, run_dir
+from training.run import results
 from training.trackers import Opener, Title, Tracker
 
 _PATIENCE = 30.0  # seconds that the end of a fold waits for a tracker
@@ -81,7 +81,9 @@ class Feed:
 
     def _remember(self, **what: Any) -> None:
         self._told.update(what)
-        run_dir.write_text(self._file, json.dumps(self._told))
+        partial = self._file.with_suffix(".partial")
+        partial.write_text(json.dumps(self._told))
+        partial.replace(self._file)
 
 
 def figures(row: dict[str, Any]) -> dict[str, float]:
