@@ -61,9 +61,7 @@ def render(out: Path, template: str, **values: Any) -> Path:
         **values,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(out)
+    run_dir.write_text(out, page)
     return out
 
 

@@ -255,7 +255,7 @@ def number_of(path: Path) -> int:
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

@@ -58,7 +58,7 @@ class Broadcast:
             feed.close()
 
 
-def publish(settings: Settings, folder: Path, submission: Path, say: Callable[[str], None] = print) -> None:
+def publish(settings: Settings, folder: Path, submission: Path) -> None:
     """Tell the trackers of a campaign's submission, as a run of the same name: the scores that the fit expects of it,
     its images, and the reliability diagram."""
     chosen = trackers.chosen(settings.track)
@@ -70,7 +70,7 @@ def publish(settings: Settings, folder: Path, submission: Path, say: Callable[[s
     results.write_epochs(place, [{"epoch": 1, **_expected(folder, submission)}])
     of_campaign = title_of(settings, folder)
     title = replace(of_campaign, name=name, group=of_campaign.name, folder=place)
-    feeds = [Feed(one, trackers.opener(one), title, say) for one in chosen]
+    feeds = [Feed(one, trackers.opener(one), title, print) for one in chosen]
     diagram = folder / "ensemble_reliability.png"
     for feed in feeds:
         feed.epoch(1)
