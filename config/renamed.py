@@ -112,8 +112,14 @@ def upgrade_values(values: Mapping[str, Any]) -> dict[str, Any]:
 def _upgraded_value(key: Key, value: Any) -> Any:
     path = ".".join(_renamed(key))
     if path == "tune.space" and isinstance(value, dict):
-        return {".".join(_renamed(tuple(name.split(".")))): entry for name, entry in value.items()}
+        return {".".join(_renamed(tuple(name.split(".")))): _upgraded_search(name, v) for name, v in value.items()}
     return new_value(path, value) or value
+
+
+def _upgraded_search(path: str, entry: Any) -> Any:
+    if not isinstance(entry, dict) or not isinstance(entry.get("choices"), list):
+        return entry
+    return entry | {"choices": [new_value(path, choice) or choice for choice in entry["choices"]]}
 
 
 def _is_switch(key: Key) -> bool:

@@ -113,5 +113,6 @@ def _engine(path: Path) -> str:
 
 
 def _below(path: Path) -> str:
-    found = sorted(p.parent for p in path.glob(f"**/{_WEIGHTS}"))[:3] if path.is_dir() else []
-    return f"; it holds the checkpoints {', '.join(map(str, found))}" if found else ""
+    found = sorted(p.parent for p in path.glob(f"**/{_WEIGHTS}")) if path.is_dir() else []
+    named = [p for p in found if p.name == "best"] or found
+    return f"; it holds the checkpoints {', '.join(map(str, named[:3]))}" if found else ""

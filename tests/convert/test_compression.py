@@ -12,7 +12,7 @@ import onnx as onnx_library
 import onnxruntime
 import pytest
 
-from config.errors import ConvertError
+from config.errors import ConfigError
 from convert.coreml import mlpackage
 from convert.onnx import export
 from convert.onnx import int8 as onnx_int8
@@ -190,7 +190,7 @@ def test_calibration_images_are_drawn_by_class() -> None:
 def test_what_no_format_takes_is_said() -> None:
     kinds = precision.pairs(["onnx", "coreml"], ["fp32", "int8", "w8"])
     assert kinds == [("onnx", "fp32"), ("onnx", "int8"), ("coreml", "fp32"), ("coreml", "w8")]
-    with pytest.raises(ConvertError, match=r"coreml has no int8.*w8"):
+    with pytest.raises(ConfigError, match=r"coreml has no int8.*w8"):
         precision.pairs(["coreml"], ["int8"])
-    with pytest.raises(ConvertError, match="w8 is one of coreml only"):
+    with pytest.raises(ConfigError, match="w8 is one of coreml only"):
         precision.pairs(["onnx"], ["fp32", "w8"])

@@ -79,3 +79,16 @@ def test_bad_input_is_one_line(words: list[str], said: str, runs: Path, capsys: 
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_run_of_an_earlier_version_differs_in_no_renamed_setting(runs: Path) -> None:
+    file = runs / "low" / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    values["optim"]["head_lr"] = values["optim"].pop("head_lr_mult")
+    values["folds"]["kind"] = values["folds"].pop("strategy")
+    values["schedule"]["name"] = "restarts"
+    file.write_text(yaml.safe_dump(values))
+    now = next(entry for entry in read([runs]) if entry.name == "high").settings
+    old = next(entry for entry in read([runs]) if entry.name == "low").settings
+    assert old.keys() == now.keys()
+    assert old["optim.head_lr_mult"] == now["optim.head_lr_mult"] and old["schedule.name"] == "cosine_restarts"

@@ -75,6 +75,13 @@ def test_old_names_in_a_search_space_are_read_too() -> None:
         assert values == {"tune": {"space": {new: {"low": 1}}}}
 
 
+def test_old_values_among_the_choices_of_a_search_are_read_too() -> None:
+    for path, both in renamed.VALUES.items():
+        space = {path: {"choices": [*both, "cosine"]}, "optim.lr": None}
+        read = renamed.upgrade_values({"tune": {"space": space}})["tune"]["space"]
+        assert read == {path: {"choices": [*both.values(), "cosine"]}, "optim.lr": None}
+
+
 @pytest.mark.parametrize(("old", "new"), renamed.FLAGS.items())
 def test_an_old_flag_is_refused_with_the_new_one(old, new) -> None:
     with pytest.raises(ConfigError, match=f"{old} is now {new}"):

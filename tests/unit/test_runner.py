@@ -197,6 +197,10 @@ def test_the_runtime_is_chosen_by_the_artefact_and_checked(pair, tmp_path):
         infer.load(f"{a}@toch")
     with pytest.raises(CheckpointError, match=r"holds the checkpoints .*/a, .*/b"):
         runtimes.choose(tmp_path)
+    for name in ("best", "step_00000001"):
+        members.checkpoint(tmp_path / "run" / "fold_0" / name)
+    with pytest.raises(CheckpointError, match=r"holds the checkpoints \S+/fold_0/best$"):
+        runtimes.choose(tmp_path / "run")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         runtimes.choose(tmp_path / "absent")
 

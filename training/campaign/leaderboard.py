@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from config import load
+from config import load, renamed
 from config.errors import CheckpointError
 from training.run import run_dir
 
@@ -133,7 +133,8 @@ def _results(path: Path) -> list[Path]:
 
 def _entry(path: Path) -> Entry:
     split = path / "folds.csv"
-    own = dict(run_dir.flat(yaml.safe_load((path / run_dir.CONFIG).read_text())))
+    # Not `load.read`: a run whose settings today's version refuses is ranked all the same.
+    own = dict(run_dir.flat(renamed.upgrade_values(yaml.safe_load((path / run_dir.CONFIG).read_text()))))
     # What an older version did not know yet was as it is by default.
     settings = dict(run_dir.flat(load.parse(["--data.root", "."], prog="").model_dump(mode="json"))) | own
     return Entry(
