@@ -12,7 +12,8 @@ PAGES = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").rglob("*
 ROOMS = sorted(p.parent.name for p in ROOT.glob("*/__init__.py"))
 # A data set's own files, and what a command writes.
 ELSEWHERE = (
-    r"data/images|training/0|data/train-0|docs/test\.csv|docs/engineering/benchmarks_gpu\.|ports/FAMILY|models/registry\.FAM"
+    r"data/images|training/0|data/train-0|docs/test\.csv|docs/engineering/benchmarks_gpu\.|ports/FAMILY"
+    r"|models/registry\.FAM|tests/unit/test_$"
 )
 
 
