@@ -79,7 +79,7 @@ def test_a_fresh_process_finds_the_cache_by_hf_home(tmp_path: Path) -> None:
     spec = registry.get("test_resnet")
     hub_cache(tmp_path, spec, state_of("test_resnet"))
     code = (
-        "from models import registry, weights as w; "
+        "from models import registry; from models.weights import loading as w; "
         "print(len(w.resolve(registry.get('test_resnet'), 'pretrained').weights))"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
