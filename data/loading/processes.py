@@ -248,8 +248,9 @@ def _end(
 
 def _anonymous() -> int:
     """The number of an open file that has no name."""
-    with suppress(AttributeError, OSError):  # other systems have none, some sandboxes forbid it
-        return os.memfd_create("tandem-loader")
+    if sys.platform == "linux":
+        with suppress(OSError):  # some sandboxes forbid it
+            return os.memfd_create("tandem-loader")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
