@@ -1,7 +1,7 @@
 """Between a training and a tracker: a thread that tells the tracker what it has not been told, and takes its faults.
 
-The queues of the libraries do not replace it, since they begin once a run is open: docs/engineering/log.md has the seconds that
-opening one takes where a server does not answer.
+The queues of the libraries do not replace it, since they begin once a run is open: docs/engineering/log.md has the
+seconds that opening one takes where a server does not answer.
 """
 
 from __future__ import annotations
