@@ -1,7 +1,7 @@
 """The stages of a campaign: audit, train, fit, predict, report, each by itself or all in order (`full`).
 
 A stage finds what the stages before it left. What it made from the same inputs is not made again; what it made from
-other ones is renamed, never overwritten. Training itself is in `train_members`, tuning in `tune`, the answers in `infer`.
+other ones is renamed, never overwritten. `train_members` trains, `tune` searches for settings, `infer` predicts.
 """
 
 from __future__ import annotations
