@@ -248,7 +248,7 @@ def _end(
 
 def _anonymous() -> int:
     """The number of an open file that has no name."""
-    if sys.platform == "linux":
+    if sys.platform == "linux" and hasattr(os, "memfd_create"):
         with suppress(OSError):  # some sandboxes forbid it
             return os.memfd_create("tandem-loader")
     with tempfile.TemporaryFile() as file:

@@ -86,7 +86,8 @@ def test_a_new_classifier_starts_as_a_logistic_regression_on_either_engine(offli
     network = timm.create_model("test_resnet", num_classes=0).eval()
     network.load_state_dict({n: torch.as_tensor(v) for n, v in state.items()}, strict=False)
     for engine in ENGINES:
-        folder = train(engine, "test_resnet", digits, offline / engine, "pretrained")
+        asked = ("--optim.head_init", "probe", "--optim.batch_norm", "fixed")
+        folder = train(engine, "test_resnet", digits, offline / engine, "pretrained", *asked)
         prep = results.card(folder).preprocessing
         plain = EvalTransform(prep)
         rows = csvfile.read(folder / "folds.csv", ("ID", "target", "fold"))
