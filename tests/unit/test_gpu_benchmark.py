@@ -22,6 +22,12 @@ CUDA = torch.device("cuda")
 SETTING = gpu_arms.Setting("cpu", 1, 1, "")
 
 
+@pytest.fixture(autouse=True)
+def compile_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run replaces torch.compile, which later tests of this process need."""
+    monkeypatch.setattr(torch, "compile", torch.compile)
+
+
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a dry run with every arm."""
@@ -125,7 +131,6 @@ def test_the_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> N
             raise (OutOfMemory("full"), torch.OutOfMemoryError("full"))[batch > 3]
 
     monkeypatch.setattr(gpu_arms, "train", train)
-    monkeypatch.setattr(torch, "compile", torch.compile)  # the dry run replaces it
     assert [line["batch"] for line in gpu_arms.run(SETTING, "train", ("resnet50", False))] == [4, 2]
     monkeypatch.setattr(gpu_arms, "_HALVED", 1)
     with pytest.raises(torch.OutOfMemoryError):
