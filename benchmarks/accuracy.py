@@ -133,19 +133,18 @@ def through_timm(recipe: TimmRecipe, data: Path, common: Common, seed: int) -> f
     return score
 
 
+def timm_options(model: nn.Module, size: int, batch_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What timm's loaders of training images take, on the CPU and in this process, and what those of test images do."""
+    config = resolve_data_config({"input_size": (3, size, size)}, model=model)
+    shared = {key: config[key] for key in ("input_size", "mean", "std")}
+    shared |= {"batch_size": batch_size, "use_prefetcher": False, "num_workers": 0, "persistent_workers": False}
+    shared |= {"device": torch.device("cpu")}
+    return shared, {key: config[key] for key in ("interpolation", "crop_pct")} | shared
+
+
 def loaders(recipe: TimmRecipe, data: Path, common: Common, model: nn.Module) -> tuple[Any, Any]:
-    """timm's loaders of the training and the test images, on the CPU and in this process."""
-    config = resolve_data_config({"input_size": (3, common.size, common.size)}, model=model)
-    shared: dict[str, Any] = {
-        "input_size": config["input_size"],
-        "mean": config["mean"],
-        "std": config["std"],
-        "batch_size": common.batch_size,
-        "use_prefetcher": False,
-        "num_workers": 0,
-        "persistent_workers": False,
-        "device": torch.device("cpu"),
-    }
+    """timm's loaders of the training and the test images."""
+    shared, plain = timm_options(model, common.size, common.batch_size)
     train = create_loader(
         create_dataset("", root=str(data / "train")),
         is_training=True,
@@ -157,13 +156,7 @@ def loaders(recipe: TimmRecipe, data: Path, common: Common, model: nn.Module) ->
         interpolation="random",
         **shared,
     )
-    test = create_loader(
-        create_dataset("", root=str(data / "test")),
-        interpolation=config["interpolation"],
-        crop_pct=config["crop_pct"],
-        **shared,
-    )
-    return train, test
+    return train, create_loader(create_dataset("", root=str(data / "test")), **plain)
 
 
 @torch.no_grad()

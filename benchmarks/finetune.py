@@ -49,6 +49,7 @@ from torch import nn
 
 import infer
 from benchmarks import common
+from benchmarks.accuracy import timm_options
 from benchmarks.common import tell
 from config import load
 from models import registry
@@ -166,11 +167,7 @@ def through_timm(task: Task) -> NDArray[np.float64]:
 
 def _loaders(task: Task, model: nn.Module) -> tuple[Any, Any, Any]:
     """timm's loaders of four fifths of the training images, of the hold-out, and of the test images."""
-    config = resolve_data_config({"input_size": (3, task.size, task.size)}, model=model)
-    shared: dict[str, Any] = {key: config[key] for key in ("input_size", "mean", "std")}
-    shared |= {"batch_size": task.batch_size, "use_prefetcher": False, "num_workers": 0, "persistent_workers": False}
-    shared |= {"device": torch.device("cpu")}
-    plain = {"interpolation": config["interpolation"], "crop_pct": config["crop_pct"], **shared}
+    shared, plain = timm_options(model, task.size, task.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         files, labels = task.files("train")
         for part, places in zip(("train", "valid"), _split(labels, task.seed), strict=True):

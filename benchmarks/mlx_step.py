@@ -40,7 +40,7 @@ from data.loading.loader import Loaded
 from models import registry
 from models.card import Card
 from models.registry import ModelSpec
-from training.loop import trainer as engine
+from training.loop import trainer
 from training.loop.fold_data import FoldData
 from training.loop.state import Callbacks
 from training.policy.resizing import ResizeStage
@@ -198,7 +198,7 @@ def _loop(
         folder = Path(place) / "fold_0"
         folder.mkdir()
         events = Callbacks(epoch=lambda _row, _best: after(valid.began - train.began))
-        fit = engine.Trainer(session, data, settings, card, folder, events)
+        fit = trainer.Trainer(session, data, settings, card, folder, events)
         train.first = fit.saver.wait  # writing goes on in the background; `benchmarks.checkpoint` measures it
         fit.run()
 

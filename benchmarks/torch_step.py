@@ -57,7 +57,7 @@ from data.loading.loader import Loaded, Loader
 from models import registry
 from models.card import Card
 from models.registry import ModelSpec
-from training.loop import trainer as engine
+from training.loop import trainer
 from training.loop.fold_data import FoldData
 from training.loop.state import Callbacks
 from training.policy import optimizer
@@ -96,7 +96,7 @@ class Marked:
         yield from self._loader.epoch(*arguments, **named)
 
 
-class Unsaved(engine.Trainer):
+class Unsaved(trainer.Trainer):
     """The loop without its checkpoints, whose cadence is the user's."""
 
     def save(self, _before: Any = None) -> None:

@@ -22,7 +22,7 @@ from config.command import RunRequest
 from config.errors import ConfigError
 from config.members import Member
 from config.schema import Settings
-from config.yaml_file import Key, Layer
+from config.yaml_file import Key, Layer, put
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN, CAMPAIGN = "config.yaml", "campaign.yaml"  # the settings in the folder of a run, or of a campaign
@@ -73,7 +73,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     line.faults += wrong
     if wish.fold is not None and not wish.mode:  # a campaign must not remember what one process was asked for
         line.layer.where[("folds", "train")] = _LINE
-        _put(line.layer.values, ("folds", "train"), [str(wish.fold)])
+        put(line.layer.values, ("folds", "train"), [str(wish.fold)])
     found = Command(wish, _resolve(_line_layers(line), line.faults))
     if "print_config" in line.flags:
         print(members_yaml(found.members) if wish.mode else to_yaml(found.settings), end="")
@@ -118,7 +118,7 @@ def of_checkpoint(values: Mapping[str, Any]) -> Settings:
 def _old_defaults() -> Layer:
     layer = Layer()
     for path, value in renamed.OLD_DEFAULTS.items():
-        _put(layer.values, tuple(path.split(".")), value)
+        put(layer.values, tuple(path.split(".")), value)
     return layer
 
 
@@ -129,7 +129,7 @@ def changed(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
         where={key[:end]: where for key in keys for end in range(2 if len(key) > 2 else len(key), len(key) + 1)}
     )
     for name, value in values.items():
-        _put(layer.values, tuple(name.split(".")), value)
+        put(layer.values, tuple(name.split(".")), value)
     unknown = [faults.unknown(key, where) for key in keys if not usage.is_setting(".".join(key))]
     if unknown:
         raise faults.several(unknown)
@@ -194,13 +194,7 @@ def _take(line: _CommandLine, name: str, value: str | None) -> None:
         line.options.setdefault(name, []).append(value)
     else:
         line.layer.where[key] = _LINE
-        _put(line.layer.values, key, yaml_file.parse_value(value))
-
-
-def _put(values: dict[str, Any], key: Key, value: Any) -> None:
-    for part in key[:-1]:
-        values = values.setdefault(part, {})
-    values[key[-1]] = value
+        put(line.layer.values, key, yaml_file.parse_value(value))
 
 
 def _locate(config: str) -> tuple[Path, str]:
@@ -312,7 +306,7 @@ def _cross_errors(wrong: faults.Errors, layers: Sequence[Layer]) -> faults.Error
     values = [_without(layer.values, wrong) for layer in layers]
     for key, details in wrong.items():
         if faults.is_absent(key, details, layers):
-            _put(values[0], key, "missing")
+            put(values[0], key, "missing")
     try:
         _validated(values)
     except ValidationError as error:

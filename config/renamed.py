@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from config.errors import ConfigError
-from config.yaml_file import Key, Layer
+from config.yaml_file import Key, Layer, put
 
 # Old dotted path -> new dotted path.
 SETTINGS = {
@@ -103,7 +103,7 @@ def upgrade_values(values: Mapping[str, Any]) -> dict[str, Any]:
         entries = {(section, name): value for name, value in inner.items()} if isinstance(inner, dict) else None
         for key, value in (entries if entries is not None else {(section,): inner}).items():
             if ".".join(key) not in REMOVED and not (_is_switch(key) and value is None):
-                _put(found, _renamed(key), _upgraded_value(key, value))
+                put(found, _renamed(key), _upgraded_value(key, value))
         if entries == {}:
             found.setdefault(section, {})
     return found
@@ -134,9 +134,3 @@ def _renamed(key: Key) -> Key:
         if path in SETTINGS:
             return (*SETTINGS[path].split("."), *key[length:])
     return key
-
-
-def _put(values: dict[str, Any], key: Key, value: Any) -> None:
-    for part in key[:-1]:
-        values = values.setdefault(part, {})
-    values[key[-1]] = value

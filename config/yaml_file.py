@@ -74,6 +74,13 @@ def dump(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20)
 
 
+def put(values: dict[str, Any], key: Key, value: Any) -> None:
+    """Set a key of nested values in place; mappings on the way are made."""
+    for part in key[:-1]:
+        values = values.setdefault(part, {})
+    values[key[-1]] = value
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader that resolves null alone and stops at aliases and deep nesting."""
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from backends.contract import Weights
 from config.errors import ConvertError
 from ensemble import ensemble_file as ensembles
-from ensemble import fitted_params as layers
-from ensemble import postprocess
+from ensemble import fitted_params, postprocess
 from ensemble.calibration.maps import Isotonic
 from ensemble.ensemble_file import Ensemble
 from ensemble.fitted_params import FittedParams
@@ -165,7 +164,7 @@ def _ensemble(path: Path) -> Source:
 
 
 def _layers(path: Path, ensemble: Ensemble, card: Card, groups: int) -> FittedParams:
-    found = layers.read(ensemble.layers, len(card.class_names), groups) if ensemble.layers else FittedParams()
+    found = fitted_params.read(ensemble.layers, len(card.class_names), groups) if ensemble.layers else FittedParams()
     if isinstance(found.map, Isotonic):
         raise ConvertError(f"{path}: has isotonic calibration, which no artefact holds; {_OTHERWISE}")
     return found

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble import scores
-from ensemble.calibration import scaling as calibration
+from ensemble.calibration import scaling
 from ensemble.calibration.scaling import Bins
 from ensemble.ensemble_fit import Plan
 from ensemble.nested import Nested
@@ -169,7 +169,7 @@ def _pair(row: dict[str, Any]) -> str:
 def _agreement(table: Table) -> list[list[float | None]]:
     said = []
     for logits, present in zip(table.logits, table.present, strict=True):
-        best = np.concatenate([logits[part].argmax(axis=1) for part in calibration.blocks(*logits.shape)])
+        best = np.concatenate([logits[part].argmax(axis=1) for part in scaling.blocks(*logits.shape)])
         said.append(np.where(present, best, -1))
     return [[_share(one, other) for other in said] for one in said]
 
@@ -181,6 +181,6 @@ def _share(one: Ints, other: Ints) -> float | None:
 
 def _bins(answers: NDArray[np.float32], table: Table) -> dict[str, list[float | None]]:
     judged = scores.judge(answers, table.targets)
-    found: Bins = calibration.reliability(judged.confidence, judged.predicted == table.targets)
+    found: Bins = scaling.reliability(judged.confidence, judged.predicted == table.targets)
     columns = {"images": found.images, "confidence": found.confidence, "accuracy": found.accuracy}
     return {name: [None if np.isnan(x) else float(x) for x in column] for name, column in columns.items()}

@@ -1,7 +1,7 @@
 """An ensemble and its YAML file: members, views, how they are averaged.
 
 How the weights are found stands in `fit`; how members are fed, in `runner`; what a mixture goes through afterwards, in
-`finish`.
+`postprocess`.
 """
 
 from __future__ import annotations

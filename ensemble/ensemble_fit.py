@@ -1,7 +1,7 @@
 """What is fitted on a table of out-of-fold answers, and its answers: weights or a stack, maps, the labels' rule.
 
-The order is that of `finish`: each run at its temperature, mixed or stacked, calibrated, clipped; then labels. What
-each part is stands in `weights`, `stacking`, `calibration`, `maps` and `decision`; honest scores in `nested`.
+The order is that of `postprocess`: each run at its temperature, mixed or stacked, calibrated, clipped; then labels.
+What each part is stands in `weights`, `stacking`, `scaling`, `maps` and `decision`; honest scores in `nested`.
 """
 
 from __future__ import annotations

@@ -14,9 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from config.errors import ConfigError
-from ensemble import analysis, fitted_params, nested, scores
-from ensemble import ensemble_file as ensemble
-from ensemble import ensemble_fit as blend
+from ensemble import analysis, ensemble_file, ensemble_fit, fitted_params, nested, scores
 from ensemble.calibration import reliability
 from ensemble.ensemble_file import Ensemble
 from ensemble.ensemble_fit import EnsembleFit, Plan, Pool, mix
@@ -69,13 +67,13 @@ def fit(
     runs = _read(paths, views, merging)
     members = _members(runs, replaced or {})
     table, names = oof_files.align(runs), _names(runs)
-    pool = blend.fit_pool(table, plan)
+    pool = ensemble_fit.fit_pool(table, plan)
     found = nested.evaluate(table, plan)
-    logs = blend.mix_pool(table, pool)
-    step = blend.fit_step(found.kind, logs, table.targets, plan.clip)
+    logs = ensemble_fit.mix_pool(table, pool)
+    step = ensemble_fit.fit_step(found.kind, logs, table.targets, plan.clip)
     answers = step.apply(logs)
-    best = blend.blended(pool, step, blend.shifts(found.rule, answers, table.targets))
-    predicted = blend.decision.labels(answers, best.shifts)
+    best = ensemble_fit.blended(pool, step, ensemble_fit.shifts(found.rule, answers, table.targets))
+    predicted = ensemble_fit.decision.labels(answers, best.shifts)
     honest = scores.score("cross-fitted", found.kept, table.targets, found.predicted)
     alone = [_alone(name, table, g) for g, name in enumerate(names)]
     return Fitted(
@@ -96,11 +94,11 @@ def fit(
 
 def fit_blend(table: oof_table.Table, plan: Plan = Plan()) -> EnsembleFit:  # noqa: B008
     """What the first of the plan's calibrations and the first of its rules find on the table's rows."""
-    pool = blend.fit_pool(table, plan)
-    logs = blend.mix_pool(table, pool)
-    step = blend.fit_step(plan.calibrations[0], logs, table.targets, plan.clip)
+    pool = ensemble_fit.fit_pool(table, plan)
+    logs = ensemble_fit.mix_pool(table, pool)
+    step = ensemble_fit.fit_step(plan.calibrations[0], logs, table.targets, plan.clip)
     rule = plan.rules[0] if plan.rules else None
-    return blend.blended(pool, step, blend.shifts(rule, step.apply(logs), table.targets))
+    return ensemble_fit.blended(pool, step, ensemble_fit.shifts(rule, step.apply(logs), table.targets))
 
 
 def write(path: Path, fitted: Fitted) -> list[Path]:
@@ -115,13 +113,13 @@ def write(path: Path, fitted: Fitted) -> list[Path]:
         files.append(arrays)
         found = found.model_copy(update={"layers": arrays})
     for file in (path, arrays):
-        ensemble.refuse_existing(file)
+        ensemble_file.refuse_existing(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     if fitted.blend.layers:
         fitted_params.write(arrays, fitted.blend.layers)
     files[1].write_text(fitted.analysis.to_json(fitted.notes), encoding="utf-8")
     reliability.draw(files[2], fitted.analysis)
-    ensemble.write(path, found)
+    ensemble_file.write(path, found)
     return files
 
 
@@ -181,12 +179,12 @@ def _read(paths: Sequence[Path], views: Sequence[str], merge: Merge) -> list[oof
 def _alone(name: str, table: oof_table.Table, g: int) -> Score:
     rows = table.present[g]
     alone = replace(table, logits=[table.logits[g]], present=[rows]).take(rows)
-    return scores.score(name, blend.mix_pool(alone, Pool((1.0,), np.ones(1))), alone.targets)
+    return scores.score(name, ensemble_fit.mix_pool(alone, Pool((1.0,), np.ones(1))), alone.targets)
 
 
 def _equal(table: oof_table.Table) -> Score:
     count = len(table.logits)
-    answers = blend.mix_pool(table, Pool((1.0,) * count, np.full(count, 1 / count)))
+    answers = ensemble_fit.mix_pool(table, Pool((1.0,) * count, np.full(count, 1 / count)))
     return scores.score("equal weights", answers, table.targets)
 
 

@@ -1,7 +1,7 @@
 """What was fitted to an ensemble beyond weights and temperatures, as plain arrays in a safetensors file.
 
 `stack.*` is a `stacking.Stack`, `vector.*` a `maps.Vector`, `isotonic.*` a `maps.Isotonic`. When they apply stands in
-`finish`.
+`postprocess`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _EVERY = 0.5  # seconds between two words on how far it is
 class Work:
     """What is to be answered, by whom, and how. `folder` holds the journals of all shards.
 
-    Images whose likeliest class has less than `retry_deskewed` are looked at again (see `uncertain`).
+    Images whose likeliest class has less than `retry_deskewed` are looked at again (see `infer.retry_deskewed`).
     """
 
     runner: Runner

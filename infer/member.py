@@ -10,11 +10,11 @@ from ensemble import options, views
 from ensemble.ensemble_file import Ensemble
 from ensemble.member import Member
 from ensemble.options import NONE_GIVEN, RunOptions
-from infer import runtimes as predictors
+from infer import runtimes
 from infer.runtimes import RUNTIMES, Predictor
 from models import pretrained
 
-_KEYWORDS = {"provider": "providers", "compute_unit": "compute_units"}  # as the predictors call them
+_KEYWORDS = {"provider": "providers", "compute_unit": "compute_units"}  # as the runtimes call them
 
 
 def parse(text: str) -> Member:
@@ -45,9 +45,9 @@ class Opened:
     predictor: Predictor
 
 
-def runtimes(members: Sequence[Member], shared: RunOptions = NONE_GIVEN) -> list[str]:
+def choose_runtimes(members: Sequence[Member], shared: RunOptions = NONE_GIVEN) -> list[str]:
     """The runtime of each member, after paths, runtimes and options of all were checked; nothing is opened."""
-    found = [predictors.choose(member.path, member.runtime) for member in members]
+    found = [runtimes.choose(member.path, member.runtime) for member in members]
     for member, runtime in zip(members, found, strict=True):
         options.for_member(str(member), runtime, member.options, shared)
     options.check_used(shared, found)
@@ -56,10 +56,10 @@ def runtimes(members: Sequence[Member], shared: RunOptions = NONE_GIVEN) -> list
 
 def open_one(member: Member, shared: RunOptions = NONE_GIVEN) -> Opened:
     """Open one member, with its own options before the `shared` ones."""
-    runtime = predictors.choose(member.path, member.runtime)
+    runtime = runtimes.choose(member.path, member.runtime)
     given = options.for_member(str(member), runtime, member.options, shared)
     named = {_KEYWORDS.get(key, key): value for key, value in given.items()}
-    return Opened(member, predictors.open(member.path, member.runtime, **named))
+    return Opened(member, runtimes.open(member.path, member.runtime, **named))
 
 
 def close_all(opened: Sequence[Opened]) -> None:

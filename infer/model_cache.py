@@ -17,7 +17,7 @@ import psutil
 from config.errors import BackendUnavailable, OutOfMemory
 from ensemble.member import Member
 from ensemble.options import NONE_GIVEN, RunOptions
-from infer.member import Opened, close_all, open_one, runtimes
+from infer.member import Opened, choose_runtimes, close_all, open_one
 from infer.runtimes import Describes, Predictor
 from models.card import Card, check_classes
 
@@ -41,7 +41,7 @@ class ModelCache:
 
     def __init__(self, members: Sequence[Member], shared: RunOptions = NONE_GIVEN, keep: Keep = "auto"):
         self.members, self._shared = list(members), shared
-        self.runtimes = runtimes(members, shared)
+        self.runtimes = choose_runtimes(members, shared)
         self._open: dict[int, Opened] = {}
         self.described: list[str] = []
         self._thread, self._process = ThreadPoolExecutor(1, "tandem-compute"), os.getpid()

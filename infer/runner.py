@@ -125,15 +125,29 @@ class Runner:
         name. With `truncated` it takes what remains of truncated files, and tells each, by its row, in that. The
         threads end with the iterator.
         """
+        computed = self._computed(inputs, grid, workers, skip_bad, truncated, self.unit(grid), self._panel.answer)
+        for answers in computed:
+            yield from answers
+
+    def _computed(
+        self,
+        inputs: Inputs,
+        grid: Grid,
+        workers: int,
+        skip_bad: bool,
+        truncated: dict[int, str] | None,
+        unit: int,
+        compute: Callable[[list[Prepared]], _Result],
+    ) -> Iterator[_Result]:
+        """What `compute` makes, in the members' thread, of each `unit` of prepared batches; see `stream`."""
         self._members.check_process()
-        unit = self.unit(grid)
         batches = prepare(inputs, self._inputs, grid, workers, AHEAD if unit == 1 else unit + 1, truncated)
         with closing(cast("Any", batches)):
             for held in in_rounds(batches, unit):
                 bad = {row: fault for batch in held for row, fault in batch.errors.items()}
                 if bad and not skip_bad:
                     raise DataError(bad[min(bad)])
-                yield from self._members.run(lambda held=held: self._panel.answer(held))  # type: ignore[misc]
+                yield self._members.run(lambda held=held: compute(held))  # type: ignore[misc]
                 del held
 
     def predict(self, images: Image | Iterable[Image]) -> Prediction:
@@ -169,17 +183,10 @@ class Runner:
         truncated: dict[int, str] | None = None,
     ) -> Iterator[pooled.Pooled]:
         """The pooled features of the batches of `grid` in order; the arguments are those of `stream`."""
-        self._members.check_process()
-        batches = prepare(inputs, self._inputs, grid, workers, AHEAD, truncated)
-        with closing(cast("Any", batches)):
-            for batch in batches:
-                if batch.errors and not skip_bad:
-                    raise DataError(batch.errors[min(batch.errors)])
-                yield self._members.run(lambda batch=batch: self._pooled(batch))  # type: ignore[misc]
-                del batch
+        yield from self._computed(inputs, grid, workers, skip_bad, truncated, 1, self._pooled)
 
-    def _pooled(self, batch: Prepared) -> pooled.Pooled:
-        (place,) = self._places
+    def _pooled(self, held: list[Prepared]) -> pooled.Pooled:
+        (batch,), (place,) = held, self._places
         with self._members.held([place]) as predictors:
             predictor = cast("GivesFeatures", predictors[place])
             rows = predictor.features(batch.images[0])[: len(batch.rows)]

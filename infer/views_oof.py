@@ -1,6 +1,7 @@
 """Out-of-fold answers with TTA views: each fold's best checkpoint sees its own validation images in every view.
 
-They stand beside `oof.npz`, one file for each set of views and way to merge them, and `oof.read` finds them there.
+They stand beside `oof.npz`, one file for each set of views and way to merge them, and `oof_files.read` finds them
+there.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
         command = load.parse_command(sys.argv[1:] if argv is None else argv, prog=prog)
         settings = None if command.wish.mode else command.settings
         import backends  # after --help, which must not wait for these imports
-        from training.run import train_run as campaign
+        from training.run import train_run
 
         backends.require(engine)
         stop = StopSignal()
@@ -61,7 +61,7 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
         try:
             if settings is None:
                 return _campaign(engine, command, stop)
-            folder = campaign.run_all(engine, settings, stop)
+            folder = train_run.run_all(engine, settings, stop)
         except Interrupted as interrupted:
             print(
                 f"stopped; everything is saved. Go on with: {_again(prog, command.wish)} --resume {interrupted.folder}"

@@ -1,4 +1,4 @@
-"""From the members' logits to the ensemble's log probabilities, inside a graph: what `merge` and `finish` do in NumPy.
+"""From the members' logits to the ensemble's log probabilities, in a graph: what `merge` and `postprocess` do in NumPy.
 
 All is done with log probabilities about their maxima, so that no precision underflows.
 """
@@ -18,7 +18,7 @@ from ensemble.weighting.average import Merge
 
 
 class EnsembleHead(nn.Module):
-    """An ensemble's steps after its networks. `groups` are the places of the members of each run (see `finish`).
+    """An ensemble's steps after its networks. `groups` are the places of the members of each run (see `postprocess`).
 
     `layers` may hold a stack and vector scaling; isotonic maps and means of ranks have no form here.
     """

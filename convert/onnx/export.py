@@ -1,6 +1,6 @@
 """Writes ONNX files: images in, float32 `logits` `[N, C]` out, normalisation and card inside.
 
-int8 is `onnx_int8`'s work on what is exported here.
+int8 is `int8`'s work on what is exported here.
 """
 
 from __future__ import annotations

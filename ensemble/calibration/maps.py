@@ -1,6 +1,6 @@
 """Calibration maps with parameters for each class: vector scaling and isotonic regression; and clipping.
 
-A map takes log probabilities `[N, C]` to log probabilities. The one parameter of a temperature is `calibration`'s.
+A map takes log probabilities `[N, C]` to log probabilities. The one parameter of a temperature is `scaling`'s.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The out-of-fold predictions of several runs, aligned by image. Reading them from the runs' folders is `oof`."""
+"""The out-of-fold predictions of several runs, aligned by image. Reading them from the runs' folders is `oof_files`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`python -m infer`: answers images with one model or an ensemble and writes what it says. The options and their texts.
 
-The work itself is `work`; Python programs use `infer.load`.
+The work itself is `infer.job`; Python programs use `infer.load`.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from tests.e2e.test_recipes import SMALL, few, members  # noqa: F401 - few is a 
 from tests.processes import fresh
 from tests.unit.test_stages import undrawn  # noqa: F401 - a fixture
 from training import cli
-from training.campaign import members as campaign
 from training.campaign import pipeline
+from training.campaign.members import begin
 from training.loop import checkpoint
 
 # Processes of their own, made from one that has imported everything already.
@@ -125,7 +125,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_command_does(digits: Path, tmp_path: 
         return left < 0
 
     with pytest.raises(Interrupted):
-        pipeline.work(campaign.begin("numpy", command.members, stop), command.wish)
+        pipeline.work(begin("numpy", command.members, stop), command.wish)
     assert [len(names) for names in claims(folder).values()] == [2], "the same fold goes on"
 
 

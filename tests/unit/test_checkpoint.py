@@ -21,8 +21,7 @@ from tests.unit.test_campaign import NEVER, StopAfter, final, settings
 from training.__main__ import main
 from training.loop import checkpoint
 from training.loop.saver import Saver
-from training.run import run_dir as run
-from training.run import train_run
+from training.run import run_dir, train_run
 
 CARD = Card("convnext_atto", ("a", "b"), Preprocessing(16), {}, "numpy")
 
@@ -170,7 +169,7 @@ def test_the_data_may_lie_elsewhere_on_the_other_machine(half: Path, digits: Pat
 def test_a_fold_that_is_being_trained_is_refused_and_the_others_are_not(digits: Path, tmp_path: Path) -> None:
     one = settings(digits, tmp_path, "--folds.train", "[0]")
     folder = train_run.run_all("numpy", one, NEVER)
-    with run.locked(folder / "fold_1"):
+    with run_dir.locked(folder / "fold_1"):
         with pytest.raises(CheckpointError, match=f"fold_1: process {os.getpid()} on .* is working in this folder"):
             train_run.run_all("numpy", settings(digits, tmp_path), NEVER)
         assert train_run.run_all("numpy", one, NEVER) == folder
@@ -212,7 +211,7 @@ def test_pruning_leaves_the_newest_and_the_best(half: Path, capsys: pytest.Captu
     assert main(["checkpoint", "prune", str(half), "--keep", "1"]) == 0
     assert checkpoint.steps(fold) == [newest]
     assert (fold / "best").is_dir()
-    with run.locked(fold):
+    with run_dir.locked(fold):
         assert main(["checkpoint", "prune", str(half)]) == 1
     assert "is working in this folder" in capsys.readouterr().err
 

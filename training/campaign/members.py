@@ -1,7 +1,7 @@
 """The folder of a campaign: several members on the same folds, each in a run of its own, shared by several processes.
 
 `campaign.yaml` (all settings), `folds.csv`, `members/NAME` (runs as ever), and what the stages make of them. It is
-found again or made here; who trains what stands in `turns`, what follows the training in `stages`.
+found again or made here; who trains what stands in `train_members`, what follows the training in `pipeline`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Training a campaign: every member on every fold, each by whichever process takes it first.
 
-The list that they share is `worklist`; what is done about a fold that fails, `failures`; one fold, `fold`.
+The list that they share is `queue`; what is done about a fold that fails, `failures`; one fold, `fold`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from training.campaign import failures, members, queue
 from training.campaign.members import Campaign
 from training.campaign.queue import Claim, Worklist
 from training.campaign.shared_data import SharedData, open_shared
-from training.run import distillation, fold, resume, run_dir
-from training.run import train_run as single
+from training.run import distillation, fold, resume, run_dir, train_run
 from training.run.prepare import FOLDS, card_of, prepare, refuse
 
 
@@ -187,4 +186,4 @@ def _sum_up(campaign: Campaign, one: ResolvedMember, shared: SharedData) -> None
         file = one.folder / run_dir.FINISHED
         told = {row["fold"] for row in yaml.safe_load(file.read_text())["folds"]} if file.exists() else set()
         if claim and trained and trained != told:
-            single.sum_up(one.folder, one.settings.stopping.metric)
+            train_run.sum_up(one.folder, one.settings.stopping.metric)

@@ -63,12 +63,19 @@ def judged(features: NDArray[np.float32], labels: NDArray[np.int64], seed: int) 
     return min(found, key=lambda one: float(one.losses.mean()))
 
 
-def probe(features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, seed: int) -> Head | None:
+def probe(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    classes: int,
+    seed: int,
+    answers: Answers | None = None,
+) -> Head | None:
     """The L2-penalised logistic regression of `labels` on standardised `features` `[N, F]`, for raw features.
 
-    Its C has the lowest log loss in cross-validation (`judged`). None where the images are all of one class.
+    Its C has the lowest log loss in cross-validation: `answers`, where these features were `judged` already. None where
+    the images are all of one class.
     """
-    answers = judged(features, labels, seed)
+    answers = answers or judged(features, labels, seed)
     if answers is None:
         return None
     inputs, mean, scale = _standardised(features)

@@ -1,6 +1,6 @@
 """One fold of a run: its data, its session, its training in as much memory as there is, and its result.
 
-Which folds there are and who trains which stands in `campaign`; the loop itself in `engine`.
+Which folds there are and who trains which stands in `train_run`; the loop itself in `trainer`.
 """
 
 from __future__ import annotations

@@ -59,26 +59,32 @@ def started(
     try:
         features = evaluation.evaluate(session, loader, len(labels))
         kept = evaluation.answered(features)
-        if compares:
-            fixed, note = _compared(session, loader, features, labels, settings.seed)
+        before = finetune.judged(features[kept], labels[kept], settings.seed)
+        if compares and before is not None:
+            fixed, note = _compared(session, loader, before, kept, labels, settings.seed)
             notes.append(note)
     finally:
         session.close()
     if new_head and (optim.head_init == "probe" or (optim.head_init == "auto" and fixed)):
-        start, note = _with_head(start, spec, features[kept], labels[kept], settings.seed)
+        start, note = _with_head(start, spec, features[kept], labels[kept], settings.seed, before)
         notes.append(note)
     return Start(start, fixed, tuple(note for note in notes if note))
 
 
 def _compared(
-    session: Session, loader: Loader, features: NDArray[np.float32], labels: NDArray[np.int64], seed: int
+    session: Session,
+    loader: Loader,
+    before: finetune.Answers,
+    kept: NDArray[np.bool_],
+    labels: NDArray[np.int64],
+    seed: int,
 ) -> tuple[bool, str]:
-    """Whether the pretrained statistics, which gave `features`, are clearly better than the images' own."""
+    """Whether the pretrained statistics, whose features were judged as `before`, are clearly better than the images'
+    own; `kept` are the images that could be read."""
     session.recalibrate(_whole_batches(loader, len(labels), seed))
-    kept = evaluation.answered(features)
     own = evaluation.evaluate(session, loader, len(labels))
-    before, after = (finetune.judged(found[kept], labels[kept], seed) for found in (features, own))
-    if before is None or after is None:
+    after = finetune.judged(own[kept], labels[kept], seed)
+    if after is None:
         return False, ""
     fixed = finetune.clearly_better(before, after)
     choice = "keeps the pretrained statistics" if fixed else "takes each batch's own statistics"
@@ -96,10 +102,15 @@ def _whole_batches(loader: Loader, count: int, seed: int) -> Iterator[NDArray[np
 
 
 def _with_head(
-    start: Weights, spec: ModelSpec, features: NDArray[np.float32], labels: NDArray[np.int64], seed: int
+    start: Weights,
+    spec: ModelSpec,
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    seed: int,
+    answers: finetune.Answers | None,
 ) -> tuple[Weights, str]:
     """The weights with the linear probe as their classifier, and a note of it."""
-    found = finetune.probe(features, labels, spec.num_classes, seed)
+    found = finetune.probe(features, labels, spec.num_classes, seed, answers)
     names = f"{spec.classifier}.weight", f"{spec.classifier}.bias"
     if found is None or start[names[0]].shape != found.weight.shape:
         return start, ""

@@ -1,4 +1,4 @@
-"""The folder of a run: found again or made, locked, described. What is trained in it stands in `campaign`."""
+"""The folder of a run: found again or made, locked, described. What is trained in it stands in `train_run`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Executes the operations of a Core ML program one by one. Reading it is `mil_program`'s, images `mil_reference`'s.
+"""Executes the operations of a Core ML program one by one. Reading it is `program`'s, images `reference`'s.
 
 Nothing is guessed: an operation, an argument, a mode or a shape that is not known raises `UnsupportedOperation`.
 "native" computes each operation in float32 and rounds its result to the declared dtype, as an engine with fp32

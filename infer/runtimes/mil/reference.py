@@ -1,6 +1,6 @@
 """Runs a saved Core ML package where Core ML does not exist: its own operations, one by one, for checking, not speed.
 
-What each operation does is in `mil_evaluate` and `mil_ops`; here it becomes a predictor.
+What each operation does is in `evaluate` and `ops`; here it becomes a predictor.
 """
 
 from __future__ import annotations
