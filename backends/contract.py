@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.group import ALONE, Group
 from config.errors import ConfigError
 from models.registry import ModelSpec
 
@@ -176,7 +177,26 @@ class MemorySpec:
         return self.micro_batch or batch
 
 
-NO_SAVING = MemorySpec()
+@dataclass(frozen=True)
+class SessionConfig:
+    """How a session trains and computes.
+
+    `precision` "auto" is bf16 where the device is fast at it (CUDA), else fp32. `seed` keys dropout, stochastic depth
+    and fresh weights. `compile` True compiles where the engine gains by it; a mode, which only torch's engine takes,
+    compiles or raises `ConfigError`. `deterministic`, which only torch's engine takes, has CUDA give the same numbers
+    each time.
+    """
+
+    optim: OptimSpec = field(default_factory=OptimSpec)
+    loss: LossSpec = field(default_factory=LossSpec)
+    precision: Precision = "fp32"
+    seed: int = 0
+    compile: bool | CompileMode = True
+    memory: MemorySpec = field(default_factory=MemorySpec)
+    deterministic: bool = False
+
+
+DEFAULTS = SessionConfig()
 
 
 @dataclass
@@ -212,13 +232,20 @@ class StepResult(NamedTuple):
 
 
 class Session(Protocol):
-    """A model with its optimizer on a device."""
+    """A model with its optimizer on a device, in one of the processes of a group.
 
-    rank: int
-    world_size: int
+    In a group of several every process calls the same methods in the same order, but for `logits`, `describe` and
+    `profile`. All of them have the same weights; `state` gives the same on each.
+    """
+
+    group: Group
 
     def train_step(self, batch: Batch, mix: MixPlan | None, knobs: StepHyperparams) -> Any:
-        """Enqueue one update and return a pending result; never waits for the device."""
+        """Enqueue one update and return a pending result; never waits for the device.
+
+        Of a batch of N rows each process has the images of its own, rank r of W those from r * N / W on; targets,
+        weights and `mix` are the whole batch's.
+        """
 
     def read(self, pending: Any) -> StepResult:
         """Wait for one pending result: the only wait in training."""
@@ -254,21 +281,6 @@ class Backend(Protocol):
     """A module that opens sessions."""
 
     def open(
-        self,
-        spec: ModelSpec,
-        weights: Weights | None,
-        optim: OptimSpec,
-        loss: LossSpec,
-        precision: Precision = "fp32",
-        seed: int = 0,
-        compile: bool | CompileMode = True,
-        memory: MemorySpec = NO_SAVING,
-        *,
-        deterministic: bool = False,
+        self, spec: ModelSpec, weights: Weights | None, config: SessionConfig = DEFAULTS, group: Group = ALONE
     ) -> Session:
-        """Build `spec` on this machine's best device and load `weights` (`None`: fresh, drawn from `seed`).
-
-        `precision` "auto" is bf16 where the device is fast at it (CUDA), else fp32. `compile` True compiles where the
-        engine gains by it; a mode, which only torch's engine is given, compiles or raises `ConfigError`.
-        `deterministic`, which only torch's engine is given, has CUDA give the same numbers each time.
-        """
+        """Build `spec` on this machine's best device and load `weights` (`None`: fresh, drawn from the seed)."""

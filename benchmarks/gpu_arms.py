@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from backends.contract import Batch, LossSpec, OptimSpec, Precision, Session, StepHyperparams, TrainState
+from backends.contract import Batch, Precision, Session, SessionConfig, StepHyperparams, TrainState
 from backends.torch import model as networks
 from backends.torch import session, step
 from backends.torch.precision import autocast, resolved
@@ -139,7 +139,7 @@ class Ours:
         self.case, self.spec = case, registry.get(case.name, num_classes=CLASSES, image_size=case.size)
         os.environ[session.DEVICE_VARIABLE] = str(case.device)
         self.session: Session = session.open(
-            self.spec, None, OptimSpec(), LossSpec(), "auto", 0, case.compile, deterministic=deterministic
+            self.spec, None, SessionConfig(precision="auto", compile=case.compile, deterministic=deterministic)
         )
         described = self.session.describe()
         _assert_on(described["device"].partition(":")[0], case.device)
@@ -306,7 +306,7 @@ def mlx(setting: Setting, name: str) -> Figures:
     if case.device.type == "cuda" and mx.default_device().type != mx.DeviceType.gpu:
         raise BackendUnavailable('this mlx has no CUDA back end; run: pip install "mlx[cuda13]"')
     spec, batch = registry.get(case.name, num_classes=CLASSES, image_size=case.size), _batch(case)
-    opened = engine.open(spec, None, OptimSpec(), LossSpec(), "bf16", 0, not setting.tiny)
+    opened = engine.open(spec, None, SessionConfig(precision="bf16", compile=not setting.tiny))
     _assert_on({"gpu": "cuda"}.get(own := mx.default_device().type.name, own), case.device)
     opened.read(opened.train_step(batch, None, KNOBS))
     taken, count = 0.0, 0

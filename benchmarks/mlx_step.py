@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import backends
-from backends.contract import Batch, LossSpec, OptimSpec, Session, StepHyperparams
+from backends.contract import Batch, Session, StepHyperparams
 from benchmarks import common
 from config import load
 from config.errors import BackendUnavailable, TandemError
@@ -114,7 +114,7 @@ def about() -> dict[str, str]:
 def measure(name: str, size: int, batch: int, rounds: int, steps: int) -> Seconds:
     """Seconds of a step, by round: of mlx-image's trainer, of our bare step, and of our loop."""
     spec, images = _spec(name, size), _images(batch, size)
-    session = backends.load("mlx").open(spec, None, OptimSpec(), LossSpec())
+    session = backends.load("mlx").open(spec, None)
     theirs = _trainer(name, size, images, steps)
     _same_size(name, session, theirs)
     found: Seconds = {"mlx_image": [], "step": [], "loop": []}

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backends.contract import LossSpec
+from backends.contract import LossSpec, SessionConfig
 from backends.torch import model as networks
 from backends.torch import session, step
 from benchmarks import common
@@ -134,7 +134,8 @@ def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
     settings, spec = _settings(case), registry.get(case.name, num_classes=CLASSES, image_size=case.size)
     optim = optimizer.spec(settings.optim, False, spec, _fresh(spec))
     loss = LossSpec()
-    opened = session.open(spec, None, optim, loss, "auto", 0, case.compile)
+    config = SessionConfig(optim=optim, loss=loss, precision="auto", compile=case.compile)
+    opened = session.open(spec, None, config)
     synthetic = cast(Loader, Synthetic(case))
     with Peer(Timm, case, paths) as timm:
         arms: dict[str, Arm] = {

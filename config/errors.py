@@ -44,6 +44,10 @@ class Diverged(TandemError):
     validation scores, or a prediction."""
 
 
+class GroupLost(TandemError):
+    """A process that trains together with this one has ended, or does not answer."""
+
+
 class ConvertError(TandemError):
     """A model could not be converted, or the converted one does not answer as the original."""
 

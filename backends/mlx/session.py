@@ -10,6 +10,7 @@ import math
 import platform
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.contract import (
-    NO_SAVING,
+    DEFAULTS,
     Batch,
-    LossSpec,
     MemorySpec,
     MixPlan,
     OptimSpec,
-    Precision,
+    SessionConfig,
     StepHyperparams,
     StepResult,
     TrainState,
     Weights,
     Which,
 )
+from backends.group import ALONE, Group
 from backends.mlx import losses, metal, model, profile, recompute, statistics, step, tune
 from backends.mlx.memory import memory_errors
 from config.errors import ConfigError
@@ -46,54 +47,32 @@ Update = Callable[[step.State, model.Arrays, model.Arrays, mx.array], tuple[step
 
 
 @memory_errors()
-def open(
-    spec: ModelSpec,
-    weights: Weights | None,
-    optim: OptimSpec,
-    loss: LossSpec,
-    precision: Precision = "fp32",
-    seed: int = 0,
-    compile: bool = True,
-    memory: MemorySpec = NO_SAVING,
-) -> Session:
-    """Build `spec` on Metal where there is one, else on the CPU; `weights` None draws fresh ones from `seed`.
+def open(spec: ModelSpec, weights: Weights | None, config: SessionConfig = DEFAULTS, group: Group = ALONE) -> Session:
+    """Build `spec` on Metal where there is one, else on the CPU; `weights` None draws fresh ones from the seed.
 
-    `compile=False` runs the same functions eagerly. Raises `ConfigError` or `WeightsError` before anything runs.
+    `config.compile` False runs the same functions eagerly. Raises `ConfigError` or `WeightsError` before anything runs.
     """
     # Metal's bf16 is no faster than its fp32 on most chips: memory is the reason to ask for it.
-    precision = "fp32" if precision == "auto" else precision
-    metal.set_arithmetic(precision)
+    config = replace(config, precision="fp32") if config.precision == "auto" else config
+    metal.set_arithmetic(config.precision)
     metal.claim_memory()
     tune.choose()
-    return Session(spec, weights, optim, loss, precision, seed, compile, memory)
+    return Session(spec, weights, config, group)
 
 
 class Session:
     """See `backends.contract.Session`. Used from the thread that opened it."""
 
-    rank = 0
-    world_size = 1
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        weights: Weights | None,
-        optimizer: OptimSpec,
-        loss: LossSpec,
-        precision: Precision,
-        seed: int,
-        compile: bool,
-        memory: MemorySpec,
-    ):
+    def __init__(self, spec: ModelSpec, weights: Weights | None, config: SessionConfig, group: Group):
+        self.group = group
         self.traces = 0
-        self._optimizer, self._precision, self._seed, self._compiled = optimizer, precision, seed, compile
-        self._classes, self._memory = spec.num_classes, memory
-        self._network, arrays = model.build(spec, weights, precision, seed)
-        if memory.recompute:
+        self._config, self._classes, self._compiled = config, spec.num_classes, bool(config.compile)
+        self._network, arrays = model.build(spec, weights, config.precision, config.seed)
+        if config.memory.recompute:
             recompute.wrap(self._network, spec.name)
-        self._state = step.initial_state(optimizer, arrays)
+        self._state = step.initial_state(config.optim, arrays)
         self._calls = 0
-        self._loss = losses.make(loss)
+        self._loss = losses.make(config.loss)
         self._updates: dict[bool, Update] = {}
         self._evaluate = self._compile(step.evaluate(self._network))
         self._classifier = spec.classifier if isinstance(spec.classifier, str) else spec.classifier[0]
@@ -106,7 +85,7 @@ class Session:
         arrays = {name: mx.array(value) for name, value in batch._asdict().items()}
         if knobs.frozen not in self._updates:
             self._updates[knobs.frozen] = self._update(knobs.frozen)
-        with model.seeded(self._seed, "train", self._calls):
+        with model.seeded(self._config.seed, "train", self._calls):
             self._state, pending = self._updates[knobs.frozen](self._state, arrays, plan, mx.array(knobs.array()))
         self._calls += 1
         mx.async_eval(self._state, pending)
@@ -140,7 +119,7 @@ class Session:
     @memory_errors()
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Take BatchNorm's running statistics of the live weights anew, as torch's `swa_utils.update_bn` does."""
-        kept = {} if self._optimizer.fixed_statistics else self._state["buffers"]
+        kept = {} if self._config.optim.fixed_statistics else self._state["buffers"]
         of_batch = self._fast(statistics.of_batch(self._network))
         for count, images in enumerate(batches if kept else (), start=1):
             kept = statistics.mean(kept, of_batch(self._arrays("live"), mx.array(images)), count)
@@ -152,7 +131,7 @@ class Session:
         out = {slot: model.to_canonical(self._network, kept) for slot, kept in self._state["moments"].items()}
         return TrainState(
             weights=model.to_canonical(self._network, self._arrays("live")),
-            ema=model.to_canonical(self._network, self._state["ema"]) if self._optimizer.ema else None,
+            ema=model.to_canonical(self._network, self._state["ema"]) if self._config.optim.ema else None,
             optimizer={f"{slot}.{name}": value for slot, kept in out.items() for name, value in kept.items()},
             step=int(self._state["step"].item()),
             calls=self._calls,
@@ -192,7 +171,7 @@ class Session:
         return {
             "engine": "mlx",
             "device": f"{mx.default_device().type.name}: {info.get('device_name', platform.processor())}",
-            "precision": self._precision,
+            "precision": self._config.precision,
             "compiled": self._compiled,
             "traces": self.traces,
             "gradients": {**tune.choose().ways, "from": tune.choose().source},
@@ -212,11 +191,11 @@ class Session:
 
     def _update(self, frozen: bool) -> Update:
         """The compiled update; all of the batch at once, or in parts."""
-        trained = self._optimizer.trained(self._state["parameters"], frozen)
-        context = step.StepContext(self._network, self._optimizer, self._loss, trained, frozen, self._count_trace)
-        if not self._memory.micro_batch:
+        trained = self._config.optim.trained(self._state["parameters"], frozen)
+        context = step.StepContext(self._network, self._config.optim, self._loss, trained, frozen, self._count_trace)
+        if not self._config.memory.micro_batch:
             return self._fast(step.train_step(context))
-        return _in_parts(step.Parts(*map(self._fast, step.train_step_in_parts(context))), self._memory)
+        return _in_parts(step.Parts(*map(self._fast, step.train_step_in_parts(context))), self._config.memory)
 
     def _fast(self, function: Any) -> Any:
         return mx.compile(function, inputs=mx.random.state, outputs=mx.random.state) if self._compiled else function
@@ -225,7 +204,7 @@ class Session:
         if which == "live":
             both = {**self._state["parameters"], **self._state["buffers"]}
             return {name: both[name] for name in self._network.homes if name in both}
-        if not self._optimizer.ema:
+        if not self._config.optim.ema:
             raise ConfigError(
                 "this session keeps no EMA weights; open it with OptimSpec(ema=True) or ask for live ones"
             )

@@ -17,58 +17,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.contract import (
-    NO_SAVING,
+    DEFAULTS,
     Batch,
-    LossSpec,
-    MemorySpec,
     MixPlan,
-    OptimSpec,
-    Precision,
+    SessionConfig,
     StepHyperparams,
     StepResult,
     TrainState,
     Weights,
     Which,
 )
+from backends.group import ALONE, Group
 from backends.numpy import model, optim
 from config.errors import ConfigError
 from models.registry import ModelSpec
 from models.weights.loading import check
 
 
-def open(
-    spec: ModelSpec,
-    weights: Weights | None,
-    optim: OptimSpec,
-    loss: LossSpec,
-    precision: Precision = "fp32",
-    seed: int = 0,
-    compile: bool = True,
-    memory: MemorySpec = NO_SAVING,
-) -> Session:
+def open(spec: ModelSpec, weights: Weights | None, config: SessionConfig = DEFAULTS, group: Group = ALONE) -> Session:
     """A linear session for `spec`; it computes in fp32 whatever the precision, compiles nothing, and has no
     activations that a micro-batch would save."""
-    del precision, compile
-    if memory.recompute:
+    if config.memory.recompute:
         raise ConfigError("train.checkpoint_gradients: the numpy engine has no blocks to compute again; leave it off")
-    return Session(spec, weights, optim, loss, seed, memory)
+    return Session(spec, weights, config, group)
 
 
 class Session:
     """See `backends.contract.Session`."""
 
-    rank = 0
-    world_size = 1
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        weights: Weights | None,
-        optimizer: OptimSpec,
-        loss: LossSpec,
-        seed: int,
-        memory: MemorySpec,
-    ):
+    def __init__(self, spec: ModelSpec, weights: Weights | None, config: SessionConfig, group: Group):
+        self.group = group
+        loss, optimizer = config.loss, config.optim
         if loss.name != "cross_entropy" or loss.options:
             raise ConfigError(f"loss {loss.name!r}: the numpy engine has only cross_entropy, without options")
         self._class_weights = np.asarray(loss.class_weights or (1.0,), np.float32)
@@ -82,8 +61,8 @@ class Session:
             raise ConfigError(f"the optimizer's settings name {unknown[0]!r}, which is no parameter of this model")
         if weights is not None:
             check(weights, self._shapes)
-        own = _copied(weights) if weights is not None else model.fresh(spec, seed)
-        self._spec, self._optimizer, self._memory = spec, optimizer, memory
+        own = _copied(weights) if weights is not None else model.fresh(spec, config.seed)
+        self._spec, self._optimizer, self._memory = spec, optimizer, config.memory
         ema = _copied(own) if optimizer.ema else None
         self._state = TrainState(weights=own, ema=ema, optimizer=optim.fresh(own, optimizer))
 

@@ -23,21 +23,18 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from backends.contract import (
+    DEFAULTS,
     FIRST_LOSS_SCALE,
-    NO_SAVING,
     Batch,
-    CompileMode,
-    LossSpec,
-    MemorySpec,
     MixPlan,
-    OptimSpec,
-    Precision,
+    SessionConfig,
     StepHyperparams,
     StepResult,
     TrainState,
     Weights,
     Which,
 )
+from backends.group import ALONE, Group
 from backends.torch import compiling, losses, model, optim, profile, statistics, step
 from backends.torch.devices import DEVICE_VARIABLE as DEVICE_VARIABLE
 from backends.torch.devices import best_device as best_device
@@ -55,61 +52,37 @@ _CHUNK_MOST = 64
 
 
 @memory_errors()
-def open(
-    spec: ModelSpec,
-    weights: Weights | None,
-    optim: OptimSpec,
-    loss: LossSpec,
-    precision: Precision = "fp32",
-    seed: int = 0,
-    compile: bool | CompileMode = True,
-    memory: MemorySpec = NO_SAVING,
-    *,
-    deterministic: bool = False,
-) -> Session:
-    """Build `spec` on CUDA, else Apple's MPS, else the CPU; `weights` None draws fresh ones from `seed`.
+def open(spec: ModelSpec, weights: Weights | None, config: SessionConfig = DEFAULTS, group: Group = ALONE) -> Session:
+    """Build `spec` on CUDA, else Apple's MPS, else the CPU; `weights` None draws fresh ones from the seed.
 
-    `compile` True compiles the passes on CUDA only, a mode on the CPU too. Raises `ConfigError`, `WeightsError` or
-    `BackendUnavailable`.
+    `config.compile` True compiles the passes on CUDA only, a mode on the CPU too. Raises `ConfigError`, `WeightsError`
+    or `BackendUnavailable`.
     """
-    if deterministic:  # read when cuBLAS starts, so before the device is touched
+    if config.deterministic:  # read when cuBLAS starts, so before the device is touched
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return Session(spec, weights, optim, loss, precision, seed, compile, memory, best_device(), deterministic)
+    return Session(spec, weights, config, best_device(), group)
 
 
 class Session:
     """See `backends.contract.Session`."""
 
-    rank = 0
-    world_size = 1
-
     def __init__(
-        self,
-        spec: ModelSpec,
-        weights: Weights | None,
-        optimizer: OptimSpec,
-        loss: LossSpec,
-        precision: Precision,
-        seed: int,
-        compile: bool | CompileMode,
-        memory: MemorySpec,
-        device: torch.device,
-        deterministic: bool = False,
+        self, spec: ModelSpec, weights: Weights | None, config: SessionConfig, device: torch.device, group: Group
     ):
+        self.group = group
         if spec.in_chans not in (1, 3):
             raise ConfigError(f"model {spec.name}: in_chans is {spec.in_chans}; images are RGB, so choose 1 or 3")
-        precision = resolved(precision, device)
-        self._deterministic = deterministic
+        precision, optimizer, memory = resolved(config.precision, device), config.optim, config.memory
+        self._config, self._precision, self._device = config, precision, device
         if device.type == "cuda":
             # Shapes are fixed, so that the fastest algorithm is worth looking for; which one it is varies.
-            torch.backends.cudnn.benchmark = not deterministic
+            torch.backends.cudnn.benchmark = not config.deterministic
             torch.cuda.reset_peak_memory_stats(device)
-        if deterministic:
+        if config.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # torch's aid to find faults; it costs time
-        self._optimizer, self._precision, self._seed, self._device = optimizer, precision, seed, device
         self._classes, self._calls = spec.num_classes, 0
-        self._mode = compiling.mode(compile, device, memory)
+        self._mode = compiling.mode(config.compile, device, memory)
         if self._mode:
             compiling.renew(spec)
         self._transfer = Transfer(device)
@@ -122,7 +95,7 @@ class Session:
         self._context = step.StepContext(
             model=network,
             forward=compiling.training(network, self._mode),
-            loss=losses.make(loss),
+            loss=losses.make(config.loss),
             spec=optimizer,
             memory=memory,
             parameters=self._parameters,
@@ -150,7 +123,7 @@ class Session:
             step.set_mode(self._context, knobs.frozen)
             self._set = knobs.frozen
         began = self._transfer.begin()
-        with record_function("train_step"), step.randomness(self._seed, "train", self._calls, self._device):
+        with record_function("train_step"), step.randomness(self._config.seed, "train", self._calls, self._device):
             packed = step.train_step(self._context, self._input, sent[:3], sent[3:] or None, rates, knobs.frozen)
         self._calls += 1
         return self._transfer.returning(packed, began)
@@ -183,7 +156,7 @@ class Session:
     @memory_errors()
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Take BatchNorm's running statistics of the live weights anew, as `swa_utils.update_bn` does."""
-        if self._optimizer.fixed_statistics:
+        if self._config.optim.fixed_statistics:
             return
         self._set = None
         sent = (self._transfer.send([images])[0] for images in batches)
@@ -224,7 +197,7 @@ class Session:
             model.copy_into(tensors, fitting[part])
         self._context.count.fill_(state.step)
         self._context.frozen_count.fill_(state.frozen_steps)
-        optim.set_step(self._context.optimizers, self._parameters, self._optimizer, state.step, state.frozen_steps)
+        optim.set_step(self._context.optimizers, self._parameters, self._config.optim, state.step, state.frozen_steps)
         if self._context.scale:
             self._context.scale.value.fill_(state.loss_scale)
             self._context.scale.age.fill_(state.scale_age)
@@ -243,7 +216,7 @@ class Session:
             "compiled": bool(self._mode),
             "compile_mode": self._mode,
             "compiles": self._device.type == "cuda",
-            "deterministic": self._deterministic,
+            "deterministic": self._config.deterministic,
             "remark": remark(self._device),
             "tf32": tf32(self._device),
             "layout": str(self._layout()).removeprefix("torch."),
@@ -256,13 +229,13 @@ class Session:
         del self._context, self._tensors, self._parameters, self._moments
         del self._evaluate, self._evaluate_average
         compiling.release(self._mode)
-        if self._deterministic:
+        if self._config.deterministic:
             torch.use_deterministic_algorithms(False)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _network(self, spec: ModelSpec, weights: Weights | None) -> nn.Module:
-        with step.randomness(self._seed, "weights", 0, torch.device("cpu")):
+        with step.randomness(self._config.seed, "weights", 0, torch.device("cpu")):
             network = model.build(spec)
         if weights is not None:
             model.load_canonical(network, weights, f"the weights for {spec.name}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import backends
-from backends.contract import LossSpec, OptimSpec, Session
+from backends.contract import Session, SessionConfig
 from infer.runtimes import Predictor
 from infer.runtimes import images as pixels
 from models import manifest, registry
@@ -49,6 +49,6 @@ def open(path: Path, engine: str, **options: Any) -> Predictor:
     averaged = path / "ema.safetensors"
     arrays, _ = loading.read(averaged if averaged.exists() else path / "model.safetensors")
     if engine == "numpy":
-        return NumpyPredictor(card, backends.load(engine).open(spec, arrays, OptimSpec(), LossSpec(), **options))
+        return NumpyPredictor(card, backends.load(engine).open(spec, arrays, SessionConfig(**options)))
     module = importlib.import_module(f"infer.runtimes.{engine}")
     return cast(Predictor, module.open(card, spec, arrays, **options))

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.contract import LossSpec, OptimSpec, Precision, Weights
+from backends.contract import Precision, SessionConfig, Weights
 from backends.mlx import session
 from config.errors import BackendUnavailable
 from infer.runtimes import images as pixels
@@ -63,5 +63,5 @@ def open(
     )
     fast = metal and place.type == mx.DeviceType.gpu if compile is None else compile
     with mx.stream(place):
-        opened = session.open(spec, weights, OptimSpec(), LossSpec(), precision=precision, compile=fast)
+        opened = session.open(spec, weights, SessionConfig(precision=precision, compile=fast))
     return MLXPredictor(card, opened, place)

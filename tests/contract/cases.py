@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import backends
-from backends.contract import Batch, LossSpec, MixPlan, OptimSpec, StepHyperparams, TrainState
+from backends.contract import Batch, LossSpec, MixPlan, OptimSpec, SessionConfig, StepHyperparams, TrainState
 from tests import tiny
 
 N, CLASSES, SIZE = 8, 5, 32
@@ -21,7 +21,9 @@ def session(engine: str, optim: OptimSpec | None = None, seed: int = 0, **option
     weights, loss = kept.pop("weights", None), kept.pop("loss", LossSpec())
     spec = tiny.spec(options.pop("family", "convnext"), **{"num_classes": CLASSES, **options})
     module = backends.load(engine)
-    return module.open(spec, weights, optim or OptimSpec(), loss, seed=seed, compile=False, **kept)
+    return module.open(
+        spec, weights, SessionConfig(optim=optim or OptimSpec(), loss=loss, seed=seed, compile=False, **kept)
+    )
 
 
 def batch(seed: int = 0, even: bool = False) -> Batch:

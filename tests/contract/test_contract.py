@@ -29,7 +29,7 @@ from tests.contract.cases import (
 def test_a_module_of_each_engine_opens_sessions(engine: str) -> None:
     assert callable(importlib.import_module(f"backends.{engine}.session").open)
     one = session(engine)
-    assert (one.rank, one.world_size) == (0, 1)
+    assert (one.group.rank, one.group.world_size) == (0, 1)
 
 
 @pytest.mark.parametrize("framework", ["torch", "mlx"])

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from backends import contract, load
-from backends.contract import Batch, LossSpec, MixPlan, OptimSpec, StepHyperparams
+from backends.contract import Batch, MixPlan, OptimSpec, SessionConfig, StepHyperparams
 from config.errors import BackendUnavailable, ConfigError, WeightsError
 from models import registry
 from models.weights import loading
@@ -58,7 +58,7 @@ def test_torch_engine_is_timm_and_torch_optim(kind: str, family: str) -> None:
     names = [n for n, p in plain.named_parameters() if p.ndim <= 1]
     multipliers = dict.fromkeys(names, (0.5, 0.0))
     start = {n: t.numpy().copy() for n, t in plain.state_dict().items() if not n.endswith("num_batches_tracked")}
-    session = load("torch").open(spec, start, spec_of(kind, ema=True, multipliers=multipliers), LossSpec())
+    session = load("torch").open(spec, start, SessionConfig(optim=spec_of(kind, ema=True, multipliers=multipliers)))
 
     matrices = [p for p in plain.parameters() if p.ndim > 1]
     rest = [p for p in plain.parameters() if p.ndim <= 1]
@@ -95,7 +95,9 @@ def test_torch_engine_is_timm_and_torch_optim(kind: str, family: str) -> None:
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "nesterov"])
 def test_numpy_engine_is_torch_on_a_linear_layer(kind: str) -> None:
     spec = tiny.spec("convnext", num_classes=CLASSES)
-    session = load("numpy").open(spec, None, spec_of(kind, multipliers={"head.bias": (0.5, 0.0)}), LossSpec(), seed=1)
+    session = load("numpy").open(
+        spec, None, SessionConfig(optim=spec_of(kind, multipliers={"head.bias": (0.5, 0.0)}), seed=1)
+    )
     start = session.state().weights
     layer = torch.nn.Linear(8 * 8 * 3, CLASSES)
     with torch.no_grad():
@@ -128,7 +130,7 @@ def test_numpy_engine_is_torch_on_a_linear_layer(kind: str) -> None:
 def test_torch_generators_are_left_as_they_were() -> None:
     torch.manual_seed(11)
     before = torch.random.get_rng_state()
-    session = load("torch").open(tiny.spec("convnext", drop_rate=0.5), None, OptimSpec(), LossSpec())
+    session = load("torch").open(tiny.spec("convnext", drop_rate=0.5), None)
     session.read(session.train_step(batches(1)[0], None, knobs(0)))
     session.logits(batches(1)[0].images)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -162,7 +164,7 @@ def test_gem_is_refused_where_there_is_no_pooling() -> None:
 
 @pytest.mark.parametrize("family", tiny.TINY)
 def test_every_tiny_family_trains_in_torch_at_its_size(family: str) -> None:
-    session = load("torch").open(tiny.spec(family, drop_path_rate=0.1), None, OptimSpec(ema=True), LossSpec())
+    session = load("torch").open(tiny.spec(family, drop_path_rate=0.1), None, SessionConfig(optim=OptimSpec(ema=True)))
     result = session.read(session.train_step(batches(1)[0], None, knobs(0)))
     assert result.finite
     assert session.logits(batches(1)[0].images, "ema").shape == (N, CLASSES)
@@ -171,30 +173,30 @@ def test_every_tiny_family_trains_in_torch_at_its_size(family: str) -> None:
 @pytest.mark.parametrize("channels", [0, 2])
 def test_other_numbers_of_channels_are_refused(channels: int) -> None:
     with pytest.raises(ConfigError, match="in_chans"):
-        load("torch").open(tiny.spec("convnext", in_chans=channels), None, OptimSpec(), LossSpec())
+        load("torch").open(tiny.spec("convnext", in_chans=channels), None)
 
 
 def test_one_channel_sees_grey() -> None:
     """A grey photograph gives a one-channel model the same logits as the three-channel model it was made from."""
-    three = load("torch").open(tiny.spec("convnext"), None, OptimSpec(), LossSpec())
+    three = load("torch").open(tiny.spec("convnext"), None)
     full = tiny.spec("convnext")
     flat = replace(full, preprocessing=replace(full.preprocessing, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)))
     one_channel = replace(flat, in_chans=1)
     fitted, notes = loading.fit(three.state().weights, one_channel)
     assert "1 input channels" in notes[0]
     grey = np.repeat(np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 1), dtype=np.uint8), 3, axis=3)
-    a = load("torch").open(flat, three.state().weights, OptimSpec(), LossSpec()).logits(grey)
-    b = load("torch").open(one_channel, fitted, OptimSpec(), LossSpec()).logits(grey)
+    a = load("torch").open(flat, three.state().weights).logits(grey)
+    b = load("torch").open(one_channel, fitted).logits(grey)
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_the_device_is_chosen_by_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_TORCH_DEVICE", "cpu")
-    session = load("torch").open(tiny.spec("convnext"), None, OptimSpec(), LossSpec())
+    session = load("torch").open(tiny.spec("convnext"), None)
     assert session.describe()["device"].startswith("cpu")
     monkeypatch.setenv("TANDEM_TORCH_DEVICE", "cuda:99")
     with pytest.raises(BackendUnavailable, match="cuda:99"):
-        load("torch").open(tiny.spec("convnext"), None, OptimSpec(), LossSpec())
+        load("torch").open(tiny.spec("convnext"), None)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "nesterov", "lion", "muon"])
@@ -214,7 +216,7 @@ def test_the_guard_skips_on_the_device(kind: str) -> None:
 
 
 def test_a_wrong_state_says_what_is_wrong() -> None:
-    session = load("torch").open(tiny.spec("convnext"), None, OptimSpec(), LossSpec())
+    session = load("torch").open(tiny.spec("convnext"), None)
     state = session.state()
     wrong = {n: w for n, w in state.weights.items() if n != "head.fc.bias"}
     wrong["stem.0.weight"] = np.zeros((1, 2, 3, 3), np.float32)
@@ -229,7 +231,7 @@ def test_a_wrong_state_says_what_is_wrong() -> None:
 def test_arrays_of_any_stride_and_read_only_ones_are_taken() -> None:
     ones = np.ones(N, np.float32)
     plan = MixPlan(np.arange(N, dtype=np.int32)[::-1], ones, np.zeros((N, 4), np.int32), ones)
-    session = load("torch").open(tiny.spec("convnext"), None, OptimSpec(), LossSpec())
+    session = load("torch").open(tiny.spec("convnext"), None)
     data = batches(1)[0]
     data.images.flags.writeable = False
     assert session.read(session.train_step(data, plan, knobs(0))).finite

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import backends
-from backends.contract import LossSpec, OptimSpec
+from backends.contract import SessionConfig
 from config import load
 from config.errors import ConfigError, Interrupted
 from models import registry
@@ -27,7 +27,7 @@ AFTER_TEN_STEPS = 11  # four steps and the end of the epoch ask, so this is the 
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same beginning for all: ConvNeXt is smooth, so that equal steps stay equal."""
     spec = registry.get("convnext_atto", num_classes=10, image_size=32)
-    session = backends.load("torch").open(spec, None, OptimSpec(), LossSpec(), seed=1)
+    session = backends.load("torch").open(spec, None, SessionConfig(seed=1))
     path = tmp_path_factory.mktemp("start") / "model.safetensors"
     loading.write(path, session.state().weights, {})
     return path

@@ -69,7 +69,6 @@ def test_an_explanation_says_what_the_ensemble_and_each_member_say(model):
 
 def test_checkpoints_of_both_engines_show_where_they_look_and_others_are_left_out(tmp_path):
     torch = pytest.importorskip("torch")
-    from backends.contract import LossSpec, OptimSpec
     from models import manifest, registry
     from models.card import CARD_KEY, Card, Preprocessing
     from models.weights import loading
@@ -78,7 +77,7 @@ def test_checkpoints_of_both_engines_show_where_they_look_and_others_are_left_ou
     folder = tmp_path / "net"
     folder.mkdir()
     torch.manual_seed(0)
-    state = backends.load("torch").open(spec, None, OptimSpec(), LossSpec(), seed=0).state()
+    state = backends.load("torch").open(spec, None).state()
     card = Card("test_resnet", members.CLASSES, Preprocessing(size=96), {"image_size": 96}, "torch")
     loading.write(folder / "model.safetensors", state.weights, {CARD_KEY: card.to_json()})
     manifest.write(folder)

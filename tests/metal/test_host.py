@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import backends
-from backends.contract import LossSpec, OptimSpec
+from backends.contract import SessionConfig
 from backends.mlx import metal, tune
 from config.errors import ConfigError, OutOfMemory
 from ports.common import gradients
@@ -158,5 +158,5 @@ def test_the_peak_is_the_sessions_own() -> None:
     held = mx.ones((2048, 2048))
     mx.eval(held)
     del held
-    opened = backends.load("mlx").open(tiny.spec("convnext"), None, OptimSpec(), LossSpec(), compile=False)
+    opened = backends.load("mlx").open(tiny.spec("convnext"), None, SessionConfig(compile=False))
     assert opened.describe()["memory"]["peak"] < 2048 * 2048 * 4

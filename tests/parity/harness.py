@@ -23,7 +23,7 @@ from fnmatch import fnmatch
 import numpy as np
 import pytest
 
-from backends.contract import Batch, LossSpec, Session, TrainState, Weights
+from backends.contract import Batch, Session, SessionConfig, TrainState, Weights
 from backends.mlx import session as mlx_session
 from backends.torch import session as torch_session
 from models.registry import ModelSpec
@@ -210,7 +210,7 @@ def _opened(engine: str, spec: ModelSpec, values: Weights) -> Session:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(torch_session.DEVICE_VARIABLE, "cpu")
         module = {"mlx": mlx_session, "torch": torch_session}[engine]
-        return module.open(spec, values, passes.optimizer(values), LossSpec(), compile=False)
+        return module.open(spec, values, SessionConfig(optim=passes.optimizer(values), compile=False))
 
 
 def _without_zeros(spec: ModelSpec, exact: Mapping[str, np.ndarray], zero: Mapping[str, str]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from backends.contract import Batch, LossSpec, OptimSpec, StepHyperparams, TrainState, Weights, is_buffer
+from backends.contract import Batch, OptimSpec, SessionConfig, StepHyperparams, TrainState, Weights, is_buffer
 from backends.mlx import losses as mlx_losses
 from backends.mlx import model as mlx_model
 from backends.mlx import session as mlx_session
@@ -102,7 +102,7 @@ def mlx_pass(spec: ModelSpec, values: Weights, pixels: np.ndarray, targets: np.n
 
 def mlx_run(spec: ModelSpec, values: Weights, batches: list[Batch], steps: int) -> Run:
     """A training run of MLX's session, eagerly."""
-    session = mlx_session.open(spec, values, optimizer(values), LossSpec(), compile=False)
+    session = mlx_session.open(spec, values, SessionConfig(optim=optimizer(values), compile=False))
     losses = []
     for i in range(steps):
         result = session.read(session.train_step(batches[i % len(batches)], None, knobs(i, steps)))

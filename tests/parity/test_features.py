@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from backends.contract import LossSpec, OptimSpec
+from backends.contract import SessionConfig
 from backends.mlx import session
 from infer.runtimes import GivesFeatures, mlx
 from infer.runtimes import torch as torch_predictor
@@ -38,7 +38,7 @@ def test_features_are_timms_on_both_engines(family: str, monkeypatch: pytest.Mon
 
 def test_mlx_images_models_give_what_their_classifier_is_given() -> None:
     spec = registry.get("mlxim/efficientnet_b0", num_classes=5, image_size=32)  # its classifier stands in a list
-    opened = session.open(spec, None, OptimSpec(), LossSpec(), compile=False)
+    opened = session.open(spec, None, SessionConfig(compile=False))
     shown = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     weights = opened.state().weights
     again = opened.features(shown) @ weights[f"{spec.classifier}.weight"].T + weights[f"{spec.classifier}.bias"]

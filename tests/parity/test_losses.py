@@ -12,7 +12,16 @@ from scipy.optimize import brentq
 from timm.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel, BinaryCrossEntropy, PolyCrossEntropy
 from torch.nn import functional as F
 
-from backends.contract import LINEAR_LOSSES, Batch, LossSpec, OptimSpec, StepHyperparams, Weights, is_buffer
+from backends.contract import (
+    LINEAR_LOSSES,
+    Batch,
+    LossSpec,
+    OptimSpec,
+    SessionConfig,
+    StepHyperparams,
+    Weights,
+    is_buffer,
+)
 from backends.mlx import losses as mlx_losses
 from backends.mlx import session as mlx_session
 from backends.numpy import session as numpy_session
@@ -255,7 +264,11 @@ def test_weighted_bce_is_torchs_with_the_samples_weights() -> None:
 def test_the_numpy_engine_honours_them_too() -> None:
     spec = tiny.spec("convnext", num_classes=CLASSES)
     session = numpy_session.open(
-        spec, None, OptimSpec(name="sgd", momentum=0.0, nesterov=False), LossSpec(class_weights=CLASS_WEIGHTS)
+        spec,
+        None,
+        SessionConfig(
+            optim=OptimSpec(name="sgd", momentum=0.0, nesterov=False), loss=LossSpec(class_weights=CLASS_WEIGHTS)
+        ),
     )
     batch = Batch(harness.images(spec, 24), rows("soft")[1], np.ones(24, np.float32))
     x = torch.tensor(session.logits(batch.images), requires_grad=True)
@@ -306,7 +319,7 @@ def test_twenty_steps_stay_together(name: str, weights: tuple[float, ...], monke
 
 def _curve(engine: Any, spec: Any, start: Weights, loss: LossSpec) -> Array:
     decayed = {n: (1.0, float(v.ndim > 1)) for n, v in start.items() if not is_buffer(n)}
-    session = engine.open(spec, start, OptimSpec(multipliers=decayed), loss, compile=False)
+    session = engine.open(spec, start, SessionConfig(optim=OptimSpec(multipliers=decayed), loss=loss, compile=False))
     means = []
     for step in range(20):
         batch = Batch(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backends.contract import Batch, LossSpec, OptimSpec, Session
+from backends.contract import Batch, Session, SessionConfig
 from backends.mlx import session as mlx_session
 from backends.torch import session as torch_session
 from config.sections.data import Mix
@@ -42,9 +42,7 @@ def losses(session: Session, settings: Mix) -> np.ndarray:
 def test_the_engines_stay_together(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(torch_session.DEVICE_VARIABLE, "cpu")
     settings, weights = KINDS[kind].model_copy(update={"off_epochs": 2}), harness.weights(SPEC)
-    mine, theirs = (
-        engine.open(SPEC, weights, OptimSpec(), LossSpec(), compile=False) for engine in (mlx_session, torch_session)
-    )
+    mine, theirs = (engine.open(SPEC, weights, SessionConfig(compile=False)) for engine in (mlx_session, torch_session))
     got, want = losses(mine, settings), losses(theirs, settings)
     assert np.abs(got.mean(axis=1) / want.mean(axis=1) - 1).max() <= 1e-5
     assert np.abs(got / want - 1).max() <= 1e-4, "single images"
@@ -56,7 +54,6 @@ def test_mixing_changes_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv(torch_session.DEVICE_VARIABLE, "cpu")
     weights = harness.weights(SPEC)
     curves = [
-        losses(torch_session.open(SPEC, weights, OptimSpec(), LossSpec(), compile=False), settings)
-        for settings in KINDS.values()
+        losses(torch_session.open(SPEC, weights, SessionConfig(compile=False)), settings) for settings in KINDS.values()
     ]
     assert all(np.abs(one - curves[0]).max() > 1e-3 for one in curves[1:])

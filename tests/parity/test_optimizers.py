@@ -17,7 +17,7 @@ import timm.optim.muon
 import torch
 from timm.utils import adaptive_clip_grad
 
-from backends.contract import NO_SAVING, Batch, LossSpec, MemorySpec, OptimSpec, StepHyperparams, Weights
+from backends.contract import Batch, MemorySpec, OptimSpec, SessionConfig, StepHyperparams, Weights
 from backends.mlx import rules as mlx_rules
 from backends.mlx import session as mlx_session
 from backends.torch import model as torch_model
@@ -46,7 +46,7 @@ class Case:
     optim: dict[str, Any] = field(default_factory=dict)
     peak: float = 1e-3
     frozen: int = 0
-    memory: MemorySpec = NO_SAVING
+    memory: MemorySpec = field(default_factory=MemorySpec)
     model: ModelSpec = CONVNEXT
 
 
@@ -93,7 +93,7 @@ def session_losses(engine: str, case: Case) -> np.ndarray:
     """float64 `[STEPS]`: the weighted mean losses."""
     weights = weights_of(case.model.arch)
     spec = optimizer.spec(Optim(**case.optim), True, case.model, weights)
-    session = ENGINES[engine].open(case.model, weights, spec, LossSpec(), compile=False, memory=case.memory)
+    session = ENGINES[engine].open(case.model, weights, SessionConfig(optim=spec, compile=False, memory=case.memory))
     losses = []
     for i in range(STEPS):
         data = batch(case.model, i)
@@ -237,7 +237,7 @@ def test_muon_in_bf16_is_as_near_to_the_exact_step_as_torchs_own(engine: str) ->
     muon = OptimSpec("muon", momentum=0.95, matrices=frozenset(names), multipliers=rest)
     after = {}
     for key, spec in (("muon", muon), ("plain", OptimSpec("sgd", momentum=0.0, nesterov=False))):
-        session = ENGINES[engine].open(CONVNEXT, weights, spec, LossSpec(), "bf16", compile=False)
+        session = ENGINES[engine].open(CONVNEXT, weights, SessionConfig(optim=spec, precision="bf16", compile=False))
         session.read(session.train_step(batch(CONVNEXT, 1), None, StepHyperparams(1e-2, 0.0, 0.0, 0.0)))
         after[key] = session.state().weights
     parameters = {

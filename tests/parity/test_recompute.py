@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from backends.contract import Batch, LossSpec, MemorySpec, OptimSpec, StepHyperparams, is_buffer
+from backends.contract import Batch, MemorySpec, OptimSpec, SessionConfig, StepHyperparams, is_buffer
 from backends.mlx import session as mlx_session
 from backends.torch import session as torch_session
 from config.errors import ConfigError
@@ -42,7 +42,7 @@ def test_recomputing_keeps_losses_gradients_and_statistics(family: str) -> None:
     weights = harness.weights(spec)
     found = []
     for memory in (MemorySpec(), MemorySpec(recompute=True)):
-        session = mlx_session.open(spec, weights, PLAIN, LossSpec(), compile=False, memory=memory)
+        session = mlx_session.open(spec, weights, SessionConfig(optim=PLAIN, compile=False, memory=memory))
         result = session.read(session.train_step(batch(spec), None, RAW))
         found.append((result, session.state().weights))
     (plain, want), (again, got) = found
@@ -64,7 +64,7 @@ def test_recomputing_takes_less_memory_in_mlx() -> None:
     before = mx.set_memory_limit(1 << 20)
     try:
         for memory in (MemorySpec(), MemorySpec(recompute=True)):
-            session = mlx_session.open(spec, None, PLAIN, LossSpec(), compile=False, memory=memory)
+            session = mlx_session.open(spec, None, SessionConfig(optim=PLAIN, compile=False, memory=memory))
             mx.synchronize()
             mx.clear_cache()
             mx.reset_peak_memory()
@@ -85,7 +85,9 @@ def test_the_compiled_update_in_parts_is_traced_once_for_all_and_once_for_the_he
     memory = MemorySpec(micro_batch=4, recompute=True)
     runs = []
     for compiled in (False, True):
-        session = mlx_session.open(spec, weights, OptimSpec(head=head), LossSpec(), compile=compiled, memory=memory)
+        session = mlx_session.open(
+            spec, weights, SessionConfig(optim=OptimSpec(head=head), compile=compiled, memory=memory)
+        )
         losses = [
             session.read(
                 session.train_step(batch(spec, 8), None, StepHyperparams(1e-3 * (i + 1), 0.05, 0.0, 1.0, i < 2))
@@ -102,7 +104,7 @@ def test_a_model_without_blocks_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     spec = tiny.spec("convnext")
     monkeypatch.setattr("backends.mlx.recompute._BLOCK", re.compile("nothing"))
     with pytest.raises(ConfigError, match=r"checkpoint_gradients.*no blocks"):
-        mlx_session.open(spec, None, PLAIN, LossSpec(), compile=False, memory=MemorySpec(recompute=True))
+        mlx_session.open(spec, None, SessionConfig(optim=PLAIN, compile=False, memory=MemorySpec(recompute=True)))
 
 
 def test_torch_keeps_statistics_and_masks_with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +113,9 @@ def test_torch_keeps_statistics_and_masks_with_bf16(monkeypatch: pytest.MonkeyPa
     weights = harness.weights(spec)
     found = []
     for memory in (MemorySpec(), MemorySpec(recompute=True)):
-        session = torch_session.open(spec, weights, PLAIN, LossSpec(), "bf16", compile=False, memory=memory)
+        session = torch_session.open(
+            spec, weights, SessionConfig(optim=PLAIN, precision="bf16", compile=False, memory=memory)
+        )
         result = session.read(session.train_step(batch(spec), None, RAW))
         found.append((result, session.state().weights))
     (plain, want), (again, got) = found

@@ -15,10 +15,10 @@ import pytest
 
 from backends.contract import (
     Batch,
-    LossSpec,
     MixPlan,
     OptimSpec,
     Session,
+    SessionConfig,
     StepHyperparams,
     TrainState,
     Weights,
@@ -75,7 +75,7 @@ def mix(step: int, size: int = 8) -> MixPlan | None:
 
 
 def opened(engine: str, weights: Weights, name: str = "adamw", seed: int = 0, spec: ModelSpec = SPEC) -> Session:
-    return ENGINES[engine].open(spec, weights, optimizer(weights, name), LossSpec(), seed=seed, compile=False)
+    return ENGINES[engine].open(spec, weights, SessionConfig(optim=optimizer(weights, name), seed=seed, compile=False))
 
 
 def trained(session: Session, first: int, last: int, peak: float = 1e-3) -> np.ndarray:
@@ -157,7 +157,7 @@ def test_a_run_goes_on_on_the_other_engine(weights: Weights, first: str, second:
 
 def test_the_compiled_update_is_traced_once_and_does_what_the_eager_one_does(weights: Weights) -> None:
     eager, spec = opened("mlx", weights), optimizer(weights)
-    compiled = mlx_session.open(SPEC, weights, spec, LossSpec(), compile=True)
+    compiled = mlx_session.open(SPEC, weights, SessionConfig(optim=spec, compile=True))
     got, want = trained(compiled, 0, 6), trained(eager, 0, 6)
     assert compiled.describe()["traces"] == 1, "a rate or a mix plan has retraced the update"
     assert np.abs(got[:, 0] / want[:, 0] - 1).max() <= 1e-6
@@ -169,7 +169,9 @@ def test_progressive_resizing_stays_together_and_traces_each_size_once(weights: 
     """Ten steps of 16 small images, then ten of 8 at the full size: the engines agree, and nothing is traced anew."""
     losses: dict[str, list[float]] = {}
     for engine, module in ENGINES.items():
-        session = module.open(SPEC, weights, optimizer(weights), LossSpec(), compile=compile and engine == "mlx")
+        session = module.open(
+            SPEC, weights, SessionConfig(optim=optimizer(weights), compile=compile and engine == "mlx")
+        )
         losses[engine] = []
         for step in range(20):
             given = batch(step, 16, 32) if step < 10 else batch(step)
@@ -199,7 +201,7 @@ def test_dropped_paths_are_redrawn_after_a_resume_and_the_users_generator_is_lef
 def test_an_update_that_is_not_finite_changes_nothing_on_the_device() -> None:
     spec = tiny.spec("resnet")
     values = harness.weights(spec)
-    session = mlx_session.open(spec, values, OptimSpec(ema=True), LossSpec(), compile=False)
+    session = mlx_session.open(spec, values, SessionConfig(optim=OptimSpec(ema=True), compile=False))
     good = Batch(harness.images(spec, 8), harness.soft_targets(spec, 8), np.ones(8, np.float32))
     session.read(session.train_step(good, None, knobs(0)))
     before = session.state()
@@ -222,7 +224,7 @@ def test_bf16_follows_fp32_and_keeps_float32_masters(family: str) -> None:
     values = harness.weights(spec)
     runs = []
     for precision in ("fp32", "bf16"):
-        session = mlx_session.open(spec, values, OptimSpec(), LossSpec(), precision, compile=False)
+        session = mlx_session.open(spec, values, SessionConfig(precision=precision, compile=False))
         losses = []
         for _ in range(8):
             one = Batch(harness.images(spec, 8), harness.soft_targets(spec, 8), np.ones(8, np.float32))

@@ -13,7 +13,7 @@ import torchvision
 from mlx.utils import tree_flatten
 
 import ports
-from backends.contract import Batch, LossSpec, OptimSpec, StepHyperparams
+from backends.contract import Batch, SessionConfig, StepHyperparams
 from backends.mlx import session
 from backends.torch import model as torch_model
 from config import load
@@ -118,7 +118,7 @@ def test_a_file_of_mlx_image_is_loaded_and_fine_tuned(tmp_path: Path) -> None:
     fitted, notes = loading.fit(found.weights, spec)
     assert "fc freshly drawn for 3" in notes[0]
     np.testing.assert_array_equal(fitted["conv1.weight"], values["conv1.weight"])
-    engine = session.open(spec, fitted, OptimSpec(), LossSpec(), compile=False)
+    engine = session.open(spec, fitted, SessionConfig(compile=False))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     batch = Batch(images, np.eye(3, dtype=np.float32)[[0, 1, 2, 0]], np.ones(4, np.float32))
     losses = [

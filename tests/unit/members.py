@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 import backends
-from backends.contract import LossSpec, OptimSpec
+from backends.contract import SessionConfig
 from models import manifest, registry
 from models.card import CARD_KEY, Card, Preprocessing
 from models.weights import loading
@@ -20,7 +20,7 @@ def card(classes=CLASSES, **preprocessing):
 def checkpoint(path, seed=0, of=None, sharpness=40.0):
     """A checkpoint folder of a linear model; returns its path."""
     of = of or card()
-    session = backends.load("numpy").open(registry.of_card(of, "test"), None, OptimSpec(), LossSpec(), seed=seed)
+    session = backends.load("numpy").open(registry.of_card(of, "test"), None, SessionConfig(seed=seed))
     arrays = {name: value * np.float32(sharpness) for name, value in session.state().weights.items()}
     path.mkdir(parents=True)
     loading.write(path / "model.safetensors", arrays, {CARD_KEY: of.to_json()})

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import backends
-from backends.contract import LossSpec, OptimSpec
 from benchmarks import mlx_step
 from tests import tiny
 
@@ -40,7 +39,7 @@ def test_a_slower_step_or_a_dear_loop_is_exit_code_1(worse, monkeypatch, capsys)
 
 def test_the_loop_makes_the_steps_that_it_is_divided_by(monkeypatch) -> None:
     spec, images = tiny.spec("convnext", num_classes=mlx_step.CLASSES), mlx_step._images(8, 32)
-    session = backends.load("numpy").open(spec, None, OptimSpec(), LossSpec())
+    session = backends.load("numpy").open(spec, None)
     calls, step, told = [], session.train_step, []
 
     def counted(*given):

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from backends.contract import LossSpec, OptimSpec
+from backends.contract import SessionConfig
 from backends.mlx import session as mlx_session
 from config.errors import BackendUnavailable, ConfigError
 from tests import tiny
@@ -92,7 +92,7 @@ def test_a_training_that_ends_before_its_trace_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="Metal can capture")
 def test_mlx_without_metal_says_so_at_once(tmp_path: Path) -> None:
-    session = mlx_session.open(tiny.spec("resnet"), None, OptimSpec(), LossSpec(), compile=False)
+    session = mlx_session.open(tiny.spec("resnet"), None, SessionConfig(compile=False))
     with pytest.raises(BackendUnavailable, match="Metal"):
         session.profile(tmp_path)
 

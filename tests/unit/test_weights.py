@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from timm.models._manipulate import adapt_input_conv
 
 from backends import load
-from backends.contract import LossSpec, OptimSpec
 from config.errors import CheckpointError, WeightsError
 from models import manifest, registry
 from models.card import CARD_KEY, Card
@@ -65,7 +64,7 @@ def test_pretrained_weights_reach_the_engine_through_the_hub_cache(offline: Path
     assert found.weights.keys() == {n for n in state if not n.endswith("num_batches_tracked")}
     fitted, notes = loading.fit(found.weights, spec)
     assert notes == []
-    session = load("torch").open(spec, fitted, OptimSpec(), LossSpec())
+    session = load("torch").open(spec, fitted)
     images = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
     reference = timm.create_model("test_resnet").eval()
     reference.load_state_dict(state)
@@ -208,7 +207,7 @@ def test_a_head_of_another_size_is_drawn_anew_and_said() -> None:
     np.testing.assert_array_equal(again["fc.weight"], fitted["fc.weight"])
     assert not np.array_equal(other["fc.weight"], fitted["fc.weight"])
     assert source["fc.weight"].shape[0] == 1000, "the source was changed"
-    load("torch").open(spec, fitted, OptimSpec(), LossSpec())
+    load("torch").open(spec, fitted)
 
 
 def test_features_have_no_head() -> None:
@@ -266,7 +265,7 @@ def test_gem_brings_its_power() -> None:
     source = {n: t.numpy() for n, t in state_of("test_resnet").items() if "tracked" not in n}
     fitted, notes = loading.fit(source, spec)
     assert "global_pool.p" in notes[0]
-    load("torch").open(spec, fitted, OptimSpec(), LossSpec())
+    load("torch").open(spec, fitted)
 
 
 def test_position_tables_follow_the_image_size() -> None:
@@ -274,18 +273,13 @@ def test_position_tables_follow_the_image_size() -> None:
     source = {n: t.numpy() for n, t in state_of("test_vit").items()}
     fitted, notes = loading.fit(source, spec)
     assert "96 pixels" in notes[0]
-    load("torch").open(spec, fitted, OptimSpec(), LossSpec())
+    load("torch").open(spec, fitted)
 
 
 def test_the_wrong_family_lists_missing_unexpected_and_mis_shaped_names() -> None:
     source = {n: t.numpy() for n, t in state_of("test_convnext").items()}
     with pytest.raises(WeightsError) as caught:
-        load("torch").open(
-            registry.get("convnext_atto"),
-            loading.fit(source, registry.get("convnext_atto"))[0],
-            OptimSpec(),
-            LossSpec(),
-        )
+        load("torch").open(registry.get("convnext_atto"), loading.fit(source, registry.get("convnext_atto"))[0])
     for word in ("missing", "mis-shaped", "stem.0.weight (24, 3, 4, 4) instead of (40, 3, 4, 4)"):
         assert word in str(caught.value)
 

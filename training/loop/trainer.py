@@ -323,7 +323,7 @@ class Trainer:
         self._drain()
         self.clock.computed += time.perf_counter() - clock
         clock = time.perf_counter()
-        if self.session.rank == 0:
+        if self.session.group.rank == 0:
             state, arrays = self.session.state(), self._arrays()
             loop = {"loop": self.loop.to_json(), "config": self.settings.model_dump(mode="json")}
 

@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 import backends
-from backends.contract import Backend, CompileMode, LossSpec, OptimSpec, Session, Weights
+from backends.contract import Backend, CompileMode, Session, SessionConfig, Weights
 from config.errors import CheckpointError, DataError, Interrupted, OutOfMemory
 from config.schema import Settings
 from data import folds, sources
@@ -146,11 +146,17 @@ def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead
     start, fixed, _ = _start(job, backend, number)
     optim = replace(optimizer.spec(settings.optim, settings.ema.decay > 0, spec, start), fixed_statistics=fixed)
     loss, train = losses.spec(settings.loss, labels, spec.num_classes), settings.train
-    saving = optimizer.memory(train, micro_batch)
+    config = SessionConfig(
+        optim=optim,
+        loss=loss,
+        precision=train.precision,
+        seed=settings.seed,
+        memory=optimizer.memory(train, micro_batch),
+        deterministic=train.deterministic,
+    )
 
     def opened(compile: bool | CompileMode) -> Session:
-        own = {"deterministic": True} if train.deterministic else {}  # torch's alone, as `prepare.refuse` sees to
-        return backend.open(spec, start, optim, loss, train.precision, settings.seed, compile, saving, **own)
+        return backend.open(spec, start, replace(config, compile=compile))
 
     return compiling.session(opened, job.backend, train, ahead)
 
@@ -172,7 +178,7 @@ def _start(job: Job, backend: Backend, number: int) -> probe.Start:
         start = _probed(job, backend, number, fitted, probe.is_needed(found.weights, spec))
         run_dir.write_text(kept, "fixed\n" if start.fixed_statistics else "batch\n")
         return start
-    session = backend.open(spec, None, OptimSpec(), LossSpec(), seed=settings.seed, compile=False)
+    session = backend.open(spec, None, SessionConfig(seed=settings.seed, compile=False))
     try:
         return probe.Start(session.state().weights, fixed)
     finally:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.contract import Backend, LossSpec, OptimSpec, Session, Weights, is_buffer
+from backends.contract import Backend, Session, SessionConfig, Weights, is_buffer
 from config.schema import Settings
 from data.loading.loader import Loader
 from data.rng import philox
@@ -55,7 +55,9 @@ def started(
         return Start(start, fixed)
     bare = replace(spec, num_classes=0, drop_rate=0.0, drop_path_rate=0.0)
     trunk, notes = loading.fit(start, bare)[0], []
-    session = backend.open(bare, trunk, OptimSpec(), LossSpec(), settings.train.precision, settings.seed, False)
+    session = backend.open(
+        bare, trunk, SessionConfig(precision=settings.train.precision, seed=settings.seed, compile=False)
+    )
     try:
         features = evaluation.evaluate(session, loader, len(labels))
         kept = evaluation.answered(features)
