@@ -52,11 +52,11 @@ demo: install
 
 # Long: every architecture at its real size. It goes on where it was stopped.
 parity: install
-	$(PY) -m benchmarks.parity
+	$(PY) -m tests.parity.walk
 
 # Every architecture, cut down, to ONNX and Core ML, executed and compared; about 25 minutes, resumed where it stopped.
 conversions: install
-	OMP_NUM_THREADS=1 $(PY) -m benchmarks.conversions
+	OMP_NUM_THREADS=1 $(PY) -m tests.convert.walk
 
 # Whether every pin has a wheel for a Mac; asks the package index.
 wheels: install

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from backends.group import ALONE, Group
 from config.errors import ConfigError
+from config.sections.train import Precision as Precision
 from models.registry import ModelSpec
 
 Weights = dict[str, NDArray[np.float32]]
-Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 # How torch compiles: "reduce-overhead" replays CUDA graphs, "max-autotune" also tries out kernels.
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's

@@ -18,6 +18,7 @@ from __future__ import annotations
 import csv
 import shutil
 import statistics
+import sys
 import tarfile
 import tempfile
 import time
@@ -40,7 +41,7 @@ from benchmarks import common
 from config import load
 from training.run import train_run
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10-subset.tar.xz"
+DATA = common.DATA / "cifar10-subset.tar.xz"
 
 
 @dataclass(frozen=True)
@@ -102,35 +103,46 @@ def through_timm(recipe: TimmRecipe, data: Path, common: Common, seed: int) -> f
     train, test = loaders(recipe, data, common, model)
     mixing = recipe.mixup > 0 or recipe.cutmix > 0
     mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=common.smoothing, num_classes=10) if mixing else None
-    loss = SoftTargetCrossEntropy() if mixing else LabelSmoothingCrossEntropy(common.smoothing)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=common.lr, weight_decay=common.weight_decay)
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=common.epochs,
-        warmup_epochs=common.warmup_epochs,
-        min_lr=common.lr * common.min_lr_ratio,
-        step_on_epochs=False,
-        updates_per_epoch=len(train),
-    )
-    average = ModelEmaV3(model, decay=recipe.model_ema_decay, use_warmup=True) if recipe.model_ema_decay else None
+    warmup = {"warmup_epochs": common.warmup_epochs, "min_lr": common.lr * common.min_lr_ratio}
+    ema, clip = recipe.model_ema_decay, recipe.clip_grad
+    for trained in timm_epochs(model, train, optimizer, common.epochs, common.smoothing, mix, ema, clip, **warmup):
+        score = accuracy(trained, test)
+        print(f"  accuracy {score:.4f}", file=sys.stderr, flush=True)
+    return score
+
+
+def timm_epochs(
+    model: nn.Module,
+    train: Any,
+    optimizer: Any,
+    epochs: int,
+    smoothing: float,
+    mix: Mixup | None = None,
+    ema_decay: float = 0.0,
+    clip: float | None = None,
+    **schedule: float,
+) -> Iterator[nn.Module]:
+    """timm's train.py, its cosine schedule updated each step: after each epoch the network or its moving average."""
+    loss = SoftTargetCrossEntropy() if mix else LabelSmoothingCrossEntropy(smoothing)
+    steps: Any = {"sched": "cosine", "num_epochs": epochs, "step_on_epochs": False, "updates_per_epoch": len(train)}
+    scheduler, _ = create_scheduler_v2(optimizer, **steps, **schedule)
+    average = ModelEmaV3(model, decay=ema_decay, use_warmup=True) if ema_decay else None
     update = 0
-    for epoch in range(common.epochs):
+    for _ in range(epochs):
         model.train()
         for images, targets in train:
             mixed = mix(images, targets) if mix else (images, targets)
             optimizer.zero_grad()
             loss(model(mixed[0]), mixed[1]).backward()
-            if recipe.clip_grad:
-                dispatch_clip_grad(model.parameters(), recipe.clip_grad)
+            if clip:
+                dispatch_clip_grad(model.parameters(), clip)
             optimizer.step()
             update += 1
             if average:
                 average.update(model, step=update)
-            schedule.step_update(num_updates=update)
-        score = accuracy(average.module if average else model, test)
-        print(f"  epoch {epoch + 1}: accuracy {score:.4f}", flush=True)
-    return score
+            scheduler.step_update(num_updates=update)
+        yield average.module if average else model
 
 
 def timm_options(model: nn.Module, size: int, batch_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -194,30 +206,14 @@ ARMS = {
 
 def measure(arms: Sequence[str], data: Path, common: Common, seeds: int) -> dict[str, list[float]]:
     """The accuracy of each arm for seeds 0, 1, ...; a seed of all arms before the next one."""
-    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    accuracies: dict[str, list[float]] = {arm: [] for arm in arms}
     for seed in range(seeds):
         for arm in arms:
-            start, cpu = time.perf_counter(), time.process_time()
-            found[arm].append(ARMS[arm](data, common, seed))
-            spent, cpu = time.perf_counter() - start, time.process_time() - cpu
-            print(f"{arm}, seed {seed}: {found[arm][-1]:.4f} ({spent:.0f} s, {cpu:.0f} s of CPU)", flush=True)
-    return found
-
-
-def summary(found: dict[str, list[float]], common: Common) -> dict[str, Any]:
-    """Everything that the figures depend on beside them."""
-    return {
-        "common": asdict(common),
-        "tandem": list(TANDEM),
-        "arms": {
-            arm: {
-                "accuracies": values,
-                "mean": statistics.mean(values),
-                "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-            }
-            for arm, values in found.items()
-        },
-    }
+            cpu = time.process_time()
+            accuracies[arm].append(ARMS[arm](data, common, seed))
+            spent = time.process_time() - cpu
+            print(f"{arm}, seed {seed}: {accuracies[arm][-1]:.4f} ({spent:.0f} s of CPU)", file=sys.stderr, flush=True)
+    return accuracies
 
 
 def main() -> None:
@@ -227,11 +223,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=Common.epochs)
     parser.add_argument("--seeds", type=int, default=3, help="how many runs of each arm")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    given = parser.parse_args()
-    shared = Common(epochs=given.epochs)
-    with unpacked(given.data) as data:
-        results = summary(measure(given.arms, data, shared, given.seeds), shared)
-    common.tell(given, results, "torch", "timm")
+    arguments = parser.parse_args()
+    shared = Common(epochs=arguments.epochs)
+    with unpacked(arguments.data) as data:
+        accuracies = measure(arguments.arms, data, shared, arguments.seeds)
+    rows = {
+        arm: {"each": ", ".join(f"{value:.4f}" for value in values), "mean": round(statistics.mean(values), 4)}
+        for arm, values in accuracies.items()
+    }
+    common.report(arguments, {"settings": asdict(shared), **rows}, arguments.seeds, "torch", "timm")
 
 
 if __name__ == "__main__":

@@ -30,23 +30,22 @@ from data.rng import philox
 
 
 def main() -> int:
-    """Print a table or JSON."""
+    """Print the table or JSON."""
     parser = common.parser(__doc__, photographs=True)
     parser.add_argument("--images", type=int, default=33137, help="size of the data set to extrapolate to")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        os.environ["TANDEM_CACHE"] = str(Path(place) / "cache")
-        originals = sorted(common.photographs(arguments.data, 0, Path(place) / "photos" / "even").iterdir())
-        forms = {name: planted(originals, form, Path(place) / "forms" / name) for name, form in FORMS.items()}
-        cost = looking(originals, Path(place) / "again", arguments.workers, arguments.images)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TANDEM_CACHE"] = str(Path(folder) / "cache")
+        originals = sorted(common.photographs(arguments.data, 0, Path(folder) / "photos" / "even").iterdir())
+        forms = {name: planted(originals, form, Path(folder) / "forms" / name) for name, form in FORMS.items()}
+        cost = surveying(originals, Path(folder) / "again", arguments.workers, arguments.images)
         cost |= searching(originals, arguments.images)
-    cost["peak_mib"] = round(common.peak() / 2**20)
-    common.tell(arguments, {"photographs": len(originals), "forms": forms, **cost}, "opencv-python-headless")
+    common.report(arguments, {"forms": forms, **cost}, len(originals), "opencv-python-headless")
     return 0
 
 
-def cropped(image: Pixels, top: float, left: float) -> Pixels:
+def _cropped(image: Pixels, top: float, left: float) -> Pixels:
     """The image without 5% of its height and width: `top` and `left` of those are cut at the top and the left."""
     height, width = image.shape[:2]
     rows, columns = round(0.95 * height), round(0.95 * width)
@@ -72,8 +71,8 @@ FORMS: dict[str, Callable[[Pixels], Pixels]] = {
     "brightness times 1.3": lambda image: cv2.convertScaleAbs(image, alpha=1.3),
     "brightness times 0.7": lambda image: cv2.convertScaleAbs(image, alpha=0.7),
     "brightness plus 30": lambda image: cv2.convertScaleAbs(image, beta=30),
-    "cropped by 5%, centre": lambda image: cropped(image, 0.5, 0.5),
-    "cropped by 5%, corner": lambda image: cropped(image, 1.0, 1.0),
+    "cropped by 5%, centre": lambda image: _cropped(image, 0.5, 0.5),
+    "cropped by 5%, corner": lambda image: _cropped(image, 1.0, 1.0),
 }
 
 
@@ -84,51 +83,42 @@ def planted(originals: list[Path], form: Callable[[Pixels], Pixels], folder: Pat
     for path, copy in zip(originals, copies, strict=True):
         changed = np.ascontiguousarray(form(decode(path)))
         cv2.imwrite(str(copy), cv2.cvtColor(changed, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
-    count = len(originals)
-    pairs = {
-        (min(pair[:2]), max(pair[:2])) for pair in survey([*originals, *copies], originals[0].parent, workers=2).pairs
-    }
+    count, reported = len(originals), survey([*originals, *copies], originals[0].parent, workers=2).pairs
+    pairs = {(min(pair[:2]), max(pair[:2])) for pair in reported}
     right = len(pairs & {(i, i + count) for i in range(count)})
     return {"recall": round(right / count, 4), "precision": round(right / max(len(pairs), 1), 4)}
 
 
-def looking(originals: list[Path], place: Path, workers: int, images: int) -> dict[str, float]:
-    """Milliseconds to look at a photograph, with `workers` threads, and again from the cache.
-
-    The processor's time is told beside the clock's: on a machine that does other work as well, only it says what a look
-    costs.
-    """
-    place.mkdir()
-    seconds, busy = [], []
+def surveying(originals: list[Path], folder: Path, workers: int, images: int) -> dict[str, float]:
+    """Milliseconds for a photograph, with `workers` threads, by the clock and of the CPU, and again from the cache."""
+    folder.mkdir()
+    taken = []
     for _ in range(2):
-        start, used = time.perf_counter(), time.process_time()
-        survey(originals, place, workers=workers)
-        seconds.append(time.perf_counter() - start)
-        busy.append(time.process_time() - used)
-    each, cpu = seconds[0] / len(originals), busy[0] / len(originals)
-    again = seconds[1] / len(originals)
+        start, cpu = time.perf_counter(), time.process_time()
+        survey(originals, folder, workers=workers)
+        taken.append((np.array([time.perf_counter() - start, time.process_time() - cpu]) / len(originals)).tolist())
+    (seconds, cpu), (again, _) = taken
     return {
-        "ms_an_image": round(1000 * each, 2),
-        "cpu_ms_an_image": round(1000 * cpu, 2),
-        "ms_an_image_again": round(1000 * again, 3),
-        "minutes_of_free_cores": round(cpu * images / 60 / workers, 2),
-        "minutes_to_look_at_all": round(each * images / 60, 2),
-        "seconds_again": round(again * images, 1),
+        "ms_per_image": round(1000 * seconds, 2),
+        "cpu_ms_per_image": round(1000 * cpu, 2),
+        "ms_per_image_again": round(1000 * again, 3),
+        f"minutes_for_{images}": round(seconds * images / 60, 2),
+        f"seconds_again_for_{images}": round(again * images, 1),
     }
 
 
 def searching(originals: list[Path], images: int) -> dict[str, float]:
-    """Seconds of the processor to find the pairs among `images` pictures, and among twice as many."""
-    seen = survey(originals, originals[0].parent).pictures
+    """CPU seconds to find the pairs among `images` pictures, and among twice as many."""
+    pictures = survey(originals, originals[0].parent).pictures
     seconds = {}
     for count in (images, 2 * images):
-        chosen = philox(0, "mixtures", count)
-        draws = chosen.integers(0, (len(seen), len(seen), 64, 64), (count, 4)).tolist()
-        mixed = (np.roll(cv2.addWeighted(seen[a], 0.7, seen[b], 0.3, 0), (x, y), (0, 1)) for a, b, x, y in draws)
-        pictures = np.stack(list(mixed))
-        own = np.stack([hashes(picture) for picture in pictures])
+        rng = philox(0, "mixtures", count)
+        draws = rng.integers(0, (len(pictures), len(pictures), 64, 64), (count, 4)).tolist()
+        blends = ((cv2.addWeighted(pictures[a], 0.7, pictures[b], 0.3, 0), (x, y)) for a, b, x, y in draws)
+        mixed = np.stack([np.roll(blend, shift, (0, 1)) for blend, shift in blends])
+        bits = np.stack([hashes(picture) for picture in mixed])
         start = time.process_time()
-        duplicates.find(pictures, own)
+        duplicates.find(mixed, bits)
         seconds[f"cpu_seconds_to_search_{count}"] = round(time.process_time() - start, 1)
     return seconds
 

@@ -1,37 +1,91 @@
-"""What the benchmarks share: arguments, photographs from a tar or a folder, peak memory, and the form of a result."""
+"""What the benchmarks share: arguments, photographs, the form of a result, processes of their own."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import resource
+import shlex
+import subprocess
 import sys
 import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import psutil
 from PIL import Image
 
-PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos.tar"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+PHOTOS = DATA / "photos.tar"
+Result = dict[str, Any]  # from `result`
 
 
 def parser(doc: str | None, photographs: bool = False) -> argparse.ArgumentParser:
     """A parser with `--json`, and with `--data` for photographs; its description is the first line of `doc`."""
-    made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    new = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     if photographs:
-        made.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
-    made.add_argument("--json", action="store_true", help="one JSON object in place of the table")
-    return made
+        new.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
+    new.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    return new
 
 
-def peak(who: int = resource.RUSAGE_SELF) -> int:
-    """The largest resident set in bytes of this process, or of its children that have ended."""
-    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # macOS tells bytes, Linux KiB
+def result(figures: dict[str, Any], n: int, *packages: str) -> Result:
+    """The form of every result: the command, when and on what it ran, `n` repetitions, and the figures."""
+    words = [Path(sys.argv[0]).stem, *(word for word in sys.argv[1:] if word != "--json")]
+    return {
+        "command": f"python -m benchmarks.{shlex.join(words)}",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.platform()}, {len(psutil.Process().cpu_affinity() or [])} cores",
+        "load": round(os.getloadavg()[0], 1),
+        "versions": {name: version(name) for name in packages},
+        "n": n,
+        "figures": figures,
+    }
+
+
+def report(arguments: argparse.Namespace, figures: dict[str, Any], n: int, *packages: str) -> None:
+    """Print the result as one JSON object where `arguments.json`, else as Markdown."""
+    found = result(figures, n, *packages)
+    print(json.dumps(found, indent=1) if arguments.json else markdown(found))
+
+
+def markdown(found: Result) -> str:
+    """The command, the machine, a row for each figure, and below what is quoted."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    head = f"{found['date']}, {found['machine']}, load {found['load']}, {versions}; n = {found['n']}"
+    rows = [(name, value) for name, value in flat(found["figures"]) if value not in (None, [])]
+    table = [f"| {name} | {value} |" for name, value in rows if not _is_text(value)]
+    quoted = [line for _, value in rows if _is_text(value) for line in value]
+    lines = [f"`{found['command']}`", "", head, "", "| figure | value |", "|---|---|", *table, ""]
+    return "\n".join([*lines, "```text", *quoted, "```", ""] if quoted else lines)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(line, str) for line in value)
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested figures as (dotted name, value)."""
+    if isinstance(value, dict):
+        return [pair for key, inner in value.items() for pair in flat(inner, f"{prefix}.{key}" if prefix else str(key))]
+    return [(prefix, value)]
+
+
+def rounded(value: float) -> float:
+    """Four digits."""
+    return float(f"{value:.4g}")
 
 
 def photographs(data: Path, count: int, folder: Path) -> Path:
@@ -53,31 +107,76 @@ def photographs(data: Path, count: int, folder: Path) -> Path:
     return folder
 
 
-def machine(*packages: str) -> dict[str, Any]:
-    """What a figure was taken on: the machine, its load, and the versions of `packages`."""
-    return {
-        "machine": platform.platform(),
-        "cores": len(psutil.Process().cpu_affinity() or []),
-        "load": round(os.getloadavg()[0], 1),
-        "versions": {name: version(name) for name in packages},
-        "date": date.today().isoformat(),
-    }
+class Finished(NamedTuple):
+    """A command that ran in a process of its own; memory is the peak, with and without what is mapped from files."""
+
+    output: str
+    seconds: float
+    cpu_seconds: float
+    peak_gib: float
+    anonymous_gib: float
 
 
-def tell(arguments: argparse.Namespace, result: dict[str, Any], *packages: str) -> None:
-    """Print the settings, what `machine` says, and the result: one JSON object where `arguments.json`, else a table."""
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    whole = {**settings, **machine(*packages), **result}
-    if arguments.json:
-        print(json.dumps(whole, indent=1))
-        return
-    for key, value in flat(whole):
-        lines = isinstance(value, list) and value and all(isinstance(line, str) for line in value)
-        print(f"{key}  " + ("\n  ".join(["", *value]) if lines else str(value)))
+def command(*words: str, **env: str) -> Finished:
+    """Run `python WORDS` from the checkout and watch it; a failure ends this process too."""
+    before, start, peak, anonymous = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0, 0
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env={**os.environ, **env}, stdout=output)
+        watched = psutil.Process(process.pid)
+        while process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                memory = watched.memory_info()
+                peak, anonymous = max(peak, memory.rss), max(anonymous, memory.rss - getattr(memory, "shared", 0))
+            time.sleep(0.02)
+        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if process.returncode:
+            raise SystemExit(process.returncode)
+        output.seek(0)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return Finished(output.read(), seconds, cpu, round(peak / 2**30, 2), round(anonymous / 2**30, 2))
 
 
-def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested figures as (dotted name, value)."""
-    if isinstance(value, dict):
-        return [pair for key, inner in value.items() for pair in flat(inner, f"{prefix}.{key}" if prefix else str(key))]
-    return [(prefix, value)]
+class Peer:
+    """`make(*arguments)` in a new process, and calls of its methods; a context manager that ends the process.
+
+    For another library's arm, with memory as its users have it while ours keeps what it frees (see `config.heap`), and
+    for arms that share nothing but the machine. It is ready before any call is timed.
+    """
+
+    def __init__(self, make: Callable[..., object], *arguments: object):
+        fresh, usual = multiprocessing.get_context("spawn"), multiprocessing.get_start_method()
+        self._process = ProcessPoolExecutor(1, fresh, initializer=_set_up, initargs=(usual, make, arguments))
+        self._process.submit(_set_up_done).result()
+
+    def __call__(self, method: str, *arguments: object) -> Any:
+        """Call the method there and return or raise what it does."""
+        return self.start(method, *arguments).result()
+
+    def start(self, method: str, *arguments: object) -> Future[Any]:
+        """Begin a call, so that several processes may work at a time."""
+        return self._process.submit(_call, method, arguments)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.shutdown()
+
+
+_peer: Any = None
+
+
+def _set_up(usual: str, make: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    global _peer
+    multiprocessing.set_start_method(usual, force=True)  # a loader's workers would be spawned too, which is slow
+    _peer = make(*arguments)
+
+
+def _set_up_done() -> None:
+    """Runs after `_set_up`."""
+
+
+def _call(method: str, arguments: tuple[object, ...]) -> Any:
+    return getattr(_peer, method)(*arguments)

@@ -1,75 +1,50 @@
-"""Times and memory of converting one model of each family, random weights: `python -m benchmarks.convert [MODEL ...]`.
+"""Time and memory of converting one model of each family, random weights: `python -m benchmarks.convert [MODEL ...]`.
 
-Each conversion is a process of its own, so that its peak memory is its own. Results:
-docs/engineering/measurements.md.
+Each conversion is a process of its own, imports included. Results: docs/engineering/measurements.md.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks import common
 
 MODELS = (
-    "convnext_base",
-    "convnextv2_tiny",
-    "efficientnet_b4",
-    "tf_efficientnetv2_s",
-    "mobilenetv3_large_100",
-    "resnet50d",
-    "regnety_032",
-    "swin_tiny_patch4_window7_224",
-    "swinv2_tiny_window8_256",
-    "vit_base_patch16_224",
-    "eva02_tiny_patch14_224",
-    "maxvit_tiny_tf_224",
+    *("convnext_base", "convnextv2_tiny", "efficientnet_b4", "tf_efficientnetv2_s", "mobilenetv3_large_100"),
+    *("resnet50d", "regnety_032", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "vit_base_patch16_224"),
+    *("eva02_tiny_patch14_224", "maxvit_tiny_tf_224"),
 )
+FORMATS = ("onnx", "coreml")
 CLASSES = 100
-FIGURES = ("size", "seconds", "cpu_seconds", "peak_gib", "megabytes")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print a Markdown table: seconds by the clock and of the CPU, GiB at the peak and MB of the file, each format."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__)
+def main() -> int:
+    """Print for each model and format: seconds by the clock and of the CPU, GiB at the peak, MB of the files."""
+    parser = common.parser(__doc__)
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--one", choices=("onnx", "coreml"), help="this process converts one model to this format")
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
-    options = parser.parse_args(argv)
-    if options.one:
-        print(_convert(options.models[0], options.one, options.precision))
+    parser.add_argument("--only", choices=FORMATS, help="this process converts the one model to this format")
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(written(arguments.models[0], arguments.only, arguments.precision))
         return 0
-    columns = ["model", "size", *("s", "CPU s", "GiB", "MB") * 2]
-    columns[2], columns[6] = "ONNX s", "Core ML s"
-    told = {}
-    if not options.json:
-        print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
-    for model in options.models:
-        rows = {target: _apart(model, target, options.precision).split() for target in ("onnx", "coreml")}
-        told[model] = {target: dict(zip(FIGURES, row, strict=False)) for target, row in rows.items()}
-        if not options.json:
-            figures = " | ".join(" | ".join(row[1:]) for row in rows.values())
-            print(f"| {model} | {rows['onnx'][0]} | {figures} |", flush=True)
-    if options.json:
-        print(json.dumps(told, indent=1))
+    figures: dict[str, Any] = {}
+    for model in arguments.models:
+        figures[model] = {}
+        for target in FORMATS:
+            words = ["-m", "benchmarks.convert", model, "--only", target, "--precision", arguments.precision]
+            done = common.command(*words)
+            row = f"{done.seconds:.0f} s, {done.cpu_seconds:.0f} s of CPU, {done.peak_gib} GiB"
+            figures[model][target] = f"{row}, {float(done.output.splitlines()[-1]):.0f} MB"
+    common.report(arguments, figures, 1, "torch", "onnx", "coremltools")
     return 0
 
 
-def _apart(model: str, target: str, precision: str) -> str:
-    words = [sys.executable, "-m", "benchmarks.convert", model, "--one", target, "--precision", precision]
-    done = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
-    return done.stdout.splitlines()[-1] if done.returncode == 0 else f"? failed {done.stderr.splitlines()[-1]} ?"
-
-
-def _convert(model: str, target: str, precision: str) -> str:
-    start = time.perf_counter()
+def written(model: str, target: str, precision: str) -> float:
+    """Convert and return the MB of the artefact."""
     import torch
 
     import convert
@@ -86,10 +61,7 @@ def _convert(model: str, target: str, precision: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / f"x{convert.TARGETS[target].suffix}"
         convert.load(target).write(network, card, out, precision)
-        seconds, size = time.perf_counter() - start, verify.size(out) / 1e6
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    peak = common.peak() / 2**30
-    return f"{spec.preprocessing.size} {seconds:.0f} {used.ru_utime + used.ru_stime:.0f} {peak:.1f} {size:.0f}"
+        return verify.size(out) / 1e6
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Fine-tuning from real weights on little data: Tandem's defaults, timm's train.py, a linear probe, fastai.
+"""Fine-tuning from real weights on little data: Tandem's defaults, timm's train.py, a linear probe.
 
 Each seed draws a training and a test set anew. All arms get the same images, network (`tf_efficientnet_lite0` with its
-ImageNet weights, from the extra `weights`), image size and number of epochs, and answer the test images, which decide
-nothing:
+ImageNet weights, from the extra `weights`), image size and number of epochs, and predict the test images, which
+decide nothing:
 
 - `tandem`: the command line without any other setting, then `infer fit` and its ensemble.
 - `random_batch`, `random_fixed`, `probe_batch`, `probe_fixed`: the same with `--optim.head_init` and
@@ -12,7 +12,6 @@ nothing:
 - `timm`: the order of timm's train.py through its public functions, with the flags of its author's fine-tuning runs
   (model cards of vit_large_patch14_clip_336 and eva02_large on iNaturalist 2021), its best epoch by a hold-out.
 - `probe`: scikit-learn's logistic regression on the standardised features, its C by a hold-out, fitted again on all.
-- `fastai`: `vision_learner(...).fine_tune(epochs)` in an interpreter of its own, `--fastai PYTHON`.
 
 Command: `python -m benchmarks.finetune --seeds 3`. Results: docs/engineering/accuracy.md.
 """
@@ -22,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -40,23 +38,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.preprocessing import StandardScaler
-from timm.data import create_dataset, create_loader, resolve_data_config
-from timm.loss import LabelSmoothingCrossEntropy
+from timm.data import create_dataset, create_loader
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.utils import dispatch_clip_grad, random_seed
+from timm.utils import random_seed
 from torch import nn
 
 import infer
 from benchmarks import common
-from benchmarks.accuracy import timm_options
-from benchmarks.common import tell
+from benchmarks.accuracy import accuracy, timm_epochs, timm_options
 from config import load
 from models import registry
 from models.weights import loading
 from training.run import train_run
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 MODEL = "tf_efficientnet_lite0"
 _HOLD_OUT = 0.2
 _HEADS, _STATISTICS = ("random", "probe"), ("batch", "fixed")
@@ -71,7 +65,6 @@ class Task:
     epochs: int
     seed: int
     batch_size: int
-    fastai: Path | None
 
     def files(self, part: str) -> tuple[list[Path], NDArray[np.int64]]:
         """The images of a part, and their classes by the order of the names."""
@@ -138,31 +131,13 @@ def through_timm(task: Task) -> NDArray[np.float64]:
     model = pretrained(len(task.classes))
     train, valid, test = _loaders(task, model)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=3e-4, weight_decay=0.01, eps=1e-6, layer_decay=0.8)
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=task.epochs,
-        warmup_epochs=1,
-        warmup_lr=0,
-        min_lr=0,
-        step_on_epochs=False,
-        updates_per_epoch=len(train),
-    )
-    loss, update, best, answers = LabelSmoothingCrossEntropy(0.1), 0, -1.0, np.zeros((0, 0))
-    for _ in range(task.epochs):
-        model.train()
-        for images, targets in train:
-            optimizer.zero_grad()
-            loss(model(images), targets).backward()
-            dispatch_clip_grad(model.parameters(), 1.0)
-            optimizer.step()
-            update += 1
-            schedule.step_update(num_updates=update)
-        probabilities, truth = _answers(model, valid)
-        top1 = float((probabilities.argmax(1) == truth).mean())
+    best, probabilities = -1.0, np.zeros((0, 0))
+    warmup = {"warmup_epochs": 1, "warmup_lr": 0, "min_lr": 0}
+    for trained in timm_epochs(model, train, optimizer, task.epochs, 0.1, clip=1.0, **warmup):
+        top1 = accuracy(trained, valid)
         if top1 > best:
-            best, answers = top1, _answers(model, test)[0]
-    return answers
+            best, probabilities = top1, _probabilities(trained, test)
+    return probabilities
 
 
 def _loaders(task: Task, model: nn.Module) -> tuple[Any, Any, Any]:
@@ -196,38 +171,25 @@ def _split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDA
 
 
 @torch.no_grad()
-def _answers(model: nn.Module, loader: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Probabilities and classes of a loader's images, in order."""
+def _probabilities(model: nn.Module, loader: Any) -> NDArray[np.float64]:
+    """float64 `[N, C]` of a loader's images, in order."""
     model.eval()
-    found = [(model(images).double().softmax(1), targets) for images, targets in loader]
-    return torch.cat([p for p, _ in found]).numpy(), torch.cat([t for _, t in found]).numpy()
+    return torch.cat([model(images).double().softmax(1) for images, _ in loader]).numpy()
 
 
 @torch.no_grad()
 def probe(task: Task) -> NDArray[np.float64]:
     """A logistic regression on the pooled features of timm's evaluation images."""
     model = pretrained(0).eval()
-    config = resolve_data_config({"input_size": (3, task.size, task.size)}, model=model)
-    parts = []
+    _, plain = timm_options(model, task.size, task.batch_size)
+    features = []
     for part in ("train", "test"):
-        loader = create_loader(
-            create_dataset("", root=str(task.root / part)),
-            config["input_size"],
-            task.batch_size,
-            interpolation=config["interpolation"],
-            mean=config["mean"],
-            std=config["std"],
-            crop_pct=config["crop_pct"],
-            use_prefetcher=False,
-            num_workers=0,
-            persistent_workers=False,
-            device=torch.device("cpu"),
-        )
-        parts.append(torch.cat([model(images) for images, _ in loader]).double().numpy())
+        loader = create_loader(create_dataset("", root=str(task.root / part)), **plain)
+        features.append(torch.cat([model(images) for images, _ in loader]).double().numpy())
     labels = task.files("train")[1]
     train, held = _split(labels, task.seed)
-    scaler = StandardScaler().fit(parts[0])
-    inputs, tests = map(scaler.transform, parts)
+    scaler = StandardScaler().fit(features[0])
+    inputs, tests = map(scaler.transform, features)
 
     def fitted(strength: float, places: NDArray[np.int64]) -> LogisticRegression:
         return LogisticRegression(C=strength, max_iter=1000).fit(inputs[places], labels[places])
@@ -237,17 +199,6 @@ def probe(task: Task) -> NDArray[np.float64]:
 
     best = min(np.logspace(-5, 1, 13).tolist(), key=judged)
     return np.asarray(fitted(best, np.arange(len(labels))).predict_proba(tests))
-
-
-def through_fastai(task: Task) -> NDArray[np.float64]:
-    """What `benchmarks.fastai_arm` answers, in the interpreter that has fastai."""
-    with tempfile.TemporaryDirectory() as folder:
-        given, found = Path(folder) / "weights.pt", Path(folder) / "answers.npy"
-        torch.save(pretrained(1000).state_dict(), given)
-        script = Path(__file__).with_name("fastai_arm.py")
-        words = [str(task.root), MODEL, str(given), str(found), str(task.size), str(task.epochs), str(task.seed)]
-        subprocess.run([str(task.fastai), str(script), *words], check=True, stdout=subprocess.DEVNULL)
-        return np.asarray(np.load(found), np.float64)
 
 
 def _started(head: str, statistics: str) -> Callable[[Task], NDArray[np.float64]]:
@@ -260,7 +211,6 @@ ARMS: dict[str, Callable[[Task], NDArray[np.float64]]] = {
     **{f"{head}_{statistics}": _started(head, statistics) for head in _HEADS for statistics in _STATISTICS},
     "tandem_folds": lambda task: tandem(task, "--folds.strategy", "stratified"),
     "timm": through_timm,
-    "fastai": through_fastai,
 }
 SETS = {"cifar": (cifar, "cifar10-subset.tar.xz"), "photographs": (photographs, "photos.tar")}
 
@@ -268,7 +218,7 @@ SETS = {"cifar": (cifar, "cifar10-subset.tar.xz"), "photographs": (photographs, 
 def main() -> None:
     """Run the arms and print test accuracy and log loss of each."""
     parser = common.parser(__doc__)
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder with both archives")
+    parser.add_argument("--data", type=Path, default=common.DATA, help="the folder with both archives")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["probe", "tandem", "timm"])
     parser.add_argument("--images", type=int, default=50, help="training images of a class (cifar)")
@@ -276,25 +226,29 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="pixels, one for each set")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--fastai", type=Path, help="an interpreter that has fastai, for the arm of that name")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, list[tuple[float, float]]] = {}
-    for name, size in zip(given.sets, given.size, strict=True):
+    for name, size in zip(arguments.sets, arguments.size, strict=True):
         draw, archive = SETS[name]
         with tempfile.TemporaryDirectory() as folder:
-            with tarfile.open(given.data / archive) as packed:
+            with tarfile.open(arguments.data / archive) as packed:
                 packed.extractall(folder, filter="data")
             source = next(path for path in Path(folder).iterdir() if path.is_dir())
-            for seed in range(given.seeds):
+            for seed in range(arguments.seeds):
                 root = Path(folder) / f"drawn_{seed}"
-                draw(source, given.images, given.tests, seed, root)
-                task = Task(root, size, given.epochs, seed, 64 if size <= 64 else 16, given.fastai)
-                for arm in given.arms:
+                draw(source, arguments.images, arguments.tests, seed, root)
+                task = Task(root, size, arguments.epochs, seed, 64 if size <= 64 else 16)
+                for arm in arguments.arms:
                     found.setdefault(f"{name}.{arm}", []).append(scored(arm, task))
-    result = {key: [f"accuracy {a:.4f}, log loss {loss:.4f}" for a, loss in rows] for key, rows in found.items()}
-    means = {f"{key}.mean": [round(float(v), 4) for v in np.mean(rows, axis=0)] for key, rows in found.items()}
-    tell(given, {**result, **means}, "torch", "timm", "scikit-learn")
+    scores = {
+        key: {
+            "accuracy, log loss": [round(float(value), 4) for value in np.mean(rows, axis=0)],
+            "each": "; ".join(f"{top1:.4f}, {loss:.4f}" for top1, loss in rows),
+        }
+        for key, rows in found.items()
+    }
+    common.report(arguments, scores, arguments.seeds, "torch", "timm", "scikit-learn")
 
 
 def scored(arm: str, task: Task) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import gpu_page
+from benchmarks.common import flat
 from config.errors import BackendUnavailable
 
 DOCS = Path(__file__).parents[1] / "docs" / "engineering" / "benchmarks_gpu.jsonl"
@@ -65,6 +65,17 @@ ARMS = (
     Arm("train efficientnet_b4 compiled", 75, "train", ("tf_efficientnet_b4", True)),
 )
 
+TITLES = {
+    "train": "Training steps",
+    "loader": "The loader alone, from JPEG files to the device",
+    "fed": "The step fed by the loader",
+    "inference": "Inference",
+    "onnx": "ONNX Runtime",
+    "deterministic": "`train.deterministic`",
+    "mlx": "MLX's CUDA back end",
+}
+_ABOUT = ("arm", "device", "date", "seconds", "skipped", "stopped", "failed")  # of every line, not of its table
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the arms, or only write the page of lines that are there; 1 without the device, 0 even if an arm failed."""
@@ -81,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, metavar="FILE", help="only write the page of this file of JSON lines")
     arguments = parser.parse_args(argv)
     if arguments.page:
-        print(f"{gpu_page.write(arguments.page)}: written")
+        print(f"{write_page(arguments.page)}: written")
         return 0
     out = arguments.out or (DOCS if arguments.device.startswith("cuda") else Path("runs/bench_gpu_dry_run.jsonl"))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +117,7 @@ def _all(out: Path, arguments: argparse.Namespace, setting: tuple[Any, ...]) -> 
             return 1
         with out.open("w" if arm is ARMS[0] else "a") as file:
             file.write(json.dumps(line | figures) + "\n")
-        page = gpu_page.write(out)
+        page = write_page(out)
     print(f"{out} and {page}: written")
     return 0
 
@@ -124,10 +135,10 @@ def measured(arm: Arm, setting: tuple[Any, ...], limit: float) -> dict[str, Any]
     end, figures = time.monotonic() + limit, {}
     try:
         while receiving.poll(max(0.0, end - time.monotonic())):
-            found = receiving.recv()
-            if found is None:
+            message = receiving.recv()
+            if message is None:
                 return figures
-            figures = found
+            figures = message
         return figures | {"stopped": f"after {limit:.0f} s"}
     except EOFError:
         process.join()
@@ -168,6 +179,63 @@ def guarded(arm: Arm, setting: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
         else:
             traceback.print_exc()
             yield figures | {"failed": f"{type(error).__name__}: {text}"}
+
+
+def write_page(lines: Path) -> Path:
+    """Write the Markdown page beside the file of JSON lines and return its path; a line that was cut off is ignored."""
+    results = []
+    for line in lines.read_text().splitlines():
+        with suppress(json.JSONDecodeError):
+            results.append(json.loads(line))
+    page = lines.with_suffix(".md")
+    page.write_text(text(results))
+    return page
+
+
+def text(lines: list[dict[str, Any]]) -> str:
+    """The page, Markdown: the machine, a table for each kind of arm, and what was not measured."""
+    machine = next((line for line in lines if line["arm"] == "machine"), {})
+    facts = ", ".join(f"{key} {value}" for key, value in flat(machine) if key not in _ABOUT and value is not None)
+    dry_run = (
+        ""
+        if str(machine.get("device", "cuda")).startswith("cuda")
+        else " A dry run on the CPU: no figure means anything."
+    )
+    page = [
+        f"# Benchmarks: {machine.get('name', 'unknown device')}",
+        "",
+        f"{machine.get('date', '')}, {facts}; {sum(line['seconds'] for line in lines):.0f} s in all. Written by "
+        f"`make bench-gpu`.{dry_run}",
+        "",
+        "Best of the turns, which alternate between the sides; `spread` is how far the slowest one is below. `ratio` "
+        "is Tandem over timm. `mfu`: three times the operations of the forward pass over the card's dense bf16 peak, "
+        "empty where that is not in the table of `benchmarks/torch_cases.py`.",
+    ]
+    function_of = {arm.name: arm.function for arm in ARMS}
+    for function, title in TITLES.items():
+        rows = [line for line in lines if function_of[line["arm"]] == function and "images_per_second" in line]
+        page += _table(title, rows)
+    ended = [f"- {line['arm']}: {kind}: {line[kind]}" for line in lines for kind in _ABOUT[4:] if kind in line]
+    page += ["", "## Not measured, or in part", "", *ended] if ended else []
+    return "\n".join([*page, ""])
+
+
+def _table(title: str, lines: list[dict[str, Any]]) -> list[str]:
+    """The lines as rows; their columns are the names of the figures, without `images_per_second.`'s."""
+    rows = [{key: value for key, value in flat(line) if key not in _ABOUT and value is not None} for line in lines]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if not columns:
+        return []
+    head = [column.replace("images_per_second.", "images/s ") for column in columns]
+    cells = [" | ".join(str(row.get(column, "")) for column in columns) for row in rows]
+    return [
+        "",
+        f"## {title}",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(f"| {row} |" for row in cells),
+    ]
 
 
 if __name__ == "__main__":

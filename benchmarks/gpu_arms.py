@@ -8,7 +8,6 @@ import gc
 import itertools
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
@@ -18,11 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from backends.contract import Batch, Precision, Session, SessionConfig, StepHyperparams, TrainState
+from backends.contract import Batch, Precision, Session, SessionConfig, TrainState
 from backends.torch import model as networks
 from backends.torch import session, step
 from backends.torch.precision import autocast, resolved
 from backends.torch.transfer import Transfer
+from benchmarks import step_loop
+from benchmarks.common import rounded
 from benchmarks.timm_train import Timm
 from benchmarks.torch_cases import CLASSES, LARGE, Case, forward_operations, peak_of
 from config.errors import BackendUnavailable, OutOfMemory
@@ -31,9 +32,7 @@ from models import registry
 from models.card import Card
 
 Figures = Iterator[dict[str, Any]]
-KNOBS = StepHyperparams(lr=1e-4, weight_decay=0.05, ema_decay=0.0, clip_norm=1.0)
 TINY = {"resnet": "test_resnet", "vit": "test_vit", "convnext": "test_convnext", "tf": "test_efficientnet"}
-_IN_FLIGHT = 4  # as `training.loop.trainer`
 _TURNS, _TURN_S = 3, 2.0  # turns of each side, and the seconds of one
 _HALVED = 8  # times
 _DISTINCT, _FILES = 128, 16384
@@ -104,7 +103,7 @@ def train(setting: Setting, name: str, compiled: bool) -> Figures:
     with Ours(case) as ours:
         first = ours.seconds(1)
         updates = setting.of_a_turn(min(ours.seconds(1) for _ in range(2)))
-        figures: dict[str, Any] = {"model": case.name, "size": case.size, "batch": case.batch, **ours.said}
+        figures: dict[str, Any] = {"model": case.name, "size": case.size, "batch": case.batch, **ours.described}
         figures |= {"first_update_s": round(first, 1), "updates": updates}
         rates: dict[str, list[float]] = {"tandem": [ours.rate(updates)], "timm": []}
         figures["peak_gib"] = _peak(case.device)
@@ -128,7 +127,7 @@ def _rates(rates: dict[str, list[float]], work: float, device: torch.device) -> 
     peak = peak_of(device)
     mfu = {side: round(work * rate / peak, 3) for side, rate in best.items()} if peak else None
     ratio = round(best["tandem"] / best["timm"], 3) if "timm" in best else None
-    shown = {side: _short(rate) for side, rate in best.items()}
+    shown = {side: rounded(rate) for side, rate in best.items()}
     return {"images_per_second": shown, "ratio": ratio, "spread": spread, "turns": len(rates["tandem"]), "mfu": mfu}
 
 
@@ -141,10 +140,10 @@ class Ours:
         self.session: Session = session.open(
             self.spec, None, SessionConfig(precision="auto", compile=case.compile, deterministic=deterministic)
         )
-        described = self.session.describe()
-        _assert_on(described["device"].partition(":")[0], case.device)
-        self.said = {"precision": described["precision"], "compiled": described["compiled"]}
-        self._one = _batch(case)
+        facts = self.session.describe()
+        _assert_on(facts["device"].partition(":")[0], case.device)
+        self.described = {"precision": facts["precision"], "compiled": facts["compiled"]}
+        self._batch = step_loop.batch_of(_images(case, case.batch))
 
     def __enter__(self) -> Ours:
         return self
@@ -157,17 +156,9 @@ class Ours:
         return self.case.batch / self.rate(updates)
 
     def rate(self, updates: int, batches: Iterable[Batch] | None = None) -> float:
-        """Images a second, read as the training loop does, four updates later."""
-        pending: deque[Any] = deque()
-        given = itertools.islice(batches or itertools.repeat(self._one), updates)
-        start, count = self.case.clock(), 0
-        for batch in given:
-            pending.append(self.session.train_step(batch, None, KNOBS))
-            count += len(batch.images)
-            if len(pending) > _IN_FLIGHT:
-                self.session.read(pending.popleft())
-        while pending:
-            self.session.read(pending.popleft())
+        """Images a second, read as the training loop does."""
+        start = self.case.clock()
+        count = step_loop.run_steps(self.session, itertools.islice(batches or itertools.repeat(self._batch), updates))
         return count / (self.case.clock() - start)
 
 
@@ -194,7 +185,7 @@ def loader(setting: Setting) -> Figures:
         rates[side] = max(rates.get(side, 0.0), _consumed(sides[side](), case))
         best = max(rate for name, rate in rates.items() if name != "timm")
         ratio = round(best / rates["timm"], 3) if "timm" in rates else None
-        shown = {name: _short(rate) for name, rate in rates.items()}
+        shown = {name: rounded(rate) for name, rate in rates.items()}
         figures = {"size": case.size, "batch": case.batch, "workers": case.workers, "images_per_second": shown}
         yield figures | {"ratio": ratio}
 
@@ -221,19 +212,19 @@ def fed(setting: Setting, name: str) -> Figures:
     with Ours(case) as ours:
         ours.rate(2)
         updates = min(2 * setting.of_a_turn(ours.seconds(2)), len(paths) // case.batch - 1)
-        figures: dict[str, Any] = {"model": case.name, "size": case.size, "batch": case.batch, **ours.said}
+        figures: dict[str, Any] = {"model": case.name, "size": case.size, "batch": case.batch, **ours.described}
         figures["processes"] = processes
         alone = ours.rate(updates)
         with closing(_loader(case, paths, processes).epoch(_order(paths))) as epoch:
             next(epoch)  # its workers have started
-            targets = _batch(case).targets
+            targets = step_loop.batch_of(_images(case, case.batch)).targets
             fed = ours.rate(updates, (Batch(loaded.images, targets, loaded.weight) for loaded in epoch))
-        shown = {"step": _short(alone), "step_and_loader": _short(fed)}
+        shown = {"step": rounded(alone), "step_and_loader": rounded(fed)}
         figures |= {"images_per_second": shown, "loader_over_step": round(alone / fed, 3)}
         yield figures
     timm = Timm(case._replace(updates=updates), paths)
     timm.on_synthetic(2)
-    shown["timm"] = _short(max(timm.on_files() for _ in range(1 if setting.updates else 2)))  # first its workers start
+    shown["timm"] = rounded(max(timm.on_files() for _ in range(1 if setting.updates else 2)))  # first its workers start
     yield figures | {"ratio": round(fed / shown["timm"], 3)}
 
 
@@ -250,7 +241,7 @@ def inference(setting: Setting, name: str) -> Figures:
     for label, precision, compiled in (("default", None, False), (half, half, False), (f"{half} compiled", half, True)):
         opened = predictor.open(_card(case), spec, arrays, setting.device, precision, compiled)
         _assert_on(opened.device.type, case.device)
-        rates[label] = _short(_predicted(lambda opened=opened: opened.logits(images), len(images), setting, case))
+        rates[label] = rounded(_predicted(lambda opened=opened: opened.logits(images), len(images), setting, case))
         opened.close()
         yield figures | {"images_per_second": rates}
     timm = Timm(case, []).model.eval()
@@ -263,7 +254,7 @@ def inference(setting: Setting, name: str) -> Figures:
         with autocast(half, case.device):
             timm(batch).cpu()
 
-    rates[f"timm {half}"] = _short(_predicted(forward, len(images), setting, case))
+    rates[f"timm {half}"] = rounded(_predicted(forward, len(images), setting, case))
     yield figures | {"images_per_second": rates}
 
 
@@ -290,7 +281,7 @@ def onnx(setting: Setting, name: str) -> Figures:
         "size": case.size,
         "batch": len(images),
         "providers": list(opened.providers),
-        "images_per_second": _short(rate),
+        "images_per_second": rounded(rate),
         "largest_difference_to_torch_fp32": float(f"{difference:.2g}"),
         "versions": {"onnxruntime": onnxruntime.__version__, "onnxscript": onnxscript.__version__},
     }
@@ -305,18 +296,19 @@ def mlx(setting: Setting, name: str) -> Figures:
     case = setting.case(name, False)
     if case.device.type == "cuda" and mx.default_device().type != mx.DeviceType.gpu:
         raise BackendUnavailable('this mlx has no CUDA back end; run: pip install "mlx[cuda13]"')
-    spec, batch = registry.get(case.name, num_classes=CLASSES, image_size=case.size), _batch(case)
+    spec = registry.get(case.name, num_classes=CLASSES, image_size=case.size)
+    batches = [step_loop.batch_of(_images(case, case.batch))]
     opened = engine.open(spec, None, SessionConfig(precision="bf16", compile=not setting.tiny))
     _assert_on({"gpu": "cuda"}.get(own := mx.default_device().type.name, own), case.device)
-    opened.read(opened.train_step(batch, None, KNOBS))
+    step_loop.run_steps(opened, batches)
     taken, count = 0.0, 0
     while taken < _TURN_S and not (setting.updates and count):
         start = time.perf_counter()
-        opened.read(opened.train_step(batch, None, KNOBS))
-        taken, count = taken + time.perf_counter() - start, count + 1
+        count += step_loop.run_steps(opened, batches)
+        taken += time.perf_counter() - start
     memory = _gib(mx.get_peak_memory())
     opened.close()
-    rate = _short(count * case.batch / taken)
+    rate = rounded(count / taken)
     figures = {"model": case.name, "size": case.size, "batch": case.batch, "precision": "bf16"}
     yield figures | {"images_per_second": rate, "peak_gib": memory, "versions": {"mlx": _version("mlx")}}
 
@@ -333,7 +325,7 @@ def deterministic(setting: Setting, name: str) -> Figures:
                 ends.append(ours.session.state())
             if label != "again":
                 rates[label] = ours.rate(setting.of_a_turn(ours.seconds(2)))
-        shown = {each: _short(rate) for each, rate in rates.items()}
+        shown = {each: rounded(rate) for each, rate in rates.items()}
         cost = round(rates["usual"] / rates["deterministic"], 3) if len(rates) == 2 else None
         same = _same(*ends) if len(ends) == 2 else None
         yield figures | {"images_per_second": shown, "usual_over_deterministic": cost, "same_bits": same}
@@ -385,12 +377,7 @@ def _predicted(call: Callable[[], object], images: int, setting: Setting, case: 
 
 
 def _images(case: Case, count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, case.size, case.size, 3), dtype=np.uint8)
-
-
-def _batch(case: Case) -> Batch:
-    targets = np.eye(CLASSES, dtype=np.float32)[np.arange(case.batch) % CLASSES]
-    return Batch(_images(case, case.batch), targets, np.ones(case.batch, np.float32))
+    return step_loop.images(count, case.size)
 
 
 def _card(case: Case) -> Card:
@@ -429,10 +416,6 @@ def _peak(device: torch.device, less: int = 0) -> float | None:
 
 def _gib(count: int) -> float:
     return round(count / 2**30, 2)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def _version(package: str) -> str:

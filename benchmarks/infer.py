@@ -1,7 +1,6 @@
 """How fast is inference? The runner against timm's own procedure and against ttach, on the same files and weights.
 
     python -m benchmarks.infer --json                       # 5 members x 3 views, one run, all arms in turn
-    python -m benchmarks.infer --memory 100000              # the memory of a stream of that many small files
 
 Arms, in turn, the median of each: for each of `--repeats` turns of the others four of `runner` and `forward`. What
 others bring runs in a process of its own, with memory as its users have it:
@@ -20,9 +19,7 @@ Runtime. Results: docs/engineering/measurements.md.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import ttach
 from numpy.typing import NDArray
@@ -41,8 +37,7 @@ from timm.data import create_dataset, create_loader
 from backends.torch import model as networks
 from backends.torch.step import Input
 from benchmarks import common
-from benchmarks.common import photographs, tell
-from benchmarks.peer import Peer
+from benchmarks.common import Peer, photographs
 from config import heap
 from convert.graph import torch_network
 from convert.onnx import export as to_onnx
@@ -72,13 +67,12 @@ def main() -> int:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2, help="decoding threads, and timm's worker processes")
     parser.add_argument("--repeats", type=int, default=1, help="turns of the others, four of ours in each")
-    parser.add_argument("--memory", type=int, metavar="FILES", help="measure the memory of a stream instead")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     heap.retain_freed_memory()  # as the command does
-    with tempfile.TemporaryDirectory() as place:
-        result = memory(arguments, Path(place)) if arguments.memory else speed(arguments, Path(place))
-    tell(arguments, {"torch_threads": torch.get_num_threads(), **result}, "torch", "timm", "ttach")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = speed(arguments, Path(folder))
+    common.report(arguments, figures, TURNS * arguments.repeats, "torch", "timm", "ttach")
     return 0
 
 
@@ -227,39 +221,6 @@ def by_engine(arguments: argparse.Namespace, member: Path, images: NDArray[np.ui
         found[name] = round(1000 * best / len(batch), 3)
         predictor.close()
     return found
-
-
-def memory(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
-    """The resident memory of `python -m infer` over `--memory` small files, MiB: with a few images, and the peak."""
-    member = checkpoint_of(arguments, place / "member", 0)
-    source = arguments.data if arguments.data.is_dir() else photographs(arguments.data, 300, place / "few")
-    files = sorted(file for file in source.rglob("*") if file.is_file())
-    many, few = place / "many", place / "some"
-    for folder, count in ((many, arguments.memory), (few, 2 * arguments.batch_size)):
-        folder.mkdir()
-        for number in range(count):
-            os.link(files[number % len(files)], folder / f"{number:07}.jpg")
-    peaks = {
-        name: peak(arguments, member, folder, place / f"{name}.csv") for name, folder in (("few", few), ("many", many))
-    }
-    return {"peak_mib": peaks, "growth_mib": peaks["many"] - peaks["few"]}
-
-
-def peak(arguments: argparse.Namespace, member: Path, images: Path, out: Path) -> int:
-    """The peak resident memory of one run of the command, MiB."""
-    words = ["--member", f"{member}@torch", "--images", str(images), "--out", str(out)]
-    words += ["--batch_size", str(arguments.batch_size), "--workers", str(arguments.workers)]
-    process = subprocess.Popen([sys.executable, "-m", "infer", *words], stdout=subprocess.DEVNULL)
-    highest, watched = 0, psutil.Process(process.pid)
-    while process.poll() is None:
-        try:
-            highest = max(highest, watched.memory_info().rss)
-        except psutil.NoSuchProcess:
-            break
-        time.sleep(0.05)
-    if process.wait():
-        raise SystemExit(process.returncode)
-    return highest >> 20
 
 
 def pixels(paths: list[Path], size: int) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ the CPU time of all of an arm's processes for an image, the best of its turns. T
 with memory as their users have it. Arms:
 
 - `files`: `data.loading.loader.Loader` over the files.
-- `processes`: the same in `--workers` worker processes in place of threads.
+- `processes`: the same in `--workers` worker processes in folder of threads.
 - `cached`: the same from the cache of `data.cache`, as it is from the second epoch on (the first one makes it).
 - `jpegs`: the same from the cache where raw pixels have no room.
 - `timm`: timm's `create_loader` with its prefetcher, the default, and `--workers` processes.
@@ -17,9 +17,6 @@ with memory as their users have it. Arms:
 Also wall time to the first batch, memory for 100 times the images, and how CPU time grows from 1 to 8 threads, beside
 two processes of one thread each: these share nothing, so what they lose is the machine's (cores of one chip that are
 not alone on it), and `of_processes` is what 8 threads keep of it.
-
-`--emulate_cores 16` measures none of that but our threads and worker processes on so many emulated cores, as
-`benchmarks.emulated_cores` says.
 """
 
 from __future__ import annotations
@@ -42,9 +39,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from benchmarks import common, emulated_cores
-from benchmarks.common import photographs, tell
-from benchmarks.peer import Peer
+from benchmarks import common
+from benchmarks.common import Peer, photographs
 from config import heap
 from config.sections.data import Data
 from data.augment.transforms import Act, Training
@@ -66,28 +62,20 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=0, help="files; 0 takes each photograph once")
     parser.add_argument("--workers", type=int, default=1, help="our threads, the others' processes (timm's default: 1)")
     parser.add_argument("--repeats", type=int, default=6, help="turns of each arm")
-    parser.add_argument("--emulate_cores", type=int, default=0, help="threads and processes on so many emulated cores")
     arguments = parser.parse_args()
     heap.retain_freed_memory()  # as our commands do
-    with tempfile.TemporaryDirectory() as place:
-        result = (emulated if arguments.emulate_cores else measured)(arguments, Path(place))
-    tell(arguments, result, "timm", "torchvision", "opencv-python-headless")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measured(arguments, Path(folder))
+    common.report(arguments, figures, arguments.repeats, "timm", "torchvision", "opencv-python-headless")
     return 0
 
 
-def emulated(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
-    """What `benchmarks.emulated_cores` measures."""
-    folder = photographs(arguments.data, arguments.images, place / "images" / "class")
-    return emulated_cores.measured(sorted(folder.iterdir()), arguments.emulate_cores, arguments.repeats)
-
-
-def measured(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
+def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """CPU milliseconds an image of each arm, the ratios to timm's, and what else the module says."""
-    folder = photographs(arguments.data, arguments.images, place / "images" / "class")
-    paths = sorted(folder.iterdir())
+    paths = sorted(photographs(arguments.data, arguments.images, folder / "images" / "class").iterdir())
     with contextlib.redirect_stdout(sys.stderr):
-        raw, jpegs = caches(paths, place)
-    with Peer(Peers, folder.parent, arguments.workers) as peer:
+        raw, jpegs = caches(paths, folder)
+    with Peer(Peers, folder / "images", arguments.workers) as peer:
         arms: dict[str, Arm] = {
             "files": ours(paths, Images(0), arguments.workers),
             "processes": ours(paths, Images(0), arguments.workers, arguments.workers),
@@ -106,7 +94,7 @@ def measured(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
         "ratio_jpegs": round(best["timm"] / best["jpegs"], 2),
         "ratio_torchvision": round(best["torchvision"] / best["files"], 2),
         "first_batch_s": round(first_batch(paths), 3),
-        "threads": scaling(paths, raw, place, arguments.repeats),
+        "threads": scaling(paths, raw, folder, arguments.repeats),
         "memory_mib": memory(paths, arguments.workers),
     }
 
@@ -152,13 +140,13 @@ def ours(paths: list[Path], source: Source, workers: int, processes: int = 0) ->
     return epoch
 
 
-def caches(paths: list[Path], place: Path) -> tuple[Source, Source]:
+def caches(paths: list[Path], folder: Path) -> tuple[Source, Source]:
     """A cache with room for raw pixels, and one whose room is too little for them and enough for JPEGs."""
     taken, found = 1e12, []
     for name in ("raw", "jpeg"):
-        data = Data(root=place, cache_gb=0.9 * taken / 1e9, cache_dir=place / name)
+        data = Data(root=folder, cache_gb=0.9 * taken / 1e9, cache_dir=folder / name)
         found.append(disk.sources(data, Preprocessing(size=_SIZE), paths, Images(0), lambda: False).train)
-        taken = sum(store.size(folder) for folder in disk.folders(place / name))
+        taken = sum(store.size(folder) for folder in disk.folders(folder / name))
     return found[0], found[1]
 
 
@@ -223,10 +211,10 @@ def first_batch(paths: list[Path]) -> float:
 class Single:
     """One thread over the files and over the cache that lies there already."""
 
-    def __init__(self, paths: list[Path], place: Path):
+    def __init__(self, paths: list[Path], folder: Path):
         heap.retain_freed_memory()
         with contextlib.redirect_stdout(sys.stderr):
-            raw, _ = caches(paths, place)
+            raw, _ = caches(paths, folder)
         self._arms = {"files": ours(paths, Images(0), 1), "cached": ours(paths, raw, 1)}
 
     def epoch(self, name: str, number: int) -> list[int]:
@@ -234,11 +222,11 @@ class Single:
         return list(self._arms[name](number))
 
 
-def scaling(paths: list[Path], raw: Source, place: Path, repeats: int) -> dict[str, dict[str, float]]:
+def scaling(paths: list[Path], raw: Source, folder: Path, repeats: int) -> dict[str, dict[str, float]]:
     """How much of one thread's speed per CPU second is left with 2, 4 and 8 threads, and with two processes, from files
     and from the cache."""
     found = {}
-    with Peer(Single, paths, place) as one, Peer(Single, paths, place) as other:
+    with Peer(Single, paths, folder) as one, Peer(Single, paths, folder) as other:
         for name, source in (("files", Images(0)), ("cached", raw)):
 
             def both(number: int, name: str = name) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from config import faults
+from config.text import nearest, shown
 from config.usage import MODES
 
 OPTIONS = {
@@ -34,12 +34,12 @@ def request(options: Mapping[str, Sequence[str]], flags: set[str]) -> tuple[RunR
     last = {name: values[-1] for name, values in options.items() if values}
     mode, fold, found = last.get("mode", ""), last.get("fold", ""), []
     if mode and mode not in MODES:
-        found.append(f"mode: found {faults.shown(mode)} ({_LINE}){faults.nearest(mode, list(MODES))} {_list()}")
+        found.append(f"mode: found {shown(mode)} ({_LINE}){nearest(mode, list(MODES))} {_list()}")
     for name in ("member", "fold"):
         if name in last and mode in MODES and mode not in _OF_ONE:
             found.append(f"{name}: --mode {mode} ({_LINE}) is for all members and folds; leave it out, or --mode train")
     if fold and not (fold.isascii() and fold.isdigit()):
-        found.append(f"fold: found {faults.shown(fold)} ({_LINE}); expected {OPTIONS['fold']}")
+        found.append(f"fold: found {shown(fold)} ({_LINE}); expected {OPTIONS['fold']}")
     if "tune" in flags and mode != "full":
         found.append(f"tune: goes with --mode full ({_LINE}); --mode tune searches alone")
     number = int(fold) if fold.isascii() and fold.isdigit() else None

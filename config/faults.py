@@ -16,10 +16,10 @@ from pydantic_core import ErrorDetails
 from config import renamed, usage
 from config.errors import ConfigError
 from config.sections.base import CHECK
+from config.text import LONGEST, plain, short, shown
 from config.yaml_file import Key, Layer
 
 Errors = dict[Key, ErrorDetails]
-_LONGEST = 60
 
 
 def several(faults: Sequence[str]) -> ConfigError:
@@ -78,7 +78,7 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
 def unknown(key: Key, where: str) -> str:
     """The line for a key that no setting has, with the nearest one and what there is."""
     path = ".".join(key)
-    text = _short(usage.plain(path) or "''")
+    text = short(plain(path) or "''")
     if path in usage.sections():
         return f"{text}: is a section ({where}); set one of its keys: {', '.join(usage.keys_of(path))}"
     if path in usage.leaves():
@@ -87,22 +87,11 @@ def unknown(key: Key, where: str) -> str:
     if was := renamed.message(path, where):
         return was
     section = key[0] if key[0] in usage.sections() else ""
-    near = _nearest(path[:_LONGEST])
+    near = _nearest(path[:LONGEST])
     hint = f"; did you mean {near}?" if near else ";"
     return (
         f"{text}: no such setting ({where}){hint} {section or 'the top level'} has {', '.join(usage.keys_of(section))}"
     )
-
-
-def shown(value: Any) -> str:
-    """A value as it was found, on one line and not too long; text in quotes."""
-    return _short(repr(value) if isinstance(value, str) and value.isprintable() else usage.plain(value))
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean X?`, or `;` where nothing is near."""
-    near = difflib.get_close_matches(name[:_LONGEST], known, n=1)
-    return f"; did you mean {near[0]}?" if near else ";"
 
 
 def _nearest(path: str) -> str | None:
@@ -129,7 +118,3 @@ def _value(values: Any, key: Key) -> Any:
     for part in key:
         values = values[part]
     return values
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -22,6 +22,7 @@ from config.command import RunRequest
 from config.errors import ConfigError
 from config.members import Member
 from config.schema import Settings
+from config.text import nearest, plain, shown
 from config.yaml_file import Key, Layer, put
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -171,7 +172,7 @@ def _read_command_line(argv: Sequence[str]) -> _CommandLine:
         if token in command.FLAGS:
             line.flags.add(command.FLAGS[token])
         elif not token.startswith("--"):
-            line.faults.append(f"{faults.shown(token)} ({_LINE}): belongs to no option; write --section.key VALUE")
+            line.faults.append(f"{shown(token)} ({_LINE}): belongs to no option; write --section.key VALUE")
         else:
             name, equals, text = token[2:].partition("=")
             takes_next = not equals and rest and not rest[-1].startswith("--")
@@ -189,7 +190,7 @@ def _take(line: _CommandLine, name: str, value: str | None) -> None:
             f"{name}: no value given ({_LINE}); expected {leaf.accepts if leaf else command.OPTIONS[name]}"
         )
     elif not yaml_file.writable(value):
-        line.faults.append(f"{name}: found {faults.shown(value)} ({_LINE}); expected text that a UTF-8 file can hold")
+        line.faults.append(f"{name}: found {shown(value)} ({_LINE}); expected text that a UTF-8 file can hold")
     elif name in command.OPTIONS:
         line.options.setdefault(name, []).append(value)
     else:
@@ -201,7 +202,7 @@ def _locate(config: str) -> tuple[Path, str]:
     """The file that `--config` means and how to call it: a path, or the bare name of a recipe."""
     path = Path(config)
     if path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
-        return path, usage.plain(config or ".")
+        return path, plain(config or ".")
     return _recipe(config, _LINE)
 
 
@@ -209,8 +210,8 @@ def _recipe(name: str, where: str) -> tuple[Path, str]:
     known = recipes()
     if name in known:
         return known[name], f"recipe {name}"
-    hint = f"{faults.nearest(name, list(known))} there are {', '.join(known)}"
-    raise ConfigError(f"{faults.shown(name)} ({where}) is no recipe{hint}; a file's name ends in .yaml")
+    hint = f"{nearest(name, list(known))} there are {', '.join(known)}"
+    raise ConfigError(f"{shown(name)} ({where}) is no recipe{hint}; a file's name ends in .yaml")
 
 
 def _layers(path: Path, name: str) -> list[Layer]:
@@ -225,7 +226,7 @@ def _layers(path: Path, name: str) -> list[Layer]:
             return layers
         where = layer.where[("recipe",)]
         base = layer.values.pop("recipe")
-        path, name = _recipe(base if isinstance(base, str) else usage.plain(base), where)
+        path, name = _recipe(base if isinstance(base, str) else plain(base), where)
         if path.resolve() in seen:
             raise ConfigError(f"recipe: {name} builds on itself ({where}); name another or none")
 
@@ -257,7 +258,7 @@ def _open_sections(layer: Layer) -> Iterator[str]:
             continue
         value = layer.values.pop(name)
         if value is not None:
-            found, keys = f"{faults.shown(value)} ({layer.where[(name,)]})", ", ".join(usage.keys_of(name))
+            found, keys = f"{shown(value)} ({layer.where[(name,)]})", ", ".join(usage.keys_of(name))
             yield f"{layer.prefix}{name}: found {found}; expected a section with the keys {keys}"
 
 

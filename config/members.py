@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from config import faults
 from config.errors import ConfigError
 from config.schema import MemberKeys, Settings
+from config.text import nearest, shown
 from config.yaml_file import Key, Layer
 
 _KEY = "members"
@@ -72,7 +72,7 @@ def take(layers: Sequence[Layer]) -> tuple[list[Entry], list[str]]:
         return entries, found
     if not isinstance(lists[0], list):
         where = layers[owner].where[(_KEY,)]
-        return entries, [f"{_KEY}: found {faults.shown(lists[0])} ({where}); expected a list of `- name: NAME`"]
+        return entries, [f"{_KEY}: found {shown(lists[0])} ({where}); expected a list of `- name: NAME`"]
     entries.clear()
     for i, values in enumerate(lists[0]):
         part = _part(layers[owner], i, values)
@@ -102,10 +102,10 @@ def check(members: Sequence[Member], name: str) -> None:
     settings = {member.name: member.settings for member in members}
     if not name or name in settings:
         return
-    found = f"member: found {faults.shown(name)} (command line)"
+    found = f"member: found {shown(name)} (command line)"
     if "" in settings:
         raise ConfigError(f"{found}, but neither file nor recipe lists members; leave it out")
-    raise ConfigError(f"{found}{faults.nearest(name, list(settings))} there are {', '.join(settings)}")
+    raise ConfigError(f"{found}{nearest(name, list(settings))} there are {', '.join(settings)}")
 
 
 def dump(members: Sequence[Member]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _keys(part: Layer, values: Any) -> tuple[MemberKeys, list[str]]:
     """Name and weight, taken out of the layer of the entry `values`, and what is wrong with them."""
     nameless = MemberKeys.model_construct(name="")
     if not isinstance(values, dict):
-        place = f"{part.prefix.rstrip('.')}: found {faults.shown(values)} ({part.where[()]})"
+        place = f"{part.prefix.rstrip('.')}: found {shown(values)} ({part.where[()]})"
         return nameless, [f"{place}; expected `name: NAME` with settings of its own"]
     given = {key: part.values.pop(key) for key in _EXPECTED if key in part.values}
     try:
@@ -157,7 +157,7 @@ def _keys(part: Layer, values: Any) -> tuple[MemberKeys, list[str]]:
 
 
 def _fault(part: Layer, key: str, given: dict[str, Any]) -> str:
-    found = f"found {faults.shown(given[key])}" if key in given else "not given"
+    found = f"found {shown(given[key])}" if key in given else "not given"
     return f"{part.prefix}{key}: {found} ({part.where.get((key,), part.where[()])}); expected {_EXPECTED[key]}"
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.schema import Settings
+from config.text import plain
 
 MAPPING = "a mapping"
 _WORDS = {
@@ -81,18 +82,6 @@ def keys_of(section: str) -> list[str]:
     if section:
         return [path.partition(".")[2] for path in leaves() if path.startswith(f"{section}.")]
     return [path for path in leaves() if "." not in path] + list(sections())
-
-
-def plain(value: Any) -> str:
-    """A value as a person would write it in YAML."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(plain(item) for item in value)}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{plain(key)}: {plain(item)}' for key, item in value.items())}}}"
-    text = str(value)
-    return text if text.isprintable() else ascii(text)
 
 
 def help_text(prog: str) -> str:

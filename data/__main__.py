@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _look(settings: Settings, arguments: argparse.Namespace) -> None:
-    from data.sources import look
+    from data import look
 
     print(look.text(settings.data, arguments.root or str(settings.data.root)))
 
@@ -74,7 +74,7 @@ def _audit(settings: Settings, arguments: argparse.Namespace) -> None:
 
 
 def _enlarge(settings: Settings, arguments: argparse.Namespace) -> None:
-    from data import oversample
+    from data.augment import oversample
 
     added = oversample.oversample(settings.data, arguments.out, arguments.min_per_class, settings.seed)
     said = ", ".join(f"{count} of {name}" for name, count in added.items()) or "none, no class is that small"

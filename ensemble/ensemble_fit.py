@@ -22,7 +22,7 @@ from ensemble.oof.oof_table import Table
 from ensemble.scores import Ints, Metric
 from ensemble.weighting import average, stacking, weights
 from ensemble.weighting.average import Combine
-from ensemble.weighting.stacking import Stack
+from ensemble.weighting.stack import Stack
 
 Kind = Literal["none", "temperature", "vector", "isotonic"]
 Method = Literal["convex", "equal", "fixed", "greedy", "stacking"]

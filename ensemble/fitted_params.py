@@ -1,6 +1,6 @@
 """What was fitted to an ensemble beyond weights and temperatures, as plain arrays in a safetensors file.
 
-`stack.*` is a `stacking.Stack`, `vector.*` a `maps.Vector`, `isotonic.*` a `maps.Isotonic`. When they apply stands in
+`stack.*` is a `stack.Stack`, `vector.*` a `maps.Vector`, `isotonic.*` a `maps.Isotonic`. When they apply stands in
 `postprocess`.
 """
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from config.errors import WeightsError
 from ensemble.calibration.maps import Isotonic, Vector
-from ensemble.weighting.stacking import Stack
+from ensemble.weighting.stack import Stack
 
 Arrays = dict[str, NDArray[Any]]
 

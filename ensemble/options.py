@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from backends.contract import Precision
 from config.errors import ConfigError
+from config.sections.train import Precision
 
 ComputeUnit = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)

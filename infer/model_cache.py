@@ -15,19 +15,38 @@ from typing import Literal, TypeVar
 import psutil
 
 from config.errors import BackendUnavailable, OutOfMemory
+from ensemble import options
 from ensemble.member import Member
 from ensemble.options import NONE_GIVEN, RunOptions
-from infer.member import Opened, choose_runtimes, close_all, open_one
+from infer import runtimes
 from infer.runtimes import Describes, Predictor
 from models.card import Card, check_classes
 
 Keep = Literal["auto", "all", "one"]
+_KEYWORDS = {"provider": "providers", "compute_unit": "compute_units"}  # as the runtimes call them
 _Result = TypeVar("_Result")
 
 
 def free_memory() -> int:
     """Bytes that this machine can still give without swapping."""
     return int(psutil.virtual_memory().available)
+
+
+def choose_runtimes(members: Sequence[Member], shared: RunOptions = NONE_GIVEN) -> list[str]:
+    """The runtime of each member, after paths, runtimes and options of all were checked; nothing is opened."""
+    chosen = [runtimes.choose(member.path, member.runtime) for member in members]
+    for member, runtime in zip(members, chosen, strict=True):
+        options.for_member(str(member), runtime, member.options, shared)
+    options.check_used(shared, chosen)
+    return chosen
+
+
+def open_one(member: Member, shared: RunOptions = NONE_GIVEN) -> Predictor:
+    """Open one member, with its own options before the `shared` ones."""
+    runtime = runtimes.choose(member.path, member.runtime)
+    given = options.for_member(str(member), runtime, member.options, shared)
+    named = {_KEYWORDS.get(key, key): value for key, value in given.items()}
+    return runtimes.open(member.path, member.runtime, **named)
 
 
 class ModelCache:
@@ -42,7 +61,7 @@ class ModelCache:
     def __init__(self, members: Sequence[Member], shared: RunOptions = NONE_GIVEN, keep: Keep = "auto"):
         self.members, self._shared = list(members), shared
         self.runtimes = choose_runtimes(members, shared)
-        self._open: dict[int, Opened] = {}
+        self._open: dict[int, Predictor] = {}
         self.described: list[str] = []
         self._thread, self._process = ThreadPoolExecutor(1, "tandem-compute"), os.getpid()
         try:
@@ -77,11 +96,12 @@ class ModelCache:
     @contextmanager
     def held(self, places: Sequence[int]) -> Iterator[dict[int, Predictor]]:
         """The predictors of one of the `groups`, in the members' thread; those that do not stay are closed after it."""
-        passing = {place: self._opened(place) for place in places if place not in self._open}
+        passing = {place: open_one(self.members[place], self._shared) for place in places if place not in self._open}
         try:
-            yield {place: (self._open.get(place) or passing[place]).predictor for place in places}
+            yield {place: self._open.get(place) or passing[place] for place in places}
         finally:
-            close_all(list(passing.values()))
+            for predictor in passing.values():
+                predictor.close()
 
     def close(self) -> None:
         """Free all members; the thread ends. In a forked process they are the parent's, and nothing is done."""
@@ -90,9 +110,6 @@ class ModelCache:
         self._thread.submit(self._release).result()
         self._thread.shutdown()
 
-    def _opened(self, place: int) -> Opened:
-        return open_one(self.members[place], self._shared)
-
     def _look(self, keep: Keep) -> list[Card]:
         """Open each member, leave open those that may stay, and return their cards."""
         cards: list[Card] = []
@@ -100,7 +117,7 @@ class ModelCache:
         for place in range(len(self.members)):
             before = free_memory()
             staying = self._add(place, staying, keep) and staying
-            predictor = self._open[place].predictor
+            predictor = self._open[place]
             cards.append(predictor.card)
             if isinstance(predictor, Describes):
                 self.described.append(predictor.describe())
@@ -114,15 +131,16 @@ class ModelCache:
     def _add(self, place: int, staying: bool, keep: Keep) -> bool:
         """Open one more member, alone where the device has no room beside the others; False says that it was so."""
         try:
-            self._open[place] = self._opened(place)
+            self._open[place] = open_one(self.members[place], self._shared)
         except OutOfMemory:
             if not self._open or keep == "all" or not staying:
                 raise
             self._release()
-            self._open[place] = self._opened(place)
+            self._open[place] = open_one(self.members[place], self._shared)
             return False
         return True
 
     def _release(self) -> None:
-        close_all(list(self._open.values()))
+        for predictor in self._open.values():
+            predictor.close()
         self._open.clear()

@@ -8,6 +8,8 @@ from pydantic import AfterValidator, Field
 
 from config.sections.base import Column, Count, Fraction, Positive, Probability, Section, distinct
 
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+
 
 class Train(Section):
     """Length, batch size and arithmetic of the training."""
@@ -32,7 +34,7 @@ class Train(Section):
         description="Keep only the input of each block and compute the block again for its gradient: less memory, about"
         " a third more time, the same numbers.",
     )
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         default="auto",
         description="Arithmetic of the step; auto is bf16 where the device is fast at it, else fp32. tf32 needs an"
         " NVIDIA GPU or an M5 (macOS 26.2); fp16 with a scaled loss is torch's alone.",

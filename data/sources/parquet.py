@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from config.errors import BackendUnavailable, DataError
 from config.sections.data import Data
 from data.sources import columns, packed, splits
 from data.sources.listing import Listing, Sample
-from data.sources.splits import Split
 
 _BATCH = 256  # rows that are unpacked at a time
 
@@ -36,23 +34,13 @@ def read(root: Path, files: Sequence[str], data: Data) -> Listing:
         path = root / file
         image, target, names = _columns(path, data)
         found = packed.stored(path, f"parquet {image} {target}", lambda p=path, i=image, t=target: (_rows(p, i, t), {}))  # type: ignore[misc]
-        split = split_of(file)
+        split = splits.of_file(file)
         for row, (name, label, _, _) in enumerate(found.rows):
             text = names[int(label)] if names and label is not None and int(label) >= 0 else label
             known = text if not names or (label is not None and int(label) >= 0) else None
             samples.append(Sample(f"{file}/{name}" if len(files) > 1 else name, found.part(row), known, split))
     origin = f"{len(files)} Parquet files, images in column {image!r}, labels in column {target!r}"
     return Listing(root, origin, samples, class_names=names, target_column=target or "target")
-
-
-def split_of(file: str) -> Split:
-    """The split that a file's name or one of its folders tells, the nearest first; train where none does."""
-    for part in reversed(Path(file).with_suffix("").parts):
-        head = re.match(r"[A-Za-z_]+", part)
-        split = splits.of_name(head.group(0)) if head else None
-        if split:
-            return split
-    return "train"
 
 
 def _columns(path: Path, data: Data) -> tuple[str, str, tuple[str, ...]]:

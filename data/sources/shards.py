@@ -11,10 +11,9 @@ from config.errors import DataError
 from config.sections.data import Data
 from data import names
 from data.decode.formats import SUFFIXES
-from data.sources import columns
+from data.sources import columns, splits
 from data.sources.listing import Listing, Sample
 from data.sources.packed import Part
-from data.sources.parquet import split_of
 
 _LABELS = ("cls", "label", "class", "json")
 _LABEL_BYTES = 2**20
@@ -35,7 +34,7 @@ def read(root: Path, files: Sequence[str], data: Data) -> Listing:
 
 
 def _samples(root: Path, file: str, data: Data) -> Iterable[Sample]:
-    path, split = root / file, split_of(file)
+    path, split = root / file, splits.of_file(file)
     found: dict[str, tuple[Part | None, str | None]] = {}
     try:
         with tarfile.open(path, "r:") as opened:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 Split = Literal["train", "val", "test", "unused"]
@@ -51,6 +52,16 @@ def of_name(name: str) -> Split | None:
     """The split that a single name tells, such as a file's or a cell's; None for another word beside it."""
     split, rest = _parts(name)
     return split if not rest else None
+
+
+def of_file(file: str) -> Split:
+    """The split that a file's name or one of its folders tells, the nearest first; train where none does."""
+    for part in reversed(Path(file).with_suffix("").parts):
+        head = re.match(r"[A-Za-z_]+", part)
+        split = of_name(head.group(0)) if head else None
+        if split:
+            return split
+    return "train"
 
 
 def of_names(names: Iterable[str]) -> dict[str, Split]:

@@ -7,7 +7,6 @@ carries. Its cost grows with the square of the number of classes; it is for tens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,27 +17,11 @@ from ensemble.calibration.scaling import Floats
 from ensemble.oof.oof_table import Table
 from ensemble.scores import Ints
 from ensemble.weighting import average, weights
+from ensemble.weighting.stack import Stack, features
 
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, the inverse of the penalty, for features of variance one
 _ITERATIONS = 1000
 _MOST = 5e9  # multiplications in one step of the regression
-
-
-@dataclass(frozen=True)
-class Stack:
-    """`softmax(coef @ features + intercept)`: `coef` `[C, G * C]`, `intercept` `[C]`."""
-
-    coef: Floats
-    intercept: Floats
-
-    def apply(self, logs: Sequence[NDArray[np.floating]]) -> Floats:
-        """Log probabilities `[N, C]` of those of the G runs, each `[N, C]`, in the order they were fitted in."""
-        return scaling.log_softmax(features(logs) @ self.coef.T + self.intercept)
-
-
-def features(logs: Sequence[NDArray[np.floating]]) -> Floats:
-    """float64 `[N, G * C]` of the runs' log probabilities, each `[N, C]`."""
-    return np.concatenate([np.asarray(rows, np.float64) - rows.mean(axis=1, keepdims=True) for rows in logs], axis=1)
 
 
 def fit(table: Table, temperatures: Sequence[float]) -> Stack:

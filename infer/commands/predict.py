@@ -108,23 +108,24 @@ def _share(text: str) -> float:
 
 
 def _features(chosen: Ensemble, options: argparse.Namespace) -> int:
-    from infer.io import inputs
+    from infer.io.collect import collect
 
     features.check(chosen, options.features)
-    images = inputs.collect(options.images, options.id_column)
+    images = collect(options.images, options.id_column)
     return features.run(chosen, images, options, members.shared_options(options))
 
 
 def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     """Everything that can be refused is, before the first image is decoded."""
     from infer import adaptive
-    from infer.io import inputs, outputs, shard, submission_writer
+    from infer.io import outputs, shard, submission_writer
+    from infer.io.collect import collect
     from infer.job import Work, answer
     from infer.runner import Runner
 
     outputs.check(options.out, options.format)
     part = shard.parse(options.shard) if options.shard else shard.of_rank(os.environ)
-    images = inputs.collect(options.images, options.id_column)
+    images = collect(options.images, options.id_column)
     if options.retry_deskewed and images.ascending:
         raise ConfigError(f"--retry_deskewed: {options.images[0]} can be read only once; unpack it and give the folder")
     unsure_only = options.tta == [members.ADAPTIVE]

@@ -30,7 +30,7 @@ KEYS = {depthwise(k, s, n): (k, s, n) for k in (3, 5, 7) for s in (1, 2) for n i
 # Whether MLX's own gradient is taken ("library") or the one of this file ("ours"): here what a CPU is faster with.
 DEFAULTS = dict.fromkeys(KEYS, LIBRARY)
 CHOSEN = dict(DEFAULTS)
-# Whether a CPU spares bytes as a GPU does: for `benchmarks.mlx_traffic`, which counts them anywhere, and for tests.
+# Whether a CPU spares bytes as a GPU does: for `tests.metal.mlx_traffic`, which counts them anywhere, and for tests.
 SPARING = False
 
 

@@ -9,12 +9,12 @@ import sys
 PROGRAM = """
 import os, subprocess, sys, threading
 import numpy as np
-from backends.contract import LossSpec, OptimSpec
+from backends.contract import SessionConfig
 from backends.mlx import session
 from tests import tiny
 
 def use():
-    opened = session.open(tiny.spec("convnext"), None, OptimSpec(), LossSpec(), compile=False)
+    opened = session.open(tiny.spec("convnext"), None, SessionConfig(compile=False))
     opened.logits(np.zeros((1, 32, 32, 3), np.uint8))
     opened.close()
 

@@ -24,7 +24,7 @@ from data.augment.transforms import EvalTransform
 from ensemble import fitted_params, views
 from ensemble.calibration import maps
 from ensemble.fitted_params import FittedParams
-from ensemble.weighting.stacking import Stack
+from ensemble.weighting.stack import Stack
 from infer import load, runtimes
 from infer.runtimes import images
 from models import manifest, registry

@@ -1,13 +1,20 @@
 """Tiny networks of every architecture of the registry that torch has, converted to both formats and compared.
 
+    make conversions
+    python -m tests.convert.walk --names 'vit_*'
+
 Depth and width are cut down (`tests.parity.kinds`), so that many architectures become one network: that is walked once.
+Results are kept in `build/conversions.jsonl`, so that a stopped walk can be resumed.
 """
 
 from __future__ import annotations
 
+import argparse
+import fnmatch
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +30,7 @@ from models import registry
 from models.card import Card
 from tests.parity import drawn, kinds
 
+KEPT = Path(__file__).parents[2] / "build" / "conversions.jsonl"
 IMAGES = 8
 # In multiples of torch's own rounding error on the same images, as `--verify` judges fp32.
 FLOORS = 5
@@ -81,3 +89,39 @@ def compare(arch: str, formats: tuple[str, ...] = ("onnx", "coreml")) -> Row:
             file = write(network, card, Path(folder) / f"x{suffix}")
             gaps[name] = float(np.abs(opened(file).logits(images) - single).max())
     return Row(arch, gaps, floor)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Walk the networks that are asked for and were not within the bounds before; 1 where one fails."""
+    parser = argparse.ArgumentParser(description="Every architecture to ONNX and Core ML, compared with torch.")
+    parser.add_argument("--names", nargs="+", default=["*"], help="shell patterns of architectures (default: all)")
+    arguments = parser.parse_args(argv)
+    groups = networks()
+    results = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+    rows = {row["arch"]: row for row in results}
+    for arch, members in groups.items():
+        asked = any(fnmatch.fnmatch(name, pattern) for name in members for pattern in arguments.names)
+        if asked and rows.get(arch, {}).get("verdict") != "ok":
+            rows[arch] = {**_row(arch), "members": members}
+            print(f"{arch} (for {len(members)}): {rows[arch]['verdict']}", flush=True)
+            KEPT.parent.mkdir(exist_ok=True)
+            with KEPT.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(rows[arch]) + "\n")
+    done = [rows[arch] for arch in groups if arch in rows]
+    failed = [row for row in done if row["verdict"] != "ok"]
+    covered, total = sum(len(groups[row["arch"]]) for row in done), sum(map(len, groups.values()))
+    print(f"{len(done)} of {len(groups)} networks, {covered} of {total} architectures; {len(failed)} fail")
+    return int(bool(failed))
+
+
+def _row(arch: str) -> dict[str, Any]:
+    try:
+        row = compare(arch)
+    except Exception as error:  # of whatever kind: it is this network's row
+        return {"arch": arch, "verdict": f"{type(error).__name__}: {error}"}
+    gaps = ", ".join(f"{name} {gap:.1e}" for name, gap in row.gaps.items())
+    return {**row._asdict(), "verdict": "ok" if row.within else f"{gaps}, torch's own error {row.floor:.1e}"}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -13,11 +13,10 @@ from mlx.utils import tree_flatten, tree_map
 
 from backends.contract import LossSpec, OptimSpec
 from backends.mlx import losses, model, recompute, step
-from benchmarks import mlx_traffic
 from models import registry
 from models.registry import ModelSpec
 from ports.common import gradients
-from tests.metal import mlx_graph
+from tests.metal import mlx_graph, mlx_traffic
 from tests.metal.rules import Trace
 from training.policy import groups
 

@@ -13,9 +13,9 @@ import pytest
 from config import load as config
 from config.errors import DataError
 from config.sections.data import Data
-from data import folds, groups, sources
+from data import folds, groups, look, sources
 from data.audit import images as audit_images
-from data.sources import look, packed, remote
+from data.sources import packed, remote
 from tests.unit.test_layouts import png, shards
 from tests.unit.test_sources import listing, touch
 from training.run import prepare

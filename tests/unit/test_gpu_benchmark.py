@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_arms, gpu_page, torch_cases
+from benchmarks import gpu, gpu_arms, torch_cases
 from config.errors import BackendUnavailable, OutOfMemory
 
 ROOT = Path(__file__).parents[2]
@@ -60,15 +60,15 @@ def test_a_dry_run_measures_every_arm(lines: Path) -> None:
 
 def test_the_page_has_every_table_and_also_that_of_a_part(lines: Path, tmp_path: Path) -> None:
     page = lines.with_suffix(".md").read_text()
-    titles = [title for title, *_ in gpu_page._OTHERS]
-    for title in ("Training steps", *titles):
+    titles = list(gpu.TITLES.values())
+    for title in titles:
         assert f"\n## {title}\n" in page
     assert "A dry run on the CPU: no figure means anything" in page and "Not measured" not in page
     part = tmp_path / "part.jsonl"
     part.write_text(lines.read_text()[:900])  # the machine, a network, and a line that is cut off
     assert gpu.main(["--page", str(part)]) == 0
     page = part.with_suffix(".md").read_text()
-    assert page.count("| test_resnet | 32 | 4 |") == 1 and titles[0] not in page
+    assert page.count("| test_resnet | 32 | 4 |") == 1 and titles[1] not in page
 
 
 def test_what_cannot_run_is_a_line_and_no_crash(

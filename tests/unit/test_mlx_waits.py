@@ -11,7 +11,7 @@ import pytest
 from backends.contract import OptimSpec
 from backends.mlx import model
 from backends.mlx import session as mlx_session
-from benchmarks import mlx_step
+from benchmarks import step_loop
 from tests import tiny
 from tests.contract.cases import KNOBS, batch, session
 from training.loop import trainer
@@ -53,16 +53,17 @@ def test_an_epoch_waits_for_nothing_but_old_results(monkeypatch: pytest.MonkeyPa
     waits += [(mx.array, name) for name in ("item", "tolist", "__float__", "__int__", "__bool__")]
     for owner, name in [*waits, (one, "train_step"), (one, "read")]:
         monkeypatch.setattr(owner, name, noted(events, name, getattr(owner, name)))
-    epochs: list[list[str]] = []
+    marks: list[int] = []  # where the epoch begins, and where validation does
 
-    def after(_seconds: float) -> None:
-        epochs.append(events[events.index("train_step") :])
-        events.clear()
+    def clock() -> float:
+        marks.append(len(events))
+        return 0.0
 
-    spec = tiny.spec("convnext", num_classes=5)
-    monkeypatch.setattr(mlx_step, "CLASSES", 5)
-    mlx_step._loop(one, spec, mlx_step._images(8, 32), np.arange(8) % 5, STEPS, 1, after)
-    trained = epochs[0][: len(epochs[0]) - epochs[0][::-1].index("read") + 3]
+    monkeypatch.setattr(step_loop, "CLASSES", 5)
+    train = step_loop.Repeated(step_loop.images(8, 32))
+    step_loop.seconds(one, tiny.spec("convnext", num_classes=5), train, STEPS, clock)
+    epoch = events[slice(*marks)]
+    trained = epoch[epoch.index("train_step") : len(epoch) - epoch[::-1].index("read") + 3]
     assert trained.count("train_step") == trained.count("read") == STEPS
     assert set(trained) <= {"train_step", "key", "read", "wait"}
     steps = reads = 0

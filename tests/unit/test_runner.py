@@ -113,7 +113,7 @@ def test_every_batch_has_one_shape_so_that_nothing_is_compiled_twice(pair):
     (a, _), paths, _ = pair
     shapes = []
     with Runner(ensemble_of([str(a)], ["flips"])) as runner:
-        predictor = runner._members._open[0].predictor
+        predictor = runner._members._open[0]
         answer = predictor.logits
         predictor.logits = lambda batch: shapes.append((batch.shape, batch.flags.c_contiguous)) or answer(batch)
         list(runner.run(paths, batch_size=4))

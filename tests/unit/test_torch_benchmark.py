@@ -1,4 +1,4 @@
-"""The torch benchmark runs by itself, tells what it promises, and counts operations as the literature does."""
+"""The torch benchmark runs by itself, reports what it promises, and counts operations as the literature does."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import json
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import torch_cases, torch_step
+from benchmarks import step, torch_cases
 from models import registry
 
 
-def test_it_tells_each_ratio_in_one_object(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_ratio_is_reported_in_one_object(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TANDEM_TORCH_DEVICE", "cpu")
-    words = "--models test_resnet --size 32 --batch 4 --updates 3 --repeats 1 --json"
-    assert torch_step.main(words.split()) == 0
-    told = json.loads(capsys.readouterr().out)
-    row = told["models"]["test_resnet"]
-    rates = row["images_per_second"]
-    assert told["loop_over_bare"] == row["loop_over_bare"] == pytest.approx(rates["bare"] / rates["loop"], abs=0.01)
-    assert row["ratio_timm_synthetic"] == pytest.approx(rates["loop"] / rates["timm"], abs=0.01)
+    words = "--engine torch --models test_resnet --size 32 --batch 4 --updates 3 --repeats 1 --json"
+    assert step.main(words.split()) == 0
+    result = json.loads(capsys.readouterr().out)
+    figures, row = result["figures"], result["figures"]["models"]["test_resnet"]
+    ms = row["ms"]
+    assert figures["loop_over_bare"] == row["loop_over_bare"] == pytest.approx(ms["loop"] / ms["bare"], abs=0.01)
+    assert row["ratio_timm"] == pytest.approx(ms["timm"] / ms["loop"], abs=0.01)
     assert row["tflops"] > 0
-    assert {"machine", "cores", "date", "versions", "device"} <= told.keys()
+    assert {"machine", "date", "versions", "n", "command"} <= result.keys() and result["n"] == 1
 
 
 @pytest.mark.parametrize(
@@ -34,11 +36,16 @@ def test_operations_are_twice_the_multiply_adds_of_the_papers(name: str, giga: f
 
 
 def test_figures_become_a_page() -> None:
-    figures = {"ratio_timm": 2.0, "ratios": {"a": 0.4, "b": None}, "spread": {"files": 1.1}}
-    page = bench.written("CPU", {"infer": ("python x", figures), "mlx_step": ("python y", figures)})
+    models = {"a": {"ratio_mlx_image": 0.4}, "b": {"ratio_mlx_image": None}}
+    figures = {"ratio_timm": 2.0, "models": models, "spread": {"files": 1.1}, "output": ["two", "lines"]}
+    common_part = {"date": "2026-11-30", "machine": "Linux, 2 cores", "load": 1.0, "versions": {"timm": "1"}, "n": 3}
+    infer = {"command": "python x", "figures": figures, **common_part}
+    page = bench.page({"infer": infer, "mlx_step": {**infer, "command": "python y"}, "fit": 2})
     assert "| 5 members x 3 views: ours to timm's script for each | 2.0 | >= 3 |  |" in page
     assert "trainer (a) | 0.4 |" in page
-    assert "`python y`" in page and "| ratios.a | 0.4 |" in page and "| ratios.b |" not in page
+    assert "`python y`" in page and "| models.a.ratio_mlx_image | 0.4 |" in page and "| models.b." not in page
+    assert "2026-11-30, Linux, 2 cores, load 1.0, timm 1; n = 3" in page and "two\nlines" in page
+    assert "## fit\n\nfailed with exit code 2" in page
 
 
 def test_bad_data_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

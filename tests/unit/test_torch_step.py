@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backends.contract import LossSpec, MemorySpec, OptimizerName, OptimSpec, Precision
+from backends.contract import MemorySpec, OptimizerName, OptimSpec, Precision, SessionConfig
+from backends.group import ALONE
 from backends.torch import model as networks
 from backends.torch import optim, step
 from backends.torch.session import Session
@@ -28,7 +29,8 @@ META = torch.device("meta")
 
 def on_meta(family: str, optimizer: OptimSpec, precision: Precision = "fp32", micro: int = 0) -> Session:
     spec = tiny.spec(family, num_classes=CLASSES)
-    return Session(spec, None, optimizer, LossSpec(), precision, 0, False, MemorySpec(micro_batch=micro), META)
+    config = SessionConfig(optimizer, precision=precision, compile=False, memory=MemorySpec(micro_batch=micro))
+    return Session(spec, None, config, META, ALONE)
 
 
 @pytest.mark.parametrize("family", tiny.TINY)
@@ -80,7 +82,7 @@ def test_nothing_is_taken_to_the_host_in_an_update_on_the_cpu(optimizer: Optimiz
     """Torch has no meta kernel of its fused SGD, hence this count."""
     spec, matrices = tiny.spec("resnet", num_classes=CLASSES), frozenset({"layer1.0.conv1.weight"})
     wish = OptimSpec(optimizer, ema=True, matrices=matrices if optimizer == "muon" else frozenset())
-    session = Session(spec, None, wish, LossSpec(), "bf16", 0, False, MemorySpec(), torch.device("cpu"))
+    session = Session(spec, None, SessionConfig(wish, precision="bf16", compile=False), torch.device("cpu"), ALONE)
     with Looks() as looks:
         session.train_step(batch(), identity(), KNOBS)
         assert not looks.found
@@ -150,7 +152,7 @@ def test_nothing_of_a_session_outlives_it(ends: str, monkeypatch: pytest.MonkeyP
     """The next member, or the halved micro-batch, needs the memory: its tensors are gone after `close`, and after an
     update that ran out of memory."""
     spec, optimizer = tiny.spec("resnet", num_classes=CLASSES), OptimSpec(ema=True)
-    session = Session(spec, None, optimizer, LossSpec(), "fp32", 0, False, MemorySpec(), torch.device("cpu"))
+    session = Session(spec, None, SessionConfig(optimizer, compile=False), torch.device("cpu"), ALONE)
     session.read(session.train_step(batch(), None, KNOBS))
     average = session._context.average
     assert average is not None
@@ -176,9 +178,7 @@ def test_nothing_of_a_session_outlives_it(ends: str, monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_sent_is_not_changed_and_comes_back() -> None:
-    session = Session(
-        tiny.spec("convnext"), None, OptimSpec(), LossSpec(), "fp32", 0, False, MemorySpec(), torch.device("cpu")
-    )
+    session = Session(tiny.spec("convnext"), None, SessionConfig(compile=False), torch.device("cpu"), ALONE)
     images = batch().images.copy()
     images.flags.writeable = False
     result = session.read(session.train_step(batch()._replace(images=images), None, KNOBS))
@@ -189,7 +189,7 @@ def test_what_is_sent_is_not_changed_and_comes_back() -> None:
 def test_a_device_that_is_too_full_for_a_copy_of_the_state_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a checkpoint as in an update: the fold goes on in smaller parts."""
     spec = tiny.spec("convnext", num_classes=CLASSES)
-    session = Session(spec, None, OptimSpec(), LossSpec(), "fp32", 0, False, MemorySpec(), torch.device("cpu"))
+    session = Session(spec, None, SessionConfig(compile=False), torch.device("cpu"), ALONE)
     state = session.state()
 
     def full(*_: Any, **__: Any) -> Any:

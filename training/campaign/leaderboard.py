@@ -16,6 +16,7 @@ import yaml
 
 from config import load, renamed
 from config.errors import CheckpointError
+from config.text import flat
 from training.run import run_dir
 
 METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "log_loss": "log loss"}
@@ -134,9 +135,9 @@ def _results(path: Path) -> list[Path]:
 def _entry(path: Path) -> Entry:
     split = path / "folds.csv"
     # Not `load.read`: a run whose settings today's version refuses is ranked all the same.
-    own = dict(run_dir.flat(renamed.upgrade_values(yaml.safe_load((path / run_dir.CONFIG).read_text()))))
+    own = dict(flat(renamed.upgrade_values(yaml.safe_load((path / run_dir.CONFIG).read_text()))))
     # What an older version did not know yet was as it is by default.
-    settings = dict(run_dir.flat(load.parse(["--data.root", "."], prog="").model_dump(mode="json"))) | own
+    settings = dict(flat(load.parse(["--data.root", "."], prog="").model_dump(mode="json"))) | own
     return Entry(
         _short(path),
         tuple(yaml.safe_load(file.read_text()) for file in _results(path)),

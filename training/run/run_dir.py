@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from config import load
 from config.errors import CheckpointError, ConfigError
 from config.schema import Settings
+from config.text import flat
 from training.loop import checkpoint
 
 CONFIG = load.RUN
@@ -257,13 +258,6 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
-
-
-def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as (dotted name, value), by name."""
-    if isinstance(value, dict):
-        return [pair for key in sorted(value) for pair in flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
-    return [(prefix, value)]
 
 
 def _version(package: str) -> str:

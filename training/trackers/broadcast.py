@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from config.schema import Settings
+from config.text import flat
 from data.decode.image import decode
 from data.loading.loader import Loaded
 from models.card import read_card
@@ -23,7 +24,7 @@ from training import trackers
 from training.loop import metrics
 from training.loop.fold_data import FoldData
 from training.report import plots
-from training.run import results, run_dir
+from training.run import results
 from training.trackers import Title
 from training.trackers.feed import Feed
 
@@ -93,7 +94,7 @@ def title_of(settings: Settings, folder: Path) -> Title:
     home, place = settings.out.resolve(), folder.resolve()
     path = place.relative_to(home) if place.is_relative_to(home) else Path(*place.parts[-2:])
     group = path.parent.as_posix()
-    plain = dict(run_dir.flat(settings.model_dump(mode="json")))
+    plain = dict(flat(settings.model_dump(mode="json")))
     return Title(path.as_posix(), group, settings.track.project, home, folder, plain)
 
 

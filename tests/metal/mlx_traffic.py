@@ -1,7 +1,7 @@
 """The kernels of one MLX training step and the bytes that they move on Metal, by kind, from the traced graph.
 
-`python -m benchmarks.mlx_traffic --model convnext_tiny --batch 16 --precision bf16`. Nothing is computed and no GPU is
-needed: these are counts, not times. How they are counted stands in `tests.metal.mlx_graph` and `mlx_bytes`.
+`python -m tests.metal.mlx_traffic --model convnext_tiny --batch 16 --precision bf16`. Nothing is computed and no GPU is
+needed: these are counts, not times. How they are counted stands in `mlx_graph` and `mlx_bytes`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from mlx.utils import tree_flatten, tree_map
 
 from backends.contract import LossSpec, OptimSpec
 from backends.mlx import losses, model, step
-from benchmarks import mlx_bytes
 from config.errors import TandemError
 from models import registry
 from models.registry import ModelSpec
 from ports.common import gradients
-from tests.metal import mlx_graph
+from tests.metal import mlx_bytes, mlx_graph
 
 MODELS = (
     "convnext_tiny",
@@ -37,7 +36,7 @@ MODELS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table for each model and precision, or one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mlx_traffic", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.metal.mlx_traffic", description=__doc__)
     parser.add_argument("--model", nargs="+", default=MODELS)
     parser.add_argument("--size", type=int, help="pixels of a side (default: the model's)")
     parser.add_argument("--batch", type=int, default=16)

@@ -1,7 +1,7 @@
 """Evaluation logits of every architecture that MLX runs, at its real size: MLX against timm, and torch against itself.
 
     make parity
-    python -m benchmarks.parity --names 'convnext_*' resnet18 --max_parameters 30
+    python -m tests.parity.walk --names 'convnext_*' resnet18 --max_parameters 30
 
 Both engines get the same random weights that hide nothing (`tests.parity.drawn`), two images, fp32 on the CPU. The
 floor is torch in fp32 against float64 and against channels_last, the larger. What was measured is kept in
@@ -25,7 +25,7 @@ from typing import Any
 from models import registry
 from models.registry import ModelSpec
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KEPT, PAGE = ROOT / "build" / "parity.jsonl", ROOT / "docs" / "engineering" / "parity.md"
 BOUND = 1e-5
 REFERENCE = {

@@ -1,4 +1,4 @@
-"""The counts of `benchmarks.mlx_traffic`: kernels as MLX itself fuses them, and the bytes of known functions."""
+"""The counts of `tests.metal.mlx_traffic`: kernels as MLX itself fuses them, and the bytes of known functions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import mlx.core as mx
 import pytest
 
 from backends.mlx import model
-from benchmarks import mlx_bytes, mlx_traffic
 from ports.common import gradients
 from tests import tiny
-from tests.metal import mlx_graph
+from tests.metal import mlx_bytes, mlx_graph, mlx_traffic
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,44 @@
+"""Values of settings as text: on one line for a message, with dotted names for a comparison."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+LONGEST = 60  # characters of a value that a message quotes
+
+
+def plain(value: Any) -> str:
+    """A value as a person would write it in YAML."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(plain(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{plain(key)}: {plain(item)}' for key, item in value.items())}}}"
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
+
+
+def shown(value: Any) -> str:
+    """A value as it was found, on one line and not too long; text in quotes."""
+    return short(repr(value) if isinstance(value, str) and value.isprintable() else plain(value))
+
+
+def short(text: str) -> str:
+    """The text, cut where it is too long for a message."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean X?`, or `;` where nothing is near."""
+    near = difflib.get_close_matches(name[:LONGEST], known, n=1)
+    return f"; did you mean {near[0]}?" if near else ";"
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as (dotted name, value), by name."""
+    if isinstance(value, dict):
+        return [pair for key in sorted(value) for pair in flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
+    return [(prefix, value)]
