@@ -44,6 +44,8 @@ class Launch:
             local = {"LOCAL_WORLD_SIZE": str(sizes[node])} if node < len(sizes) else {}
             names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE")
             return _of_names({**environ, **local}, "srun", *names)
+        if environ.get("LOCAL_RANK"):  # set by hand, to choose a GPU
+            return _of_names(environ, "LOCAL_RANK", "", "LOCAL_RANK", "", "")
         return cls()
 
     @property
