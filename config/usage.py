@@ -98,6 +98,12 @@ def help_text(prog: str) -> str:
     )
     general.add_argument("--fold", metavar="K", help="train this fold alone, as folds.train [K]")
     general.add_argument("--tune", action="store_true", help="search for better settings first (--mode full)")
+    general.add_argument(
+        "--spread",
+        metavar="folds",
+        help="under torchrun, srun or mlx.launch: each process takes folds, or trials, of its own, on a GPU of its own "
+        "(--mode train, tune, full)",
+    )
     general.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
     general.add_argument("--version", action="store_true", help="print the version and stop")
     general.add_argument("--help", action="store_true", help="print this and stop")

@@ -2,6 +2,7 @@
 
 A quota is what `docker run --cpus`, Kubernetes limits, Slurm and systemd's CPUQuota set. The files are those of Linux's
 cgroup v2 (`cpu.max`) and v1 (`cpu.cfs_quota_us`); the tightest of a group and of all groups above it holds.
+torchrun and mlx.launch bind nothing, so that the processes that they start on a host share its cores evenly.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from config.launch import Launch
+
 _V1_MOUNTS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
 
 
@@ -18,7 +21,10 @@ def cores(root: Path = Path("/")) -> int:
     """Usable cores, at least 1; a quota of 2.5 counts as 3. `root` is where `proc` and `sys` are."""
     affinity = getattr(os, "sched_getaffinity", None)
     allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(allowed, *(math.ceil(quota) for quota in _quotas(root)), allowed)
+    usable = min(allowed, *(math.ceil(quota) for quota in _quotas(root)), allowed)
+    launch = Launch.of(os.environ)
+    sharing = launch.local_world_size if launch.launcher in ("torchrun", "mlx.launch") else 1
+    return max(usable // sharing, 1)
 
 
 def _quotas(root: Path) -> Iterator[float]:

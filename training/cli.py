@@ -6,12 +6,14 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 
 from config import heap, load, streams
-from config.command import RunRequest
-from config.errors import Interrupted, TandemError
+from config.command import SHARED_MODES, RunRequest
+from config.errors import ConfigError, Interrupted, TandemError
+from config.launch import Launch
 
 # What a disk or a folder refuses, and what to do about it.
 _REMEDIES = {
@@ -21,52 +23,76 @@ _REMEDIES = {
     errno.EACCES: "make the folder writable, or choose another --out",
     errno.EPERM: "make the folder writable, or choose another --out",
 }
+REQUEUE = 75  # the exit code after SIGUSR1, EX_TEMPFAIL of sysexits.h: start the same command again
 
 
 class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a request that the loop honours; a second SIGINT leaves at once."""
+    """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request that the loop honours; a second one leaves at once,
+    unless a launcher may have sent both: torchrun repeats to its processes what the terminal sent to all."""
 
-    def __init__(self) -> None:
+    def __init__(self, launched: bool = False) -> None:
         self.received = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
+        self._launched = launched
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):  # Windows has no SIGUSR1
+                signal.signal(getattr(signal, name), self._note)
 
     def __call__(self) -> bool:
         """Whether to stop."""
         return self.received != 0
 
+    @property
+    def exit_code(self) -> int:
+        """What tells how the process was stopped."""
+        return REQUEUE if self.received == getattr(signal, "SIGUSR1", None) else 128 + self.received
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received:
-            os._exit(128 + number)
+            if not self._launched:
+                os._exit(128 + number)
+            return
         self.received = number
         # print() is not safe here: the signal may have come in the middle of another one.
-        os.write(2, b"\nstopping after this step; press Ctrl-C again to leave at once\n")
+        more = b"" if self._launched else b"; press Ctrl-C again to leave at once"
+        os.write(2, b"\nstopping after this step" + more + b"\n")
 
 
 def main(engine: str, argv: Sequence[str] | None = None) -> int:
     """Run `train_ENGINE.py`; returns the exit code: 0, 1 data and the like, 2 settings, 3 a campaign that had to leave
-    folds out, 130 and 143 interrupted."""
+    folds out, 75, 130 and 143 interrupted."""
     prog = f"train_{engine}.py"
     heap.retain_freed_memory()
     streams.escape()
+    words = sys.argv[1:] if argv is None else argv
+    return run(
+        engine,
+        lambda: load.parse_command(words, prog=prog),
+        lambda wish, folder: f"{_again(prog, wish)} --resume {folder}",
+    )
+
+
+def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequest, Path], str]) -> int:
+    """Do what a command line asks for; the exit code as `main`. `again` is what to type to go on in a folder."""
     try:
-        command = load.parse_command(sys.argv[1:] if argv is None else argv, prog=prog)
+        command = parse()
+        launch = Launch.of(os.environ)
+        _check_launch(launch, engine, command)
+        if launch.several:
+            streams.number(launch.rank)
         settings = None if command.wish.mode else command.settings
         import backends  # after --help, which must not wait for these imports
         from training.run import train_run
 
         backends.require(engine)
-        stop = StopSignal()
+        stop = StopSignal(launch.several)
 
         try:
             if settings is None:
                 return _campaign(engine, command, stop)
             folder = train_run.run_all(engine, settings, stop)
         except Interrupted as interrupted:
-            print(
-                f"stopped; everything is saved. Go on with: {_again(prog, command.wish)} --resume {interrupted.folder}"
-            )
-            return 128 + stop.received
+            print(f"stopped; everything is saved. Go on with: {again(command.wish, interrupted.folder)}")
+            return stop.exit_code
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -80,11 +106,32 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check_launch(launch: Launch, engine: str, command: load.Command) -> None:
+    """`ConfigError` where a launcher started several processes for what one process does."""
+    wish = command.wish
+    if not launch.several:
+        return
+    if wish.spread and command.members[0].settings.resume == "never":
+        raise ConfigError(
+            "resume: never, and each process of --spread folds would make a folder of its own; give --name NAME for a "
+            "new campaign, or --resume PATH"
+        )
+    if wish.spread:
+        return
+    started = f"{launch.launcher} started {launch.world_size} processes"
+    if wish.mode in SHARED_MODES:
+        raise ConfigError(f"{started}: add --spread folds, so that each takes folds of its own")
+    remedy = "" if wish.mode else ", or add --mode train --spread folds, so that each takes folds of its own"
+    what = f"--mode {wish.mode}" if wish.mode else f"a run of the {engine} engine"
+    raise ConfigError(f"{started}, and {what} takes one: start it without {launch.launcher}{remedy}")
+
+
 def _again(prog: str, wish: RunRequest) -> str:
     """The command that goes on with the same wish, but for the folder; a single run knows its folds itself."""
     words = [f"--mode {wish.mode}"] * bool(wish.mode) + ["--tune"] * wish.tune
     if wish.mode:
         words += [f"--member {wish.member}"] * bool(wish.member) + [f"--fold {wish.fold}"] * (wish.fold is not None)
+        words += ["--spread folds"] * wish.spread
     return " ".join(["python", prog, *words])
 
 

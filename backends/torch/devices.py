@@ -11,6 +11,7 @@ import warnings
 import torch
 
 from config.errors import BackendUnavailable
+from config.launch import Launch
 
 # Overrides the choice of device, such as "cpu" or "cuda:1".
 DEVICE_VARIABLE = "TANDEM_TORCH_DEVICE"
@@ -18,7 +19,7 @@ _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)")
 
 
 def best_device() -> torch.device:
-    """The device of TANDEM_TORCH_DEVICE, else CUDA (under torchrun the GPU of LOCAL_RANK), else MPS, else the CPU.
+    """The device of TANDEM_TORCH_DEVICE, else CUDA (under a launcher the local rank's GPU), else MPS, else the CPU.
 
     A GPU that is chosen by its number becomes the current one, which pins memory and is asked how much is free.
 
@@ -30,10 +31,10 @@ def best_device() -> torch.device:
         return _current(named(wanted, DEVICE_VARIABLE + "="))
     if not _cuda_starts():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    rank = os.environ.get("LOCAL_RANK", "")
-    if not rank.isdecimal():
+    launch = Launch.of(os.environ)
+    if not launch.launcher:
         return _supported(torch.device("cuda"))
-    return _current(_supported(torch.device("cuda", int(rank) % torch.cuda.device_count())))
+    return _current(_supported(torch.device("cuda", launch.local_rank % torch.cuda.device_count())))
 
 
 def named(name: str, source: str) -> torch.device:

@@ -57,3 +57,9 @@ def test_affinity_bounds_the_cores_and_no_files_are_no_limit(tmp_path: Path, mon
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text("400000 100000\n")
     assert cores(tmp_path) == 2
+
+
+def test_processes_of_torchrun_share_the_cores_of_their_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert cores(tmp_path) == 2

@@ -50,6 +50,13 @@ def test_each_process_of_torchrun_takes_its_gpu(
     assert cuda["current"] == torch.device("cuda:2"), "its memory is what is asked for near a full device"
 
 
+def test_each_task_of_srun_takes_its_gpu(cuda: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PROCID": "6", "LOCALID": "2", "STEP_NUM_TASKS": "8", "STEP_TASKS_PER_NODE": "4(x2)"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    assert devices.best_device() == torch.device("cuda:2")
+
+
 @pytest.mark.parametrize(
     ("architectures", "capability", "runs"),
     [

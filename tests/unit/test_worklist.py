@@ -146,3 +146,26 @@ def test_waiting_ends_with_the_work_or_with_a_stop(tmp_path: Path, capsys: pytes
     assert f"waiting for {item}: process 7 on mac works on it" in capsys.readouterr().out
     with alone(tmp_path / "stages", lambda: True) as claim:
         assert claim is None
+
+
+def test_a_process_that_takes_nothing_waits_for_those_that_work(tmp_path: Path) -> None:
+    """First nobody works, then another host does, which ends one item and dies in the other."""
+    first, second = items(tmp_path, 2)
+    clock = Clock()
+
+    def pause(_seconds: float) -> None:
+        clock.now += 60
+        if clock.now == 1120:
+            of_another_host(first)
+        elif 1120 < clock.now < 2000:
+            of_another_host(first, beat=int(clock.now))
+        elif clock.now == 2020:
+            (first / "result").touch()
+            of_another_host(second)
+
+    here = Worklist([first, second], finished, clock, pause)
+    assert not here.outlasted(lambda: False)
+    assert clock.now >= 2020 + PATIENCE
+    assert here.take() is not None, "it was only watched"
+    (second / "result").touch()
+    assert here.outlasted(lambda: False)

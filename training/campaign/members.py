@@ -170,8 +170,11 @@ def _afterwards(member: Member) -> tuple[Any, ...]:
 
 def _name(members: Sequence[Member]) -> str:
     settings = members[0].settings
-    number = 1 + max((run_dir.number_of(path) for path in settings.out.glob("*")), default=0)
     what = f"{len(members)}_members" if len(members) > 1 else members[0].name or _slug(settings)
+    for path in sorted(settings.out.glob(f"[0-9]*_campaign_{what}")):
+        if not (path / load.CAMPAIGN).exists():  # a process that started together with this one is making it
+            return path.name
+    number = 1 + max((run_dir.number_of(path) for path in settings.out.glob("*")), default=0)
     return f"{number:04d}_campaign_{what}"
 
 

@@ -122,6 +122,16 @@ class Worklist:
         found = {folder: _read(folder, _newest(folder)) for folder in self.left()}
         return {folder: owner.name for folder, owner in found.items() if owner.held and owner.name}
 
+    def outlasted(self, stop_requested: Callable[[], bool]) -> bool:
+        """Take no item, and wait until others did them all, or none of them has worked for `PATIENCE` seconds; whether
+        all are done."""
+        working = self._clock()
+        while (left := self.left()) and self._clock() - working < PATIENCE and not stop_requested():
+            if any(self._held(folder) for folder in left):
+                working = self._clock()
+            self._pause(POLL)
+        return not left
+
     def each(self, stop_requested: Callable[[], bool]) -> Iterator[Claim]:
         """Claims, one after another, until all items are done; waits for those that others hold, and says so once."""
         said: dict[Path, str] = {}
@@ -149,6 +159,14 @@ class Worklist:
             lock.release()
             return None
         return Claim(folder, number + 1, lock)
+
+    def _held(self, folder: Path) -> bool:
+        lock = FileLock(folder / ".lock")
+        try:
+            with lock.acquire(timeout=0):
+                return self._lives(folder, _newest(folder))
+        except Timeout:
+            return True
 
     def _lives(self, folder: Path, number: int) -> bool:
         """Whether the owner of a claim, whose lock this process has, may still work on another host."""

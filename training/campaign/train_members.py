@@ -5,6 +5,7 @@ The list that they share is `queue`; what is done about a fold that fails, `fail
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +71,25 @@ def train(campaign: Campaign, wish: RunRequest) -> None:
     if left:
         _look_at_images(team, shared)
         for claim in work.each(campaign.stop_requested):
-            _turn(campaign, team, shared, claim)
+            try:
+                _turn(campaign, team, shared, claim)
+            except Exception as error:
+                _leave_to_others(campaign, wish, work, error)
+                break
     if campaign.stop_requested():
         raise Interrupted(campaign.folder)
     for one in team:
         _sum_up(campaign, one, shared)
+
+
+def _leave_to_others(campaign: Campaign, wish: RunRequest, work: Worklist, error: Exception) -> None:
+    """A process of a launcher that cannot train on waits for the others, as its end would end theirs; the error is
+    raised where they leave something undone."""
+    if not wish.spread or campaign.stop_requested():
+        raise error
+    print(f"error: {error}; this process stops, and waits for the others, which take its folds", file=sys.stderr)
+    if not work.outlasted(campaign.stop_requested):
+        raise error
 
 
 def _begin(campaign: Campaign, team: Sequence[ResolvedMember], numbers: Sequence[int]) -> None:

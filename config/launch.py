@@ -1,0 +1,122 @@
+"""Which of how many processes this one is, as its launcher says in the environment."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Rank among all processes and among those of this host. `launcher` is "" where no launcher says anything."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    launcher: str = ""
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Launch:
+        """What `os.environ` says. The innermost launcher counts: torchrun and mpirun before the srun that starts them.
+
+        Sources: torchrun's worker environment (also set by Kubernetes' PyTorchJob, without the local ones), Open MPI's
+        and SLURM's documented variables, and `mlx._distributed_utils.launch`. Raises `ConfigError` where a variable is
+        no number, or a rank is not below its size.
+        """
+        if "RANK" in environ and "WORLD_SIZE" in environ:
+            return _of_names(environ, "torchrun", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        if "MLX_RANK" in environ:
+            return _of_mlx(environ)
+        if "OMPI_COMM_WORLD_SIZE" in environ:
+            keys = [f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "LOCAL_RANK", "SIZE", "LOCAL_SIZE")]
+            return _of_names(environ, "mpirun", *keys)
+        # srun alone sets the step's number of tasks: the batch script itself also has SLURM_PROCID and SLURM_NTASKS.
+        if "SLURM_STEP_NUM_TASKS" in environ and "SLURM_PROCID" in environ:
+            node = _number(environ, "SLURM_NODEID", 0)
+            sizes = _expanded(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+            local = {"LOCAL_WORLD_SIZE": str(sizes[node])} if node < len(sizes) else {}
+            names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE")
+            return _of_names({**environ, **local}, "srun", *names)
+        if environ.get("LOCAL_RANK"):  # set by hand, to choose a GPU
+            return _of_names(environ, "LOCAL_RANK", "", "LOCAL_RANK", "", "")
+        return cls()
+
+    @property
+    def several(self) -> bool:
+        """Whether the launcher started more than this process."""
+        return self.world_size > 1
+
+
+def _of_names(
+    environ: Mapping[str, str], launcher: str, rank: str, local_rank: str, world_size: str, local_world_size: str
+) -> Launch:
+    local = _number(environ, local_rank, 0)
+    found = Launch(
+        _number(environ, rank, 0),
+        local,
+        _number(environ, world_size, 1),
+        _number(environ, local_world_size, local + 1),
+        launcher,
+    )
+    if found.rank >= found.world_size or found.local_rank >= found.local_world_size:
+        raise ConfigError(
+            f"{launcher}: rank {found.rank} of {found.world_size}, on this host {found.local_rank} of "
+            f"{found.local_world_size}: a rank is below its size; unset {rank} and {world_size}"
+        )
+    return found
+
+
+def _of_mlx(environ: Mapping[str, str]) -> Launch:
+    """mlx.launch gives the rank; the size stands in MLX_WORLD_SIZE (nccl), or is the length of the list in the file of
+    MLX_HOSTFILE (ring) or MLX_IBV_DEVICES (jaccl)."""
+    rank = _number(environ, "MLX_RANK", 0)
+    hosts = _listed(environ, "MLX_HOSTFILE") or _listed(environ, "MLX_IBV_DEVICES")
+    size = len(hosts) or _number(environ, "MLX_WORLD_SIZE", 1)
+    if rank >= size:
+        raise ConfigError(f"mlx.launch: MLX_RANK is {rank} of {size} processes; unset it, or start them by mlx.launch")
+    addresses = [_address(entry) for entry in hosts]
+    same = [place for place, address in enumerate(addresses) if address and address == addresses[rank]] or [rank]
+    return Launch(rank, same.index(rank), size, len(same), "mlx.launch")
+
+
+def _listed(environ: Mapping[str, str], name: str) -> list[Any]:
+    """The list in the JSON file that a variable names; empty where it names none, or mlx.launch wrote none for one
+    process."""
+    if not environ.get(name):
+        return []
+    try:
+        text = Path(environ[name]).read_text()
+        found = json.loads(text) if text.strip() else []
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: {environ[name]} cannot be read ({error}); give a JSON list of hosts") from error
+    if not isinstance(found, list):
+        raise ConfigError(f"{name}: {environ[name]} holds no list; give a JSON list of hosts")
+    return found
+
+
+def _address(entry: Any) -> str:
+    """The host of a ring's entry, a list of IP:PORT; "" for an entry of RDMA devices, of which each host has one."""
+    first = entry[0] if isinstance(entry, list) and entry else ""
+    return first.rpartition(":")[0] if isinstance(first, str) else ""
+
+
+def _expanded(counts: str) -> list[int]:
+    """SLURM's tasks of each node: "2(x3),1" is [2, 2, 2, 1]."""
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
+    return [int(count) for count, times in parts for _ in range(int(times or 1))]
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{name}: found {text!r} in the environment; expected a whole number, or unset it")
+    return int(text)
