@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Each package may import those of the levels below its own, and itself.
-LEVELS = [{"config", "models", "ports"}, {"data", "backends"}, {"ensemble"}, {"infer"}, {"training", "convert"}]
+LEVELS = [{"config", "models", "ports"}, {"data", "backends"}, {"ensemble"}, {"infer"}, {"training", "convert"}, {"doctor"}]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 FRAMEWORKS = {"torch", "torchvision", "timm", "mlx", "mlxim", "coremltools", "onnx", "onnxruntime", "onnxscript"}
 NAMED_FOR_IT = ("torch", "mlx", "timm", "onnx", "coreml", "mil", "ports", "zoo", "convert")
@@ -107,7 +107,7 @@ def run_without(blocked: set[str], *argv: str) -> subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-PROGRAMS = ("train_torch.py", "train_mlx.py", "infer", "convert", "models", "training", "data", "backends")
+PROGRAMS = ("train_torch.py", "train_mlx.py", "infer", "convert", "models", "training", "data", "backends", "doctor")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

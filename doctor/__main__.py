@@ -1,0 +1,90 @@
+"""`python -m doctor`: what Tandem finds on this machine, what can run, and the remedy for what cannot.
+
+Each framework is asked in a process of its own, so that a broken one is a line of the report and not its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from doctor import engines, host, packages
+from doctor.check import BAD, NOTE, Check, guarded
+
+_EPILOG = "Exit codes: 0 an engine can run and nothing is wrong, 1 something is wrong, 2 a wrong command line."
+_CHECKS = {
+    "python": host.python,
+    "platform": host.system,
+    "chip": host.chip,
+    "memory": host.memory,
+    "packages": packages.required,
+    "torch": engines.torch,
+    "mlx": engines.mlx,
+    "onnx": engines.onnx,
+    "coreml": engines.coreml,
+    "extras": packages.extras,
+    "combinations": packages.combinations,
+    "compiler": host.compiler,
+    "disk": host.disk,
+    "hub": host.hub,
+    "environment": host.environment,
+}
+_WIDTH = 11  # of the names
+_REPORT = """In a bug report: the command and all that it printed with --verbose, config.yaml of the run folder, the
+smallest input that shows it, and the output of `python -m doctor --json`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report; the exit code is 1 where something is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m doctor",
+        description="Say what this machine and this installation can run, and the remedy for what they cannot.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for a bug report")
+    options = parser.parse_args(argv)
+    checks: list[Check] = []
+    if not options.json:
+        print(f"{_version()} {host.commit()} in {host.home(str(host.ROOT))}\n", flush=True)
+    with ThreadPoolExecutor(4) as pool:
+        for some in pool.map(lambda name: guarded(name, _CHECKS[name]), _CHECKS):
+            checks += some
+            for check in some if not options.json else ():
+                print(_lines(check), flush=True)
+    able = [name for name in ("torch", "mlx") if any(c.name == name and "engine" in c.details for c in checks)]
+    print(json.dumps(_object(checks, able), indent=1) if options.json else _summary(checks, able))
+    return int(not able or any(check.status == BAD for check in checks))
+
+
+def _object(checks: Sequence[Check], able: Sequence[str]) -> dict[str, Any]:
+    rows = [{name: value for name, value in vars(check).items() if value} for check in checks]
+    return {"version": _version(), "commit": host.commit(), "engines": list(able), "checks": rows}
+
+
+def _lines(check: Check) -> str:
+    line = f"{check.status:4}  {check.name:{_WIDTH}}  {check.found}"
+    return f"{line}\n{'':{_WIDTH + 8}}remedy: {check.remedy}" if check.remedy else line
+
+
+def _summary(checks: Sequence[Check], able: Sequence[str]) -> str:
+    bad, notes = (sum(check.status == status for check in checks) for status in (BAD, NOTE))
+    runs = " and ".join(f"train_{name}.py" for name in able)
+    verdict = f"{runs} can run" if able else "no engine can run: mend what is marked bad, or run make install"
+    return f"\n{verdict}; bad: {bad}, notes: {notes}\n{_REPORT}"
+
+
+def _version() -> str:
+    try:
+        from config import version  # needs tomllib, of Python 3.11
+    except ImportError:
+        return "tandem"
+    return version.line()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
