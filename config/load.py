@@ -9,6 +9,7 @@ appends repeated lists, and stops at the first unknown option.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +137,52 @@ def changed(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
         raise faults.several(unknown)
     (member,) = _resolve([layer, Layer(settings.model_dump(mode="json"))], [])
     return member.settings
+
+
+def of_values(values: Iterable[tuple[str, Any]], config: str | os.PathLike[str] | None, where: str) -> Settings:
+    """The settings of a program, over the recipe or file that `config` names: pairs of a dotted name and a value, or of
+    a section and a mapping.
+
+    `resume` among them goes on with a run, as on the command line. `where` is what faults call the place of the values.
+    Raises `ConfigError` as `parse`.
+    """
+    line = _CommandLine()
+    for name, value in _dotted(values):
+        key = tuple(name.split("."))
+        if key in line.layer.where:
+            line.faults.append(f"{name}: given twice ({where}); give it once")
+        elif not usage.is_setting(name):
+            line.faults.append(faults.unknown(key, where))
+        elif not yaml_file.writable(str(value)):
+            line.faults.append(
+                f"{name}: found {faults.shown(value)} ({where}); expected text that a UTF-8 file can hold"
+            )
+        else:
+            line.layer.where[key] = where
+            put(line.layer.values, key, _plain(value))
+    if config is not None:
+        line.options["config"] = [str(config)]
+    return members.choose(_resolve(_line_layers(line), line.faults), "")
+
+
+def _dotted(values: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Values by dotted name: those of a section that is given as a mapping one by one."""
+    for name, value in values:
+        if name in usage.sections() and isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+        else:
+            yield name, value
+
+
+def _plain(value: Any) -> Any:
+    """A value as a YAML file would hold it: paths as text, NumPy's numbers and arrays as Python's, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def members_yaml(found: Sequence[Member]) -> str:

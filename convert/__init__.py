@@ -1,13 +1,18 @@
 """From a checkpoint to ONNX and Core ML, and the proof that the result answers alike: `python -m convert`.
 
-`load` is the way to a format: its module, and so the frameworks it needs, is imported only then.
+`convert` is the way in from Python. `load` is the way to a format: its module, and so the frameworks it needs, is
+imported only then.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from backends import installed
 from config.errors import BackendUnavailable
@@ -26,6 +31,26 @@ TARGETS = {
     "onnx": Target(".onnx", "convert.onnx.export", ("torch", "timm", "onnx", "onnxscript")),
     "coreml": Target(".mlpackage", "convert.coreml.mlpackage", ("torch", "timm", "coremltools")),
 }
+
+
+def convert(
+    path: str | os.PathLike[str],
+    to: str | Sequence[str],
+    precision: str | Sequence[str] = "fp32",
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    verify: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> list[Path]:
+    """Write a checkpoint, each fold of a run, or an ensemble as "onnx" or "coreml"; the paths of what was written.
+
+    `path`, `precision` ("fp32", "fp16", ...), `out` and `verify` (images to compare on) are those of the command line,
+    and so are the `options` (`input`, `opset`, `batch`, `macos`, ...). Raises `ConfigError`, `BackendUnavailable` and
+    `ConvertError`, of which `VerificationFailed` says that an artefact is outside its limits.
+    """
+    from convert import export
+
+    return export.artefacts(path, to, precision, out, overwrite, verify, **options)
 
 
 def require(target: str) -> None:

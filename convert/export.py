@@ -5,21 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import convert
-from config.errors import ConvertError, UnsupportedOperation
+from config.errors import ConfigError, ConvertError, UnsupportedOperation
+from convert import command
 from convert.graph import torch_ensemble, torch_network
-from convert.place import atomic_write
-from convert.source import Source
+from convert.place import atomic_write, refuse_existing
+from convert.source import Source, one_image, read
 from convert.verification import pictures, report, sensitivity, speed, verify
-from convert.verification.precision import lossy
+from convert.verification.precision import PRECISIONS, lossy, pairs
 from data.sources import Table
 from infer import runtimes
 
@@ -161,6 +163,61 @@ class Exporter:
             before, after = speed.in_turn([first, path], 1)
             grown += f" and {before:.1f} to {after:.1f} ms an image"
         print(f"{told} keep the limits, {grown}; worst: {sensitivity.worst(losses)}")
+
+
+def artefacts(
+    path: str | os.PathLike[str],
+    to: str | Sequence[str],
+    precision: str | Sequence[str] = "fp32",
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    verify: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> list[Path]:
+    """What `convert.convert` does."""
+    asked = command.parser().parse_args(["--", os.fspath(path)])
+    unknown = sorted(options.keys() - vars(asked).keys())
+    if unknown:
+        raise TypeError(f"convert() has no option {unknown[0]!r}; there are {', '.join(sorted(vars(asked)))}")
+    targets, precisions = ([each] if isinstance(each, str) else list(each) for each in (to, precision))
+    for wanted, known in ((targets, list(convert.TARGETS)), (precisions, list(PRECISIONS))):
+        wrong = [name for name in wanted if name not in known]
+        if wrong or not wanted:
+            raise ConfigError(f"convert: found {wrong or wanted}; there are {', '.join(known)}")
+    places = {name: Path(place) for name, place in (("out", out), ("verify", verify)) if place is not None}
+    vars(asked).update(options, to=targets, precision=precisions, overwrite=overwrite, **places)
+    kinds = pairs(targets, precisions)
+    for target in targets:
+        convert.require(target)
+    return run(asked, kinds)
+
+
+def run(options: argparse.Namespace, kinds: Sequence[tuple[str, str]]) -> list[Path]:
+    """Write the (target, precision) pairs `kinds` of all sources that `options.path` names; the artefacts' paths.
+
+    Raises `VerificationFailed` where one is outside the limits.
+    """
+    if any(number < 1 for number in options.batch):
+        raise ConfigError(f"--batch {' '.join(map(str, options.batch))}: batches hold at least one image")
+    sources = read(options.path)
+    if options.single_input:
+        sources = [one_image(one) for one in sources]
+        for one in (one for one in sources if one.resized):
+            size, sizes = one.card.preprocessing.size, ", ".join(str(prep.size) for prep in one.resized)
+            print(
+                f"{one.path}: its members' pixels ({sizes}) are resized from the one image of {size}, not from the "
+                "file: near the runner's, not equal"
+            )
+    jobs = [names(one, kinds, options.out) for one in sources]
+    for job in (job for some in jobs for job in some):
+        refuse_existing(job.out, options.overwrite)
+    for target, precision in dict.fromkeys((t, p) for t in options.to for p in options.precision):
+        if (target, precision) not in kinds:
+            print(f"{target} has no {precision}: left out")
+    failed = [fault for one, some in zip(sources, jobs, strict=True) for fault in export(one, some, options)]
+    if failed:
+        raise verify.VerificationFailed("; ".join(failed))
+    return [job.out for some in jobs for job in some]
 
 
 def export(source: Source, jobs: Sequence[Job], options: argparse.Namespace) -> list[str]:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from config import usage  # noqa: E402 - found by the line above
 
 # From the bottom up; a test in tests/unit/test_house.py holds the direction of imports.
-ROOMS = ("config", "models", "ports", "data", "backends", "ensemble", "infer", "training", "convert", "doctor")
+ROOMS = ("config", "models", "ports", "data", "backends", "ensemble", "infer", "convert", "training", "doctor")
 COMMANDS = {
     "train_torch.py, train_mlx.py": ("training.cli", [["torch"]]),
     "python -m data": ("data.__main__", [[], ["look"], ["audit"], ["enlarge"], ["cache"], ["preview"]]),

@@ -12,7 +12,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Each package may import those of the levels below its own, and itself.
-LEVELS = [{"config", "models", "ports"}, {"data", "backends"}, {"ensemble"}, {"infer"}, {"training", "convert"}, {"doctor"}]
+LEVELS = [
+    {"config", "models", "ports"},
+    {"data", "backends"},
+    {"ensemble"},
+    {"infer"},
+    {"convert"},
+    {"training"},
+    {"doctor"},
+]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 FRAMEWORKS = {"torch", "torchvision", "timm", "mlx", "mlxim", "coremltools", "onnx", "onnxruntime", "onnxscript"}
 NAMED_FOR_IT = ("torch", "mlx", "timm", "onnx", "coreml", "mil", "ports", "zoo", "convert")

@@ -1,5 +1,5 @@
-"""What a user sees while a fold trains: a progress bar on a terminal, plain lines elsewhere, `history.csv` and
-`history.jsonl`, and the trackers that are switched on.
+"""What a user sees while a fold trains: a progress bar on a terminal or in a notebook, plain lines elsewhere,
+`history.csv` and `history.jsonl`, and the trackers that are switched on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from training.loop.fold_data import FoldData
 from training.loop.state import Callbacks
 from training.run import results
 from training.run.machine import Machine
+from training.run.notebook import NotebookBar, is_notebook
 from training.trackers.broadcast import Broadcast
 
 
@@ -34,8 +35,9 @@ class Progress:
         self, settings: Settings, fold: int, data: FoldData, folder: Path, describe: Callable[[], dict[str, Any]]
     ):
         self.settings, self.fold, self.folder = settings, fold, folder
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Console(soft_wrap=True, highlight=False, force_jupyter=False)  # plain lines in a notebook, too
         self.bar: Bar | None = None
+        self.notebook: NotebookBar | None = None
         self.advised = False
         self.events = Callbacks(step=self._step, epoch=self._epoch, say=self._say)
         self.window = (time.perf_counter(), 0)
@@ -43,7 +45,9 @@ class Progress:
         self.broadcast = Broadcast(settings, folder, data, self._say)
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
+        if is_notebook():
+            self.notebook = NotebookBar(self.fold)
+        elif self.console.is_terminal:
             self.bar = Bar(
                 TextColumn("fold {task.fields[fold]}"),
                 BarColumn(),
@@ -62,9 +66,13 @@ class Progress:
     ) -> None:
         if self.bar:
             self.bar.stop()
+        if self.notebook:
+            self.notebook.close()
         self.broadcast.close()
 
     def _step(self, epoch: int, update: int, updates: int, samples: int, loss: float) -> None:
+        if self.notebook:
+            self.notebook.step(update, updates)
         if not self.bar:
             return
         since, seen = self.window
@@ -79,17 +87,22 @@ class Progress:
         self._write(row)
         self._write_lines(row, best)
         self.broadcast.epoch(int(row["epoch"]))
-        text = (
+        if self.notebook:
+            self.notebook.epoch(row, self.settings.train.epochs)
+        else:
+            self._say(self._line(row, best))
+        advice = bottleneck.advice(row, self.settings, cores())
+        if advice and not self.advised:
+            self._say(advice)
+            self.advised = True
+
+    def _line(self, row: dict[str, float], best: bool) -> str:
+        return (
             f"fold {self.fold}  epoch {row['epoch']:.0f}/{self.settings.train.epochs}  lr {row['lr']:.2e}  "
             f"train loss {row['train_loss']:.4f}  val loss {row['log_loss']:.4f}  accuracy {row['accuracy']:.4f}  "
             f"macro-F1 {row['macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  "
             f"{bottleneck.shares(row)}{'  best' if best else ''}"
         )
-        self._say(text)
-        advice = bottleneck.advice(row, self.settings, cores())
-        if advice and not self.advised:
-            self._say(advice)
-            self.advised = True
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)

@@ -180,7 +180,7 @@ def write_environment(path: Path, engine: str, session: dict[str, Any]) -> None:
     target = path / "environment.json"
     with run_lock(path):
         starts = json.loads(target.read_text()) if target.exists() else []
-        write_text(target, json.dumps([*starts, _environment(engine, session)], indent=1))
+        write_text(target, json.dumps([*starts, _environment(path, engine, session)], indent=1))
 
 
 def write_yaml(path: Path, value: Any) -> None:
@@ -188,10 +188,11 @@ def write_yaml(path: Path, value: Any) -> None:
     write_text(path, yaml.safe_dump(value, sort_keys=False))
 
 
-def _environment(engine: str, session: dict[str, Any]) -> dict[str, Any]:
+def _environment(path: Path, engine: str, session: dict[str, Any]) -> dict[str, Any]:
+    interactive = sys.argv[0] == "" or "kernel" in Path(sys.argv[0]).name  # a notebook's command starts its kernel
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "command": f"train_{engine}.py --config {path / CONFIG}" if interactive else " ".join(sys.argv),
         "engine": engine,
         "session": session,
         "platform": platform.platform(),
