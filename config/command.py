@@ -14,19 +14,28 @@ OPTIONS = {
     "mode": f"one of {', '.join(MODES)}",
     "fold": "a whole number >= 0",
 }
-FLAGS = {"--help": "help", "-h": "help", "--version": "version", "--print_config": "print_config", "--tune": "tune"}
+FLAGS = {
+    "--help": "help",
+    "-h": "help",
+    "--version": "version",
+    "--print_config": "print_config",
+    "--dry_run": "dry_run",
+    "--tune": "tune",
+}
 _LINE = "command line"
 _OF_ONE = ("train", "tune", "")  # the modes that one member alone is for
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """`mode` "" is a single run, `member` "" is not chosen, `fold` None is all folds; `tune` goes with full."""
+    """`mode` "" is a single run, `member` "" is not chosen, `fold` None is all folds; `tune` goes with full;
+    `dry_run` measures and stops."""
 
     mode: str = ""
     member: str = ""
     fold: int | None = None
     tune: bool = False
+    dry_run: bool = False
 
 
 def request(options: Mapping[str, Sequence[str]], flags: set[str]) -> tuple[RunRequest, list[str]]:
@@ -43,7 +52,7 @@ def request(options: Mapping[str, Sequence[str]], flags: set[str]) -> tuple[RunR
     if "tune" in flags and mode != "full":
         found.append(f"tune: goes with --mode full ({_LINE}); --mode tune searches alone")
     number = int(fold) if fold.isascii() and fold.isdigit() else None
-    return RunRequest(mode, last.get("member", ""), number, "tune" in flags), found
+    return RunRequest(mode, last.get("member", ""), number, "tune" in flags, "dry_run" in flags), found
 
 
 def _list() -> str:

@@ -109,6 +109,11 @@ def help_text(prog: str) -> str:
     )
     general.add_argument("--fold", metavar="K", help="train this fold alone, as folds.train [K]")
     general.add_argument("--tune", action="store_true", help="search for better settings first (--mode full)")
+    general.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="measure a few updates, print folds, updates, time, memory, disk and what would be written, and stop",
+    )
     general.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
     general.add_argument("--version", action="store_true", help="print the version and stop")
     general.add_argument("--help", action="store_true", help="print this and stop")

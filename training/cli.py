@@ -56,6 +56,8 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
         from training.run import train_run
 
         backends.require(engine)
+        if command.wish.dry_run:
+            return _plan(engine, command)
         stop = StopSignal()
 
         try:
@@ -77,6 +79,16 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
         print(f"error: {what}; {_REMEDIES[error.errno]}, then start it again", file=sys.stderr)
         return 1
     print(f"finished: {folder / 'report.html'}")
+    return 0
+
+
+def _plan(engine: str, command: load.Command) -> int:
+    from training.campaign import plan
+
+    try:
+        print(*plan.lines(engine, command), sep="\n")
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -58,12 +58,10 @@ def folder(settings: Settings, engine: str) -> Path:
     folder; a path goes on with that run, on either engine. Nothing is ever overwritten: a name that is taken by another
     run is a `ConfigError`. Runs are numbered, so that no clock decides which is the newest.
     """
-    if settings.resume not in ("auto", "never"):
-        return _resumed(Path(settings.resume), settings)
-    found = _newest(settings, engine) if settings.resume == "auto" else None
+    found = existing(settings, engine)
     if found:
         return found
-    path = settings.out / (settings.name or _name(settings, engine))
+    path = new(settings, engine)
     _refuse_campaign(path)
     path.mkdir(parents=True, exist_ok=True)
     with run_lock(path):
@@ -77,6 +75,18 @@ def folder(settings: Settings, engine: str) -> Path:
             f"{path}: another run has this name; choose another --name, or go on with it by --resume {path}"
         )
     return folder(settings, engine)  # another process has just made it
+
+
+def existing(settings: Settings, engine: str) -> Path | None:
+    """The run that `settings.resume` goes on with, None where a new one is made; writes nothing. Errors as `folder`."""
+    if settings.resume not in ("auto", "never"):
+        return _resumed(Path(settings.resume), settings)
+    return _newest(settings, engine) if settings.resume == "auto" else None
+
+
+def new(settings: Settings, engine: str) -> Path:
+    """The folder that a new run gets."""
+    return settings.out / (settings.name or _name(settings, engine))
 
 
 def _newest(settings: Settings, engine: str) -> Path | None:
