@@ -17,7 +17,7 @@ from config import load
 from config.errors import CheckpointError, ConfigError
 from config.members import Member
 from config.schema import Settings
-from training.run import run_dir
+from training.run import auto_model, run_dir
 
 _RUNS = "members"
 # Settings that the training does not depend on.
@@ -58,6 +58,7 @@ def begin(
     Raises `ConfigError` where a name is taken, or where a resumed one was begun with other settings, and
     `CheckpointError` where there is none and it may not be a new one.
     """
+    members = with_models(engine, members)
     folder = _folder(members, may_be_new)
     if folder is None:
         raise CheckpointError(
@@ -65,6 +66,11 @@ def begin(
             "--mode train with the same settings, or name one by --resume PATH"
         )
     return named(engine, folder, members, stop_requested)
+
+
+def with_models(engine: str, members: Sequence[Member]) -> list[Member]:
+    """The members, each with a model in place of auto."""
+    return [replace(member, settings=auto_model.resolve(member.settings, engine).settings) for member in members]
 
 
 def named(

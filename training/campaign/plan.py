@@ -41,7 +41,7 @@ from training.loop.state import Callbacks
 from training.loop.trainer import Trainer
 from training.policy import optimizer
 from training.policy.resizing import ResizeSchedule
-from training.run import distillation, fold, machine, preflight, run_dir
+from training.run import auto_model, distillation, fold, machine, preflight, run_dir
 from training.run.prepare import FOLDS, card_of, describe, draw_folds, fold_numbers, prepare, refuse
 
 _GIB = 2**30
@@ -111,12 +111,13 @@ def lines(engine: str, command: load.Command) -> list[str]:
         raise ConfigError(f"dry_run: --mode {wish.mode} trains nothing; use it with a single run, --mode train or full")
     backends.require(engine)
     if not wish.mode:
-        refuse(command.settings, engine)
-        settings, _, table = prepare(command.settings)
+        chosen = auto_model.resolve(command.settings, engine)
+        refuse(chosen.settings, engine)
+        settings, _, table = prepare(chosen.settings, chosen.table)
         print(*describe(settings, table), sep="\n")
         found = run_dir.existing(settings, engine)
         return _run_lines(_estimate(engine, settings, table, found or run_dir.new(settings, engine), found is not None))
-    return _campaign_lines(engine, command.members, wish)
+    return _campaign_lines(engine, members.with_models(engine, command.members), wish)
 
 
 def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> list[str]:

@@ -28,6 +28,7 @@ CONFIG = load.RUN
 FINISHED = "fold_results.yaml"
 # Settings that say where, how fast and in which portions a run works, not what comes out of it.
 _CIRCUMSTANCES = (
+    "auto_hours",
     "resume",
     "resume_anyway",
     "out",
@@ -70,7 +71,7 @@ def folder(settings: Settings, engine: str) -> Path:
             write_text(path / CONFIG, load.to_yaml(settings))
     if fresh:
         return path
-    if settings.name and (settings.resume == "never" or not _fits(path, settings, engine)):
+    if settings.name and (settings.resume == "never" or not fits(path, settings, engine)):
         raise ConfigError(
             f"{path}: another run has this name; choose another --name, or go on with it by --resume {path}"
         )
@@ -95,7 +96,7 @@ def _newest(settings: Settings, engine: str) -> Path | None:
     other = ""
     for path in sorted(runs, key=lambda run: (number_of(run), run.name), reverse=True):
         try:
-            if _fits(path, settings, engine):
+            if fits(path, settings, engine):
                 return path
             begun = load.read(path / CONFIG)
         except ConfigError as error:
@@ -108,7 +109,8 @@ def _newest(settings: Settings, engine: str) -> Path | None:
     return None
 
 
-def _fits(path: Path, settings: Settings, engine: str) -> bool:
+def fits(path: Path, settings: Settings, engine: str) -> bool:
+    """Whether `path` is a run of this engine with the same settings."""
     return _engine_of(path) in ("", engine) and not differences(load.read(path / CONFIG), settings)
 
 
