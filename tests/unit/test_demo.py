@@ -1,4 +1,4 @@
-"""`make demo`'s own part: commands run side by side, their words go to the log, and a failure stops it with its code."""
+"""`make demo`: commands run side by side, what they print goes to the log, and a failure stops it with its code."""
 
 from __future__ import annotations
 
