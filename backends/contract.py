@@ -277,8 +277,18 @@ class Session(Protocol):
         """Free the device's memory."""
 
 
+class Hardware(NamedTuple):
+    """Where an engine computes: "cpu", "cuda", "mps" or "metal", and the bytes of memory that it has there."""
+
+    kind: str
+    memory: int
+
+
 class Backend(Protocol):
     """A module that opens sessions."""
+
+    def hardware(self) -> Hardware:
+        """This machine's best device."""
 
     def open(
         self, spec: ModelSpec, weights: Weights | None, config: SessionConfig = DEFAULTS, group: Group = ALONE

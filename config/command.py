@@ -15,7 +15,14 @@ OPTIONS = {
     "fold": "a whole number >= 0",
     "spread": "folds",
 }
-FLAGS = {"--help": "help", "-h": "help", "--version": "version", "--print_config": "print_config", "--tune": "tune"}
+FLAGS = {
+    "--help": "help",
+    "-h": "help",
+    "--version": "version",
+    "--print_config": "print_config",
+    "--dry_run": "dry_run",
+    "--tune": "tune",
+}
 _LINE = "command line"
 _OF_ONE = ("train", "tune", "")  # the modes that one member alone is for
 SHARED_MODES = ("train", "tune", "full")  # the modes whose work several processes share
@@ -24,13 +31,15 @@ SHARED_MODES = ("train", "tune", "full")  # the modes whose work several process
 @dataclass(frozen=True)
 class RunRequest:
     """`mode` "" is a single run, `member` "" is not chosen, `fold` None is all folds; `tune` goes with full.
-    With `spread`, the processes of a launcher work on different folds, not together on one."""
+    With `spread`, the processes of a launcher work on different folds, not together on one. `dry_run` measures and
+    stops."""
 
     mode: str = ""
     member: str = ""
     fold: int | None = None
     tune: bool = False
     spread: bool = False
+    dry_run: bool = False
 
 
 def request(options: Mapping[str, Sequence[str]], flags: set[str]) -> tuple[RunRequest, list[str]]:
@@ -48,13 +57,13 @@ def request(options: Mapping[str, Sequence[str]], flags: set[str]) -> tuple[RunR
         found.append(f"tune: goes with --mode full ({_LINE}); --mode tune searches alone")
     spread = last.get("spread", "")
     if spread not in ("", "folds"):
-        found.append(f"spread: found {faults.shown(spread)} ({_LINE}); expected {OPTIONS['spread']}")
+        found.append(f"spread: found {shown(spread)} ({_LINE}); expected {OPTIONS['spread']}")
     elif spread and mode not in SHARED_MODES:
         found.append(
             f"spread: goes with --mode {', '.join(SHARED_MODES)} ({_LINE}); a single run's folds are not shared"
         )
     number = int(fold) if fold.isascii() and fold.isdigit() else None
-    return RunRequest(mode, last.get("member", ""), number, "tune" in flags, bool(spread)), found
+    return RunRequest(mode, last.get("member", ""), number, "tune" in flags, bool(spread), "dry_run" in flags), found
 
 
 def _list() -> str:

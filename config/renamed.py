@@ -60,7 +60,7 @@ FLAGS = {
     "--blocks": "--ops",
 }
 # What a run meant before there was such a setting.
-OLD_DEFAULTS = {"data.resampling": "area"}
+OLD_DEFAULTS = {"data.resampling": "area", "model": "convnext_base"}
 
 
 def message(path: str, where: str) -> str | None:

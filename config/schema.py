@@ -58,7 +58,15 @@ class Settings(Section):
     """
 
     model: str = Field(
-        default="convnext_base", min_length=1, description="The architecture, such as convnext_base_384 or a timm name."
+        default="auto",
+        min_length=1,
+        description="The architecture, such as convnext_base_384 or a timm name; auto takes the best of a short table"
+        " whose weights are at hand, which fits the memory and trains within auto_hours.",
+    )
+    auto_hours: float = Field(
+        default=1.0,
+        gt=0,
+        description="Hours that model auto aims at, for all folds, by a rough estimate; nothing is stopped by it.",
     )
     weights: str = Field(
         default="pretrained",

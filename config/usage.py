@@ -104,6 +104,11 @@ def help_text(prog: str) -> str:
         help="under torchrun, srun or mlx.launch: each process takes folds, or trials, of its own, on a GPU of its own "
         "(--mode train, tune, full)",
     )
+    general.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="measure a few updates, print folds, updates, time, memory, disk and what would be written, and stop",
+    )
     general.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
     general.add_argument("--version", action="store_true", help="print the version and stop")
     general.add_argument("--help", action="store_true", help="print this and stop")

@@ -29,7 +29,7 @@ from convert import export
 from data.names import of_path
 from ensemble.options import given
 from infer.evaluation import scoring
-from infer.io import inputs
+from infer.io import collect, inputs
 from infer.member import ensemble_of
 from infer.model_cache import Keep
 from infer.runner import Runner
@@ -273,7 +273,7 @@ def _engine(name: str | None) -> str:
 def _inputs(images: inputs.Image | Iterable[inputs.Image]) -> inputs.Inputs:
     """Images with names: a path may be a folder, a table or an archive."""
     if isinstance(images, (str, os.PathLike)):
-        return inputs.collect([str(Path(images).expanduser())])
+        return collect.collect([str(Path(images).expanduser())])
     if isinstance(images, (list, tuple)) and all(isinstance(image, (str, os.PathLike)) for image in images):
         paths = [Path(cast("str", image)).expanduser() for image in images]
         return inputs.of_paths(paths, [of_path(str(path)) for path in paths])

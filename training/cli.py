@@ -84,6 +84,8 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
         from training.run import train_run
 
         backends.require(engine)
+        if command.wish.dry_run:
+            return _plan(engine, command)
         stop = StopSignal(launch.several)
 
         try:
@@ -124,6 +126,16 @@ def _check_launch(launch: Launch, engine: str, command: load.Command) -> None:
     remedy = "" if wish.mode else ", or add --mode train --spread folds, so that each takes folds of its own"
     what = f"--mode {wish.mode}" if wish.mode else f"a run of the {engine} engine"
     raise ConfigError(f"{started}, and {what} takes one: start it without {launch.launcher}{remedy}")
+
+
+def _plan(engine: str, command: load.Command) -> int:
+    from training.campaign import plan
+
+    try:
+        print(*plan.lines(engine, command), sep="\n")
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
 
 
 def _again(prog: str, wish: RunRequest) -> str:

@@ -1,158 +1,179 @@
 """`make demo`: the main job on real digits, from image files to a scored submission, by the commands a user types.
 
-Everything is written to `demo_out/`; a second start skips what is finished. Only `score` reads the hidden answers.
+One line a stage; the commands and what they print are in `demo_out/log.txt`. A second start skips what is finished.
+Only `score` reads the hidden answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import subprocess
 import sys
 import time
-import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
+import cv2
+import yaml
+from matplotlib.figure import Figure
 from sklearn.metrics import f1_score
 
 from config.errors import DataError
+from data.cores import cores
 from ensemble import ensemble_file
-from infer.runner import Runner
+from models import registry
+from models.weights import hub, source
 
 OUT = Path("demo_out")
-DIGITS, RUNS, ENSEMBLE = OUT / "digits", OUT / "runs", OUT / "ensemble.yaml"
-FOLDS = RUNS / "torch" / "folds.csv"
+DIGITS, RUNS, ENSEMBLE, LOG = OUT / "digits", OUT / "runs", OUT / "ensemble.yaml", OUT / "log.txt"
+TORCH, MLX = RUNS / "torch", RUNS / "mlx"
+ONNX, COREML = OUT / "converted" / "fold_1_best.onnx", OUT / "converted" / "fold_2_best.mlpackage"
+SUBMISSION, REPORT, PICTURE = OUT / "submission.csv", OUT / "report.html", OUT / "predictions.png"
 GOAL = 0.985
+_SHOWN = (4, 10)  # rows and columns of digits on the picture
+_TAIL = 15  # lines of the log that are shown where a command fails
 
 
 def main() -> int:
-    """Run all steps; the exit code is 0 when the ensemble reaches the goal on the unseen images."""
+    """Run all stages; the exit code is 0 when the ensemble reaches the goal on the unseen images."""
     began = time.monotonic()
-    train()
-    onnx, coreml = convert()
-    fit(onnx, coreml)
-    submission = predict()
-    command(
-        "-m",
-        "training",
-        "report",
-        *map(str, runs()),
-        "--ensemble",
-        str(ENSEMBLE),
-        "--submission",
-        str(submission),
-        "--out",
-        str(OUT / "report.html"),
-    )
-    passed = score(submission)
-    print(f"\ndemo: {time.monotonic() - began:.0f} s; report: {OUT / 'report.html'}; submission: {submission}")
+    OUT.mkdir(exist_ok=True)
+    print(f"Tandem's demo: read handwritten digits. Commands and details: {LOG}\n", flush=True)
+    stages: dict[str, Callable[[], str]] = {
+        "images": images,
+        "train": train,
+        "convert": convert,
+        "ensemble": fit,
+        "predict": predict,
+        "report": report,
+    }
+    for number, (name, stage) in enumerate(stages.items(), 1):
+        start = time.monotonic()
+        print(f"{number}/{len(stages)} {name:<9}", end="", flush=True)
+        print(f"{stage()}  ({time.monotonic() - start:.0f} s)", flush=True)
+    passed, total, count = score()
+    picture()
+    print(f"\nmacro-F1 {total:.4f} on {count} unseen images (goal {GOAL}); {time.monotonic() - began:.0f} s in all")
+    print(f"open {PICTURE}, then {REPORT}\n\nnext, with a folder of your own images (one folder a class):")
+    print("  python -m data look --root DIR\n  python train_torch.py --data.root DIR --dry_run")
     return 0 if passed else 1
 
 
-def runs() -> list[Path]:
-    """The three runs: torch, MLX, and MLX going on from a torch fold."""
-    return [RUNS / "torch", RUNS / "mlx", RUNS / "torch_to_mlx"]
+def images() -> str:
+    """Write the images, as a competition would give them."""
+    command(["-m", "data.demo", str(DIGITS)])
+    counts = [len(list((DIGITS / part).iterdir())) for part in ("train", "test")]
+    return f"{counts[0]} to train on, {counts[1]} to predict"
 
 
-def train() -> None:
-    """Write the images, train folds on both engines, and go on training a torch fold in MLX."""
-    command("-m", "data.demo", str(DIGITS))
-    common = ["--config", "demo", "--data.root", str(DIGITS), "--out", str(RUNS)]
-    command("train_torch.py", *common, "--name", "torch")
+def train() -> str:
+    """Three folds in torch and one of the same folds in MLX, at the same time."""
+    real = source.timm_installed() and hub.packaged(registry.get("tf_efficientnet_lite0"))
+    recipe, epochs = ("demo_pretrained", 3) if real else ("demo", 10)
+    common = ["--config", recipe, "--data.root", str(DIGITS), "--out", str(RUNS)]
     command(
-        "train_mlx.py",
-        *common,
-        "--name",
-        "mlx",
-        "--folds.file",
-        str(FOLDS),
-        "--folds.train",
-        "[1]",
-        "--train.epochs",
-        "10",
+        ["train_torch.py", *common, "--name", "torch"],
+        ["train_mlx.py", *common, "--name", "mlx", "--folds.train", "[1]", "--train.epochs", str(epochs)],
     )
-    moved = ["--weights", str(RUNS / "torch" / "fold_0" / "best"), "--folds.train", "[0]", "--train.epochs", "1"]
-    command(
-        "train_mlx.py",
-        *common,
-        "--name",
-        "torch_to_mlx",
-        "--folds.file",
-        str(FOLDS),
-        *moved,
-        "--optim.lr",
-        "2e-4",
-        "--schedule.warmup_epochs",
-        "0",
-    )
+    scores = [yaml.safe_load((run / "fold_results.yaml").read_text())["mean"]["macro_f1"] for run in (TORCH, MLX)]
+    start = "EfficientNet-Lite0 from ImageNet weights" if real else "a small ConvNeXt from scratch"
+    return f"{start}: macro-F1 {scores[0]:.3f} in torch (3 folds), {scores[1]:.3f} in MLX (1 fold)"
 
 
-def convert() -> tuple[Path, Path]:
+def convert() -> str:
     """One fold to ONNX and one to Core ML, each compared with its checkpoint on real images."""
-    made = OUT / "converted" / "fold_1_best.onnx", OUT / "converted" / "fold_2_best.mlpackage"
-    for number, kind, target in ((1, "onnx", made[0]), (2, "coreml", made[1])):
-        if not target.exists():
-            source = str(RUNS / "torch" / f"fold_{number}" / "best")
-            command(
-                "-m", "convert", source, "--to", kind, "--out", str(target.parent), "--verify", str(DIGITS / "test")
-            )
-    return made
+    verified = ["--out", str(ONNX.parent), "--verify", str(DIGITS / "test")]
+    wanted = [
+        ["-m", "convert", str(TORCH / f"fold_{number}" / "best"), "--to", kind, *verified]
+        for number, kind, made in ((1, "onnx", ONNX), (2, "coreml", COREML))
+        if not made.exists()
+    ]
+    command(*wanted)
+    return "fold 1 to ONNX, fold 2 to Core ML; both predict as their checkpoints"
 
 
-def fit(onnx: Path, coreml: Path) -> None:
+def fit() -> str:
     """Ensemble weights and a temperature on the out-of-fold logits; two folds are run by their converted forms."""
-    ENSEMBLE.unlink(missing_ok=True)
-    folds = RUNS / "torch"
-    swaps = [f"{folds / 'fold_1' / 'best'}={onnx}", f"{folds / 'fold_2' / 'best'}={coreml}"]
-    command("-m", "infer", "fit", *map(str, runs()), "--out", str(ENSEMBLE), "--tta", "shifts", "--replace", *swaps)
+    for made in (ENSEMBLE, SUBMISSION):
+        made.unlink(missing_ok=True)
+    swaps = [f"{TORCH / f'fold_{k}' / 'best'}={made}" for k, made in ((1, ONNX), (2, COREML))]
+    command(["-m", "infer", "fit", str(TORCH), str(MLX), "--out", str(ENSEMBLE), "--replace", *swaps])
+    return f"{len(ensemble_file.read(ENSEMBLE).members)} members, weighted and calibrated on out-of-fold logits"
 
 
-def predict() -> Path:
+def predict() -> str:
     """The submission of the mixed ensemble, with its probabilities beside it."""
-    command(
-        "-m",
-        "infer",
-        "--ensemble",
-        str(ENSEMBLE),
-        "--images",
-        str(DIGITS / "test.csv"),
-        "--sample",
-        str(DIGITS / "sample_submission.csv"),
-        "--out",
-        str(OUT / "submissions"),
-    )
-    return max((OUT / "submissions").glob("*_ensemble_tta_*[0-9].csv"), key=lambda path: path.stat().st_mtime_ns)
+    sample = ["--sample", str(DIGITS / "sample_submission.csv"), "--out", str(SUBMISSION)]
+    command(["-m", "infer", "--ensemble", str(ENSEMBLE), "--images", str(DIGITS / "test.csv"), *sample])
+    where = "Core ML" if sys.platform == "darwin" else "the Core ML evaluator"
+    return f"{len(column(SUBMISSION))} images by torch, MLX, ONNX Runtime and {where} together"
 
 
-def score(submission: Path) -> bool:
-    """Print macro-F1 on the test images, of the ensemble and of each member alone; True when the goal is reached."""
-    answers = _column(DIGITS / "hidden_answers.csv")
-    said = _column(submission)
-    if said.keys() != answers.keys():
-        raise DataError(f"{submission}: its IDs are not those of the hidden answers; write it again")
-    truth = [answers[key] for key in answers]
-    files = [DIGITS / "test" / key for key in answers]
-    print("\nmacro-F1 on the unseen test images")
-    with warnings.catch_warnings(action="ignore"), Runner(ensemble_file.read(ENSEMBLE)) as runner:
-        votes = np.concatenate([answers.votes for answers in runner.run(files)])
-        names = np.array(runner.class_names)
-        for member, column in zip(runner.members(), names[votes].T, strict=True):
-            print(f"  {f1_score(truth, column, average='macro'):.4f}  {member.name}")
-    total = f1_score(truth, [said[key] for key in answers], average="macro")
-    print(f"  {total:.4f}  the ensemble (goal {GOAL})")
-    return bool(total >= GOAL)
+def report() -> str:
+    """The page about both runs and their ensemble."""
+    files = ["--ensemble", str(ENSEMBLE), "--submission", str(SUBMISSION), "--out", str(REPORT)]
+    command(["-m", "training", "report", str(TORCH), str(MLX), *files])
+    return "curves, scores per class, the ensemble, confident mistakes, what the networks looked at"
 
 
-def command(*words: str) -> None:
-    """Run a Python command line as a user would, showing it; stops the demo with its exit code when it fails."""
-    print("\n$ python " + " ".join(words), flush=True)
-    done = subprocess.run([sys.executable, *words], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+def score() -> tuple[bool, float, int]:
+    """Whether the goal is reached on the test images, the ensemble's macro-F1, and how many images there are."""
+    answers, predicted = column(DIGITS / "hidden_answers.csv"), column(SUBMISSION)
+    if predicted.keys() != answers.keys():
+        raise DataError(f"{SUBMISSION}: its IDs are not those of the hidden answers; write it again")
+    total = f1_score([*answers.values()], [predicted[key] for key in answers], average="macro")
+    return bool(total >= GOAL), float(total), len(answers)
 
 
-def _column(path: Path) -> dict[str, str]:
+def picture() -> None:
+    """`predictions.png`: all mistakes and the least certain images, each with what was predicted."""
+    answers, predicted = column(DIGITS / "hidden_answers.csv"), column(SUBMISSION)
+    with SUBMISSION.with_name(f"{SUBMISSION.stem}_probabilities.csv").open(newline="") as stream:
+        certain = {row[0]: max(map(float, row[1:])) for row in list(csv.reader(stream))[1:]}
+    hardest = sorted(answers, key=lambda key: (predicted[key] == answers[key], certain[key]))
+    figure = Figure(figsize=(_SHOWN[1], _SHOWN[0] * 1.25), layout="constrained")
+    figure.suptitle("Predicted digits: mistakes first, then the least certain")
+    for axis, key in zip(figure.subplots(*_SHOWN).flat, hardest, strict=False):
+        wrong = predicted[key] != answers[key]
+        axis.imshow(cv2.imread(str(DIGITS / "test" / key), cv2.IMREAD_GRAYSCALE), cmap="gray_r")
+        said = f"{predicted[key]}, is {answers[key]}" if wrong else f"{predicted[key]}  {certain[key]:.0%}"
+        axis.set_title(said, fontsize=9, color="crimson" if wrong else "black")
+        axis.set_axis_off()
+    figure.savefig(PICTURE, dpi=100)
+
+
+def command(*lines: Sequence[str]) -> None:
+    """Run Python command lines as a user would, at the same time; stops the demo with the exit code of one that fails.
+
+    What they print goes to the log.
+    """
+    threads = str(max(cores() // max(len(lines), 1), 1))
+    running = []
+    for number, words in enumerate(lines):
+        part = OUT / f"log_{number}.txt"
+        with part.open("w") as stream:
+            stream.write(f"\n$ python {' '.join(words)}\n")
+            stream.flush()
+            environment = {**os.environ, "OMP_NUM_THREADS": threads}
+            words = [sys.executable, *words]
+            running.append((part, subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, env=environment)))
+    failed = 0
+    for part, process in running:
+        code = process.wait()
+        text = part.read_text()
+        with LOG.open("a") as stream:
+            stream.write(text)
+        part.unlink()
+        if code:
+            print(f"failed; the end of {LOG}:", *text.splitlines()[-_TAIL:], sep="\n", file=sys.stderr)
+        failed = failed or code
+    if failed:
+        sys.exit(failed)
+
+
+def column(path: Path) -> dict[str, str]:
     """ID -> the other column of a two-column CSV."""
     with path.open(newline="") as stream:
         rows = list(csv.reader(stream))[1:]

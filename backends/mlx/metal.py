@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 
 import mlx.core as mx
+import psutil
 
-from backends.contract import Precision
+from backends.contract import Hardware, Precision
 from config.errors import ConfigError
 
 TF32 = "MLX_ENABLE_TF32"  # read once in a process, at its first product; 1 unless it is set
@@ -52,6 +53,12 @@ def set_arithmetic(precision: Precision) -> None:
 def memory_limit() -> int | None:
     """The bytes that Metal recommends to use at most; None off Metal, whose allocator alone goes on into swap."""
     return int(mx.device_info(mx.Device(mx.gpu))["max_recommended_working_set_size"]) if active() else None
+
+
+def hardware() -> Hardware:
+    """The kind of the device that a session opens on and the memory that it should use at most."""
+    limit = memory_limit()
+    return Hardware("metal", limit) if limit else Hardware("cpu", psutil.virtual_memory().total)
 
 
 def claim_memory() -> None:

@@ -34,6 +34,7 @@ from backends.contract import (
 from backends.group import ALONE, Group
 from backends.mlx import losses, metal, model, profile, recompute, statistics, step, tune
 from backends.mlx.memory import memory_errors
+from backends.mlx.metal import hardware as hardware
 from config.errors import ConfigError
 from models.registry import ModelSpec
 from models.weights.loading import check

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from backends.contract import (
     DEFAULTS,
     Batch,
+    Hardware,
     MixPlan,
     SessionConfig,
     StepHyperparams,
@@ -32,6 +34,11 @@ from backends.numpy import model, optim
 from config.errors import ConfigError
 from models.registry import ModelSpec
 from models.weights.loading import check
+
+
+def hardware() -> Hardware:
+    """The CPU and the machine's memory."""
+    return Hardware("cpu", psutil.virtual_memory().total)
 
 
 def open(spec: ModelSpec, weights: Weights | None, config: SessionConfig = DEFAULTS, group: Group = ALONE) -> Session:

@@ -8,8 +8,10 @@ import re
 import shutil
 import warnings
 
+import psutil
 import torch
 
+from backends.contract import Hardware
 from config.errors import BackendUnavailable
 from config.launch import Launch
 
@@ -35,6 +37,16 @@ def best_device() -> torch.device:
     if not launch.launcher:
         return _supported(torch.device("cuda"))
     return _current(_supported(torch.device("cuda", launch.local_rank % torch.cuda.device_count())))
+
+
+def hardware() -> Hardware:
+    """The kind and the memory of the device that a session opens on; the CPU's is the machine's."""
+    device = best_device()
+    if device.type == "cuda":
+        return Hardware("cuda", int(torch.cuda.get_device_properties(device).total_memory))
+    if device.type == "mps":
+        return Hardware("mps", int(torch.mps.recommended_max_memory()))
+    return Hardware("cpu", psutil.virtual_memory().total)
 
 
 def named(name: str, source: str) -> torch.device:

@@ -38,6 +38,7 @@ from backends.group import ALONE, Group
 from backends.torch import compiling, losses, model, optim, profile, statistics, step
 from backends.torch.devices import DEVICE_VARIABLE as DEVICE_VARIABLE
 from backends.torch.devices import best_device as best_device
+from backends.torch.devices import hardware as hardware
 from backends.torch.devices import remark
 from backends.torch.memory import memory_errors
 from backends.torch.precision import LossScale, resolved, tf32

@@ -27,6 +27,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _LEAST_CELL, _MOST_CELL = 112, 224  # pixels on the sheet
 _GAP, _LINE = 6, 20
 _PAPER, _INK = (255, 255, 255), (0, 0, 0)
+_TYPICAL = "convnext_base"  # whose preprocessing is shown where the model is auto: 224 pixels
 
 
 class Column(NamedTuple):
@@ -67,7 +68,8 @@ def _table(settings: Settings) -> sources.Table:
 
 
 def _preprocessing(settings: Settings) -> Preprocessing:
-    prep = registry.get(settings.model, image_size=settings.data.image_size).preprocessing
+    name = _TYPICAL if settings.model == "auto" else settings.model
+    prep = registry.get(name, image_size=settings.data.image_size).preprocessing
     return replace(prep, fit=settings.data.resize_mode or prep.fit, pad=settings.data.pad)
 
 

