@@ -22,6 +22,7 @@ import backends
 from backends.contract import Backend, CompileMode, Session, SessionConfig, Weights
 from config.errors import CheckpointError, DataError, Interrupted, OutOfMemory
 from config.schema import Settings
+from config.sections.data import Data
 from data import folds, sources
 from data.augment import transforms
 from data.augment.corrupt import Corrupted
@@ -29,6 +30,8 @@ from data.cache import disk
 from data.cache.images import Images, Source
 from data.loading.loader import Loader
 from data.loading.samples import ByEpoch, Transform
+from data.sources.packed import Part
+from data.streaming import order
 from models import limits
 from models.card import Card
 from models.registry import ModelSpec
@@ -237,7 +240,21 @@ def load_data(job: Job, number: int) -> FoldData:
         valid_ids=[table.ids[i] for i in valid],
         raise_to=sampling.raise_to(settings.sampling, table.class_names),
         corrupted=_corrupted(job, [table.paths[i] for i in valid], batch),
+        stream_order=_stream_order(settings.data, lesson.paths, stages),
     )
+
+
+def _stream_order(
+    data: Data, paths: Sequence[Path], stages: Sequence[resizing.ResizeStage]
+) -> order.StreamOrder | None:
+    """The order in which shards are streamed; an image outside of shards counts as a shard of its own."""
+    if not data.streaming:
+        return None
+    numbers: dict[Path, int] = {}
+    files = [path.file if isinstance(path, Part) else path for path in paths]
+    shard = np.array([numbers.setdefault(file, len(numbers)) for file in files], np.int64)
+    streams = math.gcd(data.streams, *(stage.batch for stage in stages))
+    return order.StreamOrder(shard, streams, data.shuffle_buffer)
 
 
 def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
@@ -255,6 +272,7 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
         job.images,
         settings.data.on_bad_image != "error",
         settings.data.processes,
+        int(settings.data.shard_cache_gb * 1e9),
     )
 
 
@@ -285,7 +303,18 @@ def _loader(
 ) -> Loader:
     data = job.settings.data
     skip = data.on_bad_image != "error"
-    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, source, skip, data.processes)
+    return Loader(
+        paths,
+        transform,
+        size,
+        batch,
+        data.workers,
+        job.settings.seed,
+        source,
+        skip,
+        data.processes,
+        int(data.shard_cache_gb * 1e9),
+    )
 
 
 def _finish(folder: Path, number: int, loop: TrainerState, seconds: float) -> dict[str, Any]:
