@@ -1,7 +1,8 @@
 """The order of an epoch in which shards are read front to back, for any number of ranks.
 
 As in WebDataset, shards are permuted and a shuffle buffer mixes the samples of neighbouring ones. As in MosaicML's
-Streaming (`num_canonical_nodes`), a fixed number of streams, not the number of ranks, decides the order.
+Streaming, a fixed number of streams decides the order, not the number of ranks (`num_canonical_nodes`), and no sample
+waits in the buffer for longer than the buffer is large (`py1e`), so that its shard is not needed for long.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ class StreamOrder:
             part = reading[ends[number] : ends[number + 1]]
             if number % 2:
                 part = self._backwards(part)
-            rng = philox(seed, "shuffle buffer", epoch, number)
-            shuffled = _buffered(part, max(1, self.buffer // self.streams), rng)
+            waits = max(1, self.buffer // self.streams) * philox(seed, "shuffle buffer", epoch, number).random(
+                len(part)
+            )
+            shuffled = part[np.argsort(np.arange(len(part)) + waits, kind="stable")]
             order[:, number] = shuffled[: steps * rows].reshape(steps, rows)
         return order.reshape(-1)
 
@@ -55,20 +58,3 @@ class StreamOrder:
         """The shards in reverse order, each still front to back: two streams that share a shard read it at one time."""
         ends = np.flatnonzero(np.diff(self.shard[part])) + 1
         return np.concatenate(np.split(part, ends)[::-1])
-
-
-def _buffered(samples: Index, size: int, rng: np.random.Generator) -> Index:
-    """The samples as a shuffle buffer of `size` gives them: each is drawn from the buffer, and the next one replaces
-    it."""
-    drawn = rng.random(len(samples)).tolist()
-    buffer, ahead = samples[:size].tolist(), samples[size:].tolist()
-    found = []
-    for place, following in enumerate(ahead):
-        slot = int(drawn[place] * size)
-        found.append(buffer[slot])
-        buffer[slot] = following
-    for place in range(len(ahead), len(samples)):
-        slot = int(drawn[place] * len(buffer))
-        buffer[slot], buffer[-1] = buffer[-1], buffer[slot]
-        found.append(buffer.pop())
-    return np.array(found, np.int64)

@@ -14,6 +14,7 @@ from data.sources.packed import Part
 from data.streaming import shard_cache
 
 _AT_A_TIME = 4  # shards that are fetched at one time
+_PATIENCE = 1.0  # seconds for a thread to end
 
 
 class RemoteShards:
@@ -53,13 +54,15 @@ class ReadAhead:
         self._begun = self._bytes = self._wanted = 0  # shards begun, bytes that they take, shards that are waited for
         self._held: dict[int, IO[bytes]] = {}
         self._done = np.zeros(len(by_use), np.bool_)
-        self._fault: BaseException | None = None
+        self._faults: dict[int, BaseException] = {}
         self._closed = False
         self._changed = threading.Condition()
+        names = [f"tandem-shards-{number}" for number in range(min(_AT_A_TIME, len(self._files)))]
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
 
     def __enter__(self) -> ReadAhead:
-        for number in range(min(_AT_A_TIME, len(self._files))):
-            threading.Thread(target=self._work, name=f"tandem-shards-{number}", daemon=True).start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,6 +70,8 @@ class ReadAhead:
             self._closed = True
             self._release(list(self._held))
             self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(_PATIENCE)  # one that a server keeps waiting ends with the process
 
     def wait(self, place: int) -> None:
         """Until every shard is here that the places before `place` need; raises what went wrong with one."""
@@ -74,8 +79,9 @@ class ReadAhead:
             self._wanted = max(self._wanted, int(np.searchsorted(self._first, place)))
             self._changed.notify_all()
             while not self._done[: self._wanted].all():
-                if self._fault is not None:
-                    raise self._fault
+                for number in sorted(self._faults):
+                    if number < self._wanted:
+                        raise self._faults[number]
                 self._changed.wait()
 
     def used(self, place: int) -> None:
@@ -90,15 +96,15 @@ class ReadAhead:
             self._bytes -= self._sizes[number]
 
     def _work(self) -> None:
-        """Fetch one shard after another until all are here, one has failed, or nobody waits any more."""
+        """Fetch one shard after another until nobody waits for any."""
         while (number := self._next()) is not None:
             try:
                 stream = shard_cache.hold(self._files[number], self._limit, lambda: self._closed)
             except BaseException as error:  # raised where the shard is waited for
                 with self._changed:
-                    self._fault = self._fault or error
+                    self._faults[number] = error
                     self._changed.notify_all()
-                return
+                continue
             with self._changed:
                 self._held[number], self._done[number] = stream, True
                 if self._closed:
@@ -107,7 +113,7 @@ class ReadAhead:
 
     def _next(self) -> int | None:
         with self._changed:
-            while not self._closed and self._fault is None and self._begun < len(self._files):
+            while not self._closed and self._begun < len(self._files):
                 number = self._begun
                 if number < self._wanted or self._bytes + self._sizes[number] <= self._limit:
                     self._begun += 1

@@ -29,6 +29,7 @@ except ModuleNotFoundError:  # Windows
 
 LIMIT = 20 * 10**9
 INDEX = ".index.json"
+_SHARD, _PART = ".tar", ".part"
 _VERSION = 1  # of the index; raise it when its form changes
 Row = tuple[str, str, int, int, str | None]  # key and name of an image, where it lies, how long it is, its label
 
@@ -91,15 +92,15 @@ def adopt(place: Path, content: bytes, url: str) -> Index | None:
 def keep(place: Path, index: Index) -> Index:
     """Keep the index of a shard. `DataError` where there is no room."""
     file = _index_file(place)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    written = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps([_VERSION, *index]))
-        part.replace(file)
+        written.write_text(json.dumps([_VERSION, *index]))
+        written.replace(file)
     except OSError as error:
         raise _not_kept(file, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
     return index
 
 
@@ -144,13 +145,13 @@ def hold(place: Path, limit: int = LIMIT, stop: Callable[[], bool] = lambda: Fal
 def _fetch(place: Path, limit: int, stop: Callable[[], bool]) -> None:
     """Bring a shard here; processes that want the same one wait for the first of them."""
     found = _indexed(place)
-    part = place.with_name(f".{place.name}.part")
-    with part.open("ab") as out:
+    part = place.with_name(f".{place.name}{_PART}")
+    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "wb") as out:  # noqa: PTH123
         fcntl.flock(out, fcntl.LOCK_EX)
         if not _is_at(out, part) or place.exists():  # another process has fetched it, or failed to
             return
         try:
-            _make_room(limit - found.size)
+            _reserve(out, found.size, limit)
             _copy(found, out, stop)
             part.replace(place)
         except OSError as error:
@@ -159,35 +160,43 @@ def _fetch(place: Path, limit: int, stop: Callable[[], bool]) -> None:
             part.unlink(missing_ok=True)
 
 
+def _reserve(out: IO[bytes], size: int, limit: int) -> None:
+    """Give a file its size, after removing shards that nobody holds, the longest unused first, until all that is kept
+    and being fetched takes `limit` bytes."""
+    with (folder() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        there = [(stat.st_mtime_ns, stat.st_size, path) for path in folder().rglob("*") if (stat := _stat(path))]
+        total = size + sum(length for _, length, path in there if path.suffix in (_SHARD, _PART))
+        for _, length, path in sorted(there):
+            if total > limit and path.suffix in (_SHARD, _PART) and _removed(path):
+                total -= length
+        out.truncate(size)
+
+
+def _removed(path: Path) -> bool:
+    """Whether a shard could be removed: nobody holds it or is fetching it."""
+    try:
+        with path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return True
+
+
 def _copy(shard: Index, out: IO[bytes], stop: Callable[[], bool]) -> None:
-    out.truncate(0)
     crc = done = 0
     for block in transfer.blocks(shard.url, shard.size):
         if stop():
             raise Stopped
         out.write(block)
         crc, done = zlib.crc32(block, crc), done + len(block)
+    out.flush()
     if (done, crc) != (shard.size, shard.crc):
         raise DataError(
-            f"{shard.url}: is no longer what was indexed ({done} bytes, then {shard.size}); remove the folder "
+            f"{shard.url}: is no longer what was indexed ({done} bytes, {shard.size} then); remove the folder "
             f"{folder()}, so that all shards are indexed anew"
         )
-
-
-def _make_room(limit: int) -> None:
-    """Remove shards that nobody holds, the longest unused first, down to `limit` bytes."""
-    there = [(stat.st_mtime_ns, stat.st_size, path) for path in folder().rglob("*.tar") if (stat := _stat(path))]
-    total = sum(length for _, length, _ in there)
-    for _, length, path in sorted(there):
-        if total <= limit:
-            return
-        try:
-            with path.open("rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-        except (BlockingIOError, FileNotFoundError):
-            continue
-        total -= length
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -204,7 +213,6 @@ def _is_at(stream: IO[bytes], path: Path) -> bool:
 
 
 def _not_kept(place: Path, error: OSError) -> DataError:
-    remedy = "make room, or set data.shard_cache_gb lower" if error.errno == errno.ENOSPC else "check its permissions"
-    return DataError(
-        f"{place.parent}: {place.name} cannot be kept there ({error.strerror}); {remedy}, or set TANDEM_CACHE"
-    )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "make room, or set data.shard_cache_gb lower" if full else "check its permissions"
+    return DataError(f"{place}: cannot be kept ({error.strerror}); {remedy}, or set TANDEM_CACHE to another folder")

@@ -40,10 +40,10 @@ def blocks(address: str, size: int | None = None) -> Iterator[bytes]:
         except _faults() as error:
             failed += 1
             why = str(error) or type(error).__name__
-            if isinstance(error, (FileNotFoundError, PermissionError)) or getattr(error, "status", 0) in _LASTING:
-                raise DataError(
-                    f"{address}: cannot be fetched ({why}); check the address and the access to it"
-                ) from error
+            if isinstance(error, FileNotFoundError):
+                raise DataError(f"{address}: there is no such file; check the address") from error
+            if isinstance(error, PermissionError) or getattr(error, "status", 0) in _LASTING:
+                raise DataError(f"{address}: cannot be fetched ({why}); check your access to it") from error
             if failed >= ATTEMPTS:
                 raise DataError(
                     f"{address}: cannot be fetched, {failed} attempts failed at byte {done} ({why}); check the "
