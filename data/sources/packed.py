@@ -82,6 +82,11 @@ class Part(type(Path())):  # type: ignore[misc]  # the class of paths on this pl
         return Part(self.file.resolve(strict), self.relative_to(self.file).as_posix(), self.offset, self.size)
 
 
+def file_of(path: Path) -> Path:
+    """The file that an image lies in, which may be the image itself."""
+    return path.file if isinstance(path, Part) else path
+
+
 def address(path: Path) -> Address:
     """A path as JSON has it, for another process, where `of_address` makes it a path again."""
     if not isinstance(path, Part):

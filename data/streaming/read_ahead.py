@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.packed import Part
+from data.sources import packed
 from data.streaming import shard_cache
 
 _AT_A_TIME = 4  # shards that are fetched at one time
@@ -21,13 +21,11 @@ class RemoteShards:
     """The shards of a URL that some paths lie in, of which at most `limit` bytes are to be here at one time."""
 
     def __init__(self, paths: Sequence[Path], limit: int):
-        numbers: dict[Path, int] = {}
-        files = [path.file if isinstance(path, Part) else None for path in paths]
-        for file in dict.fromkeys(file for file in files if file is not None):
-            if shard_cache.belongs(file):
-                numbers[file] = len(numbers)
-        self._files, self._limit = list(numbers), limit
-        self._shard = np.array([-1 if file is None else numbers.get(file, -1) for file in files], np.int64)
+        distinct = dict.fromkeys(path.file for path in paths if isinstance(path, packed.Part))
+        self._files, self._limit = [file for file in distinct if shard_cache.belongs(file)], limit
+        numbers = {file: number for number, file in enumerate(self._files)}
+        files = [packed.file_of(path) for path in paths] if numbers else []
+        self._shard = np.array([numbers.get(file, -1) for file in files], np.int64)
 
     def read_ahead(self, order: NDArray[np.int64], start: int) -> ReadAhead:
         """What fetches the shards of an order (positions in the paths) from place `start` on."""

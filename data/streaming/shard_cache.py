@@ -15,7 +15,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, NamedTuple
 
 from config.errors import BackendUnavailable, DataError
@@ -53,14 +53,14 @@ def folder() -> Path:
 
 
 def places(addresses: Sequence[str], what: str) -> tuple[Path, dict[str, Path]]:
-    """A folder, and where in it the shard of each address lies, named as below the folder that they have in common.
-    `what` tells ways of indexing apart. `BackendUnavailable` on Windows."""
+    """A folder, and where in it the shard of each address lies. `what` tells ways of indexing apart.
+    `BackendUnavailable` on Windows."""
     if fcntl is None:
         raise BackendUnavailable("data.streaming from a URL needs Linux or macOS; download the shards")
-    plain = [PurePosixPath(address.partition("?")[0]) for address in addresses]
-    base = PurePosixPath(os.path.commonpath([path.parent for path in plain]))
-    root = folder() / hashlib.sha256(f"{_VERSION}|{base}|{what}".encode()).hexdigest()[:16]
-    return root, {a: root / path.relative_to(base) for a, path in zip(addresses, plain, strict=True)}
+    names = transfer.names(addresses)
+    first = addresses[0].partition("?")[0].removesuffix(names[addresses[0]])
+    root = folder() / hashlib.sha256(f"{_VERSION}|{first}|{what}".encode()).hexdigest()[:16]
+    return root, {address: root / name for address, name in names.items()}
 
 
 def belongs(file: Path) -> bool:

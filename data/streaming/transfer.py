@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import IO, Any
 
 from config.errors import BackendUnavailable, DataError
@@ -41,7 +43,7 @@ def blocks(address: str, size: int | None = None) -> Iterator[bytes]:
             failed += 1
             why = str(error) or type(error).__name__
             if isinstance(error, FileNotFoundError):
-                raise DataError(f"{address}: there is no such file; check the address") from error
+                raise DataError(f"{address}: cannot be fetched (there is no such file); check the address") from error
             if isinstance(error, PermissionError) or getattr(error, "status", 0) in _LASTING:
                 raise DataError(f"{address}: cannot be fetched ({why}); check your access to it") from error
             if failed >= ATTEMPTS:
@@ -50,6 +52,13 @@ def blocks(address: str, size: int | None = None) -> Iterator[bytes]:
                     "connection and start again, what was fetched before is kept"
                 ) from error
             time.sleep(_PAUSE * 2 ** (failed - 1))
+
+
+def names(addresses: Sequence[str]) -> dict[str, str]:
+    """For each address its path below the folder that they have in common."""
+    paths = [PurePosixPath(address.partition("?")[0]) for address in addresses]
+    base = posixpath.commonpath([path.parent for path in paths])
+    return {address: path.relative_to(base).as_posix() for address, path in zip(addresses, paths, strict=True)}
 
 
 def small(address: str) -> bytes | None:

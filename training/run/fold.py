@@ -30,8 +30,8 @@ from data.cache import disk
 from data.cache.images import Images, Source
 from data.loading.loader import Loader
 from data.loading.samples import ByEpoch, Transform
-from data.sources.packed import Part
-from data.streaming import order
+from data.sources import packed
+from data.streaming.order import StreamOrder
 from models import limits
 from models.card import Card
 from models.registry import ModelSpec
@@ -240,21 +240,30 @@ def load_data(job: Job, number: int) -> FoldData:
         valid_ids=[table.ids[i] for i in valid],
         raise_to=sampling.raise_to(settings.sampling, table.class_names),
         corrupted=_corrupted(job, [table.paths[i] for i in valid], batch),
-        stream_order=_stream_order(settings.data, lesson.paths, stages),
+        stream_order=_stream_order(settings.data, lesson.paths, [table.paths[i] for i in valid], stages),
     )
 
 
 def _stream_order(
-    data: Data, paths: Sequence[Path], stages: Sequence[resizing.ResizeStage]
-) -> order.StreamOrder | None:
-    """The order in which shards are streamed; an image outside of shards counts as a shard of its own."""
+    data: Data, paths: Sequence[Path], valid: Sequence[Path], stages: Sequence[resizing.ResizeStage]
+) -> StreamOrder | None:
+    """The order in which shards are streamed; an image outside of shards counts as a shard of its own. Says where that
+    is not what a user may expect."""
     if not data.streaming:
         return None
     numbers: dict[Path, int] = {}
-    files = [path.file if isinstance(path, Part) else path for path in paths]
-    shard = np.array([numbers.setdefault(file, len(numbers)) for file in files], np.int64)
+    shard = np.array([numbers.setdefault(packed.file_of(path), len(numbers)) for path in paths], np.int64)
     streams = math.gcd(data.streams, *(stage.batch for stage in stages))
-    return order.StreamOrder(shard, streams, data.shuffle_buffer)
+    if streams < data.streams:
+        batches = ", ".join(str(stage.batch) for stage in stages)
+        print(f"streaming: {streams} streams, as data.streams {data.streams} does not divide batches of {batches}")
+    both = numbers.keys() & {packed.file_of(path) for path in valid}
+    if both:
+        print(
+            f"streaming: {len(both)} of {len(numbers)} shards hold images that train and images that validate, so that "
+            "each is read twice an epoch; --folds.strategy stratified_group --folds.group_column shard parts them"
+        )
+    return StreamOrder(shard, streams, data.shuffle_buffer)
 
 
 def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
