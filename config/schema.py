@@ -141,6 +141,8 @@ def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
     data, folds, epochs = settings.data, settings.folds, settings.train.epochs
     if data.id_column and data.target_column == data.id_column:
         yield CrossFault("data.target_column", "another column than data.id_column", "data.id_column")
+    if data.streaming and data.cache_gb:
+        yield CrossFault("data.cache_gb", "0 where data.streaming is true", "data.streaming")
     for path in ("mix.off_epochs", "augment.off_epochs", "schedule.warmup_epochs", "optim.freeze_epochs", "swa.epochs"):
         if _value(settings, path) > epochs:
             yield CrossFault(path, f"at most train.epochs ({epochs})", "train.epochs")

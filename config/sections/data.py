@@ -129,6 +129,29 @@ class Data(Section):
     cache_dir: Path | None = Field(
         default=None, description="Folder of that cache, which machines may share; null is the user's cache folder."
     )
+    streaming: bool = Field(
+        default=False,
+        description="Read tar shards front to back in each epoch: shards are permuted and a shuffle buffer mixes their"
+        " images. Shards at a URL are fetched while training, so that the data may be larger than the disk; other kinds"
+        " of data sets cannot be streamed.",
+    )
+    shuffle_buffer: int = Field(
+        default=8192, ge=1, description="Images of the shuffle buffers, together (streaming); a few shards' worth."
+    )
+    streams: int = Field(
+        default=8,
+        ge=1,
+        le=4096,
+        description="Shards that are read side by side (streaming): each batch takes equal parts from so many streams,"
+        " or from as many fewer as divide it. Any number of ranks sees the same order; where it divides the streams, a"
+        " rank reads only its own share of the shards.",
+    )
+    shard_cache_gb: float = Field(
+        default=20.0,
+        gt=0,
+        description="Room in GB for shards of a URL in the user's cache folder (streaming), shared by all processes of"
+        " the machine; shards that are in use may exceed it.",
+    )
     resize_mode: Literal["crop", "squash", "letterbox"] | None = Field(
         default=None,
         description="How a picture that is not square becomes square: crop cuts the centre, squash ignores the aspect"

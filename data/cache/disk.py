@@ -34,6 +34,7 @@ from data.decode.image import Shrink, shrinkage, whole
 from data.pixels import Pixels
 from data.progress_bar import bar
 from data.resize import resize
+from data.sources import packed
 from models.card import Preprocessing
 
 _VERSION = 2  # of what is made of an image; raise it when that changes
@@ -302,9 +303,9 @@ class _Cached:
         """The same by address, for one of so many processes."""
         return _Reader(self.store.packed, replace(self.otherwise, files=self.otherwise.files.reader(workers)))
 
-    def address(self, path: Path) -> str | Kept:
+    def address(self, path: Path) -> packed.Address | Kept:
         """Where the reader finds it."""
-        return self._kept(path) or str(path)
+        return self._kept(path) or packed.address(path)
 
     def _kept(self, path: Path) -> Kept | None:
         image = self.known.get(path)

@@ -13,6 +13,7 @@ from config.sections.data import Data
 from data.cache.store import Kept
 from data.decode.image import PIXEL_LIMIT, Shrink, decode, whole
 from data.pixels import Pixels
+from data.sources import packed
 
 CACHE_BYTES = 512 * 2**20
 # From a file to its pixels, where `shrink` allows smaller ones, as `Images` and `data.cache` give them.
@@ -30,7 +31,7 @@ class Shared(Protocol):
         """What gives the pixels of an address in one of so many processes; it can be pickled."""
         ...
 
-    def address(self, path: Path) -> str | Kept:
+    def address(self, path: Path) -> packed.Address | Kept:
         """Where the reader finds a file's pixels: by its path, or in a store."""
         ...
 
@@ -119,9 +120,9 @@ class Images:
         """The same for one of so many processes, which keep as much between them as this one would."""
         return Images(self._cache_bytes // workers, self.pixel_limit, self.turns, self.to_srgb, self.partial)
 
-    def address(self, path: Path) -> str:
+    def address(self, path: Path) -> packed.Address:
         """The path."""
-        return str(path)
+        return packed.address(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Images, (self._cache_bytes, self.pixel_limit, dict(self.turns), self.to_srgb, self.partial)

@@ -30,6 +30,8 @@ from data.loading.processes import Pending, Row, Workers
 from data.loading.sampler import occurrences
 from data.loading.samples import ByEpoch, Preparation, Transform, at_epoch
 from data.pixels import Pixels
+from data.streaming import shard_cache
+from data.streaming.read_ahead import ReadAhead, RemoteShards
 
 # Each batch is shared out among all workers, so this many batches ahead is a depth of 2 x workers.
 _AHEAD = 2
@@ -62,6 +64,8 @@ class Loader:
     With `processes`, so many worker processes do it in place of threads. They start now, are shared by all loaders with
     as many, and end with the last of these; `transform` must be picklable, the source a `data.images.Shared`. `auto`
     starts with threads and changes to processes where `data.loading.pace` finds that these are faster.
+
+    Shards of a URL are fetched ahead as an epoch's order needs them, at most `shard_bytes` of them at one time.
     """
 
     def __init__(
@@ -75,8 +79,10 @@ class Loader:
         images: Source | None = None,
         skip_bad: bool = False,
         processes: int | Literal["auto"] = 0,
+        shard_bytes: int = shard_cache.LIMIT,
     ):
         self.paths = list(paths)
+        self._shards = RemoteShards(self.paths, shard_bytes)
         self.batch_size = batch_size
         self.bad: dict[Path, str] = {}
         self._images = images or Images()
@@ -104,16 +110,19 @@ class Loader:
         prepare = Preparation(self._images, at_epoch(self._transform, epoch), self._seed, epoch)
         work = _Epoch(self.paths, order, occurrences(order), prepare, self.bad if self._skip_bad else None)
         numbers = iter(range(first_batch, self.batches(len(order))))
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="tandem-loader") as pool:
-            start = functools.partial(self._start, pool, work)
+        shards = self._shards.read_ahead(order, first_batch * self.batch_size)
+        with shards, ThreadPoolExecutor(self._threads, thread_name_prefix="tandem-loader") as pool:
+            start = functools.partial(self._start, pool, work, shards)
             ahead = deque(map(start, itertools.islice(numbers, _AHEAD)))
             try:
-                yielded = None
+                yielded, done = None, first_batch
                 while ahead:
-                    asked = time.perf_counter()
                     first = ahead.popleft()
                     ahead.extend(map(start, itertools.islice(numbers, 1)))
+                    asked = time.perf_counter()
                     batch = first.finish()
+                    done += 1
+                    shards.used(done * self.batch_size)
                     yielded = self._pace.note(asked, yielded, len(batch.index))
                     del first
                     yield _pad(_cover(batch, self.bad))
@@ -123,9 +132,12 @@ class Loader:
                     left.cancel()
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, pool: ThreadPoolExecutor, work: _Epoch, number: int) -> _InThreads | _InProcesses:
+    def _start(
+        self, pool: ThreadPoolExecutor, work: _Epoch, shards: ReadAhead, number: int
+    ) -> _InThreads | _InProcesses:
         first = number * self.batch_size
         mine = work.order[first : first + self.batch_size]
+        shards.wait(first + len(mine))
         others = self._processes()
         if others is not None:
             workers, job = others

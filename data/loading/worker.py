@@ -29,6 +29,7 @@ from config.errors import DataError
 from data.cache.store import Kept
 from data.loading.samples import ByEpoch, Preparation, Transform, at_epoch
 from data.pixels import Pixels
+from data.sources import packed
 
 # A record of the pipe. Its size divides a page, so that none is torn.
 _RECORD = struct.Struct("<8Q")
@@ -110,7 +111,7 @@ class _Worker:
             if slot[size]:
                 break
             try:
-                pixels[place] = prepare(Path(address) if isinstance(address, str) else Kept(*address), sample, seen)
+                pixels[place] = prepare(_found(address), sample, seen)
             except Exception as error:
                 if not job.skip_bad or not isinstance(error, DataError):
                     return Answer(task.batch, bad, place, _sendable(error))
@@ -138,6 +139,13 @@ class _Worker:
         if found is None:
             found = self._mapped[place] = mmap.mmap(self._memory, length, offset=place)
         return found
+
+
+def _found(address: Any) -> Path | Kept:
+    """What a source knows an image by; JSON has made lists of tuples."""
+    if isinstance(address, list) and isinstance(address[0], int):
+        return Kept(*address)
+    return packed.of_address(address)
 
 
 def _sendable(error: Exception) -> Exception:

@@ -20,6 +20,7 @@ from data.sources.listing import Listing
 from data.sources.table import Table as Table
 from data.sources.table import sort_classes as sort_classes
 from data.sources.tables import Tables
+from data.streaming import shard_cache
 
 
 def load(data: Data | Path | str) -> Table:
@@ -117,6 +118,10 @@ class _Source:
 
     def __init__(self, data: Data | Path | str):
         data = data if isinstance(data, Data) else Data(root=Path(data))
+        self.streamed = remote.url(data.root) if data.streaming else None
+        if self.streamed:
+            self.data, self.tree = data, walk.Tree(shard_cache.folder())
+            return
         address = remote.url(data.root)
         root = remote.fetch(address) if address else data.root
         self.file = ""
@@ -136,6 +141,10 @@ class _Source:
 
     def labelled(self) -> Listing:
         """The samples of the first reader that suits: what the settings name, a table, packed files, class folders."""
+        if self.streamed:
+            return shards.read_remote(self.streamed, self.data)
+        if self.data.streaming:
+            return self._packed(self._shards())
         if self.data.label_pattern:
             return folders.by_pattern(self.tree, self.data.label_pattern)
         packed = [self.file] if splitext(self.file)[1].lower() in walk.PACKED else self.tree.packed
@@ -189,6 +198,14 @@ class _Source:
             if samples:
                 return Listing(self.tree.root / base, f"class folders in {base}", samples)
         return None
+
+    def _shards(self) -> list[str]:
+        """The tar shards that are to be streamed; `DataError` for any other kind of data set."""
+        if splitext(self.file)[1] == ".tar":
+            return [self.file]
+        if self.tree.packed and all(name.endswith(".tar") for name in self.tree.packed):
+            return self.tree.packed
+        raise DataError(f"{self.data.root}: data.streaming reads tar shards (WebDataset) alone; set it to false")
 
     def _packed(self, files: list[str]) -> Listing:
         found = self._of_kind(files)

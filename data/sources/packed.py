@@ -12,7 +12,9 @@ from typing import IO, Any, NamedTuple
 
 from config.errors import DataError
 from config.places import cache_folder
+from data.streaming import shard_cache
 
+Address = str | tuple[str, str, int, int]  # a path, or the file, name, offset and size of a part
 _VERSION = 1  # of what a store holds; raise it when that changes
 
 
@@ -52,8 +54,14 @@ class Part(type(Path())):  # type: ignore[misc]  # the class of paths on this pl
         return Path(*segments)
 
     def read_bytes(self) -> bytes:
-        """Its bytes; `OSError` as a file."""
-        with self.file.open("rb") as stream:
+        """Its bytes; `OSError` as a file. A shard of a URL is fetched where it is not there."""
+        try:
+            stream = self.file.open("rb")
+        except FileNotFoundError:
+            if not shard_cache.belongs(self.file):
+                raise
+            stream = shard_cache.hold(self.file)
+        with stream:
             stream.seek(self.offset)
             return stream.read(self.size)
 
@@ -72,6 +80,26 @@ class Part(type(Path())):  # type: ignore[misc]  # the class of paths on this pl
     def resolve(self, strict: bool = False) -> Part:
         """Itself, in its file without links."""
         return Part(self.file.resolve(strict), self.relative_to(self.file).as_posix(), self.offset, self.size)
+
+
+def file_of(path: Path) -> Path:
+    """The file that an image lies in, which may be the image itself."""
+    return path.file if isinstance(path, Part) else path
+
+
+def address(path: Path) -> Address:
+    """A path as JSON has it, for another process, where `of_address` makes it a path again."""
+    if not isinstance(path, Part):
+        return str(path)
+    return str(path.file), path.relative_to(path.file).as_posix(), path.offset, path.size
+
+
+def of_address(address: Address) -> Path:
+    """The path of an address."""
+    if isinstance(address, str):
+        return Path(address)
+    file, name, offset, size = address
+    return Part(Path(file), name, offset, size)
 
 
 class Stored(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from posixpath import basename
 
-from config.errors import BackendUnavailable, DataError
+from config.errors import DataError
 from config.places import cache_folder
+from data.streaming import transfer
 
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(?=[^/])")
 
@@ -22,30 +22,23 @@ def url(root: Path) -> str | None:
 def fetch(address: str) -> Path:
     """The folder with the files of a URL, or of many as in `https://host/{000..009}.tar`; what is there is kept.
 
-    Raises `BackendUnavailable` where the library for that kind of URL is not installed, `DataError` where a file cannot
-    be had.
+    Raises `DataError` and `BackendUnavailable` as `transfer.blocks`.
     """
-    import fsspec
-
     folder = cache_folder() / "remote" / hashlib.sha256(address.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    for single in expand(address):
-        place = folder / basename(single.partition("?")[0])
+    for single, name in transfer.names(expand(address)).items():
+        place = folder / name
         if place.exists():
             continue
         part = place.with_name(f".{place.name}.part")
         try:
-            with fsspec.open(single, "rb") as stream, part.open("wb") as out:
-                while block := stream.read(2**20):
-                    out.write(block)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as out:
+                out.writelines(transfer.blocks(single))
             part.replace(place)
-        except ImportError as error:
-            raise BackendUnavailable(
-                f'{single}: {error.name or error} is needed for it; run: pip install -e ".[remote]"'
-            ) from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise DataError(
-                f"{single}: cannot be fetched ({error or type(error).__name__}); check the address, or fetch it by hand"
+                f"{place}: cannot be written ({error.strerror}); make room, or set TANDEM_CACHE to another folder"
             ) from error
         finally:
             part.unlink(missing_ok=True)

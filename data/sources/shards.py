@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from config.errors import DataError
 from config.sections.data import Data
 from data import names
 from data.decode.formats import SUFFIXES
-from data.sources import columns, splits
+from data.progress_bar import bar
+from data.sources import columns, remote, splits
 from data.sources.listing import Listing, Sample
 from data.sources.packed import Part
+from data.streaming import shard_cache, transfer
+from data.streaming.shard_cache import Index, Row
 
 _LABELS = ("cls", "label", "class", "json")
 _LABEL_BYTES = 2**20
+_NAMES = ("classnames.txt", "classes.txt", "labels.txt")
+_DAMAGED = (tarfile.TarError, OSError, EOFError)
+_AT_A_TIME = 4  # shards that are indexed at one time
 
 
 def read(root: Path, files: Sequence[str], data: Data) -> Listing:
@@ -25,39 +33,120 @@ def read(root: Path, files: Sequence[str], data: Data) -> Listing:
     Images stay where they are in the shards. A label is the text of KEY.cls, or a field of KEY.json. Raises `DataError`
     for a damaged shard, or where no image has a label.
     """
-    samples = [sample for file in files for sample in _samples(root, file, data)]
+    rows: dict[str, list[Row]] = {}
+    for file in files:
+        try:
+            with tarfile.open(root / file, "r:") as opened:
+                rows[file] = _rows(root / file, opened, data)
+        except _DAMAGED as error:
+            raise _damaged(root / file, error) from error
+    classes = next((root / name for name in _NAMES if (root / name).is_file()), None)
+    return _listing(root, root / files[0], rows, classes.read_text("utf-8") if classes else "")
+
+
+def read_remote(address: str, data: Data) -> Listing:
+    """The same of shards at a URL, such as `s3://bucket/{000..099}.tar` or a folder of shards, which stay there.
+
+    A shard without SHARD.tar.index.json beside it is read through once; its index is kept in the user's cache folder.
+    Raises `DataError` as `read`, and where a shard cannot be had.
+    """
+    addresses = remote.expand(address)
+    if not all(one.partition("?")[0].endswith(".tar") for one in addresses):
+        addresses = [file for one in addresses for file in transfer.tar_files(one)]
+    root, places = shard_cache.places(addresses, data.target_column or "")
+    known = {one: shard_cache.find(places[one], one) for one in addresses}
+    unknown = [one for one, index in known.items() if index is None]
+    if unknown:
+        print(f"data: indexing {len(unknown)} shards, each of which is read once; the index is kept in {root}")
+    with bar("indexing", len(unknown)) as progress, ThreadPoolExecutor(_AT_A_TIME) as pool:
+        indexed = pool.map(lambda one: _index(one, places[one], data), unknown)
+        for count, (one, index) in enumerate(zip(unknown, indexed, strict=True), start=1):
+            known[one] = index
+            progress(count)
+    rows = {places[one].relative_to(root).as_posix(): index.rows for one, index in known.items() if index}
+    folder = addresses[0].partition("?")[0].rpartition("/")[0]
+    return _listing(root, addresses[0], rows, _class_names(root, folder))
+
+
+def _listing(root: Path, first: Path | str, rows: Mapping[str, Sequence[Row]], classes: str) -> Listing:
+    """The samples of the shards `rows`, by their paths below `root`."""
+    samples = [
+        Sample(names.of_path(f"{file}/{key}"), Part(place, name, offset, size), label, split)
+        for file, found in rows.items()
+        for place, split in [(root / file, splits.of_file(file))]
+        for key, name, offset, size, label in found
+    ]
     if not any(sample.label is not None for sample in samples):
         inside = f"{len(samples)} images and no KEY.cls or KEY.json beside them" if samples else "no images"
-        raise DataError(f"{root}: {files[0]} holds {inside}; unpack an archive of class folders first")
-    samples = _named(root, samples)
-    return Listing(root, f"{len(files)} WebDataset shards", samples)
+        raise DataError(f"{first}: holds {inside}; unpack an archive of class folders first")
+    cells = [file for file, found in rows.items() for _ in found]
+    return Listing(root, f"{len(rows)} WebDataset shards", _named(classes, samples), columns={"shard": cells})
 
 
-def _samples(root: Path, file: str, data: Data) -> Iterable[Sample]:
-    path, split = root / file, splits.of_file(file)
-    found: dict[str, tuple[Part | None, str | None]] = {}
+def _rows(shard: Path | str, opened: tarfile.TarFile, data: Data) -> list[Row]:
+    """The images of an open shard, with their labels."""
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, str | None] = {}
+    for member in opened:
+        folder, slash, name = member.name.removeprefix("./").rpartition("/")
+        key, _, suffix = name.partition(".")
+        if not member.isreg() or not key or key.startswith("."):
+            continue
+        key = folder + slash + key
+        if f".{suffix.rpartition('.')[2].lower()}" in SUFFIXES:
+            images[key] = member.name, member.offset_data, member.size
+        elif suffix.lower() in _LABELS and labels.get(key) is None:
+            labels[key] = _label(shard, opened, member, data)
+    return [(key, *image, labels.get(key)) for key, image in images.items()]
+
+
+def _damaged(shard: Path | str, error: Exception) -> DataError:
+    return DataError(f"{shard}: is a damaged or packed shard ({error}); download it again, or unpack it")
+
+
+class _Stream:
+    """The bytes of a URL as a file that is read once; how many there were, and their CRC-32."""
+
+    def __init__(self, address: str):
+        self._blocks, self._rest = transfer.blocks(address), memoryview(b"")
+        self.size = self.crc = 0
+
+    def read(self, count: int) -> memoryview:
+        """At most so many bytes, none at the end."""
+        if not self._rest and (block := next(self._blocks, None)):
+            self.size, self.crc = self.size + len(block), zlib.crc32(block, self.crc)
+            self._rest = memoryview(block)
+        piece, self._rest = self._rest[:count], self._rest[count:]
+        return piece
+
+
+def _index(address: str, place: Path, data: Data) -> Index:
+    """Index a shard, by what lies beside it or by reading it."""
+    path, mark, query = address.partition("?")
+    beside = transfer.small(f"{path}{shard_cache.INDEX}{mark}{query}")
+    if beside and (found := shard_cache.adopt(place, beside, address)):
+        return found
+    stream = _Stream(address)
     try:
-        with tarfile.open(path, "r:") as opened:
-            for member in opened:
-                folder, slash, name = member.name.removeprefix("./").rpartition("/")
-                key, _, suffix = name.partition(".")
-                if not member.isreg() or not key or key.startswith("."):
-                    continue
-                key = folder + slash + key
-                image, label = found.get(key, (None, None))
-                if f".{suffix.rpartition('.')[2].lower()}" in SUFFIXES:
-                    image = Part(path, member.name, member.offset_data, member.size)
-                elif suffix.lower() in _LABELS and label is None:
-                    label = _label(path, opened, member, data)
-                found[key] = image, label
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path}: is a damaged or packed shard ({error}); download it again, or unpack it") from error
-    for key, (image, label) in found.items():
-        if image is not None:
-            yield Sample(names.of_path(f"{file}/{key}"), image, label, split)
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=2**16) as opened:  # type: ignore[call-overload]
+            rows = _rows(address, opened, data)
+    except _DAMAGED as error:
+        raise _damaged(address, error) from error
+    while stream.read(2**16):
+        pass
+    return shard_cache.keep(place, Index(address, stream.size, stream.crc, rows))
 
 
-def _label(path: Path, opened: tarfile.TarFile, member: tarfile.TarInfo, data: Data) -> str | None:
+def _class_names(root: Path, folder: str) -> str:
+    """The list of class names in a folder at a URL, "" where it has none; kept, so that it is looked for once."""
+    kept = root / _NAMES[0]
+    if not kept.exists():
+        found = (transfer.small(f"{folder}/{name}") for name in _NAMES)
+        kept.write_bytes(next(filter(None, found), b""))
+    return kept.read_text("utf-8")
+
+
+def _label(shard: Path | str, opened: tarfile.TarFile, member: tarfile.TarInfo, data: Data) -> str | None:
     """The label in a file of a shard; None for a JSON object that has none."""
     stream = opened.extractfile(member)
     text = stream.read(_LABEL_BYTES).decode("utf-8", "replace") if stream else ""
@@ -66,18 +155,16 @@ def _label(path: Path, opened: tarfile.TarFile, member: tarfile.TarInfo, data: D
     try:
         record = dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: {member.name} is not a JSON object ({error}); write the shard again") from error
+        raise DataError(f"{shard}: {member.name} is not a JSON object ({error}); write the shard again") from error
     wanted = [data.target_column] if data.target_column else columns.TARGETS
     value = next((record[name] for name in wanted if name in record), None)
     return None if value is None else names.normal(str(value))
 
 
-def _named(root: Path, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with class names in place of numbers, where a list of names lies beside the shards."""
-    for name in ("classnames.txt", "classes.txt", "labels.txt"):
-        if (root / name).is_file():
-            lines = [names.normal(line) for line in (root / name).read_text("utf-8").splitlines() if line.strip()]
-            numbers = {sample.label for sample in samples if sample.label is not None}
-            if all(number.isdigit() and int(number) < len(lines) for number in numbers):
-                return [s if s.label is None else s._replace(label=lines[int(s.label)]) for s in samples]
-    return list(samples)
+def _named(classes: str, samples: list[Sample]) -> list[Sample]:
+    """The samples with class names in place of numbers, where there is a list of names that has all of them."""
+    lines = [names.normal(line) for line in classes.splitlines() if line.strip()]
+    numbers = {sample.label for sample in samples if sample.label is not None}
+    if not all(number.isdigit() and int(number) < len(lines) for number in numbers):
+        return samples
+    return [s if s.label is None else s._replace(label=lines[int(s.label)]) for s in samples]

@@ -29,13 +29,15 @@ def _faster(settings: Settings, cores: int) -> list[str]:
     """Ways to more images a second, the best first."""
     data, level = settings.data, settings.augment.level
     ways = []
+    if data.streaming:
+        ways.append("shards at a URL: keep more of them with --data.shard_cache_gb, or use storage nearby")
     if 0 < data.workers < cores:
         ways.append(f"raise --data.workers ({data.workers} of {cores} cores), or 0 for all")
     if cores > THREADS_DO and data.processes == 0 and sys.platform != "win32":
         ways.append("prepare images in processes with --data.processes auto")
     if cores > THREADS_DO and data.processes == "auto" and sys.platform == "darwin":
         ways.append(f"prepare images in processes with --data.processes {cores}")
-    if not data.cache_gb:
+    if not data.cache_gb and not data.streaming:
         ways.append("keep decoded images with --data.cache_gb 20")
     ways.append("store the images smaller on disk")
     if level not in ("none", "minimal"):

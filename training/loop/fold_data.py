@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.loading.loader import Loader
+from data.streaming.order import StreamOrder
 from training.policy.resizing import ResizeStage
 from training.run.targets import Targets
 
@@ -18,7 +19,8 @@ class FoldData:
     of a batch, `train_weights` are float32 `[N]` the images' weights in the mean loss.
 
     `train` has a loader of the training images for each of the `stages`. `raise_to` maps a class to the count that it
-    is raised to in each epoch; `corrupted` are damaged validation images.
+    is raised to in each epoch; `corrupted` are damaged validation images; `stream_order` arranges an epoch's samples
+    where shards are streamed.
     """
 
     stages: tuple[ResizeStage, ...]
@@ -31,3 +33,4 @@ class FoldData:
     valid_ids: list[str]
     raise_to: dict[int, int]
     corrupted: Loader | None = None
+    stream_order: StreamOrder | None = None

@@ -175,6 +175,8 @@ class Trainer:
         return order
 
     def _whole(self, order: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        if self.data.stream_order:
+            return self.data.stream_order(order, self._stage(epoch).batch, self.settings.seed, epoch)
         return order[: self.course.steps(epoch) * self._stage(epoch).batch]
 
     def _stage(self, epoch: int) -> ResizeStage:

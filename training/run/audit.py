@@ -36,6 +36,8 @@ def before(
     Says in a line what was found. `Interrupted` with `folder` when the user stops it; the next time goes on
     from there.
     """
+    if settings.data.streaming:  # images are read while training, and not before
+        return given, []
     if not settings.data.audit:
         return given, given.paths
     try:
@@ -59,7 +61,7 @@ def after(folder: Path) -> list[Finding]:
     Nothing is written, and nothing returned, where the settings have no audit or the data set is not here.
     """
     settings = load.read(folder / run_dir.CONFIG)
-    if not settings.data.audit or not settings.data.root.is_dir():
+    if not settings.data.audit or settings.data.streaming or not settings.data.root.is_dir():
         return []
     applied = actions.load(settings.data)
     found = _audit(settings.data, applied.table, lambda: False)

@@ -22,6 +22,7 @@ import backends
 from backends.contract import Backend, CompileMode, Session, SessionConfig, Weights
 from config.errors import CheckpointError, DataError, Interrupted, OutOfMemory
 from config.schema import Settings
+from config.sections.data import Data
 from data import folds, sources
 from data.augment import transforms
 from data.augment.corrupt import Corrupted
@@ -29,6 +30,8 @@ from data.cache import disk
 from data.cache.images import Images, Source
 from data.loading.loader import Loader
 from data.loading.samples import ByEpoch, Transform
+from data.sources import packed
+from data.streaming.order import StreamOrder
 from models import limits
 from models.card import Card
 from models.registry import ModelSpec
@@ -237,7 +240,30 @@ def load_data(job: Job, number: int) -> FoldData:
         valid_ids=[table.ids[i] for i in valid],
         raise_to=sampling.raise_to(settings.sampling, table.class_names),
         corrupted=_corrupted(job, [table.paths[i] for i in valid], batch),
+        stream_order=_stream_order(settings.data, lesson.paths, [table.paths[i] for i in valid], stages),
     )
+
+
+def _stream_order(
+    data: Data, paths: Sequence[Path], valid: Sequence[Path], stages: Sequence[resizing.ResizeStage]
+) -> StreamOrder | None:
+    """The order in which shards are streamed; an image outside of shards counts as a shard of its own. Says where that
+    is not what a user may expect."""
+    if not data.streaming:
+        return None
+    numbers: dict[Path, int] = {}
+    shard = np.array([numbers.setdefault(packed.file_of(path), len(numbers)) for path in paths], np.int64)
+    streams = math.gcd(data.streams, *(stage.batch for stage in stages))
+    if streams < data.streams:
+        batches = ", ".join(str(stage.batch) for stage in stages)
+        print(f"streaming: {streams} streams, as data.streams {data.streams} does not divide batches of {batches}")
+    both = numbers.keys() & {packed.file_of(path) for path in valid}
+    if both:
+        print(
+            f"streaming: {len(both)} of {len(numbers)} shards hold images that train and images that validate, so that "
+            "each is read twice an epoch; --folds.strategy stratified_group --folds.group_column shard parts them"
+        )
+    return StreamOrder(shard, streams, data.shuffle_buffer)
 
 
 def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
@@ -255,6 +281,7 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
         job.images,
         settings.data.on_bad_image != "error",
         settings.data.processes,
+        int(settings.data.shard_cache_gb * 1e9),
     )
 
 
@@ -285,7 +312,18 @@ def _loader(
 ) -> Loader:
     data = job.settings.data
     skip = data.on_bad_image != "error"
-    return Loader(paths, transform, size, batch, data.workers, job.settings.seed, source, skip, data.processes)
+    return Loader(
+        paths,
+        transform,
+        size,
+        batch,
+        data.workers,
+        job.settings.seed,
+        source,
+        skip,
+        data.processes,
+        int(data.shard_cache_gb * 1e9),
+    )
 
 
 def _finish(folder: Path, number: int, loop: TrainerState, seconds: float) -> dict[str, Any]:

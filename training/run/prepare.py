@@ -174,6 +174,8 @@ def describe(settings: Settings, table: sources.Table) -> list[str]:
             lines.append("folds: the data set's own split; set folds.strategy to draw one of all images")
         else:
             lines.append(f"folds: the data set's own split is not used, since folds.strategy is {split.strategy}")
+    if settings.data.streaming:
+        lines.append("streaming: images are first read while training; no audit or check looks at them before")
     names = [table.class_names[label] for label in table.labels[folds.singles(table.labels)].tolist()]
     if names:
         lines.append(f"classes of a single image are always trained on and never validated: {listing.some(names)}")

@@ -39,6 +39,7 @@ _CIRCUMSTANCES = (
     "data.workers",
     "data.processes",
     "data.cache_dir",
+    "data.shard_cache_gb",
     "data.on_bad_test_image",
     "train.compile",
     "train.compile_mode",
