@@ -1,6 +1,7 @@
-// The board's pages follow the runs: they ask again every two seconds, and change only what is new.
+// The board's pages follow the runs: they ask again every two seconds, or after 20 times as long as the last answer took,
+// and change only what is new.
 
-const PAUSE = 2000, filter = document.querySelector("#filter");
+const PAUSE = 2000, SHARE = 20, filter = document.querySelector("#filter");
 
 function applyFilter() {
   if (!filter) return;
@@ -18,10 +19,11 @@ function replace(old, made) {
 }
 
 async function follow(address, change) {
-  let last = null;
+  let last = null, pause = PAUSE;
   for (;;) {
-    await new Promise(done => setTimeout(done, PAUSE));
+    await new Promise(done => setTimeout(done, pause));
     if (document.hidden) continue;
+    const began = performance.now();
     let gone = true;
     try {
       const response = await fetch(address), text = await response.text();
@@ -31,6 +33,7 @@ async function follow(address, change) {
       if (!(error instanceof TypeError)) throw error;  // fetch's, where the server is away
     }
     document.querySelector("#gone").hidden = !gone;
+    pause = Math.max(PAUSE, SHARE * (performance.now() - began));
   }
 }
 
