@@ -26,7 +26,7 @@ COMMANDS = {
     "train_torch.py, train_mlx.py": ("training.cli", [["torch"]]),
     "python -m data": ("data.__main__", [[], ["look"], ["audit"], ["enlarge"], ["cache"], ["preview"]]),
     "python -m models": ("models.__main__", [[], ["list"], ["show"], ["save"]]),
-    "python -m training": ("training.__main__", [[], ["checkpoint"], ["report"], ["leaderboard"], ["soup"]]),
+    "python -m training": ("training.__main__", [[], ["checkpoint"], ["report"], ["leaderboard"], ["board"], ["soup"]]),
     "python -m infer": (
         "infer.__main__",
         [[], ["evaluate"], ["fit"], ["oof"], ["validate"], ["adapt"], ["serve"], ["teacher"]],

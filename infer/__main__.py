@@ -81,7 +81,11 @@ def _adapt(words: list[str]) -> int:
 def _serve(words: list[str]) -> int:
     from infer.commands import serve
 
-    return serve.main(words)
+    def render(title: str, views: Sequence[str], limit: int, post: str) -> bytes:
+        # Pages are training's, a level above infer, as in `_evaluate`.
+        return bytes(importlib.import_module("training.report").prediction_page(title, views, limit, post))
+
+    return serve.main(words, render)
 
 
 def _teacher(words: list[str]) -> int:

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--no-gradcam", action="store_true", help="leave out where the networks looked (saves opening them)"
     )
     _leaderboard_options(commands.add_parser("leaderboard", help="rank runs, and say in which settings they differ"))
+    _board_options(commands.add_parser("board", help="a page on this machine about all runs, live while they train"))
     mixed = commands.add_parser("soup", help="average a fold's checkpoints as far as its score does not fall")
     mixed.add_argument("fold", type=Path, metavar="RUN/fold_K", help="a trained fold; its `soup` is written there")
     mixed.set_defaults(run=_soup)
@@ -61,6 +62,19 @@ def _leaderboard_options(parser: argparse.ArgumentParser) -> None:
         help="what ranks (default macro_f1)",
     )
     parser.set_defaults(run=_leaderboard)
+
+
+def _board_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=Path,
+        default=[Path("runs")],
+        metavar="DIR",
+        help="folders that hold runs and campaigns (default: runs)",
+    )
+    parser.add_argument("--port", type=int, default=7870, help="the port, or 0 for any free one (default: %(default)s)")
+    parser.set_defaults(run=_board)
 
 
 def _checkpoint(arguments: argparse.Namespace) -> int:
@@ -101,6 +115,13 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
         entries = leaderboard.ranked(leaderboard.read(arguments.runs), arguments.metric)
         print(leaderboard.table(entries, arguments.metric))
     return 0
+
+
+def _board(arguments: argparse.Namespace) -> int:
+    from infer import web
+    from training.board import app
+
+    return web.Server(app.app(arguments.runs), "127.0.0.1", arguments.port).run()
 
 
 def _soup(arguments: argparse.Namespace) -> int:

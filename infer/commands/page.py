@@ -1,85 +1,36 @@
-"""The page of `infer serve`, made with Gradio. It loads nothing from other machines and reports to none."""
+"""What the prediction page asks for: the classes of one image, then the views of it and where the members looked."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from config.errors import DataError, Diverged
-from infer.explain.report import Explanation, explain, looks
+from config.errors import DataError, TandemError
+from infer.explain.report import data_uri, explain, looks
 from infer.runner import Runner
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-_MOST = 16  # images at a time
+from infer.web import Request, Response, as_json
 
 
-def look() -> dict[str, Any]:
-    """The theme, with the fonts of the machine."""
-    import gradio as gr
+@dataclass(frozen=True)
+class Limits:
+    """What an upload may be: bytes of a file, pixels of an image."""
 
-    return {"theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])}
-
-
-def build(runner: Runner, pixel_limit: int) -> Any:
-    """The page for one ensemble."""
-    import gradio as gr
-
-    def answer(files: list[str] | None) -> tuple[Any, ...]:
-        given = [Path(file) for file in files or []]
-        if len(given) > _MOST:
-            raise gr.Error(f"{len(given)} images: give {_MOST} at the most, or use python -m infer --images")
-        said = {path.name: _try(runner, path, pixel_limit) for path in given}
-        good = [name for name, (one, _) in said.items() if isinstance(one, Explanation)]
-        rows = [[name, *_row(one)] for name, (one, _) in said.items()]
-        faults = "\n".join(f"- {name}: {one}" for name, (one, _) in said.items() if isinstance(one, str))
-        return rows, faults, gr.Dropdown(choices=good, value=good[0] if good else None), said
-
-    def show(name: str | None, said: dict[str, Any]) -> tuple[Any, ...]:
-        if not name or name not in said:
-            return "", None, [], [], []
-        one, data = said[name]
-        probabilities = dict(zip(one.class_names, map(float, one.probabilities), strict=True))
-        table = [[member, *_best(one.class_names, rows)] for member, rows in one.members.items()]
-        seen = [(image, view) for view, image in one.views.items()]
-        where = looks(runner, data, pixel_limit, one.label)
-        return one.certainty(), probabilities, table, seen, [(image, member) for member, image in where.items()]
-
-    with gr.Blocks(title="Tandem") as made:
-        gr.Markdown(f"## Tandem\n{runner.name}; views: {', '.join(runner.ensemble.views)}")
-        with gr.Row():
-            with gr.Column(scale=2):
-                files = gr.File(label="Images", file_count="multiple", file_types=["image"])
-                every = gr.Dataframe(headers=["image", "label", "probability", "margin", "agree"], label="Answers")
-                faults = gr.Markdown()
-            with gr.Column(scale=3):
-                chosen = gr.Dropdown(label="Shown", choices=[])
-                words = gr.Markdown()
-                label = gr.Label(label="Ensemble", num_top_classes=5)
-                alone = gr.Dataframe(headers=["member", "label", "probability"], label="Each member alone")
-                seen = gr.Gallery(label="Views", columns=4, height=260)
-                where = gr.Gallery(label="Where each member looks (Grad-CAM; red counts most)", columns=4, height=260)
-        said = gr.State({})
-        files.change(answer, files, [every, faults, chosen, said], api_name=False)
-        chosen.change(show, [chosen, said], [words, label, alone, seen, where], api_name=False)
-    return made
+    size: int = 20 * 2**20
+    pixels: int = 50_000_000
 
 
-def _try(runner: Runner, path: Path, pixel_limit: int) -> tuple[Explanation | str, bytes]:
-    """The answer or the fault, and the file's bytes."""
-    data = path.read_bytes()
+def predict(runner: Runner, request: Request, limits: Limits, gradcam: bool = True) -> Response:
+    """The prediction for the encoded image that is the request's body, as `Explanation.as_json`.
+
+    With `?pictures` instead the views that the members saw and, with `gradcam`, where each of them looked: JPEGs in
+    data URIs by name. An image that cannot be read gets status 422 and an `error`, all else that fails 500.
+    """
+    data = request.body(limits.size)
     try:
-        return explain(runner, data, pixel_limit), data
-    except (DataError, Diverged) as error:
-        return str(error), data
-
-
-def _row(said: Explanation | str) -> list[str]:
-    if isinstance(said, str):
-        return ["unreadable", "", "", ""]
-    agree = f"{said.agreeing} of {len(said.members)}"
-    return [said.label, f"{said.probabilities.max():.1%}", f"{said.margin:.1%}", agree]
-
-
-def _best(names: tuple[str, ...], rows: Any) -> list[str]:
-    return [names[int(rows.argmax())], f"{rows.max():.1%}"]
+        explanation = explain(runner, data, limits.pixels)
+        if "pictures" not in request.query:
+            return as_json(explanation.as_json())
+        found = looks(runner, data, limits.pixels, explanation.label) if gradcam else {}
+    except TandemError as error:
+        return as_json({"error": str(error)}, 422 if isinstance(error, DataError) else 500)
+    pictures = {"views": explanation.views, "looks": found}
+    return as_json({key: {name: data_uri(image) for name, image in of.items()} for key, of in pictures.items()})

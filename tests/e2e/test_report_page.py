@@ -20,32 +20,6 @@ from training.report import evaluation
 
 pytestmark = pytest.mark.skipif(chromium.program() is None, reason="no chromium or google-chrome on this machine")
 HOSTILE = ("<script>document.title='taken'</script>", '"><img src=x onerror="document.title=1">', "a & b", "long " * 9)
-# The least contrast (WCAG 2) of any text with what it stands on, and that text.
-CONTRAST = """() => {
-  const parse = text => {
-    const v = text.match(/[-\\d.]+(e-?\\d+)?/g).map(Number), unit = text.startsWith("color(") ? 255 : 1;
-    return [v[0] * unit, v[1] * unit, v[2] * unit, v[3] ?? 1];
-  };
-  const over = (top, under) => [0, 1, 2].map(i => top[i] * top[3] + under[i] * (1 - top[3])).concat(1);
-  const ground = node => {
-    if (!node) return [255, 255, 255, 1];
-    const own = parse(getComputedStyle(node).backgroundColor);
-    return own[3] === 1 ? own : over(own, ground(node.parentElement));
-  };
-  const light = c => [0, 1, 2].map(i => c[i] / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  let worst = [99, ""];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const node = walker.currentNode.parentElement;
-    if (!walker.currentNode.textContent.trim() || !node.checkVisibility() || node.tagName === "SCRIPT") continue;
-    const style = getComputedStyle(node), on = ground(node);
-    const ink = over(parse(node.closest("svg") ? style.fill : style.color), on);
-    const [a, b] = [light(ink), light(on)].sort((x, y) => y - x), ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < worst[0]) worst = [ratio, node.outerHTML.slice(0, 120)];
-  }
-  return worst;
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +133,7 @@ def test_labels_answers_and_test_predictions_stand_side_by_side(small: Path, ope
 def test_a_phone_shows_it_without_scrolling_sideways(which, scheme, opened, request) -> None:
     page = opened(request.getfixturevalue(which), 360, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    ratio, text = page.evaluate(CONTRAST)
+    ratio, text = page.evaluate(chromium.CONTRAST)
     assert ratio >= 4.5, text
 
 
@@ -173,7 +147,7 @@ def test_the_page_of_an_evaluation_sorts_and_fits_a_phone(classes: int, opened: 
     *_, path = evaluation.write(found, tmp_path)
     page = opened(path, 360, "dark")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    ratio, text = page.evaluate(CONTRAST)
+    ratio, text = page.evaluate(chromium.CONTRAST)
     assert ratio >= 4.5, text
     before = column(page, "table.classes", 5)
     page.locator("table.classes thead button").nth(4).click()
@@ -267,4 +241,4 @@ def test_an_ensemble_shows_its_weights_and_what_to_expect(opened: Opener, tmp_pa
     assert kinds[4:] == ["calibration, kept", "calibration", "labels, kept"]
     assert page.locator(".diagram").nth(0).locator("rect").count() == 2
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    assert page.evaluate(CONTRAST)[0] >= 4.5
+    assert page.evaluate(chromium.CONTRAST)[0] >= 4.5

@@ -2,8 +2,12 @@
 
 import http.client
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
-from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +16,15 @@ import backends
 import infer
 from config.errors import DataError
 from data.cache.images import Picture
-from infer.commands.serve import Limits, app
+from infer import web
+from infer.commands.page import Limits
+from infer.commands.serve import app
 from infer.explain.report import explain, looks
 from tests import browser
 from tests.unit import members
+from training import report
 
-with_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio, an extra, is not installed")
+ROOT = Path(__file__).parents[2]
 with_chromium = pytest.mark.skipif(browser.program() is None, reason="no Chromium here")
 
 
@@ -34,17 +41,13 @@ def model(tmp_path):
 @pytest.fixture
 def port(model):
     """A server of the model in a thread of its own."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app(model[0], Limits(5000, 2000)), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
+    server = web.Server(app(model[0], Limits(5000, 2000), report.prediction_page), "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    while not server.started:
-        thread.join(0.05)
-        assert thread.is_alive(), "the server ended by itself"
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
+    yield server.server_port
+    server.shutdown()
     thread.join()
+    server.server_close()
 
 
 def post(port, body, host="127.0.0.1"):
@@ -97,14 +100,24 @@ def test_checkpoints_of_both_engines_show_where_they_look_and_others_are_left_ou
         assert np.abs(torchs - runner.pixels(Picture(paths[0]))).max() > 50
 
 
-def test_without_gradio_it_is_one_line_that_names_the_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("infer.commands.serve.installed", lambda _module: False)
+def test_a_port_in_use_is_one_line_that_names_the_option(tmp_path, capsys):
     folder = members.checkpoint(tmp_path / "a")
-    assert infer.main(["serve", "--member", str(folder)]) == 1
-    assert 'pip install -e ".[serve]"' in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert infer.main(["serve", "--member", str(folder), "--port", str(taken.getsockname()[1])]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--port" in error
 
 
-@with_gradio
+def test_ctrl_c_ends_the_server_with_code_0_and_no_traceback(tmp_path):
+    folder = members.checkpoint(tmp_path / "a")
+    words = [sys.executable, "-m", "infer", "serve", "--member", str(folder), "--port", "0"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("open http://127.0.0.1:")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
+
+
 def test_post_predict_answers_and_refuses(model, port):
     runner, paths = model
     status, body = post(port, paths[1].read_bytes())
@@ -116,17 +129,24 @@ def test_post_predict_answers_and_refuses(model, port):
     assert post(port, paths[1].read_bytes(), host="evil.example")[0] == 400
 
 
-@with_gradio
 @with_chromium
 def test_the_page_shows_what_a_chosen_image_is(model, port, tmp_path):
     runner, paths = model
     (tmp_path / "bad.png").write_bytes(b"no image")
     with browser.opened() as chromium:
-        page = chromium.new_page()
+        page = chromium.new_page(viewport={"width": 390, "height": 800})
+        complaints = []
+        page.on("console", lambda said: said.type == "error" and complaints.append(said.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(f"http://127.0.0.1:{port}/")
         page.set_input_files("input[type=file]", [*paths, tmp_path / "bad.png"])
         for words in ("members agree", "unreadable"):
             page.wait_for_function("words => document.body.innerText.includes(words)", arg=words)
+        page.wait_for_selector("figure img[alt*=hflip]")
         text = page.inner_text("body")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.get_by_role("button", name=paths[2].name).click()
+        page.wait_for_function("name => document.querySelector('#shown h2').innerText === name", arg=paths[2].name)
+    assert [line for line in complaints if "422" not in line] == []
     best = runner.predict(paths).probabilities
     assert f"{best[0].max():.1%}" in text and f"{best[2].max():.1%}" in text and "hflip" in text

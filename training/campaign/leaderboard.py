@@ -5,19 +5,19 @@ Only files of the runs are read, so that runs of other machines and of older ver
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from config import load, renamed
 from config.errors import CheckpointError
 from config.text import flat
-from training.run import run_dir
+from training.run import results, run_dir
 
 METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "log_loss": "log loss"}
 _LONGEST = 40  # characters of a setting's value that are shown
@@ -85,7 +85,7 @@ def table(entries: Sequence[Entry], metric: str) -> str:
             *(f"{entry.mean(name):.4f}" for name in columns[1:]),
             str(len(entry.folds)),
             f"{np.mean([fold['epochs'] for fold in entry.folds]):.0f}",
-            _time(entry.seconds()),
+            duration(entry.seconds()),
         ]
         for rank, entry in enumerate(entries, start=1)
     ]
@@ -105,9 +105,9 @@ def versus(one: Entry, other: Entry) -> str:
     for metric, title in METRICS.items():
         rows.append([title, *(f"{e.mean(metric):.4f} ± {_spread(e, metric)}" for e in (one, other))])
     rows.append(["folds", *(str(len(e.folds)) for e in (one, other))])
-    rows.append(["time", *(_time(e.seconds()) for e in (one, other))])
+    rows.append(["time", *(duration(e.seconds()) for e in (one, other))])
     keys = different(one, other)
-    rows += [[key, _value(one, key), _value(other, key)] for key in keys]
+    rows += [[key, shown_value(one, key), shown_value(other, key)] for key in keys]
     lines = _aligned(rows, left=(0, 1, 2))
     lines += [] if keys else ["no setting differs"]
     lines += ["the folds are not the same"] if one.split != other.split else []
@@ -134,29 +134,49 @@ def _results(path: Path) -> list[Path]:
 
 def _entry(path: Path) -> Entry:
     split = path / "folds.csv"
-    # Not `load.read`: a run whose settings today's version refuses is ranked all the same.
-    own = dict(flat(renamed.upgrade_values(yaml.safe_load((path / run_dir.CONFIG).read_text()))))
-    # What an older version did not know yet was as it is by default.
-    settings = dict(flat(load.parse(["--data.root", "."], prog="").model_dump(mode="json"))) | own
     return Entry(
-        _short(path),
-        tuple(yaml.safe_load(file.read_text()) for file in _results(path)),
-        {key: value for key, value in settings.items() if run_dir.decides(key)},
-        hashlib.sha256(split.read_bytes()).hexdigest() if split.exists() else "",
+        short_name(path),
+        tuple(results.read_yaml(file) for file in _results(path)),
+        deciding(settings(path / run_dir.CONFIG)),
+        split_digest(split) if split.exists() else "",
     )
 
 
-def _short(path: Path) -> str:
+def settings(config: Path) -> dict[str, Any]:
+    """All settings of a run's `config.yaml` by dotted name; those that it does not have yet are as by default.
+
+    Not checked as `load.read` does: a run whose settings today's version refuses is ranked all the same.
+    """
+    return {**_defaults(), **dict(flat(renamed.upgrade_values(results.read_yaml(config))))}
+
+
+def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that change what a run computes."""
+    return {key: value for key, value in values.items() if run_dir.decides(key)}
+
+
+def split_digest(folds: Path) -> str:
+    """What tells one `folds.csv` from another."""
+    return hashlib.sha256(folds.read_bytes()).hexdigest()
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return dict(flat(load.parse(["--data.root", "."], prog="").model_dump(mode="json")))
+
+
+def short_name(path: Path) -> str:
     """The run's name, with its campaign's before it."""
     whole = path.resolve()
     return f"{whole.parents[1].name}/{whole.name}" if whole.parent.name == "members" else whole.name
 
 
 def _said(entry: Entry, keys: Sequence[str]) -> str:
-    return "  ".join(f"{key}={_value(entry, key)}" for key in keys)
+    return "  ".join(f"{key}={shown_value(entry, key)}" for key in keys)
 
 
-def _value(entry: Entry, key: str) -> str:
+def shown_value(entry: Entry, key: str) -> str:
+    """A setting of a run, cut where it is long."""
     value = entry.settings.get(key, "(absent)")
     text = "null" if value is None else str(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
@@ -166,7 +186,8 @@ def _spread(entry: Entry, metric: str) -> str:
     return f"{entry.spread(metric):.4f}" if len(entry.folds) > 1 else "-"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as hours and minutes, or minutes and seconds."""
     hours, minutes = divmod(round(seconds) // 60, 60)
     return f"{hours} h {minutes:02d}" if hours else f"{minutes} min {round(seconds) % 60:02d}"
 

@@ -26,10 +26,11 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
+from training.run import run_dir
+
 PATIENCE = 180.0
 BEAT = 15.0
 POLL = 2.0
-LOCK_OWNER = ".lock.owner"  # who holds the file lock, for people; `run.locked` reads it too
 _CLAIM = ".claim_"
 
 
@@ -54,7 +55,7 @@ class Claim:
 
     def __enter__(self) -> Claim:
         self._write()
-        (self.folder / LOCK_OWNER).write_text(self._owner.name)
+        (self.folder / run_dir.LOCK_OWNER).write_text(self._owner.name)
         self._thread.start()
         return self
 
@@ -66,7 +67,7 @@ class Claim:
         self._owner = replace(self._owner, held=False)
         try:
             self._write()
-            (self.folder / LOCK_OWNER).unlink(missing_ok=True)
+            (self.folder / run_dir.LOCK_OWNER).unlink(missing_ok=True)
         finally:
             self._lock.release()
 
@@ -192,7 +193,7 @@ def alone(folder: Path, stop_requested: Callable[[], bool]) -> Iterator[Claim | 
 
 def _me() -> Owner:
     host = socket.gethostname()
-    return Owner(f"{host} {uuid.getnode():012x}", f"process {os.getpid()} on {host}")
+    return Owner(f"{host} {uuid.getnode():012x}", run_dir.owner())
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 
 from ensemble.calibration import scaling
+from training.run import results
 
 _PANELS = (
     ("Loss", ("log_loss", "train_loss")),
@@ -19,19 +20,23 @@ _PANELS = (
     ("Learning rate", ("lr",)),
     ("Images a second", ("images_per_second",)),
 )
+_VALIDATION = ("log_loss", "macro_f1", "accuracy")
 _BINS = 15
 _PAIRS = 20
 AS_TABLE = 30  # classes that a confusion matrix can have and still be read as a table
 
 
 def curves(run: Path) -> list[dict[str, Any]]:
-    """One panel a metric, one line a fold over the epochs; the training loss is dashed. Numbers not finite are None."""
-    found = []
+    """One panel a metric, one line a fold over the epochs; the training loss is dashed. Numbers not finite are None.
+
+    `best` is the fold's best epoch, so far where it still trains, in the panels of what is validated.
+    """
+    found, histories = [], _histories(run)
     for title, columns in _PANELS:
         series = [
             {"name": f"{fold}{', training' if column == 'train_loss' else ''}", "colour": number, "x": epochs, "y": y}
-            | {"dashed": column == "train_loss"}
-            for number, (fold, rows) in enumerate(_histories(run))
+            | {"dashed": column == "train_loss", "best": best if column in _VALIDATION else None}
+            for number, (fold, rows, best) in enumerate(histories)
             for column in columns
             for epochs, y in [_line(rows, column)]
             if epochs
@@ -125,11 +130,13 @@ def distribution(
     return [{**row, "bars": [share / widest for share in row["shares"]]} for row in rows]
 
 
-def _histories(run: Path) -> list[tuple[str, list[dict[str, str]]]]:
+def _histories(run: Path) -> list[tuple[str, list[dict[str, str]], int | None]]:
     found = []
     for path in sorted(run.glob("fold_*/history.csv"), key=lambda p: (len(p.parent.name), p.parent.name)):
         with path.open(newline="") as stream:
-            found.append((path.parent.name.replace("_", " "), list(csv.DictReader(stream))))
+            rows = list(csv.DictReader(stream))
+        best = [int(row["epoch"]) for row in results.epochs(path.parent) if row.get("best")]
+        found.append((path.parent.name.replace("_", " "), rows, best[-1] if best else None))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from data.decode.image import decode
 from data.rng import philox
 from ensemble.calibration.scaling import blocks
 from infer.explain import gradcam
+from infer.explain.report import data_uri
 from training.loop import metrics
 from training.run import results
 
 WORST = 12
 _PIXELS = 112
-_QUALITY = 80
 
 
 def paths(run: Path) -> dict[str, Path]:
@@ -82,7 +81,7 @@ def explain(rows: list[dict[str, Any]]) -> str:
 def thumbnail(path: Path) -> str:
     """A JPEG of at most 112 pixels as a data URI; "" where the file can no longer be read."""
     try:
-        return _uri(_small(decode(path)))
+        return data_uri(_small(decode(path)))
     except TandemError:
         return ""
 
@@ -97,7 +96,7 @@ def _heat(best: Path, rows: list[dict[str, Any]]) -> list[str]:
     transform = EvalTransform(explainer.card.preprocessing)
     images = np.stack([transform(decode(row["path"]), philox(0, "report")) for row in rows])
     maps = explainer.heatmaps(images, [row["class"] for row in rows])
-    return [_uri(_small(gradcam.overlay(image, heat))) for image, heat in zip(images, maps, strict=True)]
+    return [data_uri(_small(gradcam.overlay(image, heat))) for image, heat in zip(images, maps, strict=True)]
 
 
 def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -105,8 +104,3 @@ def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
     small: NDArray[np.uint8] = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
     return small
-
-
-def _uri(image: NDArray[np.uint8]) -> str:
-    ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode() if ok else ""

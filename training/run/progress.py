@@ -1,10 +1,13 @@
 """What a user sees while a fold trains: a progress bar on a terminal or in a notebook, plain lines elsewhere,
-`history.csv` and `history.jsonl`, and the trackers that are switched on.
+`history.csv` and `history.jsonl`, and the trackers that are switched on. While it trains, `progress.json` says how far
+an epoch is.
 """
 
 from __future__ import annotations
 
 import csv
+import json
+import math
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -22,10 +25,13 @@ from data.cores import cores
 from training.loop import bottleneck
 from training.loop.fold_data import FoldData
 from training.loop.state import Callbacks
-from training.run import results
+from training.run import results, run_dir
 from training.run.machine import Machine
 from training.run.notebook import NotebookBar, is_notebook
 from training.trackers.broadcast import Broadcast
+
+PROGRESS = "progress.json"
+_REPORTED_EVERY = 2.0  # seconds
 
 
 class Progress:
@@ -41,6 +47,8 @@ class Progress:
         self.advised = False
         self.events = Callbacks(step=self._step, epoch=self._epoch, say=self._say)
         self.window = (time.perf_counter(), 0)
+        self.started: tuple[float, int] | None = None  # clock and update of the first step of this process
+        self.reported = 0.0
         self.machine = Machine(describe, folder)
         self.broadcast = Broadcast(settings, folder, data, self._say)
 
@@ -68,20 +76,36 @@ class Progress:
             self.bar.stop()
         if self.notebook:
             self.notebook.close()
+        (self.folder / PROGRESS).unlink(missing_ok=True)
         self.broadcast.close()
 
     def _step(self, epoch: int, update: int, updates: int, samples: int, loss: float) -> None:
         if self.notebook:
             self.notebook.step(update, updates)
-        if not self.bar:
-            return
+        now = time.perf_counter()
         since, seen = self.window
-        elapsed = time.perf_counter() - since
-        rate = (seen + samples) / max(elapsed, 1e-9)
-        self.window = (since, seen + samples) if elapsed < 5 else (time.perf_counter(), 0)
-        memory = psutil.Process().memory_info().rss / 2**30
-        note = f"epoch {epoch + 1}  loss {loss:.4f}  {rate:.0f} images/s  {memory:.1f} GiB"
-        self.bar.update(self.task, completed=update, total=updates, note=note)
+        rate = (seen + samples) / max(now - since, 1e-9)
+        self.window = (since, seen + samples) if now - since < 5 else (now, 0)
+        self.started = self.started or (now, update)
+        if self.bar:
+            memory = psutil.Process().memory_info().rss / 2**30
+            note = f"epoch {epoch + 1}  loss {loss:.4f}  {rate:.0f} images/s  {memory:.1f} GiB"
+            self.bar.update(self.task, completed=update, total=updates, note=note)
+        if now - self.reported > _REPORTED_EVERY:
+            self.reported = now
+            self._report(epoch, update, updates, rate, loss)
+
+    def _report(self, epoch: int, update: int, updates: int, rate: float, loss: float) -> None:
+        """Replace `progress.json`, which the board reads; its `owner` tells whether this process still lives."""
+        began, first = self.started or (0.0, 0)
+        left = (self.reported - began) / (update - first) * (updates - update) if update > first else None
+        row = {"owner": run_dir.owner(), "epoch": epoch + 1, "update": update, "updates": updates}
+        row |= {
+            "loss": loss if math.isfinite(loss) and loss else None,
+            "images_per_second": round(rate, 1),
+            "seconds_left": left,
+        }
+        run_dir.write_text(self.folder / PROGRESS, json.dumps(row))
 
     def _epoch(self, row: dict[str, float], best: bool) -> None:
         self._write(row)

@@ -27,6 +27,7 @@ from training.loop import checkpoint
 
 CONFIG = load.RUN
 FINISHED = "fold_results.yaml"
+LOCK_OWNER = ".lock.owner"  # who works in a locked folder, for people and the board
 # Settings that say where, how fast and in which portions a run works, not what comes out of it.
 _CIRCUMSTANCES = (
     "auto_hours",
@@ -159,22 +160,27 @@ def _replaced(path: Path) -> Iterator[Settings]:
             yield load.read(file)
 
 
+def owner() -> str:
+    """This process, as lock files name it."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a folder, such as a fold's, against a second process; the lock ends with the process, however it ends."""
-    lock, owner = FileLock(path / ".lock"), path / ".lock.owner"
+    lock, note = FileLock(path / ".lock"), path / LOCK_OWNER
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = owner.read_text() if owner.exists() else "another process"
+        who = note.read_text() if note.exists() else "another process"
         raise CheckpointError(
             f"{path}: {who} is working in this folder; wait for it, stop it, or train other folds (--folds.train)"
         ) from None
     try:
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        note.write_text(owner())
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
         lock.release()
 
 

@@ -24,11 +24,17 @@ function sortable(table) {
       const up = head.getAttribute("aria-sort") !== "ascending";
       heads.forEach(other => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const keyed = [...table.tBodies[0].rows].map(row => [sortKey(row.cells[column]), row]);
-      keyed.sort((a, b) => compare(a[0], b[0]) * (up ? 1 : -1));
-      table.tBodies[0].append(...keyed.map(pair => pair[1]));
+      table.sortAgain();
     });
   });
+  table.sortAgain = () => {
+    const column = heads.findIndex(head => head.hasAttribute("aria-sort"));
+    if (column < 0) return;
+    const sign = heads[column].getAttribute("aria-sort") === "ascending" ? 1 : -1;
+    const keyed = [...table.tBodies[0].rows].map(row => [sortKey(row.cells[column]), row]);
+    keyed.sort(([a], [b]) => (a === "") - (b === "") || compare(a, b) * sign);
+    table.tBodies[0].append(...keyed.map(pair => pair[1]));
+  };
 }
 
 const SVG = "http:" + "//www.w3.org/2000/svg";
@@ -117,7 +123,7 @@ class Chart {
   draw() {
     const width = this.box.clientWidth, height = 220;
     if (!width) return;
-    Object.assign(this, { left: 46, wide: width - 56, tall: height - 34 });
+    Object.assign(this, { left: 46, wide: width - 56, tall: height - 48 });
     this.limits();
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.replaceChildren();
@@ -126,7 +132,8 @@ class Chart {
       this.svg.append(shape("text", { x: this.left - 5, y: this.py(y) + 4, "text-anchor": "end" }, short(y)));
     }
     for (const x of ticks(...this.range, Math.max(2, width / 90)).filter(Number.isInteger))
-      this.svg.append(shape("text", { x: this.px(x), y: height - 8, "text-anchor": "middle" }, x));
+      this.svg.append(shape("text", { x: this.px(x), y: height - 23, "text-anchor": "middle" }, x));
+    this.svg.append(shape("text", { x: this.left + this.wide / 2, y: height - 6, "text-anchor": "middle" }, "Epoch"));
     this.shown().forEach(one => this.line(one));
   }
 
@@ -142,34 +149,52 @@ class Chart {
     this.svg.append(drawn);
     if (one.x.length === 1 && one.y[0] !== null)
       this.svg.append(shape("circle", { cx: this.px(one.x[0]), cy: this.py(one.y[0]), r: 3, style: `fill:${stroke}` }));
+    const best = one.y[one.x.indexOf(one.best)];
+    if (best == null || one.best < this.range[0] || one.best > this.range[1]) return;
+    const ring = shape("circle", { class: "best", cx: this.px(one.best), cy: this.py(best), r: 5, style: `stroke:${stroke}` });
+    ring.append(shape("title", {}, `${one.name}: best epoch ${one.best}, ${short(best)}`));
+    this.svg.append(ring);
   }
 }
 
+function legendButton(name, one, charts, hidden) {
+  const button = document.createElement("button"), key = document.createElement("span");
+  button.type = "button";
+  button.setAttribute("aria-pressed", "true");
+  key.className = "key";
+  key.style.cssText = one.dashed
+    ? `background:repeating-linear-gradient(90deg, var(--s${one.colour % 8}) 0 3px, transparent 3px 6px)`
+    : `background:var(--s${one.colour % 8})`;
+  button.append(key, name);
+  button.addEventListener("click", () => {
+    const off = !hidden.delete(name);
+    if (off) hidden.add(name);
+    button.setAttribute("aria-pressed", String(!off));
+    charts.forEach(chart => chart.draw());
+  });
+  return button;
+}
+
+// `place.update(panels)` draws newer data and leaves what is zoomed or hidden as it is.
 function curves(place) {
-  const data = JSON.parse(place.querySelector("script").textContent), hidden = new Set(), charts = [];
+  const hidden = new Set(), charts = new Map(), names = new Set();
   const legend = document.createElement("div"), grid = document.createElement("div");
   legend.className = "legend";
   grid.className = "charts";
+  const data = JSON.parse(place.querySelector("script").textContent);
   place.append(legend, grid);
-  const series = new Map(data.flatMap(panel => panel.series.map(one => [one.name, one])));
-  for (const [name, one] of series) {
-    const button = document.createElement("button"), key = document.createElement("span");
-    button.type = "button";
-    button.setAttribute("aria-pressed", "true");
-    key.className = "key";
-    key.style.cssText = one.dashed
-      ? `background:repeating-linear-gradient(90deg, var(--s${one.colour % 8}) 0 3px, transparent 3px 6px)`
-      : `background:var(--s${one.colour % 8})`;
-    button.append(key, name);
-    button.addEventListener("click", () => {
-      const off = !hidden.delete(name);
-      if (off) hidden.add(name);
-      button.setAttribute("aria-pressed", String(!off));
-      charts.forEach(chart => chart.draw());
-    });
-    legend.append(button);
-  }
-  charts.push(...data.map(panel => new Chart(grid, panel, hidden)));
+  place.update = panels => {
+    for (const one of panels.flatMap(panel => panel.series)) {
+      if (names.has(one.name)) continue;
+      names.add(one.name);
+      legend.append(legendButton(one.name, one, charts, hidden));
+    }
+    for (const panel of panels) {
+      const chart = charts.get(panel.title);
+      if (chart) { chart.panel = panel; chart.draw(); } else charts.set(panel.title, new Chart(grid, panel, hidden));
+    }
+  };
+  place.update(data);
 }
 
 function matrix(place) {

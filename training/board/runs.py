@@ -1,0 +1,297 @@
+"""The runs and campaigns below some folders, read again only where a file has changed.
+
+What cannot be read, such as a half-copied run, is kept with one line that says why.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from config import load
+from config.errors import CheckpointError
+from data.names import of_path
+from training.board import state
+from training.board.state import State
+from training.campaign import failures, leaderboard
+from training.run import fold, progress, results, run_dir
+from training.run.prepare import FOLDS
+
+_Parsed = TypeVar("_Parsed")
+Kind = Literal["run", "trial", "campaign"]
+SCORES = ("macro_f1", "accuracy", "log_loss")
+_DEPTH = 4  # folders between one that was given and a run
+_FRESH = 1.0  # seconds for which a scan of the folders is good
+_FOLD = re.compile(r"fold_(\d+)")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A fold: its number, its state, its result or the scores of its best epoch so far.
+
+    `curve` is the macro-F1 of each epoch, of folds without a result; `now` its `progress.json` while it trains, and
+    `reason` why it was given up.
+    """
+
+    number: int
+    state: State
+    result: dict[str, Any] = field(default_factory=dict)
+    curve: tuple[float, ...] = ()
+    now: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def epochs(self) -> int:
+        """The epochs that are done."""
+        return int(self.result.get("epochs", len(self.curve)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, a trial of a search, or a campaign, whose `folds` are those of its members. `key` is its path as the
+    pages show it; `fault` says why it cannot be read."""
+
+    key: str
+    path: Path
+    kind: Kind = "run"
+    campaign: str = ""
+    state: State = "not started"
+    fault: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    deciding: dict[str, Any] = field(default_factory=dict)
+    engine: str = ""
+    folds: tuple[Fold, ...] = ()
+    planned: int = 0
+    split: str = ""
+    changed: float = 0.0
+
+    @property
+    def done(self) -> list[Fold]:
+        """The folds that have a result."""
+        return [one for one in self.folds if one.state == "finished"]
+
+    @property
+    def scored(self) -> list[Fold]:
+        """The folds whose scores count: the finished ones, without any those that have an epoch."""
+        return self.done or [one for one in self.folds if one.result]
+
+    def mean(self, metric: str) -> float:
+        """Over the scored folds; NaN without one."""
+        values = [float(one.result[metric]) for one in self.scored]
+        return float(np.mean(values)) if values else float("nan")
+
+    def spread(self, metric: str) -> float:
+        """Standard deviation over the scored folds (n - 1); NaN below two."""
+        values = [float(one.result[metric]) for one in self.scored]
+        return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+    def when(self) -> str:
+        """When a file of it was last written."""
+        if not self.changed:
+            return ""
+        moment = datetime.fromtimestamp(self.changed)
+        return moment.strftime("%d %b %H:%M" if moment.year == datetime.now().year else "%d %b %Y")
+
+    def seconds(self) -> float:
+        """Training time of the finished folds together."""
+        return float(sum(one.result["seconds"] for one in self.done))
+
+
+class Runs:
+    """All that lies below `roots`, by key. Safe to use from several threads."""
+
+    def __init__(self, roots: Sequence[Path]):
+        for root in roots:
+            if not root.is_dir():
+                raise CheckpointError(f"{root}: there is no such folder; give the one that holds your runs")
+        self.roots, self._lock = list(roots), threading.Lock()
+        self._parsed: dict[tuple[Path, str], tuple[tuple[int, int], Any]] = {}
+        self._scan: tuple[float, dict[str, Run]] = (float("-inf"), {})
+
+    def all(self) -> dict[str, Run]:
+        """Runs, trials and campaigns as they are now, at most a second old."""
+        with self._lock:
+            if time.monotonic() - self._scan[0] > _FRESH:
+                found = {run.key: run for root in self.roots for run in self._below(root)}
+                self._scan = (time.monotonic(), found)
+            return self._scan[1]
+
+    def members(self, campaign: Run, kind: Kind = "run") -> list[Run]:
+        """The members of a campaign, or its trials."""
+        return [run for run in self.all().values() if run.campaign == campaign.key and run.kind == kind]
+
+    def _below(self, root: Path) -> Iterator[Run]:
+        prefix = f"{of_path(root.resolve().name)}/" if len(self.roots) > 1 else ""
+        for path in _found(root, _DEPTH):
+            inside = path.relative_to(root).as_posix()
+            key = prefix + of_path(path.resolve().name if inside == "." else inside)
+            if (path / load.CAMPAIGN).exists():
+                yield from self._campaign(path, key)
+            else:
+                yield self._run(path, key)
+
+    def _campaign(self, path: Path, key: str) -> Iterator[Run]:
+        members = [self._run(one, f"{key}/{of_path(one.name)}", "run", key) for one in _runs(path.glob("members/*"))]
+        trials = [
+            self._run(one, f"{key}/{of_path(one.parent.name)}/{one.name}", "trial", key)
+            for one in _runs(path.glob("tune/*/*"))
+        ]
+        folds = tuple(one for member in members for one in member.folds)
+        at_work = [run.state for run in (*members, *trials) if run.state == "training"]
+        planned = fault = None
+        try:
+            planned = len((self._read(path / load.CAMPAIGN, results.read_yaml) or {}).get("members") or [""])
+        except Exception as error:
+            fault = _line(error)
+        ended = len(members) == planned and all(member.state == "finished" for member in members)
+        yield Run(
+            *(key, path, "campaign"),
+            state=state.of_run(ended, [*at_work, *(member.state for member in members)]),
+            fault=fault or "",
+            folds=folds,
+            planned=planned or len(members),
+            changed=max((run.changed for run in (*members, *trials)), default=0.0),
+        )
+        yield from members
+        yield from trials
+
+    def _run(self, path: Path, key: str, kind: Kind = "run", campaign: str = "") -> Run:
+        run = Run(key, path, kind, campaign)
+        try:
+            return self._readable(run)
+        except Exception as error:  # whatever a half-written, half-copied or foreign folder holds
+            return replace(run, fault=_line(error))
+
+    def _readable(self, run: Run) -> Run:
+        path = run.path
+        config = self._read(path / run_dir.CONFIG, _settings)
+        if config is None:
+            raise CheckpointError(f"{run_dir.CONFIG} is missing")
+        settings, deciding = config
+        summary, starts = self._read(path / run_dir.FINISHED, results.read_yaml), path / "environment.json"
+        numbers = sorted(int(found[1]) for one in path.iterdir() if (found := _FOLD.fullmatch(one.name)))
+        folds = tuple(self._fold(path / f"fold_{k}", k) for k in numbers)
+        split = path / FOLDS
+        finished = summary is not None or (run.kind == "trial" and any(one.state == "finished" for one in folds))
+        return replace(
+            run,
+            state=state.of_run(finished, [one.state for one in folds]),
+            settings=settings,
+            deciding=deciding,
+            engine=(self._read(starts, _json) or [{"engine": ""}])[-1]["engine"],
+            folds=folds,
+            planned=len(folds) if finished else self._planned(path, settings, len(folds)),
+            split=self._read(split, leaderboard.split_digest) or "",
+            changed=max(map(_mtime, (path / run_dir.CONFIG, path / run_dir.FINISHED, *_histories(path, numbers)))),
+        )
+
+    def _fold(self, path: Path, number: int) -> Fold:
+        result = self._read(path / fold.RESULT, results.read_yaml)
+        if result is not None:
+            return Fold(number, "finished", result)
+        best, curve = self._read(path / "history.jsonl", _best_so_far) or ({}, ())
+        failed = self._read(path / failures.FAILED, results.read_yaml)
+        now = path / progress.PROGRESS
+        stopped: State = "interrupted" if curve or any(path.glob("step_*")) else "not started"
+        so_far = Fold(number, stopped, best, curve)
+        if state.lives(now):
+            return replace(so_far, state="training", now=self._read(now, _json) or {})
+        if state.lives(path / run_dir.LOCK_OWNER):
+            return replace(so_far, state="training" if curve else "waiting")
+        return replace(so_far, state="failed", reason=str(failed["reason"])) if failed else so_far
+
+    def _planned(self, path: Path, settings: dict[str, Any], there: int) -> int:
+        """How many folds the run will have, as far as it is known."""
+        if settings.get("folds.train"):
+            return len(settings["folds.train"])
+        return max(self._read(path / FOLDS, _numbers) or 0, there)
+
+    def _read(self, path: Path, parse: Callable[[Path], _Parsed]) -> _Parsed | None:
+        """The parsed file, from memory where it has not changed; None where there is none.
+
+        `CheckpointError` that names the file where it cannot be parsed."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return None
+        signature, key = (status.st_mtime_ns, status.st_size), (path, parse.__name__)
+        known = self._parsed.get(key)
+        if known is None or known[0] != signature:
+            try:
+                known = (signature, parse(path))
+            except Exception as error:
+                raise CheckpointError(f"{path.name} cannot be read: {_line(error)}") from error
+            self._parsed[key] = known
+        return known[1]
+
+
+def _found(path: Path, depth: int) -> Iterator[Path]:
+    """Folders that are runs, campaigns, or look like a damaged run; links are not followed."""
+    try:
+        names = {entry.name: entry for entry in os.scandir(path)}
+    except OSError:
+        return
+    if {load.RUN, load.CAMPAIGN} & names.keys() or any(map(_FOLD.fullmatch, names)):
+        yield path
+        return
+    for name in sorted(names) if depth else ():
+        if not name.startswith(".") and names[name].is_dir(follow_symlinks=False):
+            yield from _found(path / name, depth - 1)
+
+
+def _runs(places: Iterator[Path]) -> list[Path]:
+    return sorted(path for path in places if path.is_dir() and not path.is_symlink())
+
+
+def _histories(path: Path, numbers: Sequence[int]) -> list[Path]:
+    return [path / f"fold_{k}" / "history.jsonl" for k in numbers]
+
+
+def _settings(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All settings, and those that change what the run computes."""
+    settings = leaderboard.settings(config)
+    return settings, leaderboard.deciding(settings)
+
+
+def _best_so_far(history: Path) -> tuple[dict[str, Any], tuple[float, ...]]:
+    """The scores of the best epoch so far, and the macro-F1 of each epoch."""
+    rows = [json.loads(line) for line in history.read_text().splitlines()]
+    best: dict[str, Any] = next((row for row in reversed(rows) if row.get("best")), {})
+    scores = {**{name: best[name] for name in SCORES}, "best_epoch": int(best["epoch"])} if best else {}
+    return scores, tuple(row["macro_f1"] for row in rows)
+
+
+def _numbers(folds: Path) -> int:
+    """How many folds a `folds.csv` has."""
+    with folds.open(newline="") as stream:
+        rows = csv.DictReader(stream)
+        columns = [name for name in rows.fieldnames or () if re.fullmatch(r"fold(_\d+)?", name)]
+        return len({row[name] for row in rows for name in columns} - {"-1"})
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, with its kind where the text alone says little."""
+    text = next(iter(str(error).splitlines()), "")
+    return text if isinstance(error, CheckpointError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,146 @@
+"""The rows of the board's tables, as the templates show them. No HTML here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from training.board.runs import Fold, Run
+from training.campaign import leaderboard
+
+_DIFFERENT, _LONGEST = 3, 40  # settings that a row shows, characters of a value
+_WIDE, _HIGH = 200, 48  # of a small curve, in its own units
+
+
+def ranked(runs: Sequence[Run]) -> list[Run]:
+    """Those with finished folds by macro-F1, the best first; then those with an epoch, then all others by name."""
+
+    def order(run: Run) -> tuple[bool, bool, float, str]:
+        score = run.mean("macro_f1")
+        known = bool(np.isfinite(score))
+        return not (known and run.done), not known, -score if known else 0.0, run.key
+
+    return sorted(runs, key=order)
+
+
+def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row a run, in this order; `different` are settings in which it differs from the first."""
+    return [
+        {
+            "run": run,
+            "model": run.settings.get("model", ""),
+            "size": run.settings.get("data.image_size"),
+            "scores": [run.mean(name) for name in leaderboard.METRICS],
+            "spread": run.spread("macro_f1"),
+            "so_far": bool(run.scored) and not run.done,
+            "epochs": round(float(np.mean([one.epochs for one in run.scored]))) if run.scored else 0,
+            "time": leaderboard.duration(run.seconds()) if run.done else "",
+            **_different(runs[0], run),
+        }
+        for run in runs
+    ]
+
+
+def _different(best: Run, run: Run) -> dict[str, Any]:
+    found = differences(best, run) if best is not run else []
+    return {"different": found[:_DIFFERENT], "more": found[_DIFFERENT:]}
+
+
+def differences(best: Run, run: Run) -> list[tuple[str, str, str]]:
+    """The settings that change the result and differ: name, value of `run`, value of `best`."""
+    one, other = (leaderboard.Entry(each.key, (), each.deciding, each.split) for each in (best, run))
+    keys = leaderboard.different(one, other)
+    return [(key, _shown(run.deciding.get(key, "")), _shown(best.deciding.get(key, ""))) for key in keys]
+
+
+def _shown(value: Any) -> str:
+    """A setting in few characters."""
+    text = "null" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def live(run: Run) -> dict[str, Any]:
+    """How far a run is: the share that is done, words for it, and a small curve of the folds that train now."""
+    epochs = int(run.settings.get("train.epochs") or 1)
+    active = [one for one in run.folds if one.state == "training"]
+    active = active or [one for one in run.folds if one.state == "waiting"][:1]
+    planned = max(run.planned, len(run.folds), 1)
+    done = sum(1.0 if one.state == "finished" else min(_part(one, epochs), 1.0) for one in run.folds)
+    return {
+        "run": run,
+        "share": done / planned,
+        "folds": f"{len(run.done)} of {planned} folds done",
+        "active": [{"number": one.number, "words": _words(one, epochs)} for one in active],
+        "curves": [_curve(one.curve) for one in active if len(one.curve) > 1],
+    }
+
+
+def _part(one: Fold, epochs: int) -> float:
+    """The share of a fold's epochs that is done."""
+    if one.now.get("updates"):
+        return float(one.now["update"]) / float(one.now["updates"])
+    return one.epochs / epochs
+
+
+def _words(one: Fold, epochs: int) -> str:
+    now = one.now
+    if one.state == "waiting":
+        return "is being prepared"
+    if not now:
+        return f"epoch {min(one.epochs + 1, epochs)} of {epochs}"
+    parts = [f"epoch {now['epoch']} of {epochs}", f"update {now['update']} of {now['updates']}"]
+    parts += [f"loss {now['loss']:.4f}"] if now.get("loss") is not None else []
+    parts += [f"{now['images_per_second']:.0f} images/s"]
+    parts += [f"at most {leaderboard.duration(now['seconds_left'])} left"] if now.get("seconds_left") else []
+    return ", ".join(parts)
+
+
+def _curve(values: Sequence[float]) -> str:
+    """The points of an SVG polyline from the bottom (the lowest value) to the top."""
+    low, high = min(values), max(values)
+    step, scale = _WIDE / (len(values) - 1), _HIGH / ((high - low) or 1)
+    return " ".join(f"{k * step:.1f},{_HIGH - (value - low) * scale:.1f}" for k, value in enumerate(values))
+
+
+def folds(run: Run) -> list[dict[str, Any]]:
+    """A row a fold."""
+    return [
+        {
+            "fold": one,
+            "scores": [one.result.get(name) for name in leaderboard.METRICS],
+            "best": one.result.get("best_epoch"),
+            "time": leaderboard.duration(one.result["seconds"]) if "seconds" in one.result else "",
+        }
+        for one in run.folds
+    ]
+
+
+def campaign(run: Run, members: Sequence[Run]) -> dict[str, Any]:
+    """A row of a campaign: how many of its members are trained, and the best of them."""
+    best = [one for one in ranked(members) if one.done][:1]
+    finished = sum(member.state == "finished" for member in members)
+    return {"run": run, "finished": finished, "planned": run.planned, "best": best[0] if best else None}
+
+
+def trials(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row a trial of a member's search, the best first, with the settings that are not the same in all of them."""
+    ordered = ranked(runs)
+    keys = sorted({key for run in ordered for key, _, _ in differences(ordered[0], run)})
+    return [
+        {
+            "run": run,
+            "score": run.mean("macro_f1"),
+            "so_far": not run.done,
+            "epochs": max((one.epochs for one in run.folds), default=0),
+            "values": [(key, _shown(run.deciding.get(key))) for key in keys],
+        }
+        for run in ordered
+    ]
+
+
+def searches(trials_of: Sequence[Run]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The trials of a campaign by the member that they are for."""
+    names = dict.fromkeys(run.path.parent.name for run in trials_of)
+    return [(name, trials([run for run in trials_of if run.path.parent.name == name])) for name in names]
