@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from typing import cast
 
 from backends.contract import Backend
@@ -21,6 +22,14 @@ def require(name: str) -> None:
         raise BackendUnavailable(
             f"the {name} engine needs {' and '.join(missing)}, not installed here; run: {_INSTALL.format(name=name)}"
         )
+
+
+def default() -> str:
+    """The engine that is installed; of both, MLX on a Mac and else torch. `BackendUnavailable` where none is."""
+    found = [name for name in ("mlx", "torch") if all(map(installed, _NEEDS[name]))]
+    if not found:
+        require("mlx" if sys.platform == "darwin" else "torch")
+    return found[0] if sys.platform == "darwin" else found[-1]
 
 
 def installed(module: str) -> bool:

@@ -26,7 +26,10 @@ COMMANDS = {
     "train_torch.py, train_mlx.py": ("training.cli", [["torch"]]),
     "python -m data": ("data.__main__", [[], ["look"], ["audit"], ["enlarge"], ["cache"], ["preview"]]),
     "python -m models": ("models.__main__", [[], ["list"], ["show"], ["save"]]),
-    "python -m training": ("training.__main__", [[], ["checkpoint"], ["report"], ["leaderboard"], ["board"], ["soup"]]),
+    "python -m training": (
+        "training.__main__",
+        [[], ["checkpoint"], ["report"], ["leaderboard"], ["board"], ["worker"], ["soup"]],
+    ),
     "python -m infer": (
         "infer.__main__",
         [[], ["evaluate"], ["fit"], ["oof"], ["validate"], ["adapt"], ["serve"], ["teacher"]],
@@ -95,7 +98,8 @@ def commands() -> str:
         "Generated from each command's `--help` by `python docs/generate.py`; do not edit.",
         "",
         "Exit codes: 0 done; 1 data, files or a missing backend; 2 a wrong command line or wrong settings; 3 a",
-        "campaign left folds out; 4 a converted file outside its limits; 130 and 143 stopped by Ctrl-C and SIGTERM.",
+        "campaign left folds out; 4 a converted file outside its limits; 130, 143 and 75 stopped by Ctrl-C, SIGTERM",
+        "and SIGUSR1.",
     ]
     for title, (module, calls) in COMMANDS.items():
         lines += ["", f"## {title}"]

@@ -31,13 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     _leaderboard_options(commands.add_parser("leaderboard", help="rank runs, and say in which settings they differ"))
     _board_options(commands.add_parser("board", help="a page on this machine about all runs, live while they train"))
+    _worker_options(commands.add_parser("worker", help="take folds or trials of a campaign until none is left"))
     mixed = commands.add_parser("soup", help="average a fold's checkpoints as far as its score does not fall")
     mixed.add_argument("fold", type=Path, metavar="RUN/fold_K", help="a trained fold; its `soup` is written there")
     mixed.set_defaults(run=_soup)
     heap.retain_freed_memory()
     streams.escape()
     try:
-        arguments = parser.parse_args(argv)
+        arguments, rest = parser.parse_known_args(argv)
+        if rest and arguments.command != "worker":
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.settings = rest
         return int(arguments.run(arguments))
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,6 +79,29 @@ def _board_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=int, default=7870, help="the port, or 0 for any free one (default: %(default)s)")
     parser.set_defaults(run=_board)
+
+
+def _worker_options(parser: argparse.ArgumentParser) -> None:
+    parser.allow_abbrev = False
+    parser.usage = "%(prog)s --campaign RUN [--engine ENGINE] [--SECTION.KEY VALUE ...]"
+    parser.description = (
+        "Any number of processes and machines that share the folder work on it. Beside these options it takes those of "
+        "train_torch.py, such as --data.root where the images lie elsewhere on this machine, or --member."
+    )
+    parser.add_argument("--campaign", type=Path, required=True, metavar="RUN", help="the campaign's folder")
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "mlx"),
+        default="",
+        help="default: the one that is installed; of both, MLX on a Mac",
+    )
+    parser.set_defaults(run=_worker)
+
+
+def _worker(arguments: argparse.Namespace) -> int:
+    from training.campaign import worker
+
+    return worker.run(arguments.campaign, arguments.engine, arguments.settings)
 
 
 def _checkpoint(arguments: argparse.Namespace) -> int:

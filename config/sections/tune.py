@@ -47,7 +47,7 @@ class Tune(Section):
         default=None,
         min_length=1,
         description="URL of the data base that keeps the trials, such as postgresql://HOST/NAME where several machines"
-        " search together ($VARIABLES are filled in); null is an SQLite file in the campaign's folder.",
+        " search together (extra `postgres`; $VARIABLES are filled in); null: an SQLite file in the campaign's folder.",
     )
     fold: int = Field(default=0, ge=0, description="The fold that judges the trials.")
     proxy_epochs: int | None = Field(

@@ -1,7 +1,8 @@
 """The folder of a campaign: several members on the same folds, each in a run of its own, shared by several processes.
 
-`campaign.yaml` (all settings), `folds.csv`, `members/NAME` (runs as ever), and what the stages make of them. It is
-found again or made here; who trains what stands in `train_members`, what follows the training in `pipeline`.
+`campaign.yaml` (all settings), `request.yaml` (what workers do), `folds.csv`, `members/NAME` (runs as ever), and what
+the stages make of them. It is found again or made here; who trains what stands in `train_members`, what follows the
+training in `pipeline`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from config import load
+from config.command import RunRequest
 from config.errors import CheckpointError, ConfigError
 from config.members import Member
 from config.schema import Settings
 from training.run import auto_model, run_dir
 
 _RUNS = "members"
+_REQUEST = "request.yaml"
 # Settings that the training does not depend on.
 _AFTERWARDS = ("tta", "tune", "ensemble")
 
@@ -94,6 +99,24 @@ def new(members: Sequence[Member]) -> Path:
     """The folder that a new campaign gets."""
     settings = members[0].settings
     return settings.out / (settings.name or _name(members))
+
+
+def remember(campaign: Campaign, wish: RunRequest) -> None:
+    """Leave for workers what they are to do: search, or train, perhaps after a search.
+
+    A process that trains a part leaves nothing: the others are not to train that part alone.
+    """
+    if wish.mode != "tune" and (wish.member or wish.fold is not None):
+        return
+    mode = "tune" if wish.mode == "tune" else "train"
+    if RunRequest(mode, wish.member, tune=wish.tune) != requested(campaign.folder):
+        run_dir.write_yaml(campaign.folder / _REQUEST, {"mode": mode, "member": wish.member, "tune": wish.tune})
+
+
+def requested(folder: Path) -> RunRequest:
+    """What a worker is to do: `train` where nothing else was left."""
+    file = folder / _REQUEST
+    return RunRequest(**yaml.safe_load(file.read_text())) if file.exists() else RunRequest("train")
 
 
 def differences(one: Sequence[Member], other: Sequence[Member], ignored: tuple[str, ...] = ()) -> list[str]:

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from config import members as listed
-from config.command import RunRequest
+from config.command import SHARED_MODES, RunRequest
 from config.errors import CheckpointError, ConfigError, DataError, Interrupted
 from data import sources
 from data.audit import command as look
@@ -35,7 +35,7 @@ from infer.io.inputs import of_paths
 from infer.runner import Runner
 from training import report
 from training.campaign import queue, train_members, trial, tune
-from training.campaign.members import Campaign
+from training.campaign.members import Campaign, remember
 from training.run import preflight, run_dir
 from training.trackers import broadcast
 
@@ -46,8 +46,8 @@ REPORT = "report.html"
 _DONE = "stages.yaml"
 _FEW = 10  # images that a class should have
 _BATCH = 64
-START_MODES = ("full", "audit", "tune", "train")  # the modes that a campaign may begin with
 LEFT_OUT = 3  # the exit code that tells of folds that were left out
+START_MODES = ("full", "audit", "tune", "train")  # the modes that a campaign may begin with
 
 
 class NothingToPredict(DataError):
@@ -62,6 +62,8 @@ def work(campaign: Campaign, wish: RunRequest) -> int:
     if wish.mode == "audit":
         audited(campaign)
         return 0
+    if wish.mode in SHARED_MODES:
+        remember(campaign, wish)
     if wish.mode == "full":
         _look_ahead(campaign)
     if wish.mode == "tune":

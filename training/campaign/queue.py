@@ -133,15 +133,16 @@ class Worklist:
             self._pause(POLL)
         return not left
 
-    def each(self, stop_requested: Callable[[], bool]) -> Iterator[Claim]:
-        """Claims, one after another, until all items are done; waits for those that others hold, and says so once."""
+    def each(self, stop_requested: Callable[[], bool], quiet: bool = False) -> Iterator[Claim]:
+        """Claims, one after another, until all items are done; waits for those that others hold, and says so once
+        unless `quiet`."""
         said: dict[Path, str] = {}
         while self.left() and not stop_requested():
             claim = self.take()
             if claim:
                 yield claim
                 continue
-            for folder, owner in self.owners().items():
+            for folder, owner in ({} if quiet else self.owners()).items():
                 if said.get(folder) != owner:
                     print(f"waiting for {folder}: {owner} works on it")
                     said[folder] = owner
@@ -182,9 +183,10 @@ class Worklist:
 
 
 @contextmanager
-def alone(folder: Path, stop_requested: Callable[[], bool]) -> Iterator[Claim | None]:
-    """Hold `folder` after waiting for whoever does; None where a stop was asked for meanwhile."""
-    for claim in Worklist([folder], done=lambda _: False).each(stop_requested):
+def alone(folder: Path, stop_requested: Callable[[], bool], quiet: bool = False) -> Iterator[Claim | None]:
+    """Hold `folder` after waiting for whoever does, which is said unless `quiet`; None where a stop was asked for
+    meanwhile."""
+    for claim in Worklist([folder], done=lambda _: False).each(stop_requested, quiet):
         with claim:
             yield claim
         return

@@ -12,8 +12,9 @@ import io
 import json
 import os
 import socket
-import warnings
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 FOLDER = "tune"
 _INSTALL = 'tuning needs optuna, not installed here; run: pip install -e ".[tune]"'
-_BEAT, _GRACE = 60, 240  # seconds between two signs of life of a trial, and until another process takes it for dead
 _WORKER = "worker"
 # Settings that no trial depends on, or that all of a campaign share.
 _ELSEWHERE = ("out", "name", "resume", "resume_anyway", "checkpoint", "tta", "folds", "track", "ensemble")
@@ -79,6 +79,10 @@ def key(members: list[Member]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+class _Lost(Exception):
+    """Another machine trains this trial, as this process did not answer."""
+
+
 class _Study:
     """The search for one member."""
 
@@ -91,15 +95,18 @@ class _Study:
         self.study = self._open()
 
     def run(self) -> Found:
-        """All trials that are left, then the table and the picture of all, and the best."""
-        self._recover()
-        while self._counted() < self.settings.tune.trials:
-            if self.campaign.stop_requested():
-                raise Interrupted(self.campaign.folder)
-            self.study.sampler = self._sampler()
-            self.study.optimize(self._objective, n_trials=1)
-            self._say(self.study.trials[-1] if self.study.trials else None)
-        with queue.alone(self.folder, self.campaign.stop_requested):
+        """All trials that are left, with whichever processes help, then the table and the picture of all, and the best.
+
+        Raises `CheckpointError` where the data base no longer answers.
+        """
+        from training.campaign import tune_storage
+
+        with tune_storage.lasting(self._storage):
+            while self._counted() < self.settings.tune.trials:
+                if self.campaign.stop_requested():
+                    raise Interrupted(self.campaign.folder)
+                self._try_one()
+        with queue.alone(self.folder, self.campaign.stop_requested, quiet=True):
             self._write()
         try:
             best = self.study.best_trial
@@ -110,35 +117,48 @@ class _Study:
         tuned = trial.applied(self.settings, best.params)
         return Found(replace(self.member, settings=tuned), best.params, float(best.value or 0), self._counted())
 
+    @property
+    def _storage(self) -> str:
+        """The data base, with names of variables in place of secrets."""
+        return self.settings.tune.storage or f"sqlite:///{self.campaign.folder / FOLDER / 'study.db'}"
+
+    def _try_one(self) -> None:
+        """One trial, where fewer than are wanted have ended or run; else wait for those of others, of which one may
+        fail. One process at a time looks and begins, so that there are exactly as many as are wanted."""
+        import optuna
+
+        from training.campaign import tune_storage
+
+        tune_storage.fail_stale(self.study)
+        if self._counted() + len(self._running()) - len(self._dead()) >= self.settings.tune.trials:
+            time.sleep(queue.POLL)
+            return
+        with ExitStack() as turn:
+            if turn.enter_context(queue.alone(self.folder, self.campaign.stop_requested, quiet=True)) is None:
+                return
+            self._recover()
+            if self._counted() + len(self._running()) >= self.settings.tune.trials:
+                return
+            self.study.sampler = self._sampler()
+            try:
+                self.study.optimize(lambda one: self._objective(one, turn.close), n_trials=1, catch=(_Lost,))
+            except optuna.exceptions.UpdateFinishedTrialError:
+                print(f"{self.member.name}: another process took this trial over, as this one did not answer")
+
     def _open(self) -> optuna.Study:
         import optuna
-        from sqlalchemy.exc import SQLAlchemyError
+
+        from training.campaign import tune_storage
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        wish = self.settings.tune
-        url = os.path.expandvars(wish.storage or f"sqlite:///{self.campaign.folder / FOLDER / 'study.db'}")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of the heartbeat
-                storage = optuna.storages.RDBStorage(
-                    url,
-                    heartbeat_interval=_BEAT,
-                    grace_period=_GRACE,
-                    heartbeat_stale_trial_callback=lambda study, dead: study.enqueue_trial(dead.params),
-                )
+        with queue.alone(self.folder, self.campaign.stop_requested):  # of two that make the same tables, one would fail
             return optuna.create_study(
-                storage=storage,
+                storage=tune_storage.opened(self._storage),
                 study_name=f"{self.campaign.folder.name}.{self.member.name}.{_digest(self.settings)}",
                 direction="maximize" if HIGHER_IS_BETTER[self.metric] else "minimize",
                 pruner=self._pruner(),
                 load_if_exists=True,
             )
-        except (SQLAlchemyError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"tune.storage: {wish.storage or url} cannot be used ({reason}); give a URL that SQLAlchemy knows and "
-                "whose driver is installed, or null for a file"
-            ) from error
 
     def _pruner(self) -> optuna.pruners.BasePruner:
         import optuna
@@ -155,19 +175,28 @@ class _Study:
         Hyperband's brackets, which follow the trials' numbers), and several processes try different things."""
         import optuna
 
-        running = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-        seed = philox_seed(self.settings.seed, "tune", self._counted() + len(running)) % 2**32
+        seed = philox_seed(self.settings.seed, "tune", self._counted() + len(self._running())) % 2**32
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(self.settings.tune.trials // 3, 1)))
 
-    def _objective(self, one: optuna.Trial) -> float:
-        import optuna
-
+    def _objective(self, one: optuna.Trial, begun: Callable[[], None]) -> float:
+        """Train a trial; `begun` is called as soon as others can see whose it is."""
         values = {name: _suggest(one, name, where) for name, where in _space(self.settings).items()}
-        one.set_user_attr(_WORKER, [socket.gethostname(), os.getpid(), psutil.Process().create_time()])
-        settings = trial.applied(self.proxy, values)
         folder = self.folder / hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
         one.set_user_attr("folder", folder.name)
+        one.set_user_attr(_WORKER, [socket.gethostname(), os.getpid(), psutil.Process().create_time()])
+        begun()
         print(f"{self.member.name}: trial {one.number}: {_said(values)}")
+        settings = trial.applied(self.proxy, values)
+        # Another process may have the same values, or be slow and not know yet that this one has taken its trial over.
+        with queue.alone(folder / f"fold_{settings.tune.fold}", self.campaign.stop_requested) as claim:
+            score = self._trained(one, settings, folder, claim)
+        print(f"{self.member.name}: trial {one.number}: {self.metric} {score:.4f}")
+        return score
+
+    def _trained(self, one: optuna.Trial, settings: Settings, folder: Path, claim: queue.Claim | None) -> float:
+        """The trial's score; `TrialPruned` where it is cut short."""
+        import optuna
+
         hopeless = False
 
         def on_epoch(row: dict[str, float], _best: bool) -> None:
@@ -176,12 +205,12 @@ class _Study:
             hopeless = hopeless or (row["epoch"] < settings.train.epochs and one.should_prune())
 
         def stop_requested() -> bool:
-            return hopeless or self.campaign.stop_requested()
+            return hopeless or claim is None or claim.lost or self.campaign.stop_requested()
 
         try:
             result = trial.train(self.campaign.engine, settings, self.shared, folder, on_epoch, stop_requested)
         except (Diverged, OutOfMemory) as error:
-            print(f"trial {one.number}: {error}")
+            print(f"{self.member.name}: trial {one.number}: no score: {error}")
             one.set_user_attr("failure", str(error))
             trial.clear(folder)
             raise optuna.TrialPruned from error
@@ -189,20 +218,36 @@ class _Study:
             if self.campaign.stop_requested():
                 self.study.enqueue_trial(one.params)
                 raise Interrupted(self.campaign.folder) from None
+            if claim is None or claim.lost:
+                raise _Lost from None
             trial.clear(folder)
+            print(f"{self.member.name}: trial {one.number}: cut short")
             raise optuna.TrialPruned from None
         trial.clear(folder)
         return float(result[self.metric])
 
     def _recover(self) -> None:
-        """Trials of processes of this host that ended without a word are queued again; other hosts' beats tell."""
+        """Trials of dead processes are queued again. To be called by one process at a time."""
         import optuna
 
-        for one in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        for one in self._dead():
+            self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)
+            self.study.enqueue_trial(one.params)
+
+    def _dead(self) -> list[optuna.trial.FrozenTrial]:
+        """Running trials whose process on this host has ended (other hosts' heartbeats tell), and those that are
+        nobody's: their process is about to say that they are its own, or has died before it did."""
+        found = []
+        for one in self._running():
             host, process, began = one.user_attrs.get(_WORKER, ["", 0, 0.0])
-            if host == socket.gethostname() and not _lives(process, began):
-                self.study.tell(one.number, state=optuna.trial.TrialState.FAIL)
-                self.study.enqueue_trial(one.params)
+            if not host or (host == socket.gethostname() and not _lives(process, began)):
+                found.append(one)
+        return found
+
+    def _running(self) -> list[optuna.trial.FrozenTrial]:
+        import optuna
+
+        return self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
 
     def _counted(self) -> int:
         import optuna
@@ -210,18 +255,14 @@ class _Study:
         ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         return len(self.study.get_trials(deepcopy=False, states=ended))
 
-    def _say(self, last: optuna.trial.FrozenTrial | None) -> None:
-        if last is None:
-            return
-        score = f"{self.metric} {last.value:.4f}" if last.value is not None else "no score"
-        print(f"trial {last.number}: {last.state.name.lower()}, {score}")
-
     def _write(self) -> None:
-        """`trials.csv`, best first, and `study.png`."""
+        """`trials.csv`, best first, and `study.png`, unless another process was first."""
         from training.campaign import tune_plot
 
-        csvfile.replace(self.folder / "trials.csv", _table(self.study, self.metric))
-        tune_plot.write(self.study, self.metric, self.folder / "study.png")
+        file, told = self.folder / "trials.csv", _table(self.study, self.metric)
+        if not file.exists() or file.read_bytes() != told:
+            tune_plot.write(self.study, self.metric, self.folder / "study.png")
+            csvfile.replace(file, told)
 
 
 def write(campaign: Campaign, found: list[Found]) -> Path:

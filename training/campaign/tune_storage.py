@@ -1,0 +1,64 @@
+"""The data base of a search: opened by its URL, with heartbeats, and its faults as one line."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
+from backends import installed
+from config.errors import CheckpointError, ConfigError
+
+_BEAT, _GRACE = 60, 240  # seconds between two signs of life of a trial, and until another process takes it for dead
+
+
+def opened(storage: str) -> optuna.storages.RDBStorage:
+    """The data base of a URL whose $VARIABLES are filled in. Trials whose process stopped beating are queued again.
+
+    Raises `ConfigError` where it cannot be used; its text has the names of variables, which may be secret.
+    """
+    try:
+        url = sqlalchemy.make_url(os.path.expandvars(storage))
+        if url.drivername == "postgresql" and not installed("psycopg"):
+            url = url.set(drivername="postgresql+pg8000")
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            return optuna.storages.RDBStorage(
+                url.render_as_string(hide_password=False),
+                engine_kwargs={"pool_pre_ping": True},  # servers close connections that wait for a long epoch
+                heartbeat_interval=_BEAT,
+                grace_period=_GRACE,
+                heartbeat_stale_trial_callback=lambda study, dead: study.enqueue_trial(dead.params),
+            )
+    except (SQLAlchemyError, StorageInternalError, ImportError) as error:
+        raise ConfigError(
+            f"tune.storage: {storage} cannot be used ({_reason(error)}); give a URL that SQLAlchemy knows and whose "
+            'driver is installed (for PostgreSQL: pip install -e ".[postgres]"), or null for a file'
+        ) from error
+
+
+def fail_stale(study: optuna.Study) -> None:
+    """Queue again the trials of other hosts that stopped beating."""
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        optuna.storages.fail_stale_trials(study)
+
+
+@contextmanager
+def lasting(storage: str) -> Iterator[None]:
+    """Faults of the data base while it is in use, as a `CheckpointError`."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise CheckpointError(
+            f"tune.storage: {storage} does not answer any more ({_reason(error)}); trials that ended are kept, start "
+            "the same command again when it does"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
