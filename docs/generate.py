@@ -25,7 +25,7 @@ ROOMS = ("config", "models", "ports", "data", "backends", "ensemble", "infer", "
 COMMANDS = {
     "train_torch.py, train_mlx.py": ("training.cli", [["torch"]]),
     "python -m data": ("data.__main__", [[], ["look"], ["audit"], ["enlarge"], ["cache"], ["preview"]]),
-    "python -m models": ("models.__main__", [[], ["list"], ["show"], ["save"]]),
+    "python -m models": ("models.__main__", [[], ["list"], ["show"], ["save"], ["push"]]),
     "python -m training": (
         "training.__main__",
         [[], ["checkpoint"], ["report"], ["leaderboard"], ["board"], ["worker"], ["soup"]],

@@ -1,4 +1,5 @@
-"""`python -m models`: `list` and `show` say what can be trained, where, and how; `save` writes a checkpoint."""
+"""`python -m models`: `list` and `show` say what can be trained, where, and how; `save` writes a checkpoint, `push`
+shares a trained model as timm loads it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         commands = {"list": lambda: listing(args.pattern), "show": lambda: description(args.name)}
-        lines = commands.get(args.command, lambda: saved(args))()
+        commands |= {"save": lambda: saved(args), "push": lambda: pushed(args)}
+        lines = commands[args.command]()
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -84,6 +86,15 @@ def saved(args: argparse.Namespace) -> list[str]:
     return [*notes, f"wrote {args.out}"]
 
 
+def pushed(args: argparse.Namespace) -> list[str]:
+    """Write or upload the folder of a trained model that timm loads; what was done, and how to load it."""
+    from models.share import share  # NumPy and safetensors, which the other commands do without
+
+    return share(
+        args.run, args.repo, args.out, args.fold, args.evaluation, args.dataset, args.license, private=args.private
+    )
+
+
 def _candidates(pattern: str) -> list[ModelSpec]:
     if "." not in pattern:
         return [registry.get(arch) for arch in registry.names(pattern)]
@@ -137,7 +148,29 @@ def _parser() -> argparse.ArgumentParser:
         help="class names, one per line in the order of the logits (default: the file's own, or ImageNet's)",
     )
     keep.add_argument("--image_size", type=int, metavar="PIXELS", help="side of the input (default: the model's own)")
+    _add_push(commands.add_parser("push", help="share a trained model on the Hugging Face hub, as timm loads it"))
     return parser
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    parser.description = (
+        "Upload a trained model: timm's config.json, model.safetensors and a model card (README.md) with the measured"
+        " scores. timm.create_model('hf-hub:USER/NAME') loads it, and so does --weights hf:USER/NAME."
+    )
+    add("run", type=Path, metavar="RUN", help="a finished run (its best fold is taken), or a checkpoint folder")
+    add("repo", nargs="?", default="", metavar="USER/NAME", help="the repository, made where it is missing")
+    add("--out", type=Path, metavar="DIR", help="write the new folder DIR and upload nothing")
+    add("--fold", type=int, metavar="K", help="this fold of the run in place of the best one")
+    add("--private", action="store_true", help="make a new repository private")
+    add("--dataset", default="", metavar="NAME", help="the data set's name (default: that of its folder)")
+    add("--license", default="", metavar="ID", help="the model's licence, such as mit (default: the base weights')")
+    add(
+        "--evaluation",
+        type=Path,
+        metavar="DIR",
+        help="also the scores that python -m infer evaluate --member CHECKPOINT wrote into this folder",
+    )
 
 
 if __name__ == "__main__":

@@ -19,11 +19,13 @@ from typing import Any
 from config.errors import ConfigError, WeightsError
 from config.places import cache_folder
 from models import limits, manifest, registry
-from models.card import CARD_KEY, Card, Preprocessing
+from models.card import CARD_KEY, Card, Fit
 from models.registry import ModelSpec
 from models.weights import files, hub, loading
 from models.weights import source as weights_source
 
+# timm's crop modes as `Preprocessing.fit`.
+_FITS: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "letterbox"}
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz", hub.INDEX)
 
 
@@ -80,6 +82,8 @@ def save(
     file = weights_source.open_file(path, True, wanted)
     spec = wanted or _spec(file, stem(text), path, image_size)
     weights_source.same_architecture(spec, file, path)
+    if pool := weights_source.pooling(spec, file, path):
+        spec = registry.get(spec.name, image_size=image_size, global_pool=pool)
     found, notes = weights_source.canonical(file, spec, path)
     count = _classes(found, spec, path)
     names, said = _names(classes or file.labels, count, path)
@@ -160,13 +164,14 @@ def _with_config(spec: ModelSpec, config: Any, image_size: int | None) -> ModelS
     own = spec.preprocessing
     size = image_size or int((config.get("input_size") or [0, 0, own.size])[-1])
     try:
-        said = Preprocessing(
+        said = replace(
+            own,
             size=size,
             mean=tuple(config.get("mean", own.mean)),
             std=tuple(config.get("std", own.std)),
             interpolation="bilinear" if config.get("interpolation", own.interpolation) == "bilinear" else "bicubic",
             crop_pct=float(config.get("crop_pct", own.crop_pct)),
-            fit="squash" if config.get("crop_mode") == "squash" else own.fit,
+            fit=_FITS.get(config.get("crop_mode", ""), own.fit),
         )
     except (TypeError, ValueError) as error:
         raise WeightsError(f"config.json: its pretrained_cfg is unreadable ({error})") from error

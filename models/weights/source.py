@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from config.errors import ConfigError, WeightsError
 from models import manifest, registry
 from models.card import CARD_KEY, Card
-from models.registry import ModelSpec
+from models.registry import ModelSpec, Pool
 from models.weights import files as weights_read
 from models.weights import hub, renaming
 from models.weights.files import DERIVED, Weights
@@ -23,11 +23,16 @@ from models.weights.files import DERIVED, Weights
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 _PICKLES = ("pytorch_model.bin", "model.pth", "model.pt")
+# Arguments of timm's entry points that the settings, the weights or the preprocessing decide, or training alone uses.
+_FREE_ARGS = ("num_classes", "in_chans", "img_size", "global_pool", "dynamic_img_size", "strict_img_size")
 _WRAPPERS = re.compile(r"(?:module|_orig_mod|model|backbone|net|encoder)\.")
 
 
 class File(NamedTuple):
-    """What a file or folder holds, under its own names; `arch` and `labels` where it says so itself."""
+    """What a file or folder holds, under its own names; `arch` and the rest where it says so itself.
+
+    `preprocessing` is a hub folder's pretrained_cfg, `args` are those that timm's entry point built the network with.
+    """
 
     weights: Weights
     notes: list[str]
@@ -35,6 +40,7 @@ class File(NamedTuple):
     arch: str = ""
     labels: tuple[str, ...] = ()
     preprocessing: Mapping[str, object] = {}
+    args: Mapping[str, object] = {}
 
 
 def open_file(path: Path, ema: bool = True, spec: ModelSpec | None = None) -> File:
@@ -147,16 +153,17 @@ def _folder(path: Path, ema: bool) -> File:
     return File(held.weights, held.notes, held.card, *said)
 
 
-def _config(path: Path) -> tuple[str, tuple[str, ...], dict[str, object]]:
-    """Architecture, class names and preprocessing of a hub folder's config.json, timm's or transformers'."""
+def _config(path: Path) -> tuple[str, tuple[str, ...], dict[str, object], dict[str, object]]:
+    """Architecture, class names, preprocessing and arguments of a hub folder's config.json, timm's or transformers'."""
     file = path / "config.json"
     if not file.is_file():
-        return "", (), {}
+        return "", (), {}, {}
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
         named = held.get("label_names") or [held["id2label"][k] for k in sorted(held.get("id2label", {}), key=int)]
         prep = held.get("pretrained_cfg") or {}
-        return str(held.get("architecture", "")), tuple(map(str, named)), dict(prep)
+        args = dict(held.get("model_args") or {})
+        return str(held.get("architecture", "")), tuple(map(str, named)), dict(prep), args
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{file}: unreadable ({error}); download it again") from error
 
@@ -193,10 +200,25 @@ def _require_torch(path: Path) -> None:
 
 
 def same_architecture(spec: ModelSpec, file: File, path: Path | str) -> None:
-    """`WeightsError` where the file says that it is of another architecture."""
+    """`WeightsError` where the file says that it is of another architecture, or of one built with other arguments."""
     try:
         made_for = registry.get(file.arch).arch if file.arch else spec.arch
     except ConfigError:
         return
     if made_for != spec.arch:
         raise WeightsError(f"{path}: weights of {made_for}, not of {spec.arch}; use --model {made_for}")
+    other = {k: v for k, v in file.args.items() if not (k in _FREE_ARGS or k.endswith("drop_rate")) and v is not None}
+    for name, value in other.items():
+        if spec.args.get(name) != value:
+            raise WeightsError(f"{path}: its {spec.arch} was built with {name}={value!r}, which Tandem does not build")
+
+
+def pooling(spec: ModelSpec, file: File, path: Path | str) -> Pool:
+    """The pooling that the file says where it is not the architecture's own; `WeightsError` where none is like it."""
+    own = spec.args.get("global_pool", "token" if spec.family == "vit" else "avg")
+    wanted = file.args.get("global_pool", own)
+    if wanted == own:
+        return ""
+    if wanted not in ("avg", "max"):
+        raise WeightsError(f"{path}: its {spec.arch} pools by {wanted!r}, which Tandem does not build")
+    return wanted
