@@ -29,6 +29,7 @@ EXIT_CODES = {
     2: "a wrong command line or wrong settings",
     3: "a campaign left folds out",
     4: "a converted file is outside its limits",
+    75: "stopped by SIGUSR1, as a queue sends it before the time is up: start the same command again",
     130: "stopped by Ctrl-C (SIGINT)",
     141: "the reader of the output has gone, as in `... | head`",
     143: "stopped by SIGTERM",

@@ -37,7 +37,7 @@ def test_every_error_is_explained_on_the_troubleshooting_page(kind: type[TandemE
 
 
 def test_every_exit_code_is_in_the_table() -> None:
-    used = {kind.exit_code for kind in ERRORS} | {0, pipeline.LEFT_OUT}
+    used = {kind.exit_code for kind in ERRORS} | {0, pipeline.LEFT_OUT, cli.REQUEUE}
     used |= {128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGPIPE}
     for path in (path for room in generator().ROOMS for path in (ROOT / room).rglob("*.py")):
         used |= {
