@@ -14,7 +14,7 @@ FAST_TESTS := $(patsubst %,tests/unit/test_%.py,adaptive aliases augment_ops aug
 # Trains on both engines, which takes as long as a quarter of the rest.
 NOT_FAST := tests/unit/test_house.py::test_each_engine_trains_where_the_other_is_not_installed
 
-.PHONY: install check format lint test slow demo parity conversions wheels bench bench-gpu clean
+.PHONY: install check format lint test slow demo parity conversions wheels bench bench-gpu bench-metal verify-mac verify-gpu clean
 
 install: $(STAMP)
 
@@ -73,6 +73,15 @@ DEVICE ?= cuda
 UPDATES ?= 0
 bench-gpu: $(if $(filter $(VENV)/%,$(PY)),install)
 	$(PY) -m benchmarks.gpu --seconds $(SECONDS) --device $(DEVICE) --updates $(UPDATES)
+
+# Against mlx-image's trainer at real sizes, on a Mac.
+bench-metal: install
+	$(PY) -m benchmarks.step --engine mlx --gpu
+
+# For a Mac with an M-series chip, or a CUDA machine: tests, conversion, demo and benchmarks on the hardware itself, as one page
+# to send back, verify_mac.md or verify_gpu.md. VERIFY=--dry_run only sees that every step can be started, on any machine.
+verify-mac verify-gpu: verify-%: install
+	$(PY) -m doctor.verify $* $(VERIFY)
 
 clean:
 	rm -rf $(VENV) demo_out runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

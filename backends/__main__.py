@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 
 import backends
-from config import streams, version
-from config.errors import TandemError
+from config.program import entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
-    streams.escape()
+    return entry.run(_run, argv, "python -m backends")
+
+
+def _run(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m backends", description=__doc__)
-    version.add_option(parser)
+    entry.add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     tune = commands.add_parser("tune", help="measure MLX's gradients on this chip (done at first use on Metal)")
     tune.add_argument("--json", action="store_true", help="print one JSON object")
-    args = parser.parse_args(argv)
-    try:
-        print(_tune(args.json))
-    except TandemError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    print(_tune(parser.parse_args(words).json))
     return 0
 
 

@@ -56,6 +56,10 @@ class UnsupportedOperation(TandemError):
     """The reference evaluator met an operation or an argument that it does not know."""
 
 
+class TandemWarning(UserWarning):
+    """What a user should know although the command goes on; warnings of other categories are a library's."""
+
+
 class Interrupted(Exception):
     """The user asked to stop; everything is saved in `folder`."""
 

@@ -18,10 +18,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from config import command, faults, members, renamed, usage, version, yaml_file
+from config import command, faults, members, renamed, usage, yaml_file
 from config.command import RunRequest
 from config.errors import ConfigError
 from config.members import Member
+from config.program import version
 from config.schema import Settings
 from config.text import nearest, plain, shown
 from config.yaml_file import Key, Layer, put
@@ -291,7 +292,7 @@ def _resolve(layers: Sequence[Layer], found: Sequence[str]) -> tuple[Member, ...
 
 def _examine(layers: Sequence[Layer]) -> tuple[Settings | None, list[str]]:
     """The settings of layers, or all that is wrong with them."""
-    found = [fault for layer in layers for fault in _open_sections(layer)]
+    found = [fault for layer in layers for fault in (*_open_sections(layer), *_unknown_in_space(layer))]
     try:
         return _validated([layer.values for layer in layers]), found
     except ValidationError as error:
@@ -307,6 +308,15 @@ def _open_sections(layer: Layer) -> Iterator[str]:
         if value is not None:
             found, keys = f"{shown(value)} ({layer.where[(name,)]})", ", ".join(usage.keys_of(name))
             yield f"{layer.prefix}{name}: found {found}; expected a section with the keys {keys}"
+
+
+def _unknown_in_space(layer: Layer) -> Iterator[str]:
+    """A line for each name in `tune.space` that is no setting, whether or not this command searches."""
+    tune = layer.values.get("tune")
+    space = tune.get("space") if isinstance(tune, dict) else None
+    for name in space if isinstance(space, dict) else ():
+        if not usage.is_setting(str(name)):
+            yield f"{layer.prefix}{faults.unknown(tuple(str(name).split('.')), 'tune.space')}"
 
 
 def _validated(values: Iterable[Mapping[str, Any]]) -> Settings:

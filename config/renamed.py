@@ -1,14 +1,13 @@
-"""Settings and flags that earlier versions had under other names.
+"""Settings that earlier versions had under other names; `program.removed_flags` has those of commands.
 
 What people write is refused with the new name; the files of runs and checkpoints, which a program wrote, are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from config.errors import ConfigError
 from config.yaml_file import Key, Layer, put
 
 # Old dotted path -> new dotted path.
@@ -52,13 +51,6 @@ SWITCHES = {
 VALUES = {"schedule.name": {"restarts": "cosine_restarts", "stable_decay": "wsd"}}
 # Dotted path -> why it is gone.
 REMOVED = {"ensemble.pairs": "second heads for confused classes were removed"}
-# Old flag of a command -> new flag.
-FLAGS = {
-    "--second_look": "--retry_deskewed",
-    "--one_image": "--single_input",
-    "--least": "--min_per_class",
-    "--blocks": "--ops",
-}
 # What a run meant before there was such a setting.
 OLD_DEFAULTS = {"data.resampling": "area", "model": "convnext_base"}
 
@@ -77,14 +69,6 @@ def message(path: str, where: str) -> str | None:
 def new_value(path: str, value: object) -> str | None:
     """The new name of an old value of a setting; None where it is no old value."""
     return VALUES.get(path, {}).get(value) if isinstance(value, str) else None
-
-
-def refuse_flags(words: Sequence[str]) -> None:
-    """`ConfigError` where a command line has a flag that was renamed."""
-    for word in words:
-        flag = word.partition("=")[0]
-        if flag in FLAGS:
-            raise ConfigError(f"{flag} is now {FLAGS[flag]}")
 
 
 def upgrade(layer: Layer) -> Layer:

@@ -1,10 +1,31 @@
-"""What is printed never ends a command: characters that a terminal or a log cannot take are shown as escapes."""
+"""What reaches the terminal: Tandem's own lines, errors, and nothing that a library remarks.
+
+Characters that a terminal or a log cannot take are shown as escapes, so that what is printed never ends a command.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import io
+import logging
+import os
 import sys
-from typing import TextIO
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, TextIO
+
+LOG = "run.log"  # in the folder of a run or a campaign
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _State:
+    """`log` is the stream of file descriptor 2 once it is diverted, `named` whether it has gone to a run's log,
+    `terminal` the file descriptor of the terminal's standard error."""
+
+    log: TextIO | None = None
+    named = False
+    terminal = 2
 
 
 def escape() -> None:
@@ -47,3 +68,62 @@ class _Numbered(io.TextIOBase):
 
     def fileno(self) -> int:
         return self._stream.fileno()
+
+
+def divert() -> None:
+    """Keep what libraries write to standard error off the terminal: it goes to a temporary file, and to a run's log
+    once `log_to` names one. `sys.stderr` still writes to the terminal; so do errors that a library logs.
+
+    For a process's own command line, before any library is imported.
+    """
+    if sys.stderr is None:  # a process without standard error
+        return
+    terminal, encoding = os.dup(2), sys.stderr.encoding
+    _State.terminal = terminal
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+    sys.stderr = open(terminal, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    faulthandler.enable(file=terminal)  # a crash of native code shows where, as its own message does not
+    _State.log = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    logging.setLoggerClass(_LibraryLogger)
+    errors = logging.StreamHandler(sys.stderr)
+    errors.setLevel(logging.ERROR)
+    logging.basicConfig(handlers=[logging.StreamHandler(_State.log), errors], format=_FORMAT, level=logging.WARNING)
+
+
+def terminal() -> int:
+    """The file descriptor of the terminal's standard error, for what must be written in a signal handler."""
+    return _State.terminal
+
+
+def log_to(folder: Path) -> None:
+    """Append what libraries have written so far, and what they write from now on, to the folder's `run.log`; nothing
+    where their output was not diverted, or has a file already."""
+    if _State.log is None or _State.named:
+        return
+    _State.log.flush()
+    before = os.pread(2, os.fstat(2).st_size, 0)
+    with (folder / LOG).open("ab") as file:
+        file.write(before)
+        file.flush()
+        os.dup2(file.fileno(), 2)
+    _State.named = True
+
+
+def log_warning(message: Warning | str, category: type[Warning], file: str, line: int, *_: Any) -> None:
+    """Write a warning of Python's into the log."""
+    logging.getLogger("py.warnings").warning(warnings.formatwarning(message, category, file, line).strip())
+
+
+class _LibraryLogger(logging.Logger):
+    """A logger whose handlers for the terminal show errors only; all else goes to the log."""
+
+    def addHandler(self, hdlr: logging.Handler) -> None:
+        """Add a handler; one for standard error is left the errors, and a second one writes all to the log."""
+        if getattr(hdlr, "stream", None) is sys.stderr:
+            hdlr.addFilter(lambda record: record.levelno >= logging.ERROR)
+            log = logging.StreamHandler(_State.log)
+            log.setFormatter(logging.Formatter(_FORMAT))
+            log.addFilter(lambda _: not self.propagate)  # else the root's handler writes it
+            super().addHandler(log)
+        super().addHandler(hdlr)

@@ -7,29 +7,27 @@ import sys
 from collections.abc import Sequence
 
 import convert
-from config import renamed, streams
-from config.errors import ConfigError, TandemError
+from config.errors import ConfigError
+from config.program import entry
 from convert import command
 from convert.verification.precision import pairs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert, and verify when asked to; returns the exit code. A `TandemError` becomes one line on stderr."""
-    streams.escape()
-    words = sys.argv[1:] if argv is None else argv
+    return entry.run(_run, argv, "python -m convert")
+
+
+def _run(words: list[str]) -> int:
     try:
-        renamed.refuse_flags(words)
-        _run(command.parser().parse_args(words))
-    except TandemError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        _export(command.parser().parse_args(words))
     except KeyboardInterrupt:
         print("stopped; what was being written is taken away", file=sys.stderr)
         return 130
     return 0
 
 
-def _run(options: argparse.Namespace) -> None:
+def _export(options: argparse.Namespace) -> None:
     if not options.to and options.distil is None:
         raise ConfigError("nothing to do; say --to onnx, --to coreml, or --distil DIR")
     kinds = pairs(options.to, options.precision) if options.to else []

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import convert
-from config import version
+from config.program import entry
 from convert.verification.precision import PRECISIONS
 
 MACOS = (13, 14, 15)
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
         description="Convert checkpoints of either engine to ONNX and Core ML, and prove that they answer alike.",
         epilog=_EPILOG,
     )
-    version.add_option(made)
+    entry.add_options(made)
     add = made.add_argument
     add(
         "path",

@@ -8,10 +8,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from config import heap, load, renamed, streams, version
-from config.errors import TandemError
-from config.schema import Settings
+from config.program import entry
+
+if TYPE_CHECKING:
+    from config.schema import Settings
 
 _PROG = "python -m data"
 _SETTINGS = (
@@ -30,25 +32,24 @@ _SHORT = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
-    heap.retain_freed_memory()
-    streams.escape()
+    return entry.run(_run, argv, _PROG)
+
+
+def _run(words: list[str]) -> int:
     parser = _parser()
-    words = sys.argv[1:] if argv is None else argv
+    arguments, rest = parser.parse_known_args(words)
+    if arguments.command == "cache":
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        _cache(arguments)
+        return 0
+    from config import load
+
+    given = [(_SHORT[name], getattr(arguments, name, None)) for name in _SHORT]
+    line = [token for name, value in given if value is not None for token in (f"--{name}", value)]
+    settings = load.parse([*line, *rest], f"{_PROG} {arguments.command}")
     try:
-        renamed.refuse_flags(words)
-        arguments, rest = parser.parse_known_args(words)
-        if arguments.command == "cache":
-            if rest:
-                parser.error(f"unrecognized arguments: {' '.join(rest)}")
-            _cache(arguments)
-            return 0
-        given = [(_SHORT[name], getattr(arguments, name, None)) for name in _SHORT]
-        line = [token for name, value in given if value is not None for token in (f"--{name}", value)]
-        settings = load.parse([*line, *rest], f"{_PROG} {arguments.command}")
         arguments.run(settings, arguments)
-    except TandemError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("stopped; the next time goes on where this one was", file=sys.stderr)
         return 130
@@ -97,7 +98,7 @@ def _cache(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROG, description="What can be done with a data set before training.")
-    version.add_option(parser)
+    entry.add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser(
         "look",

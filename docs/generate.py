@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from config import usage  # noqa: E402 - found by the line above
+from config.program import entry  # noqa: E402
 
 # From the bottom up; a test in tests/unit/test_house.py holds the direction of imports.
 ROOMS = ("config", "models", "ports", "data", "backends", "ensemble", "infer", "convert", "training", "doctor")
@@ -97,9 +98,16 @@ def commands() -> str:
         "",
         "Generated from each command's `--help` by `python docs/generate.py`; do not edit.",
         "",
-        "Exit codes: 0 done; 1 data, files or a missing backend; 2 a wrong command line or wrong settings; 3 a",
-        "campaign left folds out; 4 a converted file outside its limits; 130, 143 and 75 stopped by Ctrl-C, SIGTERM",
-        "and SIGUSR1.",
+        "Dashes and underscores in flags are the same: `--batch-size 8` is `--batch_size 8`. Every command takes",
+        "`--verbose` (tracebacks of errors, warnings of libraries) and `--version`. Colours are left out where",
+        "NO_COLOR is set or the output is no terminal. Ctrl-C ends any command without a traceback; a second one at",
+        "once. An `error: ...` line is explained in [troubleshooting](../guide/troubleshooting.md#errors).",
+        "",
+        "## Exit codes",
+        "",
+        "| code | |",
+        "|---|---|",
+        *(f"| {code} | {meaning} |" for code, meaning in entry.EXIT_CODES.items()),
     ]
     for title, (module, calls) in COMMANDS.items():
         lines += ["", f"## {title}"]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from config.program import entry
 from doctor import engines, host, packages
 from doctor.check import BAD, NOTE, Check, guarded
 
@@ -40,14 +41,19 @@ smallest input that shows it, and the output of `python -m doctor --json`."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; the exit code is 1 where something is wrong."""
+    return entry.run(_run, argv, "python -m doctor")
+
+
+def _run(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m doctor",
         description="Say what this machine and this installation can run, and the remedy for what they cannot.",
         epilog=_EPILOG,
         allow_abbrev=False,
     )
+    entry.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, for a bug report")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(words)
     checks: list[Check] = []
     if not options.json:
         print(f"{_version()} {host.commit()} in {host.home(str(host.ROOT))}\n", flush=True)
@@ -80,7 +86,7 @@ def _summary(checks: Sequence[Check], able: Sequence[str]) -> str:
 
 def _version() -> str:
     try:
-        from config import version  # needs tomllib, of Python 3.11
+        from config.program import version  # needs tomllib, of Python 3.11
     except ImportError:
         return "tandem"
     return version.line()

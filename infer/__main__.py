@@ -10,72 +10,44 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from config import heap, renamed, streams
-from config.errors import TandemError
-from ensemble import views
-from ensemble.oof import teacher_file
-from infer.commands import evaluate, fit, oof, predict, validate
-from infer.commands.members import positive
+from config.program import entry
 
 if TYPE_CHECKING:
     from infer.evaluation.scoring import Evaluation
 
-# What a command needs is imported after its arguments are read: --help does not wait for SciPy and scikit-learn.
+# What a command needs is imported when it is called: --help does not wait for SciPy and scikit-learn.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    heap.retain_freed_memory()
-    streams.escape()
-    words = list(sys.argv[1:] if argv is None else argv)
-    commands = {
-        "fit": fit.main,
-        "oof": oof.main,
-        "validate": validate.main,
-        "evaluate": _evaluate,
-        "teacher": _teacher,
-        "adapt": _adapt,
-        "serve": _serve,
-    }
-    try:
-        renamed.refuse_flags(words)
-        with warnings.catch_warnings():
-            warnings.showwarning = _warn
-            if words and words[0] in commands:
-                return commands[words[0]](words[1:])
-            return predict.main(words)
-    except TandemError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return entry.run(_run, argv, "python -m infer")
 
 
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+def _run(words: list[str]) -> int:
+    if words and words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:])
+    from infer.commands import predict
+
+    return predict.main(words)
 
 
-def _parser(command: str, about: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(f"python -m infer{command}", description=about, allow_abbrev=False)
+def _command(name: str) -> Callable[[list[str]], int]:
+    """The `main` of a command's module, imported when it is called."""
+    return lambda words: int(importlib.import_module(f"infer.commands.{name}").main(words))
 
 
 def _evaluate(words: list[str]) -> int:
+    from infer.commands import evaluate
+
     def draw(found: Evaluation, out: Path) -> list[Path]:
         # Plots and pages are training's, a level above infer: only this entry point brings the two together.
         return list(importlib.import_module("training.report.evaluation").write(found, out))
 
     return evaluate.main(words, draw)
-
-
-def _adapt(words: list[str]) -> int:
-    from infer.commands import adapt
-
-    return adapt.main(words)
 
 
 def _serve(words: list[str]) -> int:
@@ -89,8 +61,10 @@ def _serve(words: list[str]) -> int:
 
 
 def _teacher(words: list[str]) -> int:
+    from infer.commands.members import positive
+
     about = "Write what finished runs say of images, fold by fold, as teacher.file or teacher.extra_file of a new run."
-    parser = _parser(" teacher", about)
+    parser = argparse.ArgumentParser("python -m infer teacher", description=about, allow_abbrev=False)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run folder; several must have the same folds"
     )
@@ -110,7 +84,10 @@ def _teacher(words: list[str]) -> int:
     )
     parser.add_argument("--id_column", default="ID", help="the images' column in a CSV (default: %(default)s)")
     asked = parser.parse_args(words)
-    from ensemble import ensemble_file
+    import numpy as np
+
+    from ensemble import ensemble_file, views
+    from ensemble.oof import teacher_file
     from infer import teacher
 
     ensemble_file.refuse_existing(asked.out)
@@ -123,6 +100,14 @@ def _teacher(words: list[str]) -> int:
     folds = np.unique(answers.fold)
     print(f"wrote {asked.out}: {len(answers.ids)} answers for {len(folds)} folds, {len(np.unique(answers.ids))} images")
     return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    **{name: _command(name) for name in ("fit", "oof", "validate", "adapt")},
+    "evaluate": _evaluate,
+    "serve": _serve,
+    "teacher": _teacher,
+}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import load
-from config.errors import ConfigError, DataError
+from config.errors import ConfigError, DataError, TandemWarning
 from data import csvfile, sources
 from data.audit import actions
 from ensemble.ensemble_file import Ensemble
@@ -63,7 +63,9 @@ def answer(
         raise DataError(f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()))}")
     if bad:
         warnings.warn(
-            f"{len(bad)} images cannot be read and get no answer; the first: {next(iter(bad.values()))}", stacklevel=2
+            f"{len(bad)} images cannot be read and get no answer; the first: {next(iter(bad.values()))}",
+            TandemWarning,
+            stacklevel=2,
         )
     return TeacherPredictions("", ids, logarithm(said), finished[0].class_names, fold_of, split, frozenset(bad))
 
@@ -82,7 +84,9 @@ def _predicted(
     if truncated:
         first = truncated[min(truncated)]
         warnings.warn(
-            f"{len(truncated)} truncated images are answered as far as they go; the first: {first}", stacklevel=3
+            f"{len(truncated)} truncated images are answered as far as they go; the first: {first}",
+            TandemWarning,
+            stacklevel=3,
         )
     return said, errors
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import streams, version
-from config.errors import ConfigError, TandemError
+from config.errors import ConfigError
+from config.program import entry
 from models import defaults, registry
 from models.registry import ModelSpec
 
@@ -19,15 +19,14 @@ _ENGINES = {"torch": "torch", "mlx": "MLX"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with a `TandemError` as one line on stderr."""
-    streams.escape()
-    args = _parser().parse_args(argv)
-    try:
-        commands = {"list": lambda: listing(args.pattern), "show": lambda: description(args.name)}
-        commands |= {"save": lambda: saved(args), "push": lambda: pushed(args)}
-        lines = commands[args.command]()
-    except TandemError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return entry.run(_run, argv, "python -m models")
+
+
+def _run(words: list[str]) -> int:
+    args = _parser().parse_args(words)
+    commands = {"list": lambda: listing(args.pattern), "show": lambda: description(args.name)}
+    commands |= {"save": lambda: saved(args), "push": lambda: pushed(args)}
+    lines = commands[args.command]()
     try:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:
@@ -131,7 +130,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m models", description="The models that Tandem knows.")
-    version.add_option(parser)
+    entry.add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     every = commands.add_parser("list", help="name, parameters, image size, engines and license of each model")
     every.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'convnext*' or '*.*in22k*'")

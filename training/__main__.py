@@ -7,17 +7,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import heap, streams, version
-from config.errors import ConfigError, TandemError
-from config.sections.train import Checkpoint
+from config.errors import ConfigError
+from config.program import entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    return entry.run(_run, argv, "python -m training")
+
+
+def _run(words: list[str]) -> int:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(words)
+    if rest and arguments.command != "worker":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.settings = rest
+    return int(arguments.run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training", description="What can be done with runs after training."
     )
-    version.add_option(parser)
+    entry.add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     _checkpoint_options(commands.add_parser("checkpoint", help="look at checkpoints, verify them, remove old ones"))
     page = commands.add_parser("report", help="write report.html about one or more finished runs")
@@ -35,22 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     mixed = commands.add_parser("soup", help="average a fold's checkpoints as far as its score does not fall")
     mixed.add_argument("fold", type=Path, metavar="RUN/fold_K", help="a trained fold; its `soup` is written there")
     mixed.set_defaults(run=_soup)
-    heap.retain_freed_memory()
-    streams.escape()
-    try:
-        arguments, rest = parser.parse_known_args(argv)
-        if rest and arguments.command != "worker":
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        arguments.settings = rest
-        return int(arguments.run(arguments))
-    except TandemError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return parser
 
 
 def _checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("info", "verify", "prune"), help="what to do")
     parser.add_argument("path", type=Path, metavar="PATH", help="a checkpoint, a fold folder or a run")
+    from config.sections.train import Checkpoint  # pydantic, which takes a third of a second
+
     default = Checkpoint().keep
     parser.add_argument("--keep", type=_count, default=default, help=f"how many prune leaves (default {default})")
     parser.set_defaults(run=_checkpoint)
@@ -113,9 +117,9 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
             print(f"removed {path}")
         return 0
     entries = [inventory.look(path) for path in inventory.find(arguments.path)]
-    for entry in entries:
-        print(inventory.line(entry) if arguments.action == "info" else entry.fault or f"{entry.path}: whole")
-    return int(any(entry.fault for entry in entries))
+    for found in entries:
+        print(inventory.line(found) if arguments.action == "info" else found.fault or f"{found.path}: whole")
+    return int(any(found.fault for found in entries))
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from config import heap, load, streams
-from config.command import SHARED_MODES, RunRequest
+from config import streams
 from config.errors import ConfigError, Interrupted, TandemError
-from config.launch import Launch
+from config.program import entry
 
-# What a disk or a folder refuses, and what to do about it.
-_REMEDIES = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
-    errno.EROFS: "make the folder writable, or choose another --out",
-    errno.EACCES: "make the folder writable, or choose another --out",
-    errno.EPERM: "make the folder writable, or choose another --out",
-}
+if TYPE_CHECKING:
+    from config import load
+    from config.command import RunRequest
+    from config.launch import Launch
+
 REQUEUE = 75  # the exit code after SIGUSR1, EX_TEMPFAIL of sysexits.h: start the same command again
 
 
@@ -54,62 +49,67 @@ class StopSignal:
         self.received = number
         # print() is not safe here: the signal may have come in the middle of another one.
         more = b"" if self._launched else b"; press Ctrl-C again to leave at once"
-        os.write(2, b"\nstopping after this step" + more + b"\n")
+        os.write(streams.terminal(), b"\nstopping after this step" + more + b"\n")
 
 
 def main(engine: str, argv: Sequence[str] | None = None) -> int:
     """Run `train_ENGINE.py`; returns the exit code: 0, 1 data and the like, 2 settings, 3 a campaign that had to leave
     folds out, 75, 130 and 143 interrupted."""
     prog = f"train_{engine}.py"
-    heap.retain_freed_memory()
-    streams.escape()
-    words = sys.argv[1:] if argv is None else argv
-    return run(
-        engine,
-        lambda: load.parse_command(words, prog=prog),
-        lambda wish, folder: f"{_again(prog, wish)} --resume {folder}",
-    )
+
+    def work(words: list[str]) -> int:
+        from config import load
+
+        return run(
+            engine,
+            lambda: load.parse_command(words, prog=prog),
+            lambda wish, folder: f"{_again(prog, wish)} --resume {folder}",
+        )
+
+    return entry.run(work, argv, prog)
 
 
 def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequest, Path], str]) -> int:
-    """Do what a command line asks for; the exit code as `main`. `again` is what to type to go on in a folder."""
+    """Do what a command line asks for; the exit code as `main`. `again` is what to type to go on in a folder.
+
+    `TandemError`s are the caller's.
+    """
+    from config.launch import Launch
+
+    command = parse()
+    launch = Launch.of(os.environ)
+    _check_launch(launch, engine, command)
+    if launch.several:
+        streams.number(launch.rank)
+    settings = None if command.wish.mode else command.settings
+    import backends  # after --help, which must not wait for these imports
+    from training.run import train_run
+
+    backends.require(engine)
+    if command.wish.dry_run:
+        return _plan(engine, command)
+    stop = StopSignal(launch.several)
     try:
-        command = parse()
-        launch = Launch.of(os.environ)
-        _check_launch(launch, engine, command)
-        if launch.several:
-            streams.number(launch.rank)
-        settings = None if command.wish.mode else command.settings
-        import backends  # after --help, which must not wait for these imports
-        from training.run import train_run
-
-        backends.require(engine)
-        if command.wish.dry_run:
-            return _plan(engine, command)
-        stop = StopSignal(launch.several)
-
-        try:
-            if settings is None:
-                return _campaign(engine, command, stop)
-            folder = train_run.run_all(engine, settings, stop)
-        except Interrupted as interrupted:
-            print(f"stopped; everything is saved. Go on with: {again(command.wish, interrupted.folder)}")
-            return stop.exit_code
-    except TandemError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        if error.errno not in _REMEDIES:
+        if settings is None:
+            return _campaign(engine, command, stop)
+        folder = train_run.run_all(engine, settings, stop)
+    except Interrupted as interrupted:
+        print(f"stopped; everything is saved. Go on with: {again(command.wish, interrupted.folder)}")
+        return stop.exit_code
+    except Exception as error:
+        if isinstance(error, TandemError) or not stop.received:
             raise
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-        print(f"error: {what}; {_REMEDIES[error.errno]}, then start it again", file=sys.stderr)
-        return 1
+        # A library's answer to the signal, or that of a compiler that it had started: Ctrl-C goes to all of them.
+        print("stopped; the newest checkpoint is kept. Go on with the same command")
+        return stop.exit_code
     print(f"finished: {folder / 'report.html'}")
     return 0
 
 
 def _check_launch(launch: Launch, engine: str, command: load.Command) -> None:
     """`ConfigError` where a launcher started several processes for what one process does."""
+    from config.command import SHARED_MODES
+
     wish = command.wish
     if not launch.several:
         return
@@ -131,10 +131,7 @@ def _check_launch(launch: Launch, engine: str, command: load.Command) -> None:
 def _plan(engine: str, command: load.Command) -> int:
     from training.campaign import plan
 
-    try:
-        print(*plan.lines(engine, command), sep="\n")
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    print(*plan.lines(engine, command), sep="\n")
     return 0
 
 
@@ -151,5 +148,6 @@ def _campaign(engine: str, command: load.Command, stop: StopSignal) -> int:
     from training.campaign import members, pipeline
 
     campaign = members.begin(engine, command.members, stop, command.wish.mode in pipeline.START_MODES)
+    streams.log_to(campaign.folder)
     print(f"campaign: {campaign.folder}")
     return pipeline.work(campaign, command.wish)

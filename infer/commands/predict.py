@@ -14,8 +14,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import version
 from config.errors import ConfigError, DataError
+from config.program import entry
 from infer.commands import features, members
 from infer.commands.members import positive
 
@@ -56,7 +56,7 @@ def main(words: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m infer", description=_ABOUT, allow_abbrev=False)
-    version.add_option(parser)
+    entry.add_options(parser)
     members.add_members(parser)
     parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help=_IMAGES)
     result = parser.add_mutually_exclusive_group(required=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends import installed
-from config.errors import CheckpointError, ConfigError
+from config.errors import CheckpointError, ConfigError, TandemWarning
 from models.card import Card, read_card
 
 ENGINES = ("torch", "mlx", "numpy")
@@ -63,6 +63,7 @@ def open(path: Path, runtime: str | None = None, **options: Any) -> Predictor:
     if chosen == "mil_reference" and runtime is None:
         warnings.warn(
             f"{path}: Core ML does not run here; its operations are evaluated one by one, for checking, not for speed",
+            TandemWarning,
             stacklevel=2,
         )
     if chosen in ENGINES:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from config.errors import BackendUnavailable
+from config.errors import BackendUnavailable, TandemWarning
 from config.places import cache_folder
 
 TENSORRT, CUDA = "TensorrtExecutionProvider", "CUDAExecutionProvider"
@@ -83,7 +83,7 @@ def check(asked: Sequence[str], found: Sequence[str], explicit: bool, path: Path
     what = f"{path}: ONNX Runtime lists {', '.join(absent)}, which does not load here"
     if explicit:
         raise BackendUnavailable(f"{what}{remedy(absent)}")
-    warnings.warn(f"{what}: it runs on {found[0]}{remedy(absent)}", stacklevel=2)
+    warnings.warn(f"{what}: it runs on {found[0]}{remedy(absent)}", TandemWarning, stacklevel=2)
 
 
 def remedy(absent: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from backends.torch import compiling, model, step
 from backends.torch.devices import best_device, named
 from backends.torch.memory import memory_errors
 from backends.torch.precision import allow_tf32, of_inference
-from config.errors import BackendUnavailable, ConfigError, OutOfMemory
+from config.errors import BackendUnavailable, ConfigError, OutOfMemory, TandemWarning
 from infer.runtimes import images as pixels
 from models.card import Card
 from models.registry import ModelSpec
@@ -113,7 +113,9 @@ class TorchPredictor:
             torch.cuda.empty_cache()
         self._chunk = tried // 2
         warnings.warn(
-            f"{self.card.model}: out of memory on {self.device}; goes on with {self._chunk} images a pass", stacklevel=2
+            f"{self.card.model}: out of memory on {self.device}; goes on with {self._chunk} images a pass",
+            TandemWarning,
+            stacklevel=2,
         )
 
 

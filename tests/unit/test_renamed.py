@@ -7,6 +7,9 @@ import yaml
 
 from config import load, renamed, usage
 from config.errors import ConfigError
+from config.program import removed_flags
+from infer import __main__ as infer
+from training import __main__ as training
 
 NEW = [*renamed.SETTINGS.values()]
 
@@ -82,10 +85,16 @@ def test_old_values_among_the_choices_of_a_search_are_read_too() -> None:
         assert read == {path: {"choices": [*both.values(), "cosine"]}, "optim.lr": None}
 
 
-@pytest.mark.parametrize(("old", "new"), renamed.FLAGS.items())
+@pytest.mark.parametrize(("old", "new"), removed_flags.RENAMED.items())
 def test_an_old_flag_is_refused_with_the_new_one(old, new) -> None:
     with pytest.raises(ConfigError, match=f"{old} is now {new}"):
-        renamed.refuse_flags(["x", f"{old}=1"])
+        removed_flags.refuse(["x", f"{old}=1"], "python -m infer")
+
+
+@pytest.mark.parametrize(("command", "words"), [(infer, ["fit", "run", "--pairs", "3"]), (training, ["pair", "run"])])
+def test_a_removed_command_or_flag_says_so(command, words, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(words) == 2
+    assert "were removed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("old", "new"), renamed.SWITCHES.items())
@@ -117,3 +126,9 @@ def test_old_switches_in_runs_campaigns_checkpoints_and_search_spaces_become_ope
     assert renamed.upgrade_values({"tune": {"space": space}}) == {
         "tune": {"space": {"augment.ops.random_erasing": space["augment.erase"]}}
     }
+
+
+@pytest.mark.parametrize(("name", "says"), [("optim.head_lr", "is now optim.head_lr_mult"), ("optim.lrr", "no such")])
+def test_a_search_over_a_setting_that_is_gone_is_refused_in_every_mode(name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name}.*{says}.*\(tune\.space\)"):
+        load.parse(["--data.root", "x", "--tune.space", f"{{{name}: {{low: 1, high: 2}}}}"], "train")

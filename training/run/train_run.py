@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 import backends
-from config import load
+from config import load, streams
 from config.errors import CheckpointError, ConfigError
 from config.schema import Settings
 from data import check, folds
@@ -40,6 +40,7 @@ def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]
     check.bad_images(settings.data, [*suspects, *teaching.paths()], images)
     folder = run_dir.folder(settings, backend)
     auto_model.keep(folder, chosen)
+    streams.log_to(folder)
     run_dir.check_unedited(folder, settings)
     with ExitStack() as held:
         card = card_of(settings, spec, table, backend)

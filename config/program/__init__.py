@@ -1,0 +1,1 @@
+"""What every command does before and around its own work. Nothing slow is imported here."""
