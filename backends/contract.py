@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from backends.group import ALONE, Group
 from config.errors import ConfigError
+from config.launch import Launch
 from config.sections.train import Precision as Precision
 from models.registry import ModelSpec
 
@@ -234,8 +235,8 @@ class StepResult(NamedTuple):
 class Session(Protocol):
     """A model with its optimizer on a device, in one of the processes of a group.
 
-    In a group of several every process calls the same methods in the same order, but for `logits`, `describe` and
-    `profile`. All of them have the same weights; `state` gives the same on each.
+    In a group of several every process calls the same methods in the same order, but for `logits`, `begin_logits`,
+    `describe` and `profile`. All of them have the same weights, moments and running statistics, to the bit.
     """
 
     group: Group
@@ -244,11 +245,11 @@ class Session(Protocol):
         """Enqueue one update and return a pending result; never waits for the device.
 
         Of a batch of N rows each process has the images of its own, rank r of W those from r * N / W on; targets,
-        weights and `mix` are the whole batch's.
+        weights and `mix` are the whole batch's. `MemorySpec.micro_batch` counts a process's own images.
         """
 
     def read(self, pending: Any) -> StepResult:
-        """Wait for one pending result: the only wait in training."""
+        """Wait for one pending result: the only wait in training. It is the whole batch's, the same on each process."""
 
     def logits(self, images: NDArray[np.uint8], which: Which = "live") -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, H, W, 3]`, in evaluation mode."""
@@ -258,10 +259,14 @@ class Session(Protocol):
 
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Take BatchNorm's running statistics anew, as the mean over `batches` (uint8 `[N, H, W, 3]`, one shape) of
-        each batch's own, with dropout off; nothing is taken from `batches` where the model has no BatchNorm."""
+        each batch's own, with dropout off; nothing is taken from `batches` where the model has no BatchNorm.
+
+        In a group each process has batches of its own, as many as the others, and the mean is over all of them.
+        """
 
     def state(self) -> TrainState:
-        """A copy of the whole state in canonical form."""
+        """A copy of the whole state in canonical form. In a group rank 0 has it; on the others the arrays may be left
+        out."""
 
     def load(self, state: TrainState, strict: bool = True) -> None:
         """Take over a whole state; `WeightsError` (and nothing changed) when names or shapes do not fit."""
@@ -289,6 +294,13 @@ class Backend(Protocol):
 
     def hardware(self) -> Hardware:
         """This machine's best device."""
+
+    def join(self, launch: Launch) -> Group:
+        """The group of the processes that a launcher started, this one among them; `ALONE` where it started no others.
+
+        Raises `ConfigError` or `BackendUnavailable`, in one line, where the engine cannot train in several processes
+        here, and `GroupLost` where the others do not come.
+        """
 
     def open(
         self, spec: ModelSpec, weights: Weights | None, config: SessionConfig = DEFAULTS, group: Group = ALONE

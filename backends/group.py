@@ -19,11 +19,18 @@ class Group(Protocol):
     rank: int
     world_size: int
 
-    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """The rows of all ranks, one rank after another: `[n, ...]` of each (n may differ) to `[sum of n, ...]`."""
+    def gather(self, rows: NDArray[Any], even: bool = False) -> NDArray[Any]:
+        """The rows of all ranks, one rank after another: `[n, ...]` of each (n may differ) to `[sum of n, ...]`.
+
+        With `even` n is the same on all, which needs one message and not two. Rows of a rank that has none may have any
+        shape and dtype.
+        """
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's `value`, a tree of plain Python values and NumPy arrays; what the others pass is not used."""
+
+    def close(self) -> None:
+        """Leave the group, after all is done."""
 
 
 class Alone:
@@ -32,13 +39,17 @@ class Alone:
     rank = 0
     world_size = 1
 
-    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def gather(self, rows: NDArray[Any], even: bool = False) -> NDArray[Any]:
         """The rows themselves."""
+        del even
         return rows
 
     def broadcast(self, value: Any) -> Any:
         """The value itself."""
         return value
+
+    def close(self) -> None:
+        """Nothing to leave."""
 
 
 ALONE = Alone()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 class TandemError(Exception):
-    """Base of the errors that a user can mend."""
+    """Base of the errors that a user can mend. `told` says that all processes of a group raise it."""
 
     exit_code = 1
+    told = False
 
 
 class ConfigError(TandemError):

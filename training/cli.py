@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from config import load
     from config.command import RunRequest
     from config.launch import Launch
+    from config.schema import Settings
 
 REQUEUE = 75  # the exit code after SIGUSR1, EX_TEMPFAIL of sysexits.h: start the same command again
 
@@ -25,9 +26,9 @@ class StopSignal:
     """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request that the loop honours; a second one leaves at once,
     unless a launcher may have sent both: torchrun repeats to its processes what the terminal sent to all."""
 
-    def __init__(self, launched: bool = False) -> None:
+    def __init__(self, launch: Launch) -> None:
         self.received = 0
-        self._launched = launched
+        self._launch = launch
         for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
             if hasattr(signal, name):  # Windows has no SIGUSR1
                 signal.signal(getattr(signal, name), self._note)
@@ -39,16 +40,19 @@ class StopSignal:
     @property
     def exit_code(self) -> int:
         """What tells how the process was stopped."""
-        return REQUEUE if self.received == getattr(signal, "SIGUSR1", None) else 128 + self.received
+        # Of a group another process may have received it.
+        return REQUEUE if self.received == getattr(signal, "SIGUSR1", None) else 128 + (self.received or signal.SIGTERM)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received:
-            if not self._launched:
+            if not self._launch.several:
                 os._exit(128 + number)
             return
         self.received = number
+        if self._launch.rank:  # the first one says it
+            return
         # print() is not safe here: the signal may have come in the middle of another one.
-        more = b"" if self._launched else b"; press Ctrl-C again to leave at once"
+        more = b"" if self._launch.several else b"; press Ctrl-C again to leave at once"
         os.write(streams.terminal(), b"\nstopping after this step" + more + b"\n")
 
 
@@ -76,10 +80,18 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
     """
     from config.launch import Launch
 
-    command = parse()
     launch = Launch.of(os.environ)
-    _check_launch(launch, engine, command)
-    if launch.several:
+    try:
+        return _run(engine, parse(), again, launch)
+    except TandemError as error:
+        if launch.local_rank == 0:
+            raise
+        return error.exit_code  # the first process of this host found the same, and says it
+
+
+def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path], str], launch: Launch) -> int:
+    _check_launch(launch, command)
+    if command.wish.spread:
         streams.number(launch.rank)
     settings = None if command.wish.mode else command.settings
     import backends  # after --help, which must not wait for these imports
@@ -88,10 +100,12 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
     backends.require(engine)
     if command.wish.dry_run:
         return _plan(engine, command)
-    stop = StopSignal(launch.several)
+    stop = StopSignal(launch)
     try:
         if settings is None:
             return _campaign(engine, command, stop)
+        if launch.several:
+            return _in_group(engine, settings, launch, stop)
         folder = train_run.run_all(engine, settings, stop)
     except Interrupted as interrupted:
         print(f"stopped; everything is saved. Go on with: {again(command.wish, interrupted.folder)}")
@@ -106,7 +120,7 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
     return 0
 
 
-def _check_launch(launch: Launch, engine: str, command: load.Command) -> None:
+def _check_launch(launch: Launch, command: load.Command) -> None:
     """`ConfigError` where a launcher started several processes for what one process does."""
     from config.command import SHARED_MODES
 
@@ -118,14 +132,28 @@ def _check_launch(launch: Launch, engine: str, command: load.Command) -> None:
             "resume: never, and each process of --spread folds would make a folder of its own; give --name NAME for a "
             "new campaign, or --resume PATH"
         )
-    if wish.spread:
+    if wish.spread or not wish.mode:
         return
     started = f"{launch.launcher} started {launch.world_size} processes"
     if wish.mode in SHARED_MODES:
         raise ConfigError(f"{started}: add --spread folds, so that each takes folds of its own")
-    remedy = "" if wish.mode else ", or add --mode train --spread folds, so that each takes folds of its own"
-    what = f"--mode {wish.mode}" if wish.mode else f"a run of the {engine} engine"
-    raise ConfigError(f"{started}, and {what} takes one: start it without {launch.launcher}{remedy}")
+    raise ConfigError(f"{started}, and --mode {wish.mode} takes one: start it without {launch.launcher}")
+
+
+def _in_group(engine: str, settings: Settings, launch: Launch, stop: StopSignal) -> int:
+    """Train in the processes of a launcher; the exit code."""
+    import backends
+    from training.distributed import rank_log
+    from training.run import train_run
+
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and settings.resume == "never":
+        settings = settings.model_copy(update={"resume": "auto"})  # the run that the first start made
+    group = backends.load(engine).join(launch)
+    with rank_log.RankLog(launch) as log:
+        folder = train_run.run_all(engine, settings, stop, group, log.open)
+        group.close()
+        print(f"finished: {folder / 'report.html'}")
+    return 0
 
 
 def _plan(engine: str, command: load.Command) -> int:

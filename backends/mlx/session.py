@@ -36,6 +36,7 @@ from backends.mlx import losses, metal, model, profile, recompute, statistics, s
 from backends.mlx.memory import memory_errors
 from backends.mlx.metal import hardware as hardware
 from config.errors import ConfigError
+from config.launch import Launch
 from models.registry import ModelSpec
 from models.weights.loading import check
 
@@ -59,6 +60,13 @@ def open(spec: ModelSpec, weights: Weights | None, config: SessionConfig = DEFAU
     metal.claim_memory()
     tune.choose()
     return Session(spec, weights, config, group)
+
+
+def join(launch: Launch) -> Group:
+    """`ALONE`; `ConfigError` where there are others."""
+    if launch.several:
+        raise ConfigError("the mlx engine trains in one process here; start train_mlx.py without a launcher")
+    return ALONE
 
 
 class Session:

@@ -32,6 +32,7 @@ from backends.contract import (
 from backends.group import ALONE, Group
 from backends.numpy import model, optim
 from config.errors import ConfigError
+from config.launch import Launch
 from models.registry import ModelSpec
 from models.weights.loading import check
 
@@ -47,6 +48,13 @@ def open(spec: ModelSpec, weights: Weights | None, config: SessionConfig = DEFAU
     if config.memory.recompute:
         raise ConfigError("train.checkpoint_gradients: the numpy engine has no blocks to compute again; leave it off")
     return Session(spec, weights, config, group)
+
+
+def join(launch: Launch) -> Group:
+    """`ALONE`; `ConfigError` where there are others."""
+    if launch.several:
+        raise ConfigError("the numpy engine trains in one process alone; start it without torchrun")
+    return ALONE
 
 
 class Session:

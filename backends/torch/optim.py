@@ -157,11 +157,11 @@ class Statistics:
 
     def __init__(self, model: nn.Module):
         own = dict(model.named_parameters())
-        self._tensors = [t for n, t in canonical_tensors(model).items() if n not in own]
+        self.tensors = [t for n, t in canonical_tensors(model).items() if n not in own]
 
     def kept(self) -> Tensor | None:
         """A copy of them all."""
-        return torch.cat([t.flatten() for t in self._tensors]) if self._tensors else None
+        return torch.cat([t.flatten() for t in self.tensors]) if self.tensors else None
 
     @torch.no_grad()
     def restore(self, kept: Tensor | None, moved: Tensor) -> None:
@@ -169,5 +169,5 @@ class Statistics:
         now = self.kept()
         if kept is None or now is None:
             return
-        chosen = torch.where(moved, now, kept).split([t.numel() for t in self._tensors])
-        torch._foreach_copy_(self._tensors, [v.view_as(t) for t, v in zip(self._tensors, chosen, strict=True)])
+        chosen = torch.where(moved, now, kept).split([t.numel() for t in self.tensors])
+        torch._foreach_copy_(self.tensors, [v.view_as(t) for t, v in zip(self.tensors, chosen, strict=True)])

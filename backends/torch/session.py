@@ -40,8 +40,11 @@ from backends.torch.devices import DEVICE_VARIABLE as DEVICE_VARIABLE
 from backends.torch.devices import best_device as best_device
 from backends.torch.devices import hardware as hardware
 from backends.torch.devices import remark
+from backends.torch.group import join as join
+from backends.torch.group import lost
 from backends.torch.memory import memory_errors
 from backends.torch.precision import LossScale, resolved, tf32
+from backends.torch.replicas import Replicas
 from backends.torch.transfer import Pending, Transfer, arrived
 from config.errors import ConfigError
 from models.registry import ModelSpec
@@ -95,7 +98,7 @@ class Session:
         self._tensors = model.canonical_tensors(network)
         self._context = step.StepContext(
             model=network,
-            forward=compiling.training(network, self._mode),
+            replicas=Replicas(group, network, compiling.training(network, self._mode)),
             loss=losses.make(config.loss),
             spec=optimizer,
             memory=memory,
@@ -115,6 +118,7 @@ class Session:
         mean, std = (torch.tensor(v, dtype=torch.float32, device=device) for v in (prep.mean, prep.std))
         self._input = step.Input(mean, std, spec.in_chans, precision, self._layout())
 
+    @lost()
     @memory_errors()
     def train_step(self, batch: Batch, mix: MixPlan | None, knobs: StepHyperparams) -> Pending:
         """Enqueue one update and return a pending result; never waits for CUDA."""
@@ -124,11 +128,13 @@ class Session:
             step.set_mode(self._context, knobs.frozen)
             self._set = knobs.frozen
         began = self._transfer.begin()
-        with record_function("train_step"), step.randomness(self._config.seed, "train", self._calls, self._device):
+        purpose = f"train {self.group.rank}" if self.group.rank else "train"
+        with record_function("train_step"), step.randomness(self._config.seed, purpose, self._calls, self._device):
             packed = step.train_step(self._context, self._input, sent[:3], sent[3:] or None, rates, knobs.frozen)
         self._calls += 1
         return self._transfer.returning(packed, began)
 
+    @lost()
     @memory_errors()
     def read(self, pending: Pending) -> StepResult:
         """Wait for one pending result, and not for updates that were enqueued after it."""
@@ -154,6 +160,7 @@ class Session:
         pending = self._transfer.returning(torch.cat(parts), None)
         return memory_errors()(lambda: arrived(pending)[0])
 
+    @lost()
     @memory_errors()
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Take BatchNorm's running statistics of the live weights anew, as `swa_utils.update_bn` does."""
@@ -162,15 +169,16 @@ class Session:
         self._set = None
         sent = (self._transfer.send([images])[0] for images in batches)
         statistics.recalibrate(self._context.model, self._input, self._precision, sent)
+        self._context.replicas.average_(self._context.statistics.tensors)
 
     @memory_errors()
     def state(self) -> TrainState:
-        """A copy of the whole state in canonical form; waits for the device."""
-        average, scale = self._context.average, self._context.scale
+        """A copy of the whole state in canonical form; waits for the device. Of a group rank 0 alone has the arrays."""
+        average, scale, leads = self._context.average, self._context.scale, self.group.rank == 0
         return TrainState(
-            weights=model.to_arrays(self._tensors),
-            ema=model.to_arrays(average.tensors) if average else None,
-            optimizer=model.to_arrays(self._moments),
+            weights=model.to_arrays(self._tensors) if leads else {},
+            ema=model.to_arrays(average.tensors) if average and leads else None,
+            optimizer=model.to_arrays(self._moments) if leads else {},
             step=int(self._context.count.item()),
             calls=self._calls,
             frozen_steps=int(self._context.frozen_count.item()),
@@ -214,6 +222,7 @@ class Session:
             "engine": "torch",
             "device": self._device_name(),
             "precision": self._precision,
+            "processes": self.group.world_size,
             "compiled": bool(self._mode),
             "compile_mode": self._mode,
             "compiles": self._device.type == "cuda",
@@ -227,6 +236,7 @@ class Session:
 
     def close(self) -> None:
         """Free the device's memory; the session cannot be used afterwards."""
+        self._context.replicas.close()
         del self._context, self._tensors, self._parameters, self._moments
         del self._evaluate, self._evaluate_average
         compiling.release(self._mode)
@@ -246,7 +256,7 @@ class Session:
         """Tensor cores and oneDNN want channels last; on MPS that slows the gradients of convolutions."""
         return torch.contiguous_format if self._device.type == "mps" else torch.channels_last
 
-    def _weights_of(self, which: Which) -> tuple[nn.Module, step.Forward]:
+    def _weights_of(self, which: Which) -> tuple[nn.Module, compiling.Forward]:
         if which == "live":
             return self._context.model, self._evaluate
         if self._context.average is None or self._evaluate_average is None:

@@ -6,7 +6,7 @@ Rates, plans and seeds are decided elsewhere and arrive as arguments.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,22 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from backends.contract import MemorySpec, OptimSpec, Precision
-from backends.torch import optim
+from backends.torch import compiling, optim
 from backends.torch.losses import PerSample
 from backends.torch.precision import LossScale, autocast
+from backends.torch.replicas import Replicas
 from config.errors import ConfigError
-
-Forward = Callable[[Tensor], Tensor]
 
 
 class StepContext(NamedTuple):
-    """What one update works on. `forward` is the model, or its compiled form.
+    """What one update works on. `replicas` run the model, in its compiled form or not, in all processes of a group.
 
     `count` and `frozen_count` (int64, 0-d) count the updates and those with a frozen backbone.
     """
 
     model: nn.Module
-    forward: Forward
+    replicas: Replicas
     loss: PerSample
     spec: OptimSpec
     memory: MemorySpec
@@ -73,32 +72,43 @@ def train_step(
     """Apply one update; float32 `[N + 2]` on the device: per-sample losses, gradient norm, 1.0 if all was finite,
     or not so only because the scale of an fp16 loss is too large yet.
 
-    An update that is not finite changes nothing: weights, moments, running statistics, average and counts stay.
+    An update that is not finite changes nothing: weights, moments, running statistics, average and counts stay. Of a
+    batch that several processes share the images are this one's; all else of it, and the result, is the whole batch's.
     """
     kept = context.statistics.kept()
     for optimizer in context.optimizers:
         optimizer.zero_grad(set_to_none=True)
-    pixels, targets, share = prepare_inputs(prepare, batch, plan)
+    pixels, targets, share = prepare_inputs(prepare, batch, plan, context.replicas)
     size = context.memory.size(len(pixels))
-    parts = zip(pixels.split(size), targets.split(size), share.split(size), strict=True)
-    losses = torch.cat([gradients_of(context, prepare.precision, *part) for part in parts])
+    parts = [*zip(pixels.split(size), targets.split(size), context.replicas.mine(share).split(size), strict=True)]
+    losses = torch.cat([gradients_of(context, prepare.precision, *part, last=part is parts[-1]) for part in parts])
+    context.replicas.reduce_()
+    losses = context.replicas.gather(losses)
     norm, finite = apply_update(context, (share * losses).sum(), rates, frozen, kept)
     return torch.cat([losses, norm[None], finite[None].float()])
 
 
-def prepare_inputs(prepare: Input, batch: list[Tensor], plan: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch as the network takes it, mixed, and each image's share `[N]` of the mean loss."""
+def prepare_inputs(
+    prepare: Input, batch: list[Tensor], plan: list[Tensor] | None, replicas: Replicas
+) -> tuple[Tensor, Tensor, Tensor]:
+    """This process's images and targets as the network takes them, mixed, and the share `[N]` of each image of the
+    whole batch in the mean loss."""
     images, targets, weights = batch
-    pixels = prepare(images)
-    if plan is not None:
-        pixels, targets = mixup(pixels, targets, plan)
-    return pixels, targets, weights / weights.sum()
+    pixels, share, mine = prepare(images), weights / weights.sum(), replicas.mine
+    if plan is None:
+        return pixels, mine(targets), share
+    partners = mine(plan[0])
+    other = pixels[partners] if replicas.count == 1 else prepare(replicas.gather(images)[partners])
+    return *mixup(pixels, other, mine(targets), targets[partners], [mine(rows) for rows in plan[1:]]), share
 
 
-def mixup(pixels: Tensor, targets: Tensor, plan: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mixup and CutMix of `contract.MixPlan`: pixels `[N, C, H, W]`, targets `[N, classes]`."""
-    permutation, blend, box, own = plan
-    other, share, own = pixels[permutation], blend[:, None, None, None], own[:, None]
+def mixup(
+    pixels: Tensor, other: Tensor, targets: Tensor, other_targets: Tensor, plan: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mixup and CutMix of `contract.MixPlan`, without its permutation: pixels `[N, C, H, W]` and targets `[N, classes]`
+    of images and of their partners."""
+    blend, box, own = plan
+    share, own = blend[:, None, None, None], own[:, None]
     top, bottom, left, right = (box[:, i, None] for i in range(4))
     rows = torch.arange(pixels.shape[2], device=pixels.device)
     columns = torch.arange(pixels.shape[3], device=pixels.device)
@@ -106,13 +116,21 @@ def mixup(pixels: Tensor, targets: Tensor, plan: list[Tensor]) -> tuple[Tensor, 
         :, None, None
     ]
     pixels = torch.where(inside, other, share * pixels + (1 - share) * other)
-    return pixels, own * targets + (1 - own) * targets[permutation]
+    return pixels, own * targets + (1 - own) * other_targets
 
 
-def gradients_of(context: StepContext, precision: Precision, pixels: Tensor, targets: Tensor, share: Tensor) -> Tensor:
-    """The losses of a part of the batch; its gradients are added to those that are there."""
+def gradients_of(
+    context: StepContext, precision: Precision, pixels: Tensor, targets: Tensor, share: Tensor, last: bool
+) -> Tensor:
+    """The losses of a part of the batch; its gradients are added to those that are there, with the `last` part those of
+    all processes."""
+    with context.replicas.waiting(last):
+        return _gradients_of(context, precision, pixels, targets, share)
+
+
+def _gradients_of(context: StepContext, precision: Precision, pixels: Tensor, targets: Tensor, share: Tensor) -> Tensor:
     with autocast(precision, pixels.device):
-        logits = context.forward(pixels)
+        logits = context.replicas(pixels)
     losses = context.loss(logits, targets)
     # Computing a block again for its gradient moves its running statistics once more.
     once = context.statistics.kept() if context.memory.recompute else None
@@ -136,6 +154,8 @@ def apply_update(
     reported = finite
     optim.limit_(context.parameters, context.spec, norm, rates.clip_norm)
     optim.update(context.optimizers, rates.lr, rates.weight_decay, finite)
+    if not frozen and not context.spec.fixed_statistics:
+        context.replicas.average_(context.statistics.tensors)
     context.statistics.restore(kept, finite)
     if context.average is not None:
         context.average.update(rates.ema_decay, finite)
@@ -149,7 +169,7 @@ def apply_update(
 
 
 @torch.no_grad()
-def evaluate(forward: Forward, prepare: Input, images: Tensor) -> Tensor:
+def evaluate(forward: compiling.Forward, prepare: Input, images: Tensor) -> Tensor:
     """float32 `[N, C]` of uint8 `[N, H, W, 3]`; the model is in evaluation mode already."""
     with autocast(prepare.precision, images.device):
         return forward(prepare(images)).float()
@@ -160,6 +180,8 @@ def set_mode(context: StepContext, frozen: bool) -> None:
     running statistics."""
     trained = context.spec.trained(context.parameters, frozen)
     context.model.train()
+    if any(parameter.requires_grad != (name in trained) for name, parameter in context.parameters.items()):
+        context.replicas.reset()
     for name, parameter in context.parameters.items():
         parameter.requires_grad_(name in trained)
     for module in context.model.modules() if frozen or context.spec.fixed_statistics else ():

@@ -66,6 +66,9 @@ class Loader:
     starts with threads and changes to processes where `data.loading.pace` finds that these are faster.
 
     Shards of a URL are fetched ahead as an epoch's order needs them, at most `shard_bytes` of them at one time.
+
+    With `part` (rank, world size) only that rank's rows of each batch are prepared, as they are in the whole one; the
+    world size divides the batch, and orders make whole batches.
     """
 
     def __init__(
@@ -80,17 +83,20 @@ class Loader:
         skip_bad: bool = False,
         processes: int | Literal["auto"] = 0,
         shard_bytes: int = shard_cache.LIMIT,
+        part: tuple[int, int] = (0, 1),
     ):
         self.paths = list(paths)
         self._shards = RemoteShards(self.paths, shard_bytes)
         self.batch_size = batch_size
+        self._local = batch_size // part[1]
+        self._offset = part[0] * self._local
         self.bad: dict[Path, str] = {}
         self._images = images or Images()
         self._transform, self._seed, self._skip_bad = transform, seed, skip_bad
         self._threads = workers or cores()
         if getattr(images, "mapped", False):  # more threads would only take the interpreter from each other
             self._threads = min(self._threads, cores())
-        self._shape = (batch_size, size, size, 3)
+        self._shape = (self._local, size, size, 3)
         self._buffers = _Buffers(self._shape)
         self._pace = Pace(processes, workers)
         self._job: tuple[Workers, tuple[int, int]] | None = None
@@ -135,8 +141,8 @@ class Loader:
     def _start(
         self, pool: ThreadPoolExecutor, work: _Epoch, shards: ReadAhead, number: int
     ) -> _InThreads | _InProcesses:
-        first = number * self.batch_size
-        mine = work.order[first : first + self.batch_size]
+        first = number * self.batch_size + self._offset
+        mine = work.order[first : first + self._local]
         shards.wait(first + len(mine))
         others = self._processes()
         if others is not None:

@@ -47,9 +47,9 @@ class TorchPredictor:
         self.card, self.device = card, device
         self._network: nn.Module | None = network
         self._prepare, self._compiled = prepare, compile
-        self._forward: step.Forward = compiling.evaluation(network, "default" if compile else "")
+        self._forward: compiling.Forward = compiling.evaluation(network, "default" if compile else "")
         self._width = int(network.head_hidden_size)
-        self._pooled: step.Forward = compiling.evaluation(_Pooled(network), "default" if compile else "")
+        self._pooled: compiling.Forward = compiling.evaluation(_Pooled(network), "default" if compile else "")
         self._chunk = max(1, _CHUNK_PIXELS // card.preprocessing.size**2)
 
     def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -76,7 +76,7 @@ class TorchPredictor:
         """The device, the precision and whether it is compiled, as one line."""
         return f"torch on {self.device}, {self._prepare.precision}{', compiled' * self._compiled}"
 
-    def _in_chunks(self, forward: step.Forward, images: NDArray[np.uint8], width: int) -> NDArray[np.float32]:
+    def _in_chunks(self, forward: compiling.Forward, images: NDArray[np.uint8], width: int) -> NDArray[np.float32]:
         rows, start = [np.zeros((0, width), np.float32)], 0
         while start < len(images):
             part = images[start : start + self._chunk]
@@ -89,7 +89,7 @@ class TorchPredictor:
         return np.concatenate(rows)
 
     @memory_errors()
-    def _answer(self, forward: step.Forward, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _answer(self, forward: compiling.Forward, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(images)
         if self._compiled:  # few shapes: every new one is compiled
             padded = min(self._chunk, 1 << (count - 1).bit_length())

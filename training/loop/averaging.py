@@ -95,7 +95,7 @@ def with_another(mean: Weights, weights: Weights, count: int) -> Weights:
     """The mean of `count` sets of weights, where `mean` is that of all but the last."""
     if count == 1:
         return {name: value.copy() for name, value in weights.items()}
-    return {name: value + (weights[name] - value) / np.float32(count) for name, value in mean.items()}
+    return {name: mean[name] + (value - mean[name]) / np.float32(count) for name, value in weights.items()}
 
 
 def _of(path: Path) -> Weights:

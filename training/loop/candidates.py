@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.group import Group
 from models.card import Card
+from training.distributed.ranks import decided
 from training.loop import averaging, checkpoint
 from training.loop.averaging import Judge, Judged, Swa
 from training.loop.saver import Saver
@@ -24,8 +26,9 @@ from training.policy.stopping import Stopping
 @dataclass(frozen=True)
 class Candidates:
     """What a fold's averages need: its folder and card, the judge of weights, who writes logits (`oof.npz`), and whom
-    to tell."""
+    to tell. All processes of the `group` judge, rank 0 writes."""
 
+    group: Group
     folder: Path
     card: Card
     judge: Judge
@@ -38,7 +41,7 @@ class Candidates:
         epochs, as the best then says."""
         self.saver.wait()
         place, metric = self.folder / checkpoint.BEST, stopping.metric
-        if not place.exists() or _competed(checkpoint.read_state(place), epochs):
+        if decided(self.group, lambda: not place.exists() or _competed(checkpoint.read_state(place), epochs)):
             return
         made = {"swa": self.judge(swa.mean, True)} if swa.count else {}
         if with_soup:
@@ -50,19 +53,25 @@ class Candidates:
             if reached > least:
                 least = reached
                 said = {"epoch": stopping.best_epoch, "scores": judged.scores, "averaged": name, "epochs": epochs}
-                self.saver.save(functools.partial(self._write, said, judged))
+                if self.group.rank == 0:
+                    self.saver.save(functools.partial(self._write, said, judged))
 
     def soup(self, metric: str) -> Judged:
         """The greedy soup of the best and the kept ends of epochs, written as the checkpoint `soup`."""
         self.saver.wait()
-        paths = [self.folder / checkpoint.BEST, *checkpoint.epoch_ends(self.folder)]
-        judged, members = averaging.soup([path for path in paths if not checkpoint.damage(path)], self.judge, metric)
+        names = decided(self.group, self._ingredients)
+        judged, members = averaging.soup([self.folder / name for name in names], self.judge, metric)
         names = [path.name for path in members]
-        checkpoint.save_best(
-            self.folder, self.card, judged.weights, {"scores": judged.scores, "members": names}, checkpoint.SOUP
-        )
+        if self.group.rank == 0:
+            said = {"scores": judged.scores, "members": names}
+            checkpoint.save_best(self.folder, self.card, judged.weights, said, checkpoint.SOUP)
         self.say(f"soup of {', '.join(names)}")
         return judged
+
+    def _ingredients(self) -> list[str]:
+        """The names of the whole checkpoints among them."""
+        paths = [self.folder / checkpoint.BEST, *checkpoint.epoch_ends(self.folder)]
+        return [path.name for path in paths if not checkpoint.damage(path)]
 
     def _write(self, said: dict[str, Any], judged: Judged) -> None:
         self.write_oof(judged.logits)

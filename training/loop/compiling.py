@@ -24,8 +24,8 @@ _FILE = "compile.txt"
 
 @dataclass(frozen=True)
 class Ahead:
-    """What a training has before it: updates with `batch` images of `size` pixels and so many classes. `folder` is the
-    fold's, which keeps the choice."""
+    """What a training has before it: updates with `batch` images of `size` pixels in a process, and so many classes.
+    `folder` is the fold's, which keeps the choice."""
 
     updates: int
     batch: int
@@ -62,6 +62,14 @@ def session(open: Open, engine: str, train: Train, ahead: Ahead | None, say: Cal
     except BackendUnavailable as error:
         say(f"continues without compiling: {error}")
         return open(False)
+
+
+def choice(open: Open, engine: str, train: Train, ahead: Ahead | None) -> bool | CompileMode:
+    """What `session` opens its session with. It is closed again."""
+    opened = session(open, engine, train, ahead)
+    compiled = bool(opened.describe()["compiled"])
+    opened.close()
+    return compiled and (train.compile_mode if engine == "torch" else True)
 
 
 def _kept(fold: Path) -> bool | None:

@@ -12,30 +12,42 @@ from numpy.typing import NDArray
 from backends.contract import Session, Which
 from config.errors import DataError
 from data.loading.loader import Loaded, Loader
+from training.distributed.ranks import together
 from training.loop import metrics
 
 _AHEAD = 2  # batches enqueued beside the one that is waited for
 
 
 def evaluate(session: Session, loader: Loader, count: int, which: Which = "live") -> NDArray[np.float32]:
-    """Logits float32 `[count, C]` of all images of a loader, in order; -inf for those that cannot be read."""
-    found: NDArray[np.float32] | None = None
-    for loaded, begun in _begun(session, loader, count, which):
-        logits, kept = begun(), loaded.weight > 0
-        if found is None:
-            found = np.full((count, logits.shape[1]), -np.inf, np.float32)
-        found[loaded.index[kept]] = logits[kept]
-    if found is None or not answered(found).any():
+    """Logits float32 `[count, C]` of all images of a loader, in order; -inf for those that cannot be read.
+
+    Each process of the session's group computes those of a part of the images.
+    """
+    group = session.group
+    mine = np.array_split(np.arange(count), group.world_size)[group.rank]
+    found = group.gather(together(group, lambda: _logits(session, loader, mine, which)))
+    if not answered(found).any():
         raise DataError(f"none of the {count} validation images can be read; replace them, or change folds")
     return found
 
 
+def _logits(session: Session, loader: Loader, mine: NDArray[np.int64], which: Which) -> NDArray[np.float32]:
+    """The logits of the images `mine`, numbers in a row."""
+    found: NDArray[np.float32] | None = None
+    for loaded, begun in _begun(session, loader, mine, which):
+        logits, kept = begun(), loaded.weight > 0
+        if found is None:
+            found = np.full((len(mine), logits.shape[1]), -np.inf, np.float32)
+        found[loaded.index[kept] - mine[0]] = logits[kept]
+    return np.zeros((0, 0), np.float32) if found is None else found
+
+
 def _begun(
-    session: Session, loader: Loader, count: int, which: Which
+    session: Session, loader: Loader, mine: NDArray[np.int64], which: Which
 ) -> Iterator[tuple[Loaded, Callable[[], NDArray[np.float32]]]]:
     """Each batch with its logits on their way, the next batch enqueued behind it."""
     ahead: deque[tuple[Loaded, Callable[[], NDArray[np.float32]]]] = deque()
-    for loaded in loader.epoch(np.arange(count), epoch=0):
+    for loaded in loader.epoch(mine, epoch=0):
         ahead.append((loaded, session.begin_logits(loaded.images, which)))
         if len(ahead) > _AHEAD:
             yield ahead.popleft()

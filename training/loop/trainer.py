@@ -19,6 +19,7 @@ from config.errors import Diverged
 from config.schema import Settings
 from data.loading.loader import Loaded, Loader
 from models.card import Card
+from training.distributed.ranks import Ranks, newest_checkpoint, together
 from training.loop import averaging, checkpoint, evaluation, metrics
 from training.loop.candidates import Candidates
 from training.loop.fold_data import FoldData
@@ -52,7 +53,7 @@ class Trainer:
     ):
         self.session, self.data, self.settings = session, data, settings
         self.card, self.folder, self.events = card, folder, events
-        self.stop_requested = stop_requested
+        self.ranks = Ranks(session.group, stop_requested, self._overdue)
         self.course = ResizeSchedule(data.stages, len(self._pool(0)))
         peak, epochs = settings.optim.lr or 0.0, settings.train.epochs
         self.schedule = schedule.of(settings.schedule, peak, epochs, self.course.last_steps)
@@ -63,7 +64,8 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.saver = Saver()
         self.named: set[Path] = set()  # unreadable images that were told of
-        self.recorder = Recorder(settings.profile, self.course.updates, session, folder, events.say)
+        traced = settings.profile if self.ranks.leads else 0
+        self.recorder = Recorder(traced, self.course.updates, session, folder, events.say)
 
     def run(self) -> TrainerState:
         """Train to the end or until the patience is used up; resumes from the newest whole checkpoint in `folder`.
@@ -97,7 +99,7 @@ class Trainer:
             except _GoBack:
                 self._go_back()
                 continue
-            if self.stop_requested():
+            if self.ranks.stop_requested():
                 break
             self._close_epoch()
 
@@ -114,10 +116,10 @@ class Trainer:
 
     def _resume(self) -> bool:
         self.saver.wait()
-        found = checkpoint.newest(self.folder, self.events.say)
+        found = newest_checkpoint(self.session.group, self.folder, self.events.say)
         if found is None:
             return False
-        state, raw = checkpoint.load(found)
+        state, raw = together(self.session.group, lambda: checkpoint.load(found))
         self.session.load(state)
         self.loop = TrainerState.from_json(raw["loop"])
         arrays = checkpoint.load_arrays(found)
@@ -189,14 +191,16 @@ class Trainer:
         loop, spent = self.loop, self.clock
         self.recorder.before_update()
         clock = time.perf_counter()
-        for loaded in self._loader(loop.epoch).epoch(self._order(loop.epoch), loop.epoch, first_batch=loop.batch):
+        order, first, size = self._order(loop.epoch), loop.batch, self._stage(loop.epoch).batch
+        batches = self._loader(loop.epoch).epoch(order, loop.epoch, first_batch=first)
+        for loaded in self.ranks.batches(batches, order, first, size):
             spent.waited += time.perf_counter() - clock
             clock = time.perf_counter()
             self._step(loaded)
             spent.computed += time.perf_counter() - clock
             if self._checkpoint_due():
                 self.save()
-            if self.stop_requested():
+            if self.ranks.stop_requested():
                 self.save()
                 return
             self.recorder.before_update()
@@ -311,13 +315,16 @@ class Trainer:
         found = {path: fault for loader in (*self.data.train, self.data.valid) for path, fault in loader.bad.items()}
         new = [fault for path, fault in found.items() if path not in self.named]
         self.named |= found.keys()
-        return new
+        return self.ranks.all_lines(new)
 
     def _checkpoint_due(self) -> bool:
         cadence = self.settings.checkpoint
         by_steps = cadence.every_steps > 0 and self.loop.batch % cadence.every_steps == 0
-        by_time = cadence.every_minutes > 0 and time.monotonic() - self.saved_at > 60 * cadence.every_minutes
-        return by_steps or by_time
+        return by_steps or self.ranks.overdue()
+
+    def _overdue(self) -> bool:
+        minutes = self.settings.checkpoint.every_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
 
     def save(self, before: Callable[[TrainState], None] | None = None) -> None:
         """Copy this moment to the host and write it in the background as a checkpoint, `before` ahead of it."""
@@ -325,8 +332,9 @@ class Trainer:
         self._drain()
         self.clock.computed += time.perf_counter() - clock
         clock = time.perf_counter()
-        if self.session.group.rank == 0:
-            state, arrays = self.session.state(), self._arrays()
+        state = self.session.state()
+        if self.ranks.leads:
+            arrays = self._arrays()
             loop = {"loop": self.loop.to_json(), "config": self.settings.model_dump(mode="json")}
 
             def write() -> None:
@@ -356,9 +364,11 @@ class Trainer:
         return self._candidates().soup(self.loop.stopping.metric)
 
     def _candidates(self) -> Candidates:
-        return Candidates(self.folder, self.card, self._judge, self._write_oof, self.saver, self.events.say)
+        group, say = self.session.group, self.events.say
+        return Candidates(group, self.folder, self.card, self._judge, self._write_oof, self.saver, say)
 
     def _judge(self, given: Weights, averaged: bool) -> averaging.Judged:
+        given = self.session.group.broadcast(given)
         self.session.load(TrainState(given), strict=False)
         if averaged:
             self.session.recalibrate(self._seen())

@@ -10,6 +10,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 import backends
 from backends.contract import Backend, CompileMode, Session, SessionConfig, Weights
+from backends.group import ALONE, Group
 from config.errors import CheckpointError, DataError, Interrupted, OutOfMemory
 from config.schema import Settings
 from config.sections.data import Data
@@ -36,10 +38,11 @@ from models import limits
 from models.card import Card
 from models.registry import ModelSpec
 from models.weights import loading
+from training.distributed import ranks
 from training.loop import checkpoint, compiling, memory, metrics, trainer
 from training.loop.fold_data import FoldData
 from training.loop.rehearsal import rehearse
-from training.loop.state import TrainerState
+from training.loop.state import Callbacks, TrainerState
 from training.policy import finetune, optimizer, resizing, sampling
 from training.policy import loss as losses
 from training.run import distillation, machine, probe, run_dir
@@ -69,33 +72,51 @@ class Job:
     folder: Path
     stop_requested: Callable[[], bool]
     on_epoch: OnEpoch = unheard
+    group: Group = ALONE
 
 
 def train(job: Job, number: int) -> dict[str, Any]:
     """Train one fold, or read its result where it is finished."""
     folder = job.folder / f"fold_{number}"
+    if done := ranks.decided(job.group, lambda: _result(folder)):
+        return done
+    started = time.monotonic()
+    data = ranks.together(job.group, lambda: load_data(job, number))
+    loop = _trained_as_it_fits(job, number, data, folder)
+    if ranks.any_of(job.group, job.stop_requested()):
+        raise Interrupted(job.folder)
+    return ranks.decided(job.group, lambda: _finish(folder, number, loop, time.monotonic() - started))
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished fold; None, and the folder is there, where it is not."""
     done = folder / RESULT
     if done.exists():
         return dict(yaml.safe_load(done.read_text()))
     folder.mkdir(exist_ok=True)
-    started = time.monotonic()
-    data = load_data(job, number)
-    loop = _trained_as_it_fits(job, number, data, folder)
-    if job.stop_requested():
-        raise Interrupted(job.folder)
-    return _finish(folder, number, loop, time.monotonic() - started)
+    return None
 
 
 def _trained_as_it_fits(job: Job, number: int, data: FoldData, folder: Path) -> TrainerState:
-    """Train, in halved micro-batches from the last checkpoint on where the device's memory runs out."""
-    micro, batch = memory.remembered(folder), math.gcd(*(stage.batch for stage in data.stages))
+    """Train, in halved micro-batches from the last checkpoint on where the device's memory runs out.
+
+    Where it runs out of one of several processes, the others wait for it in the middle of an update: all have to start
+    anew, which torchrun's `--max_restarts` does, and go on with what is remembered.
+    """
+    batch = math.gcd(*(ranks.share(stage.batch, job.group) for stage in data.stages))
+    micro = ranks.decided(job.group, lambda: memory.remembered(folder))
+    micro = 0 if batch % max(micro, 1) else micro  # it may be of fewer processes
     while True:
         try:
             return _trained(job, number, data, folder, micro)
         except OutOfMemory as error:
             micro = micro or optimizer.memory(job.settings.train).size(batch)
             micro = memory.halved(micro, batch, error, _fewest(job, data.stages))
-        memory.remember(folder, micro)
+            alone = job.group.world_size > 1 and not error.told
+            if alone or job.group.rank == 0:
+                memory.remember(folder, micro)
+            if alone:
+                raise OutOfMemory(f"{error}; start it again: it goes on with {micro} images at a time") from None
         print(f"fold {number}: out of memory; going on with {micro} of the batch's {batch} images at a time")
         gc.collect()  # what the broken update held
 
@@ -106,31 +127,51 @@ def _fewest(job: Job, stages: Sequence[resizing.ResizeStage]) -> int:
 
 
 def _trained(job: Job, number: int, data: FoldData, folder: Path, micro: int) -> TrainerState:
-    settings = job.settings
-    session = open_session(job, number, micro, _ahead(job, data, folder))
+    settings, several = job.settings, job.group.world_size > 1
+    begun = ranks.newest_checkpoint(job.group, folder, print)
+    ahead = _ahead(job, data, folder, begun)
+    tries = settings.train.micro_batch == "auto" and begun is None
+    if tries and several:
+        ranks.together(job.group, lambda: _rehearse_alone(job, number, micro, ahead))
+    session = open_session(job, number, micro, ahead)
     try:
-        if settings.train.micro_batch == "auto" and not checkpoint.steps(folder):
-            rehearse(session, data.stages[-1].batch, data.stages[-1].size, job.spec.num_classes)
+        if tries and not several:
+            rehearse(session, ahead.batch, ahead.size, ahead.classes)
             memory.check_limit(session.describe())
         described = session.describe()
-        run_dir.write_environment(job.folder, job.backend, described)
-        with Progress(settings, number, data, folder, session.describe) as watcher:
-            watcher.events.say(f"{folder.name}: {machine.started(described)}")
-            events = replace(watcher.events, epoch=_both(watcher.events.epoch, job.on_epoch))
+        with ExitStack() as held:
+            events = Callbacks(say=print)
+            if job.group.rank == 0:
+                run_dir.write_environment(job.folder, job.backend, described)
+                watcher = held.enter_context(Progress(settings, number, data, folder, session.describe))
+                events = replace(watcher.events, epoch=_both(watcher.events.epoch, job.on_epoch))
+            events.say(f"{folder.name}: {machine.started(described)}")
             fit = trainer.Trainer(session, data, settings, job.card, folder, events, job.stop_requested)
             loop = fit.run()
-            _write_suspects(job, folder, fit)
+            if job.group.rank == 0:
+                _write_suspects(job, folder, fit)
     finally:
         session.close()
     return loop
 
 
-def _ahead(job: Job, data: FoldData, folder: Path) -> compiling.Ahead:
-    """What is left to train, for the choice of compiling: whole epochs from the newest checkpoint on."""
-    begun, last = checkpoint.newest(folder), data.stages[-1]
+def _rehearse_alone(job: Job, number: int, micro: int, ahead: compiling.Ahead) -> None:
+    """Try an update with this process's images of a batch and no others to wait for."""
+    session = open_session(replace(job, group=ALONE), number, micro)
+    try:
+        rehearse(session, ahead.batch, ahead.size, ahead.classes)
+        memory.check_limit(session.describe())
+    finally:
+        session.close()
+
+
+def _ahead(job: Job, data: FoldData, folder: Path, begun: Path | None) -> compiling.Ahead:
+    """What is left to train, for the choice of compiling: whole epochs from the newest checkpoint `begun` on."""
+    last = data.stages[-1]
     course = resizing.ResizeSchedule(data.stages, len(data.train_labels))
     done = course.update(checkpoint.read_state(begun)["loop"]["epoch"], 0) if begun else 0
-    return compiling.Ahead(course.updates - done, last.batch, last.size, job.spec.num_classes, folder)
+    batch = ranks.share(last.batch, job.group)
+    return compiling.Ahead(course.updates - done, batch, last.size, job.spec.num_classes, folder)
 
 
 def _both(one: OnEpoch, other: OnEpoch) -> OnEpoch:
@@ -146,7 +187,7 @@ def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead
     what it has to train."""
     settings, spec, backend = job.settings, job.spec, backends.load(job.backend)
     labels = job.table.labels[~folds.validates(job.fold_of, number)]
-    start, fixed, _ = _start(job, backend, number)
+    start, fixed = ranks.decided(job.group, lambda: _start(job, backend, number)[:2])
     optim = replace(optimizer.spec(settings.optim, settings.ema.decay > 0, spec, start), fixed_statistics=fixed)
     loss, train = losses.spec(settings.loss, labels, spec.num_classes), settings.train
     config = SessionConfig(
@@ -158,10 +199,13 @@ def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead
         deterministic=train.deterministic,
     )
 
-    def opened(compile: bool | CompileMode) -> Session:
-        return backend.open(spec, start, replace(config, compile=compile))
+    def opened(compile: bool | CompileMode, group: Group = ALONE) -> Session:
+        return backend.open(spec, start, replace(config, compile=compile), group)
 
-    return compiling.session(opened, job.backend, train, ahead)
+    if job.group.world_size == 1:
+        return compiling.session(opened, job.backend, train, ahead)
+    chosen = ranks.decided(job.group, lambda: compiling.choice(opened, job.backend, train, ahead))
+    return ranks.together(job.group, lambda: opened(chosen, job.group))
 
 
 def _start(job: Job, backend: Backend, number: int) -> probe.Start:
@@ -222,8 +266,9 @@ def load_data(job: Job, number: int) -> FoldData:
         raise DataError(f"fold {number} has {len(train)} training and {len(valid)} validation images; change folds")
     lesson = distillation.lesson(job.teaching, table, train, number)
     batch = min(int(settings.train.batch_size or 1), len(lesson.paths))
-    micro = optimizer.memory(settings.train).size(batch)  # refuses a micro-batch that does not divide it
     stages = resizing.stages(settings.progressive, settings.train, job.spec, batch, len(lesson.paths))
+    shares = [ranks.share(stage.batch, job.group) for stage in stages]
+    micro = optimizer.memory(settings.train).size(shares[-1])  # refuses a micro-batch that does not divide it
     for stage in () if job.backend == "numpy" else stages:
         limits.check_batch(job.spec, stage.size, micro, f"fold {number}: a micro-batch of")
     sources = _sources(job)
@@ -298,7 +343,8 @@ def _sources(job: Job) -> disk.Sources:
 def _train_loader(job: Job, stage: resizing.ResizeStage, paths: Sequence[Path], source: Source) -> Loader:
     prep = replace(job.card.preprocessing, size=stage.size, resampling="area")
     transform = transforms.by_epoch(job.settings.augment, prep, job.settings.train.epochs)
-    return _loader(job, paths, transform, stage.size, stage.batch, source)
+    part = job.group.rank, job.group.world_size
+    return _loader(job, paths, transform, stage.size, stage.batch, source, part)
 
 
 def _valid_loader(job: Job, paths: Sequence[Path], batch: int, squares: Source | None) -> Loader:
@@ -308,9 +354,15 @@ def _valid_loader(job: Job, paths: Sequence[Path], batch: int, squares: Source |
 
 
 def _loader(
-    job: Job, paths: Sequence[Path], transform: Transform | ByEpoch, size: int, batch: int, source: Source
+    job: Job,
+    paths: Sequence[Path],
+    transform: Transform | ByEpoch,
+    size: int,
+    batch: int,
+    source: Source,
+    part: tuple[int, int] = (0, 1),
 ) -> Loader:
-    data = job.settings.data
+    data, seed = job.settings.data, job.settings.seed
     skip = data.on_bad_image != "error"
     return Loader(
         paths,
@@ -318,11 +370,12 @@ def _loader(
         size,
         batch,
         data.workers,
-        job.settings.seed,
+        seed,
         source,
         skip,
         data.processes,
         int(data.shard_cache_gb * 1e9),
+        part,
     )
 
 

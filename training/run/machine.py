@@ -23,7 +23,14 @@ def started(session: Mapping[str, Any]) -> str:
     where the engine has one."""
     mode = session.get("compile_mode") or "default"
     compiled = ("compiled" if mode == "default" else f"compiled ({mode})") if session["compiled"] else "not compiled"
-    parts = [session["device"], session["precision"], compiled, "deterministic" * session.get("deterministic", False)]
+    several = f"{session['processes']} processes" if session.get("processes", 1) > 1 else ""
+    parts = [
+        session["device"],
+        several,
+        session["precision"],
+        compiled,
+        "deterministic" * session.get("deterministic", False),
+    ]
     remark = session.get("remark", "")
     return ", ".join(part for part in parts if part) + (f" ({remark})" if remark else "")
 

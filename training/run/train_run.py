@@ -5,19 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 import backends
+from backends.group import ALONE, Group
 from config import load, streams
 from config.errors import CheckpointError, ConfigError
 from config.schema import Settings
-from data import check, folds
+from data import check, folds, sources
 from data.cache.images import Images
+from models.registry import ModelSpec
 from training import report
+from training.distributed import ranks
 from training.loop import checkpoint, memory, trainer
 from training.loop.state import Callbacks
 from training.report import plots
@@ -26,44 +31,95 @@ from training.run.prepare import FOLDS, card_of, describe, fold_numbers, keep_fo
 from training.run.prepare import prepare as prepare
 
 
-def run_all(backend: str, settings: Settings, stop_requested: Callable[[], bool]) -> Path:
-    """Train every fold that is not finished yet; returns the run's folder. All bad input is found before training."""
-    chosen = auto_model.resolve(settings, backend)
-    settings = chosen.settings
-    refuse(settings, backend)
-    backends.require(backend)
-    settings, spec, table = prepare(settings, chosen.table)
+def run_all(
+    backend: str,
+    settings: Settings,
+    stop_requested: Callable[[], bool],
+    group: Group = ALONE,
+    on_folder: Callable[[Path], None] = lambda _: None,
+) -> Path:
+    """Train every fold that is not finished yet; returns the run's folder. All bad input is found before training.
+
+    The processes of a `group` train each fold together, in one folder that all of them see; rank 0 alone writes.
+    `on_folder` is told the folder as soon as it is there.
+    """
+
+    chosen = _chosen(settings, backend, group)
+
+    def read() -> tuple[Settings, ModelSpec, sources.Table, distillation.DistillationData]:
+        refuse(chosen.settings, backend)
+        backends.require(backend)
+        prepared, spec, table = prepare(chosen.settings, chosen.table)
+        ranks.share(int(prepared.train.batch_size or 1), group)
+        return prepared, spec, table, distillation.read(prepared, table)
+
+    settings, spec, table, teaching = ranks.together(group, read)
     print(*describe(settings, table), sep="\n")
     images = Images.of(settings.data, table.turns)
-    teaching = distillation.read(settings, table)
-    table, suspects = audit.before(settings, table, stop_requested, lambda: run_dir.folder(settings, backend))
-    check.bad_images(settings.data, [*suspects, *teaching.paths()], images)
+    with ExitStack() as held:
+
+        def begin() -> tuple[str, NDArray[np.int64] | None]:
+            audited, suspects = audit.before(settings, table, stop_requested, lambda: run_dir.folder(settings, backend))
+            check.bad_images(settings.data, [*suspects, *teaching.paths()], images)
+            return str(_begun(backend, settings, chosen, audited, teaching, held)), audited.groups
+
+        place, groups = ranks.decided(group, begin)
+        folder, table = Path(place), replace(table, groups=groups)
+        streams.log_to(folder)
+        on_folder(folder)
+        card = card_of(settings, spec, table, backend)
+        table, fold_of = ranks.together(group, lambda: _split(settings, table, folder))
+        numbers = fold_numbers(settings, fold_of)
+        if ranks.decided(group, lambda: _finished(folder, numbers)):
+            print(f"{folder} is finished already; --resume never trains anew in a new folder")
+            return folder
+        job = fold.Job(
+            backend, settings, spec, card, table, images, fold_of, teaching, folder, stop_requested, group=group
+        )
+        for k in numbers:
+            fold.train(job, k)
+        ranks.decided(group, lambda: _sum_up_locked(folder, settings.stopping.metric))
+    return folder
+
+
+def _chosen(settings: Settings, backend: str, group: Group) -> auto_model.Resolved:
+    """The settings with a model, the same on all ranks."""
+    if group.world_size == 1:
+        return auto_model.resolve(settings, backend)
+    values = ranks.decided(group, lambda: dict(auto_model.resolve(settings, backend).values))
+    return auto_model.Resolved(load.changed(settings, values, "model auto") if values else settings, None, values)
+
+
+def _begun(
+    backend: str,
+    settings: Settings,
+    chosen: auto_model.Resolved,
+    table: sources.Table,
+    teaching: distillation.DistillationData,
+    held: ExitStack,
+) -> Path:
+    """The run's folder with its folds drawn, and the locks of those to train in `held`."""
     folder = run_dir.folder(settings, backend)
     auto_model.keep(folder, chosen)
     streams.log_to(folder)
     run_dir.check_unedited(folder, settings)
-    with ExitStack() as held:
-        card = card_of(settings, spec, table, backend)
-        with run_dir.run_lock(folder):
-            table = with_vanished(settings, table, folder)
-            fold_of = keep_folds(settings, table, folder)
-        numbers = fold_numbers(settings, fold_of)
-        distillation.check(teaching, table, fold_of, numbers)
-        for path in (folder / f"fold_{k}" for k in numbers):
-            path.mkdir(exist_ok=True)
-            held.enter_context(run_dir.locked(path))
-        if reason := resume.refusal(folder, settings, numbers):
-            raise ConfigError(reason)
-        resume.apply(folder, settings, [folder / f"fold_{k}" for k in numbers])
-        job = fold.Job(backend, settings, spec, card, table, images, fold_of, teaching, folder, stop_requested)
-        if _finished(folder, numbers):
-            print(f"{folder} is finished already; --resume never trains anew in a new folder")
-            return folder
-        for k in numbers:
-            fold.train(job, k)
-        with run_dir.run_lock(folder):
-            sum_up(folder, settings.stopping.metric)
+    with run_dir.run_lock(folder):
+        table, fold_of = _split(settings, table, folder)
+    numbers = fold_numbers(settings, fold_of)
+    distillation.check(teaching, table, fold_of, numbers)
+    for path in (folder / f"fold_{k}" for k in numbers):
+        path.mkdir(exist_ok=True)
+        held.enter_context(run_dir.locked(path))
+    if reason := resume.refusal(folder, settings, numbers):
+        raise ConfigError(reason)
+    resume.apply(folder, settings, [folder / f"fold_{k}" for k in numbers])
     return folder
+
+
+def _split(settings: Settings, table: sources.Table, folder: Path) -> tuple[sources.Table, NDArray[np.int64]]:
+    """The table as the run's folds remember it, and the fold of each image; drawn where the run has none yet."""
+    table = with_vanished(settings, table, folder)
+    return table, keep_folds(settings, table, folder)
 
 
 def soup(place: Path) -> Path:
@@ -91,6 +147,11 @@ def _finished(folder: Path, numbers: list[int]) -> bool:
     file = folder / run_dir.FINISHED
     summed = [row["fold"] for row in yaml.safe_load(file.read_text())["folds"]] if file.exists() else []
     return set(numbers) <= set(summed)
+
+
+def _sum_up_locked(folder: Path, metric: str) -> None:
+    with run_dir.run_lock(folder):
+        sum_up(folder, metric)
 
 
 def sum_up(folder: Path, metric: str) -> None:
