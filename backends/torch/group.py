@@ -52,7 +52,11 @@ def join(launch: Launch) -> AnyGroup:
             f"GPU (--nproc_per_node {gpus})"
         )
     with lost():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_WAIT)
+        store, rank, count = next(dist.rendezvous("env://", timeout=_WAIT))
+        # After a restart torchrun's store still has the addresses of processes that are gone.
+        fresh = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=count, timeout=_WAIT)
         return Group(dist.new_group(backend="gloo", timeout=_WAIT))
 
 

@@ -22,7 +22,7 @@ def words(root: Path, out: Path, *more: str) -> list[str]:
     are not divided by the processes."""
     given = ["--data.root", str(root), "--out", str(out), "--model", "test_convnext", "--weights", "none"]
     given += ["--data.image_size", "32", "--train.batch_size", "12", "--train.epochs", "3", "--optim.lr", "1e-3"]
-    given += ["--train.micro_batch", "3", "--ema.decay", "0.9", "--mix.mixup", "0.4", "--mix.cutmix", "0.5"]
+    given += ["--train.micro_batch", "1", "--ema.decay", "0.9", "--mix.mixup", "0.4", "--mix.cutmix", "0.5"]
     given += ["--optim.clip_norm", "1", "--mining.cap", "0.3", "--mining.start_epoch", "1", "--swa.epochs", "2"]
     given += ["--augment.level", "minimal", "--data.workers", "1", "--data.audit", "false", "--data.processes", "0"]
     return [*given, "--folds.val_fraction", "0.25", *more]

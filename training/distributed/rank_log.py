@@ -45,7 +45,7 @@ class RankLog:
     ) -> None:
         if error is not None and not isinstance(error, TandemError | Interrupted):
             traceback.print_exception(error)
-        elif error is not None:
+        elif error is not None and self._launch.rank:
             print(f"error: {error}" if isinstance(error, TandemError) else "stopped; everything is saved")
         sys.stdout.flush()
         sys.stdout, sys.stderr = self._terminal
