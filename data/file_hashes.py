@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config.places import cache_folder
+from config.places import cache_folder, once_a_host
 from data import csvfile
 from data.decode.image import sides
 
@@ -29,19 +29,27 @@ class Content(NamedTuple):
 def of(paths: Sequence[Path], workers: int, progress: Callable[[int], None] = lambda _: None) -> dict[Path, Content]:
     """The contents of the files that are images by their headers; `progress` is told how many have been seen."""
     memory = cache_folder() / "contents.json"
-    known, fresh = _read(memory), dict[str, Path]()
     stats = {path: stat for path in dict.fromkeys(paths) if (stat := _stat(path))}
     names = {path: str(path.resolve()) for path in stats}
-    for path, stat in stats.items():
-        if known.get(names[path], [])[:2] != stat:
-            fresh[names[path]] = path
-    with ThreadPoolExecutor(workers) as pool:
-        for count, (name, seen) in enumerate(zip(fresh, pool.map(_look, fresh.values()), strict=True), start=1):
-            known[name] = [*stats[fresh[name]], *seen]
-            progress(count)
+    known, fresh = _known(memory, stats, names)
     if fresh:
-        _write(memory, known)
+        with once_a_host(f"reading {len(fresh)} images", f"{min(names.values())} {max(names.values())}"):
+            known, fresh = _known(memory, stats, names)
+            with ThreadPoolExecutor(workers) as pool:
+                for count, (name, seen) in enumerate(zip(fresh, pool.map(_look, fresh.values()), strict=True), start=1):
+                    known[name] = [*stats[fresh[name]], *seen]
+                    progress(count)
+            if fresh:
+                _write(memory, known)
     return {path: Content(*known[names[path]][2:]) for path in stats if known[names[path]][2:]}
+
+
+def _known(
+    memory: Path, stats: Mapping[Path, list[int]], names: Mapping[Path, str]
+) -> tuple[dict[str, list[Any]], dict[str, Path]]:
+    """What is remembered, and the files, by their names, that were not seen or have changed."""
+    known = _read(memory)
+    return known, {names[path]: path for path, stat in stats.items() if known.get(names[path], [])[:2] != stat}
 
 
 def _look(path: Path) -> tuple[()] | Content:

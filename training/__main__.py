@@ -103,9 +103,9 @@ def _worker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _worker(arguments: argparse.Namespace) -> int:
-    from training.campaign import worker
+    from training import cli
 
-    return worker.run(arguments.campaign, arguments.engine, arguments.settings)
+    return cli.work_on(arguments.campaign, arguments.engine, arguments.settings)
 
 
 def _checkpoint(arguments: argparse.Namespace) -> int:

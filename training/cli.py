@@ -1,16 +1,18 @@
-"""The command line of both entry points: settings in, a run out, one line for each thing that a user can mend."""
+"""The command line of both entry points and of workers: settings in, a run out, one line for each thing that a user can
+mend."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from config import streams
-from config.errors import ConfigError, Interrupted, TandemError
+from config.errors import CheckpointError, ConfigError, Interrupted, TandemError
 from config.program import entry
 
 if TYPE_CHECKING:
@@ -71,6 +73,40 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
         )
 
     return entry.run(work, argv, prog)
+
+
+def work_on(folder: Path, engine: str, words: Sequence[str]) -> int:
+    """Train, or search, what is left in a campaign's folder, which is all that a worker knows; the exit code as `main`.
+
+    What that is stands in the folder's `request.yaml`, which each start of the campaign's own commands leaves. `engine`
+    "" is the one that is installed. `words` are options of `train_ENGINE.py`, such as `--data.root` where the images
+    lie elsewhere on this machine.
+    """
+    import backends
+    from training.campaign.pipeline import LEFT_OUT
+
+    again = " ".join(
+        ["python -m training worker --campaign", str(folder), *[f"--engine {engine}"] * bool(engine), *words]
+    )
+    code = run(engine or backends.default(), lambda: _work_left(folder, words), lambda *_: again)
+    if code in (0, LEFT_OUT):
+        print(f"{folder}: all that was asked for is done")
+    return code
+
+
+def _work_left(folder: Path, words: Sequence[str]) -> load.Command:
+    from config import load
+    from training.campaign import members
+
+    if not (folder / load.CAMPAIGN).exists():
+        raise CheckpointError(
+            f"{folder}: no {load.CAMPAIGN}, so this is no campaign; give the folder that train_torch.py or "
+            "train_mlx.py has made with --mode audit, tune, train or full"
+        )
+    wish = members.requested(folder)
+    asked = ["--mode", wish.mode, *["--member", wish.member] * bool(wish.member), "--spread", "folds"]
+    found = load.parse_command(["--resume", str(folder), *asked, *words], prog="python -m training worker")
+    return replace(found, wish=replace(found.wish, tune=wish.tune))
 
 
 def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequest, Path], str]) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from config.places import cache_folder
+from config.places import cache_folder, once_a_host
 from data import csvfile
 from data.audit import duplicates, fingerprint
 from data.audit.duplicates import Pair
@@ -65,6 +65,18 @@ def survey(
     Raises `Stopped`, after writing the cache, where `stop` answers yes.
     """
     file = _file(place)
+    with once_a_host(f"looking at the images of {place}", str(file), stop):
+        return _survey(paths, file, pixel_limit, workers, stop, progress)
+
+
+def _survey(
+    paths: Sequence[Path],
+    file: Path,
+    pixel_limit: int,
+    workers: int,
+    stop: Callable[[], bool],
+    progress: Callable[[int], None],
+) -> Survey:
     known, pairs_of = _read(file)
     keys = [_key(path, pixel_limit) for path in paths]
     missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}

@@ -22,7 +22,7 @@ import cv2
 import filelock
 
 from config.errors import DataError
-from config.places import cache_folder
+from config.places import cache_folder, once_a_host
 from config.sections.data import Data
 from data import file_hashes
 from data.augment.transforms import EvalTransform
@@ -124,14 +124,15 @@ def sources(
     if not data.cache_gb:
         return Sources(images, None)
     where, workers = place(data.cache_dir), data.workers or cores()
-    with bar("looking", len(paths)) as progress:
-        known = _known(paths, images, workers, progress)
-    files = Images(0, images.pixel_limit, images.turns, images.to_srgb)
-    reduced = Reduced(math.ceil(_MARGIN * prep.size), long=prep.fit == "letterbox")
-    opened = {}
-    for part in _plan(data, where, known, files, (reduced, Square(prep))):
-        maker = _Maker(part, part.folder(where), files, workers, stop)
-        opened[type(part.form)] = _Cached(maker.filled(known), known, _Made(part.form, images))
+    with once_a_host(f"caching {len(paths)} images in {where}", f"{min(paths, default='')} {prep}", stop):
+        with bar("looking", len(paths)) as progress:
+            known = _known(paths, images, workers, progress)
+        files = Images(0, images.pixel_limit, images.turns, images.to_srgb)
+        reduced = Reduced(math.ceil(_MARGIN * prep.size), long=prep.fit == "letterbox")
+        opened = {}
+        for part in _plan(data, where, known, files, (reduced, Square(prep))):
+            maker = _Maker(part, part.folder(where), files, workers, stop)
+            opened[type(part.form)] = _Cached(maker.filled(known), known, _Made(part.form, images))
     return Sources(opened.get(Reduced, images), opened.get(Square))
 
 

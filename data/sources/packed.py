@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from config.errors import DataError
-from config.places import cache_folder
+from config.places import cache_folder, once_a_host
 from data.streaming import shard_cache
 
 Address = str | tuple[str, str, int, int]  # a path, or the file, name, offset and size of a part
@@ -129,16 +129,17 @@ def stored(source: Path, what: str, unpack: Unpack) -> Stored:
     name = f"{source.stem}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     folder = cache_folder() / "sources"
     data, index = folder / f"{name}.bin", folder / f"{name}.json"
-    if not (data.is_file() and index.is_file()):
-        rows, extra = unpack()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(data, index, rows, extra)
-        except OSError as error:
-            raise DataError(
-                f"{folder}: {source.name} cannot be unpacked there ({error.strerror}); make room, or set TANDEM_CACHE"
-                " to another folder"
-            ) from error
+    with once_a_host(f"unpacking {source}", name):
+        if not (data.is_file() and index.is_file()):
+            rows, extra = unpack()
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _write(data, index, rows, extra)
+            except OSError as error:
+                raise DataError(
+                    f"{folder}: {source.name} cannot be unpacked there ({error.strerror}); make room, or set "
+                    "TANDEM_CACHE to another folder"
+                ) from error
     return _read(data, index)
 
 

@@ -24,9 +24,15 @@ members:
   - {name: first, model: convnext_atto}
   - {name: second, model: resnet18}
 """
-SCRIPT = (
-    "import os, sys\nfrom training import cli\nfrom training.run import fold\n{before}\nsys.exit(cli.main('numpy'))\n"
-)
+SCRIPT = """
+import os, sys
+from training import cli
+from training.report import summary
+from training.run import fold
+summary.plots.write = summary.report.write = lambda *_: None
+{before}
+sys.exit(cli.main('numpy'))
+"""
 # The second process finds its device broken at its first fold.
 BROKEN = """
 def broken(*_):
@@ -98,6 +104,7 @@ def test_ctrl_c_under_torchrun_saves_in_every_process(digits: Path, tmp_path: Pa
         (("--mode", "train"), "torchrun started 2 processes: add --spread folds"),
         (("--mode", "fit"), "torchrun started 2 processes, and --mode fit takes one"),
         (("--mode", "train", "--spread", "folds", "--resume", "never"), "give --name NAME for a new campaign"),
+        (("--mode", "train", "--spread", "members"), "spread: found 'members' (command line); expected folds"),
         (("--spread", "folds"), "spread: goes with --mode train, tune, full"),
     ],
 )

@@ -16,6 +16,7 @@ from config.schema import Settings
 from data import sources
 from tests.unit.test_audit_duplicates import scene
 from tests.unit.test_campaign import NEVER, settings
+from training.report import summary
 from training.run import run_dir, train_run
 
 PLAIN = ("--sampling.oversample_classes", "[]", "--mining.cap", "0", "--train.epochs", "1")
@@ -110,7 +111,7 @@ def test_wrong_labels_are_told_after_training(digits: Path, tmp_path: Path) -> N
     mine = next(row for row in told if row["ID"] == wrong["ID"])
     assert "labelled 4" in mine["detail"] and "the model says 0" in mine["detail"]
     (folder / "audit.csv").write_text("ID,action\n")
-    train_run.sum_up(folder, "macro_f1")
+    summary.sum_up(folder, "macro_f1")
     assert (folder / "audit.csv").read_text() == "ID,action\n", "the user's own"
     assert [row for row in table(folder / "audit_2.csv") if row["finding"] == "label_error"] == told
 

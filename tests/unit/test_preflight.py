@@ -17,7 +17,8 @@ from infer.__main__ import main as infer
 from infer.io import validation
 from training import cli
 from training.campaign import train_members
-from training.run import preflight, train_run
+from training.report import summary
+from training.run import preflight
 from training.run.fold import RESULT
 
 WORDS = ["--model", "convnext_atto", "--weights", "none", "--data.image_size", "16", "--data.workers", "1"]
@@ -57,9 +58,9 @@ def dacon(root: Path) -> Path:
 @pytest.fixture
 def command(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`train_numpy.py --mode full` on that data set, without plots and pages."""
-    for part in (train_run.plots, train_run.report):
+    for part in (summary.plots, summary.report):
         monkeypatch.setattr(part, "write", lambda *_: None)
-    monkeypatch.setattr(train_run.audit, "after", lambda _: [])
+    monkeypatch.setattr(summary.audit, "after", lambda _: [])
     return lambda *more: cli.main("numpy", [*WORDS, "--data.root", str(root), "--out", str(tmp_path / "runs"), *more])
 
 

@@ -18,7 +18,7 @@ from infer.io import validation
 from training import cli
 from training.campaign import members, pipeline
 from training.loop import trainer
-from training.run import train_run
+from training.report import summary
 
 TWO = """
 weights: none
@@ -62,9 +62,9 @@ def command(data: Path, tmp_path: Path) -> Callable[..., int]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the plots, the pages and the audits of single runs, which have tests of their own."""
-    for part in (train_run.plots, train_run.report):
+    for part in (summary.plots, summary.report):
         monkeypatch.setattr(part, "write", lambda *_: None)
-    monkeypatch.setattr(train_run.audit, "after", lambda _: [])
+    monkeypatch.setattr(summary.audit, "after", lambda _: [])
 
 
 def campaign(tmp_path: Path) -> Path:

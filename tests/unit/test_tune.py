@@ -16,7 +16,7 @@ from config.errors import BackendUnavailable, ConfigError, Interrupted
 from data import folds, sources
 from training import cli
 from training.campaign import members, pipeline, trial, tune
-from training.run import train_run
+from training.report import summary
 
 TUNE = """
 model: convnext_atto
@@ -45,9 +45,9 @@ def words(digits: Path, tmp_path: Path) -> list[str]:
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the plots, the pages and the audits of single runs, which have tests of their own."""
-    for part in (train_run.plots, train_run.report):
+    for part in (summary.plots, summary.report):
         monkeypatch.setattr(part, "write", lambda *_: None)
-    monkeypatch.setattr(train_run.audit, "after", lambda _: [])
+    monkeypatch.setattr(summary.audit, "after", lambda _: [])
 
 
 def trials(root: Path) -> list[dict[str, str]]:

@@ -46,8 +46,8 @@ REPORT = "report.html"
 _DONE = "stages.yaml"
 _FEW = 10  # images that a class should have
 _BATCH = 64
-LEFT_OUT = 3  # the exit code that tells of folds that were left out
 START_MODES = ("full", "audit", "tune", "train")  # the modes that a campaign may begin with
+LEFT_OUT = 3  # the exit code that tells of folds that were left out
 
 
 class NothingToPredict(DataError):

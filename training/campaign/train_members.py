@@ -25,7 +25,8 @@ from training.campaign import failures, members, queue
 from training.campaign.members import Campaign
 from training.campaign.queue import Claim, Worklist
 from training.campaign.shared_data import SharedData, open_shared
-from training.run import distillation, fold, resume, run_dir, train_run
+from training.report import summary
+from training.run import distillation, fold, resume, run_dir
 from training.run.prepare import FOLDS, card_of, prepare, refuse
 
 
@@ -201,4 +202,4 @@ def _sum_up(campaign: Campaign, one: ResolvedMember, shared: SharedData) -> None
         file = one.folder / run_dir.FINISHED
         told = {row["fold"] for row in yaml.safe_load(file.read_text())["folds"]} if file.exists() else set()
         if claim and trained and trained != told:
-            train_run.sum_up(one.folder, one.settings.stopping.metric)
+            summary.sum_up(one.folder, one.settings.stopping.metric)

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
 from numpy.typing import NDArray
 
@@ -21,11 +19,10 @@ from config.schema import Settings
 from data import check, folds, sources
 from data.cache.images import Images
 from models.registry import ModelSpec
-from training import report
 from training.distributed import ranks
 from training.loop import checkpoint, memory, trainer
 from training.loop.state import Callbacks
-from training.report import plots
+from training.report import summary
 from training.run import audit, auto_model, distillation, fold, results, resume, run_dir
 from training.run.prepare import FOLDS, card_of, describe, fold_numbers, keep_folds, refuse, with_vanished
 from training.run.prepare import prepare as prepare
@@ -151,29 +148,4 @@ def _finished(folder: Path, numbers: list[int]) -> bool:
 
 def _sum_up_locked(folder: Path, metric: str) -> None:
     with run_dir.run_lock(folder):
-        sum_up(folder, metric)
-
-
-def sum_up(folder: Path, metric: str) -> None:
-    """Summary, plots and report of all folds that are finished, whichever process trained them."""
-    done = [yaml.safe_load(path.read_text()) for path in folder.glob(f"fold_*/{fold.RESULT}")]
-    run_dir.write_yaml(folder / run_dir.FINISHED, summarise(sorted(done, key=lambda row: row["fold"]), metric))
-    plots.write(folder)
-    audit.after(folder)
-    report.write([folder], folder / "report.html")
-
-
-def summarise(results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """`fold_results.yaml`: each fold, and mean, standard deviation (n - 1), best and worst fold by `metric`."""
-    names = ["macro_f1", "accuracy", "log_loss"]
-    names += [f"corrupted_{name}" for name in names if all(f"corrupted_{name}" in r for r in results)]
-    values = {name: np.array([r[name] for r in results], dtype=np.float64) for name in names}
-    ranked = sorted(results, key=lambda r: r[metric], reverse=metric != "log_loss")
-    return {
-        "metric": metric,
-        "folds": results,
-        "mean": {name: float(v.mean()) for name, v in values.items()},
-        "std": {name: float(v.std(ddof=1)) if len(v) > 1 else 0.0 for name, v in values.items()},
-        "best_fold": ranked[0]["fold"],
-        "worst_fold": ranked[-1]["fold"],
-    }
+        summary.sum_up(folder, metric)

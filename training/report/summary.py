@@ -1,0 +1,38 @@
+"""What a run has when its folds are trained: `fold_results.yaml`, plots, the audit of its labels, `report.html`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from training import report
+from training.report import plots
+from training.run import audit, fold, run_dir
+
+
+def sum_up(folder: Path, metric: str) -> None:
+    """Summary, plots and report of all folds that are finished, whichever process trained them."""
+    done = [yaml.safe_load(path.read_text()) for path in folder.glob(f"fold_*/{fold.RESULT}")]
+    run_dir.write_yaml(folder / run_dir.FINISHED, summarise(sorted(done, key=lambda row: row["fold"]), metric))
+    plots.write(folder)
+    audit.after(folder)
+    report.write([folder], folder / "report.html")
+
+
+def summarise(results: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """`fold_results.yaml`: each fold, and mean, standard deviation (n - 1), best and worst fold by `metric`."""
+    names = ["macro_f1", "accuracy", "log_loss"]
+    names += [f"corrupted_{name}" for name in names if all(f"corrupted_{name}" in r for r in results)]
+    values = {name: np.array([r[name] for r in results], dtype=np.float64) for name in names}
+    ranked = sorted(results, key=lambda r: r[metric], reverse=metric != "log_loss")
+    return {
+        "metric": metric,
+        "folds": results,
+        "mean": {name: float(v.mean()) for name, v in values.items()},
+        "std": {name: float(v.std(ddof=1)) if len(v) > 1 else 0.0 for name, v in values.items()},
+        "best_fold": ranked[0]["fold"],
+        "worst_fold": ranked[-1]["fold"],
+    }
