@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jinja2
 import numpy as np
 
@@ -19,6 +17,7 @@ from data.audit.audit import Audit
 from data.audit.findings import KINDS, Finding, counts
 from data.augment import geometry
 from data.decode.image import decode
+from data.pixels import data_uri
 
 NAME = "audit.html"
 _THUMBNAIL, _PER_KIND, _BESIDE = 96, 60, 3
@@ -87,8 +86,7 @@ def thumbnail(path: Path) -> str:
     image = geometry.reduced(image, 2 * _THUMBNAIL)
     if max(image.shape[:2]) > _THUMBNAIL:
         image = resize.shrink_to_fit(image, _THUMBNAIL)
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+    return data_uri(image)
 
 
 def _beside(finding: Finding) -> list[tuple[str, str]]:

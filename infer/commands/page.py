@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from config.errors import DataError, TandemError
-from infer.explain.report import data_uri, explain, looks
+from data.pixels import data_uri
+from infer.explain.report import explain, looks
 from infer.runner import Runner
 from infer.web import Request, Response, as_json
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,8 +18,6 @@ from infer.explain import gradcam
 from infer.io.inputs import Inputs
 from infer.io.summary import UNSURE
 from infer.runner import Runner
-
-_QUALITY = 80  # of JPEGs in pages
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +96,6 @@ def looks(runner: Runner, data: bytes, pixel_limit: int, label: str) -> dict[str
             continue
         found[one.name] = gradcam.overlay(seen, heat)
     return found
-
-
-def data_uri(image: Pixels) -> str:
-    """An RGB image as a JPEG in a data URI; "" where it cannot be encoded."""
-    ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode() if ok else ""
 
 
 def _heat(member: Member, seen: Pixels, number: int) -> NDArray[np.float32]:

@@ -24,13 +24,13 @@ from config.errors import CheckpointError
 from data.names import of_path
 from training.board import state
 from training.board.state import State
-from training.campaign import failures, leaderboard
-from training.run import fold, progress, results, run_dir
-from training.run.prepare import FOLDS
+from training.campaign import leaderboard
+from training.run import results, run_dir
 
 _Parsed = TypeVar("_Parsed")
 Kind = Literal["run", "trial", "campaign"]
 SCORES = ("macro_f1", "accuracy", "log_loss")
+_RESULT, _FAILED, _FOLDS = "result.yaml", "failed.yaml", "folds.csv"
 _DEPTH = 4  # folders between one that was given and a run
 _FRESH = 1.0  # seconds for which a scan of the folders is good
 _FOLD = re.compile(r"fold_(\d+)")
@@ -182,7 +182,7 @@ class Runs:
         summary, starts = self._read(path / run_dir.FINISHED, results.read_yaml), path / "environment.json"
         numbers = sorted(int(found[1]) for one in path.iterdir() if (found := _FOLD.fullmatch(one.name)))
         folds = tuple(self._fold(path / f"fold_{k}", k) for k in numbers)
-        split = path / FOLDS
+        split = path / _FOLDS
         finished = summary is not None or (run.kind == "trial" and any(one.state == "finished" for one in folds))
         return replace(
             run,
@@ -197,12 +197,12 @@ class Runs:
         )
 
     def _fold(self, path: Path, number: int) -> Fold:
-        result = self._read(path / fold.RESULT, results.read_yaml)
+        result = self._read(path / _RESULT, results.read_yaml)
         if result is not None:
             return Fold(number, "finished", result)
         best, curve = self._read(path / "history.jsonl", _best_so_far) or ({}, ())
-        failed = self._read(path / failures.FAILED, results.read_yaml)
-        now = path / progress.PROGRESS
+        failed = self._read(path / _FAILED, results.read_yaml)
+        now = path / run_dir.PROGRESS
         stopped: State = "interrupted" if curve or any(path.glob("step_*")) else "not started"
         so_far = Fold(number, stopped, best, curve)
         if state.lives(now):
@@ -215,7 +215,7 @@ class Runs:
         """How many folds the run will have, as far as it is known."""
         if settings.get("folds.train"):
             return len(settings["folds.train"])
-        return max(self._read(path / FOLDS, _numbers) or 0, there)
+        return max(self._read(path / _FOLDS, _numbers) or 0, there)
 
     def _read(self, path: Path, parse: Callable[[Path], _Parsed]) -> _Parsed | None:
         """The parsed file, from memory where it has not changed; None where there is none.

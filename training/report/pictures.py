@@ -16,10 +16,10 @@ from config.errors import TandemError
 from data import sources
 from data.augment.transforms import EvalTransform
 from data.decode.image import decode
+from data.pixels import data_uri
 from data.rng import philox
 from ensemble.calibration.scaling import blocks
 from infer.explain import gradcam
-from infer.explain.report import data_uri
 from training.loop import metrics
 from training.run import results
 

@@ -30,7 +30,6 @@ from training.run.machine import Machine
 from training.run.notebook import NotebookBar, is_notebook
 from training.trackers.broadcast import Broadcast
 
-PROGRESS = "progress.json"
 _REPORTED_EVERY = 2.0  # seconds
 
 
@@ -76,7 +75,7 @@ class Progress:
             self.bar.stop()
         if self.notebook:
             self.notebook.close()
-        (self.folder / PROGRESS).unlink(missing_ok=True)
+        (self.folder / run_dir.PROGRESS).unlink(missing_ok=True)
         self.broadcast.close()
 
     def _step(self, epoch: int, update: int, updates: int, samples: int, loss: float) -> None:
@@ -105,7 +104,7 @@ class Progress:
             "images_per_second": round(rate, 1),
             "seconds_left": left,
         }
-        run_dir.write_text(self.folder / PROGRESS, json.dumps(row))
+        run_dir.write_text(self.folder / run_dir.PROGRESS, json.dumps(row))
 
     def _epoch(self, row: dict[str, float], best: bool) -> None:
         self._write(row)

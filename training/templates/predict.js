@@ -38,10 +38,18 @@ function gallery(title, pictures) {
   return figures.length ? [element("h3", {}, title), element("div", { className: "pictures" }, ...figures)] : [];
 }
 
+// Members by what is left of their paths without the folder that all of them share.
+function shortened(of) {
+  const names = Object.keys(of), parts = names.map(name => name.split("/"));
+  let shared = 0;
+  while (names.length > 1 && parts.every(each => shared < each.length - 1 && each[shared] === parts[0][shared])) shared++;
+  return Object.fromEntries(names.map((name, i) => [parts[i].slice(shared).join("/"), of[name]]));
+}
+
 let current = 0;
 async function show(file, said) {
   const mine = ++current, pictures = element("div", {}, element("p", { className: "soft" }, "Making the pictures ..."));
-  const rows = Object.entries(said.members).map(([name, of]) => {
+  const rows = Object.entries(shortened(said.members)).map(([name, of]) => {
     const [[label, value]] = best(of, 1);
     return element("tr", {}, element("td", { className: "wide" }, name), element("td", { className: "text" }, label), element("td", {}, percent(value)));
   });
@@ -54,7 +62,7 @@ async function show(file, said) {
   try {
     const { views, looks } = await ask(file, form.dataset.post.includes("?") ? "&pictures" : "?pictures");
     if (mine !== current) return;
-    pictures.replaceChildren(...gallery("What the members saw", views), ...gallery("Where each member looked (Grad-CAM; red counts most)", looks));
+    pictures.replaceChildren(...gallery("What the members saw", views), ...gallery("Where each member looked (Grad-CAM; red counts most)", shortened(looks)));
   } catch (error) {
     if (mine === current) pictures.replaceChildren(element("p", { className: "note" }, error.message));
   }
