@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import filelock
@@ -34,7 +34,7 @@ from data.decode.image import Shrink, shrinkage, whole
 from data.pixels import Pixels
 from data.progress_bar import bar
 from data.resize import resize
-from data.sources import packed
+from data.sources.packed import Address, of_address
 from models.card import Preprocessing
 
 _VERSION = 2  # of what is made of an image; raise it when that changes
@@ -278,13 +278,15 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Images by where they lie in a store, and by their paths what it lacks."""
+    """Images by where they lie in a store, and by the addresses of their paths what it lacks."""
 
     packed: Packed
     otherwise: _Made
 
-    def __call__(self, address: Path | Kept, shrink: Shrink = whole) -> Pixels:
-        return self.otherwise(address, shrink) if isinstance(address, Path) else self.packed(address)
+    def __call__(self, address: Any, shrink: Shrink = whole) -> Pixels:
+        if isinstance(address[0], int):
+            return self.packed(Kept(*address))
+        return self.otherwise(of_address(address), shrink)
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,11 +304,11 @@ class _Cached:
 
     def reader(self, workers: int) -> _Reader:
         """The same by address, for one of so many processes."""
-        return _Reader(self.store.packed, replace(self.otherwise, files=self.otherwise.files.reader(workers)))
+        return _Reader(self.store.packed, replace(self.otherwise, files=self.otherwise.files.share(workers)))
 
-    def address(self, path: Path) -> packed.Address | Kept:
+    def address(self, path: Path) -> Address | Kept:
         """Where the reader finds it."""
-        return self._kept(path) or packed.address(path)
+        return self._kept(path) or self.otherwise.files.address(path)
 
     def _kept(self, path: Path) -> Kept | None:
         image = self.known.get(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 
@@ -116,7 +116,11 @@ class Images:
         """Files decoded as the settings say."""
         return cls(cache_bytes, data.pixel_limit, turns, data.icc_to_srgb, data.on_bad_image == "partial")
 
-    def reader(self, workers: int) -> Images:
+    def reader(self, workers: int) -> ByAddress:
+        """The same by address, for one of so many processes."""
+        return ByAddress(self.share(workers))
+
+    def share(self, workers: int) -> Images:
         """The same for one of so many processes, which keep as much between them as this one would."""
         return Images(self._cache_bytes // workers, self.pixel_limit, self.turns, self.to_srgb, self.partial)
 
@@ -148,3 +152,13 @@ class Images:
                 self._room -= more
             if self._room < 0:
                 self._pictures.clear()
+
+
+class ByAddress(NamedTuple):
+    """Images by the addresses of their paths."""
+
+    images: Images
+
+    def __call__(self, address: packed.Address, shrink: Shrink = whole) -> Pixels:
+        """The pixels of one file."""
+        return self.images(packed.of_address(address), shrink)

@@ -116,7 +116,7 @@ class Loader:
         prepare = Preparation(self._images, at_epoch(self._transform, epoch), self._seed, epoch)
         work = _Epoch(self.paths, order, occurrences(order), prepare, self.bad if self._skip_bad else None)
         numbers = iter(range(first_batch, self.batches(len(order))))
-        shards = self._shards.read_ahead(order, first_batch * self.batch_size)
+        shards = self._shards.read_ahead(order, first_batch, self.batch_size)
         with shards, ThreadPoolExecutor(self._threads, thread_name_prefix="tandem-loader") as pool:
             start = functools.partial(self._start, pool, work, shards)
             ahead = deque(map(start, itertools.islice(numbers, _AHEAD)))

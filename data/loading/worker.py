@@ -19,17 +19,14 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from config import heap
 from config.errors import DataError
-from data.cache.store import Kept
 from data.loading.samples import ByEpoch, Preparation, Transform, at_epoch
 from data.pixels import Pixels
-from data.sources import packed
 
 # A record of the pipe. Its size divides a page, so that none is torn.
 _RECORD = struct.Struct("<8Q")
@@ -111,7 +108,7 @@ class _Worker:
             if slot[size]:
                 break
             try:
-                pixels[place] = prepare(_found(address), sample, seen)
+                pixels[place] = prepare(address, sample, seen)
             except Exception as error:
                 if not job.skip_bad or not isinstance(error, DataError):
                     return Answer(task.batch, bad, place, _sendable(error))
@@ -139,13 +136,6 @@ class _Worker:
         if found is None:
             found = self._mapped[place] = mmap.mmap(self._memory, length, offset=place)
         return found
-
-
-def _found(address: Any) -> Path | Kept:
-    """What a source knows an image by; JSON has made lists of tuples."""
-    if isinstance(address, list) and isinstance(address[0], int):
-        return Kept(*address)
-    return packed.of_address(address)
 
 
 def _sendable(error: Exception) -> Exception:

@@ -27,9 +27,16 @@ class RemoteShards:
         files = [packed.file_of(path) for path in paths] if numbers else []
         self._shard = np.array([numbers.get(file, -1) for file in files], np.int64)
 
-    def read_ahead(self, order: NDArray[np.int64], start: int) -> ReadAhead:
-        """What fetches the shards of an order (positions in the paths) from place `start` on."""
-        shard = self._shard[order[start:]] if self._files else np.empty(0, np.int64)
+    def read_ahead(
+        self, order: NDArray[np.int64], first_batch: int, batch: int, part: tuple[int, int] = (0, 1)
+    ) -> ReadAhead:
+        """What fetches the shards that an order (positions in the paths) needs from a batch of `batch` places on: those
+        of all its rows, or of the rows that are a rank's `part` (rank, world size) of each batch."""
+        start, (rank, world) = first_batch * batch, part
+        if not self._files:
+            return ReadAhead(np.empty(0, np.int64), start, [], [], self._limit)
+        mine = np.arange(start, len(order)) % batch * world // batch == rank
+        shard = np.where(mine, self._shard[order[start:]], -1)
         return ReadAhead(shard, start, self._files, [shard_cache.size(file) for file in self._files], self._limit)
 
 

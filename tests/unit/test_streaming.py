@@ -20,6 +20,7 @@ from data.loading.loader import Loader
 from data.sources.packed import Part
 from data.streaming import shard_cache, transfer
 from data.streaming.order import StreamOrder
+from data.streaming.read_ahead import RemoteShards
 from models.card import Preprocessing
 from tests.unit import shards
 from tests.unit.shards import SIDE, Store
@@ -148,6 +149,22 @@ def test_a_resumed_epoch_fetches_only_the_shards_that_it_still_needs(root: Path)
     rest = [batch.images.copy() for batch in loader(table, limit=1).epoch(order, first_batch=9)]
     np.testing.assert_array_equal(rest, whole[9:])
     assert 0 < len(Store.requests) <= 6 and set(Store.requests) <= {f"{i // 10:03d}.tar" for i in order[72:]}
+
+
+def test_a_rank_fetches_the_shards_of_its_rows_alone(root: Path, cache: Path) -> None:
+    table = sources.load(remote())
+    order = streamed(table)
+    fetched = []
+    for rank in range(2):
+        Store.reset()
+        with RemoteShards(table.paths, 10**9).read_ahead(order, 0, 8, (rank, 2)) as shards_of_rank:
+            shards_of_rank.wait(len(order))
+        fetched.append(set(Store.requests))
+        rows = order.reshape(-1, 8)[:, 4 * rank : 4 * rank + 4]
+        assert fetched[-1] == {f"{i:03d}.tar" for i in np.unique(rows // IMAGES)}
+        for file in cache.rglob("*.tar"):
+            file.unlink()
+    assert len(fetched[0] & fetched[1]) <= 1 and len(fetched[0] | fetched[1]) == SHARDS
 
 
 def test_a_cache_with_room_for_all_keeps_all_for_the_next_epoch(root: Path) -> None:
