@@ -6,13 +6,11 @@ timm's names in timm's layout (convolutions OIHW); logits float32 `[N, C]`. Noth
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +26,6 @@ Weights = dict[str, NDArray[np.float32]]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 FIRST_LOSS_SCALE = 2.0**16  # torch.amp.GradScaler's
 Which = Literal["live", "ema"]
-_Loss = TypeVar("_Loss")
 
 _BUFFERS = ("running_mean", "running_var")
 
@@ -82,40 +79,20 @@ class StepHyperparams(NamedTuple):
         return np.asarray(self[:4], dtype=np.float32)
 
 
-# The losses that are, for each sample, a sum over the classes of target times cost.
-LINEAR_LOSSES = ("cross_entropy", "focal", "poly1")
-
-
 @dataclass(frozen=True)
 class LossSpec:
     """A loss by its name in both engines, with all of its options. Label smoothing is already in the targets.
 
-    `class_weights` has a factor for each class, or is empty. In `LINEAR_LOSSES` it multiplies the target, as in torch's
-    `cross_entropy(weight=)` with probabilities for targets. In the others, where absent classes cost as well, it
-    multiplies the sample's loss by `sum_c weight_c * target_c`, as Cui et al. 2019 do: weights on their columns would
-    not change which probabilities are best. The per-sample losses include it; the mean over the batch divides by the
-    sum of `Batch.weights` alone.
+    `class_weights` has a factor for each class, or is empty. In `backends.losses.LINEAR` it multiplies the target, as
+    in torch's `cross_entropy(weight=)` with probabilities for targets. In the others, where absent classes cost as
+    well, it multiplies the sample's loss by `sum_c weight_c * target_c`, as Cui et al. 2019 do: weights on their
+    columns would not change which probabilities are best. The per-sample losses include it; the mean over the batch
+    divides by the sum of `Batch.weights` alone.
     """
 
     name: str = "cross_entropy"
     options: Mapping[str, float] = field(default_factory=dict)
     class_weights: tuple[float, ...] = ()
-
-    def of(self, losses: Mapping[str, Callable[..., _Loss]], engine: str) -> Callable[..., _Loss]:
-        """This one of an engine's functions of (logits, targets, **options), its options filled in.
-
-        Raises `ConfigError` for a name that the engine lacks, and for options that are not exactly the loss's own.
-        """
-        if self.name not in losses:
-            raise ConfigError(f"loss {self.name!r} is not known to the {engine} engine; choose {', '.join(losses)}")
-        takes = list(inspect.signature(losses[self.name]).parameters)[2:]
-        if set(takes) != set(self.options):
-            own, given = ", ".join(takes) or "none", ", ".join(self.options) or "none"
-            raise ConfigError(f"loss {self.name!r}: found the options {given}; give {own}")
-        return functools.partial(losses[self.name], **self.options)
-
-
-OptimizerName = Literal["adamw", "sgd", "lion", "muon"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +109,7 @@ class OptimSpec:
     running statistics in training too and nothing moves them, `recalibrate` neither.
     """
 
-    name: OptimizerName = "adamw"
+    name: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.9

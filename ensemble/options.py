@@ -1,4 +1,4 @@
-"""How a member is run: device, precision, compute units, execution providers. Which runtime takes which option.
+"""How a member is run: device, precision, compute units, execution providers.
 
 An option is given for all members that take it (`--device`), or for one of them (`options` of a member in the
 ensemble's file, `--override`), which wins.
@@ -6,7 +6,7 @@ ensemble's file, `--override`), which wins.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -17,14 +17,6 @@ from config.sections.train import Precision
 ComputeUnit = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 COMPUTE_UNITS: tuple[str, ...] = get_args(ComputeUnit)
-TAKES: dict[str, tuple[str, ...]] = {
-    "torch": ("device", "precision", "compile", "channels_last"),
-    "mlx": ("device", "precision", "compile"),
-    "numpy": (),
-    "onnx": ("provider",),
-    "coreml": ("compute_unit",),
-    "mil_reference": (),
-}
 
 
 class RunOptions(BaseModel):
@@ -69,29 +61,6 @@ def given(named: Mapping[str, Any], source: str = "options") -> RunOptions:
         raise ConfigError(
             f"{source}: {fault['loc'][0]}: {fault['msg'][0].lower()}{fault['msg'][1:]}, found {fault['input']!r}"
         ) from error
-
-
-def for_member(name: str, runtime: str, own: RunOptions, shared: RunOptions = NONE_GIVEN) -> dict[str, Any]:
-    """The options that the member `name` is opened with; its own win.
-
-    `ConfigError` for one of its own that its runtime does not take; shared ones that it does not take are left out.
-    """
-    takes = TAKES[runtime]
-    wrong = [key for key in own.given() if key not in takes]
-    if wrong:
-        raise ConfigError(f"{name}: {runtime} takes no option {wrong[0]!r}; it takes {', '.join(takes) or 'none'}")
-    return {key: value for key, value in shared.given().items() if key in takes} | own.given()
-
-
-def check_used(shared: RunOptions, runtimes: Iterable[str]) -> None:
-    """`ConfigError` when an option is given for all members and no member's runtime takes it."""
-    found = sorted(set(runtimes))
-    for key in shared.given():
-        if not any(key in TAKES[runtime] for runtime in found):
-            fitting = " or ".join(runtime for runtime, takes in TAKES.items() if key in takes)
-            raise ConfigError(
-                f"--{key}: is for members on {fitting}, and these run on {', '.join(found)}; leave it out"
-            )
 
 
 def parse_overrides(texts: Sequence[str], count: int) -> dict[int, RunOptions]:

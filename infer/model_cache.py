@@ -10,16 +10,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 
-from config.errors import BackendUnavailable, OutOfMemory
-from ensemble import options
+from config.errors import BackendUnavailable, ConfigError, OutOfMemory
 from ensemble.member import Member
 from ensemble.options import NONE_GIVEN, RunOptions
 from infer import runtimes
-from infer.runtimes import Describes, Predictor
+from infer.runtimes import RUNTIMES, Describes, Predictor
 from models.card import Card, check_classes
 
 Keep = Literal["auto", "all", "one"]
@@ -36,17 +35,40 @@ def choose_runtimes(members: Sequence[Member], shared: RunOptions = NONE_GIVEN) 
     """The runtime of each member, after paths, runtimes and options of all were checked; nothing is opened."""
     chosen = [runtimes.choose(member.path, member.runtime) for member in members]
     for member, runtime in zip(members, chosen, strict=True):
-        options.for_member(str(member), runtime, member.options, shared)
-    options.check_used(shared, chosen)
+        _options(str(member), runtime, member.options, shared)
+    _check_used(shared, chosen)
     return chosen
 
 
 def open_one(member: Member, shared: RunOptions = NONE_GIVEN) -> Predictor:
     """Open one member, with its own options before the `shared` ones."""
     runtime = runtimes.choose(member.path, member.runtime)
-    given = options.for_member(str(member), runtime, member.options, shared)
+    given = _options(str(member), runtime, member.options, shared)
     named = {_KEYWORDS.get(key, key): value for key, value in given.items()}
     return runtimes.open(member.path, member.runtime, **named)
+
+
+def _options(name: str, runtime: str, own: RunOptions, shared: RunOptions) -> dict[str, Any]:
+    """The options that the member `name` is opened with; its own win.
+
+    `ConfigError` for one of its own that its runtime does not take; shared ones that it does not take are left out.
+    """
+    takes = RUNTIMES[runtime].options
+    wrong = [key for key in own.given() if key not in takes]
+    if wrong:
+        raise ConfigError(f"{name}: {runtime} takes no option {wrong[0]!r}; it takes {', '.join(takes) or 'none'}")
+    return {key: value for key, value in shared.given().items() if key in takes} | own.given()
+
+
+def _check_used(shared: RunOptions, names: Sequence[str]) -> None:
+    """`ConfigError` when an option is given for all members and no member's runtime takes it."""
+    running = sorted(set(names))
+    for key in shared.given():
+        if not any(key in RUNTIMES[name].options for name in running):
+            fitting = " or ".join(name for name, runtime in RUNTIMES.items() if key in runtime.options)
+            raise ConfigError(
+                f"--{key}: is for members on {fitting}, and these run on {', '.join(running)}; leave it out"
+            )
 
 
 class ModelCache:

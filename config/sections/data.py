@@ -40,7 +40,7 @@ Ops = Annotated[dict[str, bool | dict[str, float]], BeforeValidator(_checked)]
 def _operation(name: str, wanted: Any) -> bool | dict[str, float] | None:
     if name not in OPERATIONS:
         raise _fault(name, f"an operation in place of {name}{_there_are(name, OPERATIONS)}")
-    parameters = {PROB: PROBABILITY, **OPERATIONS[name][1]}
+    parameters = {PROB: PROBABILITY, **OPERATIONS[name].parameters}
     if wanted is None:
         return None
     if isinstance(wanted, Mapping):

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from config import declared
 from config.sections.base import Column, Count, Fraction, Positive, Probability, Section, distinct
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+# The options of each optimizer with their values where the settings leave them null. Muon's betas and eps are for the
+# parameters that it hands to AdamW.
+OPTIMIZER_OPTIONS: dict[str, dict[str, Any]] = {
+    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8},
+    "sgd": {"momentum": 0.9, "nesterov": True},
+    "lion": {"betas": (0.9, 0.99)},
+    "muon": {"betas": (0.9, 0.95), "eps": 1e-8, "momentum": 0.95, "nesterov": True},
+}
+# A model's own rate is AdamW's. Muon's steps are made as large; a sign is several times larger than AdamW's step
+# (Chen et al. 2023 advise a third to a tenth); SGD's usual fine-tuning rate is 0.01.
+OPTIMIZER_RATES = {"adamw": 1.0, "muon": 1.0, "lion": 0.2, "sgd": 100.0}
+# The options of each loss with their values where the settings leave them null.
+LOSS_OPTIONS: dict[str, dict[str, float]] = {
+    "cross_entropy": {},
+    "focal": {"gamma": 2.0, "alpha": 1.0},
+    "bi_tempered": {"t1": 0.8, "t2": 1.2},
+    "bce": {},
+    "poly1": {"epsilon": 2.0},
+    "asymmetric": {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
+}
+if TYPE_CHECKING:
+    LossName = str
+    OptimizerName = str
+    ScheduleName = str
+else:
+    LossName = Literal[tuple(LOSS_OPTIONS)]
+    OptimizerName = Literal[tuple(OPTIMIZER_OPTIONS)]
+    ScheduleName = Literal[declared.keys("training/policy/schedule.py", "SHAPES")]
 
 
 class Train(Section):
@@ -71,16 +100,6 @@ class Progressive(Section):
     )
 
 
-# The options of each optimizer with their values where the settings leave them null. Muon's betas and eps are for the
-# parameters that it hands to AdamW.
-OPTIMIZER_OPTIONS: dict[str, dict[str, Any]] = {
-    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8},
-    "sgd": {"momentum": 0.9, "nesterov": True},
-    "lion": {"betas": (0.9, 0.99)},
-    "muon": {"betas": (0.9, 0.95), "eps": 1e-8, "momentum": 0.95, "nesterov": True},
-}
-
-
 def _optimizer_option(key: str, meaning: str, **bounds: Any) -> Any:
     own = [f"{_plain(options[key])} ({name})" for name, options in OPTIMIZER_OPTIONS.items() if key in options]
     return Field(default=None, description=f"{meaning}; null takes {', '.join(own)}.", **bounds)
@@ -93,7 +112,7 @@ def _plain(value: Any) -> str:
 class Optim(Section):
     """The optimizer, the rates of the network's parts, and the limits of the gradients; the same on both engines."""
 
-    name: Literal["adamw", "sgd", "lion", "muon"] = Field(
+    name: OptimizerName = Field(
         default="adamw",
         description="The optimizer: AdamW and SGD as torch.optim's, Lion (Chen 2023), Muon (Jordan 2024: matrices and"
         " kernels are orthogonalised, AdamW moves the rest). An option that it does not have must stay null.",
@@ -147,9 +166,7 @@ class Optim(Section):
 class Schedule(Section):
     """The learning rate over time, a function of the step."""
 
-    name: Literal["cosine", "cosine_restarts", "one_cycle", "wsd", "linear", "step", "constant", "plateau"] = Field(
-        default="cosine", description="Its course after the warm-up."
-    )
+    name: ScheduleName = Field(default="cosine", description="Its course after the warm-up.")
     warmup_epochs: float = Field(default=1.0, ge=0, description="Epochs of linear rise to the peak; 0 starts there.")
     min_lr_ratio: Probability = Field(default=0.01, description="Learning rate at the end as a share of the peak.")
     t_0: float = Field(default=10.0, gt=0, description="Epochs until the first warm restart (cosine_restarts).")
@@ -168,15 +185,6 @@ class Watchdog(Section):
     max_rollbacks: int = Field(default=3, ge=0, description="Times to go back to the last checkpoint before stopping.")
 
 
-# The options of each loss with their values where the settings leave them null.
-LOSS_OPTIONS: dict[str, dict[str, float]] = {
-    "cross_entropy": {},
-    "focal": {"gamma": 2.0, "alpha": 1.0},
-    "bi_tempered": {"t1": 0.8, "t2": 1.2},
-    "bce": {},
-    "poly1": {"epsilon": 2.0},
-    "asymmetric": {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
-}
 CLASS_WEIGHTS_BETA = 0.999
 
 
@@ -187,7 +195,7 @@ def _option(loss: str, key: str, meaning: str, **bounds: Any) -> Any:
 class Loss(Section):
     """What is minimised."""
 
-    name: Literal["cross_entropy", "focal", "bi_tempered", "bce", "poly1", "asymmetric"] = Field(
+    name: LossName = Field(
         default="cross_entropy", description="The loss; an option of another one than this must stay null."
     )
     label_smoothing: Fraction = Field(default=0.1, description="Share of each target spread over all classes.")

@@ -1,6 +1,6 @@
 """Writes Core ML packages: ML Programs, pixels in, labels, probabilities and logits out, card inside.
 
-Works on Linux too, where nothing can be predicted; `infer.runtimes.mil.reference` evaluates the result there.
+Works on Linux too, where nothing can be predicted; `infer.runtimes.mil_reference` evaluates the result there.
 """
 
 from __future__ import annotations

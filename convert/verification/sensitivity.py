@@ -24,7 +24,7 @@ from infer.runtimes import onnx as onnx_runtime
 from infer.runtimes.mil import package as mil_package
 from infer.runtimes.mil import program
 from infer.runtimes.mil.evaluate import Evaluator
-from infer.runtimes.mil.reference import MilReferencePredictor
+from infer.runtimes.mil_reference import MilReferencePredictor
 from models.card import CARD_KEY, Card
 
 # A sweep runs the whole network once a layer.

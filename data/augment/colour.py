@@ -77,6 +77,27 @@ def saturation(_light: float, rng: np.random.Generator, strength: float, limit: 
     return saturated(factor(rng, limit * strength))
 
 
+# What the settings know of them; see `data.augment.ops`.
+OPERATIONS = {
+    "brightness": (
+        "brightness",
+        {"limit": ("a factor from 1 / (1 + limit) to 1 + limit", 0, 10)},
+        0.5,
+        1.0,
+    ),
+    "contrast": (
+        "contrast",
+        {"limit": ("a factor from 1 / (1 + limit) to 1 + limit", 0, 10)},
+        0.5,
+        1.0,
+    ),
+    "saturation": (
+        "saturation",
+        {"limit": ("a factor from 1 / (1 + limit) to 1 + limit", 0, 10)},
+        0.5,
+        1.0,
+    ),
+}
 MAPS: dict[str, Draw] = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
 
 

@@ -82,6 +82,19 @@ def bleed_through(image: Pixels, rng: np.random.Generator, strength: float, opac
     return show_through(image, back, rng.uniform(min(0.05, opacity), opacity) * strength, 0.003 * min(image.shape[:2]))
 
 
+# What the settings know of them; see `data.augment.ops`.
+OPERATIONS = {
+    "rotate90": ("0, 90, 180 or 270 degrees, each as likely", {}, 1.0, 1.0),
+    "bleed_through": (
+        "the back of a page shows through",
+        {"opacity": ("share of the ink on the back", 0, 1)},
+        0.2,
+        1.0,
+    ),
+    "erosion": ("dark strokes grow", {"size": ("share of the short side", 0, 0.1)}, 0.2, 1.0),
+    "dilation": ("dark strokes thin out", {"size": ("share of the short side", 0, 0.1)}, 0.2, 1.0),
+    "shadow": ("a soft shadow from one side", {"intensity": ("share of the light", 0, 1)}, 0.3, 1.0),
+}
 OPS: dict[str, Op] = {
     "rotate90": rotate90,
     "bleed_through": bleed_through,

@@ -103,6 +103,29 @@ def perspective(quad: Quad, rng: np.random.Generator, strength: float, distortio
     return quad + shares[:, 0] * (quad - onwards) + shares[:, 1] * (quad - backwards)
 
 
+# What the settings know of them; see `data.augment.ops`.
+OPERATIONS = {
+    "affine": (
+        "rotate, shear, scale and translate at once",
+        {
+            "degrees": ("rotation either way", 0, 180),
+            "shear": ("degrees along x, either way", 0, 60),
+            "scale": ("at most 1 + scale and at least 1 / (1 + scale)", 0, 4),
+            "translate": ("share of the short side, either way", 0, 1),
+        },
+        0.7,
+        0.8,
+    ),
+    "rotate": ("rotate", {"degrees": ("either way", 0, 180)}, 0.5, 1.0),
+    "rotate_any": ("rotate by any angle", {"degrees": ("either way", 0, 180)}, 1.0, 1.0),
+    "shear": ("shear along x", {"degrees": ("either way", 0, 60)}, 0.3, 1.0),
+    "perspective": (
+        "seen from the side",
+        {"distortion_scale": ("a corner moves by at most half of it times the edge", 0, 1)},
+        0.3,
+        1.0,
+    ),
+}
 MOTIONS: dict[str, Motion] = {
     "affine": affine,
     "rotate": rotate,

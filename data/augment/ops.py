@@ -1,10 +1,10 @@
 """Operations that change pixels where they are: hue, tone, and what a camera and a file format do to an image.
 
 `OPS` maps a name to `op(image, rng, strength, **limits)`: uint8 `[H, W, 3]` RGB to a new array of the same shape.
-Strength 0 changes nothing; 1 goes up to the limits, whose defaults are the strongest that is still sensible. Names and
-ranges of the limits are in `config.sections.operations`. `SWITCHES` have no strength: they act or they do not. The
-plain functions are `data.augment.tone`; what moves pixels is `data.augment.geometry`, damage to paper
-`data.augment.documents`, brightness, contrast and saturation `data.augment.colour`.
+Strength 0 changes nothing; 1 goes up to the limits, whose defaults are the strongest that is still sensible.
+`SWITCHES` have no strength: they act or they do not. The plain functions are `data.augment.tone`; what moves pixels is
+`data.augment.geometry`, damage to paper `data.augment.documents`, brightness, contrast and saturation
+`data.augment.colour`.
 """
 
 from __future__ import annotations
@@ -98,6 +98,19 @@ def random_erasing(image: Pixels, rng: np.random.Generator, strength: float, sca
     return erased
 
 
+# What the settings know of them: description, {parameter: (meaning, least, most)}, and how often and how strongly one
+# acts that the level has not. `config.sections.operations` reads it from here.
+OPERATIONS = {
+    "hue": ("hue", {"limit": ("share of the colour circle, either way", 0, 0.5)}, 0.5, 0.7),
+    "gamma": ("gamma", {"limit": ("gamma from 1 / (1 + limit) to 1 + limit", 0, 10)}, 0.3, 0.8),
+    "grayscale": ("the colour is removed", {}, 0.1, 1.0),
+    "posterize": ("fewer bits for each channel", {"bits": ("fewest bits", 1, 8)}, 0.1, 0.8),
+    "solarize": ("bright values are inverted", {"threshold": ("lowest threshold", 0, 256)}, 0.1, 0.8),
+    "gaussian_blur": ("Gaussian blur", {"sigma": ("share of the short side", 0, 0.1)}, 0.2, 1.0),
+    "gaussian_noise": ("Gaussian noise", {"std": ("standard deviation in levels of 0 to 255", 0, 255)}, 0.2, 0.8),
+    "jpeg": ("JPEG compression", {"quality": ("lowest quality; the highest is 95", 1, 95)}, 0.2, 0.8),
+    "random_erasing": ("a rectangle becomes noise", {"scale": ("largest share of the area", 0, 1)}, 0.25, 1.0),
+}
 OPS: dict[str, Op] = {
     "hue": hue,
     "gamma": gamma,

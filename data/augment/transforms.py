@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.sections.data import Augment
-from config.sections.operations import PROB
+from config.sections.operations import OPERATIONS, PROB
 from data import resize
 from data.augment import colour, documents, geometry, ops, policies
 from data.decode.image import shrinkage
@@ -102,30 +102,7 @@ class Level:
 
 
 # How each operation acts where it is switched on and the level has none of it.
-STANDARD = {
-    "rotate90": Act(1.0),
-    "bleed_through": Act(0.2),
-    "erosion": Act(0.2),
-    "dilation": Act(0.2),
-    "shadow": Act(0.3),
-    "affine": Act(0.7, 0.8),
-    "rotate": Act(0.5),
-    "rotate_any": Act(1.0),
-    "shear": Act(0.3),
-    "perspective": Act(0.3),
-    "brightness": Act(0.5),
-    "contrast": Act(0.5),
-    "saturation": Act(0.5),
-    "hue": Act(0.5, 0.7),
-    "gamma": Act(0.3, 0.8),
-    "grayscale": Act(0.1),
-    "posterize": Act(0.1, 0.8),
-    "solarize": Act(0.1, 0.8),
-    "gaussian_blur": Act(0.2),
-    "gaussian_noise": Act(0.2, 0.8),
-    "jpeg": Act(0.2, 0.8),
-    "random_erasing": Act(0.25),
-}
+STANDARD = {name: Act(op.probability, op.strength) for name, op in OPERATIONS.items()}
 
 LEVELS = {
     "none": Level(),

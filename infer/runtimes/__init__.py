@@ -1,6 +1,8 @@
 """Anything that gives logits, behind one interface: checkpoints on an engine, ONNX files, Core ML packages.
 
-`open` chooses the runtime by what the path is; each runtime's module, and so its framework, is imported only then.
+`open` chooses the runtime by what the path is; each runtime's module, and so its framework, is imported only then. A
+module of this folder that declares `SUFFIX`, of the artefacts that it opens ("" for checkpoint folders), and `OPTIONS`,
+those of `ensemble.options.RunOptions` that it takes, is a runtime.
 """
 
 from __future__ import annotations
@@ -10,18 +12,34 @@ import importlib
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends import installed
+from config import declared
 from config.errors import CheckpointError, ConfigError, TandemWarning
 from models.card import Card, read_card
 
 ENGINES = ("torch", "mlx", "numpy")
-RUNTIMES = (*ENGINES, "onnx", "coreml", "mil_reference")
+_FILES = sorted(Path(__file__).parent.glob("*.py"))
+
+
+class Runtime(NamedTuple):
+    """What a runtime's module declares."""
+
+    suffix: str
+    options: tuple[str, ...]
+
+
+def _declared() -> dict[str, Runtime]:
+    rows = {file.stem: [declared.literal(file, name) for name in ("SUFFIX", "OPTIONS")] for file in _FILES}
+    return {name: Runtime(suffix, options) for name, (suffix, options) in rows.items() if options is not None}
+
+
 _WEIGHTS = "model.safetensors"
+RUNTIMES = {**dict.fromkeys(ENGINES, Runtime("", ())), **_declared()}
 
 
 class Predictor(Protocol):
@@ -68,8 +86,7 @@ def open(path: Path, runtime: str | None = None, **options: Any) -> Predictor:
         )
     if chosen in ENGINES:
         options = {"engine": chosen, **options}
-    file = "checkpoint" if chosen in ENGINES else {"mil_reference": "mil.reference"}.get(chosen, chosen)
-    module = importlib.import_module(f"infer.runtimes.{file}")
+    module = importlib.import_module(f"infer.runtimes.{'checkpoint' if chosen in ENGINES else chosen}")
     return cast(Predictor, module.open(path, **options))
 
 
@@ -89,14 +106,17 @@ def choose(path: Path, runtime: str | None = None) -> str:
 
 def _possible(path: Path) -> tuple[str, ...]:
     if not path.exists():
-        raise CheckpointError(f"{path}: there is no such checkpoint, .onnx or .mlpackage")
-    if path.suffix == ".onnx":
-        return ("onnx",)
-    if path.suffix == ".mlpackage":
-        return ("coreml", "mil_reference")
+        raise CheckpointError(f"{path}: there is no such checkpoint, {_suffixes()}")
+    fitting = tuple(name for name, runtime in RUNTIMES.items() if runtime.suffix and runtime.suffix == path.suffix)
+    if fitting:
+        return fitting
     if (path / _WEIGHTS).is_file():
         return ENGINES
-    raise CheckpointError(f"{path}: is no checkpoint folder, .onnx or .mlpackage{_below(path)}")
+    raise CheckpointError(f"{path}: is no checkpoint folder, {_suffixes()}{_below(path)}")
+
+
+def _suffixes() -> str:
+    return " or ".join(sorted({runtime.suffix for runtime in RUNTIMES.values()} - {""}, reverse=True))
 
 
 def _preferred(path: Path, possible: tuple[str, ...]) -> str:

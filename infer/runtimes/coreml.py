@@ -21,6 +21,9 @@ from infer.runtimes.mil import package as mil_package
 from models import manifest
 from models.card import Card
 
+SUFFIX = ".mlpackage"
+OPTIONS = ("compute_unit",)
+
 ComputeUnits = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
 
 

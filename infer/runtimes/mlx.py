@@ -13,6 +13,9 @@ from infer.runtimes import images as pixels
 from models.card import Card
 from models.registry import ModelSpec
 
+SUFFIX = ""
+OPTIONS = ("device", "precision", "compile")
+
 
 class MLXPredictor:
     """A session on a device; see `infer.runtimes.Predictor`. It belongs to the thread that opened it."""

@@ -15,6 +15,9 @@ from infer.runtimes import images as pixels
 from infer.runtimes import onnx_cuda
 from models.card import CARD_KEY, Card
 
+SUFFIX = ".onnx"
+OPTIONS = ("provider",)
+
 _COREML = "CoreMLExecutionProvider"
 # TensorRT is for those who ask for it: it builds an engine for minutes first. So is Core ML, whose default format
 # computes fp32 files in fp16.

@@ -22,6 +22,9 @@ from infer.runtimes import images as pixels
 from models.card import Card
 from models.registry import ModelSpec
 
+SUFFIX = ""
+OPTIONS = ("device", "precision", "compile", "channels_last")
+
 # Pixels of one forward pass: 64 images at 224. Larger ones gain nothing on the CPU, and less memory is asked for.
 _CHUNK_PIXELS = 64 * 224 * 224
 

@@ -17,8 +17,9 @@ from convert.coreml import mlpackage
 from convert.onnx import export
 from convert.onnx import int8 as onnx_int8
 from convert.verification import pictures, precision, sensitivity
+from infer.runtimes import mil_reference as reference
 from infer.runtimes import onnx as onnx_predictor
-from infer.runtimes.mil import package, program, reference
+from infer.runtimes.mil import package, program
 from tests.convert.networks import Network, build
 
 

@@ -19,8 +19,8 @@ from convert.coreml import mlpackage
 from convert.graph import torch_network
 from convert.verification import sensitivity
 from infer import runtimes
+from infer.runtimes import mil_reference
 from infer.runtimes.mil import package
-from infer.runtimes.mil import reference as mil_reference
 from models.card import Card
 from tests.convert.networks import CLASSES, Network, build
 from tests.parity import drawn, kinds

@@ -10,8 +10,8 @@ import pytest
 
 from convert.coreml import mlpackage
 from convert.onnx import export
+from infer.runtimes import mil_reference as reference
 from infer.runtimes import onnx as onnx_predictor
-from infer.runtimes.mil import reference
 from tests.convert import networks
 
 # In multiples of torch's own rounding error on the same images, as issue 7 fixes it.

@@ -14,7 +14,8 @@ import torch
 from coremltools.proto import Model_pb2
 
 from config.errors import CheckpointError, UnsupportedOperation, WeightsError
-from infer.runtimes.mil import evaluate, program, reference
+from infer.runtimes import mil_reference as reference
+from infer.runtimes.mil import evaluate, program
 from infer.runtimes.mil import package as mil_package
 from tests.convert.networks import CLASSES, Network
 

@@ -24,8 +24,8 @@ import pytest
 from convert.coreml import mlpackage
 from convert.graph import torch_network
 from convert.onnx import export
+from infer.runtimes import mil_reference as reference
 from infer.runtimes import onnx as onnx_predictor
-from infer.runtimes.mil import reference
 from models import registry
 from models.card import Card
 from tests.parity import drawn, kinds

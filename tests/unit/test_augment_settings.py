@@ -20,7 +20,7 @@ from training.campaign import trial
 IMAGE = cv2.resize(photograph(40, 40), (160, 160))  # smooth, so that a good JPEG is near it
 PREP = Preprocessing(size=160)
 PLAIN = transforms.EvalTransform(PREP)(IMAGE)
-LIMITS = [(name, key) for name, (_, parameters) in OPERATIONS.items() for key in parameters]
+LIMITS = [(name, key) for name, operation in OPERATIONS.items() for key in operation.parameters]
 
 
 def change(count: int = 24, **ops) -> float:
@@ -34,10 +34,12 @@ def ops_of(*words: str) -> dict:
 
 
 def test_the_settings_and_the_functions_have_the_same_operations_and_parameters() -> None:
-    assert {n: list(p) for n, (_, p) in OPERATIONS.items()} == {n: list(transforms.limits(n)) for n in OPERATIONS}
+    assert {n: list(operation.parameters) for n, operation in OPERATIONS.items()} == {
+        n: list(transforms.limits(n)) for n in OPERATIONS
+    }
     assert set(OPERATIONS) == set(transforms.STANDARD)
     for name, key in LIMITS:
-        parameter = OPERATIONS[name][1][key]
+        parameter = OPERATIONS[name].parameters[key]
         assert parameter.minimum <= transforms.limits(name)[key] <= parameter.maximum
 
 
@@ -185,7 +187,7 @@ def test_the_recipes_act_as_they_did_with_switches(recipe) -> None:
 
 def test_the_docs_list_the_operations_and_the_levels_with_their_numbers() -> None:
     text = (Path(__file__).parents[2] / "docs" / "reference" / "augmentation.md").read_text(encoding="utf-8")
-    for name, (about, parameters) in OPERATIONS.items():
+    for name, (about, parameters, *_) in OPERATIONS.items():
         limits, act = transforms.limits(name), transforms.STANDARD[name]
         cells = [
             f"`{key}` {limits[key]:.3g} ({p.minimum:.3g} to {p.maximum:.3g}): {p.description}"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backends.contract import MemorySpec, OptimizerName, OptimSpec, Precision, SessionConfig
+from backends.contract import MemorySpec, OptimSpec, Precision, SessionConfig
 from backends.group import ALONE
 from backends.torch import model as networks
 from backends.torch import optim, step
@@ -78,7 +78,7 @@ class Looks(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion", "muon"])
-def test_nothing_is_taken_to_the_host_in_an_update_on_the_cpu(optimizer: OptimizerName) -> None:
+def test_nothing_is_taken_to_the_host_in_an_update_on_the_cpu(optimizer: str) -> None:
     """Torch has no meta kernel of its fused SGD, hence this count."""
     spec, matrices = tiny.spec("resnet", num_classes=CLASSES), frozenset({"layer1.0.conv1.weight"})
     wish = OptimSpec(optimizer, ema=True, matrices=matrices if optimizer == "muon" else frozenset())

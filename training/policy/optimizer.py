@@ -8,19 +8,15 @@ import numpy as np
 
 from backends.contract import MemorySpec, OptimSpec, is_buffer
 from config.errors import ConfigError
-from config.sections.train import Optim, Train
+from config.sections.train import OPTIMIZER_RATES, Optim, Train
 from models import defaults
 from models.registry import ModelSpec
 from training.policy import groups
 
-# The models' own rates are AdamW's. Muon's steps are made as large; a sign is several times larger than AdamW's step
-# (Chen et al. 2023 advise a third to a tenth); SGD's usual fine-tuning rate is 0.01.
-_RATES = {"adamw": 1.0, "muon": 1.0, "lion": 0.2, "sgd": 100.0}
-
 
 def learning_rate(settings: Optim, model: ModelSpec) -> float:
     """The peak rate that the settings ask for, or one that suits the model and the optimizer."""
-    return settings.lr or defaults.learning_rate(model) * _RATES[settings.name]
+    return settings.lr or defaults.learning_rate(model) * OPTIMIZER_RATES[settings.name]
 
 
 def spec(settings: Optim, ema: bool, model: ModelSpec, weights: Mapping[str, np.ndarray]) -> OptimSpec:

@@ -56,7 +56,7 @@ def learning_rate(schedule: Schedule, step: float) -> float:
     """
     if step < schedule.warmup:
         return schedule.peak * (step + 1) / schedule.warmup
-    return _SHAPES[schedule.name](schedule, step - schedule.warmup, max(schedule.total - schedule.warmup, 1))
+    return SHAPES[schedule.name](schedule, step - schedule.warmup, max(schedule.total - schedule.warmup, 1))
 
 
 def _between(schedule: Schedule, share: float) -> float:
@@ -109,7 +109,8 @@ def _constant(schedule: Schedule, _step: float, _length: int) -> float:
     return schedule.peak
 
 
-_SHAPES: dict[str, Callable[[Schedule, float, int], float]] = {
+# `config.sections.train` reads the names here.
+SHAPES: dict[str, Callable[[Schedule, float, int], float]] = {
     "cosine": _cosine,
     "cosine_restarts": _restarts,
     "one_cycle": _one_cycle,
@@ -119,7 +120,6 @@ _SHAPES: dict[str, Callable[[Schedule, float, int], float]] = {
     "constant": _constant,
     "plateau": _constant,
 }
-NAMES = tuple(_SHAPES)
 
 
 def ema_decay(decay: float, step: int) -> float:

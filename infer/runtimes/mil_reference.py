@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from infer.runtimes.mil.evaluate import Evaluator
 
+SUFFIX = ".mlpackage"
+OPTIONS = ()
+
 Mode = Literal["native", "float64"]
 
 
