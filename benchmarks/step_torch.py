@@ -21,7 +21,8 @@ from benchmarks.common import Peer, photographs
 from benchmarks.step import in_turn
 from benchmarks.timm_train import Timm
 from benchmarks.torch_cases import CLASSES, LEAST, SMALL, Case, forward_operations
-from config.sections.data import Augment, Data
+from config.sections.augment import Augment
+from config.sections.data import Data
 from data.augment import transforms
 from data.cache import disk
 from data.cache.images import Images, Source

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from config.sections.augment import Augment
 from config.sections.base import CHECK, Section
-from config.sections.data import Augment, Data, Folds, Mining, Mix, Sampling, Teacher
+from config.sections.data import Data, Folds, Mining, Mix, Sampling, Teacher
 from config.sections.ensemble import Ensemble
 from config.sections.train import (
     LOSS_OPTIONS,

@@ -99,7 +99,7 @@ def random_erasing(image: Pixels, rng: np.random.Generator, strength: float, sca
 
 
 # What the settings know of them: description, {parameter: (meaning, least, most)}, and how often and how strongly one
-# acts that the level has not. `config.sections.operations` reads it from here.
+# acts that the level has not. `config.sections.augment` reads it from here.
 OPERATIONS = {
     "hue": ("hue", {"limit": ("share of the colour circle, either way", 0, 0.5)}, 0.5, 0.7),
     "gamma": ("gamma", {"limit": ("gamma from 1 / (1 + limit) to 1 + limit", 0, 10)}, 0.3, 0.8),

@@ -1,6 +1,6 @@
 """What the loader does to each decoded image: one fixed way to evaluate, and many with chance to train.
 
-What acts is decided by `config.sections.data.Augment`: its level is a table of operations, its `ops` change them one by
+What acts is decided by `config.sections.augment`: its level is a table of operations, its `ops` change them one by
 one, and its policy may take the level's place. How an operation works is in `data.augment.ops`, `colour`, `documents`,
 `geometry` and `policies`. Operations act in the order in which a picture comes to be: the paper, how it lies, the
 camera, the file.
@@ -18,8 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from config.sections.data import Augment
-from config.sections.operations import OPERATIONS, PROB
+from config.sections.augment import OPERATIONS, PROB, Augment
 from data import resize
 from data.augment import colour, documents, geometry, ops, policies
 from data.decode.image import shrinkage

@@ -8,8 +8,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as tv
 
-from config.sections.data import Augment
-from config.sections.operations import OPERATIONS
+from config.sections.augment import OPERATIONS, Augment
 from data import resize
 from data.augment import geometry, transforms
 from data.decode.image import decode

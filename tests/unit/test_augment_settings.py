@@ -10,8 +10,7 @@ import pytest
 
 from config import load
 from config.errors import ConfigError
-from config.sections.data import Augment
-from config.sections.operations import OPERATIONS
+from config.sections.augment import OPERATIONS, Augment
 from data.augment import transforms
 from models.card import Preprocessing
 from tests.unit.pictures import chance, difference, photograph

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from config.errors import DataError
-from config.sections.data import Augment
+from config.sections.augment import Augment
 from data.augment import transforms
 from data.cache import images
 from data.loading import loader

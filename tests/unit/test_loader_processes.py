@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from config.errors import ConfigError, DataError
-from config.sections.data import Augment, Data
+from config.sections.augment import Augment
+from config.sections.data import Data
 from data.augment import transforms as augment
 from data.cache import disk
 from data.cache.images import Images
