@@ -5,28 +5,45 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from typing import cast
+from typing import NamedTuple, cast
 
 from backends.contract import Backend
 from config.errors import BackendUnavailable
 
-NAMES = ("mlx", "torch", "numpy")
-_NEEDS = {"mlx": ("mlx",), "torch": ("torch", "timm"), "numpy": ()}
 _INSTALL = 'pip install -e ".[{name}]"'
+
+
+class Engine(NamedTuple):
+    """`module` is a `contract.Backend` and needs the `packages`. Limits of an architecture (`models.limits`) hold for
+    engines that build it; the tests' own ignores it."""
+
+    module: str
+    packages: tuple[str, ...]
+    builds_networks: bool = True
+
+
+ENGINES = {
+    "mlx": Engine("backends.mlx.session", ("mlx",)),
+    "torch": Engine("backends.torch.session", ("torch", "timm")),
+}
+
+
+def missing(name: str) -> list[str]:
+    """The packages of an engine that are not installed here."""
+    return [module for module in ENGINES[name].packages if not installed(module)]
 
 
 def require(name: str) -> None:
     """Raise `BackendUnavailable`, naming the install command, when the frameworks of `name` are missing."""
-    missing = [module for module in _NEEDS[name] if not installed(module)]
-    if missing:
+    if absent := missing(name):
         raise BackendUnavailable(
-            f"the {name} engine needs {' and '.join(missing)}, not installed here; run: {_INSTALL.format(name=name)}"
+            f"the {name} engine needs {' and '.join(absent)}, not installed here; run: {_INSTALL.format(name=name)}"
         )
 
 
 def default() -> str:
     """The engine that is installed; of both, MLX on a Mac and else torch. `BackendUnavailable` where none is."""
-    found = [name for name in ("mlx", "torch") if all(map(installed, _NEEDS[name]))]
+    found = [name for name in ("mlx", "torch") if not missing(name)]
     if not found:
         require("mlx" if sys.platform == "darwin" else "torch")
     return found[0] if sys.platform == "darwin" else found[-1]
@@ -41,8 +58,8 @@ def installed(module: str) -> bool:
 
 
 def load(name: str) -> Backend:
-    """The engine called `name` ("mlx", "torch", "numpy"); its framework is imported here and not before."""
-    if name not in NAMES:
-        raise BackendUnavailable(f"no engine called {name!r}; there are {', '.join(NAMES)}")
+    """The engine called `name` ("mlx", "torch"); its framework is imported here and not before."""
+    if name not in ENGINES:
+        raise BackendUnavailable(f"no engine called {name!r}; there are {', '.join(ENGINES)}")
     require(name)
-    return cast(Backend, importlib.import_module(f"backends.{name}.session"))
+    return cast(Backend, importlib.import_module(ENGINES[name].module))

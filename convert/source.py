@@ -123,11 +123,9 @@ def _checkpoint(path: Path) -> Source:
 def _part(path: Path, said: str) -> Part:
     """The weights of a checkpoint folder, its EMA where it has one, and its card."""
     runtime = runtimes.choose(path)
-    if runtime not in runtimes.ENGINES:
+    if runtimes.RUNTIMES[runtime].suffix:
         raise ConvertError(f"{said}: is an artefact already; give the checkpoint that it was made of")
     card = read_card(path)
-    if card.trained_with == "numpy":
-        raise ConvertError(f"{said}: is the numpy engine's linear model; only torch and MLX checkpoints are converted")
     if registry.of_card(card, said).family == registry.ZOO:
         raise ConvertError(f"{said}: {card.model} is MLX's alone, no torch graph of it exists to convert")
     manifest.verify(path)

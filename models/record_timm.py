@@ -1,4 +1,4 @@
-"""Writes `models/tables/*.json` from the installed timm: `python -m models.record_timm`.
+"""Writes `models/tables/*.json` from the installed timm: `python -m models.record_timm [FAMILY ...]`.
 
 The tables let the MLX side know every architecture's resolved constructor arguments and every pretrained tag's
 preprocessing without timm, which needs torch. A test compares the tables with the installed timm.
@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import json
+import sys
 from typing import Any
 from unittest import mock
 
@@ -124,13 +125,14 @@ def family(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write one table a family, and the names and synsets of ImageNet's classes."""
+    """Write one table a family, of all or those named, and the names and synsets of ImageNet's classes."""
     TABLES.mkdir(exist_ok=True)
     synsets = timm.data.ImageNetInfo("imagenet-1k").label_names()
     (TABLES / "imagenet_1k_synsets.json").write_text(json.dumps(synsets, indent=0) + "\n")
     (TABLES / "imagenet_1k.json").write_text(json.dumps(imagenet_names(1000), indent=0, ensure_ascii=False) + "\n")
     modules = set(list_modules())
-    for name, record in FAMILIES.items():
+    for name in sys.argv[1:] or FAMILIES:
+        record = FAMILIES[name]
         if record.timm_module not in modules:
             raise SystemExit(f"timm {timm.__version__} has no module {record.timm_module}")
         rows = family(name)

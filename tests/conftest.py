@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import backends.mlx  # noqa: F401 - before any test imports MLX, so that it finds the fast and accurate BLAS
+import tests.numpy_engine  # noqa: F401 - which registers it
 from config import heap
 
 PER_CLASS = 8

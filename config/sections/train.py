@@ -20,7 +20,12 @@ OPTIMIZER_OPTIONS: dict[str, dict[str, Any]] = {
 }
 # A model's own rate is AdamW's. Muon's steps are made as large; a sign is several times larger than AdamW's step
 # (Chen et al. 2023 advise a third to a tenth); SGD's usual fine-tuning rate is 0.01.
-OPTIMIZER_RATES = {"adamw": 1.0, "muon": 1.0, "lion": 0.2, "sgd": 100.0}
+OPTIMIZER_RATES = {
+    "adamw": 1.0,
+    "sgd": 100.0,
+    "lion": 0.2,
+    "muon": 1.0,
+}
 # The options of each loss with their values where the settings leave them null.
 LOSS_OPTIONS: dict[str, dict[str, float]] = {
     "cross_entropy": {},

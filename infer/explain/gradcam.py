@@ -71,7 +71,7 @@ class Explainer:
 def open(path: Path, runtime: str | None = None) -> Explainer:
     """The explainer of a checkpoint folder, on the engine that suits it or on `runtime`.
 
-    `ConfigError` for artefacts without gradients (.onnx, .mlpackage, the numpy engine) and for models whose features
+    `ConfigError` for artefacts without gradients (.onnx, .mlpackage) and for models whose features
     are no map; else as `infer.runtimes.open`.
     """
     chosen = runtimes.choose(path, runtime)

@@ -17,29 +17,35 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from backends import installed
+import backends
 from config import declared
 from config.errors import CheckpointError, ConfigError, TandemWarning
+from models import manifest, registry
 from models.card import Card, read_card
+from models.weights import loading
 
-ENGINES = ("torch", "mlx", "numpy")
-_FILES = sorted(Path(__file__).parent.glob("*.py"))
+_WEIGHTS = "model.safetensors"
 
 
 class Runtime(NamedTuple):
-    """What a runtime's module declares."""
+    """What a runtime's `module` declares. `suffix` "" is an engine's, which runs checkpoint folders."""
 
     suffix: str
     options: tuple[str, ...]
+    module: str
 
 
 def _declared() -> dict[str, Runtime]:
-    rows = {file.stem: [declared.literal(file, name) for name in ("SUFFIX", "OPTIONS")] for file in _FILES}
-    return {name: Runtime(suffix, options) for name, (suffix, options) in rows.items() if options is not None}
+    files = sorted(Path(__file__).parent.glob("*.py"), reverse=True)
+    rows = {file.stem: [declared.literal(file, name) for name in ("SUFFIX", "OPTIONS")] for file in files}
+    return {
+        name: Runtime(suffix, options, f"infer.runtimes.{name}")
+        for name, (suffix, options) in rows.items()
+        if options is not None
+    }
 
 
-_WEIGHTS = "model.safetensors"
-RUNTIMES = {**dict.fromkeys(ENGINES, Runtime("", ())), **_declared()}
+RUNTIMES = _declared()
 
 
 class Predictor(Protocol):
@@ -84,10 +90,20 @@ def open(path: Path, runtime: str | None = None, **options: Any) -> Predictor:
             TandemWarning,
             stacklevel=2,
         )
-    if chosen in ENGINES:
-        options = {"engine": chosen, **options}
-    module = importlib.import_module(f"infer.runtimes.{'checkpoint' if chosen in ENGINES else chosen}")
-    return cast(Predictor, module.open(path, **options))
+    if not RUNTIMES[chosen].suffix:
+        return _of_checkpoint(path, chosen, **options)
+    return cast(Predictor, importlib.import_module(RUNTIMES[chosen].module).open(path, **options))
+
+
+def _of_checkpoint(path: Path, engine: str, **options: Any) -> Predictor:
+    """The checkpoint's EMA weights where it has them, else its weights; every file is checked first."""
+    backends.require(engine)
+    card = read_card(path)
+    spec = registry.of_card(card, str(path))
+    manifest.verify(path)
+    averaged = path / "ema.safetensors"
+    arrays, _ = loading.read(averaged if averaged.exists() else path / _WEIGHTS)
+    return cast(Predictor, importlib.import_module(RUNTIMES[engine].module).open(card, spec, arrays, **options))
 
 
 def choose(path: Path, runtime: str | None = None) -> str:
@@ -107,12 +123,12 @@ def choose(path: Path, runtime: str | None = None) -> str:
 def _possible(path: Path) -> tuple[str, ...]:
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such checkpoint, {_suffixes()}")
-    fitting = tuple(name for name, runtime in RUNTIMES.items() if runtime.suffix and runtime.suffix == path.suffix)
-    if fitting:
-        return fitting
-    if (path / _WEIGHTS).is_file():
-        return ENGINES
-    raise CheckpointError(f"{path}: is no checkpoint folder, {_suffixes()}{_below(path)}")
+    of_folder = (path / _WEIGHTS).is_file()
+    suffix = "" if of_folder else path.suffix or "none"
+    fitting = tuple(name for name, runtime in RUNTIMES.items() if runtime.suffix == suffix)
+    if not fitting:
+        raise CheckpointError(f"{path}: is no checkpoint folder, {_suffixes()}{_below(path)}")
+    return fitting
 
 
 def _suffixes() -> str:
@@ -120,17 +136,17 @@ def _suffixes() -> str:
 
 
 def _preferred(path: Path, possible: tuple[str, ...]) -> str:
-    if possible == ENGINES:
-        return _engine(path)
-    return possible[0] if sys.platform == "darwin" or len(possible) == 1 else possible[1]
+    if not RUNTIMES[possible[0]].suffix:
+        return _engine(path, possible)
+    return possible[-1] if sys.platform == "darwin" else possible[0]
 
 
-def _engine(path: Path) -> str:
+def _engine(path: Path, engines: tuple[str, ...]) -> str:
     """The engine that trained the checkpoint; where it is not installed, the other one that runs the same weights."""
     trained = read_card(path).trained_with
-    if trained == "numpy" or (trained in ENGINES and installed(trained)):
+    if trained in engines and not backends.missing(trained):
         return trained
-    return "torch" if installed("torch") or not installed("mlx") else "mlx"
+    return "torch" if not backends.missing("torch") or backends.missing("mlx") else "mlx"
 
 
 def _below(path: Path) -> str:

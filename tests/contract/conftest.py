@@ -7,6 +7,6 @@ import pytest
 import backends
 
 
-@pytest.fixture(params=backends.NAMES)
+@pytest.fixture(params=backends.ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -31,7 +31,7 @@ def words(root: Path, out: Path, *more: str) -> list[str]:
 
 def start(engine: str, given: list[str], before: str = "pass") -> subprocess.Popen[str]:
     """`train_ENGINE.py GIVEN`, after the statement `before`."""
-    code = f"import sys\nfrom training.cli import main\n{before}\nsys.exit(main({engine!r}))"
+    code = f"import sys\nimport tests.numpy_engine\nfrom training.cli import main\n{before}\nsys.exit(main({engine!r}))"
     return subprocess.Popen(
         [sys.executable, "-c", code, *given], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -29,7 +29,7 @@ from training.campaign.members import begin
 from training.loop import checkpoint
 
 # Processes of their own, made from one that has imported everything already.
-FRESH = fresh("backends.mlx", "training.campaign.pipeline", "backends.numpy.session", "tests.e2e.test_campaign")
+FRESH = fresh("backends.mlx", "training.campaign.pipeline", "tests.numpy_engine", "tests.e2e.test_campaign")
 TWO = """
 weights: none
 folds: {strategy: stratified, n_splits: 3}

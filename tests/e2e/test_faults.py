@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import yaml
 
-from backends.numpy import session as numpy_session
 from config import load
 from config.errors import CheckpointError, DataError, Diverged, Interrupted
 from data.cache.images import Images
 from tests.e2e.commands import start, wait_for, words
+from tests.numpy_engine import session as numpy_session
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
 from training.loop import checkpoint
 from training.run import train_run
@@ -169,7 +169,7 @@ def test_a_folder_that_became_read_only_is_one_line(where: str, digits: Path, tm
             train_run.run_all("numpy", load.parse(given, prog="test"), StopAfter(1))
     locked = tmp_path / "runs" / where
     locked.chmod(0o555)
-    code = "import sys; from training.cli import main; sys.exit(main('numpy'))"
+    code = "import sys, tests.numpy_engine; from training.cli import main; sys.exit(main('numpy'))"
     ran = subprocess.run(
         [sys.executable, "-c", code, *given], capture_output=True, text=True, check=False, preexec_fn=without_rights
     )

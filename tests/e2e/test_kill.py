@@ -22,7 +22,7 @@ CLOCKS = ("seconds", "images_per_second", "waiting", "computing", "saving")  # c
 # Each start is a process of its own, made from one that has imported everything already.
 # As tests/conftest.py does, MLX's BLAS first: it is process-wide, and the bits of all runs here must come from one.
 FRESH = fresh(
-    "backends.mlx", "training.run.train_run", "backends.numpy.session", "backends.torch.session", "tests.e2e.test_kill"
+    "backends.mlx", "training.run.train_run", "tests.numpy_engine", "backends.torch.session", "tests.e2e.test_kill"
 )
 
 

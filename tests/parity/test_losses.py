@@ -17,12 +17,12 @@ from backends import losses
 from backends.contract import Batch, LossSpec, OptimSpec, SessionConfig, StepHyperparams, Weights, is_buffer
 from backends.mlx import losses as mlx_losses
 from backends.mlx import session as mlx_session
-from backends.numpy import session as numpy_session
 from backends.torch import losses as torch_losses
 from backends.torch import session as torch_session
 from config.errors import ConfigError
 from config.sections.train import LOSS_OPTIONS, Loss
 from tests import tiny
+from tests.numpy_engine import session as numpy_session
 from tests.parity import harness
 from tests.parity.test_training_parity import knobs, mix
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from backends.numpy import session
 from config import load
 from config.schema import Settings
+from tests.numpy_engine import session
 from tests.unit.test_campaign import NEVER
 from tests.unit.test_campaign import settings as small
 from training.loop import bottleneck

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from backends.contract import Batch, MixPlan, StepHyperparams, StepResult
-from backends.numpy import session
 from config import load
 from config.errors import CheckpointError, ConfigError, DataError, Diverged, Interrupted
 from config.schema import Settings
 from models.weights import loading
+from tests.numpy_engine import session
 from training.loop import checkpoint
 from training.run import results, run_dir, train_run
 

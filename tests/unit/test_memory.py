@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from backends.contract import Batch, MixPlan, StepHyperparams
-from backends.numpy import session
 from config import load
 from config.errors import ConfigError, Interrupted, OutOfMemory
+from tests.numpy_engine import session
 from tests.unit.test_campaign import NEVER, final, settings
 from training.loop import memory
 from training.run import train_run

@@ -199,7 +199,7 @@ def test_ranks_of_launchers_are_shards(tmp_path):
 def test_ctrl_c_says_how_to_go_on_and_the_files_are_the_same(pair, tmp_path, capsys):
     folders, _, _ = pair
     stopping = (
-        "import sys, os, signal, infer\n"
+        "import sys, os, signal, infer, tests.numpy_engine\n"
         "from infer.runner import Runner\n"
         "stream = Runner.stream\n"
         "def stopping(*given):\n"
@@ -225,7 +225,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_files_are_the_same(pair, tmp_path, cap
 def test_a_killed_rank_that_is_started_again_loses_nothing(pair, tmp_path, capsys, monkeypatch, launched):
     folders, _, _ = pair
     dying = (
-        "import sys, os, signal, infer\n"
+        "import sys, os, signal, infer, tests.numpy_engine\n"
         "from infer.io.journal import Journal\n"
         "append, batches = Journal.append, []\n"
         "def dies_while_writing(self, probabilities, errors):\n"

@@ -211,10 +211,9 @@ def test_an_engine_that_is_not_installed_is_named(pair, monkeypatch):
     arrays, _ = loading.read(a / "model.safetensors")
     loading.write(a / "model.safetensors", arrays, {CARD_KEY: json.dumps({**card, "trained_with": "torch"})})
     members.manifest.write(a)
-    monkeypatch.setattr(runtimes, "installed", lambda module: module == "mlx")
+    monkeypatch.setattr("backends.installed", lambda module: module == "mlx")
     assert runtimes.choose(a) == "mlx"
     monkeypatch.setattr("backends.installed", lambda module: False)
-    monkeypatch.setattr(runtimes, "installed", lambda module: False)
     with pytest.raises(BackendUnavailable, match="pip install"):
         infer.load(a)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from backends.numpy import session
 from config import load
 from config.errors import Diverged, Interrupted, OutOfMemory
 from data import folds, sources
 from infer.io import validation
+from tests.numpy_engine import session
 from training import cli
 from training.campaign import members, pipeline
 from training.loop import trainer

@@ -55,7 +55,8 @@ def test_names_that_are_no_utf8_reach_the_submission(
 ) -> None:
     folder, images = strange
     words = ["--member", str(folder), "--images", str(images), "--out", "s.csv", "s.jsonl", "s.npz"]
-    given = [sys.executable, "-m", "infer", *words]
+    code = "import runpy, tests.numpy_engine; runpy.run_module('infer', run_name='__main__', alter_sys=True)"
+    given = [sys.executable, "-c", code, *words]
     environment = {**os.environ, **locale, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(given, cwd=tmp_path, env=environment, capture_output=True)
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr

@@ -13,12 +13,12 @@ import torch
 
 import infer
 from backends.contract import Batch
-from backends.numpy import session
 from config import load
 from config.errors import ConfigError, DataError, Interrupted
 from config.schema import Settings
 from data import folds, sources
 from models.weights import loading
+from tests.numpy_engine import session
 from tests.unit.test_campaign import StopAfter
 from training.loop import checkpoint
 from training.run import distillation, train_run

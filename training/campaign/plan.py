@@ -254,7 +254,8 @@ def _session_that_fits(
     """The fold's session, its micro-batch, halved until it fits, and the seconds of an update on empty images."""
     last, micro = data.stages[-1], 0
     batch = math.gcd(*(stage.batch for stage in data.stages))
-    fewest = 1 if job.backend == "numpy" else max(limits.fewest(job.spec, stage.size) for stage in data.stages)
+    networks = backends.ENGINES[job.backend].builds_networks
+    fewest = max(limits.fewest(job.spec, stage.size) for stage in data.stages) if networks else 1
     while True:
         ahead = compiling.Ahead(course.updates, last.batch, last.size, job.spec.num_classes, folder)
         session = fold.open_session(job, number, micro, ahead)

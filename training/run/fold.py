@@ -122,8 +122,9 @@ def _trained_as_it_fits(job: Job, number: int, data: FoldData, folder: Path) -> 
 
 
 def _fewest(job: Job, stages: Sequence[resizing.ResizeStage]) -> int:
-    """The fewest images that may pass the network at a time; NumPy's engine takes any number."""
-    return 1 if job.backend == "numpy" else max(limits.fewest(job.spec, stage.size) for stage in stages)
+    """The fewest images that may pass the network at a time."""
+    networks = backends.ENGINES[job.backend].builds_networks
+    return max(limits.fewest(job.spec, stage.size) for stage in stages) if networks else 1
 
 
 def _trained(job: Job, number: int, data: FoldData, folder: Path, micro: int) -> TrainerState:
@@ -269,7 +270,7 @@ def load_data(job: Job, number: int) -> FoldData:
     stages = resizing.stages(settings.progressive, settings.train, job.spec, batch, len(lesson.paths))
     shares = [ranks.share(stage.batch, job.group) for stage in stages]
     micro = optimizer.memory(settings.train).size(shares[-1])  # refuses a micro-batch that does not divide it
-    for stage in () if job.backend == "numpy" else stages:
+    for stage in stages if backends.ENGINES[job.backend].builds_networks else ():
         limits.check_batch(job.spec, stage.size, micro, f"fold {number}: a micro-batch of")
     sources = _sources(job)
     return FoldData(

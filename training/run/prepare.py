@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import backends
 from config.errors import ConfigError, DataError
 from config.schema import Settings
 from config.sections.data import Folds
@@ -40,7 +41,7 @@ def refuse(settings: Settings, backend: str) -> None:
     if settings.train.deterministic and backend != "torch":
         raise ConfigError(f"train.deterministic: torch alone has it; leave it false with {backend}")
     trackers.require(settings.track)
-    if backend != "numpy":  # whose network takes any size
+    if backends.ENGINES[backend].builds_networks:
         _refuse_sizes(settings)
 
 

@@ -30,11 +30,11 @@ from backends.contract import (
     Which,
 )
 from backends.group import ALONE, Group
-from backends.numpy import model, optim
 from config.errors import ConfigError
 from config.launch import Launch
 from models.registry import ModelSpec
 from models.weights.loading import check
+from tests.numpy_engine import model, optim
 
 
 def hardware() -> Hardware:

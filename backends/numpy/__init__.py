@@ -1,1 +1,0 @@
-"""The NumPy engine: softmax regression on downscaled images, so that the loop is tested without a framework."""

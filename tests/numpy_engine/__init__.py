@@ -1,0 +1,12 @@
+"""A third engine for tests, "numpy": softmax regression on downscaled images. Importing this registers it.
+
+The loop, resume and campaigns are tested with it at once and without a framework; it ignores the architecture.
+"""
+
+from __future__ import annotations
+
+import backends
+from infer import runtimes
+
+backends.ENGINES["numpy"] = backends.Engine("tests.numpy_engine.session", (), builds_networks=False)
+runtimes.RUNTIMES["numpy"] = runtimes.Runtime("", (), "tests.numpy_engine.predictor")
