@@ -265,7 +265,7 @@ def _engine(name: str | None) -> str:
         apple = sys.platform == "darwin" and os.uname().machine == "arm64"
         order = ("mlx", "torch") if apple else ("torch", "mlx")
         return next((engine for engine in order if backends.installed(engine)), order[0])
-    if name not in backends.NAMES:
+    if name not in backends.ENGINES:
         raise BackendUnavailable(f"engine {name!r} is not known; there are torch and mlx")
     return name
 

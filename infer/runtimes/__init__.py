@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 import backends
 from config import declared
 from config.errors import CheckpointError, ConfigError, TandemWarning
-from models import manifest, registry
 from models.card import Card, read_card
-from models.weights import loading
 
 _WEIGHTS = "model.safetensors"
 
@@ -90,20 +88,10 @@ def open(path: Path, runtime: str | None = None, **options: Any) -> Predictor:
             TandemWarning,
             stacklevel=2,
         )
+    module = RUNTIMES[chosen].module
     if not RUNTIMES[chosen].suffix:
-        return _of_checkpoint(path, chosen, **options)
-    return cast(Predictor, importlib.import_module(RUNTIMES[chosen].module).open(path, **options))
-
-
-def _of_checkpoint(path: Path, engine: str, **options: Any) -> Predictor:
-    """The checkpoint's EMA weights where it has them, else its weights; every file is checked first."""
-    backends.require(engine)
-    card = read_card(path)
-    spec = registry.of_card(card, str(path))
-    manifest.verify(path)
-    averaged = path / "ema.safetensors"
-    arrays, _ = loading.read(averaged if averaged.exists() else path / _WEIGHTS)
-    return cast(Predictor, importlib.import_module(RUNTIMES[engine].module).open(card, spec, arrays, **options))
+        module, options = "infer.runtimes.checkpoint", {"engine": chosen, **options}
+    return cast(Predictor, importlib.import_module(module).open(path, **options))
 
 
 def choose(path: Path, runtime: str | None = None) -> str:

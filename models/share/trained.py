@@ -83,7 +83,6 @@ def _fold(run: Path, fold: int | None) -> Path:
 
 def _refuse(path: Path, card: Card, spec: ModelSpec) -> None:
     reasons = {
-        "it is the numpy engine's linear model": card.trained_with == "numpy",
         f"{card.model} is mlx-image's and MLX's alone": spec.family == registry.ZOO,
         "its pooling (global_pool gem) has a learned power": spec.global_pool == "gem",
         f"it takes {spec.in_chans} channels": spec.in_chans != 3,

@@ -234,7 +234,6 @@ def test_what_cannot_be_shared_says_why(words: list[str], reason: str, tmp_path:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"trained_with": "numpy"}, "linear model"),
         ({"model": "mlxim/resnet18"}, "MLX's alone"),
         ({"model_options": {"image_size": 64, "global_pool": "gem"}}, "learned power"),
         ({"model_options": {"image_size": 64, "in_chans": 1}}, "1 channels"),

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ensemble import ensemble_file
 from ensemble.ensemble_file import Ensemble
-from ensemble.options import NONE_GIVEN, TAKES, RunOptions
+from ensemble.options import NONE_GIVEN, RunOptions
 from infer.member import ensemble_of
 from infer.model_cache import choose_runtimes
 from infer.runner import Runner
+from infer.runtimes import RUNTIMES
 from models import manifest
 from training import report
 from training.board.runs import Run
@@ -54,5 +55,5 @@ def artefacts(run: Run) -> list[Path]:
 
 def _opened(files: list[Path]) -> Runner:
     asked: Ensemble = ensemble_file.read(files[0]) if files[0].is_file() else ensemble_of(list(map(str, files)))
-    on_cpu = any("device" in TAKES[runtime] for runtime in choose_runtimes(asked.members))
+    on_cpu = any("device" in RUNTIMES[runtime].options for runtime in choose_runtimes(asked.members))
     return Runner(asked, RunOptions(device="cpu") if on_cpu else NONE_GIVEN)
