@@ -4,9 +4,7 @@ the weights of their images and whether to stop. Alone, nothing here does anythi
 
 from __future__ import annotations
 
-import functools
 import json
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,9 +14,8 @@ from numpy.typing import NDArray
 
 from backends.group import Group
 from config import errors
-from config.errors import CheckpointError, ConfigError, Interrupted, TandemError
+from config.errors import ConfigError, Interrupted, TandemError
 from data.loading.loader import Loaded
-from training.loop import checkpoint
 
 _Value = TypeVar("_Value")
 _STOP, _OVERDUE, _FAILED = range(3)  # what a process says beside the weights of its images
@@ -61,20 +58,6 @@ def share(batch: int, group: Group) -> int:
             f"train.batch_size: a batch of {batch} is not divided by {group.world_size} processes; choose {near}"
         )
     return each
-
-
-def newest_checkpoint(group: Group, folder: Path, say: Callable[[str], None]) -> Path | None:
-    """`checkpoint.newest` as rank 0 finds it; `CheckpointError` where another rank does not see it."""
-    name = decided(group, lambda: (found := checkpoint.newest(folder, say)) and found.name)
-    if name is None:
-        return None
-    together(group, functools.partial(_require, folder / name))
-    return folder / name
-
-
-def _require(path: Path) -> None:
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: {socket.gethostname()} does not see it; --out is to be a folder of all hosts")
 
 
 class Ranks:

@@ -19,7 +19,8 @@ from config.errors import Diverged
 from config.schema import Settings
 from data.loading.loader import Loaded, Loader
 from models.card import Card
-from training.distributed.ranks import Ranks, newest_checkpoint, together
+from training.distributed.ranks import Ranks, together
+from training.distributed.resume import newest_checkpoint
 from training.loop import averaging, checkpoint, evaluation, metrics
 from training.loop.candidates import Candidates
 from training.loop.fold_data import FoldData

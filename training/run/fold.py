@@ -39,6 +39,7 @@ from models.card import Card
 from models.registry import ModelSpec
 from models.weights import loading
 from training.distributed import ranks
+from training.distributed.resume import newest_checkpoint
 from training.loop import checkpoint, compiling, memory, metrics, trainer
 from training.loop.fold_data import FoldData
 from training.loop.rehearsal import rehearse
@@ -129,7 +130,7 @@ def _fewest(job: Job, stages: Sequence[resizing.ResizeStage]) -> int:
 
 def _trained(job: Job, number: int, data: FoldData, folder: Path, micro: int) -> TrainerState:
     settings, several = job.settings, job.group.world_size > 1
-    begun = ranks.newest_checkpoint(job.group, folder, print)
+    begun = newest_checkpoint(job.group, folder, print)
     ahead = _ahead(job, data, folder, begun)
     tries = settings.train.micro_batch == "auto" and begun is None
     if tries and several:

@@ -1,0 +1,27 @@
+"""The checkpoint that all processes of a fold resume from."""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from backends.group import Group
+from config.errors import CheckpointError
+from training.distributed.ranks import decided, together
+from training.loop import checkpoint
+
+
+def newest_checkpoint(group: Group, folder: Path, say: Callable[[str], None]) -> Path | None:
+    """`checkpoint.newest` as rank 0 finds it; `CheckpointError` where another rank does not see it."""
+    name = decided(group, lambda: (found := checkpoint.newest(folder, say)) and found.name)
+    if name is None:
+        return None
+    together(group, functools.partial(_require, folder / name))
+    return folder / name
+
+
+def _require(path: Path) -> None:
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: {socket.gethostname()} does not see it; --out is to be a folder of all hosts")
