@@ -209,9 +209,9 @@ def _again(prog: str, wish: RunRequest) -> str:
 
 
 def _campaign(engine: str, command: load.Command, stop: StopSignal) -> int:
-    from training.campaign import members, pipeline
+    from training.campaign import pipeline, start
 
-    campaign = members.begin(engine, command.members, stop, command.wish.mode in pipeline.START_MODES)
+    campaign = start.begin(engine, command.members, stop, command.wish.mode in pipeline.START_MODES)
     streams.log_to(campaign.folder)
     print(f"campaign: {campaign.folder}")
     return pipeline.work(campaign, command.wish)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from config import declared
+from config.sections import declared
 from config.sections.base import CHECK, Section
 
 PROB = "prob"

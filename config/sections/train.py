@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from config import declared
+from config.sections import declared
 from config.sections.base import Column, Count, Fraction, Positive, Probability, Section, distinct
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]

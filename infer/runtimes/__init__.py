@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import backends
-from config import declared
 from config.errors import CheckpointError, ConfigError, TandemWarning
+from config.sections import declared
 from models.card import Card, read_card
 
 _WEIGHTS = "model.safetensors"

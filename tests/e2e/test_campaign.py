@@ -25,7 +25,7 @@ from tests.processes import fresh
 from tests.unit.test_stages import undrawn  # noqa: F401 - a fixture
 from training import cli
 from training.campaign import pipeline
-from training.campaign.members import begin
+from training.campaign.start import begin
 from training.loop import checkpoint
 
 # Processes of their own, made from one that has imported everything already.

@@ -16,7 +16,7 @@ from data import folds, sources
 from infer.io import validation
 from tests.numpy_engine import session
 from training import cli
-from training.campaign import members, pipeline
+from training.campaign import pipeline, start
 from training.loop import trainer
 from training.report import summary
 
@@ -246,7 +246,7 @@ def test_a_stop_in_the_middle_is_gone_on_with_and_ends_like_an_undisturbed_one(
         questions += 1
         return questions > 20
 
-    begun = members.begin("numpy", found, stop)
+    begun = start.begin("numpy", found, stop)
     with pytest.raises(Interrupted) as caught:
         pipeline.work(begun, load.parse_command([*words, "--mode", "full"], "test").wish)
     assert caught.value.folder == begun.folder == campaign(tmp_path)

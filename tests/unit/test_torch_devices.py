@@ -16,7 +16,8 @@ from config import load
 from config.errors import BackendUnavailable, ConfigError
 from tests import tiny
 from tests.contract.cases import CLASSES, KNOBS, assert_same, batch
-from training.run import machine, prepare
+from training.run import prepare
+from training.trackers import machine
 
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # torch 2.15 for CUDA 13
 CPU = torch.device("cpu")

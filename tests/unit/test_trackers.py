@@ -16,8 +16,8 @@ from config.sections.train import Track
 from tests.unit.test_campaign import NEVER, StopAfter, settings
 from tests.unit.test_house import TORCH_SIDE, run_without
 from training import trackers
-from training.run import machine, results, run_dir, train_run
-from training.trackers import Title, broadcast
+from training.run import results, run_dir, train_run
+from training.trackers import Title, broadcast, machine
 from training.trackers.feed import Feed, figures
 
 ON = ("--folds.train", "[0]", "--track.tensorboard", "true")

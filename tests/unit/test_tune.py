@@ -15,7 +15,7 @@ from config import load
 from config.errors import BackendUnavailable, ConfigError, Interrupted
 from data import folds, sources
 from training import cli
-from training.campaign import members, pipeline, trial, tune
+from training.campaign import pipeline, start, trial, tune
 from training.report import summary
 
 TUNE = """
@@ -104,7 +104,7 @@ def test_a_trained_campaign_is_not_tuned_over(
 
 def searched(words: list[str], stop: Callable[[], bool]) -> None:
     command = load.parse_command([*words, "--mode", "tune"], "test")
-    pipeline.work(members.begin("numpy", command.members, stop), command.wish)
+    pipeline.work(start.begin("numpy", command.members, stop), command.wish)
 
 
 def test_a_stopped_search_goes_on_and_ends_as_the_undisturbed_one(words: list[str], tmp_path: Path) -> None:

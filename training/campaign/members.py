@@ -18,10 +18,10 @@ import yaml
 
 from config import load
 from config.command import RunRequest
-from config.errors import CheckpointError, ConfigError
+from config.errors import ConfigError
 from config.members import Member
 from config.schema import Settings
-from training.run import auto_model, run_dir
+from training.run import run_dir
 
 _RUNS = "members"
 _REQUEST = "request.yaml"
@@ -52,30 +52,6 @@ class Campaign:
     def command(self, words: str) -> str:
         """What to type to go on with this campaign."""
         return f"python train_{self.engine}.py {words} --resume {self.folder}"
-
-
-def begin(
-    engine: str, members: Sequence[Member], stop_requested: Callable[[], bool], may_be_new: bool = True
-) -> Campaign:
-    """The campaign that the members' settings ask for: resumed as `resume` says, or fresh; `campaign.yaml` inside.
-
-    `auto` takes the newest one of the same settings, `never` always makes a new folder, a path goes on with that one.
-    Raises `ConfigError` where a name is taken, or where a resumed one was begun with other settings, and
-    `CheckpointError` where there is none and it may not be a new one.
-    """
-    members = with_models(engine, members)
-    folder = _folder(members, may_be_new)
-    if folder is None:
-        raise CheckpointError(
-            f"{members[0].settings.out}: holds no campaign of these settings; first: python train_{engine}.py "
-            "--mode train with the same settings, or name one by --resume PATH"
-        )
-    return named(engine, folder, members, stop_requested)
-
-
-def with_models(engine: str, members: Sequence[Member]) -> list[Member]:
-    """The members, each with a model in place of auto."""
-    return [replace(member, settings=auto_model.resolve(member.settings, engine).settings) for member in members]
 
 
 def named(
@@ -131,7 +107,8 @@ def differences(one: Sequence[Member], other: Sequence[Member], ignored: tuple[s
     ]
 
 
-def _folder(members: Sequence[Member], may_be_new: bool) -> Path | None:
+def open_folder(members: Sequence[Member], may_be_new: bool) -> Path | None:
+    """The campaign's folder, resumed or made; None where there is none and it may not be a new one."""
     settings = members[0].settings
     if settings.resume not in ("auto", "never"):
         return _updated(_begun(Path(settings.resume), members, trains=may_be_new), members)
@@ -150,7 +127,7 @@ def _folder(members: Sequence[Member], may_be_new: bool) -> Path | None:
         return path
     if settings.name and (settings.resume == "never" or not _fits(path, members)):
         raise ConfigError(f"{path}: another run has this name; choose another --name, or go on with --resume {path}")
-    return _folder(members, may_be_new)  # another process has just made it
+    return open_folder(members, may_be_new)  # another process has just made it
 
 
 def _newest(members: Sequence[Member]) -> Path | None:

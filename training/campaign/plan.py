@@ -33,7 +33,7 @@ from data import folds, sources
 from data.audit import actions
 from data.cache.images import Images
 from models import limits
-from training.campaign import members, train_members
+from training.campaign import members, start, train_members
 from training.loop import checkpoint, compiling, evaluation, memory
 from training.loop.fold_data import FoldData
 from training.loop.rehearsal import rehearse
@@ -41,8 +41,9 @@ from training.loop.state import Callbacks
 from training.loop.trainer import Trainer
 from training.policy import optimizer
 from training.policy.resizing import ResizeSchedule
-from training.run import auto_model, distillation, fold, machine, preflight, run_dir
+from training.run import auto_model, distillation, fold, preflight, run_dir
 from training.run.prepare import FOLDS, card_of, describe, draw_folds, fold_numbers, prepare, refuse
+from training.trackers import machine
 
 _GIB = 2**30
 _WARM = 8  # updates before the pace is steady: those in flight, and batches that the loader had ready
@@ -117,7 +118,7 @@ def lines(engine: str, command: load.Command) -> list[str]:
         print(*describe(settings, table), sep="\n")
         found = run_dir.existing(settings, engine)
         return _run_lines(_estimate(engine, settings, table, found or run_dir.new(settings, engine), found is not None))
-    return _campaign_lines(engine, members.with_models(engine, command.members), wish)
+    return _campaign_lines(engine, start.with_models(engine, command.members), wish)
 
 
 def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> list[str]:

@@ -46,8 +46,9 @@ from training.loop.rehearsal import rehearse
 from training.loop.state import Callbacks, TrainerState
 from training.policy import finetune, optimizer, resizing, sampling
 from training.policy import loss as losses
-from training.run import distillation, machine, probe, run_dir
+from training.run import distillation, probe, run_dir
 from training.run.progress import Progress
+from training.trackers import machine
 
 RESULT = "result.yaml"
 _STATISTICS = "batch_norm.txt"  # what optim.batch_norm auto decided, for a resumed run

@@ -26,9 +26,9 @@ from training.loop import bottleneck
 from training.loop.fold_data import FoldData
 from training.loop.state import Callbacks
 from training.run import results, run_dir
-from training.run.machine import Machine
 from training.run.notebook import NotebookBar, is_notebook
 from training.trackers.broadcast import Broadcast
+from training.trackers.machine import Machine
 
 _REPORTED_EVERY = 2.0  # seconds
 

@@ -9,7 +9,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def literal(path: str | Path, name: str) -> Any:
