@@ -6,6 +6,7 @@ here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from infer.model_cache import Keep
     from infer.runner import Runner
 
+__all__ = ["evaluate", "load", "main"]
+
 
 def load(
-    path: str | Path,
+    path: str | os.PathLike[str],
     views: Sequence[str] | None = None,
     merge: str | None = None,
     keep: Keep = "auto",
@@ -37,8 +40,9 @@ def load(
     from infer.member import ensemble_of
     from infer.runner import Runner
 
-    is_file = Path(path).suffix in (".yaml", ".yml")
-    loaded = ensemble_file.read(Path(path)) if is_file else ensemble_of([str(path)])
+    text = os.fspath(path)
+    is_file = text.endswith((".yaml", ".yml"))
+    loaded = ensemble_file.read(Path(text)) if is_file else ensemble_of([text])
     return Runner(ensemble_file.seen(loaded, views, merge), given(options), keep)
 
 

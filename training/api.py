@@ -211,6 +211,10 @@ class Run:
             {"data": data if isinstance(data, Mapping) else {"root": data}}.items(), None, "evaluate()"
         ).data
 
+    def __fspath__(self) -> str:
+        """A run stands for its folder wherever a path is taken."""
+        return os.fspath(self.folder)
+
     def __repr__(self) -> str:
         mean = self.results["mean"]
         scores = f"accuracy {mean['accuracy']:.4f}, macro-F1 {mean['macro_f1']:.4f}"
