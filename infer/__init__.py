@@ -51,16 +51,18 @@ def evaluate(
     data: Path | str,
     split: Literal["train", "val", "test", "all"] | None = None,
     on_bad_image: Literal["skip", "partial", "error"] = "skip",
+    out: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Score an opened runner on the labelled images of a data set; see `infer.evaluation.scoring`.
 
     `data` is a folder, table, Parquet, shards or arrays, as `data.root` of a training. `split` None takes the test
-    split where it has labels, else the validation split, else all images. Raises `DataError` for a split without labels
-    and for classes that the members do not know.
+    split where it has labels, else the validation split, else all images. `out` is a new folder for the files and the
+    report page that `python -m infer evaluate` writes. Raises `DataError` for a split without labels and for classes
+    that the members do not know.
     """
-    from infer.evaluation import scoring
+    from infer.evaluation import report
 
-    return scoring.evaluate(runner, data, split, on_bad_image)
+    return report.evaluate(runner, data, split, on_bad_image, Path(out) if out is not None else None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
