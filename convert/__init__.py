@@ -17,6 +17,8 @@ from typing import Any
 from backends import installed
 from config.errors import BackendUnavailable
 
+__all__ = ["convert", "require"]
+
 
 @dataclass(frozen=True)
 class Target:

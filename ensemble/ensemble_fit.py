@@ -7,11 +7,12 @@ What each part is stands in `weights`, `stacking`, `scaling`, `maps` and `decisi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from config.errors import ConfigError
 from ensemble import decision
 from ensemble.calibration import maps, scaling
 from ensemble.calibration.maps import Isotonic, Vector
@@ -48,6 +49,16 @@ class Plan:
     clip: bool = False
     rules: tuple[Rule, ...] = ()
     seed: int = 0
+
+    def checked(self) -> Plan:
+        """The plan itself; `ConfigError` for a name that is none of the choices."""
+        choices = {"method": Method, "combine": Combine, "metric": Metric, "calibrations": Kind, "rules": Rule}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            wrong = [one for one in ((value,) if isinstance(value, str) else value) if one not in get_args(known)]
+            if wrong:
+                raise ConfigError(f"{name}: found {wrong[0]!r}; there are {', '.join(get_args(known))}")
+        return self
 
     def candidates(self) -> tuple[Kind, ...]:
         """The calibrations to choose from. A stack is fitted to the log loss itself, and too sure of the rows that it

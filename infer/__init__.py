@@ -6,6 +6,7 @@ here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from infer.model_cache import Keep
     from infer.runner import Runner
 
+__all__ = ["evaluate", "load", "main"]
+
 
 def load(
-    path: str | Path,
+    path: str | os.PathLike[str],
     views: Sequence[str] | None = None,
     merge: str | None = None,
     keep: Keep = "auto",
@@ -37,8 +40,9 @@ def load(
     from infer.member import ensemble_of
     from infer.runner import Runner
 
-    is_file = Path(path).suffix in (".yaml", ".yml")
-    loaded = ensemble_file.read(Path(path)) if is_file else ensemble_of([str(path)])
+    text = os.fspath(path)
+    is_file = text.endswith((".yaml", ".yml"))
+    loaded = ensemble_file.read(Path(text)) if is_file else ensemble_of([text])
     return Runner(ensemble_file.seen(loaded, views, merge), given(options), keep)
 
 
@@ -47,16 +51,18 @@ def evaluate(
     data: Path | str,
     split: Literal["train", "val", "test", "all"] | None = None,
     on_bad_image: Literal["skip", "partial", "error"] = "skip",
+    out: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Score an opened runner on the labelled images of a data set; see `infer.evaluation.scoring`.
 
     `data` is a folder, table, Parquet, shards or arrays, as `data.root` of a training. `split` None takes the test
-    split where it has labels, else the validation split, else all images. Raises `DataError` for a split without labels
-    and for classes that the members do not know.
+    split where it has labels, else the validation split, else all images. `out` is a new folder for the files and the
+    report page that `python -m infer evaluate` writes. Raises `DataError` for a split without labels and for classes
+    that the members do not know.
     """
-    from infer.evaluation import scoring
+    from infer.evaluation import report
 
-    return scoring.evaluate(runner, data, split, on_bad_image)
+    return report.evaluate(runner, data, split, on_bad_image, Path(out) if out is not None else None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,12 +12,8 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from config.program import entry
-
-if TYPE_CHECKING:
-    from infer.evaluation.scoring import Evaluation
 
 # What a command needs is imported when it is called: --help does not wait for SciPy and scikit-learn.
 
@@ -38,26 +34,6 @@ def _run(words: list[str]) -> int:
 def _command(name: str) -> Callable[[list[str]], int]:
     """The `main` of a command's module, imported when it is called."""
     return lambda words: int(importlib.import_module(f"infer.commands.{name}").main(words))
-
-
-def _evaluate(words: list[str]) -> int:
-    from infer.commands import evaluate
-
-    def draw(found: Evaluation, out: Path) -> list[Path]:
-        # Plots and pages are training's, a level above infer: only this entry point brings the two together.
-        return list(importlib.import_module("training.report.evaluation").write(found, out))
-
-    return evaluate.main(words, draw)
-
-
-def _serve(words: list[str]) -> int:
-    from infer.commands import serve
-
-    def render(title: str, views: Sequence[str], limit: int, post: str) -> bytes:
-        # Pages are training's, a level above infer, as in `_evaluate`.
-        return bytes(importlib.import_module("training.report").prediction_page(title, views, limit, post))
-
-    return serve.main(words, render)
 
 
 def _teacher(words: list[str]) -> int:
@@ -103,9 +79,7 @@ def _teacher(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    **{name: _command(name) for name in ("fit", "oof", "validate", "adapt")},
-    "evaluate": _evaluate,
-    "serve": _serve,
+    **{name: _command(name) for name in ("evaluate", "fit", "oof", "validate", "adapt", "serve")},
     "teacher": _teacher,
 }
 

@@ -28,6 +28,7 @@ from config.sections.data import Data
 from convert import export
 from data.names import of_path
 from ensemble.options import given
+from infer.evaluation import report as evaluation
 from infer.evaluation import scoring
 from infer.io import collect, inputs
 from infer.member import ensemble_of
@@ -170,13 +171,15 @@ class Run:
         split: scoring.Split | None = None,
         views: Sequence[str] = ("original",),
         on_bad_image: scoring.OnBad = "skip",
+        out: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> scoring.Evaluation:
         """Score the mean of all folds on the labelled images of a data set; see `infer.evaluate`.
 
         `data` is as for `train`, or a mapping of settings of the data, such as `{"root": "DIR", "table": "test.csv"}`.
         None takes the run's own data set, which then must have labels for its test or validation split: for images that
-        folds were trained on, `results` has the honest scores.
+        folds were trained on, `results` has the honest scores. `out` is a new folder for the report page and the files
+        of the scores.
         """
         found = scoring.labelled(self._data(data), split)
         if data is None and split is None and found.split == "all":
@@ -185,7 +188,7 @@ class Run:
                 "of its images, and evaluate(DATA) those of others"
             )
         with self.load(views, **options) as runner:
-            return scoring.evaluate(runner, found, None, on_bad_image)
+            return evaluation.evaluate(runner, found, None, on_bad_image, Path(out) if out is not None else None)
 
     def report(self) -> Path:
         """Write `report.html` of the run anew, and return its path."""
@@ -210,6 +213,10 @@ class Run:
         return load.of_values(
             {"data": data if isinstance(data, Mapping) else {"root": data}}.items(), None, "evaluate()"
         ).data
+
+    def __fspath__(self) -> str:
+        """A run stands for its folder wherever a path is taken."""
+        return os.fspath(self.folder)
 
     def __repr__(self) -> str:
         mean = self.results["mean"]

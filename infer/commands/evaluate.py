@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ensemble.ensemble_file import Ensemble
     from infer.evaluation.scoring import Evaluation
 
-Drawn = Callable[["Evaluation", Path], list[Path]]
 _ABOUT = (
     "Score one model or an ensemble on labelled images: accuracy, macro-F1, log loss, calibration, each class. Writes"
     " metrics.json, confusion.csv, the predictions, plots and a report page."
@@ -32,8 +31,8 @@ _INTERRUPTED = 130
 _CLASSES_PRINTED = 20
 
 
-def main(words: Sequence[str], draw: Drawn) -> int:
-    """Score as the arguments say, write the files and what `draw` makes of them; returns the exit code."""
+def main(words: Sequence[str]) -> int:
+    """Score as the arguments say, write the files and the page; returns the exit code."""
     parser = _parser()
     options, rest = parser.parse_known_args(words)
     data = _data(parser, rest)
@@ -49,7 +48,7 @@ def main(words: Sequence[str], draw: Drawn) -> int:
     out = options.out or Path(datetime.now().strftime("evaluation-%Y%m%d-%H%M%S"))
     files.prepare(out)
     try:
-        return _evaluate(chosen, data, options, out, adaptively, draw)
+        return _evaluate(chosen, data, options, out, adaptively)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return _INTERRUPTED
@@ -94,10 +93,8 @@ def _data(parser: argparse.ArgumentParser, rest: Sequence[str]) -> Data:
     return load.parse(rest, "python -m infer evaluate").data
 
 
-def _evaluate(
-    chosen: Ensemble, data: Data, options: argparse.Namespace, out: Path, adaptively: bool, draw: Drawn
-) -> int:
-    from infer.evaluation import files, scoring
+def _evaluate(chosen: Ensemble, data: Data, options: argparse.Namespace, out: Path, adaptively: bool) -> int:
+    from infer.evaluation import files, report, scoring
     from infer.runner import Runner
 
     if options.on_bad_image != "error":  # a table's image that is missing is left out, too
@@ -110,7 +107,7 @@ def _evaluate(
         print(text(scored))
         if runner.described:
             print(f"computed by {'; '.join(dict.fromkeys(runner.described))}")
-        written = [*files.write(out, scored), *draw(scored, out)]
+        written = [*files.write(out, scored), *report.write(scored, out)]
         print(f"wrote {out}: {', '.join(path.relative_to(out).as_posix() for path in written)}")
         if options.features:
             inputs, targets = scoring.inputs_of(found, runner.class_names, runner.ensemble.aliases)

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from infer import web
 from infer.commands import members
 from infer.commands.members import positive
 from infer.commands.page import Limits, predict
+from infer.pages import page
 from infer.runner import Runner
 
-# (title, views, most bytes of an upload, where to post it) to the page
-Render = Callable[[str, Sequence[str], int, str], bytes]
 
-
-def main(words: Sequence[str], render: Render) -> int:
+def main(words: Sequence[str]) -> int:
     """Run the command until it is stopped; `TandemError`s are the caller's."""
     options = _parser().parse_args(words)
     chosen = members.chosen(options)
@@ -27,19 +25,19 @@ def main(words: Sequence[str], render: Render) -> int:
     if options.host not in web.LOOPBACK:
         print(f"warning: listens on {options.host}: whoever reaches this machine can use it", file=sys.stderr)
     with Runner(chosen, members.shared_options(options), options.in_memory) as runner:
-        return web.Server(app(runner, limits, render), options.host, options.port).run()
+        return web.Server(app(runner, limits), options.host, options.port).run()
 
 
-def app(runner: Runner, limits: Limits, render: Render) -> web.App:
+def app(runner: Runner, limits: Limits) -> web.App:
     """The page at `/`, and `POST /predict` with an encoded image as its body."""
-    page = render(runner.name, runner.ensemble.views, limits.size, "predict")
+    html = page.prediction(runner.name, runner.ensemble.views, limits.size, "predict")
 
     def respond(request: web.Request) -> web.Response:
         match request.method, request.path:
             case "POST", "/predict":
                 return predict(runner, request, limits)
             case "GET", "/":
-                return web.Response(page)
+                return web.Response(html)
             case "GET", "/predict":
                 raise web.Refused(405, "POST an image here")
         raise web.Refused(404, "there is / and POST /predict")

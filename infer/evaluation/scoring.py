@@ -1,6 +1,6 @@
 """Scores of members on labelled images: predictions against the labels of a data set's split, and how sure they are.
 
-`evaluate` computes them; the files are written by `evaluation_files`, pictures and page by `training.report`.
+`evaluate` computes them; the files are written by `files`, plots and page by `report`.
 """
 
 from __future__ import annotations

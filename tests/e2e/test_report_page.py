@@ -16,7 +16,6 @@ from data import csvfile
 from tests import browser as chromium
 from tests.unit import members, runs
 from training import report
-from training.report import evaluation
 
 pytestmark = pytest.mark.skipif(chromium.program() is None, reason="no chromium or google-chrome on this machine")
 HOSTILE = ("<script>document.title='taken'</script>", '"><img src=x onerror="document.title=1">', "a & b", "long " * 9)
@@ -143,9 +142,8 @@ def test_the_page_of_an_evaluation_sorts_and_fits_a_phone(classes: int, opened: 
     best = members.checkpoint(tmp_path / "best", of=members.card(names, size=16))
     runs.finished(tmp_path, names, 80)
     with infer.load(best) as model:
-        found = infer.evaluate(model, tmp_path / "data")
-    *_, path = evaluation.write(found, tmp_path)
-    page = opened(path, 360, "dark")
+        found = infer.evaluate(model, tmp_path / "data", out=tmp_path / "evaluation")
+    page = opened(tmp_path / "evaluation" / "report.html", 360, "dark")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     ratio, text = page.evaluate(chromium.CONTRAST)
     assert ratio >= 4.5, text

@@ -22,7 +22,6 @@ from infer.commands.serve import app
 from infer.explain.report import explain, looks
 from tests import browser
 from tests.unit import members
-from training import report
 
 ROOT = Path(__file__).parents[2]
 with_chromium = pytest.mark.skipif(browser.program() is None, reason="no Chromium here")
@@ -41,7 +40,7 @@ def model(tmp_path):
 @pytest.fixture
 def port(model):
     """A server of the model in a thread of its own."""
-    server = web.Server(app(model[0], Limits(5000, 2000), report.prediction_page), "127.0.0.1", 0)
+    server = web.Server(app(model[0], Limits(5000, 2000)), "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield server.server_port

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data import csvfile
+from infer.pages import figures as shared
 from tests.unit import runs
 from training.__main__ import main
 from training.report import figures
@@ -85,6 +86,6 @@ def test_the_figures_are_scikit_learns() -> None:
         brier_score_loss(targets, probabilities, labels=range(4), scale_by_half=False)
     )
     assert sum(bin_["n"] for bin_ in found["bins"]) == 60
-    worst = figures.pairs(counts, tuple("abcde"))[0]
+    worst = shared.pairs(counts, tuple("abcde"))[0]
     off = counts - np.diag(np.diag(counts))
     assert worst["n"] == off.max()

@@ -1,4 +1,4 @@
-"""The addresses of the board and what each shows; the pages themselves are in `training/templates`.
+"""The addresses of the board and what each shows; the pages themselves are in `infer.pages`.
 
 `/` all runs, `/rows` the same without the page around it, `/run` one run or campaign, `/live` what changes of it while
 it trains, `/file` a report, audit or picture of it, `/predict` its prediction page, where alone POST is allowed.
@@ -16,8 +16,8 @@ from config import load
 from config.errors import TandemError
 from data.names import of_path
 from infer.commands.page import Limits, predict
+from infer.pages import page
 from infer.web import TEXT, App, Refused, Request, Response, as_json
-from training import report
 from training.board import tables
 from training.board.predictors import Predictors, artefacts
 from training.board.runs import Run, Runs
@@ -69,8 +69,8 @@ class _Board:
                 return Response(_page("board.html", "Runs", **self._rows()).encode())
             case "/rows":
                 if "run" in request.query:
-                    return Response(report.fragment("board_members.html", **self._members(self._run(request))).encode())
-                return Response(report.fragment("board_rows.html", **self._rows()).encode())
+                    return Response(page.fragment("board_members.html", **self._members(self._run(request))).encode())
+                return Response(page.fragment("board_rows.html", **self._rows()).encode())
             case "/run":
                 return Response(self._run_page(self._run(request)).encode())
             case "/live":
@@ -140,7 +140,7 @@ class _Board:
         return ranked[0] if ranked and ranked[0].key != run.key else None
 
     def _status(self, run: Run) -> str:
-        return report.fragment("board_status.html", run=run, live=tables.live(run), folds=tables.folds(run))
+        return page.fragment("board_status.html", run=run, live=tables.live(run), folds=tables.folds(run))
 
     def _live(self, run: Run) -> Response:
         try:
@@ -152,7 +152,7 @@ class _Board:
         if not artefacts(run):
             raise Refused(404, f"{run.key}: has no finished fold with weights to predict with yet")
         post, back = f"predict?{urlencode({'run': run.key})}", f"run?{urlencode({'run': run.key})}"
-        return Response(report.prediction_page(run.key, (), Limits().size, post, back))
+        return Response(page.prediction(run.key, (), Limits().size, post, back))
 
     def _predicted(self, request: Request, run: Run) -> Response:
         idle = all(one.state != "training" for one in self.runs.all().values())
@@ -164,7 +164,7 @@ class _Board:
 
 
 def _page(template: str, title: str, **values: Any) -> str:
-    return report.page(template, ("report.js", "board.js"), ("report.css", "board.css"), title=title, **values)
+    return page.page(template, ("report.js", "board.js"), ("report.css", "board.css"), title=title, **values)
 
 
 def _files(run: Run) -> list[dict[str, str]]:

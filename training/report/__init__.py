@@ -1,28 +1,23 @@
 """`report.html`: one self-contained page about one or more runs, and the ensemble made of them. Needs no network.
 
 The numbers are made in `figures`, the images in `pictures`, what other stages left is read in `findings` and `mixture`;
-the page itself is `training/templates`. Its own script is named by hash, so that the browser runs no other one.
+the page itself is a template of `infer.pages`.
 """
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
-from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from config.errors import CheckpointError
+from infer.pages import figures as shared
+from infer.pages import page
+from infer.pages.thumbnails import WORST, with_thumbnails
 from training.loop import metrics
 from training.report import figures, findings, mixture, pictures
 from training.run import results, run_dir
-
-_TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
 def write(
@@ -33,7 +28,7 @@ def write(
     With `explain` the worst mistakes get Grad-CAM pictures, for which each fold's network is opened once.
     """
     said = findings.submission(submission) if submission else None
-    return render(
+    return page.write(
         out,
         "report.html",
         title=" + ".join(each.resolve().name for each in runs),
@@ -42,55 +37,6 @@ def write(
         submission=said,
         failures=findings.failures(out, runs),
         audit=findings.audit([out.parent, *runs]),
-    )
-
-
-def render(out: Path, template: str, **values: Any) -> Path:
-    """Write a page of `training/templates` with these values, the shared style and script, and the time; its path."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    run_dir.write_text(out, page(template, **values))
-    return out
-
-
-def page(
-    template: str, scripts: Sequence[str] = ("report.js",), styles: Sequence[str] = ("report.css",), **values: Any
-) -> str:
-    """A page of `training/templates` with these values, its styles and scripts inside, and the time."""
-    script = "\n".join(map(_source, scripts))
-    return fragment(
-        template,
-        date=datetime.now().strftime("%Y-%m-%d %H:%M"),
-        style="".join(map(_source, styles)),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **values,
-    )
-
-
-def fragment(template: str, **values: Any) -> str:
-    """A part of a page."""
-    return _templates().get_template(template).render(**values)
-
-
-def prediction_page(title: str, views: Sequence[str], limit: int, post: str, back: str = "") -> bytes:
-    """The page that posts images of at most `limit` bytes to the address `post` and shows what they are."""
-    values = {"title": title, "views": views, "limit": limit, "post": post, "back": back}
-    return page("predict.html", ("predict.js",), ("report.css", "board.css"), **values).encode()
-
-
-@functools.cache
-def _source(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
-
-
-@functools.cache
-def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
 
 
@@ -130,14 +76,14 @@ def _section(folder: Path, test: dict[str, int], explain: bool) -> dict[str, Any
         "images": len(targets),
         "curves": figures.curves(folder),
         "classes": figures.classes(counts, names),
-        "matrix": figures.matrix(counts, names),
-        "pairs": figures.pairs(counts, names),
+        "matrix": shared.matrix(counts, names),
+        "pairs": shared.pairs(counts, names),
         "reliability": figures.reliability(logits, targets),
         "distribution": figures.distribution(names, results.class_counts(folder), said, test),
         "unexplained": pictures.explain(mistakes) if explain else "not asked for",
         "mistakes": mistakes,
         "wrong": int((said != targets).sum()),
-        "suspects": pictures.with_thumbnails(results.suspects(folder)[: pictures.WORST], path_of),
+        "suspects": with_thumbnails(results.suspects(folder)[:WORST], path_of),
         "machine": findings.machine(folder),
         "config": (folder / "config.yaml").read_text(),
         "environment": yaml.safe_dump(starts[-1], sort_keys=False) if starts else "",

@@ -22,8 +22,6 @@ _PANELS = (
 )
 _VALIDATION = ("log_loss", "macro_f1", "accuracy")
 _BINS = 15
-_PAIRS = 20
-AS_TABLE = 30  # classes that a confusion matrix can have and still be read as a table
 
 
 def curves(run: Path) -> list[dict[str, Any]]:
@@ -56,31 +54,6 @@ def classes(counts: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str,
     taken = [names[row.argmax()] if row.any() else "" for row in wrong]
     rows = zip(names, counts.sum(axis=1).tolist(), *(column.tolist() for column in columns), taken, strict=True)
     return [dict(zip(("name", "support", "precision", "recall", "f1", "taken_for"), row, strict=True)) for row in rows]
-
-
-def matrix(counts: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, Any]:
-    """The confusion counts: all of them as rows for a table where that can be read, else those above 0 as triples."""
-    if len(names) <= AS_TABLE:
-        total = np.maximum(counts.sum(axis=1), 1)
-        rows = [
-            {"name": name, "cells": [{"n": n, "share": n / whole} for n in row]}
-            for name, row, whole in zip(names, counts.tolist(), total.tolist(), strict=True)
-        ]
-        return {"names": names, "rows": rows, "cells": []}
-    cells = [[int(i), int(j), int(counts[i, j])] for i, j in np.argwhere(counts)]
-    return {"names": names, "rows": [], "cells": cells}
-
-
-def pairs(counts: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The most frequent confusions, most images first: true class, answered class, images, share of the true class."""
-    wrong = counts - np.diag(np.diag(counts))
-    total = counts.sum(axis=1)
-    order = [divmod(int(place), len(names)) for place in np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]]
-    return [
-        {"true": names[i], "said": names[j], "n": int(wrong[i, j]), "share": float(wrong[i, j] / total[i])}
-        for i, j in order
-        if wrong[i, j]
-    ]
 
 
 def reliability(logits: scaling.Rows, targets: NDArray[np.int64]) -> dict[str, Any]:

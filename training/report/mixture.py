@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import ensemble_file
-from training.report.pictures import with_thumbnails
+from infer.pages import figures
+from infer.pages.thumbnails import with_thumbnails
 
 _WORST = 12
 _METRICS = {"macro_f1": "Macro-F1", "accuracy": "Accuracy", "log_loss": "Log loss"}
@@ -63,8 +64,8 @@ def _analysis(path: Path, path_of: dict[str, Path]) -> dict[str, Any] | None:
     return {
         "expected": [(title, raw["expected"][name]) for name, title in _METRICS.items() if name in raw["expected"]],
         "scores": [{**score, "what": what} for score, what in rows],
-        "reliability": [(name, bins(raw["reliability"][name])) for name in ("before", "after")],
-        "histogram": bars(raw["histogram"]),
+        "reliability": [(name, figures.bins(raw["reliability"][name])) for name in ("before", "after")],
+        "histogram": figures.bars(raw["histogram"]),
         "runs": raw["runs"],
         "agreement": raw["agreement"] if len(raw["runs"]) > 1 else [],
         "confused": [
@@ -74,27 +75,3 @@ def _analysis(path: Path, path_of: dict[str, Path]) -> dict[str, Any] | None:
         "mistakes": with_thumbnails(raw["mistakes"][:_WORST], path_of) or raw["mistakes"][:_WORST],
         "notes": raw.get("notes", []),
     }
-
-
-def bins(columns: dict[str, list[float | None]]) -> dict[str, Any]:
-    """Columns of equal bins of confidence as the rows that `figures.reliability` gives; empty bins are left out."""
-    width = 1 / len(columns["images"])
-    rows = zip(columns["images"], columns["confidence"], columns["accuracy"], strict=True)
-    return {
-        "width": width,
-        "bins": [
-            {"low": k * width, "n": int(n), "confidence": confidence, "accuracy": accuracy}
-            for k, (n, confidence, accuracy) in enumerate(rows)
-            if n and confidence is not None and accuracy is not None
-        ],
-    }
-
-
-def bars(histogram: dict[str, list[float]]) -> list[dict[str, float]]:
-    """Right and wrong answers of each bar, and both as shares of the tallest."""
-    most = max((right + wrong for right, wrong in zip(histogram["right"], histogram["wrong"], strict=True)), default=0)
-    rows = zip(histogram["edges"], histogram["edges"][1:], histogram["right"], histogram["wrong"], strict=False)
-    return [
-        {"low": low, "high": high, "right": right, "wrong": wrong, "r": right / (most or 1), "w": wrong / (most or 1)}
-        for low, high, right, wrong in rows
-    ]

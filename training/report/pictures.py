@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import softmax
 
 from config import load
@@ -20,11 +17,9 @@ from data.pixels import data_uri
 from data.rng import philox
 from ensemble.calibration.scaling import blocks
 from infer.explain import gradcam
+from infer.pages.thumbnails import WORST, small, thumbnail
 from training.loop import metrics
 from training.run import results
-
-WORST = 12
-_PIXELS = 112
 
 
 def paths(run: Path) -> dict[str, Path]:
@@ -78,29 +73,9 @@ def explain(rows: list[dict[str, Any]]) -> str:
     return ""
 
 
-def thumbnail(path: Path) -> str:
-    """A JPEG of at most 112 pixels as a data URI; "" where the file can no longer be read."""
-    try:
-        return data_uri(_small(decode(path)))
-    except TandemError:
-        return ""
-
-
-def with_thumbnails(rows: Sequence[dict[str, Any]], path_of: dict[str, Path]) -> list[dict[str, Any]]:
-    """Those of the rows whose `id` has an image file, each with its `picture`."""
-    return [{**row, "picture": thumbnail(path_of[row["id"]])} for row in rows if row["id"] in path_of]
-
-
 def _heat(best: Path, rows: list[dict[str, Any]]) -> list[str]:
     explainer = gradcam.open(best)
     transform = EvalTransform(explainer.card.preprocessing)
     images = np.stack([transform(decode(row["path"]), philox(0, "report")) for row in rows])
     maps = explainer.heatmaps(images, [row["class"] for row in rows])
-    return [data_uri(_small(gradcam.overlay(image, heat))) for image, heat in zip(images, maps, strict=True)]
-
-
-def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    scale = _PIXELS / max(image.shape[:2])
-    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-    small: NDArray[np.uint8] = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
-    return small
+    return [data_uri(small(gradcam.overlay(image, heat))) for image, heat in zip(images, maps, strict=True)]

@@ -22,11 +22,11 @@ from rich.progress import Progress as Bar
 
 from config.schema import Settings
 from data.cores import cores
+from data.progress_bar import NotebookBar, is_notebook
 from training.loop import bottleneck
 from training.loop.fold_data import FoldData
 from training.loop.state import Callbacks
 from training.run import results, run_dir
-from training.run.notebook import NotebookBar, is_notebook
 from training.trackers.broadcast import Broadcast
 from training.trackers.machine import Machine
 
@@ -53,7 +53,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if is_notebook():
-            self.notebook = NotebookBar(self.fold)
+            self.notebook = NotebookBar(f"fold {self.fold}", "step")
         elif self.console.is_terminal:
             self.bar = Bar(
                 TextColumn("fold {task.fields[fold]}"),
@@ -80,7 +80,7 @@ class Progress:
 
     def _step(self, epoch: int, update: int, updates: int, samples: int, loss: float) -> None:
         if self.notebook:
-            self.notebook.step(update, updates)
+            self.notebook.update(update, updates)
         now = time.perf_counter()
         since, seen = self.window
         rate = (seen + samples) / max(now - since, 1e-9)
@@ -111,7 +111,8 @@ class Progress:
         self._write_lines(row, best)
         self.broadcast.epoch(int(row["epoch"]))
         if self.notebook:
-            self.notebook.epoch(row, self.settings.train.epochs)
+            scores = f"val loss {row['log_loss']:.4f}, accuracy {row['accuracy']:.4f}, macro-F1 {row['macro_f1']:.4f}"
+            self.notebook.note(f"epoch {row['epoch']:.0f}/{self.settings.train.epochs}, {scores}")
         else:
             self._say(self._line(row, best))
         advice = bottleneck.advice(row, self.settings, cores())

@@ -8,12 +8,27 @@ from typing import Any
 import numpy as np
 
 from data.names import of_path
-from infer.evaluation.scoring import Evaluation
-from training import report
-from training.report import figures, mixture, pictures, plots
+from infer.evaluation import files, scoring
+from infer.evaluation.scoring import Evaluation, Labelled, Split
+from infer.pages import figures, page, plots
+from infer.pages.thumbnails import WORST, thumbnail
+from infer.runner import OnBad, Runner
 
 NAME = "report.html"
 _BARS = 20
+
+
+def evaluate(
+    runner: Runner, data: Labelled | Path | str, split: Split | None, on_bad_image: OnBad, out: Path | None
+) -> Evaluation:
+    """`scoring.evaluate`, and all its files in the new folder `out` where one is given."""
+    if out is not None:
+        files.prepare(out)
+    found = scoring.evaluate(runner, data, split, on_bad_image)
+    if out is not None:
+        files.write(out, found)
+        write(found, out)
+    return found
 
 
 def write(found: Evaluation, folder: Path) -> list[Path]:
@@ -28,7 +43,7 @@ def write(found: Evaluation, folder: Path) -> list[Path]:
     for name, figure in made.items():
         figure.savefig(folder / "plots" / name, dpi=120)
     bins = found.reliability._asdict()
-    page = report.render(
+    written = page.write(
         folder / NAME,
         "evaluation.html",
         title=of_path(f"Evaluation of {found.root.resolve().name or found.root}, {what}"),
@@ -38,12 +53,12 @@ def write(found: Evaluation, folder: Path) -> list[Path]:
         classes=_classes(found),
         matrix=figures.matrix(found.confusion, tuple(names)),
         pairs=figures.pairs(found.confusion, tuple(names)),
-        reliability=mixture.bins({name: values.tolist() for name, values in bins.items()}),
-        bars=mixture.bars(_histogram(found)),
+        reliability=figures.bins({name: values.tolist() for name, values in bins.items()}),
+        bars=figures.bars(_histogram(found)),
         mistakes=_mistakes(found),
         wrong=int((found.predicted != found.targets).sum()),
     )
-    return [*(folder / "plots" / name for name in made), page]
+    return [*(folder / "plots" / name for name in made), written]
 
 
 def _classes(found: Evaluation) -> list[dict[str, Any]]:
@@ -66,14 +81,14 @@ def _mistakes(found: Evaluation) -> list[dict[str, Any]]:
     here = np.arange(len(found.ids))
     confidence = found.probabilities[here, found.predicted]
     order = np.argsort(np.where(found.predicted != found.targets, -confidence, 1), kind="stable")
-    worst = [row for row in order[: pictures.WORST].tolist() if found.predicted[row] != found.targets[row]]
+    worst = [row for row in order[:WORST].tolist() if found.predicted[row] != found.targets[row]]
     return [
         {
             "id": found.ids[row],
             "true": found.class_names[found.targets[row]],
             "predicted": found.class_names[found.predicted[row]],
             "probability": float(confidence[row]),
-            "picture": pictures.thumbnail(found.paths[row]),
+            "picture": thumbnail(found.paths[row]),
         }
         for row in worst
     ]

@@ -1,0 +1,1 @@
+"""Pages with everything inside: templates, the plots and figures that several pages have, and thumbnails."""
