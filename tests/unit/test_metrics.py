@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training.loop import metrics
-from training.run.targets import smoothed
+from training.policy.targets import smoothed
 
 
 def test_scores_of_a_case_done_by_hand() -> None:

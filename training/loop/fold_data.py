@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from data.loading.loader import Loader
 from data.streaming.order import StreamOrder
 from training.policy.resizing import ResizeStage
-from training.run.targets import Targets
+from training.policy.targets import Targets
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from data import folds as split
 from data import sources
 from ensemble.oof import teacher_file
 from ensemble.oof.teacher_file import TeacherPredictions
-from training.run.targets import JoinedTargets, TargetRows, Targets
+from training.policy.targets import JoinedTargets, TargetRows, Targets
 
 
 class DistillationTargets(NamedTuple):
