@@ -16,9 +16,8 @@ from data.audit.findings import Finding
 from infer.__main__ import main as infer
 from infer.io import validation
 from training import cli
-from training.campaign import train_members
+from training.campaign import preflight, train_members
 from training.report import summary
-from training.run import preflight
 from training.run.fold import RESULT
 
 WORDS = ["--model", "convnext_atto", "--weights", "none", "--data.image_size", "16", "--data.workers", "1"]

@@ -34,9 +34,9 @@ from infer.io import prior, submission, submission_writer, summary
 from infer.io.inputs import of_paths
 from infer.runner import Runner
 from training import report
-from training.campaign import queue, train_members, trial, tune
+from training.campaign import preflight, queue, train_members, trial, tune
 from training.campaign.members import Campaign, remember
-from training.run import preflight, run_dir
+from training.run import run_dir
 from training.trackers import broadcast
 
 AUDIT = "audit"

@@ -33,7 +33,7 @@ from data import folds, sources
 from data.audit import actions
 from data.cache.images import Images
 from models import limits
-from training.campaign import members, start, train_members
+from training.campaign import members, preflight, start, train_members
 from training.loop import checkpoint, compiling, evaluation, memory
 from training.loop.fold_data import FoldData
 from training.loop.rehearsal import rehearse
@@ -41,7 +41,7 @@ from training.loop.state import Callbacks
 from training.loop.trainer import Trainer
 from training.policy import optimizer
 from training.policy.resizing import ResizeSchedule
-from training.run import auto_model, distillation, fold, preflight, run_dir
+from training.run import auto_model, distillation, fold, run_dir
 from training.run.prepare import FOLDS, card_of, describe, draw_folds, fold_numbers, prepare, refuse
 from training.trackers import machine
 

