@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -33,20 +34,25 @@ summary.plots.write = summary.report.write = lambda *_: None
 {before}
 sys.exit(cli.main('numpy'))
 """
-# The second process finds its device broken at its first fold.
-BROKEN = """
-def broken(*_):
-    raise RuntimeError("no kernel image")
-if os.environ["RANK"] == "1":
-    fold.train = broken
+# The device of the second process is broken; the first one does not begin before the second has a fold, too.
+BREAKS = """
+import pathlib, time
+out, whole = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]), fold.train
+def train(*given):
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("no kernel image")
+    while len(list(out.glob("*/members/*/fold_*/.claim_*"))) < 2:
+        time.sleep(0.05)
+    return whole(*given)
+fold.train = train
 """
 
 
-def torchrun(root: Path, tmp_path: Path, *more: str, before: str = "") -> subprocess.Popen[str]:
+def torchrun(root: Path, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
     """Two processes of the NumPy engine in a session of their own, which signals can be sent to as a terminal does."""
     pytest.importorskip("torch")
     (tmp_path / "two.yaml").write_text(TWO)
-    (tmp_path / "train_numpy.py").write_text(SCRIPT.format(before=before))
+    (tmp_path / "train_numpy.py").write_text(SCRIPT.format(before=BREAKS))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(tmp_path / "train_numpy.py"), "--config", str(tmp_path / "two.yaml"), "--data.root", str(root)]
     command += ["--out", str(tmp_path / "runs"), *more]
@@ -60,41 +66,24 @@ def results(tmp_path: Path) -> list[str]:
     return sorted("/".join(path.parts[-3:-1]) for path in folder.glob("members/*/fold_*/result.yaml"))
 
 
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
 EVERY = ["first/fold_0", "first/fold_1", "second/fold_0", "second/fold_1"]
 
 
-def test_two_processes_share_the_folds_and_each_line_says_whose_it_is(digits: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_folds_and_one_that_breaks_leaves_the_rest_to_the_other(
+    digits: Path, tmp_path: Path
+) -> None:
     process = torchrun(digits, tmp_path, "--mode", "train", "--spread", "folds", "--train.epochs", "8")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert results(tmp_path) == EVERY
     assert all(re.match(r"\[rank [01]\] ", line) for line in out.splitlines())
     begun = re.findall(r"\[rank (\d)\] (\w+: fold \d)\n", out)
-    assert sorted(fold for _, fold in begun) == ["first: fold 0", "first: fold 1", "second: fold 0", "second: fold 1"]
-    assert {rank for rank, _ in begun} == {"0", "1"}
-
-
-def test_a_process_that_cannot_train_leaves_its_folds_to_the_others(digits: Path, tmp_path: Path) -> None:
-    given = ("--mode", "train", "--spread", "folds", "--train.epochs", "3")
-    process = torchrun(digits, tmp_path, *given, before=BROKEN)
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+    (broken,) = (fold for rank, fold in begun if rank == "1")
     assert "[rank 1] error: no kernel image; this process stops" in err
-    assert results(tmp_path) == EVERY
-
-
-def test_ctrl_c_under_torchrun_saves_in_every_process(digits: Path, tmp_path: Path) -> None:
-    """The terminal sends SIGINT to all, and torchrun sends it to its processes once more."""
-    process = torchrun(digits, tmp_path, "--mode", "train", "--spread", "folds", "--train.epochs", "5000")
-    wait_for(lambda: len(list((tmp_path / "runs").glob("*/members/*/fold_*/history.csv"))) == 2, process)
-    os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=100)
-    stopped = re.findall(r"\[rank (\d)\] stopped; everything is saved\. Go on with: (.*)", out)
-    assert {rank for rank, _ in stopped} == {"0", "1"}
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert stopped[0][1] == f"python train_numpy.py --mode train --spread folds --resume {folder}"
-    for place in (folder / "members" / "first").glob("fold_*"):
-        assert checkpoint.newest(place) is not None
+    assert Counter(fold for _, fold in begun) == {
+        fold: 1 + (fold == broken) for fold in ("first: fold 0", "first: fold 1", "second: fold 0", "second: fold 1")
+    }
 
 
 @pytest.mark.parametrize(
@@ -111,7 +100,7 @@ def test_ctrl_c_under_torchrun_saves_in_every_process(digits: Path, tmp_path: Pa
 def test_what_several_processes_cannot_do_is_one_line(
     more: tuple[str, ...], line: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+    for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
     process = start("numpy", [*words(digits, tmp_path), *more])
     _, err = process.communicate(timeout=60)
@@ -121,18 +110,33 @@ def test_what_several_processes_cannot_do_is_one_line(
     assert not list(tmp_path.glob("*")), "nothing is made"
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143)])
-def test_signals_of_a_queue_save_first(sent: signal.Signals, code: int, digits: Path, tmp_path: Path) -> None:
-    given = words(digits, tmp_path, "--checkpoint.every_steps", "0", "--checkpoint.every_epochs", "1000")
-    process = start("numpy", given)
-    wait_for(lambda: (tmp_path / "run" / "fold_0" / "history.csv").exists(), process)
-    process.send_signal(sent)
+@pytest.mark.parametrize(
+    ("sent", "times", "launched", "code"),
+    [(signal.SIGUSR1, 1, False, 75), (signal.SIGTERM, 2, True, 143)],  # torchrun repeats what the group was sent
+)
+def test_signals_of_a_queue_and_of_a_launcher_save_first(
+    sent: signal.Signals,
+    times: int,
+    launched: bool,
+    code: int,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in LAUNCHED.items() if launched else ():
+        monkeypatch.setenv(name, value)
+    more = ("--mode", "train", "--spread", "folds") if launched else ()
+    rare = ("--checkpoint.every_steps", "0", "--checkpoint.every_epochs", "1000")
+    process = start("numpy", words(digits, tmp_path, *rare, *more))
+    wait_for(lambda: bool(list((tmp_path / "run").rglob("history.csv"))), process)
+    for _ in range(times):
+        process.send_signal(sent)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "Go on with: python train_numpy.py --resume" in out
+    assert "Go on with: python train_numpy.py " in out
     assert "Traceback" not in err
-    last = checkpoint.newest(tmp_path / "run" / "fold_0")
+    (history,) = (tmp_path / "run").rglob("history.csv")
+    last = checkpoint.newest(history.parent)
     assert last is not None
-    step = checkpoint.read_state(last)["loop"]
-    history = (tmp_path / "run" / "fold_0" / "history.csv").read_text().splitlines()
-    assert step["epoch"] >= len(history) - 1 > 0, "nothing that was trained is lost"
+    rows = history.read_text().splitlines()
+    assert checkpoint.read_state(last)["loop"]["epoch"] >= len(rows) - 1 > 0, "nothing that was trained is lost"

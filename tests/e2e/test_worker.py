@@ -100,9 +100,10 @@ def test_other_settings_of_the_training_are_refused(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = campaign(TWO, digits, tmp_path, "--mode", "audit")
-    assert cli.work_on(folder, "numpy", ["--optim.lr", "1"]) == 2
+    given = ["worker", "--campaign", str(folder), "--engine", "torch"]
+    assert commands.main([*given, "--optim.lr", "1"]) == 2
     assert "was begun with other settings" in capsys.readouterr().err
-    assert cli.work_on(folder, "numpy", ["--optim.rl", "1"]) == 2
+    assert commands.main([*given, "--optim.rl", "1"]) == 2
     assert "optim.rl: no such setting (command line); did you mean optim.lr" in capsys.readouterr().err
 
 
