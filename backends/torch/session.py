@@ -40,11 +40,11 @@ from backends.torch.devices import DEVICE_VARIABLE as DEVICE_VARIABLE
 from backends.torch.devices import best_device as best_device
 from backends.torch.devices import hardware as hardware
 from backends.torch.devices import remark
-from backends.torch.group import join as join
-from backends.torch.group import lost
+from backends.torch.distributed.group import join as join
+from backends.torch.distributed.group import lost
+from backends.torch.distributed.replicas import Replicas
 from backends.torch.memory import memory_errors
 from backends.torch.precision import LossScale, resolved, tf32
-from backends.torch.replicas import Replicas
 from backends.torch.transfer import Pending, Transfer, arrived
 from config.errors import ConfigError
 from models.registry import ModelSpec
