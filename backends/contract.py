@@ -161,8 +161,8 @@ class SessionConfig:
 
     `precision` "auto" is bf16 where the device is fast at it (CUDA), else fp32. `seed` keys dropout, stochastic depth
     and fresh weights. `compile` True compiles where the engine gains by it; a mode, which only torch's engine takes,
-    compiles or raises `ConfigError`. `deterministic`, which only torch's engine takes, has CUDA give the same numbers
-    each time.
+    compiles or raises `ConfigError`. Torch's engine alone takes `deterministic`, CUDA gives the same numbers each time,
+    and `sync_batch_norm`, BatchNorm takes the statistics of all processes' images.
     """
 
     optim: OptimSpec = field(default_factory=OptimSpec)
@@ -172,6 +172,7 @@ class SessionConfig:
     compile: bool | CompileMode = True
     memory: MemorySpec = field(default_factory=MemorySpec)
     deterministic: bool = False
+    sync_batch_norm: bool = False
 
 
 DEFAULTS = SessionConfig()

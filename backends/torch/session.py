@@ -40,11 +40,11 @@ from backends.torch.devices import DEVICE_VARIABLE as DEVICE_VARIABLE
 from backends.torch.devices import best_device as best_device
 from backends.torch.devices import hardware as hardware
 from backends.torch.devices import remark
-from backends.torch.group import join as join
-from backends.torch.group import lost
+from backends.torch.distributed.group import join as join
+from backends.torch.distributed.group import lost
+from backends.torch.distributed.replicas import Replicas, synchronised
 from backends.torch.memory import memory_errors
 from backends.torch.precision import LossScale, resolved, tf32
-from backends.torch.replicas import Replicas
 from backends.torch.transfer import Pending, Transfer, arrived
 from config.errors import ConfigError
 from models.registry import ModelSpec
@@ -94,6 +94,8 @@ class Session:
         network = self._network(spec, weights)
         if memory.recompute:
             step.checkpoint_blocks(network, spec.name)
+        if config.sync_batch_norm and group.world_size > 1:
+            network = synchronised(network, device)
         self._parameters = dict(network.named_parameters())
         self._tensors = model.canonical_tensors(network)
         self._context = step.StepContext(

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from backends.contract import MemorySpec, OptimSpec, Precision
 from backends.torch import compiling, optim
+from backends.torch.distributed.replicas import Replicas
 from backends.torch.losses import PerSample
 from backends.torch.precision import LossScale, autocast
-from backends.torch.replicas import Replicas
 from config.errors import ConfigError
 
 

@@ -86,6 +86,11 @@ class Train(Section):
         description="The same numbers each time on an NVIDIA GPU too, by slower algorithms; an operation that has none"
         " is an error. The CPU needs no such setting. torch's alone.",
     )
+    sync_batch_norm: bool = Field(
+        default=False,
+        description="BatchNorm takes the statistics of the images of all processes; else each process its own, which is"
+        " faster. For several NVIDIA GPUs. torch's alone.",
+    )
 
 
 class Progressive(Section):

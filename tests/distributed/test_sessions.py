@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from backends.group import ALONE
+from backends.torch import model
+from backends.torch.distributed.replicas import synchronised
+from config.errors import ConfigError
+from tests import tiny
 from tests.distributed import cases
 from tests.distributed.cases import CASES, Trained
 from tests.distributed.ranks import together
@@ -42,3 +47,13 @@ def test_all_processes_hold_the_same_bits_and_report_the_same(name: str, trained
     for one, other in zip(first.results, second.results, strict=True):
         np.testing.assert_array_equal(one.losses, other.losses)
         assert (one.grad_norm, one.finite) == (other.grad_norm, other.finite)
+
+
+def test_synchronised_batch_norm_keeps_all_names_and_is_refused_where_torch_has_none() -> None:
+    network = model.build(tiny.spec("resnet"))
+    names = list(network.state_dict())
+    converted = synchronised(network, torch.device("cuda"))
+    assert list(converted.state_dict()) == names
+    assert sum(isinstance(m, torch.nn.SyncBatchNorm) for m in converted.modules()) > 5
+    with pytest.raises(ConfigError, match=r"train\.sync_batch_norm: torch has it for NVIDIA GPUs, not for cpu"):
+        synchronised(network, torch.device("cpu"))

@@ -200,6 +200,7 @@ def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead
         seed=settings.seed,
         memory=optimizer.memory(train, micro_batch),
         deterministic=train.deterministic,
+        sync_batch_norm=train.sync_batch_norm,
     )
 
     def opened(compile: bool | CompileMode, group: Group = ALONE) -> Session:

@@ -38,8 +38,9 @@ def refuse(settings: Settings, backend: str) -> None:
         raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")
     if settings.train.compile_mode != "default" and backend != "torch":
         raise ConfigError(f"train.compile_mode: torch alone has modes; leave it at default with {backend}")
-    if settings.train.deterministic and backend != "torch":
-        raise ConfigError(f"train.deterministic: torch alone has it; leave it false with {backend}")
+    for name in ("deterministic", "sync_batch_norm"):
+        if getattr(settings.train, name) and backend != "torch":
+            raise ConfigError(f"train.{name}: torch alone has it; leave it false with {backend}")
     trackers.require(settings.track)
     if backends.ENGINES[backend].builds_networks:
         _refuse_sizes(settings)

@@ -13,11 +13,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from backends.group import Group
 from backends.torch.compiling import Forward
+from config.errors import ConfigError
 
 
 class Replicas:
@@ -88,6 +90,17 @@ class Replicas:
     def close(self) -> None:
         """Let go of what DistributedDataParallel holds."""
         self._parallel = None
+
+
+def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with torch's SyncBatchNorm in the place of BatchNorm, whose names stay. Not for a session that
+    is alone in a process of several: it would wait for theirs."""
+    if device.type != "cuda":
+        raise ConfigError(
+            f"train.sync_batch_norm: torch has it for NVIDIA GPUs, not for {device.type}; set it to false"
+        )
+    converted: nn.Module = convert_sync_batchnorm(network)
+    return converted
 
 
 class _Module(nn.Module):

@@ -1,6 +1,6 @@
 """The processes that torchrun, or another launcher with torch's variables, started: their talk on the host, over gloo.
 
-What the devices exchange in a step stands in `parallel`.
+What the devices exchange in a step stands in `replicas`.
 """
 
 from __future__ import annotations
