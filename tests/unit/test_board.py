@@ -128,6 +128,7 @@ def test_a_number_of_a_process_that_another_program_has_now_is_not_taken_for_tra
         ("config.yaml", None, "config.yaml is missing"),
         ("environment.json", '[{"engine": "to', "environment.json cannot be read: "),
         ("fold_1/result.yaml", "{fold: 1", "result.yaml cannot be read: "),
+        ("fold_1/result.yaml", "{fold: 1, macro_f1: high}", "result.yaml cannot be read: "),
     ],
 )
 def test_a_damaged_run_is_one_line_on_the_page_and_the_others_stay(root, ask, file, text, fault) -> None:
@@ -141,9 +142,13 @@ def test_a_damaged_run_is_one_line_on_the_page_and_the_others_stay(root, ask, fi
     assert status == 404 and fault in page
 
 
-def test_an_empty_result_file_is_a_run_that_goes_on_being_shown(root: Path, ask: Ask) -> None:
-    (unfinished(root, "cut") / "fold_1" / "history.jsonl").write_text("")
-    assert ask("/run?run=cut")[0] == 200
+def test_damaged_curves_are_one_line_on_the_page_of_a_run(root: Path, ask: Ask) -> None:
+    fold = unfinished(root, "cut") / "fold_1"
+    (fold / "history.jsonl").write_text("")
+    (fold / "history.csv").write_text("epoch,macro_f1\n1,0.5\ntwo,0.6\n")
+    status, page = ask("/run?run=cut")
+    assert status == 200 and "The curves cannot be read: ValueError" in page
+    assert "cannot be read" in json.loads(ask("/live?run=cut")[1])["status"]
 
 
 def test_any_name_of_a_run_is_text_and_leads_to_its_page(root: Path, ask: Ask) -> None:
@@ -156,9 +161,11 @@ def test_any_name_of_a_run_is_text_and_leads_to_its_page(root: Path, ask: Ask) -
     assert status == 200 and "<b>run" not in page and "&lt;b&gt;run" in page
 
 
-def test_runs_of_several_folders_and_of_a_single_run_are_told_apart(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root, tmp_path / "other")
-    assert set(Runs([root, tmp_path / "other"]).all()) == {"runs/good", "other/good"}
+def test_runs_of_several_folders_and_of_a_single_run_are_told_apart(root: Path, made: Path, tmp_path: Path) -> None:
+    for name in ("other", "more/runs"):
+        shutil.copytree(made.parent, tmp_path / name)
+    assert set(Runs([root, tmp_path / "other"]).all()) == {"runs/good", "other/made"}
+    assert len(Runs([root, tmp_path / "more" / "runs"]).all()) == 2
     assert set(Runs([root / "good"]).all()) == {"good"}
 
 

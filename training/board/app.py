@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from config import load
+from config import load, streams
 from config.errors import TandemError
 from data.names import of_path
 from infer.commands.page import Limits, predict
@@ -30,6 +30,7 @@ _FILES = {
     "audit/audit.html": "Audit of the data",
     "plots/confusion.png": "Confusion matrix",
     "tune/*/study.png": "Search",
+    streams.LOG: "Warnings of libraries",
 }
 _TYPES = {".html": "text/html; charset=utf-8", ".png": "image/png"}
 # Pages of a run may run their own scripts, but as an origin of their own that can ask this server for nothing.
@@ -96,7 +97,7 @@ class _Board:
             "rows": tables.rows(runs),
             "live": [tables.live(run) for run in every if run.state == "training" and run.kind != "campaign"],
             "campaigns": [tables.campaign(run, self.runs.members(run)) for run in every if run.kind == "campaign"],
-            "broken": [run for run in every if run.fault],
+            "broken": [run for run in every if run.fault and run.kind != "campaign"],
             "splits": len({run.split for run in runs if run.split}) > 1,
         }
 
@@ -109,7 +110,7 @@ class _Board:
         best = self._best(run)
         differences = tables.differences(best, run) if best else []
         config = (run.path / load.RUN).read_text(errors="replace")
-        status, panels = self._status(run), figures.curves(run.path)
+        status, panels = self._status(run)
         return _page(
             "board_run.html", run.key, run=run, status=status, panels=panels, best=best, differences=differences,
             config=config, **shared,
@@ -139,14 +140,21 @@ class _Board:
         ranked = [one for one in tables.ranked(beside) if one.done]
         return ranked[0] if ranked and ranked[0].key != run.key else None
 
-    def _status(self, run: Run) -> str:
-        return page.fragment("board_status.html", run=run, live=tables.live(run), folds=tables.folds(run))
+    def _status(self, run: Run) -> tuple[str, list[dict[str, Any]]]:
+        """What changes while a run trains: the part above its curves, and the curves."""
+        fault, panels = "", list[dict[str, Any]]()
+        try:
+            panels = figures.curves(run.path)
+        except Exception as error:  # as in `runs`: whatever a foreign folder holds
+            fault = f"The curves cannot be read: {type(error).__name__}: {error}"
+        values = {"run": run, "live": tables.live(run), "folds": tables.folds(run), "fault": fault}
+        return page.fragment("board_status.html", **values), panels
 
     def _live(self, run: Run) -> Response:
-        try:
-            return as_json({"status": self._status(run), "panels": figures.curves(run.path), "state": run.state})
-        except (OSError, ValueError, KeyError) as error:  # a file that is being copied: asked for again in a moment
-            raise Refused(503, f"{run.key}: {error}") from error
+        if run.fault:
+            raise Refused(404, f"{run.key}: {run.fault}")
+        status, panels = self._status(run)
+        return as_json({"status": status, "panels": panels, "state": run.state})
 
     def _prediction_page(self, run: Run) -> Response:
         if not artefacts(run):

@@ -132,7 +132,9 @@ class Runs:
         return [run for run in self.all().values() if run.campaign == campaign.key and run.kind == kind]
 
     def _below(self, root: Path) -> Iterator[Run]:
-        prefix = f"{of_path(root.resolve().name)}/" if len(self.roots) > 1 else ""
+        names = [one.resolve().name for one in self.roots]
+        name = root.resolve().name if names.count(root.resolve().name) == 1 else str(root)
+        prefix = f"{of_path(name)}/" if len(self.roots) > 1 else ""
         for path in _found(root, _DEPTH):
             inside = path.relative_to(root).as_posix()
             key = prefix + of_path(path.resolve().name if inside == "." else inside)
@@ -197,7 +199,7 @@ class Runs:
         )
 
     def _fold(self, path: Path, number: int) -> Fold:
-        result = self._read(path / _RESULT, results.read_yaml)
+        result = self._read(path / _RESULT, _result)
         if result is not None:
             return Fold(number, "finished", result)
         best, curve = self._read(path / "history.jsonl", _best_so_far) or ({}, ())
@@ -206,7 +208,7 @@ class Runs:
         stopped: State = "interrupted" if curve or any(path.glob("step_*")) else "not started"
         so_far = Fold(number, stopped, best, curve)
         if state.lives(now):
-            return replace(so_far, state="training", now=self._read(now, _json) or {})
+            return replace(so_far, state="training", now=self._read(now, _progress) or {})
         if state.lives(path / run_dir.LOCK_OWNER):
             return replace(so_far, state="training" if curve else "waiting")
         return replace(so_far, state="failed", reason=str(failed["reason"])) if failed else so_far
@@ -262,6 +264,19 @@ def _settings(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """All settings, and those that change what the run computes."""
     settings = leaderboard.settings(config)
     return settings, leaderboard.deciding(settings)
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """What is shown of a `result.yaml`."""
+    row = results.read_yaml(path)
+    scores = {name: float(row[name]) for name in SCORES}
+    return {**scores, "seconds": float(row["seconds"]), **{name: int(row[name]) for name in ("best_epoch", "epochs")}}
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    """What is shown of a `progress.json`."""
+    row = _json(path)
+    return {name: row[name] for name in ("epoch", "update", "updates", "loss", "images_per_second", "seconds_left")}
 
 
 def _best_so_far(history: Path) -> tuple[dict[str, Any], tuple[float, ...]]:

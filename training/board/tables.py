@@ -63,7 +63,8 @@ def _shown(value: Any) -> str:
 
 def live(run: Run) -> dict[str, Any]:
     """How far a run is: the share that is done, words for it, and a small curve of the folds that train now."""
-    epochs = int(run.settings.get("train.epochs") or 1)
+    wanted = run.settings.get("train.epochs")
+    epochs = wanted if isinstance(wanted, int) else 0
     active = [one for one in run.folds if one.state == "training"]
     active = active or [one for one in run.folds if one.state == "waiting"][:1]
     planned = max(run.planned, len(run.folds), 1)
@@ -81,7 +82,7 @@ def _part(one: Fold, epochs: int) -> float:
     """The share of a fold's epochs that is done."""
     if one.now.get("updates"):
         return float(one.now["update"]) / float(one.now["updates"])
-    return one.epochs / epochs
+    return one.epochs / epochs if epochs else 0.0
 
 
 def _words(one: Fold, epochs: int) -> str:
@@ -89,7 +90,7 @@ def _words(one: Fold, epochs: int) -> str:
     if one.state == "waiting":
         return "is being prepared"
     if not now:
-        return f"epoch {min(one.epochs + 1, epochs)} of {epochs}"
+        return f"epoch {one.epochs + 1} of {epochs}"
     parts = [f"epoch {now['epoch']} of {epochs}", f"update {now['update']} of {now['updates']}"]
     parts += [f"loss {now['loss']:.4f}"] if now.get("loss") is not None else []
     parts += [f"{now['images_per_second']:.0f} images/s"]
@@ -99,8 +100,9 @@ def _words(one: Fold, epochs: int) -> str:
 
 def _curve(values: Sequence[float]) -> str:
     """The points of an SVG polyline from the bottom (the lowest value) to the top."""
+    values = [value for value in values if np.isfinite(value)] or [0.0]
     low, high = min(values), max(values)
-    step, scale = _WIDE / (len(values) - 1), _HIGH / ((high - low) or 1)
+    step, scale = _WIDE / max(len(values) - 1, 1), _HIGH / ((high - low) or 1)
     return " ".join(f"{k * step:.1f},{_HIGH - (value - low) * scale:.1f}" for k, value in enumerate(values))
 
 
