@@ -15,6 +15,7 @@ from config.places import cache_folder, once_a_host
 from data.streaming import shard_cache
 
 Address = str | tuple[str, str, int, int]  # a path, or the file, name, offset and size of a part
+_PATH = type(Path())  # the class of paths on this platform
 _VERSION = 1  # of what a store holds; raise it when that changes
 
 
@@ -25,7 +26,7 @@ class PartStat(NamedTuple):
     st_mtime_ns: int
 
 
-class Part(type(Path())):  # type: ignore[misc]  # the class of paths on this platform
+class Part(_PATH):  # type: ignore[misc,valid-type]
     """`size` bytes at `offset` of the file `file`, as a path below it that is called `name`.
 
     It is read, compared and printed like the path of a file of its own; it can be neither written nor opened by others.
@@ -43,7 +44,7 @@ class Part(type(Path())):  # type: ignore[misc]  # the class of paths on this pl
 
     def __init__(self, file: Path, name: str, offset: int, size: int):  # noqa: ARG002
         """Python 3.12 and later take the parts of a path here."""
-        if type(Path()).__init__ is not object.__init__:
+        if _PATH.__init__ is not object.__init__:
             super().__init__(file, name)
 
     def __reduce__(self) -> tuple[Any, ...]:

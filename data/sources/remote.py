@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from pathlib import Path
 
@@ -46,14 +47,22 @@ def fetch(address: str) -> Path:
 
 
 def expand(address: str) -> list[str]:
-    """The addresses of `{000..009}`, numbers with leading zeros and both ends included, and of `{a,b}`."""
-    found = re.search(r"\{([^{}]+)\}", address)
-    if not found:
+    """The addresses of `{000..009}`, numbers with leading zeros and both ends included, and of `{a,b}`, as in bash:
+    braces may lie within braces."""
+    start, depth, commas = address.find("{"), 0, list[int]()
+    for place in range(max(start, 0), len(address)):
+        depth += (address[place] == "{") - (address[place] == "}")
+        if depth == 1 and address[place] == ",":
+            commas.append(place)
+        if not depth:
+            break
+    if start < 0 or depth:
         return [address]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found.group(1))
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", address[start + 1 : place])
     if numbers:
         first, last = numbers.groups()
         inner = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     else:
-        inner = found.group(1).split(",")
-    return [one for text in inner for one in expand(address[: found.start()] + text + address[found.end() :])]
+        cuts = [start, *commas, place]
+        inner = [one for i, j in itertools.pairwise(cuts) for one in expand(address[i + 1 : j])]
+    return [address[:start] + one + rest for one in inner for rest in expand(address[place + 1 :])]

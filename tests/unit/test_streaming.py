@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -120,6 +121,19 @@ def test_shards_of_a_store_are_indexed_once_and_are_the_same_table_as_files(
     assert sources.load(remote()).ids == here.ids and not Store.requests
     assert capsys.readouterr().out.count("indexing 12 shards") == 1
     assert there.columns["shard"][:11] == ["000.tar"] * 10 + ["001.tar"]
+
+
+def test_braces_name_shards_as_in_bash() -> None:
+    """Compared with bash itself, which Linux and macOS have."""
+    for text in (
+        "x/{00..03}.tar",
+        "{a,b}/{8..10}",
+        "s/{train-{000..002},val-{0..1}}.tar",
+        "{a,{b,c}d}{1..2}e",
+        "plain",
+    ):
+        found = subprocess.run(["bash", "-c", f"echo {text}"], capture_output=True, text=True, check=True).stdout
+        assert sources.remote.expand(text) == found.split()
 
 
 def test_a_folder_at_a_url_is_listed(root: Path) -> None:
