@@ -45,25 +45,27 @@ class RunRequest:
 def request(options: Mapping[str, Sequence[str]], flags: set[str]) -> tuple[RunRequest, list[str]]:
     """What the options say, the last of each, and what is wrong with them."""
     last = {name: values[-1] for name, values in options.items() if values}
-    mode, fold, found = last.get("mode", ""), last.get("fold", ""), []
+    mode, fold, faults = last.get("mode", ""), last.get("fold", ""), []
     if mode and mode not in MODES:
-        found.append(f"mode: found {shown(mode)} ({_LINE}){nearest(mode, list(MODES))} {_list()}")
+        faults.append(f"mode: found {shown(mode)} ({_LINE}){nearest(mode, list(MODES))} {_list()}")
     for name in ("member", "fold"):
         if name in last and mode in MODES and mode not in _OF_ONE:
-            found.append(f"{name}: --mode {mode} ({_LINE}) is for all members and folds; leave it out, or --mode train")
+            faults.append(
+                f"{name}: --mode {mode} ({_LINE}) is for all members and folds; leave it out, or --mode train"
+            )
     if fold and not (fold.isascii() and fold.isdigit()):
-        found.append(f"fold: found {shown(fold)} ({_LINE}); expected {OPTIONS['fold']}")
+        faults.append(f"fold: found {shown(fold)} ({_LINE}); expected {OPTIONS['fold']}")
     if "tune" in flags and mode != "full":
-        found.append(f"tune: goes with --mode full ({_LINE}); --mode tune searches alone")
+        faults.append(f"tune: goes with --mode full ({_LINE}); --mode tune searches alone")
     spread = last.get("spread", "")
     if spread not in ("", "folds"):
-        found.append(f"spread: found {shown(spread)} ({_LINE}); expected {OPTIONS['spread']}")
+        faults.append(f"spread: found {shown(spread)} ({_LINE}); expected {OPTIONS['spread']}")
     elif spread and mode not in SHARED_MODES:
-        found.append(
+        faults.append(
             f"spread: goes with --mode {', '.join(SHARED_MODES)} ({_LINE}); a single run's folds are not shared"
         )
     number = int(fold) if fold.isascii() and fold.isdigit() else None
-    return RunRequest(mode, last.get("member", ""), number, "tune" in flags, bool(spread), "dry_run" in flags), found
+    return RunRequest(mode, last.get("member", ""), number, "tune" in flags, bool(spread), "dry_run" in flags), faults
 
 
 def _list() -> str:

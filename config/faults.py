@@ -34,12 +34,12 @@ def by_key(error: ValidationError, prefix: Key = ()) -> Errors:
 
     `prefix` is taken off the front of every location.
     """
-    found: Errors = {}
+    by_name: Errors = {}
     for details in error.errors(include_url=False):
         key = tuple(str(part) for part in details["loc"][len(prefix) :])
         key = next((key[:end] for end in range(1, len(key)) if ".".join(key[:end]) in usage.leaves()), key)
-        found.setdefault(key, details)
-    return found
+        by_name.setdefault(key, details)
+    return by_name
 
 
 def is_cross(details: ErrorDetails) -> bool:
@@ -67,12 +67,12 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
         return f"{path}: not given; expected {leaf.accepts}, from --{path} VALUE or the file"
     if source and (new := renamed.new_value(path, _value(source.values, key))):
         return f"{prefix}{path}: {_value(source.values, key)} is now {new} ({where})"
-    found = leaf.default.removeprefix("default ")
+    default = leaf.default.removeprefix("default ")
     if source:
         value = _value(source.values, key)
-        found = shown({entry: value[entry]} if entry else value)
+        default = shown({entry: value[entry]} if entry else value)
     expected = details["msg"] if details["type"] == CHECK else leaf.accepts
-    return f"{prefix}{path}: found {found} ({where}); expected {expected}"
+    return f"{prefix}{path}: found {default} ({where}); expected {expected}"
 
 
 def unknown(key: Key, where: str) -> str:

@@ -77,11 +77,11 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     if wish.fold is not None and not wish.mode:  # a campaign must not remember what one process was asked for
         line.layer.where[("folds", "train")] = _LINE
         put(line.layer.values, ("folds", "train"), [str(wish.fold)])
-    found = Command(wish, _resolve(_line_layers(line), line.faults))
+    parsed = Command(wish, _resolve(_line_layers(line), line.faults))
     if "print_config" in line.flags:
-        print(members_yaml(found.members) if wish.mode else to_yaml(found.settings), end="")
+        print(members_yaml(parsed.members) if wish.mode else to_yaml(parsed.settings), end="")
         raise SystemExit(0)
-    return found
+    return parsed
 
 
 def _of_run(line: Layer) -> list[Layer]:
@@ -186,9 +186,9 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def members_yaml(found: Sequence[Member]) -> str:
+def members_yaml(members_listed: Sequence[Member]) -> str:
     """All settings of all members as YAML; `read_members` gives them back equal."""
-    return yaml_file.dump(members.dump(found))
+    return yaml_file.dump(members.dump(members_listed))
 
 
 def to_yaml(settings: Settings) -> str:
@@ -279,24 +279,24 @@ def _layers(path: Path, name: str) -> list[Layer]:
             raise ConfigError(f"recipe: {name} builds on itself ({where}); name another or none")
 
 
-def _resolve(layers: Sequence[Layer], found: Sequence[str]) -> tuple[Member, ...]:
+def _resolve(layers: Sequence[Layer], faults_of_line: Sequence[str]) -> tuple[Member, ...]:
     """The members, or a nameless one where none are listed; one `ConfigError` for all faults and `found`."""
     entries, wrong = members.take(layers)
     examined = [(entry, *_examine(entry.layers)) for entry in entries]
     # What is wrong above the members is found again with each of them.
-    said = list(dict.fromkeys([*found, *wrong, *(fault for *_, of_one in examined for fault in of_one)]))
-    if said:
-        raise faults.several(said)
+    messages = list(dict.fromkeys([*faults_of_line, *wrong, *(fault for *_, of_one in examined for fault in of_one)]))
+    if messages:
+        raise faults.several(messages)
     return tuple(Member(entry.name, entry.weight, settings) for entry, settings, _ in examined if settings)
 
 
 def _examine(layers: Sequence[Layer]) -> tuple[Settings | None, list[str]]:
     """The settings of layers, or all that is wrong with them."""
-    found = [fault for layer in layers for fault in (*_open_sections(layer), *_unknown_in_space(layer))]
+    faults_found = [fault for layer in layers for fault in (*_open_sections(layer), *_unknown_in_space(layer))]
     try:
-        return _validated([layer.values for layer in layers]), found
+        return _validated([layer.values for layer in layers]), faults_found
     except ValidationError as error:
-        return None, [*found, *_explain(error, layers)]
+        return None, [*faults_found, *_explain(error, layers)]
 
 
 def _open_sections(layer: Layer) -> Iterator[str]:
@@ -345,9 +345,9 @@ def _whole_entries(values: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str,
             inner = layer.get(section)
             entries = inner.get(key) if isinstance(inner, dict) else None
             if isinstance(inner, dict) and isinstance(entries, dict):
-                kept = {name: entry for name, entry in entries.items() if (section, key, name) not in seen}
+                remaining = {name: entry for name, entry in entries.items() if (section, key, name) not in seen}
                 seen |= {(section, key, name) for name in entries}
-                layer = {**layer, section: {**inner, key: kept}}
+                layer = {**layer, section: {**inner, key: remaining}}
         yield layer
 
 

@@ -102,25 +102,25 @@ def check(members: Sequence[Member], name: str) -> None:
     settings = {member.name: member.settings for member in members}
     if not name or name in settings:
         return
-    found = f"member: found {shown(name)} (command line)"
+    message = f"member: found {shown(name)} (command line)"
     if "" in settings:
-        raise ConfigError(f"{found}, but neither file nor recipe lists members; leave it out")
-    raise ConfigError(f"{found}{nearest(name, list(settings))} there are {', '.join(settings)}")
+        raise ConfigError(f"{message}, but neither file nor recipe lists members; leave it out")
+    raise ConfigError(f"{message}{nearest(name, list(settings))} there are {', '.join(settings)}")
 
 
 def dump(members: Sequence[Member]) -> dict[str, Any]:
     """All settings as plain values: what all members share on top, the rest in `members`."""
-    whole = [member.settings.model_dump(mode="json") for member in members]
+    documents = [member.settings.model_dump(mode="json") for member in members]
     if not members[0].name:
-        return whole[0]
-    top: dict[str, Any] = {"name": whole[0]["name"]}
+        return documents[0]
+    top: dict[str, Any] = {"name": documents[0]["name"]}
     for key in _SHARED:
-        place = top
+        branch = top
         for part in key[:-1]:
-            place = place.setdefault(part, {})
-        place[key[-1]] = _at(whole[0], key)
+            branch = branch.setdefault(part, {})
+        branch[key[-1]] = _at(documents[0], key)
     entries = []
-    for member, values in zip(members, whole, strict=True):
+    for member, values in zip(members, documents, strict=True):
         del values["name"]
         for key in _SHARED:
             _pop(values, key)
@@ -137,7 +137,7 @@ def _at(values: Any, key: Key) -> Any:
 def _part(owner: Layer, index: int, values: Any) -> Layer:
     """The layer of entry `index`; its place as a whole is that of its first key."""
     prefix = (_KEY, str(index))
-    where = {key[2:]: place for key, place in owner.where.items() if key[:2] == prefix}
+    where = {key[2:]: where_of for key, where_of in owner.where.items() if key[:2] == prefix}
     where[()] = next(iter(where.values()), owner.where[(_KEY,)])
     return Layer(dict(values) if isinstance(values, dict) else {}, where, f"{_KEY}[{index}].")
 
@@ -146,33 +146,34 @@ def _keys(part: Layer, values: Any) -> tuple[MemberKeys, list[str]]:
     """Name and weight, taken out of the layer of the entry `values`, and what is wrong with them."""
     nameless = MemberKeys.model_construct(name="")
     if not isinstance(values, dict):
-        place = f"{part.prefix.rstrip('.')}: found {shown(values)} ({part.where[()]})"
-        return nameless, [f"{place}; expected `name: NAME` with settings of its own"]
-    given = {key: part.values.pop(key) for key in _EXPECTED if key in part.values}
+        message = f"{part.prefix.rstrip('.')}: found {shown(values)} ({part.where[()]})"
+        return nameless, [f"{message}; expected `name: NAME` with settings of its own"]
+    values_given = {key: part.values.pop(key) for key in _EXPECTED if key in part.values}
     try:
-        return MemberKeys.model_validate(given), []
+        return MemberKeys.model_validate(values_given), []
     except ValidationError as error:
         keys = {str(details["loc"][0]) for details in error.errors(include_url=False)}
-        return nameless, [_fault(part, key, given) for key in sorted(keys)]
+        return nameless, [_fault(part, key, values_given) for key in sorted(keys)]
 
 
-def _fault(part: Layer, key: str, given: dict[str, Any]) -> str:
-    found = f"found {shown(given[key])}" if key in given else "not given"
-    return f"{part.prefix}{key}: {found} ({part.where.get((key,), part.where[()])}); expected {_EXPECTED[key]}"
+def _fault(part: Layer, key: str, values: dict[str, Any]) -> str:
+    message = f"found {shown(values[key])}" if key in values else "not given"
+    return f"{part.prefix}{key}: {message} ({part.where.get((key,), part.where[()])}); expected {_EXPECTED[key]}"
 
 
-def _shared(part: Layer) -> Iterator[str]:
+def _shared(entry: Layer) -> Iterator[str]:
     """The settings that no member can have for itself, taken out of an entry's layer."""
     for key in _SHARED:
-        if _pop(part.values, key):
-            yield f"{part.prefix}{'.'.join(key)}: is the same for all members ({part.where[key]}); write it above them"
+        if _pop(entry.values, key):
+            where = entry.where[key]
+            yield f"{entry.prefix}{'.'.join(key)}: is the same for all members ({where}); write it above them"
 
 
-def _repeated(part: Layer, name: str, before: Sequence[str]) -> Iterator[str]:
+def _repeated(entry: Layer, name: str, before: Sequence[str]) -> Iterator[str]:
     alike = [other.casefold() for other in before]  # a name is a folder's, and not all file systems tell A from a
     if name and name.casefold() in alike:
         other = f"{_KEY}[{alike.index(name.casefold())}]"
-        yield f"{part.prefix}name: found {name!r} ({part.where[('name',)]}), which {other} has; give each its own"
+        yield f"{entry.prefix}name: found {name!r} ({entry.where[('name',)]}), which {other} has; give each its own"
 
 
 def _pop(values: dict[str, Any], key: Key) -> bool:

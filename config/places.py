@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 
 def cache_folder() -> Path:
     """`$TANDEM_CACHE`, else `tandem` below `$XDG_CACHE_HOME` or `~/.cache`; it may be deleted at any time."""
-    own = os.environ.get("TANDEM_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandem"
+    chosen = os.environ.get("TANDEM_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandem"
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def once_a_host(what: str, of: str, stop: Callable[[], bool] = lambda: False) ->
     """
     name = hashlib.sha256(f"{what} {of}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
     folder = cache_folder() / "locks"
-    lock, told = FileLock(folder / name), False
+    lock, waiting = FileLock(folder / name), False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while not lock.is_locked:
@@ -37,12 +37,12 @@ def once_a_host(what: str, of: str, stop: Callable[[], bool] = lambda: False) ->
             except Timeout:
                 if stop():
                     break
-                if not told:
+                if not waiting:
                     print(f"waiting for another process: {what}")
-                told = True
+                waiting = True
     except OSError:  # a folder that cannot be written
         pass
     try:
-        yield told
+        yield waiting
     finally:
         lock.release()

@@ -73,7 +73,7 @@ def new_value(path: str, value: object) -> str | None:
 
 def upgrade(layer: Layer) -> Layer:
     """A layer that a run wrote, under today's names."""
-    where = {_renamed(key): place for key, place in layer.where.items()}
+    where = {_renamed(key): origin for key, origin in layer.where.items()}
     values = upgrade_values(layer.values)
     if isinstance(values.get("members"), list):
         values["members"] = [upgrade_values(v) if isinstance(v, dict) else v for v in values["members"]]
@@ -82,15 +82,15 @@ def upgrade(layer: Layer) -> Layer:
 
 def upgrade_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings that a run or a checkpoint wrote, under today's names and without what is gone."""
-    found: dict[str, Any] = {}
+    upgraded: dict[str, Any] = {}
     for section, inner in values.items():
         entries = {(section, name): value for name, value in inner.items()} if isinstance(inner, dict) else None
         for key, value in (entries if entries is not None else {(section,): inner}).items():
             if ".".join(key) not in REMOVED and not (_is_switch(key) and value is None):
-                put(found, _renamed(key), _upgraded_value(key, value))
+                put(upgraded, _renamed(key), _upgraded_value(key, value))
         if entries == {}:
-            found.setdefault(section, {})
-    return found
+            upgraded.setdefault(section, {})
+    return upgraded
 
 
 def _upgraded_value(key: Key, value: Any) -> Any:

@@ -50,25 +50,25 @@ class Leaf:
 @functools.cache
 def sections() -> dict[str, str]:
     """Each section's name and its one-line meaning, in the schema's order."""
-    schema, found = _schema(), {}
+    schema, descriptions = _schema(), {}
     for name, node in schema["properties"].items():
         if "$ref" in node:
-            found[name] = str(_definition(node, schema)["description"]).partition("\n")[0]
-    return found
+            descriptions[name] = str(_definition(node, schema)["description"]).partition("\n")[0]
+    return descriptions
 
 
 @functools.cache
 def leaves() -> dict[str, Leaf]:
     """Every setting by its dotted path, in the schema's order."""
     schema = _schema()
-    found: dict[str, Leaf] = {}
+    by_path: dict[str, Leaf] = {}
     for name, node in schema["properties"].items():
         if "$ref" in node:
             for key, inner in _definition(node, schema)["properties"].items():
-                found[f"{name}.{key}"] = _leaf(f"{name}.{key}", inner)
+                by_path[f"{name}.{key}"] = _leaf(f"{name}.{key}", inner)
         else:
-            found[name] = _leaf(name, node)
-    return found
+            by_path[name] = _leaf(name, node)
+    return by_path
 
 
 def is_setting(path: str) -> bool:

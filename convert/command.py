@@ -17,13 +17,13 @@ _EPILOG = "Exit codes: 0 done, 1 an error, 2 a wrong command line, 4 an artefact
 
 def parser() -> argparse.ArgumentParser:
     """The parser; no framework is imported."""
-    made = argparse.ArgumentParser(
+    built = argparse.ArgumentParser(
         prog="python -m convert",
         description="Convert checkpoints of either engine to ONNX and Core ML, and prove that they answer alike.",
         epilog=_EPILOG,
     )
-    entry.add_options(made)
-    add = made.add_argument
+    entry.add_options(built)
+    add = built.add_argument
     add(
         "path",
         type=Path,
@@ -45,14 +45,14 @@ def parser() -> argparse.ArgumentParser:
         help="compare every artefact with the checkpoint on these images: a folder, class folders or a CSV (without a "
         "word: the demo's digits); writes verify.json and verify.md beside the artefacts",
     )
-    _add_int8(made)
-    _add_formats(made)
-    _add_distil(made)
-    return made
+    _add_int8(built)
+    _add_formats(built)
+    _add_distil(built)
+    return built
 
 
-def _add_int8(made: argparse.ArgumentParser) -> None:
-    add = made.add_argument_group("int8, w8 and palettes").add_argument
+def _add_int8(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("int8, w8 and palettes").add_argument
     add(
         "--calibrate",
         type=Path,
@@ -68,8 +68,8 @@ def _add_int8(made: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_formats(made: argparse.ArgumentParser) -> None:
-    add = made.add_argument_group("formats").add_argument
+def _add_formats(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("formats").add_argument
     add(
         "--input",
         choices=("uint8", "float"),
@@ -102,8 +102,8 @@ def _add_formats(made: argparse.ArgumentParser) -> None:
     add("--macos", type=int, choices=MACOS, default=14, help="Core ML: the oldest macOS to run on (default: 14)")
 
 
-def _add_distil(made: argparse.ArgumentParser) -> None:
-    add = made.add_argument_group("one small student in place of an ensemble").add_argument
+def _add_distil(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("one small student in place of an ensemble").add_argument
     add(
         "--distil",
         type=Path,

@@ -48,11 +48,11 @@ def prepare(path: Path, folder: Path, student: str) -> Path:
     recipe = _recipe(settings, runs[0], folder.resolve(), student)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as made:
-            whole = Path(made) / folder.name
-            teacher_file.write(whole / ANSWERS, answers)
-            (whole / RECIPE).write_text(_text(recipe, path), encoding="utf-8")
-            whole.replace(folder)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            unfinished = Path(scratch) / folder.name
+            teacher_file.write(unfinished / ANSWERS, answers)
+            (unfinished / RECIPE).write_text(_text(recipe, path), encoding="utf-8")
+            unfinished.replace(folder)
     except OSError as error:
         raise ConvertError(f"{folder}: cannot be written ({error.strerror or error}); give another --distil") from error
     print(f"wrote {folder / ANSWERS}: {len(answers.ids)} answers of {len(mixture.members)} members")
@@ -72,9 +72,9 @@ def _mixture(path: Path) -> Ensemble:
 def _runs(path: Path, mixture: Ensemble) -> list[Path]:
     runs: dict[Path, None] = {}
     for member in mixture.members:
-        whole = member.path.resolve()
-        run = whole.parent.parent
-        if whole.name != oof_files.BEST or not (run / "folds.csv").is_file():
+        path_of = member.path.resolve()
+        run = path_of.parent.parent
+        if path_of.name != oof_files.BEST or not (run / "folds.csv").is_file():
             raise ConvertError(
                 f"{path}: its member {member.path} is not the best checkpoint of a run's fold, so that nobody knows "
                 "which images it has seen; make the ensemble with `python -m infer fit RUN ...`"
@@ -99,10 +99,10 @@ def _recipe(settings: Settings, run: Path, folder: Path, student: str) -> dict[s
 
 def _text(recipe: dict[str, Any], path: Path) -> str:
     """The recipe as YAML, proven to be one."""
-    said = f"# One small student, taught by {path}; its answers are in {ANSWERS}. See docs/guide/teacher.md.\n"
-    text = said + yaml.safe_dump({k: v for k, v in recipe.items() if v}, sort_keys=False)
-    with tempfile.TemporaryDirectory() as place:
-        tried = Path(place) / RECIPE
+    comment = f"# One small student, taught by {path}; its answers are in {ANSWERS}. See docs/guide/teacher.md.\n"
+    text = comment + yaml.safe_dump({k: v for k, v in recipe.items() if v}, sort_keys=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        tried = Path(scratch) / RECIPE
         tried.write_text(text, encoding="utf-8")
         load.read(tried)
     return text

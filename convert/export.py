@@ -34,14 +34,15 @@ class Job(NamedTuple):
     out: Path
 
 
-def names(one: Source, kinds: Sequence[tuple[str, str]], out: Path | None) -> list[Job]:
+def names(source: Source, kinds: Sequence[tuple[str, str]], out: Path | None) -> list[Job]:
     """What is written where: `fold_0/best` becomes `fold_0_best.onnx`, `fold_0_best_fp16.mlpackage`, ...
 
     Beside the checkpoint's folder, or in the folder `out`.
     """
-    folder = out or one.folder
+    folder = out or source.folder
     return [
-        Job(t, p, folder / f"{one.stem}{'' if p == 'fp32' else f'_{p}'}{convert.TARGETS[t].suffix}") for t, p in kinds
+        Job(t, p, folder / f"{source.stem}{'' if p == 'fp32' else f'_{p}'}{convert.TARGETS[t].suffix}")
+        for t, p in kinds
     ]
 
 
@@ -127,42 +128,42 @@ class Exporter:
         runtime = "mil_reference" if job.target == "coreml" else "onnx"
         with contextlib.closing(runtimes.open(path, runtime)) as opened:
             rows = [opened.logits(*batch) for batch in self.calibration()]
-        said = verify.Measured(runtime, np.concatenate(rows), None)
-        return verify.measure(verify.Artefact(path, job.precision), said, self._before, 0.0, self._labels).faults
+        measured = verify.Measured(runtime, np.concatenate(rows), None)
+        return verify.measure(verify.Artefact(path, job.precision), measured, self._before, 0.0, self._labels).faults
 
     def _keep_limits(self, job: Job, path: Path) -> None:
         """Rewrite the artefact at `path` with layers in float, as few as it takes; see `make`."""
-        found: dict[tuple[str, ...], tuple[str, ...]] = {(): self._faults(job, path)}
-        if not found[()] and not self.options.sweep:
+        faults_of: dict[tuple[str, ...], tuple[str, ...]] = {(): self._faults(job, path)}
+        if not faults_of[()] and not self.options.sweep:
             return
         count, size = len(self._before), verify.size(path)
         first = path.with_name(f"all{path.suffix}")
         if job.target == "onnx":
             shutil.copyfile(path, first)
-        verdict = "; ".join(found[()]) or "within the limits"
+        verdict = "; ".join(faults_of[()]) or "within the limits"
         print(f"{job.out.name}: {verdict} on {count} calibration images; each layer is measured alone now")
         losses = self.rank(job, tuple(images[: sensitivity.IMAGES] for images in self._images))
 
         def holds(layers: tuple[str, ...]) -> bool:
-            if layers not in found:
+            if layers not in faults_of:
                 self.write(job, path, layers)
-                found[layers] = self._faults(job, path)
-            return not found[layers]
+                faults_of[layers] = self._faults(job, path)
+            return not faults_of[layers]
 
         layers = sensitivity.kept(losses, holds)
         with atomic_write(job.out.with_name(f"{job.out.name}.sweep.md"), overwrite=True) as table:
             table.write_text(sensitivity.table(losses, layers), encoding="utf-8")
-        told = f"{job.out.name}: {len(layers)} of {len(losses)} layers in float"
-        if found[layers]:
+        message = f"{job.out.name}: {len(layers)} of {len(losses)} layers in float"
+        if faults_of[layers]:
             raise Refused(
-                f"{told} do not suffice ({'; '.join(found[layers])}, on {count} calibration images): "
+                f"{message} do not suffice ({'; '.join(faults_of[layers])}, on {count} calibration images): "
                 f"{job.precision} is refused for {self.source.card.model}; worst: {sensitivity.worst(losses)}"
             )
         grown = f"{size / 1e6:.1f} to {verify.size(path) / 1e6:.1f} MB"
         if layers and job.target == "onnx":
             before, after = speed.in_turn([first, path], 1)
             grown += f" and {before:.1f} to {after:.1f} ms an image"
-        print(f"{told} keep the limits, {grown}; worst: {sensitivity.worst(losses)}")
+        print(f"{message} keep the limits, {grown}; worst: {sensitivity.worst(losses)}")
 
 
 def artefacts(
@@ -201,20 +202,20 @@ def run(options: argparse.Namespace, kinds: Sequence[tuple[str, str]]) -> list[P
         raise ConfigError(f"--batch {' '.join(map(str, options.batch))}: batches hold at least one image")
     sources = read(options.path)
     if options.single_input:
-        sources = [one_image(one) for one in sources]
-        for one in (one for one in sources if one.resized):
-            size, sizes = one.card.preprocessing.size, ", ".join(str(prep.size) for prep in one.resized)
+        sources = [one_image(source) for source in sources]
+        for source in (source for source in sources if source.resized):
+            size, sizes = source.card.preprocessing.size, ", ".join(str(prep.size) for prep in source.resized)
             print(
-                f"{one.path}: its members' pixels ({sizes}) are resized from the one image of {size}, not from the "
+                f"{source.path}: its members' pixels ({sizes}) are resized from the one image of {size}, not from the "
                 "file: near the runner's, not equal"
             )
-    jobs = [names(one, kinds, options.out) for one in sources]
+    jobs = [names(source, kinds, options.out) for source in sources]
     for job in (job for some in jobs for job in some):
         refuse_existing(job.out, options.overwrite)
     for target, precision in dict.fromkeys((t, p) for t in options.to for p in options.precision):
         if (target, precision) not in kinds:
             print(f"{target} has no {precision}: left out")
-    failed = [fault for one, some in zip(sources, jobs, strict=True) for fault in export(one, some, options)]
+    failed = [fault for source, some in zip(sources, jobs, strict=True) for fault in export(source, some, options)]
     if failed:
         raise verify.VerificationFailed("; ".join(failed))
     return [job.out for some in jobs for job in some]
@@ -230,21 +231,21 @@ def export(source: Source, jobs: Sequence[Job], options: argparse.Namespace) -> 
         shop = Exporter(source, options)
         if options.sweep or any(job.precision == "int8" for job in jobs):
             shop.calibration()
-        refused, made = [], []
+        refused, written = [], []
         for job in jobs:
             try:
                 shop.make(job)
-                made.append(job)
+                written.append(job)
             except Refused as error:
                 refused.append(str(error))
-        _tell_speed(shop, made)
-        return refused + (_verified(shop, made, images) if made and images is not None else [])
+        _tell_speed(shop, written)
+        return refused + (_verified(shop, written, images) if written and images is not None else [])
 
 
 def _tell_speed(shop: Exporter, jobs: Sequence[Job]) -> None:
     """Say whether int8 pays on this machine, against the fp32 file, written for that where it is not wanted."""
-    for job in (one for one in jobs if one.precision == "int8"):
-        plain = next((one.out for one in jobs if (one.target, one.precision) == ("onnx", "fp32")), None)
+    for job in (each for each in jobs if each.precision == "int8"):
+        plain = next((each.out for each in jobs if (each.target, each.precision) == ("onnx", "fp32")), None)
         with tempfile.TemporaryDirectory() as folder:
             if plain is None:
                 plain = Path(folder) / "fp32.onnx"

@@ -61,10 +61,10 @@ class Source:
         """The artefact's name: `fold_0/best` gives `fold_0_best`."""
         if self.pretrained:
             return pretrained.stem(str(self.path))
-        whole = self.path.resolve()
+        resolved = self.path.resolve()
         if self.ensemble is not None:
-            return f"{whole.stem}_one" if self.resized else whole.stem
-        return f"{whole.parent.name}_{whole.name}" if whole.parent.name.startswith("fold_") else whole.name
+            return f"{resolved.stem}_one" if self.resized else resolved.stem
+        return f"{resolved.parent.name}_{resolved.name}" if resolved.parent.name.startswith("fold_") else resolved.name
 
     @property
     def folder(self) -> Path:
@@ -108,9 +108,9 @@ def one_image(source: Source) -> Source:
             "of one image; leave it out, and the artefact takes each form as an input"
         )
     largest = max(forms, key=lambda prep: prep.size)
-    whole = max(math.floor(prep.size / prep.crop_pct) for prep in forms)
+    side = max(math.floor(prep.size / prep.crop_pct) for prep in forms)
     widest = max(prep.crop_pct for prep in forms)
-    one = dataclasses.replace(largest, size=math.ceil(whole * widest), crop_pct=widest)
+    one = dataclasses.replace(largest, size=math.ceil(side * widest), crop_pct=widest)
     card = dataclasses.replace(source.card, preprocessing=one, further_inputs=())
     return dataclasses.replace(source, card=card, resized=forms)
 
@@ -120,14 +120,14 @@ def _checkpoint(path: Path) -> Source:
     return Source(path, part.card, (part,))
 
 
-def _part(path: Path, said: str) -> Part:
+def _part(path: Path, shown: str) -> Part:
     """The weights of a checkpoint folder, its EMA where it has one, and its card."""
     runtime = runtimes.choose(path)
     if runtimes.RUNTIMES[runtime].suffix:
-        raise ConvertError(f"{said}: is an artefact already; give the checkpoint that it was made of")
+        raise ConvertError(f"{shown}: is an artefact already; give the checkpoint that it was made of")
     card = read_card(path)
-    if registry.of_card(card, said).family == registry.ZOO:
-        raise ConvertError(f"{said}: {card.model} is MLX's alone, no torch graph of it exists to convert")
+    if registry.of_card(card, shown).family == registry.ZOO:
+        raise ConvertError(f"{shown}: {card.model} is MLX's alone, no torch graph of it exists to convert")
     manifest.verify(path)
     averaged = path / "ema.safetensors"
     return Part(averaged if averaged.exists() else path / weights_file.MODEL_FILE, card)
@@ -147,10 +147,10 @@ def _ensemble(path: Path) -> Source:
     parts = tuple(dataclasses.replace(p, input=inputs.index(p.card.preprocessing.pixels)) for p in parts)
     names = ", ".join(dict.fromkeys(part.card.model for part in parts))
     first, *others = inputs
-    said = f"ensemble of {len(parts)}: {names}"
+    shown = f"ensemble of {len(parts)}: {names}"
     own = parts[0].card
     card = Card(
-        said,
+        shown,
         own.class_names,
         first,
         further_inputs=tuple(others),
@@ -162,10 +162,10 @@ def _ensemble(path: Path) -> Source:
 
 
 def _layers(path: Path, ensemble: Ensemble, card: Card, groups: int) -> FittedParams:
-    found = fitted_params.read(ensemble.layers, len(card.class_names), groups) if ensemble.layers else FittedParams()
-    if isinstance(found.map, Isotonic):
+    fitted = fitted_params.read(ensemble.layers, len(card.class_names), groups) if ensemble.layers else FittedParams()
+    if isinstance(fitted.map, Isotonic):
         raise ConvertError(f"{path}: has isotonic calibration, which no artefact holds; {_OTHERWISE}")
-    return found
+    return fitted
 
 
 def _number(name: str) -> int:

@@ -72,12 +72,12 @@ def encode(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
 
 def replace(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step; a reader, or a crash, never sees half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(content)
-        part.replace(path)
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def read_lines(path: Path) -> list[tuple[int, list[str]]]:

@@ -52,9 +52,9 @@ def make(
     if alone.any() and not alone.all():
         rest = None if groups is None else groups[~alone]
         drawn = make(labels[~alone], kind, count, val_fraction, seed, class_names, repeats, rest)
-        whole = np.full((len(labels), *drawn.shape[1:]), TRAIN_ONLY, dtype=np.int64)
-        whole[~alone] = drawn
-        return whole
+        fold_of = np.full((len(labels), *drawn.shape[1:]), TRAIN_ONLY, dtype=np.int64)
+        fold_of[~alone] = drawn
+        return fold_of
     state = philox_seed(seed, "folds") % 2**32
     if kind == "holdout":
         return _holdout(labels, val_fraction, state, class_names)
@@ -84,14 +84,16 @@ def _by_group(
     pairs = np.unique(np.stack([labels, groups]), axis=1)
     purpose = "stratified_group, so that it is trained in every fold,"
     _check_classes(pairs[0], 2, purpose, "split its group", class_names, "groups")
-    found = len(np.unique(groups))
-    if found < count:
-        raise DataError(f"there are only {found} groups of images for {count} folds; {_FEWER}, or make smaller groups")
+    distinct = len(np.unique(groups))
+    if distinct < count:
+        raise DataError(
+            f"there are only {distinct} groups of images for {count} folds; {_FEWER}, or make smaller groups"
+        )
     splits = StratifiedGroupKFold(count, shuffle=True, random_state=state).split(labels, labels, groups)
     folds = _numbered(len(labels), splits)
     empty = sorted(set(range(count)) - set(folds.tolist()))
     if empty:
-        raise DataError(f"{found} groups of images leave fold {empty[0]} of {count} without any; {_FEWER}")
+        raise DataError(f"{distinct} groups of images leave fold {empty[0]} of {count} without any; {_FEWER}")
     return folds
 
 
@@ -106,8 +108,8 @@ def _numbered(
 
 def singles(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """bool `[N]`: the images that are the only ones of their class."""
-    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return np.asarray((counts == 1)[place] & (labels >= 0))
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.asarray((counts == 1)[inverse] & (labels >= 0))
 
 
 def united(folds: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -242,10 +244,10 @@ def _check_holdout(labels: NDArray[np.int64], val_fraction: float) -> None:
         )
 
 
-def _check_ids(path: Path, found: set[str], wanted: set[str]) -> None:
-    for names, what in ((wanted - found, "are missing from it"), (found - wanted, "are not in the data set")):
+def _check_ids(path: Path, listed: set[str], wanted: set[str]) -> None:
+    for names, what in ((wanted - listed, "are missing from it"), (listed - wanted, "are not in the data set")):
         if names:
-            first, others = sorted(names)[:3], sorted(found if names <= wanted else wanted)
+            first, others = sorted(names)[:3], sorted(listed if names <= wanted else wanted)
             hint = csvfile.near(first[0], others)
             raise DataError(
                 f"{path}: {len(names)} IDs {what} (first: {', '.join(first)}){hint}; the images changed since, make "
@@ -254,9 +256,9 @@ def _check_ids(path: Path, found: set[str], wanted: set[str]) -> None:
 
 
 def _check_numbers(path: Path, folds: NDArray[np.int64]) -> None:
-    found = numbers(folds)
-    if not found or found != list(range(len(found))):
-        raise DataError(f"{path}: its folds are {found}; they must be 0, 1, 2, ... without a gap")
+    present = numbers(folds)
+    if not present or present != list(range(len(present))):
+        raise DataError(f"{path}: its folds are {present}; they must be 0, 1, 2, ... without a gap")
     columns = [numbers(column) for column in folds.T]
-    if sum(map(len, columns)) > len(found):
+    if sum(map(len, columns)) > len(present):
         raise DataError(f"{path}: a fold stands in two of its columns; number the repetitions' folds on")

@@ -27,12 +27,12 @@ def read(table: Table, column: str, file: Path | None) -> NDArray[np.int64]:
     `column` of the data set's table is taken where it is there, and must be where there is no `file`. An image
     that the file does not name is a group of its own. Raises `DataError` for a wrong file.
     """
-    found = []
+    groups = []
     if file is None or column in table.columns:
-        found.append(_of_column(table, column))
+        groups.append(_of_column(table, column))
     if file is not None:
-        found.append(_of_file(table, file))
-    return joined(found)
+        groups.append(_of_file(table, file))
+    return joined(groups)
 
 
 def joined(groupings: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

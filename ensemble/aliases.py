@@ -49,10 +49,10 @@ def shared(
 ) -> Probabilities:
     """`[N, D]` for the names `columns`: those of a group have equal parts of its whole probability. A column must be a
     class or an alias of one."""
-    place = {name: column for column, name in enumerate(class_names)}
+    column_of = {name: column for column, name in enumerate(class_names)}
     wide = np.zeros((len(probabilities), len(columns)), dtype=np.float32)
-    own = [column for column, name in enumerate(columns) if name in place]
-    wide[:, own] = probabilities[:, [place[columns[column]] for column in own]]
+    known = [column for column, name in enumerate(columns) if name in column_of]
+    wide[:, known] = probabilities[:, [column_of[columns[column]] for column in known]]
     for group, places in _known(class_names, groups):
         asked = [column for column, name in enumerate(columns) if name in group]
         if places and asked:
@@ -61,6 +61,6 @@ def shared(
 
 
 def _known(class_names: Sequence[str], groups: Groups) -> Iterator[tuple[Sequence[str], list[int]]]:
-    place = {name: column for column, name in enumerate(class_names)}
+    column_of = {name: column for column, name in enumerate(class_names)}
     for group in groups:
-        yield group, [place[name] for name in group if name in place]
+        yield group, [column_of[name] for name in group if name in column_of]

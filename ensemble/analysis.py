@@ -54,17 +54,17 @@ class Analysis:
 
     def to_json(self, notes: Sequence[str] = ()) -> str:
         """The whole, with the fit's `notes`."""
-        whole = {"version": _VERSION, **asdict(self), "notes": list(notes)}
-        whole["expected"] = {name: found._asdict() for name, found in self.expected.items()}
-        return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+        document = {"version": _VERSION, **asdict(self), "notes": list(notes)}
+        document["expected"] = {name: score._asdict() for name, score in self.expected.items()}
+        return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
     def text(self) -> str:
         """The gist, several lines."""
         lines = ["expected on new images, 95% interval by resampling the images (each answered by one fold's members):"]
-        for name, found in self.expected.items():
+        for name, score in self.expected.items():
             spread = np.std([fold[name] for fold in self.folds], ddof=1) if len(self.folds) > 1 else float("nan")
             folds = f"; folds {spread:.4f} apart (standard deviation)" if len(self.folds) > 1 else ""
-            lines.append(f"  {name:<9} {found.value:.4f} ({found.low:.4f} to {found.high:.4f}){folds}")
+            lines.append(f"  {name:<9} {score.value:.4f} ({score.low:.4f} to {score.high:.4f}){folds}")
         lines += self._pairs()
         if self.mistakes:
             lines.append("most confident mistakes:")
@@ -90,35 +90,40 @@ class Analysis:
 
 
 def analyse(
-    table: Table, found: Nested, runs: Sequence[str], class_names: Sequence[str], plan: Plan, alone: Sequence[Score]
+    table: Table,
+    evaluation: Nested,
+    runs: Sequence[str],
+    class_names: Sequence[str],
+    plan: Plan,
+    alone: Sequence[Score],
 ) -> Analysis:
     """Analyse nested answers; `alone` are the scores to list beside them."""
-    judged = scores.judge(found.kept, table.targets)._replace(predicted=found.predicted)
+    judged = scores.judge(evaluation.kept, table.targets)._replace(predicted=evaluation.predicted)
     return Analysis(
         runs=list(runs),
         scores=[asdict(score) for score in alone],
-        before=asdict(found.before),
-        after=[asdict(score) for score in found.after.values()],
-        rules=[asdict(score) for score in found.ruled.values()],
-        calibration=found.kind,
-        rule=found.rule,
+        before=asdict(evaluation.before),
+        after=[asdict(score) for score in evaluation.after.values()],
+        rules=[asdict(score) for score in evaluation.ruled.values()],
+        calibration=evaluation.kind,
+        rule=evaluation.rule,
         metric=plan.metric,
         expected={name: scores.interval(name, judged, table.targets, table.classes, plan.seed) for name in METRICS},
-        folds=_folds(table, found),
+        folds=_folds(table, evaluation),
         histogram=_histogram(judged.confidence, judged.predicted == table.targets),
         mistakes=_mistakes(table, judged, class_names),
         confused=_confused(judged.predicted, table.targets, class_names),
         agreement=_agreement(table),
-        reliability={"before": _bins(found.plain, table), "after": _bins(found.kept, table)},
+        reliability={"before": _bins(evaluation.plain, table), "after": _bins(evaluation.kept, table)},
     )
 
 
-def _folds(table: Table, found: Nested) -> list[dict[str, Any]]:
+def _folds(table: Table, evaluation: Nested) -> list[dict[str, Any]]:
     rows = []
-    for number in range(int(found.part.max(initial=0)) + 1):
-        mine = found.part == number
+    for number in range(int(evaluation.part.max(initial=0)) + 1):
+        mine = evaluation.part == number
         name = f"fold {table.fold[mine][0]}" if len(np.unique(table.fold)) > 1 else f"part {number}"
-        score = scores.score(name, found.kept[mine], table.targets[mine], found.predicted[mine])
+        score = scores.score(name, evaluation.kept[mine], table.targets[mine], evaluation.predicted[mine])
         rows.append(asdict(score))
     return rows
 
@@ -167,20 +172,20 @@ def _pair(row: dict[str, Any]) -> str:
 
 
 def _agreement(table: Table) -> list[list[float | None]]:
-    said = []
+    predictions = []
     for logits, present in zip(table.logits, table.present, strict=True):
-        best = np.concatenate([logits[part].argmax(axis=1) for part in scaling.blocks(*logits.shape)])
-        said.append(np.where(present, best, -1))
-    return [[_share(one, other) for other in said] for one in said]
+        best = np.concatenate([logits[rows].argmax(axis=1) for rows in scaling.blocks(*logits.shape)])
+        predictions.append(np.where(present, best, -1))
+    return [[_share(row, other) for other in predictions] for row in predictions]
 
 
-def _share(one: Ints, other: Ints) -> float | None:
-    both = (one >= 0) & (other >= 0)
-    return float((one[both] == other[both]).mean()) if both.any() else None
+def _share(left: Ints, other: Ints) -> float | None:
+    both = (left >= 0) & (other >= 0)
+    return float((left[both] == other[both]).mean()) if both.any() else None
 
 
 def _bins(answers: NDArray[np.float32], table: Table) -> dict[str, list[float | None]]:
     judged = scores.judge(answers, table.targets)
-    found: Bins = scaling.reliability(judged.confidence, judged.predicted == table.targets)
-    columns = {"images": found.images, "confidence": found.confidence, "accuracy": found.accuracy}
+    bins: Bins = scaling.reliability(judged.confidence, judged.predicted == table.targets)
+    columns = {"images": bins.images, "confidence": bins.confidence, "accuracy": bins.accuracy}
     return {name: [None if np.isnan(x) else float(x) for x in column] for name, column in columns.items()}

@@ -98,11 +98,13 @@ def _improve(state: _State, c: int, image: Ints, slot: Ints) -> bool:
     turn = shifted[here, rival] - state.values[image, slot]  # c wins this image above this shift
     predicted, second = state.predicted.copy(), rows[here, rival]
     predicted[image] = np.where(turn < -_LIMIT, c, second)  # as if c's shift were the lowest
-    there, said = (np.bincount(which, minlength=classes).astype(float) for which in (state.targets, predicted))
+    there, count_predicted = (
+        np.bincount(which, minlength=classes).astype(float) for which in (state.targets, predicted)
+    )
     right = np.bincount(state.targets[predicted == state.targets], minlength=classes).astype(float)
     open_ = np.flatnonzero(np.abs(turn) <= _LIMIT)
     order = open_[np.argsort(turn[open_], kind="stable")]
-    totals = _totals(c, second[order], state.targets[image[order]], right, said, there)
+    totals = _totals(c, second[order], state.targets[image[order]], right, count_predicted, there)
     best = _choose(turn[order], totals, float(state.shifts[c]))
     moved = best != state.shifts[c]
     state.shifts[c] = best
@@ -110,21 +112,21 @@ def _improve(state: _State, c: int, image: Ints, slot: Ints) -> bool:
     return bool(moved)
 
 
-def _totals(c: int, second: Ints, truth: Ints, right: Floats, said: Floats, there: Floats) -> Floats:
+def _totals(c: int, second: Ints, truth: Ints, right: Floats, count_predicted: Floats, there: Floats) -> Floats:
     """The sum of the classes' F1 after 0, 1, ... images went over from their second class to c, `[n + 1]`."""
-    f1 = 2 * right / np.maximum(there + said, 1)
-    total, found = float(f1.sum()), [float(f1.sum())]
+    f1 = 2 * right / np.maximum(there + count_predicted, 1)
+    total, totals = float(f1.sum()), [float(f1.sum())]
     for loser, true in zip(second.tolist(), truth.tolist(), strict=True):
         before = f1[loser] + f1[c]
         right[loser] -= loser == true
-        said[loser] -= 1
+        count_predicted[loser] -= 1
         right[c] += c == true
-        said[c] += 1
-        f1[loser] = 2 * right[loser] / max(there[loser] + said[loser], 1)
-        f1[c] = 2 * right[c] / max(there[c] + said[c], 1)
+        count_predicted[c] += 1
+        f1[loser] = 2 * right[loser] / max(there[loser] + count_predicted[loser], 1)
+        f1[c] = 2 * right[c] / max(there[c] + count_predicted[c], 1)
         total += f1[loser] + f1[c] - before
-        found.append(total)
-    return np.array(found)
+        totals.append(total)
+    return np.array(totals)
 
 
 def _choose(turns: Floats, totals: Floats, old: float) -> float:

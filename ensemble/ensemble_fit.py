@@ -116,9 +116,9 @@ def fit_pool(table: Table, plan: Plan) -> Pool:
     temperatures = (1.0,) * len(table.logits)
     if plan.calibrations != ("none",):
         temperatures = tuple(_temperature(table, g, present) for g, present in enumerate(table.present))
-    found = weights.find(table, temperatures, plan.weights())
+    fitted = weights.find(table, temperatures, plan.weights())
     stack = stacking.fit(table, temperatures) if plan.method == "stacking" else None
-    return Pool(temperatures, found, plan.combine, stack)
+    return Pool(temperatures, fitted, plan.combine, stack)
 
 
 def _temperature(table: Table, g: int, present: NDArray[np.bool_]) -> float:
@@ -130,11 +130,11 @@ def _temperature(table: Table, g: int, present: NDArray[np.bool_]) -> float:
     return scaling.temperature(table.logits[g].take(present), table.targets[present])
 
 
-def mix_pool(table: Table, found: Pool) -> Predictions:
+def mix_pool(table: Table, pool: Pool) -> Predictions:
     """The pool's log probabilities float32 `[N, C]`."""
-    if found.stack:
-        return stacking.mix(table, found.temperatures, found.stack)
-    return average.mix(table, found.temperatures, found.weights, found.combine)
+    if pool.stack:
+        return stacking.mix(table, pool.temperatures, pool.stack)
+    return average.mix(table, pool.temperatures, pool.weights, pool.combine)
 
 
 def fit_step(kind: Kind, logs: Predictions, targets: Ints, clip: bool) -> Step:
@@ -149,16 +149,16 @@ def fit_step(kind: Kind, logs: Predictions, targets: Ints, clip: bool) -> Step:
     return step._replace(clip=maps.clip(step.apply(logs), targets)) if clip else step
 
 
-def blended(found: Pool, step: Step, shifts: Floats | None) -> EnsembleFit:
+def blended(pool: Pool, step: Step, shifts: Floats | None) -> EnsembleFit:
     """The parts as one."""
-    layers = FittedParams(found.stack, step.map)
-    return EnsembleFit(found.temperatures, found.weights, step.temperature, found.combine, layers, step.clip, shifts)
+    layers = FittedParams(pool.stack, step.map)
+    return EnsembleFit(pool.temperatures, pool.weights, step.temperature, pool.combine, layers, step.clip, shifts)
 
 
 def mix(blend: EnsembleFit, table: Table) -> Predictions:
     """The blend's log probabilities float32 `[N, C]`."""
-    found = Pool(blend.temperatures, blend.weights, blend.combine, blend.layers.stack)
-    return Step(blend.temperature, blend.layers.map, blend.clip).apply(mix_pool(table, found))
+    pool = Pool(blend.temperatures, blend.weights, blend.combine, blend.layers.stack)
+    return Step(blend.temperature, blend.layers.map, blend.clip).apply(mix_pool(table, pool))
 
 
 def shifts(rules: Rule | None, logs: Predictions, targets: Ints) -> Floats | None:

@@ -68,13 +68,13 @@ def fit(
     members = _members(runs, replaced or {})
     table, names = oof_files.align(runs), _names(runs)
     pool = ensemble_fit.fit_pool(table, plan)
-    found = nested.evaluate(table, plan)
+    evaluation = nested.evaluate(table, plan)
     logs = ensemble_fit.mix_pool(table, pool)
-    step = ensemble_fit.fit_step(found.kind, logs, table.targets, plan.clip)
+    step = ensemble_fit.fit_step(evaluation.kind, logs, table.targets, plan.clip)
     answers = step.apply(logs)
-    best = ensemble_fit.blended(pool, step, ensemble_fit.shifts(found.rule, answers, table.targets))
+    best = ensemble_fit.blended(pool, step, ensemble_fit.shifts(evaluation.rule, answers, table.targets))
     predicted = ensemble_fit.decision.labels(answers, best.shifts)
-    honest = scores.score("cross-fitted", found.kept, table.targets, found.predicted)
+    honest = scores.score("cross-fitted", evaluation.kept, table.targets, evaluation.predicted)
     alone = [_alone(name, table, g) for g, name in enumerate(names)]
     return Fitted(
         _ensemble(best, runs, members, names).model_copy(
@@ -85,9 +85,9 @@ def fit(
         _equal(table),
         scores.score("fitted", answers, table.targets, predicted),
         honest,
-        found,
+        evaluation,
         plan,
-        analysis.analyse(table, found, names, runs[0].class_names, plan, [*alone, honest]),
+        analysis.analyse(table, evaluation, names, runs[0].class_names, plan, [*alone, honest]),
         _notes(runs, names, table, tuple(views), plan),
     )
 
@@ -108,10 +108,10 @@ def write(path: Path, fitted: Fitted) -> list[Path]:
     ensemble that is gone are replaced.
     """
     files = [path, *(path.with_name(f"{path.stem}{end}") for end in ("_analysis.json", "_reliability.png"))]
-    found, arrays = fitted.ensemble, path.with_name(f"{path.stem}_layers.safetensors")
+    ensemble, arrays = fitted.ensemble, path.with_name(f"{path.stem}_layers.safetensors")
     if fitted.blend.layers:
         files.append(arrays)
-        found = found.model_copy(update={"layers": arrays})
+        ensemble = ensemble.model_copy(update={"layers": arrays})
     for file in (path, arrays):
         ensemble_file.refuse_existing(file)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,14 +119,21 @@ def write(path: Path, fitted: Fitted) -> list[Path]:
         fitted_params.write(arrays, fitted.blend.layers)
     files[1].write_text(fitted.analysis.to_json(fitted.notes), encoding="utf-8")
     reliability.draw(files[2], fitted.analysis)
-    ensemble_file.write(path, found)
+    ensemble_file.write(path, ensemble)
     return files
 
 
 def report(fitted: Fitted) -> str:
     """The scores as a table, with each run's weight and temperature, and what the analysis says in short."""
-    found, plan = fitted.found, fitted.plan
-    shown = [*fitted.runs, fitted.equal, found.before, *found.after.values(), *found.ruled.values(), fitted.fitted]
+    evaluation, plan = fitted.found, fitted.plan
+    shown = [
+        *fitted.runs,
+        fitted.equal,
+        evaluation.before,
+        *evaluation.after.values(),
+        *evaluation.ruled.values(),
+        fitted.fitted,
+    ]
     width = max(len(score.name) for score in [*shown, fitted.cross_fitted])
     lines = [
         f"{'':<{width}} {'images':>7} {'log loss':>9} {'macro-F1':>9} {'accuracy':>9} {'Brier':>7} {'ECE':>7}"
@@ -137,19 +144,21 @@ def report(fitted: Fitted) -> str:
         lines.append(f"{_line(score, width)} {counted:>7} {temperature:>6.3f}")
     lines += [_line(fitted.equal, width), f"{_line(fitted.fitted, width)} {'':>7} {fitted.blend.temperature:>6.3f}"]
     lines.append("each row answered by a fit that had not seen its fold:")
-    lines += [_line(score, width) for score in (found.before, *found.after.values(), *found.ruled.values())]
+    lines += [
+        _line(score, width) for score in (evaluation.before, *evaluation.after.values(), *evaluation.ruled.values())
+    ]
     lines += [_line(score, width) for score in (fitted.cross_fitted,)]
     lines += [_kept(fitted), *fitted.notes, "", fitted.analysis.text()]
     return "\n".join(lines)
 
 
 def _kept(fitted: Fitted) -> str:
-    found = fitted.found
-    words = [f"cross-fitted: calibration {found.kind}"]
+    evaluation = fitted.found
+    words = [f"cross-fitted: calibration {evaluation.kind}"]
     if fitted.blend.clip:
         words.append(f"no probability under {fitted.blend.clip:.2g}")
-    if found.ruled:
-        words.append(f"labels by {found.rule or 'the most probable class, which no rule surpassed'}")
+    if evaluation.ruled:
+        words.append(f"labels by {evaluation.rule or 'the most probable class, which no rule surpassed'}")
     return ", ".join(words)
 
 
@@ -233,10 +242,10 @@ def _notes(
     if notes and not everywhere:
         notes.append(f"fitted on the {common} images that all runs answer")
     if views != oof_files.ORIGINAL and runs[0].views == oof_files.ORIGINAL:
-        seen, words = ", ".join(views), " ".join(str(run.path) for run in runs)
+        names, words = ", ".join(views), " ".join(str(run.path) for run in runs)
         notes.append(
-            f"fitted on the original view; at inference each member sees {seen}. To fit what they will give, first run:"
-            f" python -m infer oof {words} --tta {' '.join(views)}"
+            f"fitted on the original view; at inference each member sees {names}. To fit what they will give, first"
+            f" run: python -m infer oof {words} --tta {' '.join(views)}"
         )
     elif views != oof_files.ORIGINAL:
         notes.append(f"fitted on answers with the views {', '.join(views)}")

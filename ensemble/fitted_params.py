@@ -42,9 +42,13 @@ def write(path: Path, layers: FittedParams) -> None:
     if isinstance(layers.map, Vector):
         arrays |= {"vector.scale": layers.map.scale, "vector.bias": layers.map.bias}
     if isinstance(layers.map, Isotonic):
-        found = layers.map
-        arrays |= {"isotonic.x": found.x, "isotonic.y": found.y, "isotonic.starts": found.starts.astype(np.int64)}
-        arrays["isotonic.floor"] = np.array([found.floor])
+        isotonic = layers.map
+        arrays |= {
+            "isotonic.x": isotonic.x,
+            "isotonic.y": isotonic.y,
+            "isotonic.starts": isotonic.starts.astype(np.int64),
+        }
+        arrays["isotonic.floor"] = np.array([isotonic.floor])
     with path.open("xb") as file:
         file.write(safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
@@ -56,14 +60,14 @@ def read(path: Path, classes: int, groups: int) -> FittedParams:
     except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f"{path}: is damaged or no safetensors file ({error}); fit the ensemble again") from error
     kinds: dict[str, Callable[[Arrays], Any]] = {"stack": _stack, "vector": _vector, "isotonic": _isotonic}
-    found: dict[str, Any] = {}
+    by_kind: dict[str, Any] = {}
     for kind, make in kinds.items():
         mine = {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(f"{kind}.")}
         try:
-            found[kind] = make(mine) if mine else None
+            by_kind[kind] = make(mine) if mine else None
         except (KeyError, IndexError) as error:
             raise WeightsError(f"{path}: its arrays of {kind} are not whole ({error}); fit it again") from error
-    layers = FittedParams(found["stack"], found["vector"] or found["isotonic"])
+    layers = FittedParams(by_kind["stack"], by_kind["vector"] or by_kind["isotonic"])
     _check(path, layers, classes, groups)
     return layers
 

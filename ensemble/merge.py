@@ -33,8 +33,8 @@ class Maximum:
 
     def add(self, logits: ArrayLike, *, temperature: float = 1.0) -> None:
         """Add logits `[N, C]` of one view, divided by `temperature`."""
-        part = log_softmax(logits, temperature)
-        self._best = part if self._best is None else np.maximum(self._best, part)
+        logs = log_softmax(logits, temperature)
+        self._best = logs if self._best is None else np.maximum(self._best, logs)
 
     def log_probabilities(self) -> Floats:
         """float64 `[N, C]`: normalised log probabilities."""

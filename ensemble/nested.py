@@ -56,45 +56,45 @@ class Nested:
 
 def evaluate(table: Table, plan: Plan) -> Nested:
     """Fit `plan` without each part in turn and answer that part."""
-    shape, part = (len(table.ids), table.classes), parts(table, plan.seed)
+    shape, part_of = (len(table.ids), table.classes), parts(table, plan.seed)
     plain = np.zeros(shape, np.float32)
     answers: dict[Kind, Predictions] = {kind: np.zeros(shape, np.float32) for kind in plan.candidates()}
     labels: dict[tuple[Kind, Rule], Ints] = {
         (kind, rule): np.zeros(shape[0], np.int64) for kind in plan.candidates() for rule in plan.rules
     }
-    for seen, unseen in _splits(part):
-        known, new = table.take(seen), table.take(unseen)
-        found = ensemble_fit.fit_pool(known, plan)
-        logs, targets, fresh = ensemble_fit.mix_pool(known, found), known.targets, ensemble_fit.mix_pool(new, found)
-        plain[unseen] = _uncalibrated(new, found) if found.stack is None else fresh
+    for fitted_rows, unseen in _splits(part_of):
+        known, new = table.take(fitted_rows), table.take(unseen)
+        pool = ensemble_fit.fit_pool(known, plan)
+        logs, targets, fresh = ensemble_fit.mix_pool(known, pool), known.targets, ensemble_fit.mix_pool(new, pool)
+        plain[unseen] = _uncalibrated(new, pool) if pool.stack is None else fresh
         for kind in plan.candidates():
             step = ensemble_fit.fit_step(kind, logs, targets, plan.clip)
             answers[kind][unseen] = step.apply(fresh)
             for rule in plan.rules:
                 shifts = decision.fit(rule, step.apply(logs), targets)
                 labels[kind, rule][unseen] = decision.labels(answers[kind][unseen], shifts)
-    return _judged(table, plan, plain, answers, labels, part)
+    return _judged(table, plan, plain, answers, labels, part_of)
 
 
 def parts(table: Table, seed: int) -> Ints:
     """The part `[N]` of each row: its fold, or one of five random ones where there is one fold only."""
-    _, part = np.unique(table.fold, return_inverse=True)
-    if part.max(initial=0) > 0 or len(part) < _FEWEST:
-        return np.asarray(part)
-    drawn = philox(seed, "parts of the nested fit").permutation(len(part))
-    return np.asarray(drawn % min(_PARTS, len(part)))
+    _, part_of = np.unique(table.fold, return_inverse=True)
+    if part_of.max(initial=0) > 0 or len(part_of) < _FEWEST:
+        return np.asarray(part_of)
+    drawn = philox(seed, "parts of the nested fit").permutation(len(part_of))
+    return np.asarray(drawn % min(_PARTS, len(part_of)))
 
 
-def _splits(part: Ints) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def _splits(part_of: Ints) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Rows seen and unseen, for each part."""
-    for number in range(int(part.max(initial=0)) + 1):
-        unseen = part == number
+    for number in range(int(part_of.max(initial=0)) + 1):
+        unseen = part_of == number
         yield np.flatnonzero(~unseen) if not unseen.all() else np.flatnonzero(unseen), np.flatnonzero(unseen)
 
 
-def _uncalibrated(table: Table, found: Pool) -> Predictions:
+def _uncalibrated(table: Table, pool: Pool) -> Predictions:
     """The mixture with the same weights, each run as it came."""
-    return ensemble_fit.mix_pool(table, found._replace(temperatures=(1.0,) * len(found.temperatures)))
+    return ensemble_fit.mix_pool(table, pool._replace(temperatures=(1.0,) * len(pool.temperatures)))
 
 
 def _judged(
@@ -103,7 +103,7 @@ def _judged(
     plain: Predictions,
     answers: dict[Kind, Predictions],
     labels: dict[tuple[Kind, Rule], Ints],
-    part: Ints,
+    part_of: Ints,
 ) -> Nested:
     """Which calibration and which rule are kept, and all scores."""
     after = {kind: scores.score(_named(kind), rows, table.targets) for kind, rows in answers.items()}
@@ -113,7 +113,7 @@ def _judged(
     best = max(ruled, key=lambda name: ruled[name].macro_f1, default=None)
     rule = best if best and ruled[best].macro_f1 > after[kind].macro_f1 else None
     before = scores.score("uncalibrated", plain, table.targets)
-    return Nested(plain, answers, mine, part, kind, rule, before, after, ruled)
+    return Nested(plain, answers, mine, part_of, kind, rule, before, after, ruled)
 
 
 def _named(kind: Kind) -> str:

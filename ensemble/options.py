@@ -68,13 +68,13 @@ def parse_overrides(texts: Sequence[str], count: int) -> dict[int, RunOptions]:
 
     `ConfigError` for anything else.
     """
-    found: dict[int, dict[str, Any]] = {}
+    by_member: dict[int, dict[str, Any]] = {}
     for text in texts:
         number, colon, rest = text.partition(":")
         if not colon or not number.isdecimal() or not 1 <= int(number) <= count:
             raise ConfigError(f"--override {text!r}: expected N:key=value with N the number of a member, 1 to {count}")
-        found.setdefault(int(number) - 1, {}).update(_pairs(text, rest))
-    return {place: given(named, f"--override {place + 1}") for place, named in found.items()}
+        by_member.setdefault(int(number) - 1, {}).update(_pairs(text, rest))
+    return {number_of: given(named, f"--override {number_of + 1}") for number_of, named in by_member.items()}
 
 
 def _pairs(text: str, rest: str) -> dict[str, Any]:

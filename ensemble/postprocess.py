@@ -49,7 +49,7 @@ class Postprocess:
 
     def labels(self, probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
         """The class `[N]` that each row of probabilities becomes; names of one class count together."""
-        parts = [self._chosen(probabilities[part]) for part in scaling.blocks(*probabilities.shape)]
+        parts = [self._chosen(probabilities[rows]) for rows in scaling.blocks(*probabilities.shape)]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
     def likeliest(self, probabilities: NDArray[np.float32]) -> int:
@@ -82,9 +82,9 @@ class Postprocess:
 
 def groups(members: Sequence[Member]) -> list[list[int]]:
     """The places of the members of each run, in the order of the runs; a member without a group is its own."""
-    names = [member.group or f"\0{place}" for place, member in enumerate(members)]
-    order = sorted(range(len(names)), key=lambda place: names.index(names[place]))
-    return [list(places) for _, places in groupby(order, key=lambda place: names[place])]
+    names = [member.group or f"\0{number}" for number, member in enumerate(members)]
+    order = sorted(range(len(names)), key=lambda number: names.index(names[number]))
+    return [list(places) for _, places in groupby(order, key=lambda number: names[number])]
 
 
 def _shifts(ensemble: Ensemble, class_names: Sequence[str]) -> Floats | None:

@@ -88,8 +88,8 @@ def macro_f1(
     hit = predicted == targets
     right = np.bincount(targets[hit], None if weights is None else weights[hit], classes)
     there = np.bincount(targets, weights, classes)
-    said = np.bincount(predicted, weights, classes)
-    each = 2 * right / np.maximum(there + said, 1e-12)
+    count_predicted = np.bincount(predicted, weights, classes)
+    each = 2 * right / np.maximum(there + count_predicted, 1e-12)
     return float(each.mean() if among is None else each[among][there[among] > 0].mean())
 
 

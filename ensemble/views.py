@@ -76,16 +76,16 @@ def warp_map(size: int, degrees: float, scale: float) -> tuple[NDArray[np.int16]
 def _crop(images: Images, down: float, across: float) -> Images:
     """A part of the image, enlarged to its size: 0 is the upper or left edge, 1 the lower or right one, 0.5 centred."""
     size = images.shape[1]
-    part, top, left = crop_box(size, down, across)
-    parts = images[:, top : top + part, left : left + part]
+    side, top, left = crop_box(size, down, across)
+    parts = images[:, top : top + side, left : left + side]
     # Bilinear, with pixel centres at half integers: torch's interpolate without align_corners.
-    return np.stack([cv2.resize(one, (size, size), interpolation=cv2.INTER_LINEAR_EXACT) for one in parts])
+    return np.stack([cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR_EXACT) for crop in parts])
 
 
 def crop_box(size: int, down: float, across: float) -> tuple[int, int, int]:
     """The side, the first row and the first column of what a crop keeps of an image of that size."""
-    part = round(size * _CROP)
-    return part, int((size - part) * down), int((size - part) * across)
+    side = round(size * _CROP)
+    return side, int((size - side) * down), int((size - side) * across)
 
 
 def _shift(images: Images, axis: int, sign: int) -> Images:
@@ -129,14 +129,14 @@ PRESETS: dict[str, tuple[str, ...]] = {
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
     """Views and presets to the views they stand for, in order, each once; `ConfigError` for an unknown name."""
-    found: dict[str, None] = {}
+    names_of: dict[str, None] = {}
     for name in names:
         if name not in PRESETS and name not in VIEWS:
             raise ConfigError(_unknown(name))
-        found.update(dict.fromkeys(PRESETS.get(name, (name,))))
-    if not found:
+        names_of.update(dict.fromkeys(PRESETS.get(name, (name,))))
+    if not names_of:
         raise ConfigError("views: the list is empty; write `original` for no test-time augmentation")
-    return tuple(found)
+    return tuple(names_of)
 
 
 def apply(name: str, images: Images) -> Images:

@@ -55,10 +55,12 @@ def fit(
     `first` and `full` are log probabilities `[N, C]` of one pass and of `full_passes`. Where accuracy rises above the
     full one at first and falls later, the smallest threshold counts all the same: it is the cheapest.
     """
-    sure, one, all_of_them = margin(first), np.asarray(first).argmax(axis=1), np.asarray(full).argmax(axis=1)
+    sure, first_label, all_of_them = margin(first), np.asarray(first).argmax(axis=1), np.asarray(full).argmax(axis=1)
     order = np.argsort(sure, kind="stable")
-    gained = (all_of_them == targets)[order].astype(int) - (one == targets)[order]
-    correct = np.concatenate([[0], np.cumsum(gained)]) + (one == targets).sum()  # when the k least sure get everything
+    gained = (all_of_them == targets)[order].astype(int) - (first_label == targets)[order]
+    correct = (
+        np.concatenate([[0], np.cumsum(gained)]) + (first_label == targets).sum()
+    )  # when the k least sure get everything
     wanted = (all_of_them == targets).sum() - loss * len(targets)
     edges = np.append(sure[order], np.inf)
     ends = np.flatnonzero(np.append(np.diff(edges) > 0, True))  # equal margins are sure or unsure together
@@ -88,12 +90,12 @@ class AdaptiveForward:
 
     def answer(self, batches: Sequence[Prepared]) -> list[Predictions]:
         """The answers to a round; where an image was sure, all members' votes are that of the first."""
-        said = [self._first(batch) for batch in batches]
-        firsts = [log_softmax(logits, self._temperature) for logits in said]
+        logs = [self._first(batch) for batch in batches]
+        firsts = [log_softmax(logits, self._temperature) for logits in logs]
         unsure = [self._unsure(batch, first) for batch, first in zip(batches, firsts, strict=True)]
         probabilities = [np.exp(first).astype(np.float32) for first in firsts]
         chosen = [np.repeat(first.argmax(axis=1)[:, None], len(self.panel.places), axis=1) for first in firsts]
-        self._second(batches, said, unsure, probabilities, chosen)
+        self._second(batches, logs, unsure, probabilities, chosen)
         more = len(self.panel.places) * len(self.panel.ensemble.views) - 1
         return [
             finish(batch, rows, votes, len(batch.rows) + more * len(places))
@@ -114,7 +116,7 @@ class AdaptiveForward:
     def _second(
         self,
         batches: Sequence[Prepared],
-        said: Sequence[NDArray[np.float32]],
+        logs: Sequence[NDArray[np.float32]],
         unsure: Sequence[NDArray[np.int64]],
         probabilities: list[NDArray[np.float32]],
         chosen: list[NDArray[np.int64]],
@@ -124,14 +126,14 @@ class AdaptiveForward:
         size = len(batches[0].images[0])
         key = (self.first, self.panel.ensemble.views[0])
         for start in range(0, len(where), size):
-            part = where[start : start + size]
-            images = gather(batches, part, self.panel.sources)
-            logits = np.zeros((size, said[0].shape[1]), np.float32)
-            logits[: len(part)] = [said[number][place] for number, place in part]
+            chunk = where[start : start + size]
+            images = gather(batches, chunk, self.panel.sources)
+            logits = np.zeros((size, logs[0].shape[1]), np.float32)
+            logits[: len(chunk)] = [logs[number][place] for number, place in chunk]
             known: Known = {key: [logits]}
             alone = self.panel.alone([images], known)[0]
             mixed = self.panel.mix(alone)
-            for row, (number, place) in enumerate(part):
+            for row, (number, place) in enumerate(chunk):
                 probabilities[number][place] = mixed[row]
                 chosen[number][place] = [answer[row].argmax() for answer in alone]
 

@@ -90,9 +90,9 @@ class EnsembleForward:
 
     def once(self, m: int, images: Sequence[Images]) -> NDArray[np.float32]:
         """float32 `[B, C]`: what member m says of the first view of a batch."""
-        seen = [views.apply(self.ensemble.views[0], images[source]) for source in self.inputs_of[m]]
+        forms = [views.apply(self.ensemble.views[0], images[source]) for source in self.inputs_of[m]]
         with self.members.held([self.places[m]]) as predictors:
-            return self._logits(m, predictors[self.places[m]], seen)
+            return self._logits(m, predictors[self.places[m]], forms)
 
     def mix(self, alone: Sequence[Floats]) -> NDArray[np.float32]:
         """float32 `[B, C]`: the ensemble's probabilities from its members' log probabilities."""
@@ -113,12 +113,12 @@ class EnsembleForward:
                         for source in self.inputs_of[m]:
                             if source not in shown:
                                 shown[source] = views.apply(view, images[source])
-                        seen = [shown[source] for source in self.inputs_of[m]]
-                        yield number, m, self._logits(m, predictors[self.places[m]], seen)
+                        forms = [shown[source] for source in self.inputs_of[m]]
+                        yield number, m, self._logits(m, predictors[self.places[m]], forms)
 
-    def _logits(self, m: int, predictor: Predictor, seen: Sequence[Images]) -> NDArray[np.float32]:
-        with self.clock.measured(m, len(seen[0])):
-            logits = predictor.logits(*seen)
+    def _logits(self, m: int, predictor: Predictor, forms: Sequence[Images]) -> NDArray[np.float32]:
+        with self.clock.measured(m, len(forms[0])):
+            logits = predictor.logits(*forms)
         return finite(self.ensemble.members[m], "logits", logits)
 
 
@@ -141,8 +141,8 @@ def gather(batches: Sequence[Prepared], where: Sequence[tuple[int, int]], source
     images = list(batches[0].images)
     for source in sources:
         gathered = np.zeros_like(images[source])
-        for row, (number, place) in enumerate(where):
-            gathered[row] = batches[number].images[source][place]
+        for row, (number, source_row) in enumerate(where):
+            gathered[row] = batches[number].images[source][source_row]
         images[source] = gathered
     return images
 

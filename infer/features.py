@@ -82,14 +82,14 @@ def stacked(batches: Iterable[Pooled]) -> NDArray[np.float32]:
 def write(path: Path, table: Table) -> None:
     """Write an `.npz` (`ids`, `features`, `labels` where known) or a Parquet file (`id`, `features`: a list of D
     float32, `label`), beside its place and then renamed; `ConfigError` when it exists already."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        (_parquet if path.suffix == ".parquet" else _npz)(part, table)
+        (_parquet if path.suffix == ".parquet" else _npz)(unfinished, table)
         if path.exists():
             raise ConfigError(f"{path}: exists already and is not overwritten; give another name")
-        part.replace(path)
+        unfinished.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def _npz(path: Path, table: Table) -> None:

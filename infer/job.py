@@ -65,11 +65,11 @@ class Work:
     def job(self) -> dict[str, Any]:
         """What the answers depend on, as JSON: a resumed run must have been begun with the same."""
         ensemble = self.runner.ensemble
-        whole = ensemble.model_dump(mode="json", exclude={"members"})
+        document = ensemble.model_dump(mode="json", exclude={"members"})
         return {
             "images": hashlib.sha256("\n".join(self.inputs.ids).encode()).hexdigest(),
             "members": _described(ensemble.members),
-            "ensemble": whole,
+            "ensemble": document,
             "adaptive": self.runner.adaptive,
             "options": self.runner.options.given(),
             "batch_size": self.grid.size,
@@ -92,7 +92,7 @@ class Done:
     truncated: Mapping[int, str]
 
 
-def answer(work: Work, resume: bool, told: Callable[[int, int], None]) -> Done:
+def answer(work: Work, resume: bool, progress: Callable[[int, int], None]) -> Done:
     """Answer what the shard's journal lacks; `told(rows, of)` is called now and then.
 
     Raises `ConfigError` as `Journal` does, `DataError` for an unreadable image when those are not skipped. A journal
@@ -100,38 +100,38 @@ def answer(work: Work, resume: bool, told: Callable[[int, int], None]) -> Done:
     """
     unit = work.runner.unit(work.grid) * work.grid.size
     try:
-        with Journal(work.place, work.job(), len(work.runner.class_names), unit, resume) as kept:
-            return _fill(work, kept, told)
+        with Journal(work.place, work.job(), len(work.runner.class_names), unit, resume) as log:
+            return _fill(work, log, progress)
     except BaseException:
         _forget_empty(work)
         raise
 
 
-def _fill(work: Work, kept: Journal, told: Callable[[int, int], None]) -> Done:
+def _fill(work: Work, log: Journal, progress: Callable[[int, int], None]) -> Done:
     mine, size = work.mine, work.grid.size
     total = max(0, min(mine.last * size, mine.count) - mine.first * size)
-    start, begun, passes, looks = time.perf_counter(), kept.rows, 0, 0
+    start, begun, passes, looks = time.perf_counter(), log.rows, 0, 0
     truncated: dict[int, str] = {}
-    if not kept.done and kept.rows < total:
-        rest = Grid(mine.count, size, mine.first + kept.rows // size, mine.last)
+    if not log.done and log.rows < total:
+        rest = Grid(mine.count, size, mine.first + log.rows // size, mine.last)
         spoken = start
         try:
-            for part in work.runner.stream(
+            for batch in work.runner.stream(
                 work.inputs, rest, work.workers, work.skip_bad, truncated if work.partial else None
             ):
-                answers, unsure = _looked_again(work, mine.first * size + kept.rows, part.probabilities)
-                kept.append(answers, part.errors)
+                answers, unsure = _looked_again(work, mine.first * size + log.rows, batch.probabilities)
+                log.append(answers, batch.errors)
                 looks += unsure
-                passes += part.passes
+                passes += batch.passes
                 if time.perf_counter() - spoken > _EVERY:
-                    told(kept.rows, total)
+                    progress(log.rows, total)
                     spoken = time.perf_counter()
         except DataError as error:
-            again = "; then add --resume to go on" if kept.rows else ""
+            again = "; then add --resume to go on" if log.rows else ""
             raise DataError(f"{error}{again}") from error
-    told(total, total)
-    kept.finish()
-    return Done(kept.rows - begun, passes, time.perf_counter() - start, looks, truncated)
+    progress(total, total)
+    log.finish()
+    return Done(log.rows - begun, passes, time.perf_counter() - start, looks, truncated)
 
 
 def _looked_again(work: Work, first: int, answers: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
@@ -165,7 +165,7 @@ def merged(work: Work) -> Iterator[tuple[NDArray[np.float32], Mapping[int, str]]
     """
     with filelock.FileLock(work.folder / "lock"):
         places = [work._place(number) for number in range(work.shard.of)]
-        if not all(journal.is_done(place) for place in places):
+        if not all(journal.is_done(folder) for folder in places):
             yield None
             return
         yield _joined(work, places)
@@ -174,13 +174,13 @@ def merged(work: Work) -> Iterator[tuple[NDArray[np.float32], Mapping[int, str]]
 
 def _joined(work: Work, places: list[Path]) -> tuple[NDArray[np.float32], Mapping[int, str]]:
     classes = len(work.runner.class_names)
-    errors = {row: text for place in places for row, text in journal.read_errors(place).items()}
+    errors = {row: text for folder in places for row, text in journal.read_errors(folder).items()}
     if len(places) == 1:
         return journal.read_answers(places[0], classes), errors
-    with (work.folder / _MERGED).open("wb") as whole:
-        for place in places:
-            with (place / _MERGED).open("rb") as part:
-                shutil.copyfileobj(part, whole)
+    with (work.folder / _MERGED).open("wb") as target:
+        for folder in places:
+            with (folder / _MERGED).open("rb") as source:
+                shutil.copyfileobj(source, target)
     return journal.read_answers(work.folder, classes), errors
 
 

@@ -43,8 +43,8 @@ def choose_runtimes(members: Sequence[Member], shared: RunOptions = NONE_GIVEN) 
 def open_one(member: Member, shared: RunOptions = NONE_GIVEN) -> Predictor:
     """Open one member, with its own options before the `shared` ones."""
     runtime = runtimes.choose(member.path, member.runtime)
-    given = _options(str(member), runtime, member.options, shared)
-    named = {_KEYWORDS.get(key, key): value for key, value in given.items()}
+    chosen = _options(str(member), runtime, member.options, shared)
+    named = {_KEYWORDS.get(key, key): value for key, value in chosen.items()}
     return runtimes.open(member.path, member.runtime, **named)
 
 
@@ -113,14 +113,16 @@ class ModelCache:
 
     def groups(self, places: Sequence[int]) -> list[list[int]]:
         """`places` in parts whose members may be open together."""
-        return [list(places)] if self.resident else [[place] for place in places]
+        return [list(places)] if self.resident else [[number] for number in places]
 
     @contextmanager
     def held(self, places: Sequence[int]) -> Iterator[dict[int, Predictor]]:
         """The predictors of one of the `groups`, in the members' thread; those that do not stay are closed after it."""
-        passing = {place: open_one(self.members[place], self._shared) for place in places if place not in self._open}
+        passing = {
+            number: open_one(self.members[number], self._shared) for number in places if number not in self._open
+        }
         try:
-            yield {place: self._open.get(place) or passing[place] for place in places}
+            yield {number: self._open.get(number) or passing[number] for number in places}
         finally:
             for predictor in passing.values():
                 predictor.close()
@@ -136,10 +138,10 @@ class ModelCache:
         """Open each member, leave open those that may stay, and return their cards."""
         cards: list[Card] = []
         staying, largest = keep != "one", 0
-        for place in range(len(self.members)):
+        for number in range(len(self.members)):
             before = free_memory()
-            staying = self._add(place, staying, keep) and staying
-            predictor = self._open[place]
+            staying = self._add(number, staying, keep) and staying
+            predictor = self._open[number]
             cards.append(predictor.card)
             if isinstance(predictor, Describes):
                 self.described.append(predictor.describe())
@@ -150,15 +152,15 @@ class ModelCache:
                 self._release()
         return cards
 
-    def _add(self, place: int, staying: bool, keep: Keep) -> bool:
+    def _add(self, number: int, staying: bool, keep: Keep) -> bool:
         """Open one more member, alone where the device has no room beside the others; False says that it was so."""
         try:
-            self._open[place] = open_one(self.members[place], self._shared)
+            self._open[number] = open_one(self.members[number], self._shared)
         except OutOfMemory:
             if not self._open or keep == "all" or not staying:
                 raise
             self._release()
-            self._open[place] = open_one(self.members[place], self._shared)
+            self._open[number] = open_one(self.members[number], self._shared)
             return False
         return True
 

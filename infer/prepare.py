@@ -54,8 +54,8 @@ class Grid:
     @property
     def batches(self) -> range:
         """The numbers of the batches that are asked for."""
-        whole = -(-self.count // self.size)
-        return range(self.first, whole if self.last < 0 else min(self.last, whole))
+        batches = -(-self.count // self.size)
+        return range(self.first, batches if self.last < 0 else min(self.last, batches))
 
     def rows(self, number: int) -> NDArray[np.int64]:
         """int64 `[n]`: the images of a batch."""

@@ -68,7 +68,7 @@ class Runner:
         self.ensemble, self.options = ensemble, options
         self._members, self._owner = members or ModelCache(ensemble.members, options, keep), members is None
         self._places = tuple(range(len(ensemble.members)) if places is None else places)
-        cards = [self._members.cards[place] for place in self._places]
+        cards = [self._members.cards[number] for number in self._places]
         self._most_pixels = max(card.most_pixels for card in cards)
         self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
         self._inputs, inputs_of = _by_input([card.inputs for card in cards])
@@ -163,7 +163,7 @@ class Runner:
         """Predict what has been collected, as `predict` does."""
         rows = [np.zeros((0, len(self.class_names)), dtype=np.float32)]
         if len(inputs):
-            rows += [part.probabilities for part in self.stream(inputs, self.grid(len(inputs)))]
+            rows += [batch.probabilities for batch in self.stream(inputs, self.grid(len(inputs)))]
         return Prediction(self.class_names, np.concatenate(rows))
 
     def features(self, images: Image | Iterable[Image]) -> NDArray[np.float32]:
@@ -186,9 +186,9 @@ class Runner:
         yield from self._computed(inputs, grid, workers, skip_bad, truncated, 1, self._pooled)
 
     def _pooled(self, held: list[Prepared]) -> pooled.Pooled:
-        (batch,), (place,) = held, self._places
-        with self._members.held([place]) as predictors:
-            predictor = cast("GivesFeatures", predictors[place])
+        (batch,), (number,) = held, self._places
+        with self._members.held([number]) as predictors:
+            predictor = cast("GivesFeatures", predictors[number])
             rows = predictor.features(batch.images[0])[: len(batch.rows)]
         return pooled.Pooled(batch.rows, finite(self.ensemble.members[0], "features", rows), batch.errors)
 
@@ -212,7 +212,7 @@ class Runner:
     @property
     def name(self) -> str:
         """The members' paths and runtimes."""
-        runtimes = [self._members.runtimes[place] for place in self._places]
+        runtimes = [self._members.runtimes[number] for number in self._places]
         pairs = zip(self.ensemble.members, runtimes, strict=True)
         return ", ".join(f"{member.path} ({runtime})" for member, runtime in pairs)
 

@@ -48,17 +48,17 @@ def answer(
     split = _split(runs)
     table = _own(runs[0]) if images is None else sources.load_test(images, id_column)
     parts, bad = [], dict[str, str]()
-    whole = mixture or Ensemble(members=tuple(m for _, some in _by_fold(finished) for m in some), views=tuple(views))
+    ensemble = mixture or Ensemble(members=tuple(m for _, some in _by_fold(finished) for m in some), views=tuple(views))
     for fold, members in _by_fold(finished):
-        found = members if mixture is None else _counted(mixture, members, fold)
+        chosen = members if mixture is None else _counted(mixture, members, fold)
         asked = [i for i, name in enumerate(table.ids) if images is not None or split.get(name) != fold]
         inputs = of_paths([table.paths[i] for i in asked], [table.ids[i] for i in asked])
-        with Runner(whole.model_copy(update={"members": found})) as runner:
-            said, errors = _predicted(runner, inputs, batch_size, workers, on_bad_image)
+        with Runner(ensemble.model_copy(update={"members": chosen})) as runner:
+            predictions, errors = _predicted(runner, inputs, batch_size, workers, on_bad_image)
         bad |= {inputs.ids[row]: text for row, text in errors.items()}
         good = [row for row in range(len(inputs)) if row not in errors]
-        parts.append((np.array(inputs.ids)[good], said[good], np.full(len(good), fold, dtype=np.int64)))
-    ids, said, fold_of = (np.concatenate(column) for column in zip(*parts, strict=True))
+        parts.append((np.array(inputs.ids)[good], predictions[good], np.full(len(good), fold, dtype=np.int64)))
+    ids, predictions, fold_of = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not len(ids):
         raise DataError(f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()))}")
     if bad:
@@ -67,7 +67,7 @@ def answer(
             TandemWarning,
             stacklevel=2,
         )
-    return TeacherPredictions("", ids, logarithm(said), finished[0].class_names, fold_of, split, frozenset(bad))
+    return TeacherPredictions("", ids, logarithm(predictions), finished[0].class_names, fold_of, split, frozenset(bad))
 
 
 def _predicted(
@@ -75,12 +75,12 @@ def _predicted(
 ) -> tuple[NDArray[np.float32], dict[int, str]]:
     """Probabilities float32 `[N, C]`, and why an image could not be read, by its row."""
     errors: dict[int, str] = {}
-    said = np.zeros((len(inputs), len(runner.class_names)), dtype=np.float32)
+    predictions = np.zeros((len(inputs), len(runner.class_names)), dtype=np.float32)
     truncated: dict[int, str] | None = {} if on_bad_image == "partial" else None
     grid = runner.grid(len(inputs), batch_size)
-    for part in runner.stream(inputs, grid, workers, on_bad_image != "error", truncated):
-        said[part.rows] = part.probabilities
-        errors.update(part.errors)
+    for batch in runner.stream(inputs, grid, workers, on_bad_image != "error", truncated):
+        predictions[batch.rows] = batch.probabilities
+        errors.update(batch.errors)
     if truncated:
         first = truncated[min(truncated)]
         warnings.warn(
@@ -88,7 +88,7 @@ def _predicted(
             TandemWarning,
             stacklevel=3,
         )
-    return said, errors
+    return predictions, errors
 
 
 def _split(runs: Sequence[Path]) -> dict[str, int]:
@@ -127,10 +127,10 @@ def _by_fold(runs: Sequence[oof_files.Run]) -> Iterator[tuple[int, tuple[Member,
 def _counted(mixture: Ensemble, members: Sequence[Member], fold: int) -> tuple[Member, ...]:
     """The mixture's members among these, with their weights and temperatures; `ConfigError` where it has none."""
     places = {member.path.resolve() for member in members}
-    found = tuple(m for m in mixture.members if m.weight > 0 and m.path.resolve() in places)
-    if not found:
+    counted = tuple(m for m in mixture.members if m.weight > 0 and m.path.resolve() in places)
+    if not counted:
         raise ConfigError(f"the ensemble has no member of fold {fold}, so that no student of that fold could be taught")
-    return found
+    return counted
 
 
 def _number(fold: Path) -> int:

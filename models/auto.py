@@ -115,8 +115,8 @@ def _options(situation: Situation) -> Iterator[tuple[Candidate, ModelSpec]]:
     else:
         rows, sizes, most = list(SCRATCH), [*_SIZES, _SMALLEST], situation.side
     for row in rows:
-        own = registry.get(row.model).hub_size
-        fitting = [size for size in (own, *sizes) if size <= min(most, own)] or [sizes[-1]]
+        hub_size = registry.get(row.model).hub_size
+        fitting = [size for size in (hub_size, *sizes) if size <= min(most, hub_size)] or [sizes[-1]]
         yield row, registry.get(row.model, image_size=situation.size or fitting[0])
     if not situation.size:
         for size in fitting[1:]:

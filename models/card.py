@@ -51,9 +51,9 @@ class Preprocessing:
     @property
     def pixels(self) -> Preprocessing:
         """What an image is prepared to before mean and std: equal for all that want the same pixels."""
-        part = self.crop_pct if self.fit == "crop" else 1.0
+        share = self.crop_pct if self.fit == "crop" else 1.0
         pad = self.pad if self.fit == "letterbox" else "grey"
-        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_pct=part, pad=pad)
+        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_pct=share, pad=pad)
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,19 @@ class Card:
     def to_json(self) -> str:
         """One line of JSON with sorted keys; what an artefact does not have or know is left out, and what
         older cards do not name: a resampling by areas, and colours as they are stored."""
-        said = asdict(self)
-        for prep in (said["preprocessing"], *said["further_inputs"]):
+        document = asdict(self)
+        for prep in (document["preprocessing"], *document["further_inputs"]):
             if prep["resampling"] == "area":
                 del prep["resampling"]
             if not prep["icc_to_srgb"]:
                 del prep["icc_to_srgb"]
         if not self.further_inputs:
-            del said["further_inputs"]
+            del document["further_inputs"]
         if self.views == 1:
-            del said["views"]
+            del document["views"]
         if not self.class_counts:
-            del said["class_counts"]
-        return json.dumps({"version": CARD_VERSION, **said}, sort_keys=True)
+            del document["class_counts"]
+        return json.dumps({"version": CARD_VERSION, **document}, sort_keys=True)
 
     @staticmethod
     def from_json(text: str | None, source: str) -> Card:

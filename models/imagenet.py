@@ -18,19 +18,20 @@ def places(class_names: Sequence[str]) -> dict[str, int]:
     Empty where `class_names` are not those of ImageNet-1k, as `models.pretrained` writes them.
     """
     names = _table("imagenet_1k")
-    whole = len(class_names) == len(names) and all(
-        given in (name, f"{name} ({place})") for place, (given, name) in enumerate(zip(class_names, names, strict=True))
+    complete = len(class_names) == len(names) and all(
+        shown in (name, f"{name} ({number})")
+        for number, (shown, name) in enumerate(zip(class_names, names, strict=True))
     )
-    if not whole:
+    if not complete:
         return {}
     words = [[key(word) for word in name.split(",")] for name in names]
     # Of a name that several classes have, the one that is called so first has it: maillot, crane and others have none.
     count = Counter(word for each in words for word in each)
     first = Counter(each[0] for each in words)
-    found = {word: place for place, each in enumerate(words) for word in each if count[word] == 1}
-    found |= {each[0]: place for place, each in enumerate(words) if first[each[0]] == 1}
-    found |= {key(name): place for place, name in enumerate(names) if names.count(name) == 1}
-    return found | {synset: place for place, synset in enumerate(_table("imagenet_1k_synsets"))}
+    by_word = {word: number for number, each in enumerate(words) for word in each if count[word] == 1}
+    by_word |= {each[0]: number for number, each in enumerate(words) if first[each[0]] == 1}
+    by_word |= {key(name): number for number, name in enumerate(names) if names.count(name) == 1}
+    return by_word | {synset: number for number, synset in enumerate(_table("imagenet_1k_synsets"))}
 
 
 def key(name: str) -> str:

@@ -84,15 +84,15 @@ def save(
     weights_source.same_architecture(spec, file, path)
     if pool := weights_source.pooling(spec, file, path):
         spec = registry.get(spec.name, image_size=image_size, global_pool=pool)
-    found, notes = weights_source.canonical(file, spec, path)
-    count = _classes(found, spec, path)
-    names, said = _names(classes or file.labels, count, path)
+    weights, notes = weights_source.canonical(file, spec, path)
+    count = _classes(weights, spec, path)
+    names, remarks = _names(classes or file.labels, count, path)
     spec = replace(_with_config(spec, file.preprocessing, image_size), num_classes=count)
     limits.check_size(spec, spec.preprocessing.size, "--image_size")
-    fitted, changed = loading.fit(found, spec)
+    fitted, changed = loading.fit(weights, spec)
     card = Card(spec.name, names, spec.preprocessing, dict(spec.options))
     _write(out, fitted, card)
-    return [*file.notes, *notes, *changed, *said]
+    return [*file.notes, *notes, *changed, *remarks]
 
 
 def _known(name: str) -> bool:
@@ -130,19 +130,19 @@ def _spec(file: weights_source.File, name: str, path: Path, image_size: int | No
     )
 
 
-def _classes(found: loading.Weights, spec: ModelSpec, path: Path) -> int:
+def _classes(weights: loading.Weights, spec: ModelSpec, path: Path) -> int:
     module = spec.classifier if isinstance(spec.classifier, str) else spec.classifier[0]
-    held = found.get(f"{module}.weight")
+    held = weights.get(f"{module}.weight")
     if held is None:
         raise WeightsError(f"{path}: the weights of {spec.name} have no classifier; train one: --weights {path}")
     return int(held.shape[0])
 
 
-def _names(given: Sequence[str], count: int, path: Path) -> tuple[tuple[str, ...], list[str]]:
+def _names(listed: Sequence[str], count: int, path: Path) -> tuple[tuple[str, ...], list[str]]:
     """One name per class: the given ones, else ImageNet's, else numbers; equal names get their number."""
-    if given and len(given) != count:
-        raise ConfigError(f"{path}: has {count} classes, {len(given)} names were given")
-    names = list(given) or _imagenet(count)
+    if listed and len(listed) != count:
+        raise ConfigError(f"{path}: has {count} classes, {len(listed)} names were given")
+    names = list(listed) or _imagenet(count)
     if not names:
         return tuple(map(str, range(count))), [f"{path.name}: says no class names: they are 0 to {count - 1}"]
     twice = {name for name, times in Counter(names).items() if times > 1}
@@ -161,17 +161,17 @@ def _imagenet(count: int) -> list[str]:
 
 def _with_config(spec: ModelSpec, config: Any, image_size: int | None) -> ModelSpec:
     """`spec` with the preprocessing that a hub folder's config.json says."""
-    own = spec.preprocessing
-    size = image_size or int((config.get("input_size") or [0, 0, own.size])[-1])
+    prep = spec.preprocessing
+    size = image_size or int((config.get("input_size") or [0, 0, prep.size])[-1])
     try:
         said = replace(
-            own,
+            prep,
             size=size,
-            mean=tuple(config.get("mean", own.mean)),
-            std=tuple(config.get("std", own.std)),
-            interpolation="bilinear" if config.get("interpolation", own.interpolation) == "bilinear" else "bicubic",
-            crop_pct=float(config.get("crop_pct", own.crop_pct)),
-            fit=_FITS.get(config.get("crop_mode", ""), own.fit),
+            mean=tuple(config.get("mean", prep.mean)),
+            std=tuple(config.get("std", prep.std)),
+            interpolation="bilinear" if config.get("interpolation", prep.interpolation) == "bilinear" else "bicubic",
+            crop_pct=float(config.get("crop_pct", prep.crop_pct)),
+            fit=_FITS.get(config.get("crop_mode", ""), prep.fit),
         )
     except (TypeError, ValueError) as error:
         raise WeightsError(f"config.json: its pretrained_cfg is unreadable ({error})") from error

@@ -31,13 +31,13 @@ def main() -> None:
 
 def refusals() -> dict[str, str]:
     """Architecture to the reason why its port does not build it, such as `MLX has no port of pruned=true`."""
-    found = {}
+    reasons = {}
     for arch in (arch for family in registry.FAMILIES for arch in registry.members(family)):
         try:
             ports.create(registry.get(arch))
         except ConfigError as error:
-            found[arch] = str(error).partition(": ")[2].rpartition(";")[0]
-    return found
+            reasons[arch] = str(error).partition(": ")[2].rpartition(";")[0]
+    return reasons
 
 
 def zoo_rows() -> dict[str, Any]:
@@ -71,8 +71,8 @@ def _zoo_row(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def _classifier(model: Any, classes: int) -> tuple[str, int]:
     """Its path and the features it takes; some constructors ignore their `num_classes`, and one ViT has none."""
     linear = ((path, m.weight.shape) for path, m in model.named_modules() if isinstance(m, nn.Linear))
-    found = [(path, inputs) for path, (outputs, inputs) in linear if outputs in (classes, CLASSES)]
-    return found[0] if found else ("heads", model.hidden_dim)
+    layers = [(path, inputs) for path, (outputs, inputs) in linear if outputs in (classes, CLASSES)]
+    return layers[0] if layers else ("heads", model.hidden_dim)
 
 
 def _facts(name: str, config: Any, classifier: str, fixed: bool) -> dict[str, Any]:

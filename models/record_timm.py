@@ -54,8 +54,10 @@ def constructor(arch: str) -> tuple[str, dict[str, Any]]:
     module = importlib.import_module(entry.__module__)
 
     def record(cls: type, _variant: str, _pretrained: bool, **kwargs: Any) -> None:
-        kept = {k: v for k, v in kwargs.items() if k not in _NOT_ARCHITECTURE and (v is not None or _says_none(cls, k))}
-        raise _Recorded(cls.__name__, {k: plain(v) for k, v in kept.items()})
+        arguments = {
+            k: v for k, v in kwargs.items() if k not in _NOT_ARCHITECTURE and (v is not None or _says_none(cls, k))
+        }
+        raise _Recorded(cls.__name__, {k: plain(v) for k, v in arguments.items()})
 
     try:
         with mock.patch.object(module, "build_model_with_cfg", record):

@@ -72,8 +72,8 @@ def get(name: str, **options: Any) -> ModelSpec:
     family, arch, tag = _resolve(name)
     row = _table(family)[arch]
     facts = row["tags"][tag]
-    kept = {k: v for k, v in options.items() if v is not None}
-    size = kept.pop("image_size", facts["size"])
+    chosen = {k: v for k, v in options.items() if v is not None}
+    size = chosen.pop("image_size", facts["size"])
     spec = ModelSpec(
         arch=arch,
         tag=tag,
@@ -91,9 +91,9 @@ def get(name: str, **options: Any) -> ModelSpec:
         classifier=_names(facts.get("classifier", "")),
         first_conv=_names(facts.get("first_conv", "")),
         fixed_input_size=facts.get("fixed_input_size", False),
-        options={k: v for k, v in {**kept, "image_size": size}.items() if k != "num_classes"},
+        options={k: v for k, v in {**chosen, "image_size": size}.items() if k != "num_classes"},
     )
-    return replace(spec, **kept)
+    return replace(spec, **chosen)
 
 
 def names(pattern: str = "*") -> list[str]:

@@ -59,12 +59,12 @@ def build(spec: ModelSpec) -> ConvNeXt:
 
 
 def _settings(spec: ModelSpec) -> Settings:
-    found = read_args(Settings, spec)
+    settings = read_args(Settings, spec)
     known = {"stem_type": _STEMS, "act_layer": tuple(ACTIVATIONS), "norm_layer": tuple(NORMS)}
     for key, choices in known.items():
-        if getattr(found, key) not in choices:
-            raise unsupported(spec, key, getattr(found, key))
-    return found
+        if getattr(settings, key) not in choices:
+            raise unsupported(spec, key, getattr(settings, key))
+    return settings
 
 
 class SimpleNorm(RmsNorm):

@@ -250,10 +250,12 @@ def trunk(
         for fields in stage:
             block = {**fields, "stride": 1 if blocks else fields["stride"]}
             _check(spec, block, kinds)
-            own = dataclasses.replace(style, act=activation(spec, block["act_layer"])) if block["act_layer"] else style
+            style_of_block = (
+                dataclasses.replace(style, act=activation(spec, block["act_layer"])) if block["act_layer"] else style
+            )
             outputs = style.channels(block["out_chs"])
             drop = spec.drop_path_rate * index / total
-            blocks.append(kinds[block["block_type"]](width, outputs, block, drop, own))
+            blocks.append(kinds[block["block_type"]](width, outputs, block, drop, style_of_block))
             width, index = outputs, index + 1
         built.append(blocks)
     return built, width

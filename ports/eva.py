@@ -144,7 +144,7 @@ def rotate(x: mx.array, angles: mx.array, prefix: int, half: bool) -> mx.array:
 
     A pair is two neighbours, or with `half` two channels that are d / 2 apart.
     """
-    kept, wide = x[:, :, :prefix], x[:, :, prefix:].astype(mx.float32)
+    prefix_rows, wide = x[:, :, :prefix], x[:, :, prefix:].astype(mx.float32)
     cos, sin = mx.cos(angles), mx.sin(angles)
     if half:
         a, b = mx.split(wide, 2, axis=-1)
@@ -152,7 +152,7 @@ def rotate(x: mx.array, angles: mx.array, prefix: int, half: bool) -> mx.array:
     else:
         a, b = wide[..., ::2], wide[..., 1::2]
         turned = mx.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(wide.shape)
-    return mx.concatenate([kept, turned.astype(x.dtype)], axis=2)
+    return mx.concatenate([prefix_rows, turned.astype(x.dtype)], axis=2)
 
 
 class Attention(nn.Module):
@@ -274,11 +274,11 @@ class Eva(nn.Module):
         x = self.patch_embed(x)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         extra = [self[name] for name in ("cls_token", "reg_token") if name in self]
-        place = self.pos_embed if "pos_embed" in self else None
-        if place is not None and not self._embed_all:
-            x = x + place
+        pos_embed = self.pos_embed if "pos_embed" in self else None
+        if pos_embed is not None and not self._embed_all:
+            x = x + pos_embed
         x = mx.concatenate([mx.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in extra] + [x], axis=1)
-        return x + place if place is not None and self._embed_all else x
+        return x + pos_embed if pos_embed is not None and self._embed_all else x
 
     def __call__(self, x: mx.array) -> mx.array:
         """Images `[N, size, size, in_chans]` to logits `[N, num_classes]`."""

@@ -84,9 +84,9 @@ class UniversalInvertedResidual(Residual):
         def depthwise(channels: int, kernel: int, stride: int, act: bool, aa: str) -> nn.Module:
             if not kernel:
                 return nn.Identity()
-            own = style.act if act else ACTIVATIONS["identity"]
+            act_used = style.act if act else ACTIVATIONS["identity"]
             groups = channels // group_size if group_size else 1
-            return ConvNormAct(channels, channels, kernel, stride, groups, style.norm, own, style.same, aa)
+            return ConvNormAct(channels, channels, kernel, stride, groups, style.norm, act_used, style.same, aa)
 
         self.dw_start = depthwise(inputs, start, 1 if middle else stride, False, style.aa)
         self.pw_exp = ConvNormAct(inputs, width, norm=style.norm, act=style.act)

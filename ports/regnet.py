@@ -55,7 +55,7 @@ def stages(cfg: Mapping[str, Any]) -> list[Stage]:
     exponents = np.round(np.log(linear / np.float32(cfg["w0"])) / np.float32(math.log(cfg["wm"])))
     quantised = np.round(cfg["w0"] * np.power(np.float32(cfg["wm"]), exponents) / 8) * 8
     widths, depths = np.unique(quantised.astype(int), return_counts=True)
-    found = []
+    rows = []
     for width, depth in zip(widths.tolist(), depths.tolist(), strict=True):
         bottleneck = int(width * cfg["bottle_ratio"])
         group = min(cfg["group_size"], bottleneck)
@@ -63,8 +63,8 @@ def stages(cfg: Mapping[str, Any]) -> list[Stage]:
             bottleneck = make_divisible(bottleneck, group)  # torchvision's rounding
         else:
             bottleneck = round(bottleneck / group) * group
-        found.append(Stage(depth, int(bottleneck / cfg["bottle_ratio"]), group))
-    return found
+        rows.append(Stage(depth, int(bottleneck / cfg["bottle_ratio"]), group))
+    return rows
 
 
 class RegNet(nn.Module):

@@ -48,8 +48,8 @@ def _checked(ops: Any) -> Any:
     """Operations with numbers and truth values in place of text, and without null, which is the level's own."""
     if not isinstance(ops, Mapping):
         return ops
-    found = {name: _operation(name, wanted) for name, wanted in ops.items()}
-    return {name: wanted for name, wanted in found.items() if wanted is not None}
+    checked = {name: _operation(name, wanted) for name, wanted in ops.items()}
+    return {name: wanted for name, wanted in checked.items() if wanted is not None}
 
 
 Ops = Annotated[dict[str, bool | dict[str, float]], BeforeValidator(_checked)]

@@ -111,8 +111,8 @@ class Progressive(Section):
 
 
 def _optimizer_option(key: str, meaning: str, **bounds: Any) -> Any:
-    own = [f"{_plain(options[key])} ({name})" for name, options in OPTIMIZER_OPTIONS.items() if key in options]
-    return Field(default=None, description=f"{meaning}; null takes {', '.join(own)}.", **bounds)
+    defaults = [f"{_plain(options[key])} ({name})" for name, options in OPTIMIZER_OPTIONS.items() if key in options]
+    return Field(default=None, description=f"{meaning}; null takes {', '.join(defaults)}.", **bounds)
 
 
 def _plain(value: Any) -> str:

@@ -26,19 +26,21 @@ def compressed(model: Any, precision: str, float_layers: tuple[str, ...] = (), m
     if not lossy(precision):
         return model
     optimize = coremltools("coremltools.optimize.coreml")
-    kept = dict.fromkeys(float_layers)
+    left_in_float = dict.fromkeys(float_layers)
     bits = PRECISIONS[precision].palette_bits
     for fine in (True, False) if macos >= _BLOCKS else (False,):  # the second leaves what the first has compressed
         if bits:
             kind = {"granularity": "per_grouped_channel", "group_size": _GROUP_SIZE} if fine else {}
             how = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=_SMALLEST, **kind)
-            model = optimize.palettize_weights(model, optimize.OptimizationConfig(how, op_name_configs=kept))
+            model = optimize.palettize_weights(model, optimize.OptimizationConfig(how, op_name_configs=left_in_float))
         else:
             kind = {"granularity": "per_block", "block_size": _BLOCK_SIZE} if fine else {}
             how = optimize.OpLinearQuantizerConfig(
                 mode="linear_symmetric", dtype="int8", weight_threshold=_SMALLEST, **kind
             )
-            model = optimize.linear_quantize_weights(model, optimize.OptimizationConfig(how, op_name_configs=kept))
+            model = optimize.linear_quantize_weights(
+                model, optimize.OptimizationConfig(how, op_name_configs=left_in_float)
+            )
     return model
 
 

@@ -102,18 +102,20 @@ def layer_names(network: torch_network.Network, card: Card) -> dict[str, str]:
     exported = _exported(network, card, ())
     signature = exported.graph_signature
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for node in exported.graph.nodes:
         if node.name in stored:
-            found[node.name] = _layer(stored[node.name])
+            names[node.name] = _layer(stored[node.name])
             continue
-        own = [stored[given.name] for given in node.all_input_nodes if given.name in stored]
-        if own and "batch_norm" not in node.name:
-            found[node.name] = _layer(own[0])
+        weights = [stored[node_in.name] for node_in in node.all_input_nodes if node_in.name in stored]
+        if weights and "batch_norm" not in node.name:
+            names[node.name] = _layer(weights[0])
         else:
-            before = [found[given.name] for given in node.all_input_nodes if given.name in found.keys() - stored.keys()]
-            found.update({node.name: before[0]} if before else {})
-    return found
+            before = [
+                names[node_in.name] for node_in in node.all_input_nodes if node_in.name in names.keys() - stored.keys()
+            ]
+            names.update({node.name: before[0]} if before else {})
+    return names
 
 
 def _layer(weight: str) -> str:
@@ -153,8 +155,8 @@ def _fold_scalars(exported: Any) -> None:
     fixed = {node for node in exported.graph.nodes if stored.get(node.name) in exported.state_dict}
     scalars = []
     for node in exported.graph.nodes:
-        made, given = node.meta.get("val"), set(node.all_input_nodes)
-        if node.op == "call_function" and isinstance(made, torch.Tensor) and given and fixed >= given:
+        made, inputs = node.meta.get("val"), set(node.all_input_nodes)
+        if node.op == "call_function" and isinstance(made, torch.Tensor) and inputs and fixed >= inputs:
             fixed.add(node)
             scalars += [] if made.ndim else [node]
 
@@ -248,8 +250,8 @@ def _replace(fx_graph: Any, node: Any, calls: Sequence[tuple[Any, ...]]) -> None
     results: list[Any] = []
     with fx_graph.inserting_before(node):
         for function, *arguments in calls:
-            given = tuple(results[a.call] if isinstance(a, _Result) else a for a in arguments)
-            results.append(fx_graph.call_function(function, given))
+            bound = tuple(results[a.call] if isinstance(a, _Result) else a for a in arguments)
+            results.append(fx_graph.call_function(function, bound))
             results[-1].meta = dict(node.meta)
     node.replace_all_uses_with(results[-1])
     fx_graph.erase_node(node)

@@ -22,15 +22,15 @@ def build(source: Source) -> Network:
     if source.ensemble is None:
         (part,) = source.parts
         return classifier(part.weights(), part.card)
-    whole = EnsembleGraph(
+    graph = EnsembleGraph(
         [classifier(part.weights(), part.card) for part in source.parts],
         [part.input for part in source.parts],
         source.ensemble.views,
         EnsembleHead(source.ensemble, source.groups, source.layers),
         torch_resize.Resized(source.card.preprocessing, source.resized) if source.resized else None,
     )
-    share_equal(whole)
-    return whole.eval()
+    share_equal(graph)
+    return graph.eval()
 
 
 class EnsembleGraph(nn.Module):
@@ -55,10 +55,10 @@ class EnsembleGraph(nn.Module):
     def forward(self, *pixels: Tensor) -> Tensor:
         """float32 `[N, C]`."""
         forms = pixels if self.resized is None else self.resized(pixels[0])
-        seen = [torch.cat([torch_views.apply(view, form) for view in self.views]) for form in forms]
+        views_of = [torch.cat([torch_views.apply(view, form) for view in self.views]) for form in forms]
         answers = []
-        for m, (member, place) in enumerate(zip(self.members, self.inputs, strict=True)):
-            logits = member(seen[place])
+        for m, (member, source) in enumerate(zip(self.members, self.inputs, strict=True)):
+            logits = member(views_of[source])
             answers.append(self.mixing.merged(m, logits.reshape(len(self.views), -1, logits.shape[-1])))
         return torch.as_tensor(self.mixing(answers))
 

@@ -63,10 +63,10 @@ class EnsembleHead(nn.Module):
         return logs
 
     def _mean(self, answers: Sequence[Tensor], places: Sequence[int]) -> Tensor:
-        weights = [self.ensemble.members[place].weight for place in places]
+        weights = [self.ensemble.members[number].weight for number in places]
         shares = [weight / sum(weights) for weight in weights]
         how: Merge = "logits" if self.ensemble.combine == "logits" else "probabilities"
-        return mixed(torch.stack([answers[place] for place in places]), shares, how)
+        return mixed(torch.stack([answers[number] for number in places]), shares, how)
 
 
 def mixed(together: Tensor, shares: Sequence[float], how: Merge) -> Tensor:

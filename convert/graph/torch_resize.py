@@ -24,17 +24,21 @@ class Resized:
     No form may show more of the image than `whole` does, nor be sharper, but for rounding.
     """
 
-    def __init__(self, whole: Preprocessing, forms: Sequence[Preprocessing]):
-        self._whole, self._forms = whole, tuple(forms)
+    def __init__(self, full: Preprocessing, forms: Sequence[Preprocessing]):
+        self._whole, self._forms = full, tuple(forms)
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
         """All forms of `[N, 3, S, S]`, in their order."""
         return [self._made(pixels, form) for form in self._forms]
 
     def _made(self, pixels: Tensor, form: Preprocessing) -> Tensor:
-        size, kept = self._whole.size, _kept(self._whole, form)
-        filtered = form.resampling == "pillow" and (size, *kept) != (form.size, 0.0, float(size))
-        taps = _filter_taps(size, form.size, *kept, form.interpolation) if filtered else _taps(size, form.size, *kept)
+        size, cropped = self._whole.size, _kept(self._whole, form)
+        filtered = form.resampling == "pillow" and (size, *cropped) != (form.size, 0.0, float(size))
+        taps = (
+            _filter_taps(size, form.size, *cropped, form.interpolation)
+            if filtered
+            else _taps(size, form.size, *cropped)
+        )
         for dim in (3, 2):
             shape = [-1, 1] if dim == 2 else [-1]
             parts = [
@@ -46,19 +50,19 @@ class Resized:
         return pixels
 
 
-def _kept(whole: Preprocessing, form: Preprocessing) -> tuple[float, float]:
+def _kept(full: Preprocessing, form: Preprocessing) -> tuple[float, float]:
     """Where what `form` shows begins, and how long its side is, in pixels of `whole`.
 
     Both crop at whole pixels (see `data.resize.crop`): this is exact for the short side of the file's image, and at
     most half a pixel beside it for the long one.
     """
     if form.fit != "crop":
-        return 0.0, float(whole.size)
-    shorter, side = (math.floor(prep.size / prep.crop_pct) for prep in (form, whole))
+        return 0.0, float(full.size)
+    shorter, side = (math.floor(prep.size / prep.crop_pct) for prep in (form, full))
     unit = side / shorter
-    start = round((shorter - form.size) / 2) * unit - round((side - whole.size) / 2)
-    length = min(form.size * unit, float(whole.size))
-    return min(max(start, 0.0), whole.size - length), length
+    start = round((shorter - form.size) / 2) * unit - round((side - full.size) / 2)
+    length = min(form.size * unit, float(full.size))
+    return min(max(start, 0.0), full.size - length), length
 
 
 def _taps(size: int, wanted: int, start: float, length: float) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
@@ -66,12 +70,12 @@ def _taps(size: int, wanted: int, start: float, length: float) -> list[tuple[NDA
     `length` pixels from `start` on, of `size` pixels."""
     edges = start + length / wanted * np.arange(wanted + 1)
     first = np.floor(edges[:-1]).astype(np.int64)
-    found = []
+    taps = []
     for step in range(math.ceil(length / wanted) + 1):
-        place = first + step
-        covered = np.minimum(edges[1:], place + 1) - np.maximum(edges[:-1], place)
-        found.append((np.minimum(place, size - 1), np.maximum(covered, 0) * wanted / length))
-    return found
+        position = first + step
+        covered = np.minimum(edges[1:], position + 1) - np.maximum(edges[:-1], position)
+        taps.append((np.minimum(position, size - 1), np.maximum(covered, 0) * wanted / length))
+    return taps
 
 
 def _filter_taps(

@@ -71,12 +71,12 @@ def _crop(down: float, across: float) -> Callable[[Tensor], Tensor]:
 
     def cropped(pixels: Tensor) -> Tensor:
         size = pixels.shape[-1]
-        part, top, left = views.crop_box(size, down, across)
+        side, top, left = views.crop_box(size, down, across)
         for dim, start in ((3, left), (2, top)):
-            near, fraction = _enlarged(part, size)
+            near, fraction = _enlarged(side, size)
             shape = [-1, 1] if dim == 2 else [-1]
             first, second = (
-                pixels.index_select(dim, torch.tensor(start + np.clip(places, 0, part - 1)))
+                pixels.index_select(dim, torch.tensor(start + np.clip(places, 0, side - 1)))
                 for places in (near, near + 1)
             )
             pixels = _between(first, second, _constant(fraction / 256, pixels).reshape(shape))
@@ -85,11 +85,11 @@ def _crop(down: float, across: float) -> Callable[[Tensor], Tensor]:
     return cropped
 
 
-def _enlarged(part: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _enlarged(side: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """For each of `size` pixels the one of `part` on its left, and how many 256ths of a pixel it is right of that."""
-    place = part / size * (np.arange(size) + 0.5) - 0.5
-    near = np.floor(place)
-    return near.astype(np.int64), np.rint((place - near) * 256)
+    position = side / size * (np.arange(size) + 0.5) - 0.5
+    near = np.floor(position)
+    return near.astype(np.int64), np.rint((position - near) * 256)
 
 
 def _mirrored(places: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -55,10 +55,10 @@ class Quantizer:
         self._corrected = folder / "corrected.onnx"
         self._batches = batches
         self.layers = layers(self._ready)
-        whole = folder / "whole.onnx"
-        _quantize(self._ready, whole, batches, self._cache, list(self.layers))
-        self._shifts = _shifts(onnx.load(str(self._ready)), onnx.load(str(whole)), batches, list(self.layers))
-        whole.unlink()
+        float_file = folder / "whole.onnx"
+        _quantize(self._ready, float_file, batches, self._cache, list(self.layers))
+        self._shifts = _shifts(onnx.load(str(self._ready)), onnx.load(str(float_file)), batches, list(self.layers))
+        float_file.unlink()
 
     def write(self, out: Path, names: Sequence[str]) -> None:
         """Write the model with the nodes `names` in int8, the others in float."""
@@ -77,21 +77,21 @@ class Quantizer:
 
 def quantized(message: Any, batches: Sequence[Pixels], folder: Path, float_layers: tuple[str, ...] = ()) -> Any:
     """The model in int8; `folder` takes what onnxruntime writes on its way, and holds no new file afterwards."""
-    made = folder / "int8.onnx"
+    int8_file = folder / "int8.onnx"
     with contextlib.closing(Quantizer(message, batches, folder)) as quantizer:
-        quantizer.write(made, [name for name in quantizer.layers if name not in float_layers])
-    whole = onnx.load(str(made))
-    made.unlink()
-    return whole
+        quantizer.write(int8_file, [name for name in quantizer.layers if name not in float_layers])
+    model = onnx.load(str(int8_file))
+    int8_file.unlink()
+    return model
 
 
 def one_by_one(message: Any, batches: Sequence[Pixels], folder: Path) -> Iterator[tuple[str, str, Path]]:
     """For each layer its node, its name and the model with it alone in int8, a file that the next one replaces."""
-    made = folder / "one.onnx"
+    int8_file = folder / "one.onnx"
     with contextlib.closing(Quantizer(message, batches, folder)) as quantizer:
         for node, name in quantizer.layers.items():
-            quantizer.write(made, [node])
-            yield node, name, made
+            quantizer.write(int8_file, [node])
+            yield node, name, int8_file
 
 
 def layers(file: Path) -> dict[str, str]:
@@ -104,13 +104,13 @@ def layers(file: Path) -> dict[str, str]:
     stored = {tensor.name for tensor in graph.initializer}
     weights = {name for name in stored if "." in name}
     behind = {name: node for node in graph.node for name in node.input}
-    found = {}
+    by_layer = {}
     for node in (n for n in graph.node if n.op_type in KINDS and n.input[1] in stored):
         then = behind.get(node.output[0])
         near = [*node.input, *(then.input if then is not None and then.op_type == "Add" else ())]
         named = next((name for name in near if name in weights), node.name)
-        found[node.name] = re.sub(r"^classifier\.(model\.)?|\.(weight|bias)$", "", named)
-    return found
+        by_layer[node.name] = re.sub(r"^classifier\.(model\.)?|\.(weight|bias)$", "", named)
+    return by_layer
 
 
 def _with_fused(file: Path, names: list[str]) -> list[str]:
@@ -120,13 +120,13 @@ def _with_fused(file: Path, names: list[str]) -> list[str]:
     for node in graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
-    found, wanted = list(names), set(names)
+    fused, wanted = list(names), set(names)
     for node in (n for n in graph.node if n.name in wanted and n.op_type == "Conv"):
         behind = users.get(node.output[0], [])
         while len(behind) == 1 and behind[0].op_type in _FUSED:
-            found.append(behind[0].name)
+            fused.append(behind[0].name)
             behind = users.get(behind[0].output[0], [])
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(fused))
 
 
 def _shifts(message: Any, quantized: Any, batches: Sequence[Pixels], names: Sequence[str]) -> dict[str, NDArray]:
@@ -138,7 +138,7 @@ def _shifts(message: Any, quantized: Any, batches: Sequence[Pixels], names: Sequ
     graph = message.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     rounded = _weights(quantized.graph)
-    found = {}
+    shifts = {}
     for node in [n for n in graph.node if n.name in names and n.op_type in _SHARED and n.input[1] in rounded]:
         weight = numpy_helper.to_array(stored[node.input[1]])
         difference, shift = f"{node.name}/difference", f"{node.name}/shift"
@@ -154,8 +154,8 @@ def _shifts(message: Any, quantized: Any, batches: Sequence[Pixels], names: Sequ
         mean = onnx.helper.make_node("ReduceMean", [copied.output[0], f"{shift}/axes"], [shift], keepdims=0)
         graph.node.extend([copied, mean])
         graph.output.append(onnx.helper.make_tensor_value_info(shift, onnx.TensorProto.FLOAT, None))
-        found[node.name] = shift
-    return _means(message, found, batches)
+        shifts[node.name] = shift
+    return _means(message, shifts, batches)
 
 
 def _means(message: Any, outputs: dict[str, str], batches: Sequence[Pixels]) -> dict[str, NDArray]:
@@ -174,14 +174,14 @@ def _means(message: Any, outputs: dict[str, str], batches: Sequence[Pixels]) -> 
 def _weights(graph: Any) -> dict[str, NDArray[np.float32]]:
     """The rounded weights of a quantised model in float, by the name that they had before."""
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    found = {}
+    weights = {}
     for node in (n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored):
         levels, scale = (numpy_helper.to_array(stored[name]) for name in node.input[:2])
         if levels.dtype == np.int8:  # int32 are biases
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
             by_channel = scale.reshape([-1 if k == axis else 1 for k in range(levels.ndim)]) if scale.ndim else scale
-            found[node.input[0].removesuffix("_quantized")] = levels.astype(np.float32) * by_channel
-    return found
+            weights[node.input[0].removesuffix("_quantized")] = levels.astype(np.float32) * by_channel
+    return weights
 
 
 def _correct(graph: Any, node: Any, shift: NDArray) -> None:
@@ -194,12 +194,12 @@ def _correct(graph: Any, node: Any, shift: NDArray) -> None:
     graph.initializer.append(numpy_helper.from_array((bias - shift).astype(np.float32), node.input[2]))
 
 
-def _quantize(ready: Path, made: Path, batches: Sequence[Pixels], cache: Path, names: list[str]) -> None:
+def _quantize(ready: Path, int8_file: Path, batches: Sequence[Pixels], cache: Path, names: list[str]) -> None:
     logging.disable(logging.WARNING)
     try:
         quantize_static(
             str(ready),
-            str(made),
+            str(int8_file),
             _Reader(onnx.load(str(ready), load_external_data=False), batches),
             op_types_to_quantize=[*KINDS, *_FUSED],
             nodes_to_quantize=_with_fused(ready, names),

@@ -51,10 +51,10 @@ def opened(images: Path, card: Card) -> Iterator[Table]:
 def table(images: Path, card: Card) -> Table:
     """See `opened`."""
     try:
-        found = sources.load(images)
+        loaded = sources.load(images)
     except DataError:
         return sources.load_test(images)
-    return found if set(found.class_names) & set(card.class_names) else sources.load_test(images)
+    return loaded if set(loaded.class_names) & set(card.class_names) else sources.load_test(images)
 
 
 def calibration(images: Path | None, source: Source) -> Table:
@@ -62,8 +62,8 @@ def calibration(images: Path | None, source: Source) -> Table:
 
     Raises `ConvertError` where PATH lies in no run, or the run's images are gone.
     """
-    found = table(images, source.card) if images is not None else _own(source)
-    return chosen(found, draw(found.labels, CALIBRATION))
+    images_used = table(images, source.card) if images is not None else _own(source)
+    return chosen(images_used, draw(images_used.labels, CALIBRATION))
 
 
 def draw(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -102,8 +102,8 @@ def labels(images: Table, card: Card) -> NDArray[np.int64] | None:
     """Positions in the card's classes, -1 for a class it does not have; None when no image has a label."""
     places = {name: k for k, name in enumerate(card.class_names)}
     columns = np.array([places.get(name, -1) for name in images.class_names] + [-1], np.int64)
-    found = columns[images.labels]
-    return found if (found >= 0).any() else None
+    matched = columns[images.labels]
+    return matched if (matched >= 0).any() else None
 
 
 def _own(source: Source) -> Table:

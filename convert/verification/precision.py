@@ -54,13 +54,13 @@ def lossy(name: str) -> bool:
 
 def pairs(targets: list[str], precisions: list[str]) -> list[tuple[str, str]]:
     """The (target, precision) pairs that exist; `ConfigError` for a target or a precision with none."""
-    made = [(t, p) for t in targets for p in precisions if t in PRECISIONS[p].targets]
+    chosen = [(t, p) for t in targets for p in precisions if t in PRECISIONS[p].targets]
     for target in targets:
-        if target not in (t for t, _ in made):
+        if target not in (t for t, _ in chosen):
             known = ", ".join(name for name, p in PRECISIONS.items() if target in p.targets)
             raise ConfigError(f"{target} has no {' or '.join(precisions)}; its precisions are {known}")
     for precision in precisions:
-        if precision not in (p for _, p in made):
+        if precision not in (p for _, p in chosen):
             takes = " or ".join(PRECISIONS[precision].targets)
             raise ConfigError(f"precision {precision} is one of {takes} only; add --to {takes} or leave it out")
-    return made
+    return chosen

@@ -55,10 +55,10 @@ def rank(
     before = log_softmax(torch_network.once(network, *images).astype(np.float64), 1)
     with tempfile.TemporaryDirectory() as folder:
         if target == "onnx":
-            found = list(_onnx(network, card, images, calibration, Path(folder), before))
+            losses = list(_onnx(network, card, images, calibration, Path(folder), before))
         else:
-            found = list(_coreml(network, card, precision, images, Path(folder), before, macos))
-    return sorted(found, key=lambda loss: -loss.kl_divergence)
+            losses = list(_coreml(network, card, precision, images, Path(folder), before, macos))
+    return sorted(losses, key=lambda loss: -loss.kl_divergence)
 
 
 def kept(losses: Sequence[Loss], holds: Callable[[tuple[str, ...]], bool]) -> tuple[str, ...]:
@@ -127,8 +127,8 @@ def _coreml(
     used = {
         argument.name: operation.outputs[0].name.removesuffix("_cast_fp16")
         for operation in plain.operations
-        for given in operation.inputs.values()
-        for argument in given
+        for bound in operation.inputs.values()
+        for argument in bound
         if isinstance(argument, program.Named)
     }
     for name, dense in compressed.constants.items():

@@ -38,11 +38,11 @@ def in_turn(paths: Sequence[Path], count: int) -> list[float]:
 def line(plain: Path, small: Path) -> str:
     """How much faster the int8 file `small` is than `plain` in fp32, and whether that pays."""
     card = onnx_runtime.open(small, ("CPUExecutionProvider",)).card
-    ratios, told = [], []
+    ratios, texts = [], []
     for count in sorted({1, pictures.batch_size(card)}):
         before, after = in_turn([plain, small], count)
         ratios.append(before / after)
         images = f"{count} image" + "s" * (count > 1)
-        told.append(f"{before / after:.2f} x with {images} at a time ({before:.1f} to {after:.1f} ms an image)")
+        texts.append(f"{before / after:.2f} x with {images} at a time ({before:.1f} to {after:.1f} ms an image)")
     verdict = "" if min(ratios) >= PAYS else f"; int8 does not pay on this machine, {PAYS} x would"
-    return f"{small.name}: fp32's speed {' and '.join(told)}{verdict}"
+    return f"{small.name}: fp32's speed {' and '.join(texts)}{verdict}"

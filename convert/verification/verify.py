@@ -117,17 +117,17 @@ def compare(
     ours, error, before = _reference(source, network, images)
     labels = pictures.labels(images, source.card)
     least = np.log(_LEAST_PROBABILITY) if source.ensemble is not None else -np.inf
-    found = []
+    rows = []
     for artefact in artefacts:
-        for one in _answers(artefact.path, images, source):
-            if isinstance(one, NotRun):
-                found.append(not_run(artefact, one, len(ours), labels is not None))
+        for measured in _answers(artefact.path, images, source):
+            if isinstance(measured, NotRun):
+                rows.append(not_run(artefact, measured, len(ours), labels is not None))
                 continue
-            said = one._replace(logits=np.maximum(one.logits, least))
-            found.append(
-                measure(artefact, said, np.maximum(ours, least), error, labels, before, _wider(artefact, source))
+            clipped = measured._replace(logits=np.maximum(measured.logits, least))
+            rows.append(
+                measure(artefact, clipped, np.maximum(ours, least), error, labels, before, _wider(artefact, source))
             )
-    return found
+    return rows
 
 
 def _wider(artefact: Artefact, source: Source) -> Limits | None:
@@ -144,7 +144,7 @@ def not_here(path: Path) -> tuple[str, ...]:
 
 def measure(
     artefact: Artefact,
-    said: Measured,
+    measured: Measured,
     reference: NDArray[np.float32],
     torch_error: float,
     labels: NDArray[np.int64] | None,
@@ -156,7 +156,7 @@ def measure(
     `limits` are those of the artefact's precision where no others are given.
     """
     limits = limits or PRECISIONS[artefact.precision].limits
-    logits, top1 = said.logits, reference.argmax(1)
+    logits, top1 = measured.logits, reference.argmax(1)
     targets = top1 if labels is None else np.where(labels >= 0, labels, top1)
     answer, wanted = log_softmax(logits.astype(np.float64), 1), log_softmax(reference.astype(np.float64), 1)
     rows = np.arange(len(targets))
@@ -168,7 +168,7 @@ def measure(
     loss, loss_before = float(-answer[rows, targets].mean()), float(-wanted[rows, targets].mean())
     return Comparison(
         artefact=artefact.path.name,
-        runtime=said.runtime,
+        runtime=measured.runtime,
         precision=artefact.precision,
         images=len(reference),
         labelled=labels is not None,
@@ -184,7 +184,7 @@ def measure(
         tied_flips=int((flipped & tied).sum()),
         clear_agreement=clear,
         megabytes=size(artefact.path) / 1e6,
-        milliseconds=said.milliseconds,
+        milliseconds=measured.milliseconds,
         milliseconds_checkpoint=milliseconds,
         machine=machine(),
         not_tried=not_here(artefact.path),
@@ -248,20 +248,22 @@ def faults(
     loss_before: float,
 ) -> tuple[str, ...]:
     """The limits that are not held; a NaN holds none. Agreement and lost accuracy are without ties."""
-    found = []
+    messages = []
     if not agreement >= limits.top1_agreement:
-        found.append(f"top-1 agreement {agreement:.4%} without ties, at least {limits.top1_agreement:.2%} wanted")
+        messages.append(f"top-1 agreement {agreement:.4%} without ties, at least {limits.top1_agreement:.2%} wanted")
     if not accuracy_lost <= limits.accuracy:
-        found.append(
+        messages.append(
             f"{100 * accuracy_lost:.2f} points of accuracy lost without ties, at most {100 * limits.accuracy:g} wanted"
         )
     if limits.floors and not difference <= limits.floors * torch_error:
         bound = limits.floors * torch_error
-        found.append(f"logits differ by {difference:.2e}, at most {limits.floors:g} x torch's own = {bound:.2e} wanted")
+        messages.append(
+            f"logits differ by {difference:.2e}, at most {limits.floors:g} x torch's own = {bound:.2e} wanted"
+        )
     allowed = limits.log_loss * max(loss_before, _SMALL_LOG_LOSS)
     if not abs(loss - loss_before) <= allowed:
-        found.append(f"log loss {loss:.5f} instead of {loss_before:.5f}, within {limits.log_loss:.0%} wanted")
-    return tuple(found)
+        messages.append(f"log loss {loss:.5f} instead of {loss_before:.5f}, within {limits.log_loss:.0%} wanted")
+    return tuple(messages)
 
 
 def size(path: Path) -> int:
@@ -284,14 +286,16 @@ def _reference(source: Source, network: torch_network.Network, images: Table) ->
     if source.ensemble is not None:
         members = [m.model_copy(update={"runtime": m.runtime or "torch"}) for m in source.ensemble.members if m.weight]
         with Runner(source.ensemble.model_copy(update={"members": tuple(members)})) as runner:
-            said = np.concatenate([a.probabilities for a in runner.run(images.paths, pictures.batch_size(source.card))])
-        ours = np.log(np.maximum(said, _LEAST_PROBABILITY))
-    own = ours
+            probabilities = np.concatenate(
+                [a.probabilities for a in runner.run(images.paths, pictures.batch_size(source.card))]
+            )
+        ours = np.log(np.maximum(probabilities, _LEAST_PROBABILITY))
+    own_log_loss = ours
     if source.ensemble is not None:
         exact = np.maximum(exact, np.log(_LEAST_PROBABILITY))
     if source.resized:
-        own = np.maximum(single, np.log(_LEAST_PROBABILITY))
-    return ours, float(np.abs(own - exact).max()), milliseconds
+        own_log_loss = np.maximum(single, np.log(_LEAST_PROBABILITY))
+    return ours, float(np.abs(own_log_loss - exact).max()), milliseconds
 
 
 def _answers(path: Path, images: Table, source: Source) -> Iterator[Measured | NotRun]:

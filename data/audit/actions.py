@@ -47,8 +47,8 @@ class Applied:
 def load(data: Data) -> Applied:
     """The training set that the settings name, with their `audit_actions` applied and their `classes` alone."""
     table = sources.load(data)
-    found = apply(table, read(data.audit_actions), data.audit_actions) if data.audit_actions else Applied(table)
-    return replace(found, table=of_classes(found.table, data.classes)) if data.classes else found
+    applied = apply(table, read(data.audit_actions), data.audit_actions) if data.audit_actions else Applied(table)
+    return replace(applied, table=of_classes(applied.table, data.classes)) if data.classes else applied
 
 
 def of_classes(table: sources.Table, names: Sequence[str]) -> sources.Table:
@@ -60,10 +60,10 @@ def of_classes(table: sources.Table, names: Sequence[str]) -> sources.Table:
         raise DataError(f"data.classes: {unknown[0]!r} is no class of {table.root}{hint}")
     if len(names) < 2:
         raise DataError(f"data.classes: only {names[0]!r}; a classifier needs images of two or more classes")
-    kept = tuple(name for name in table.class_names if name in names)
-    rows = np.flatnonzero([table.class_names[label] in kept for label in table.labels])
-    labels = np.array([kept.index(table.class_names[table.labels[i]]) for i in rows], dtype=np.int64)
-    return replace(table.take(rows), labels=labels, class_names=kept)
+    present = tuple(name for name in table.class_names if name in names)
+    rows = np.flatnonzero([table.class_names[label] in present for label in table.labels])
+    labels = np.array([present.index(table.class_names[table.labels[i]]) for i in rows], dtype=np.int64)
+    return replace(table.take(rows), labels=labels, class_names=present)
 
 
 def read(path: Path) -> list[Step]:
@@ -96,12 +96,12 @@ def apply(table: sources.Table, steps: Sequence[Step], source: Path) -> Applied:
     labels = _decided(source, steps, "relabel")
     _check_labels(source, steps, set(table.class_names))
     turned = {name: TURNS[value] for name, value in _decided(source, steps, "rotate").items()}
-    kept = [i for i, name in enumerate(table.ids) if name not in dropped]
-    targets = [labels.get(table.ids[i], table.class_names[table.labels[i]]) for i in kept]
+    rows = [i for i, name in enumerate(table.ids) if name not in dropped]
+    targets = [labels.get(table.ids[i], table.class_names[table.labels[i]]) for i in rows]
     names = sources.sort_classes(targets)
     if len(names) < 2:
-        raise DataError(f"{source}: leaves {len(kept)} images of {len(names)} classes; take some of its rows back")
-    after = table.take(kept)
+        raise DataError(f"{source}: leaves {len(rows)} images of {len(names)} classes; take some of its rows back")
+    after = table.take(rows)
     after = replace(
         after,
         labels=np.array([names.index(target) for target in targets], dtype=np.int64),
@@ -128,15 +128,15 @@ def _step(path: Path, row: csvfile.Row) -> Step:
 
 def _decided(source: Path, steps: Sequence[Step], action: str) -> dict[str, str]:
     """The value of one action by ID."""
-    found: dict[str, Step] = {}
+    decisions: dict[str, Step] = {}
     for step in (step for step in steps if step.action == action):
-        other = found.setdefault(step.id, step)
+        other = decisions.setdefault(step.id, step)
         if other.value != step.value:
             raise DataError(
                 f"{source}: lines {other.line} and {step.line} {action} {step.id!r} to {other.value!r} and to "
                 f"{step.value!r}; keep one of them"
             )
-    return {name: step.value for name, step in found.items()}
+    return {name: step.value for name, step in decisions.items()}
 
 
 def _check_labels(source: Path, steps: Sequence[Step], classes: set[str]) -> None:
@@ -151,11 +151,11 @@ def _groups(ids: Sequence[str], steps: Sequence[Step]) -> NDArray[np.int64] | No
     asked = [(step.id, step.value) for step in steps if step.action == "group"]
     if not asked:
         return None
-    place = {name: i for i, name in enumerate(ids)}
+    row_of = {name: i for i, name in enumerate(ids)}
     found = np.arange(len(ids), dtype=np.int64)
     first: dict[str, int] = {}
     for name, group in asked:
-        if name in place:
-            head = first.setdefault(group, place[name])
-            found[found == found[place[name]]] = found[head]
+        if name in row_of:
+            head = first.setdefault(group, row_of[name])
+            found[found == found[row_of[name]]] = found[head]
     return found

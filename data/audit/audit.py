@@ -52,25 +52,27 @@ def audit(
     entries = [Entry(name, "train", target) for name, target in zip(train.ids, names, strict=True)]
     entries += [Entry(name, "test", "") for name in (test.ids if test else [])]
     paths = [*train.paths, *(test.paths if test else [])]
-    seen = survey(paths, data.root, data.pixel_limit, data.workers, stop, progress)
+    surveyed = survey(paths, data.root, data.pixel_limit, data.workers, stop, progress)
     count = len(train.ids)
     sides = [
-        Split("train", train.ids, seen.facts[:count], names),
-        Split("test", test.ids if test else [], seen.facts[count:], [""] * (len(paths) - count)),
+        Split("train", train.ids, surveyed.facts[:count], names),
+        Split("test", test.ids if test else [], surveyed.facts[count:], [""] * (len(paths) - count)),
     ]
     measures = images.shift(*sides)
-    found = [finding for side in sides if side.ids for finding in images.single(side)]
-    found += images.classes(sides[0], least) + copies.find(entries, seen.facts, seen.pairs) + images.shifts(measures)
+    findings = [finding for side in sides if side.ids for finding in images.single(side)]
+    findings += (
+        images.classes(sides[0], least) + copies.find(entries, surveyed.facts, surveyed.pairs) + images.shifts(measures)
+    )
     turned = {name for name, path in zip(train.ids, train.paths, strict=True) if path in train.turns}
-    found = [one for one in found if one.kind != "wrong_way_up" or one.id not in turned]  # seen to already
-    within = [pair for pair in seen.pairs if max(pair.first, pair.second) < count]
+    findings = [one for one in findings if one.kind != "wrong_way_up" or one.id not in turned]  # seen to already
+    within = [pair for pair in surveyed.pairs if max(pair.first, pair.second) < count]
     return Audit(
-        ordered(found),
+        ordered(findings),
         measures,
-        copies.usable(copies.grouped(seen.facts[:count], within), train.labels),
+        copies.usable(copies.grouped(surveyed.facts[:count], within), train.labels),
         {(entry.split, entry.id): path for entry, path in zip(entries, paths, strict=True)},
-        [path for path, facts in zip(train.paths, seen.facts, strict=False) if facts.fault],
-        seen.looked,
+        [path for path, facts in zip(train.paths, surveyed.facts, strict=False) if facts.fault],
+        surveyed.looked,
         time.monotonic() - started,
     )
 

@@ -17,29 +17,30 @@ def run(data: Data, out: Path, least: int) -> Audit:
     applied = actions.load(data)
     test = test_images(data)
     with bar("audit", len(applied.table.ids) + len(test.ids if test else [])) as progress:
-        found = audit(applied.table, test, data, least, progress=progress)
-    print(summary(found))
-    said = applied.summary() if data.audit_actions else ""
-    if said:
-        print(f"applied from {data.audit_actions}: {said}")
-    print(f"wrote {table.write(out, found.findings)} and {page.write(out, data.root, found, found.findings, said)}")
-    return found
+        result = audit(applied.table, test, data, least, progress=progress)
+    print(summary(result))
+    applied_text = applied.summary() if data.audit_actions else ""
+    if applied_text:
+        print(f"applied from {data.audit_actions}: {applied_text}")
+    findings = table.write(out, result.findings)
+    print(f"wrote {findings} and {page.write(out, data.root, result, result.findings, applied_text)}")
+    return result
 
 
-def summary(found: Audit) -> str:
+def summary(audited: Audit) -> str:
     """A line for each kind of finding, and how long it took."""
-    lines = [*listed(found.findings)]
-    images, cached = len(found.paths), len(found.paths) - found.looked
-    lines.append(f"audited {images} images in {found.seconds:.1f} s ({cached} of them unchanged since the last time)")
+    lines = [*listed(audited.findings)]
+    images, cached = len(audited.paths), len(audited.paths) - audited.looked
+    lines.append(f"audited {images} images in {audited.seconds:.1f} s ({cached} of them unchanged since the last time)")
     return "\n".join(lines)
 
 
-def listed(found: Sequence[Finding]) -> Iterator[str]:
+def listed(findings: Sequence[Finding]) -> Iterator[str]:
     """A line for each kind, the gravest first, with an example."""
-    number = counts(list(found))
+    number = counts(list(findings))
     if not number:
         yield "nothing odd was found"
     for kind, count in number.items():
-        first = next(finding for finding in found if finding.kind == kind)
+        first = next(finding for finding in findings if finding.kind == kind)
         example = f"{first.id}: {first.detail}" if first.id else first.detail
         yield f"{count:6d} {kind.replace('_', ' ')} ({KINDS[kind]}), such as {example}"

@@ -51,7 +51,7 @@ def find(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequence[
     order = np.argsort(group_of, kind="stable")
     sets = np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)
     how = {frozenset((pair.first, pair.second)): pair for pair in pairs}
-    found: list[Finding] = []
+    findings: list[Finding] = []
     shared: Counter[frozenset[str]] = Counter()
     for members in (part.tolist() for part in sets if len(part) > 1):
         train = [i for i in members if entries[i].split == "train"]
@@ -59,10 +59,10 @@ def find(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequence[
         labels = {entries[i].target for i in train}
         shared.update(frozenset((a, b)) for a in labels for b in labels if a < b)
         copies = _Copies(entries, facts, how)
-        found += copies.leaks(train, test)
-        found += copies.conflicts(train) if len(labels) > 1 else copies.duplicates(train)
-        found += copies.duplicates(test)
-    return found + list(_aliases(entries, shared)) + _lying(entries, facts, pairs)
+        findings += copies.leaks(train, test)
+        findings += copies.conflicts(train) if len(labels) > 1 else copies.duplicates(train)
+        findings += copies.duplicates(test)
+    return findings + list(_aliases(entries, shared)) + _lying(entries, facts, pairs)
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class _Copies:
         ranked = Counter(self.entries[i].target for i in train).most_common()
         clear = ranked[0][1] > ranked[1][1]
         for i in train:
-            own = self.entries[i].target
-            others = sorted((j for j in train if j != i), key=lambda j: self.entries[j].target == own)
-            labels = ", ".join(sorted({self.entries[j].target for j in others} - {own}))
-            text = f"labelled {own}, and {labels} as well: {self._form(i, others)}"
+            label = self.entries[i].target
+            others = sorted((j for j in train if j != i), key=lambda j: self.entries[j].target == label)
+            labels = ", ".join(sorted({self.entries[j].target for j in others} - {label}))
+            text = f"labelled {label}, and {labels} as well: {self._form(i, others)}"
             action, value = self._settled(i, train, ranked[0][0] if clear else None)
             yield self._finding("label_conflict", i, others, text, action, value)
         if clear or len({self.facts[i].sha256 for i in train}) > 1:
@@ -95,9 +95,9 @@ class _Copies:
         """Later copies of a file are to be dropped, and what is left of the group is to be kept together."""
         first: dict[str, int] = {}
         for i in members:
-            kept = first.setdefault(self.facts[i].sha256, i)
-            if kept != i:
-                yield self._finding("exact_duplicate", i, [kept], f"is {self.entries[kept].id}", "drop")
+            original = first.setdefault(self.facts[i].sha256, i)
+            if original != i:
+                yield self._finding("exact_duplicate", i, [original], f"is {self.entries[original].id}", "drop")
         different = list(first.values())
         for i in different if len(different) > 1 else []:
             others = [j for j in different if j != i]
@@ -153,10 +153,12 @@ def _seen_from(pair: Pair, i: int) -> Turn:
 def _aliases(entries: Sequence[Entry], shared: Counter[frozenset[str]]) -> Iterator[Finding]:
     sizes = Counter(entry.target for entry in entries if entry.split == "train")
     for both, count in shared.most_common():
-        one, other = sorted(both, key=lambda name: (sizes[name], name))
-        if count >= _SHARED and count >= _OVERLAP * sizes[one]:
-            text = f"{count} pictures of {one} ({sizes[one]} images) are in {other} ({sizes[other]}) too"
-            yield Finding("alias", f"{text}; if they are one class, relabel all of {one}", split="train", target=one)
+        smaller, other = sorted(both, key=lambda name: (sizes[name], name))
+        if count >= _SHARED and count >= _OVERLAP * sizes[smaller]:
+            text = f"{count} pictures of {smaller} ({sizes[smaller]} images) are in {other} ({sizes[other]}) too"
+            yield Finding(
+                "alias", f"{text}; if they are one class, relabel all of {smaller}", split="train", target=smaller
+            )
 
 
 def _lying(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequence[Pair]) -> list[Finding]:

@@ -60,12 +60,12 @@ def find(pictures: Pixels, hashes: NDArray[np.uint64]) -> list[Pair]:
     uneven = np.flatnonzero(np.concatenate([block.std(axis=(1, 2)) for block in blocks]) >= _FLAT)
     if len(uneven) < 2:
         return []
-    own = hashes[uneven, 0]
-    found = list(_proven(pictures, uneven, _candidates(hashes[uneven], own, RADIUS), _laid))
-    crops = _candidates(np.stack([crop_hashes(pictures[i]) for i in uneven]), own, _CROPPED)
-    known = np.array([pair[:2] for pair in found], dtype=np.int64).reshape(-1, 2)
-    found += _proven(pictures, uneven, _without(crops, uneven, known, len(pictures)), _cropped)
-    return _without_templates(pictures, found)
+    upright = hashes[uneven, 0]
+    pairs = list(_proven(pictures, uneven, _candidates(hashes[uneven], upright, RADIUS), _laid))
+    crops = _candidates(np.stack([crop_hashes(pictures[i]) for i in uneven]), upright, _CROPPED)
+    known = np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2)
+    pairs += _proven(pictures, uneven, _without(crops, uneven, known, len(pictures)), _cropped)
+    return _without_templates(pictures, pairs)
 
 
 def groups(count: int, pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
@@ -87,10 +87,10 @@ class _Candidates(NamedTuple):
         return _Candidates(*(column[rows] for column in self))
 
 
-def _candidates(forms: NDArray[np.uint64], own: NDArray[np.uint64], radius: int) -> _Candidates:
+def _candidates(forms: NDArray[np.uint64], upright: NDArray[np.uint64], radius: int) -> _Candidates:
     """The pairs of which one picture in some form, hashes `[N, F]`, is within `radius` of another, hashes `[N]`."""
-    found = [part for shift in range(0, 64, _CHUNK) for part in _by_chunk(forms, own, radius, np.uint64(shift))]
-    first, second, form, distance = (np.concatenate(column) for column in zip(*found, strict=True))
+    blocks = [block for shift in range(0, 64, _CHUNK) for block in _by_chunk(forms, upright, radius, np.uint64(shift))]
+    first, second, form, distance = (np.concatenate(column) for column in zip(*blocks, strict=True))
     low, high = np.minimum(first, second), np.maximum(first, second)
     order = np.lexsort((form, distance, high, low))
     low, high = low[order], high[order]
@@ -99,18 +99,18 @@ def _candidates(forms: NDArray[np.uint64], own: NDArray[np.uint64], radius: int)
     return _Candidates(first, second, form, distance).take(order[new])
 
 
-def _without(found: _Candidates, place: NDArray[np.int64], known: NDArray[np.int64], count: int) -> _Candidates:
+def _without(candidates: _Candidates, position: NDArray[np.int64], known: NDArray[np.int64], count: int) -> _Candidates:
     """The candidates that are not among the `known` pairs `[K, 2]` of `count` pictures, at whose `place`s they are."""
-    one, other = place[found.first], place[found.second]
-    keys = np.minimum(one, other) * count + np.maximum(one, other)
-    return found.take(~np.isin(keys, known.min(axis=1, initial=count) * count + known.max(axis=1, initial=0)))
+    left, other = position[candidates.first], position[candidates.second]
+    keys = np.minimum(left, other) * count + np.maximum(left, other)
+    return candidates.take(~np.isin(keys, known.min(axis=1, initial=count) * count + known.max(axis=1, initial=0)))
 
 
 def _by_chunk(
-    forms: NDArray[np.uint64], own: NDArray[np.uint64], radius: int, shift: np.uint64
+    forms: NDArray[np.uint64], upright: NDArray[np.uint64], radius: int, shift: np.uint64
 ) -> Iterator[_Candidates]:
     """Pairs whose 16 bits at `shift` differ in at most a quarter of `radius` bits."""
-    rolled = _rolled(own, shift)
+    rolled = _rolled(upright, shift)
     order = np.argsort(rolled, kind="stable")
     rolled = rolled[order]
     starts = np.searchsorted(rolled >> np.uint64(48), np.arange(2**_CHUNK + 1, dtype=np.uint64))
@@ -119,7 +119,7 @@ def _by_chunk(
         for mask in _masks(radius):
             rows, places = _bucket(asked ^ (mask << np.uint64(48)), rolled, starts)
             columns = order[places]
-            distance = np.bitwise_count(forms[rows, form] ^ own[columns]).astype(np.int64)
+            distance = np.bitwise_count(forms[rows, form] ^ upright[columns]).astype(np.int64)
             near = (distance <= radius) & (rows != columns)
             yield _Candidates(rows[near], columns[near], np.full(near.sum(), form), distance[near])
 
@@ -142,7 +142,7 @@ def _bucket(
 
 def _masks(radius: int) -> list[np.uint64]:
     """The numbers of 16 bits with at most a quarter of `radius` bits set."""
-    bits = [1 << place for place in range(_CHUNK)]
+    bits = [1 << bit for bit in range(_CHUNK)]
     return [
         np.uint64(sum(chosen)) for count in range(radius // 4 + 1) for chosen in itertools.combinations(bits, count)
     ]
@@ -163,29 +163,31 @@ def _cropped(picture: Pixels, form: int) -> tuple[Pixels, Turn]:
 
 def _proven(
     pictures: Pixels,
-    place: NDArray[np.int64],
-    found: _Candidates,
+    position: NDArray[np.int64],
+    candidates: _Candidates,
     formed: Callable[[Pixels, int], tuple[Pixels, Turn]],
 ) -> Iterator[Pair]:
     """The candidates that are the same picture by their pixels, nearest hashes first.
 
     Candidate i is the picture at `place[i]`; `formed` gives it in one of its forms, and how that is laid.
     """
-    left, order = _ALIGNMENTS, np.argsort(found.distance, kind="stable")
+    left, order = _ALIGNMENTS, np.argsort(candidates.distance, kind="stable")
     for start in range(0, len(order), _BLOCK):
-        part = found.take(order[start : start + _BLOCK])
-        firsts, seconds = place[part.first], place[part.second]
-        made = [formed(pictures[i], form) for i, form in zip(firsts, part.form.tolist(), strict=True)]
-        one, other = np.stack([picture for picture, _ in made]), pictures[seconds]
-        likeness, freedom = _likeness(one, other)
+        block = candidates.take(order[start : start + _BLOCK])
+        firsts, seconds = position[block.first], position[block.second]
+        turned = [formed(pictures[i], form) for i, form in zip(firsts, block.form.tolist(), strict=True)]
+        first_pictures, other = np.stack([picture for picture, _ in turned]), pictures[seconds]
+        likeness, freedom = _likeness(first_pictures, other)
         same = (likeness >= _LIKE) & (_evidence(likeness, freedom) >= _EVIDENCE)
         worth = ~same & (_evidence(_ALIGNED, freedom) >= _ALIGNED_EVIDENCE)
         for row in np.flatnonzero(worth)[:left].tolist():
-            likeness[row] = _aligned(one[row], other[row])
+            likeness[row] = _aligned(first_pictures[row], other[row])
             same[row] = (likeness[row] >= _ALIGNED) & (_evidence(likeness[row], freedom[row]) >= _ALIGNED_EVIDENCE)
             left -= 1
         for row in np.flatnonzero(same).tolist():
-            yield Pair(int(firsts[row]), int(seconds[row]), made[row][1], int(part.distance[row]), float(likeness[row]))
+            yield Pair(
+                int(firsts[row]), int(seconds[row]), turned[row][1], int(block.distance[row]), float(likeness[row])
+            )
 
 
 def _without_templates(pictures: Pixels, pairs: list[Pair]) -> list[Pair]:
@@ -203,20 +205,20 @@ def _without_templates(pictures: Pixels, pairs: list[Pair]) -> list[Pair]:
     ]
 
 
-def _everywhere(one: Pixels, other: Pixels) -> float:
+def _everywhere(left: Pixels, other: Pixels) -> float:
     """The 5th percentile of the correlations of details in the 8 x 8 parts of two pictures that have any details."""
     parts, others = (
         _details(picture[None]).reshape(8, SIDE // 8, 8, SIDE // 8).swapaxes(1, 2).reshape(64, -1)
-        for picture in (one, other)
+        for picture in (left, other)
     )
     energy, energies = (parts**2).sum(axis=1), (others**2).sum(axis=1)
     likeness = (parts * others).sum(axis=1) / np.sqrt(np.maximum(energy * energies, 1e-12))
     return float(np.percentile(likeness[np.maximum(energy, energies) >= 0.1 / 64], 5))
 
 
-def _likeness(one: Pixels, other: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _likeness(left: Pixels, other: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The correlation of the details of each two pictures `[K, S, S]`, and how many independent values it compares."""
-    details, others = _details(one), _details(other)
+    details, others = _details(left), _details(other)
     freedom = np.minimum(_freedom(details), _freedom(others))
     return (details * others).sum(axis=(1, 2), dtype=np.float64), freedom
 
@@ -243,16 +245,16 @@ def _details(pictures: Pixels) -> NDArray[np.float32]:
     return np.asarray(fine / np.maximum(length, 1e-6))
 
 
-def _aligned(one: Pixels, other: Pixels) -> float:
+def _aligned(left: Pixels, other: Pixels) -> float:
     """The correlation of details after the affine motion that fits best, as a crop needs it; 0 where none is found."""
-    one = np.ascontiguousarray(one)
+    left = np.ascontiguousarray(left)
     try:
         _, motion = cv2.findTransformECC(
-            other, one, np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, _SEARCH, np.full_like(one, 255), 3
+            other, left, np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, _SEARCH, np.full_like(left, 255), 3
         )
     except cv2.error:  # it does not converge: other pictures
         return 0.0
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(one, motion, other.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.warpAffine(left, motion, other.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
     inner = np.s_[None, SIDE // 10 : -(SIDE // 10), SIDE // 10 : -(SIDE // 10)]
     return float(_likeness(moved[inner], other[inner])[0][0])

@@ -54,13 +54,13 @@ class Finding:
     value: str = ""
 
 
-def ordered(found: list[Finding]) -> list[Finding]:
+def ordered(findings: list[Finding]) -> list[Finding]:
     """The gravest kinds first; within a kind as they were found."""
     rank = {kind: number for number, kind in enumerate(KINDS)}
-    return sorted(found, key=lambda finding: rank[finding.kind])
+    return sorted(findings, key=lambda finding: rank[finding.kind])
 
 
-def counts(found: list[Finding]) -> dict[str, int]:
+def counts(findings: list[Finding]) -> dict[str, int]:
     """How many findings there are of each kind that occurs, the gravest first."""
-    number = {kind: sum(finding.kind == kind for finding in found) for kind in KINDS}
+    number = {kind: sum(finding.kind == kind for finding in findings) for kind in KINDS}
     return {kind: count for kind, count in number.items() if count}

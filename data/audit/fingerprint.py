@@ -55,8 +55,8 @@ def small(image: Pixels) -> Pixels:
     if factor > 1:  # whole factors are ten times as fast; what they cut off is less than half a pixel of the result
         rows, columns = grey.shape[0] // factor, grey.shape[1] // factor
         top, left = grey.shape[0] % factor // 2, grey.shape[1] % factor // 2
-        part = grey[top : top + rows * factor, left : left + columns * factor]
-        grey = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
+        window = grey[top : top + rows * factor, left : left + columns * factor]
+        grey = cv2.resize(window, (columns, rows), interpolation=cv2.INTER_AREA)
     return cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 

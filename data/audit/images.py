@@ -52,36 +52,36 @@ def single(split: Split) -> list[Finding]:
     side = float(np.median([min(facts.width, facts.height) for facts in read]))
     blur = float(np.median([facts.blur for facts in read]))
     highlights = float(np.median([facts.highlights for facts in read]))
-    found = []
+    findings = []
     for i, facts in enumerate(split.facts):
-        told = list(_damage(facts)) or [
+        faults = list(_damage(facts)) or [
             *_odd(split.ids[i], facts),
             *_size(facts, side),
             *_exposure(facts, blur, highlights),
         ]
-        found += [_of(split, i, kind, text) for kind, text in told]
+        findings += [_of(split, i, kind, text) for kind, text in faults]
     for kind, (applies, text) in _PROPERTIES.items():
-        found += _property(split, kind, applies, text)
-    return found
+        findings += _property(split, kind, applies, text)
+    return findings
 
 
 def classes(split: Split, least: int = LEAST) -> list[Finding]:
     """Classes of fewer than `least` images, and pairs of names that differ in case, blanks and marks alone."""
     names, counts = np.unique(np.array(split.targets), return_counts=True)
-    found = [
+    findings = [
         Finding("small_class", f"class {name} has {count} images, fewer than {least}", split="train", target=name)
         for name, count in zip(names.tolist(), counts.tolist(), strict=True)
         if count < least
     ]
-    seen: dict[str, str] = {}
+    spelled: dict[str, str] = {}
     for name in names.tolist():
         number = _number(name)
         plain = re.sub(r"[\W_]+", "", name).casefold() if number is None else str(number)
-        if plain and seen.setdefault(plain, name) != name:
+        if plain and spelled.setdefault(plain, name) != name:
             how = "differ in case or marks alone" if number is None else "are the same number"
-            text = f"the names {seen[plain]!r} and {name!r} {how}; relabel one of them"
-            found.append(Finding("alias", text, split="train", target=name))
-    return found
+            text = f"the names {spelled[plain]!r} and {name!r} {how}; relabel one of them"
+            findings.append(Finding("alias", text, split="train", target=name))
+    return findings
 
 
 def _number(name: str) -> float | None:
@@ -126,9 +126,9 @@ def _damage(facts: ImageStats) -> Iterator[tuple[str, str]]:
 
 def _odd(name: str, facts: ImageStats) -> Iterator[tuple[str, str]]:
     suffix = re.search(r"\.[^./]+$", name)
-    said = Image.registered_extensions().get(suffix[0].lower()) if suffix else None
-    if said and said != facts.format and {said, facts.format} != {"JPEG", "MPO"}:
-        yield "wrong_extension", f"is {facts.format}, its name says {said}"
+    expected = Image.registered_extensions().get(suffix[0].lower()) if suffix else None
+    if expected and expected != facts.format and {expected, facts.format} != {"JPEG", "MPO"}:
+        yield "wrong_extension", f"is {facts.format}, its name says {expected}"
     ratio = max(facts.width, facts.height) / min(facts.width, facts.height)
     if ratio >= _STRIP:
         yield "extreme_aspect", f"{facts.width} x {facts.height}, sides of 1 to {ratio:.1f}"
@@ -170,8 +170,8 @@ def _property(
     """A harmless property: each image that has it, or one finding where many have it."""
     having = [i for i, facts in enumerate(split.facts) if not facts.fault and applies(facts)]
     if len(having) > _COMMON * len(split.ids):
-        said = f"{len(having)} of {len(split.ids)} {split.name} images: {text(split.facts[having[0]])}"
-        return [Finding(kind, said, split=split.name)]
+        text_of_split = f"{len(having)} of {len(split.ids)} {split.name} images: {text(split.facts[having[0]])}"
+        return [Finding(kind, text_of_split, split=split.name)]
     return [_of(split, i, kind, text(split.facts[i])) for i in having]
 
 

@@ -29,12 +29,12 @@ def errors(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> ND
     wrong = np.zeros(len(labels), dtype=np.bool_)
     for i, j in np.argwhere(joint > 0).tolist():
         if i != j:
-            own = np.flatnonzero(labels == i)
-            margin = probabilities[own, j] - probabilities[own, i]
-            wrong[own[np.argsort(-margin, kind="stable")[: round(joint[i, j])]]] = True
-    found = np.flatnonzero(wrong & (probabilities.argmax(axis=1) != labels))
-    given = probabilities[found, labels[found]]
-    return found[np.argsort(given - probabilities[found].max(axis=1), kind="stable")]
+            members = np.flatnonzero(labels == i)
+            margin = probabilities[members, j] - probabilities[members, i]
+            wrong[members[np.argsort(-margin, kind="stable")[: round(joint[i, j])]]] = True
+    suspects = np.flatnonzero(wrong & (probabilities.argmax(axis=1) != labels))
+    confidence = probabilities[suspects, labels[suspects]]
+    return suspects[np.argsort(confidence - probabilities[suspects].max(axis=1), kind="stable")]
 
 
 def _joint(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -64,7 +64,7 @@ def find(
 ) -> list[Finding]:
     """Likely label errors, the pairs of classes most confused, and classes that may be aliases of each other."""
     best = probabilities.argmax(axis=1)
-    found = [
+    findings = [
         Finding(
             "label_error",
             f"labelled {names[labels[i]]} ({probabilities[i, labels[i]]:.2f}), the model says {names[best[i]]} "
@@ -77,19 +77,19 @@ def find(
         )
         for i in errors(probabilities, labels).tolist()
     ]
-    return found + confused(probabilities, labels, names)
+    return findings + confused(probabilities, labels, names)
 
 
 def confused(probabilities: NDArray[np.floating], labels: NDArray[np.int64], names: Sequence[str]) -> list[Finding]:
     """The pairs of classes most often taken for each other, and those that the model can hardly tell apart."""
     matrix = taken_for(probabilities.argmax(axis=1), labels, len(names))
     mixed = np.triu(matrix + matrix.T, 1)
-    found = []
+    findings = []
     for a, b in most_confused(matrix)[:_PAIRS]:
         if mixed[a, b] < _LEAST_PAIR:
             break
         text = f"{matrix[a, b]} of {matrix[a].sum()} {names[a]} taken for {names[b]}, {matrix[b, a]} of "
-        found.append(
+        findings.append(
             Finding("confused", f"{text}{matrix[b].sum()} the other way round", split="train", target=names[a])
         )
     between = np.diag(matrix)[:, None] + np.diag(matrix)[None] + mixed
@@ -97,10 +97,10 @@ def confused(probabilities: NDArray[np.floating], labels: NDArray[np.int64], nam
     sizes = np.minimum(matrix.sum(axis=1)[:, None], matrix.sum(axis=1)[None])
     for a, b in np.argwhere((apart <= _ALIKE) & (mixed >= _LEAST_PAIR) & (sizes >= _LEAST_ALIKE)).tolist():
         text = f"the model tells {names[a]} from {names[b]} in only {100 * apart[a, b]:.0f}% of their images"
-        found.append(
+        findings.append(
             Finding("alias", f"{text}; if they are one class, relabel one of them", split="train", target=names[a])
         )
-    return found
+    return findings
 
 
 def taken_for(predicted: NDArray[np.int64], labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -112,4 +112,4 @@ def most_confused(matrix: NDArray[np.int64]) -> list[tuple[int, int]]:
     """The pairs of classes of which one is ever taken for the other, most often first."""
     mixed = np.triu(matrix + matrix.T, 1)
     order = np.argsort(-mixed, axis=None, kind="stable")[: np.count_nonzero(mixed)]
-    return [divmod(place, len(matrix)) for place in order.tolist()]
+    return [divmod(cell, len(matrix)) for cell in order.tolist()]

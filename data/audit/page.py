@@ -24,7 +24,7 @@ _THUMBNAIL, _PER_KIND, _BESIDE = 96, 60, 3
 
 
 def write(
-    folder: Path, root: Path, audit: Audit, found: Sequence[Finding], applied: str = "", right: float | None = None
+    folder: Path, root: Path, audit: Audit, findings: Sequence[Finding], applied: str = "", right: float | None = None
 ) -> Path:
     """Write the page about `found`, the findings of `audit` and perhaps more, into `folder`; where.
 
@@ -44,16 +44,16 @@ def write(
         applied=applied,
         right=right,
         measures=audit.measures,
-        rows=rows(found),
-        kinds=[{"kind": kind, "count": n, "means": KINDS[kind]} for kind, n in counts(list(found)).items()],
-        pictures=thumbnails(found, audit.paths),
+        rows=rows(findings),
+        kinds=[{"kind": kind, "count": n, "means": KINDS[kind]} for kind, n in counts(list(findings)).items()],
+        pictures=thumbnails(findings, audit.paths),
     )
     folder.mkdir(parents=True, exist_ok=True)
     csvfile.replace(folder / NAME, page.encode())
     return folder / NAME
 
 
-def rows(found: Sequence[Finding]) -> list[dict[str, Any]]:
+def rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     """Each finding as the columns of `audit.csv`, with the keys of its thumbnails: its own `key`, `keys` of others."""
     return [
         {
@@ -61,20 +61,20 @@ def rows(found: Sequence[Finding]) -> list[dict[str, Any]]:
             "key": f"{finding.split}/{finding.id}",
             "keys": [f"{split}/{name}" for split, name in _beside(finding)],
         }
-        for finding in found
+        for finding in findings
     ]
 
 
-def thumbnails(found: Sequence[Finding], paths: Mapping[tuple[str, str], Path]) -> dict[str, str]:
+def thumbnails(findings: Sequence[Finding], paths: Mapping[tuple[str, str], Path]) -> dict[str, str]:
     """Small pictures as data URLs by `split/ID`, for the first findings of each kind; none of what cannot be read."""
     wanted: dict[tuple[str, str], None] = {}
-    told: dict[str, int] = {}
-    for finding in found:
-        told[finding.kind] = told.get(finding.kind, 0) + 1
-        if finding.id and told[finding.kind] <= _PER_KIND:
+    count_of: dict[str, int] = {}
+    for finding in findings:
+        count_of[finding.kind] = count_of.get(finding.kind, 0) + 1
+        if finding.id and count_of[finding.kind] <= _PER_KIND:
             wanted |= dict.fromkeys([(finding.split, finding.id), *_beside(finding)])
-    made = {f"{split}/{name}": thumbnail(paths[split, name]) for split, name in wanted if (split, name) in paths}
-    return {key: url for key, url in made.items() if url}
+    images = {f"{split}/{name}": thumbnail(paths[split, name]) for split, name in wanted if (split, name) in paths}
+    return {key: url for key, url in images.items() if url}
 
 
 def thumbnail(path: Path) -> str:

@@ -54,7 +54,7 @@ class Stopped(Exception):
 
 def survey(
     paths: Sequence[Path],
-    place: Path,
+    folder: Path,
     pixel_limit: int = PIXEL_LIMIT,
     workers: int = 0,
     stop: Callable[[], bool] = lambda: False,
@@ -64,8 +64,8 @@ def survey(
 
     Raises `Stopped`, after writing the cache, where `stop` answers yes.
     """
-    file = _file(place)
-    with once_a_host(f"looking at the images of {place}", str(file), stop):
+    file = _file(folder)
+    with once_a_host(f"looking at the images of {folder}", str(file), stop):
         return _survey(paths, file, pixel_limit, workers, stop, progress)
 
 
@@ -92,9 +92,9 @@ def _survey(
     if digest not in pairs_of:
         pairs_of = {digest: _pairs(looks)}
         _write(file, {key: known[key] for key in keys}, pairs_of)
-    pictures = np.stack([one.picture for one in looks])
-    hashes = np.stack([one.hashes for one in looks])
-    return Survey([one.facts for one in looks], pictures, hashes, pairs_of[digest], len(fresh))
+    pictures = np.stack([look.picture for look in looks])
+    hashes = np.stack([look.hashes for look in looks])
+    return Survey([look.facts for look in looks], pictures, hashes, pairs_of[digest], len(fresh))
 
 
 def _look_at(
@@ -110,10 +110,10 @@ def _look_at(
 
     pool = ThreadPoolExecutor(workers or cores())
     try:
-        for found in pool.map(one, missing.items()):
-            if found is None:
+        for looked in pool.map(one, missing.items()):
+            if looked is None:
                 raise Stopped
-            fresh[found[0]] = found[1]
+            fresh[looked[0]] = looked[1]
             progress(len(fresh))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -122,17 +122,17 @@ def _look_at(
 def _pairs(looks: Sequence[Look]) -> list[Pair]:
     """Pairs among the first files of each content that can be read, by position in `looks`."""
     first: dict[str, int] = {}
-    for position, one in enumerate(looks):
-        if not one.facts.fault:
-            first.setdefault(one.facts.sha256, position)
+    for position, entry in enumerate(looks):
+        if not entry.facts.fault:
+            first.setdefault(entry.facts.sha256, position)
     place = list(first.values())
     if not place:
         return []
-    found = duplicates.find(
+    pairs = duplicates.find(
         np.stack([looks[position].picture for position in place]),
         np.stack([looks[position].hashes for position in place]),
     )
-    return [pair._replace(first=place[pair.first], second=place[pair.second]) for pair in found]
+    return [pair._replace(first=place[pair.first], second=place[pair.second]) for pair in pairs]
 
 
 def _key(path: Path, pixel_limit: int) -> Key:
@@ -144,9 +144,9 @@ def _key(path: Path, pixel_limit: int) -> Key:
     return f"{path}|{pixel_limit}", stat.st_size, stat.st_mtime_ns
 
 
-def _file(place: Path) -> Path:
-    name = hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16]
-    return cache_folder() / "audit" / f"{place.resolve().name or 'root'}_{name}.npz"
+def _file(folder: Path) -> Path:
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return cache_folder() / "audit" / f"{folder.resolve().name or 'root'}_{name}.npz"
 
 
 def _read(file: Path) -> tuple[dict[Key, Look], dict[str, list[Pair]]]:
@@ -180,14 +180,14 @@ def _write(file: Path, looks: dict[Key, Look], pairs_of: dict[str, list[Pair]]) 
         digest: [(p.first, p.second, fingerprint.TURNS.index(p.turn), p.distance, p.likeness) for p in pairs]
         for digest, pairs in pairs_of.items()
     }
-    facts = [asdict(one.facts) for one in looks.values()]
+    facts = [asdict(look.facts) for look in looks.values()]
     text = json.dumps({"version": VERSION, "keys": list(looks), "facts": facts, "pairs": pairs})
     packed = io.BytesIO()
     np.savez(
         packed,
         text=np.frombuffer(text.encode(), dtype=np.uint8),
-        pictures=_stacked((one.picture for one in looks.values()), (0, fingerprint.SIDE, fingerprint.SIDE), np.uint8),
-        hashes=_stacked((one.hashes for one in looks.values()), (0, len(fingerprint.TURNS)), np.uint64),
+        pictures=_stacked((look.picture for look in looks.values()), (0, fingerprint.SIDE, fingerprint.SIDE), np.uint8),
+        hashes=_stacked((look.hashes for look in looks.values()), (0, len(fingerprint.TURNS)), np.uint64),
     )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -197,5 +197,5 @@ def _write(file: Path, looks: dict[Key, Look], pairs_of: dict[str, list[Pair]]) 
 
 
 def _stacked(arrays: Iterable[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
-    found = list(arrays)
-    return np.stack(found) if found else np.zeros(empty, dtype=dtype)
+    rows = list(arrays)
+    return np.stack(rows) if rows else np.zeros(empty, dtype=dtype)

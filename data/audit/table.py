@@ -13,18 +13,18 @@ NAME = "audit.csv"
 _MOST_RELATED = 20
 
 
-def encode(found: Sequence[Finding]) -> bytes:
+def encode(findings: Sequence[Finding]) -> bytes:
     """The table as bytes; related IDs are separated by blanks and bars."""
-    return csvfile.encode(HEADER, (row(finding) for finding in found))
+    return csvfile.encode(HEADER, (row(finding) for finding in findings))
 
 
-def write(folder: Path, found: Sequence[Finding], earlier: Sequence[Finding] = ()) -> Path:
+def write(folder: Path, findings: Sequence[Finding], earlier: Sequence[Finding] = ()) -> Path:
     """Write `audit.csv` into `folder`; where.
 
     One that people may have edited is never replaced: unless it is what `found` or `earlier` gave, the new one becomes
     `audit_2.csv` and so on.
     """
-    content, ours = encode(found), (encode(found), encode(earlier))
+    content, ours = encode(findings), (encode(findings), encode(earlier))
     folder.mkdir(parents=True, exist_ok=True)
     path, number = folder / NAME, 1
     while path.exists() and path.read_bytes() not in ours:

@@ -112,11 +112,11 @@ def tint(
     `limits` has the parameters of those that do not take their defaults, by name.
     """
     some = image[:: max(1, len(image) // _ROWS)]  # rows enough for a mean
-    light, whole = float(cv2.mean(cv2.cvtColor(some, cv2.COLOR_RGB2GRAY))[0]), Map(1.0)
+    light, combined = float(cv2.mean(cv2.cvtColor(some, cv2.COLOR_RGB2GRAY))[0]), Map(1.0)
     for name, strength in acting.items():
         drawn = MAPS[name](light, rng, strength, **(limits or {}).get(name, {}))
-        whole, light = whole.then(drawn), (drawn.own + drawn.grey) * light + drawn.shift
-    return whole(image)
+        combined, light = combined.then(drawn), (drawn.own + drawn.grey) * light + drawn.shift
+    return combined(image)
 
 
 def factor(rng: np.random.Generator, reach: float) -> float:

@@ -106,9 +106,9 @@ SWITCHES = frozenset({"rotate90"})
 
 
 def _morph(image: Pixels, kind: int, reach: float) -> Pixels:
-    whole = int(reach)
-    lower, upper = (_morph_whole(image, kind, whole + extra) for extra in (0, 1))
-    return cv2.addWeighted(lower, 1 - (reach - whole), upper, reach - whole, 0)
+    steps = int(reach)
+    lower, upper = (_morph_whole(image, kind, steps + extra) for extra in (0, 1))
+    return cv2.addWeighted(lower, 1 - (reach - steps), upper, reach - steps, 0)
 
 
 def _morph_whole(image: Pixels, kind: int, reach: int) -> Pixels:

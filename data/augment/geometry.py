@@ -204,8 +204,8 @@ def reduced(image: Pixels, side: int) -> Pixels:
         return image
     rows, columns = height // factor, width // factor
     top, left = height % factor // 2, width % factor // 2
-    part = image[top : top + rows * factor, left : left + columns * factor]
-    return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
+    window = image[top : top + rows * factor, left : left + columns * factor]
+    return cv2.resize(window, (columns, rows), interpolation=cv2.INTER_AREA)
 
 
 class Box(NamedTuple):
@@ -258,8 +258,8 @@ def _anywhere(height: int, width: int, rng: np.random.Generator, rows: int, colu
 
 
 def _part(image: Pixels, box: Box, size: int) -> Pixels:
-    part = image[box.top : box.top + box.height, box.left : box.left + box.width]
-    return resample(part, size, size)
+    window = image[box.top : box.top + box.height, box.left : box.left + box.width]
+    return resample(window, size, size)
 
 
 def _warp(image: Pixels, quad: Quad, height: int, width: int, fill: Colour | None) -> Pixels:
@@ -269,7 +269,7 @@ def _warp(image: Pixels, quad: Quad, height: int, width: int, fill: Colour | Non
     matrix = from_middle @ _homography(quad, image.shape[0], image.shape[1]) @ to_middle
     border = cv2.BORDER_REFLECT_101 if fill is None else cv2.BORDER_CONSTANT
     colour = fill or (0, 0, 0)
-    if all(abs(value - own) <= 1e-9 for value, own in zip(matrix[2].tolist(), (0, 0, 1), strict=True)):
+    if all(abs(value - expected) <= 1e-9 for value, expected in zip(matrix[2].tolist(), (0, 0, 1), strict=True)):
         return cv2.warpAffine(image, matrix[:2], (width, height), None, cv2.INTER_LINEAR, border, colour)
     return cv2.warpPerspective(image, matrix, (width, height), None, cv2.INTER_LINEAR, border, colour)
 

@@ -37,13 +37,13 @@ def oversample(data: Data, out: Path, least: int, seed: int = 0) -> dict[str, in
     added: dict[str, int] = {}
     rows = list(_originals(table, out))
     for label, name in enumerate(table.class_names):
-        own = np.flatnonzero(table.labels == label).tolist()
-        for number in range(max(least - len(own), 0)):
-            source = own[number % len(own)]
+        members = np.flatnonzero(table.labels == label).tolist()
+        for number in range(max(least - len(members), 0)):
+            source = members[number % len(members)]
             file = Path(rows[source][0])
-            made = file.with_name(f"{file.stem}__damaged_{number // len(own)}.jpg")
-            _put(out / "train" / made, corrupt(images(table.paths[source]), philox(seed, "enlarge", source, number)))
-            rows.append((made.as_posix(), name, rows[source][2]))
+            copy = file.with_name(f"{file.stem}__damaged_{number // len(members)}.jpg")
+            _put(out / "train" / copy, corrupt(images(table.paths[source]), philox(seed, "enlarge", source, number)))
+            rows.append((copy.as_posix(), name, rows[source][2]))
             added[name] = added.get(name, 0) + 1
     csvfile.write(out / "train.csv", _HEADER, rows)
     return added

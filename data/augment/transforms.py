@@ -289,18 +289,18 @@ def _acts(section: Augment, share: float) -> dict[str, Act]:
     """The operations that may act, flips among them, with what the level, the policy, `ops` and `share` leave."""
     level = LEVELS[section.level]
     of_level = {n: act for n, act in level.operations.items() if section.policy == "none" or n in _BESIDE_POLICY}
-    found = {}
+    acts = {}
     for name, standard in STANDARD.items():
         wanted = section.ops.get(name)
         if wanted is False or (wanted is None and name not in of_level):
             continue
-        probability, strength, own = _wished(name, level.operations.get(name, standard), wanted)
+        probability, strength, limits_of = _wished(name, level.operations.get(name, standard), wanted)
         if probability > 0:
             often = probability * share if name in _SWITCHES else probability
-            found[name] = Act(often, strength * share, own)
+            acts[name] = Act(often, strength * share, limits_of)
     if level.least_seen is not None:
-        found |= {name: Act(0.5) for name in geometry.FLIPS if getattr(section, name)}
-    return found
+        acts |= {name: Act(0.5) for name in geometry.FLIPS if getattr(section, name)}
+    return acts
 
 
 def _wished(name: str, act: Act, wanted: bool | Mapping[str, float] | None) -> Act:

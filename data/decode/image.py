@@ -310,10 +310,10 @@ def _coloured(rgb: Pixels, profile: bytes | None) -> Pixels:
     """The same in sRGB, by a profile of RGB or, for what has no colours, of grey."""
     if profile is None:
         return rgb
-    found = icc.to_srgb(rgb, "RGB", profile)
-    if found is None and (rgb == rgb[..., :1]).all():
-        found = icc.to_srgb(np.ascontiguousarray(rgb[..., 0]), "L", profile)
-    return rgb if found is None else found
+    converted = icc.to_srgb(rgb, "RGB", profile)
+    if converted is None and (rgb == rgb[..., :1]).all():
+        converted = icc.to_srgb(np.ascontiguousarray(rgb[..., 0]), "L", profile)
+    return rgb if converted is None else converted
 
 
 def _to_8_bits(image: NDArray[np.integer], most: int = 65535) -> Pixels:

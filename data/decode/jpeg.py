@@ -43,13 +43,13 @@ def all_scans(data: bytes) -> bool:
     components: set[int] = set()
     complete: dict[int, set[int]] = {}
     at = len(_START)
-    while (found := _MARKER.search(data, at)) and (at := found.end()) + 2 <= len(data):
+    while (marker := _MARKER.search(data, at)) and (at := marker.end()) + 2 <= len(data):
         body, end = at + 2, at + int.from_bytes(data[at : at + 2])
         if end > len(data):
             return False
-        if found[1][0] in _FRAMES:
+        if marker[1][0] in _FRAMES:
             components = set(data[body + 6 : end : 3])
-        if found[1][0] == _SCAN and end - body >= 6:
+        if marker[1][0] == _SCAN and end - body >= 6:
             count = data[body]
             first, last, bits = data[end - 3 : end]
             if bits & 15 == 0:

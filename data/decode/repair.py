@@ -80,8 +80,8 @@ def _pixels(data: bytes) -> NDArray[np.uint8] | None:
         return None
 
 
-def _same(one: NDArray[np.uint8], other: NDArray[np.uint8] | None) -> bool:
-    return other is not None and np.array_equal(one, other)
+def _same(left: NDArray[np.uint8], other: NDArray[np.uint8] | None) -> bool:
+    return other is not None and np.array_equal(left, other)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
@@ -121,10 +121,10 @@ def damaged_pixels(data: bytes) -> bool:
 def _essential(data: bytes) -> bytes | None:
     """A PNG without the chunks that no pixel needs; None where there are none, or a needed one is damaged."""
     chunks = list(_chunks(data))
-    kept = [(name, content) for name, content, sound in chunks if name in _NEEDED or (sound and name in _SHOWN)]
-    if len(kept) == len(chunks) or not all(sound for name, _, sound in chunks if name in _NEEDED):
+    chunks_kept = [(name, content) for name, content, sound in chunks if name in _NEEDED or (sound and name in _SHOWN)]
+    if len(chunks_kept) == len(chunks) or not all(sound for name, _, sound in chunks if name in _NEEDED):
         return None
-    return _PNG + b"".join(_chunk(name, content) for name, content in kept)
+    return _PNG + b"".join(_chunk(name, content) for name, content in chunks_kept)
 
 
 def _filled(data: bytes, limit: int) -> bytes | None:
@@ -165,16 +165,16 @@ def _grey_row(width: int, depth: int, colour: int, palette: bytes) -> bytes:
 
 def _inflated(stored: bytes, most: int) -> bytes:
     """As many bytes as can be unpacked, at most `most`."""
-    packed, found, size = zlib.decompressobj(), [], 0
+    packed, pieces, size = zlib.decompressobj(), [], 0
     for start, end in pairwise([*range(0, len(stored), _STEP), len(stored)]):
         try:
-            found.append(packed.decompress(stored[start:end], most - size))
+            pieces.append(packed.decompress(stored[start:end], most - size))
         except zlib.error:
             break
-        size += len(found[-1])
+        size += len(pieces[-1])
         if size >= most:
             break
-    return b"".join(found)
+    return b"".join(pieces)
 
 
 def _missing(data: bytes) -> int:

@@ -80,10 +80,10 @@ def _tags(data: bytes) -> Mapping[int, Any]:
     if data[:4] not in _STARTS:
         return {}
     try:
-        found = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2] == 0x2B else 8])
+        directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2] == 0x2B else 8])
         stream = io.BytesIO(data)
-        stream.seek(found.next)
-        found.load(stream)
-        return dict(found)
+        stream.seek(directory.next)
+        directory.load(stream)
+        return dict(directory)
     except Exception:  # whatever a damaged directory makes Pillow raise
         return {}

@@ -30,25 +30,25 @@ def load(data: Data | Path | str) -> Table:
     Unless `on_bad_image` is error, a row of a table whose image is gone stays, and its path is where it would be.
     """
     source = _Source(data)
-    found = source.labelled()
-    test, notes = None, found.notes
+    labelled = source.labelled()
+    test, notes = None, labelled.notes
     try:
-        test = source.test(found)
+        test = source.test(labelled)
     except DataError as error:
         notes = (*notes, f"the test images are not used: {error}")
     used = test.used if test else frozenset[str]()
     used |= {name for name in (source.tables.sample_submission(),) if name}
-    return listing.table_of(replace(found, notes=notes), source.tree, len(test.samples) if test else 0, used)
+    return listing.table_of(replace(labelled, notes=notes), source.tree, len(test.samples) if test else 0, used)
 
 
 def test_split(data: Data | Path | str) -> Table | None:
     """The images to predict, with labels -1, where the data set says which they are; None where it does not."""
     source = _Source(data)
     try:
-        found: Listing | None = source.labelled()
+        labelled: Listing | None = source.labelled()
     except DataError:  # a test set may lie by itself
-        found = None
-    test = source.test(found)
+        labelled = None
+    test = source.test(labelled)
     return listing.test_table(test) if test else None
 
 
@@ -63,9 +63,9 @@ def load_test(source: Data | Path | str, id_column: str | None = None) -> Table:
         beside = data.model_copy(update={"root": root.parent})
         rows = Tables(walk.walk(root.parent, data.follow_links), beside).read_test(root.name)
         return listing.test_table(rows)
-    found = test_split(data)
-    if found:
-        return found
+    table = test_split(data)
+    if table:
+        return table
     tree = _Source(data).tree
     samples = folders.plain(tree, "")
     if not samples:
@@ -83,22 +83,22 @@ def load_labelled(
     split that have no label. Raises `DataError` where the split is missing, or has no labels.
     """
     source = _Source(data)
-    found: Listing | None = None
+    labelled: Listing | None = None
     reason: DataError | None = None
     try:
-        found = source.labelled()
+        labelled = source.labelled()
     except DataError as error:  # a test set may lie by itself
         reason = error
     for name in [split] if split else ["test", "val", "all"]:
-        part = source.split(found, name)
-        some = [sample for sample in part.samples if sample.label] if part else []
-        if part and some:
-            missing = len(part.samples) - len(some)
+        listing_of_split = source.split(labelled, name)
+        some = [sample for sample in listing_of_split.samples if sample.label] if listing_of_split else []
+        if listing_of_split and some:
+            missing = len(listing_of_split.samples) - len(some)
             notes = (f"{listing.number(missing, 'image')} without a label left out",) if missing else ()
-            return replace(part, samples=some, notes=notes), name
+            return replace(listing_of_split, samples=some, notes=notes), name
     if reason:
         raise reason
-    named = sorted({sample.split for sample in found.samples if sample.label}) if found else []
+    named = sorted({sample.split for sample in labelled.samples if sample.label}) if labelled else []
     wanted = f"no image of its {split} split has a label" if split else "no image has a label"
     raise DataError(
         f"{source.data.root}: {wanted} (splits with labels: {', '.join(named) or 'none'}); choose another --split, or "
@@ -128,8 +128,8 @@ class _Source:
         if root.is_file() and root.suffix.lower() in (*walk.TABLES, *walk.PACKED):
             self.file, root = root.name, root.parent
         if not root.is_dir():
-            found = "is not a folder" if root.exists() else "does not exist"
-            raise DataError(f"{data.root}: {found}; {folders.HELP}")
+            fault = "is not a folder" if root.exists() else "does not exist"
+            raise DataError(f"{data.root}: {fault}; {folders.HELP}")
         table = Path(self.file) if self.file and Path(self.file).suffix.lower() in walk.TABLES else data.table
         self.data = data.model_copy(update={"root": root, "table": table})
         self.tree = walk.walk(root, data.follow_links)
@@ -150,22 +150,22 @@ class _Source:
         packed = [self.file] if splitext(self.file)[1].lower() in walk.PACKED else self.tree.packed
         if packed and (self.file or not self.tree.images) and not self.data.table:
             return self._packed(packed)
-        found = self.tables.read()
-        if found:
-            return found
+        listed = self.tables.read()
+        if listed:
+            return listed
         try:
-            found = folders.read(self.tree, self.data.classes)
+            listed = folders.read(self.tree, self.data.classes)
         except DataError as error:
             if packed:
                 return self._packed(packed)
             raise DataError("; ".join([str(error), *self.tables.reasons])) from error
-        return replace(found, notes=(*found.notes, *self.tables.reasons))
+        return replace(listed, notes=(*listed.notes, *self.tables.reasons))
 
     def test(self, labelled: Listing | None) -> Listing | None:
         """The samples to predict: of the labelled samples' own test split, of a test table, or of a test folder."""
-        own = [sample for sample in labelled.samples if sample.split == "test"] if labelled else []
-        if labelled and own:
-            return replace(labelled, samples=own)
+        samples = [sample for sample in labelled.samples if sample.split == "test"] if labelled else []
+        if labelled and samples:
+            return replace(labelled, samples=samples)
         rows = self.tables.find_test()
         if rows:
             return rows
@@ -179,9 +179,9 @@ class _Source:
     def split(self, labelled: Listing | None, name: str) -> Listing | None:
         """The images of one split, or of `all` but test, with the labels that they have; None where it has none."""
         wanted = ("train", "val") if name == "all" else (name,)
-        own = [sample for sample in labelled.samples if sample.split in wanted] if labelled else []
-        if labelled and own:
-            return replace(labelled, samples=own)
+        samples = [sample for sample in labelled.samples if sample.split in wanted] if labelled else []
+        if labelled and samples:
+            return replace(labelled, samples=samples)
         return self._labelled_test(labelled) if name == "test" else None
 
     def _labelled_test(self, labelled: Listing | None) -> Listing | None:
@@ -189,9 +189,9 @@ class _Source:
         asked = self.data.target_column
         if labelled and labelled.target_column in labelled.columns:  # its test table has that column, or no labels
             asked = labelled.target_column
-        found = self.tables.read_labelled_test(asked)
-        if found:
-            return found
+        rows = self.tables.read_labelled_test(asked)
+        if rows:
+            return rows
         for folder in folders.split_folders(self.tree, self.tree.base).get("test", []):
             base = folders.unwrapped(self.tree, folder)
             samples = list(folders.labelled(self.tree, base, "test", base))
@@ -208,8 +208,8 @@ class _Source:
         raise DataError(f"{self.data.root}: data.streaming reads tar shards (WebDataset) alone; set it to false")
 
     def _packed(self, files: list[str]) -> Listing:
-        found = self._of_kind(files)
-        return replace(found, used=frozenset(files))
+        listed = self._of_kind(files)
+        return replace(listed, used=frozenset(files))
 
     def _of_kind(self, files: list[str]) -> Listing:
         kinds = {splitext(name)[1].lower() for name in files}

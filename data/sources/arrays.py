@@ -33,11 +33,11 @@ def read(path: Path) -> Listing:
     Images are uint8 `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]` RGB, labels integers `[N]` or `[N, 1]`. Raises
     `DataError` for arrays of other shapes, among them several labels for an image.
     """
-    found = packed.stored(path, "npz", lambda: (_rows(path), {}))
+    unpacked = packed.stored(path, "npz", lambda: (_rows(path), {}))
     samples = []
-    for row, (name, label, _, _) in enumerate(found.rows):
+    for row, (name, label, _, _) in enumerate(unpacked.rows):
         split: Split = next(split for split, _, _ in _NAMES if name.startswith(f"{split}/"))
-        samples.append(Sample(name, found.part(row), label, split))
+        samples.append(Sample(name, unpacked.part(row), label, split))
     return Listing(path.parent, f"arrays of {path.name}", samples)
 
 

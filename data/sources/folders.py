@@ -24,10 +24,10 @@ def split_folders(tree: Tree, base: str) -> dict[Split, list[str]]:
     """The folders of each split below `base`, by path; a test folder counts where there is none for training."""
     inner = sorted(tree.below(base).keys() - {""})
     alone = {name: split for name in inner if (split := splits.of_name(name))}
-    found: dict[Split, list[str]] = {}
+    by_split: dict[Split, list[str]] = {}
     for name, split in (splits.of_names(inner) or alone).items():
-        found.setdefault(split, []).append(f"{base}{name}/")
-    return found
+        by_split.setdefault(split, []).append(f"{base}{name}/")
+    return by_split
 
 
 def read(tree: Tree, classes: Sequence[str] = ()) -> Listing:
@@ -67,9 +67,9 @@ def read(tree: Tree, classes: Sequence[str] = ()) -> Listing:
             "are classes"
         )
     samples = list(labelled(tree, base, "train", base))
-    place = f"class folders in {base}" if base else "class folders"
+    origin = f"class folders in {base}" if base else "class folders"
     used = frozenset(walked(tree, samples))
-    return Listing(tree.root / base, place, samples, used=used, notes=tuple(_nested(tree, base)))
+    return Listing(tree.root / base, origin, samples, used=used, notes=tuple(_nested(tree, base)))
 
 
 def by_pattern(tree: Tree, pattern: str) -> Listing:
@@ -77,14 +77,14 @@ def by_pattern(tree: Tree, pattern: str) -> Listing:
     base = tree.base
     roles = split_folders(tree, base)
     keep = tuple(roles.get("train", [base]))
-    others = tuple(name for split, found in roles.items() if split != "train" for name in found)
+    others = tuple(name for split, folders in roles.items() if split != "train" for name in folders)
     images = [name for name in tree.images if name.startswith(keep) and not (others and name.startswith(others))]
     tree.check_links(base)
     samples = []
     for name in images:
-        found = re.search(pattern, name if "/" in pattern else basename(name))
-        if found and found.group(1):
-            samples.append(Sample(names.of_path(name[len(base) :]), tree.root / name, names.of_path(found.group(1))))
+        folders = re.search(pattern, name if "/" in pattern else basename(name))
+        if folders and folders.group(1):
+            samples.append(Sample(names.of_path(name[len(base) :]), tree.root / name, names.of_path(folders.group(1))))
     if not samples:
         raise DataError(
             f"data.label_pattern: {pattern!r} fits none of {len(images)} file names below {tree.root} (such as "
@@ -204,8 +204,8 @@ def _unlabelled(tree: Tree, folder: str) -> DataError:
 def _pattern(images: Sequence[str]) -> str:
     """A pattern for names such as cat.0.jpg and Abyssinian_100.jpg, where it finds a few classes; "" otherwise."""
     pattern = r"^(.+)[._ -]\d+\.[A-Za-z]+$"
-    found = [match.group(1) for name in images if (match := re.search(pattern, basename(name)))]
-    return pattern if len(found) == len(images) and 2 <= len(set(found)) <= max(2, len(found) // 2) else ""
+    labels = [match.group(1) for name in images if (match := re.search(pattern, basename(name)))]
+    return pattern if len(labels) == len(images) and 2 <= len(set(labels)) <= max(2, len(labels) // 2) else ""
 
 
 def plain(tree: Tree, base: str) -> list[Sample]:

@@ -58,13 +58,13 @@ def table_of(listing: Listing, tree: Tree, tests: int, test_used: frozenset[str]
     labels = [str(sample.label) for sample in samples]
     names = listing.class_names or sort_classes(labels)
     if len(set(labels)) < 2:
-        one = f"only one class, {labels[0]!r}" if labels else "no labelled image"
-        raise DataError(f"{listing.root}: {one}; a classifier needs images of two or more")
-    place = {name: i for i, name in enumerate(names)}
+        fault = f"only one class, {labels[0]!r}" if labels else "no labelled image"
+        raise DataError(f"{listing.root}: {fault}; a classifier needs images of two or more")
+    number_of = {name: i for i, name in enumerate(names)}
     table = Table(
         [sample.id for sample in samples],
         [sample.path for sample in samples],
-        np.array([place[label] for label in labels], dtype=np.int64),
+        np.array([number_of[label] for label in labels], dtype=np.int64),
         names,
         listing.root,
         fold_of=_folds(samples),
@@ -95,15 +95,15 @@ def _without_empty_classes(table: Table) -> Table:
     counts = np.bincount(table.labels, minlength=len(table.class_names))
     if counts.all():
         return table
-    kept = np.flatnonzero(counts)
+    present = np.flatnonzero(counts)
     names = [table.class_names[i] for i in np.flatnonzero(counts == 0)]
-    place = np.full(len(counts), -1, dtype=np.int64)
-    place[kept] = np.arange(len(kept))
+    number_of = np.full(len(counts), -1, dtype=np.int64)
+    number_of[present] = np.arange(len(present))
     note = f"{len(names)} classes of the data set have no image here: {some(names)}"
     return replace(
         table,
-        labels=place[table.labels],
-        class_names=tuple(table.class_names[i] for i in kept),
+        labels=number_of[table.labels],
+        class_names=tuple(table.class_names[i] for i in present),
         summary=(*table.summary, note),
     )
 
@@ -122,8 +122,8 @@ def _folds(samples: Sequence[Sample]) -> NDArray[np.int64] | None:
     if samples and all(sample.fold is not None for sample in samples):
         values = sorted({int(sample.fold or 0) for sample in samples} - {-1})
         if len(values) > 1 or {sample.fold for sample in samples} == {-1, *values}:
-            place = {value: i for i, value in enumerate(values)} | {-1: -1}
-            return np.array([place[int(sample.fold or 0)] for sample in samples], dtype=np.int64)
+            number_of = {value: i for i, value in enumerate(values)} | {-1: -1}
+            return np.array([number_of[int(sample.fold or 0)] for sample in samples], dtype=np.int64)
     return None
 
 

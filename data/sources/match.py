@@ -35,9 +35,9 @@ class Files:
         root but in the folders `avoid`; [] for none, several where it is not clear which."""
         wanted = self._relative(name)
         for base in bases:
-            found = self._paths.get(names.key(base) + wanted)
-            if found:
-                return self._exact(found, base, name)
+            paths = self._paths.get(names.key(base) + wanted)
+            if paths:
+                return self._exact(paths, base, name)
             if names.key(base) + wanted in self._others:
                 return [self._others[names.key(base) + wanted]]
         ends = [
@@ -53,17 +53,17 @@ class Files:
         windows = PureWindowsPath(relative)
         if relative.startswith("/") or windows.drive or windows.root or ".." in windows.parts:
             raise DataError(f"{table}: ID {name!r} leads out of the folder; name images by their path inside it")
-        found = self.find(name, bases, avoid)
-        if len(found) > 1:
-            folders = {walk.parent(image) for image in found}
+        path = self.find(name, bases, avoid)
+        if len(path) > 1:
+            folders = {walk.parent(image) for image in path}
             if len(folders) == 1:
-                shown, where, remedy = [basename(image) for image in found], self.tree.root / folders.pop(), "suffix"
+                shown, where, remedy = [basename(image) for image in path], self.tree.root / folders.pop(), "suffix"
             else:
-                shown, where, remedy = found, self.tree.root, "folder, or set data.images"
+                shown, where, remedy = path, self.tree.root, "folder, or set data.images"
             raise DataError(f"{table}: ID {name!r} fits {', '.join(shown[:3])} in {where}; write it with its {remedy}")
-        if not found:
+        if not path:
             self._check_links(relative, bases)
-        return found[0] if found else None
+        return path[0] if path else None
 
     def nearest(self, name: str) -> str:
         """The image whose name is nearest, "" where none is near."""
@@ -93,11 +93,11 @@ class Files:
         return any(text == wanted or text.endswith("/" + wanted) for text in (path, stem))
 
     @staticmethod
-    def _exact(found: Sequence[str], base: str, name: str) -> list[str]:
+    def _exact(paths: Sequence[str], base: str, name: str) -> list[str]:
         """Of several images, the one that is named to the letter, with its suffix or in its own case."""
         plain = names.normal(name).replace("\\", "/")
-        if len(found) < 2:
-            return list(found)
-        same = [image for image in found if names.normal(image[len(base) :]) == plain]
-        alike = [image for image in found if splitext(names.normal(image[len(base) :]))[0] == plain]
-        return same or (alike if len(alike) == 1 else list(found))
+        if len(paths) < 2:
+            return list(paths)
+        same = [image for image in paths if names.normal(image[len(base) :]) == plain]
+        alike = [image for image in paths if splitext(names.normal(image[len(base) :]))[0] == plain]
+        return same or (alike if len(alike) == 1 else list(paths))

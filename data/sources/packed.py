@@ -146,8 +146,10 @@ def stored(source: Path, what: str, unpack: Unpack) -> Stored:
 
 @functools.lru_cache(maxsize=64)
 def _read(data: Path, index: Path) -> Stored:
-    found = json.loads(index.read_text())
-    return Stored(data, [(str(n), label, int(o), int(s)) for n, label, o, s in found["rows"]], found["extra"])
+    index_of_file = json.loads(index.read_text())
+    return Stored(
+        data, [(str(n), label, int(o), int(s)) for n, label, o, s in index_of_file["rows"]], index_of_file["extra"]
+    )
 
 
 def _write(data: Path, index: Path, rows: Iterable[tuple[str, str | None, bytes]], extra: dict[str, Any]) -> None:

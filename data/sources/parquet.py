@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,12 +34,13 @@ def read(root: Path, files: Sequence[str], data: Data) -> Listing:
     for file in files:
         path = root / file
         image, target, names = _columns(path, data)
-        found = packed.stored(path, f"parquet {image} {target}", lambda p=path, i=image, t=target: (_rows(p, i, t), {}))  # type: ignore[misc]
+        rows = functools.partial(_rows, path, image, target)
+        stored = packed.stored(path, f"parquet {image} {target}", lambda rows=rows: (rows(), {}))  # type: ignore[misc]
         split = splits.of_file(file)
-        for row, (name, label, _, _) in enumerate(found.rows):
+        for row, (name, label, _, _) in enumerate(stored.rows):
             text = names[int(label)] if names and label is not None and int(label) >= 0 else label
             known = text if not names or (label is not None and int(label) >= 0) else None
-            samples.append(Sample(f"{file}/{name}" if len(files) > 1 else name, found.part(row), known, split))
+            samples.append(Sample(f"{file}/{name}" if len(files) > 1 else name, stored.part(row), known, split))
     origin = f"{len(files)} Parquet files, images in column {image!r}, labels in column {target!r}"
     return Listing(root, origin, samples, class_names=names, target_column=target or "target")
 

@@ -43,9 +43,9 @@ def _words(name: str) -> list[str]:
 def _parts(name: str) -> tuple[Split | None, tuple[str, ...]]:
     """The split that a name tells, and the other words of it that mean something."""
     words = _words(name)
-    found = [_WORDS[word] for word in words if word in _WORDS]
+    splits = [_WORDS[word] for word in words if word in _WORDS]
     rest = tuple(word for word in words if word not in _WORDS and word not in _FILLERS)
-    return (found[0], rest) if len(set(found)) == 1 else (None, rest)
+    return (splits[0], rest) if len(set(splits)) == 1 else (None, rest)
 
 
 def of_name(name: str) -> Split | None:

@@ -57,20 +57,20 @@ class Tables:
 
         `DataError` for a table that was asked for, or that is called train.csv, and cannot be used.
         """
-        found = self._asked() if self.data.table else self._search()
-        if not found:
+        tables = self._asked() if self.data.table else self._search()
+        if not tables:
             return None
         samples: list[Sample] = []
         cells: dict[str, list[str]] = {}
-        for table in found:
+        for table in tables:
             rows, known = self._samples(table), {sample.id for sample in samples}
             if any(sample.id in known for sample in rows):  # 0.png of each split
                 rows = [sample._replace(id=f"{sample.split}/{sample.id}") for sample in rows]
             samples += rows
-            for name in found[0].frame.columns:
+            for name in tables[0].frame.columns:
                 cells.setdefault(name, []).extend(table.frame.cells.get(name, [""] * len(rows)))
-        first = found[0]
-        shown = " and ".join(self._name(table.frame.path) for table in found)
+        first = tables[0]
+        shown = " and ".join(self._name(table.frame.path) for table in tables)
         origin = f"{shown}, images in column {first.columns.id!r}, labels in {first.columns.target_text}"
         if first.columns.split:
             origin += f", splits in column {first.columns.split!r}"
@@ -81,7 +81,7 @@ class Tables:
             columns=cells,
             id_column=first.columns.id if first.frame.has_header else "ID",
             target_column=first.columns.target or "target",
-            used=frozenset([*walked(self.tree, samples), *(self._name(table.frame.path) for table in found)]),
+            used=frozenset([*walked(self.tree, samples), *(self._name(table.frame.path) for table in tables)]),
             notes=tuple(self.reasons),
         )
 
@@ -94,31 +94,31 @@ class Tables:
         """The images of the table that is called as a test set with their labels, which are in column `target` if that
         is given; None where there is no such table or column."""
         name = next((name for name in self._here() if splits.of_name(splitext(basename(name))[0]) == "test"), None)
-        found = self._frame(name) if name else None
-        if not name or not found or (target and target not in found.columns):
+        frame = self._frame(name) if name else None
+        if not name or not frame or (target and target not in frame.columns):
             return None
-        table = _Found(found, "test", self.base, columns.find(found, self.data.id_column, target, self._is_image))
+        table = _Found(frame, "test", self.base, columns.find(frame, self.data.id_column, target, self._is_image))
         if not table.columns.target and not table.columns.one_hot:
             return None
         origin = f"{name}, images in column {table.columns.id!r}, labels in {table.columns.target_text}"
-        return Listing(found.path.parent, origin, self._samples(table))
+        return Listing(frame.path.parent, origin, self._samples(table))
 
     def read_test(self, path: str, strict: bool = True) -> Listing:
         """The images that a table lists, without labels; `strict` for a table that must have `data.id_column`.
 
         Their IDs are those of the sample submission's column, where the table has it beside the images' names.
         """
-        found = self._frame(path)
-        asked = self.data.id_column if strict or self.data.id_column in found.columns else None
-        column, _ = columns.find_id(found, asked, self._is_image)
-        rows = _distinct(found, column)
-        images = self._locate(found, rows, "test", walk.parent(path))
-        id_column = self._submission_column(found) or column
-        ids = _distinct(found, id_column)
+        frame = self._frame(path)
+        asked = self.data.id_column if strict or self.data.id_column in frame.columns else None
+        column, _ = columns.find_id(frame, asked, self._is_image)
+        rows = _distinct(frame, column)
+        images = self._locate(frame, rows, "test", walk.parent(path))
+        id_column = self._submission_column(frame) or column
+        ids = _distinct(frame, id_column)
         samples = [Sample(name, image, None, "test") for name, image in zip(ids, images, strict=True)]
-        origin = f"{self._name(found.path)}, images in column {column!r}"
+        origin = f"{self._name(frame.path)}, images in column {column!r}"
         used = frozenset([*walked(self.tree, samples), path, self.sample_submission() or path])
-        return Listing(found.path.parent, origin, samples, id_column=id_column, used=used)
+        return Listing(frame.path.parent, origin, samples, id_column=id_column, used=used)
 
     def sample_submission(self) -> str | None:
         """The sample submission among the tables, None where there is none."""
@@ -143,7 +143,7 @@ class Tables:
             one = self._attempt(name, None, self.base)
             if one:
                 return [one, *self._validation()]
-        found = [
+        tables = [
             table
             for split, folders in self.folders.items()
             for folder in folders
@@ -151,7 +151,7 @@ class Tables:
             if split in ("train", "val", "test") and walk.parent(name) == folder and _LABELS.search(basename(name))
             if (table := self._attempt(name, split, folder))
         ]
-        return found if any(table.split == "train" for table in found) else []
+        return tables if any(table.split == "train" for table in tables) else []
 
     def _validation(self) -> list[_Found]:
         """A table that is called as a validation split, beside that of the training images."""
@@ -179,60 +179,60 @@ class Tables:
     def _attempt(self, name: str, split: Split | None, base: str) -> _Found | None:
         """A table that was not asked for, where most of its rows name images, each once, and it has labels."""
         try:
-            found = self._columns(self._frame(name), split, base, strict=False)
+            table = self._columns(self._frame(name), split, base, strict=False)
         except DataError as error:
             self.reasons.append(f"{name} is not used: {str(error).removeprefix(f'{self.tree.root / name}: ')}")
             return None
-        if found.columns.id_hits < _ENOUGH:
-            if found.columns.id_hits or _LABELS.search(name):
-                share = f"{found.columns.id_hits:.0%} of its column {found.columns.id!r} name images"
+        if table.columns.id_hits < _ENOUGH:
+            if table.columns.id_hits or _LABELS.search(name):
+                share = f"{table.columns.id_hits:.0%} of its column {table.columns.id!r} name images"
                 self.reasons.append(f"{name} is not used: {share}; set data.table to use it")
             return None
-        if found.frame.distinct(found.columns.id) < len(found.frame):
+        if table.frame.distinct(table.columns.id) < len(table.frame):
             self.reasons.append(f"{name} is not used: it names images more than once; set data.table to use it")
             return None
-        return found if found.columns.target or found.columns.one_hot else None
+        return table if table.columns.target or table.columns.one_hot else None
 
-    def _columns(self, found: Frame, split: Split | None, base: str, *, strict: bool) -> _Found:
-        chosen = columns.find(found, self.data.id_column, self.data.target_column, self._is_image)
+    def _columns(self, frame: Frame, split: Split | None, base: str, *, strict: bool) -> _Found:
+        chosen = columns.find(frame, self.data.id_column, self.data.target_column, self._is_image)
         if strict and not chosen.target and not chosen.one_hot:
             raise DataError(
-                f"{found.path}: no column 'target' or other that could be the label, its columns are "
-                f"{', '.join(map(repr, found.columns))}; set data.target_column"
+                f"{frame.path}: no column 'target' or other that could be the label, its columns are "
+                f"{', '.join(map(repr, frame.columns))}; set data.target_column"
             )
-        return _Found(found, split, base, chosen)
+        return _Found(frame, split, base, chosen)
 
     def _samples(self, table: _Found) -> list[Sample]:
-        found, chosen = table.frame, table.columns
-        ids = _distinct(found, chosen.id)
-        labels = chosen.targets(found)
-        parts = map(splits.of_name, found.cells[chosen.split]) if chosen.split else [table.split] * len(ids)
-        folds = map(int, found.cells[chosen.fold]) if chosen.fold else [None] * len(ids)
-        images = self._locate(found, ids, table.split or "train", table.base)
+        frame, chosen = table.frame, table.columns
+        ids = _distinct(frame, chosen.id)
+        labels = chosen.targets(frame)
+        parts = map(splits.of_name, frame.cells[chosen.split]) if chosen.split else [table.split] * len(ids)
+        folds = map(int, frame.cells[chosen.fold]) if chosen.fold else [None] * len(ids)
+        images = self._locate(frame, ids, table.split or "train", table.base)
         return [
             Sample(name, image, label, split or "train", fold)
             for name, image, label, split, fold in zip(ids, images, labels, parts, folds, strict=True)
         ]
 
-    def _locate(self, found: Frame, ids: Sequence[str], split: Split, base: str) -> list[Path]:
+    def _locate(self, frame: Frame, ids: Sequence[str], split: Split, base: str) -> list[Path]:
         """The file of each ID.
 
         Unless `on_bad_image` is error, one that has none stands where it would be, if there is any image at all.
         """
         bases = self._bases(split, base)
         avoid = () if self.data.images else self._avoided(split)
-        images = [self.files.locate(found.path, name, bases, avoid) for name in ids]
+        images = [self.files.locate(frame.path, name, bases, avoid) for name in ids]
         missing = [name for name, image in zip(ids, images, strict=True) if image is None]
         keeps = split == "train" and self.data.on_bad_image != "error" and len(missing) < len(ids)
         if missing and not keeps:
-            raise self._absent(found.path, missing, len(ids), bases)
+            raise self._absent(frame.path, missing, len(ids), bases)
         owner: dict[str, str] = {}
         for name, image in zip(ids, images, strict=True):
             if image is not None and owner.setdefault(image, name) != name:
                 both = f"IDs {owner[image]!r} and {name!r} are both {self.tree.root / image}"
-                raise DataError(f"{found.path}: {both}; keep one of them")
+                raise DataError(f"{frame.path}: {both}; keep one of them")
         places = [bases[0] + name if image is None else image for name, image in zip(ids, images, strict=True)]
-        return [self.tree.root / place for place in places]
+        return [self.tree.root / path for path in places]
 
     def _absent(self, path: Path, missing: Sequence[str], count: int, bases: Sequence[str]) -> DataError:
         places = " or ".join(str(self.tree.root / base) for base in bases)
@@ -269,25 +269,25 @@ class Tables:
     def _is_image(self, cell: str) -> bool:
         return bool(self.files.find(cell, self._bases("train", self.base) + self.folders.get("test", [])))
 
-    def _submission_column(self, found: Frame) -> str:
+    def _submission_column(self, frame: Frame) -> str:
         """The first column of the sample submission, where the test table has it; "" otherwise."""
         sample = self.sample_submission()
         if not sample:
             return ""
         header = self._frame(sample).columns[0].casefold()
-        return next((name for name in found.columns if name.casefold() == header), "")
+        return next((name for name in frame.columns if name.casefold() == header), "")
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.tree.root).as_posix() if path.is_relative_to(self.tree.root) else str(path)
 
 
-def _distinct(found: Frame, column: str) -> list[str]:
+def _distinct(frame: Frame, column: str) -> list[str]:
     """The cells of a column of IDs; `DataError` for one that is empty or stands twice."""
     first: dict[str, int] = {}
-    for line, name in zip(found.lines, found.cells[column], strict=True):
+    for line, name in zip(frame.lines, frame.cells[column], strict=True):
         if not name:
-            raise DataError(f"{found.path}: line {line} has no {column!r}; fill it in or remove the line")
+            raise DataError(f"{frame.path}: line {line} has no {column!r}; fill it in or remove the line")
         if name in first:
-            raise DataError(f"{found.path}: ID {name!r} on lines {first[name]} and {line}; keep one of them")
+            raise DataError(f"{frame.path}: ID {name!r} on lines {first[name]} and {line}; keep one of them")
         first[name] = line
     return [names.normal(name) for name in first]

@@ -61,11 +61,11 @@ class Tree:
     def below(self, base: str) -> dict[str, list[str]]:
         """The images below `base` by the first folder of their paths; those directly in it under ""."""
         if base not in self._below:
-            found: dict[str, list[str]] = {}
+            by_folder: dict[str, list[str]] = {}
             for name in self.images:
                 if name.startswith(base):
-                    found.setdefault(top(name, base), []).append(name)
-            self._below[base] = found
+                    by_folder.setdefault(top(name, base), []).append(name)
+            self._below[base] = by_folder
         return self._below[base]
 
     def _descend(self, base: str, stop_at_tables: bool) -> str:
@@ -107,9 +107,9 @@ def _walk(folder: str, prefix: str, tree: Tree, follow_links: bool, above: tuple
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
-    if prefix and any(own <= {entry.name for entry in entries} for own in _OWN):
+    if prefix and any(names <= {entry.name for entry in entries} for names in _OWN):
         return True
-    files, folders, own = 0, 0, list[str]()
+    files, folders, names = 0, 0, list[str]()
     for entry in entries:
         if entry.name.startswith(".") or entry.name in _JUNK:
             continue
@@ -125,13 +125,13 @@ def _walk(folder: str, prefix: str, tree: Tree, follow_links: bool, above: tuple
         if entry.is_dir():
             folders += 1
             if _walk(entry.path, f"{name}/", tree, follow_links, (*above, target)):
-                own.append(f"{name}/")
+                names.append(f"{name}/")
         else:
             files += 1
             _add(tree, name)
-    if prefix and own and len(own) == folders and not files:
+    if prefix and names and len(names) == folders and not files:
         return True
-    tree.own += own
+    tree.own += names
     if not files and not folders:
         tree.empty.append(prefix)
     return False

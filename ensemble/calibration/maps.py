@@ -79,8 +79,8 @@ def vector(logs: Logs, targets: Ints) -> Vector:
     bounds = [(0.0, None)] * classes + [(None, None)] * classes
     from scipy.optimize import minimize  # to answer with what was fitted needs none of it
 
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200, "ftol": 1e-9})
-    scale, bias = found.x.reshape(2, classes)
+    result = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200, "ftol": 1e-9})
+    scale, bias = result.x.reshape(2, classes)
     return Vector(scale, bias - bias.mean())
 
 

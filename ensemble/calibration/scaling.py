@@ -64,9 +64,9 @@ def log_loss(log_probabilities: ArrayLike, targets: NDArray[np.int64]) -> float:
 def brier(log_probabilities: Rows, targets: NDArray[np.int64]) -> float:
     """Mean squared distance of the probabilities from the one-hot target, in [0, 2] (Brier 1950)."""
     total = 0.0
-    for part in blocks(*log_probabilities.shape):
-        distance = np.exp(np.asarray(log_probabilities[part], dtype=np.float64))
-        distance[np.arange(len(distance)), targets[part]] -= 1
+    for rows in blocks(*log_probabilities.shape):
+        distance = np.exp(np.asarray(log_probabilities[rows], dtype=np.float64))
+        distance[np.arange(len(distance)), targets[rows]] -= 1
         total += float(np.einsum("ij,ij->", distance, distance))
     return total / len(targets)
 

@@ -50,9 +50,9 @@ def _mapped(path: Path, info: zipfile.ZipInfo) -> NDArray[Any]:
 
 def _check(file: IO[bytes], start: int, info: zipfile.ZipInfo) -> None:
     """`BadZipFile` unless the bytes are those that were written."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as whole:
-        found = zlib.crc32(whole[start : start + info.file_size])
-    if found != info.CRC:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as content:
+        checksum = zlib.crc32(content[start : start + info.file_size])
+    if checksum != info.CRC:
         raise zipfile.BadZipFile(f"bad checksum of {info.filename}")
 
 
@@ -60,5 +60,5 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"format version {version} of its arrays is not known")
-    found = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
-    return found[0], found[1], found[2]
+    header = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+    return header[0], header[1], header[2]

@@ -144,13 +144,13 @@ def _places(named: Sequence[NDArray[np.str_]], path: Path) -> tuple[NDArray[np.s
 
 def _targets(parts: Sequence[tuple[Any, Any, Ints]], part: Ints, row: Ints, ids: NDArray[np.str_], path: Path) -> Ints:
     """int64 `[N]`; `DataError` when repeats disagree on the target of an image."""
-    found = np.full(part.shape, -1, dtype=np.int64)
-    for place, (_, _, targets) in enumerate(parts):
-        found[part == place] = targets[row[part == place]]
-    wrong = ((found >= 0) & (found != found[0])).any(axis=0)
+    labels = np.full(part.shape, -1, dtype=np.int64)
+    for number, (_, _, targets) in enumerate(parts):
+        labels[part == number] = targets[row[part == number]]
+    wrong = ((labels >= 0) & (labels != labels[0])).any(axis=0)
     if wrong.any():
         raise DataError(f"{path}: its folds disagree on the target of image {ids[wrong][0]!r}; train it again")
-    return found[0]
+    return labels[0]
 
 
 def _load(path: Path, classes: int) -> tuple[NDArray[np.str_], NDArray[np.float32], Ints]:

@@ -30,12 +30,12 @@ class Gathered:
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> NDArray[np.float32]:
         part, row = self.part[:, rows], self.row[:, rows]
-        found = np.zeros((*part.shape, self.shape[1]), dtype=np.float32)
-        for logits, which, place in zip(found, part, row, strict=True):
+        gathered = np.zeros((*part.shape, self.shape[1]), dtype=np.float32)
+        for logits, which, source_row in zip(gathered, part, row, strict=True):
             for number in np.unique(which[which >= 0]):
                 mine = which == number
-                logits[mine] = self.parts[number][place[mine]]
-        return found[0] if len(part) == 1 else repeats.mean(found, part >= 0)
+                logits[mine] = self.parts[number][source_row[mine]]
+        return gathered[0] if len(part) == 1 else repeats.mean(gathered, part >= 0)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return self[:].astype(dtype or np.float32, copy=False)

@@ -40,10 +40,10 @@ class TeacherPredictions:
     def rows(self, fold: int) -> dict[str, int]:
         """The row of each image that the members of a fold answered; `DataError` when they answered one twice."""
         places = np.flatnonzero(self.fold == fold).tolist()
-        found = {str(self.ids[place]): place for place in places}
-        if len(found) < len(places):
+        row_of = {str(self.ids[row]): row for row in places}
+        if len(row_of) < len(places):
             raise DataError(f"{self.source}: answers an image twice for fold {fold}; {WRITE}")
-        return found
+        return row_of
 
 
 def write(path: Path, answers: TeacherPredictions) -> None:
@@ -69,16 +69,16 @@ def read(path: Path) -> TeacherPredictions:
     `ConfigError` for a file that does not say which folds its answers are for, `DataError` for a damaged one.
     """
     held = _arrays(path)
-    said = held.get("logits", held.get("probabilities"))
-    if said is None or "ids" not in held or "class_names" not in held:
+    predictions = held.get("logits", held.get("probabilities"))
+    if predictions is None or "ids" not in held or "class_names" not in held:
         raise DataError(f"{path}: has the arrays {', '.join(held)}, not ids, class_names and probabilities; {WRITE}")
     lacking = [name for name in ("fold", "split_ids", "split_fold") if name not in held]
     if lacking:
         raise ConfigError(
             f"{path}: has no array {lacking[0]!r}, so it does not say which validation images its teacher saw; {WRITE}"
         )
-    _check(path, held, said)
-    logarithms = log_softmax(said).astype(np.float32) if "logits" in held else logarithm(said)
+    _check(path, held, predictions)
+    logarithms = log_softmax(predictions).astype(np.float32) if "logits" in held else logarithm(predictions)
     names = tuple(str(name) for name in held["class_names"])
     split = dict(zip(held["split_ids"].astype(str).tolist(), held["split_fold"].astype(int).tolist(), strict=True))
     unreadable = frozenset(held["unreadable"].astype(str).tolist()) if "unreadable" in held else frozenset()
@@ -94,18 +94,18 @@ def _arrays(path: Path) -> dict[str, NDArray]:
         raise DataError(f"{path}: cannot be read as an .npz of a teacher's answers ({error}); {WRITE}") from error
 
 
-def _check(path: Path, held: Mapping[str, NDArray], said: NDArray) -> None:
+def _check(path: Path, held: Mapping[str, NDArray], predictions: NDArray) -> None:
     """`DataError` unless the arrays fit each other and the answers are finite, and probabilities sum to one."""
-    fits = said.ndim == 2 and said.shape == (len(held["ids"]), len(held["class_names"]))
-    if not fits or len(held["fold"]) != len(said) or len(held["split_ids"]) != len(held["split_fold"]):
+    fits = predictions.ndim == 2 and predictions.shape == (len(held["ids"]), len(held["class_names"]))
+    if not fits or len(held["fold"]) != len(predictions) or len(held["split_ids"]) != len(held["split_fold"]):
         shapes = ", ".join(f"{name} {array.shape}" for name, array in held.items())
         raise DataError(f"{path}: its arrays do not fit each other ({shapes}); {WRITE}")
-    if not np.isfinite(said).all() or ("logits" not in held and not _sum_to_one(said)):
+    if not np.isfinite(predictions).all() or ("logits" not in held and not _sum_to_one(predictions)):
         raise DataError(f"{path}: holds answers that are not finite or no probabilities; {WRITE}")
 
 
-def _sum_to_one(said: NDArray) -> bool:
-    return bool((said >= 0).all() and np.allclose(said.sum(axis=1, dtype=np.float64), 1, atol=1e-3))
+def _sum_to_one(predictions: NDArray) -> bool:
+    return bool((predictions >= 0).all() and np.allclose(predictions.sum(axis=1, dtype=np.float64), 1, atol=1e-3))
 
 
 def logarithm(probabilities: NDArray) -> NDArray[np.float32]:

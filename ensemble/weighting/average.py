@@ -40,15 +40,15 @@ class WeightedAverage:
 
     def add(self, logits: ArrayLike, weight: float | NDArray[np.floating] = 1.0, temperature: float = 1.0) -> None:
         """Add logits `[N, C]`, divided by `temperature`."""
-        part = scaling.log_softmax(logits, temperature)
+        logs = scaling.log_softmax(logits, temperature)
         if self._combine == "probabilities":
-            part = np.exp(part)
+            logs = np.exp(logs)
         elif self._combine == "ranks":
             from scipy.stats import rankdata  # slow to import, and few ensembles mix ranks
 
-            part = rankdata(part, axis=-1)
+            logs = rankdata(logs, axis=-1)
         column = np.asarray(weight, dtype=np.float64).reshape(-1, 1)
-        self._sum = self._sum + column * part
+        self._sum = self._sum + column * logs
         self._weight = self._weight + column
 
     def log_probabilities(self, temperature: float = 1.0) -> Floats:
@@ -70,15 +70,15 @@ def mix(table: Table, temperatures: Sequence[float], weights: Floats, combine: C
     shares = np.where(shares.sum(axis=1, keepdims=True) > 0, shares, present)
     shares /= shares.sum(axis=1, keepdims=True)
     used = np.flatnonzero(shares.any(axis=0)).tolist()
-    for part in scaling.blocks(len(table.ids), table.classes):
-        logs = tempered(table, temperatures, part, used)
-        answers[part] = _mean(logs, shares[part][:, used].T[:, :, None], combine)
+    for rows in scaling.blocks(len(table.ids), table.classes):
+        logs = tempered(table, temperatures, rows, used)
+        answers[rows] = _mean(logs, shares[rows][:, used].T[:, :, None], combine)
     return answers
 
 
-def tempered(table: Table, temperatures: Sequence[float], part: slice, used: Iterable[int]) -> Predictions:
+def tempered(table: Table, temperatures: Sequence[float], rows: slice, used: Iterable[int]) -> Predictions:
     """Log probabilities float32 `[U, n, C]` of the runs `used`, each at its temperature, for some rows."""
-    return np.stack([log_softmax(table.logits[g][part] / np.float32(temperatures[g])) for g in used])
+    return np.stack([log_softmax(table.logits[g][rows] / np.float32(temperatures[g])) for g in used])
 
 
 def log_softmax(rows: Predictions) -> Predictions:

@@ -55,8 +55,8 @@ def mix(table: Table, temperatures: Sequence[float], stack: Stack) -> NDArray[np
     """Log probabilities float32 `[N, C]` of all rows; a run that did not answer a row counts as undecided there."""
     answers = np.empty((len(table.ids), table.classes), dtype=np.float32)
     runs = range(len(table.logits))
-    for part in scaling.blocks(len(table.ids), table.classes * len(runs)):
-        answers[part] = stack.apply(list(average.tempered(table, temperatures, part, runs)))
+    for rows in scaling.blocks(len(table.ids), table.classes * len(runs)):
+        answers[rows] = stack.apply(list(average.tempered(table, temperatures, rows, runs)))
     return answers
 
 
@@ -77,14 +77,14 @@ def _regression(rows: Floats, targets: Ints, classes: int, strength: float) -> t
     from sklearn.linear_model import LogisticRegression  # to answer with what was fitted needs none of it
 
     model = LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(rows, targets)
-    seen = model.classes_
+    classes_seen = model.classes_
     coef, intercept = model.coef_, model.intercept_
-    if len(seen) == 2:  # scikit-learn keeps the difference of the two
+    if len(classes_seen) == 2:  # scikit-learn keeps the difference of the two
         coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
     every, offset = np.zeros((classes, rows.shape[1])), np.full(classes, intercept.min())
-    every[seen], offset[seen] = coef, intercept
+    every[classes_seen], offset[classes_seen] = coef, intercept
     runs = rows.shape[1] // classes
-    absent = np.setdiff1d(np.arange(classes), seen)
+    absent = np.setdiff1d(np.arange(classes), classes_seen)
     for g in range(runs):
-        every[absent, g * classes + absent] = every[seen, g * classes + seen].mean()
+        every[absent, g * classes + absent] = every[classes_seen, g * classes + classes_seen].mean()
     return every, offset

@@ -92,12 +92,12 @@ def optimum(true: Floats, present: NDArray[np.bool_], counts: Floats | None = No
     """
     share = np.full(len(true), 1 / len(true)) if counts is None else counts / counts.sum()
     shown = present.astype(np.float64)
-    given = np.where(present, true, 0.0)
+    weighted = np.where(present, true, 0.0)
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         raised = weights + _FLOOR
-        mixed, total = given @ raised + _TINY, shown @ raised
-        gradient = share @ (shown / total[:, None] - given / mixed[:, None])
+        mixed, total = weighted @ raised + _TINY, shown @ raised
+        gradient = share @ (shown / total[:, None] - weighted / mixed[:, None])
         return float(share @ (np.log(total) - np.log(mixed))), gradient
 
     return _on_simplex(loss, true.shape[1], _PRECISE)
@@ -108,7 +108,7 @@ def _on_simplex(loss: Callable[[Floats], tuple[float, Floats]], runs: int, toler
         return np.ones(1)
     from scipy.optimize import LinearConstraint, minimize  # to answer with what was fitted needs none of it
 
-    found = minimize(
+    result = minimize(
         loss,
         np.full(runs, 1 / runs),
         jac=True,
@@ -117,7 +117,7 @@ def _on_simplex(loss: Callable[[Floats], tuple[float, Floats]], runs: int, toler
         constraints=LinearConstraint(np.ones((1, runs)), 1, 1),
         options={"ftol": tolerance, "maxiter": 500},
     )
-    weights = np.where(found.x < _NEGLIGIBLE, 0.0, found.x)
+    weights = np.where(result.x < _NEGLIGIBLE, 0.0, result.x)
     return np.asarray(weights / weights.sum())
 
 
@@ -145,15 +145,15 @@ def _convex(table: Table, temperatures: Sequence[float], wish: WeightingRequest)
 
 def target_logs(table: Table, temperatures: Sequence[float]) -> Floats:
     """float64 `[N, G]`: the log probability that each run gives to the right class."""
-    found = np.empty((len(table.ids), len(table.logits)))
+    logs = np.empty((len(table.ids), len(table.logits)))
     for part in scaling.blocks(len(table.ids), table.classes):
         targets = table.targets[part]
         for g, logits in enumerate(table.logits):
             rows = logits[part] / np.float32(temperatures[g])
             rows -= rows.max(axis=1, keepdims=True)
             right = rows[np.arange(len(rows)), targets]
-            found[part, g] = right - np.log(np.exp(rows).sum(axis=1, dtype=np.float64))
-    return found
+            logs[part, g] = right - np.log(np.exp(rows).sum(axis=1, dtype=np.float64))
+    return logs
 
 
 def _log_linear(
@@ -164,13 +164,13 @@ def _log_linear(
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         total, gradient = 0.0, np.zeros(len(weights))
-        for part in scaling.blocks(len(table.ids), table.classes):
-            logs = np.stack([z[part] / np.float32(t) for z, t in zip(table.logits, temperatures, strict=True)])
+        for rows in scaling.blocks(len(table.ids), table.classes):
+            logs = np.stack([z[rows] / np.float32(t) for z, t in zip(table.logits, temperatures, strict=True)])
             mixed = average.log_softmax(np.tensordot(weights.astype(np.float32), logs, axes=1))
-            here, targets = np.arange(mixed.shape[0]), table.targets[part]
-            total -= float(share[part] @ mixed[here, targets])
+            here, targets = np.arange(mixed.shape[0]), table.targets[rows]
+            total -= float(share[rows] @ mixed[here, targets])
             means = np.einsum("ij,gij->gi", np.exp(mixed), logs)
-            gradient += (means - logs[:, here, targets]) @ share[part]
+            gradient += (means - logs[:, here, targets]) @ share[rows]
         return total, gradient
 
     return loss
@@ -207,5 +207,5 @@ def _reward(predicted: Ints, table: Table, counts: Floats, metric: Metric) -> fl
 
 
 def _summands(table: Table, temperatures: Sequence[float], wish: WeightingRequest) -> Iterator[NDArray[np.float32]]:
-    for part in scaling.blocks(len(table.ids), table.classes):
-        yield average.summands(average.tempered(table, temperatures, part, range(len(table.logits))), wish.combine)
+    for rows in scaling.blocks(len(table.ids), table.classes):
+        yield average.summands(average.tempered(table, temperatures, rows, range(len(table.logits))), wish.combine)

@@ -40,9 +40,9 @@ def main(words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     ensemble_file.refuse_existing(options.out)
     chosen = ensemble_file.seen(ensemble_file.read(options.file), options.tta, None)
-    found = fit(chosen, options.loss)
-    ensemble_file.write(options.out, chosen.model_copy(update={"adaptive": found.threshold}))
-    print(found.text())
+    fitted = fit(chosen, options.loss)
+    ensemble_file.write(options.out, chosen.model_copy(update={"adaptive": fitted.threshold}))
+    print(fitted.text())
     print(f"wrote {options.out}")
     return 0
 
@@ -69,16 +69,16 @@ def _answer(chosen: Ensemble, number: int, table: sources.Table, asked: Sequence
     be read are left out, as in the run."""
     rows = np.flatnonzero(asked)
     members = tuple(member for member in chosen.members if _number(member) == number)
-    whole = chosen.model_copy(update={"members": members})
-    alone = members[adaptive.strongest(whole)].model_copy(update={"weight": 1.0})
-    one = whole.model_copy(update={"members": (alone,), "views": chosen.views[:1], "temperature": 1.0})
-    said = []
-    for asking in (one, whole):
+    ensemble = chosen.model_copy(update={"members": members})
+    alone = members[adaptive.strongest(ensemble)].model_copy(update={"weight": 1.0})
+    first = ensemble.model_copy(update={"members": (alone,), "views": chosen.views[:1], "temperature": 1.0})
+    logs = []
+    for asking in (first, ensemble):
         with Runner(asking) as runner:
             answers = runner.run([table.paths[row] for row in rows], on_bad_image=on_bad_image)
-            said.append(np.log(np.maximum(np.concatenate([part.probabilities for part in answers]), 1e-30)))
-    good = np.isfinite(said[0]).all(axis=1)
-    return said[0][good], said[1][good], table.labels[rows][good]
+            logs.append(np.log(np.maximum(np.concatenate([part.probabilities for part in answers]), 1e-30)))
+    good = np.isfinite(logs[0]).all(axis=1)
+    return logs[0][good], logs[1][good], table.labels[rows][good]
 
 
 def _run_of(member: Member) -> Path:

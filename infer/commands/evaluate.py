@@ -99,52 +99,56 @@ def _evaluate(chosen: Ensemble, data: Data, options: argparse.Namespace, out: Pa
 
     if options.on_bad_image != "error":  # a table's image that is missing is left out, too
         data = data.model_copy(update={"on_bad_image": "skip"})
-    found = scoring.labelled(data, options.split)
-    print(f"data: {found.listing.origin}: {len(found.listing.samples)} labelled images, split {found.split}")
+    labelled = scoring.labelled(data, options.split)
+    print(f"data: {labelled.listing.origin}: {len(labelled.listing.samples)} labelled images, split {labelled.split}")
     with Runner(chosen, members.shared_options(options), options.in_memory, adaptive=adaptively) as runner:
         settings = options.on_bad_image, options.batch_size, options.workers
-        scored = scoring.evaluate(runner, found, None, *settings)
+        scored = scoring.evaluate(runner, labelled, None, *settings)
         print(text(scored))
         if runner.described:
             print(f"computed by {'; '.join(dict.fromkeys(runner.described))}")
         written = [*files.write(out, scored), *report.write(scored, out)]
         print(f"wrote {out}: {', '.join(path.relative_to(out).as_posix() for path in written)}")
         if options.features:
-            inputs, targets = scoring.inputs_of(found, runner.class_names, runner.ensemble.aliases)
+            inputs, targets = scoring.inputs_of(labelled, runner.class_names, runner.ensemble.aliases)
             labels = [runner.class_names[number] for number in targets]
             features.write(runner, inputs, options.features, options.on_bad_image, labels, *settings[1:])
     return 0
 
 
-def text(found: Evaluation) -> str:
+def text(evaluation: Evaluation) -> str:
     """The scores as lines for a terminal; those of each class where they are few."""
-    span = {name: f"{i.value:.4f} ({i.low:.4f} to {i.high:.4f})" for name, i in found.intervals.items()}
-    lines = [*found.notes]
-    if found.split in ("train", "all"):
+    span = {name: f"{i.value:.4f} ({i.low:.4f} to {i.high:.4f})" for name, i in evaluation.intervals.items()}
+    lines = [*evaluation.notes]
+    if evaluation.split in ("train", "all"):
         lines.append("note: this is no test split; members score too high on images that they were trained on")
-    if found.truncated:
-        first = found.truncated[0]
-        lines.append(f"truncated images: {len(found.truncated)}, predicted as far as they go; the first: {first}")
-    if found.unreadable:
-        first = next(iter(found.unreadable.values()))
-        lines.append(f"warning: {len(found.unreadable)} images cannot be read and count nowhere; the first: {first}")
+    if evaluation.truncated:
+        first = evaluation.truncated[0]
+        lines.append(f"truncated images: {len(evaluation.truncated)}, predicted as far as they go; the first: {first}")
+    if evaluation.unreadable:
+        first = next(iter(evaluation.unreadable.values()))
+        lines.append(
+            f"warning: {len(evaluation.unreadable)} images cannot be read and count nowhere; the first: {first}"
+        )
     lines.append(f"{'accuracy':<12}{span['accuracy']}   95% interval in brackets")
-    if found.top5 is not None:
-        lines.append(f"{'top-5':<12}{found.top5:.4f}")
+    if evaluation.top5 is not None:
+        lines.append(f"{'top-5':<12}{evaluation.top5:.4f}")
     lines += [f"{'macro-F1':<12}{span['macro_f1']}", f"{'log loss':<12}{span['log_loss']}"]
-    lines.append(f"{'ECE':<12}{found.ece:.4f}   {_calibration(found.temperature)}")
-    lines += [f"{'Brier':<12}{found.brier:.4f}"]
-    lines += [f"{m.name}: accuracy {m.accuracy:.4f}, macro-F1 {m.macro_f1:.4f}" for m in found.members]
-    if len(found.per_class) <= _CLASSES_PRINTED:
-        width = max(5, *(len(c.name) for c in found.per_class))
+    lines.append(f"{'ECE':<12}{evaluation.ece:.4f}   {_calibration(evaluation.temperature)}")
+    lines += [f"{'Brier':<12}{evaluation.brier:.4f}"]
+    lines += [f"{m.name}: accuracy {m.accuracy:.4f}, macro-F1 {m.macro_f1:.4f}" for m in evaluation.members]
+    if len(evaluation.per_class) <= _CLASSES_PRINTED:
+        width = max(5, *(len(c.name) for c in evaluation.per_class))
         lines.append(f"\n{'class':<{width}}  images  precision  recall      F1")
-        for c in found.per_class:
+        for c in evaluation.per_class:
             lines.append(f"{c.name:<{width}}  {c.images:6d}     {c.precision:.4f}  {c.recall:.4f}  {c.f1:.4f}")
         lines.append("")
-    lines.append(f"images: {len(found.ids)}; views: {len(found.views)}; predicted in {found.seconds:.1f} s")
+    lines.append(
+        f"images: {len(evaluation.ids)}; views: {len(evaluation.views)}; predicted in {evaluation.seconds:.1f} s"
+    )
     return "\n".join(lines)
 
 
 def _calibration(temperature: float) -> str:
-    said = "too sure" if temperature > 1 else "too unsure"
-    return f"a temperature of {temperature:.2f} would fit these images best: the probabilities are {said}"
+    verdict = "too sure" if temperature > 1 else "too unsure"
+    return f"a temperature of {temperature:.2f} would fit these images best: the probabilities are {verdict}"

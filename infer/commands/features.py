@@ -77,12 +77,12 @@ def write(
     for batch in stream:
         errors |= batch.errors
         rows.append(batch.features[[int(row) not in batch.errors for row in batch.rows]])
-    kept = [row for row in range(len(inputs)) if row not in errors]
-    if not kept:
+    readable = [row for row in range(len(inputs)) if row not in errors]
+    if not readable:
         raise DataError(f"none of the {len(inputs)} images can be read; the first: {errors[min(errors)]}")
     found = np.concatenate(rows)
     table = features.Table(
-        [inputs.ids[row] for row in kept], found, None if labels is None else [labels[row] for row in kept]
+        [inputs.ids[row] for row in readable], found, None if labels is None else [labels[row] for row in readable]
     )
     features.write(path, table)
     if truncated:
@@ -93,4 +93,4 @@ def write(
             f"{errors[min(errors)]}",
             file=sys.stderr,
         )
-    print(f"wrote {path}: features of {len(kept)} images, {found.shape[1]} each")
+    print(f"wrote {path}: features of {len(readable)} images, {found.shape[1]} each")

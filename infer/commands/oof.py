@@ -37,10 +37,10 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(f"--batch_size {options.batch_size}: must be at least 1")
     from infer import views_oof
 
-    seen = views.expand(options.tta)
+    shown = views.expand(options.tta)
     try:
         for run in options.runs:
-            for line in views_oof.answer(run, seen, options.merge, options.batch_size, options.workers):
+            for line in views_oof.answer(run, shown, options.merge, options.batch_size, options.workers):
                 print(line, flush=True)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the next fold", file=sys.stderr)

@@ -30,8 +30,8 @@ def predict(runner: Runner, request: Request, limits: Limits, gradcam: bool = Tr
         explanation = explain(runner, data, limits.pixels)
         if "pictures" not in request.query:
             return as_json(explanation.as_json())
-        found = looks(runner, data, limits.pixels, explanation.label) if gradcam else {}
+        heatmaps = looks(runner, data, limits.pixels, explanation.label) if gradcam else {}
     except TandemError as error:
         return as_json({"error": str(error)}, 422 if isinstance(error, DataError) else 500)
-    pictures = {"views": explanation.views, "looks": found}
+    pictures = {"views": explanation.views, "looks": heatmaps}
     return as_json({key: {name: data_uri(image) for name, image in of.items()} for key, of in pictures.items()})

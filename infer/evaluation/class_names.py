@@ -18,17 +18,17 @@ def match(labels: Sequence[str], class_names: Sequence[str], aliases: Groups, so
     A label is a class name, an alias of one, or, for a member that knows ImageNet-1k's classes, a synset or one of the
     class's names. Raises `DataError` that names labels which are none of these.
     """
-    place = {name: number for number, name in enumerate(class_names)}
+    number_of = {name: number for number, name in enumerate(class_names)}
     for group in aliases:
-        known = next((place[name] for name in group if name in place), None)
-        place |= {name: known for name in group if known is not None and name not in place}
+        known = next((number_of[name] for name in group if name in number_of), None)
+        number_of |= {name: known for name in group if known is not None and name not in number_of}
     imagenets = imagenet.places(class_names)
     distinct = sorted(set(labels))
-    found = {name: place.get(name, imagenets.get(imagenet.key(name))) for name in distinct}
-    unknown = [name for name in distinct if found[name] is None]
+    matched = {name: number_of.get(name, imagenets.get(imagenet.key(name))) for name in distinct}
+    unknown = [name for name in distinct if matched[name] is None]
     if unknown:
         raise DataError(_unknown(unknown, len(distinct), class_names, source))
-    return {name: number for name, number in found.items() if number is not None}
+    return {name: number for name, number in matched.items() if number is not None}
 
 
 def _unknown(unknown: Sequence[str], count: int, class_names: Sequence[str], source: str) -> str:

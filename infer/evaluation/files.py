@@ -29,23 +29,25 @@ def prepare(folder: Path) -> None:
         raise ConfigError(f"--out {folder}: is not empty, and nothing is overwritten; give another --out")
 
 
-def write(folder: Path, found: Evaluation) -> list[Path]:
+def write(folder: Path, evaluation: Evaluation) -> list[Path]:
     """Write all files into `folder`, new or empty; their paths."""
     prepare(folder)
-    names = found.class_names
-    (folder / METRICS).write_text(json.dumps(metrics(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    names = evaluation.class_names
+    (folder / METRICS).write_text(
+        json.dumps(metrics(evaluation), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     counts = [
-        (names[found.shown[true]], names[found.shown[said]], int(found.confusion[true, said]))
-        for true, said in np.argwhere(found.confusion)
+        (names[evaluation.shown[true]], names[evaluation.shown[predicted]], int(evaluation.confusion[true, predicted]))
+        for true, predicted in np.argwhere(evaluation.confusion)
     ]
     csvfile.write(folder / CONFUSION, ("target", "predicted", "images"), counts)
-    here = np.arange(len(found.ids))
+    here = np.arange(len(evaluation.ids))
     columns = (
-        found.ids,
-        (names[number] for number in found.targets),
-        (names[number] for number in found.predicted),
-        (f"{value:.9g}" for value in found.probabilities[here, found.predicted]),
-        (f"{value:.9g}" for value in found.probabilities[here, found.targets]),
+        evaluation.ids,
+        (names[number] for number in evaluation.targets),
+        (names[number] for number in evaluation.predicted),
+        (f"{value:.9g}" for value in evaluation.probabilities[here, evaluation.predicted]),
+        (f"{value:.9g}" for value in evaluation.probabilities[here, evaluation.targets]),
     )
     header = ("ID", "target", "predicted", "probability", "target_probability")
     csvfile.write(folder / ROWS, header, list(zip(*columns, strict=True)))
@@ -53,37 +55,37 @@ def write(folder: Path, found: Evaluation) -> list[Path]:
         np.savez(
             file,
             allow_pickle=False,
-            ids=np.array(found.ids),
+            ids=np.array(evaluation.ids),
             class_names=np.array(names),
-            probabilities=found.probabilities,
-            targets=found.targets,
-            predicted=found.predicted,
+            probabilities=evaluation.probabilities,
+            targets=evaluation.targets,
+            predicted=evaluation.predicted,
         )
     return [folder / name for name in (METRICS, CONFUSION, ROWS, ARRAYS)]
 
 
-def metrics(found: Evaluation) -> dict[str, Any]:
+def metrics(evaluation: Evaluation) -> dict[str, Any]:
     """What `metrics.json` holds: all scores and what they are of, without the single predictions."""
     same = ("accuracy", "macro_f1", "log_loss", "ece", "brier", "top5", "temperature")
-    bins = found.reliability
+    bins = evaluation.reliability
     return {
         "version": _VERSION,
-        "members": found.name,
-        "views": list(found.views),
-        "data": of_path(str(found.root)),
-        "split": found.split,
-        "images": len(found.ids),
-        **{name: getattr(found, name) for name in same},
-        "intervals": {name: interval._asdict() for name, interval in found.intervals.items()},
-        "unreadable": dict(found.unreadable),
-        "truncated": list(found.truncated),
-        "notes": list(found.notes),
-        "each_member": [asdict(one) for one in found.members],
-        "per_class": [asdict(one) for one in found.per_class],
+        "members": evaluation.name,
+        "views": list(evaluation.views),
+        "data": of_path(str(evaluation.root)),
+        "split": evaluation.split,
+        "images": len(evaluation.ids),
+        **{name: getattr(evaluation, name) for name in same},
+        "intervals": {name: interval._asdict() for name, interval in evaluation.intervals.items()},
+        "unreadable": dict(evaluation.unreadable),
+        "truncated": list(evaluation.truncated),
+        "notes": list(evaluation.notes),
+        "each_member": [asdict(member) for member in evaluation.members],
+        "per_class": [asdict(member) for member in evaluation.per_class],
         "reliability": {
             "images": bins.images.tolist(),
             "confidence": [None if np.isnan(v) else v for v in bins.confidence.tolist()],
             "accuracy": [None if np.isnan(v) else v for v in bins.accuracy.tolist()],
         },
-        "seconds": round(found.seconds, 3),
+        "seconds": round(evaluation.seconds, 3),
     }

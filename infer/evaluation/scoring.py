@@ -114,14 +114,14 @@ def evaluate(
     """
     if isinstance(data, (str, Path)):
         data = Data(root=Path(data), on_bad_image="error" if on_bad_image == "error" else "skip")
-    found = data if isinstance(data, Labelled) else labelled(data, split)
-    inputs, targets = inputs_of(found, runner.class_names, runner.ensemble.aliases)
+    split_data = data if isinstance(data, Labelled) else labelled(data, split)
+    inputs, targets = inputs_of(split_data, runner.class_names, runner.ensemble.aliases)
     start = time.perf_counter()
     answers = _predicted(runner, inputs, on_bad_image, batch_size, workers)
-    kept = np.flatnonzero([row not in answers.errors for row in range(len(inputs))])
-    if not len(kept):
+    readable = np.flatnonzero([row not in answers.errors for row in range(len(inputs))])
+    if not len(readable):
         raise DataError(f"none of the {len(inputs)} images can be read; the first: {answers.errors[0]}")
-    return _scored(runner, found, answers, kept, targets, time.perf_counter() - start)
+    return _scored(runner, split_data, answers, readable, targets, time.perf_counter() - start)
 
 
 class Labelled(NamedTuple):
@@ -133,22 +133,22 @@ class Labelled(NamedTuple):
 
 def labelled(data: Data, split: Split | None) -> Labelled:
     """The labelled images of a split, of `data.classes` alone where these are given."""
-    found, name = sources.load_labelled(data, split)
+    listing, name = sources.load_labelled(data, split)
     if data.classes:
-        some = [sample for sample in found.samples if sample.label in data.classes]
+        some = [sample for sample in listing.samples if sample.label in data.classes]
         absent = sorted(set(data.classes) - {sample.label for sample in some})
         if absent:
-            raise DataError(f"data.classes: {absent[0]!r} has no image in the split; {found.root}")
-        found = replace(found, samples=some)
-    return Labelled(found, name)
+            raise DataError(f"data.classes: {absent[0]!r} has no image in the split; {listing.root}")
+        listing = replace(listing, samples=some)
+    return Labelled(listing, name)
 
 
 def inputs_of(data: Labelled, names: Sequence[str], aliases: Groups) -> tuple[Inputs, Ints]:
     """The images to predict, and their classes int64 `[N]` as positions in the members' `names`."""
-    found = data.listing
-    labels = [str(sample.label) for sample in found.samples]
-    number = class_names.match(labels, names, aliases, str(found.root))
-    inputs = of_paths([sample.path for sample in found.samples], [sample.id for sample in found.samples])
+    listing = data.listing
+    labels = [str(sample.label) for sample in listing.samples]
+    number = class_names.match(labels, names, aliases, str(listing.root))
+    inputs = of_paths([sample.path for sample in listing.samples], [sample.id for sample in listing.samples])
     return inputs, np.array([number[label] for label in labels], dtype=np.int64)
 
 
@@ -182,7 +182,7 @@ class _Logs:
 
 def _predicted(runner: Runner, inputs: Inputs, on_bad_image: OnBad, batch_size: int | None, workers: int) -> _Predicted:
     count, members = len(inputs), len(runner.ensemble.members)
-    made = _Predicted(
+    predicted = _Predicted(
         np.zeros((count, len(runner.class_names)), np.float32), np.zeros((count, members), np.int64), {}, {}
     )
     stream = runner.stream(
@@ -190,24 +190,24 @@ def _predicted(runner: Runner, inputs: Inputs, on_bad_image: OnBad, batch_size: 
         runner.grid(count, batch_size),
         workers,
         on_bad_image != "error",
-        made.truncated if on_bad_image == "partial" else None,
+        predicted.truncated if on_bad_image == "partial" else None,
     )
     with progress_bar.bar("evaluate", count) as progress:
-        for part in stream:
-            made.probabilities[part.rows], made.votes[part.rows] = part.probabilities, part.votes
-            made.errors.update(part.errors)
-            progress(int(part.rows[-1]) + 1)
-    return made
+        for batch in stream:
+            predicted.probabilities[batch.rows], predicted.votes[batch.rows] = batch.probabilities, batch.votes
+            predicted.errors.update(batch.errors)
+            progress(int(batch.rows[-1]) + 1)
+    return predicted
 
 
 def _scored(
-    runner: Runner, data: Labelled, answers: _Predicted, kept: Ints, targets: Ints, seconds: float
+    runner: Runner, data: Labelled, answers: _Predicted, readable: Ints, targets: Ints, seconds: float
 ) -> Evaluation:
-    found = data.listing
-    names, samples = runner.class_names, [found.samples[row] for row in kept.tolist()]
+    listing = data.listing
+    names, samples = runner.class_names, [listing.samples[row] for row in readable.tolist()]
     one_of = _representatives(names, runner.ensemble.aliases)
-    own = answers.probabilities if len(kept) == len(answers.probabilities) else answers.probabilities[kept]
-    probabilities, targets = _together(own, one_of), one_of[targets[kept]]
+    own = answers.probabilities if len(readable) == len(answers.probabilities) else answers.probabilities[readable]
+    probabilities, targets = _together(own, one_of), one_of[targets[readable]]
     predicted = one_of[runner.finish.labels(own)]
     logs = _Logs(probabilities)
     judged = scores.judge(logs, targets)
@@ -218,9 +218,9 @@ def _scored(
     return Evaluation(
         name=of_path(runner.name),
         views=runner.ensemble.views,
-        root=found.root,
+        root=listing.root,
         split=data.split,
-        origin=of_path(found.origin),
+        origin=of_path(listing.origin),
         class_names=names,
         ids=[sample.id for sample in samples],
         paths=[sample.path for sample in samples],
@@ -239,10 +239,10 @@ def _scored(
         shown=shown,
         confusion=confusion_matrix(targets, predicted, labels=shown),
         per_class=_per_class(predicted, targets, shown, names),
-        members=_alone(runner, one_of[answers.votes[kept]], targets, present),
-        unreadable={found.samples[row].id: text for row, text in sorted(answers.errors.items())},
+        members=_alone(runner, one_of[answers.votes[readable]], targets, present),
+        unreadable={listing.samples[row].id: text for row, text in sorted(answers.errors.items())},
         truncated=[of_path(text) for _, text in sorted(answers.truncated.items())],
-        notes=found.notes,
+        notes=listing.notes,
         seconds=seconds,
     )
 

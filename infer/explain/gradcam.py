@@ -57,8 +57,8 @@ class Explainer:
         size = self.card.preprocessing.size
         maps = [np.zeros((0, size, size), np.float32)]
         for start in range(0, len(images), _BATCH):
-            part = slice(start, start + _BATCH)
-            felt = self._feel(images[part], wanted[part])
+            rows = slice(start, start + _BATCH)
+            felt = self._feel(images[rows], wanted[rows])
             if felt.features.shape[1:3] == (1, 1):
                 raise ConfigError(
                     f"model {self.card.model}: at {size} pixels its features are one place, so that Grad-CAM has "
@@ -95,7 +95,7 @@ def combine(felt: Activations, size: int) -> NDArray[np.float32]:
     """Heat maps float32 `[N, size, size]` in 0..1 of features and gradients."""
     channel = felt.gradients.mean(axis=(1, 2))
     small = np.maximum(np.einsum("nhwk,nk->nhw", felt.features, channel), 0)
-    maps = np.stack([cv2.resize(one, (size, size)) for one in small])
+    maps = np.stack([cv2.resize(heatmap, (size, size)) for heatmap in small])
     maps = maps - maps.min(axis=(1, 2), keepdims=True)
     return np.asarray(maps / (_TINY + maps.max(axis=(1, 2), keepdims=True)), dtype=np.float32)
 

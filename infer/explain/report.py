@@ -72,13 +72,13 @@ class Explanation:
 def explain(runner: Runner, data: bytes, pixel_limit: int) -> Explanation:
     """Answer one encoded image; `DataError` when it cannot be read or has more than `pixel_limit` pixels."""
     image = Picture(data, pixel_limit)
-    given = Inputs(["0"], lambda _: image)
-    probabilities = runner.predict_inputs(given).probabilities[0]
-    alone = {one.name: one.predict_inputs(given).probabilities[0] for one in runner.members()}
+    inputs = Inputs(["0"], lambda _: image)
+    probabilities = runner.predict_inputs(inputs).probabilities[0]
+    alone = {member.name: member.predict_inputs(inputs).probabilities[0] for member in runner.members()}
     shown = runner.pixels(image)[None]
-    seen = {view: views.apply(view, shown)[0] for view in runner.ensemble.views}
+    shown_views = {view: views.apply(view, shown)[0] for view in runner.ensemble.views}
     choice = int(runner.finish.labels(probabilities[None])[0])
-    return Explanation(runner.class_names, probabilities, alone, seen, choice)
+    return Explanation(runner.class_names, probabilities, alone, shown_views, choice)
 
 
 def looks(runner: Runner, data: bytes, pixel_limit: int, label: str) -> dict[str, Pixels]:
@@ -87,19 +87,19 @@ def looks(runner: Runner, data: bytes, pixel_limit: int, label: str) -> dict[str
     By the members' names; one that has no Grad-CAM (an artefact without gradients, an image too small) is left out.
     """
     image, number = Picture(data, pixel_limit), runner.class_names.index(label)
-    found = {}
-    for member, one in zip(runner.ensemble.members, runner.members(), strict=True):
-        seen = one.pixels(image)
+    heatmaps = {}
+    for member, runner_of_one in zip(runner.ensemble.members, runner.members(), strict=True):
+        shown = runner_of_one.pixels(image)
         try:
-            heat = runner.in_thread(lambda member=member, seen=seen: _heat(member, seen, number))  # type: ignore[misc]
+            heat = runner.in_thread(lambda member=member, shown=shown: _heat(member, shown, number))  # type: ignore[misc]
         except ConfigError:
             continue
-        found[one.name] = gradcam.overlay(seen, heat)
-    return found
+        heatmaps[runner_of_one.name] = gradcam.overlay(shown, heat)
+    return heatmaps
 
 
-def _heat(member: Member, seen: Pixels, number: int) -> NDArray[np.float32]:
-    return _explainer(member.path, member.runtime).heatmaps(seen[None], [number])[0]
+def _heat(member: Member, shown: Pixels, number: int) -> NDArray[np.float32]:
+    return _explainer(member.path, member.runtime).heatmaps(shown[None], [number])[0]
 
 
 @functools.lru_cache(maxsize=8)

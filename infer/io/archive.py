@@ -73,34 +73,34 @@ def open(file: IO[bytes], name: str) -> Archive:
     head = file.read(512)
     file.seek(0)
     try:
-        found = _zip(file, name) if head.startswith(b"PK") else _tar(file, name)
+        packed = _zip(file, name) if head.startswith(b"PK") else _tar(file, name)
     except _DAMAGED as error:
         raise DataError(f"{name}: is a damaged archive ({error}); pack or copy it again") from error
-    if not found.ids:
+    if not packed.ids:
         raise DataError(f"{name}: holds no images; looked for {', '.join(sorted(SUFFIXES))} in all its folders")
-    twice = repeated(found.ids)
+    twice = repeated(packed.ids)
     if twice is not None:
         raise DataError(f"{name}: holds {twice!r} twice; pack it again")
-    return found
+    return packed
 
 
 def _tar(file: IO[bytes], name: str) -> Archive:
     plain = _unpacked(file)
     with tarfile.open(fileobj=plain, mode="r:") as opened:
-        places = [place for place in _members(opened) if _counts(place.name, name)]
+        places = [entry for entry in _members(opened) if _counts(entry.name, name)]
     one_at_a_time = threading.Lock()
 
     def read(number: int) -> bytes:
-        place = places[number]
-        _check_size(name, place.name, place.size)
-        with one_at_a_time, _faults(name, place.name):
-            plain.seek(place.start)
-            data = plain.read(place.size)
-            if len(data) < place.size:
+        entry = places[number]
+        _check_size(name, entry.name, entry.size)
+        with one_at_a_time, _faults(name, entry.name):
+            plain.seek(entry.start)
+            data = plain.read(entry.size)
+            if len(data) < entry.size:
                 raise EOFError("it ends too soon")
             return data
 
-    return Archive([_id(place.name) for place in places], read)
+    return Archive([_id(entry.name) for entry in places], read)
 
 
 def _members(opened: tarfile.TarFile) -> Iterator[_Place]:

@@ -53,16 +53,16 @@ def of_images(images: Image | Iterable[Image]) -> Inputs:
     """One image, or an iterable of images in any mixture, called by their positions; an array of four dimensions is
     an iterable, too. Raises `TypeError` for anything else."""
     if _is_image(images):
-        given = [images]
+        listed = [images]
     elif isinstance(images, Iterable) and not isinstance(images, (Mapping, Set, IOBase)):
-        given = list(cast("Iterable[Image]", images))
+        listed = list(cast("Iterable[Image]", images))
     else:
         raise TypeError(f"predict takes {_TAKEN}, or a list or another iterable of these; not {_kind(images)}")
-    for number, image in enumerate(given):
+    for number, image in enumerate(listed):
         if not _is_image(image):
             raise TypeError(f"predict takes a list of images, each {_TAKEN}; image {number} is {_kind(image)}")
     lock = Lock()
-    return Inputs([str(number) for number in range(len(given))], lambda number: _source(given[number], lock))
+    return Inputs([str(number) for number in range(len(listed))], lambda number: _source(listed[number], lock))
 
 
 def _is_image(value: object) -> TypeGuard[Image]:

@@ -95,16 +95,16 @@ class Journal:
         if self.done:
             return answers.stat().st_size // (4 * self._classes)
         size = answers.stat().st_size if answers.exists() else 0
-        kept = size // (4 * self._classes) // unit * unit
+        rows_kept = size // (4 * self._classes) // unit * unit
         if size:
             with answers.open("r+b") as file:
-                file.truncate(kept * 4 * self._classes)
+                file.truncate(rows_kept * 4 * self._classes)
         begin = _read(self.folder / _JOB)["first_row"]
-        told = {row: text for row, text in read_errors(self.folder).items() if row < begin + kept}
+        told = {row: text for row, text in read_errors(self.folder).items() if row < begin + rows_kept}
         if errors.exists():
             lines = [json.dumps({"row": row, "error": text}) + "\n" for row, text in told.items()]
             csvfile.replace(errors, "".join(lines).encode())
-        return kept
+        return rows_kept
 
 
 def is_done(folder: Path) -> bool:
@@ -125,15 +125,15 @@ def read_errors(folder: Path) -> dict[int, str]:
     file = folder / _ERRORS
     if not file.exists():
         return {}
-    whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    return {entry["row"]: entry["error"] for entry in map(json.loads, whole)}
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return {entry["row"]: entry["error"] for entry in map(json.loads, lines)}
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{file}: is damaged; remove {file.parent.parent} to begin anew") from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise CheckpointError(f"{file}: is damaged; remove {file.parent.parent} to begin anew")
-    return found
+    return document

@@ -42,9 +42,9 @@ class Results:
     def rows(self) -> Iterator[tuple[str, NDArray[np.float32], int, str]]:
         """(ID, float32 `[C]`, chosen class, error or an empty text) of each image."""
         for start in range(0, len(self.ids), _CHUNK):
-            part = np.array(self.probabilities[start : start + _CHUNK])
-            for place, row in enumerate(part, start=start):
-                yield self.ids[place], row, int(self.labels[place]), self.errors.get(place, "")
+            block = np.array(self.probabilities[start : start + _CHUNK])
+            for row_number, row in enumerate(block, start=start):
+                yield self.ids[row_number], row, int(self.labels[row_number]), self.errors.get(row_number, "")
 
 
 def check(paths: list[Path], table: Table) -> None:
@@ -78,14 +78,14 @@ def is_submission(path: Path, table: Table) -> bool:
 
 def write(path: Path, results: Results) -> None:
     """Write a `.csv` of wide probabilities, a `.jsonl`, a `.parquet` or an `.npz`."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        {**_WRITERS, ".csv": _wide}[path.suffix](part, results)
+        {**_WRITERS, ".csv": _wide}[path.suffix](unfinished, results)
         if path.exists():
             raise ConfigError(f"{path}: exists already and is not overwritten; give another --out")
-        part.replace(path)
+        unfinished.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def _wide(path: Path, results: Results) -> None:
@@ -103,14 +103,14 @@ def _json_lines(path: Path, results: Results) -> None:
     the class prior or alone."""
     with path.open("w", encoding="utf-8") as file:
         for name, row, best, error in results.rows():
-            said = {
+            record = {
                 "id": name,
                 "label": results.class_names[best],
                 "confidence": _short(row[best]),
                 "probabilities": dict(zip(results.class_names, map(_short, row), strict=True)),
             }
-            said = {"id": name} if np.isnan(row[0]) else said
-            file.write(json.dumps(said | ({"error": error} if error else {}), ensure_ascii=False) + "\n")
+            record = {"id": name} if np.isnan(row[0]) else record
+            file.write(json.dumps(record | ({"error": error} if error else {}), ensure_ascii=False) + "\n")
 
 
 def _short(value: np.float32) -> float:
@@ -130,14 +130,14 @@ def _parquet(path: Path, results: Results) -> None:
     schema = pa.schema(columns)
     with parquet.ParquetWriter(path, schema) as writer:
         for start in range(0, len(results.ids), _CHUNK):
-            part = np.array(results.probabilities[start : start + _CHUNK])
-            told = [results.errors.get(row) for row in range(start, start + len(part))]
-            mask = np.isnan(part[:, 0])
-            best = results.labels[start : start + len(part)]
+            block = np.array(results.probabilities[start : start + _CHUNK])
+            errors = [results.errors.get(row) for row in range(start, start + len(block))]
+            mask = np.isnan(block[:, 0])
+            best = results.labels[start : start + len(block)]
             labels = [None if absent else results.class_names[b] for b, absent in zip(best, mask, strict=True)]
-            arrays = [pa.array(results.ids[start : start + len(part)]), pa.array(labels, pa.string())]
-            arrays += [pa.array(np.ascontiguousarray(column), pa.float32(), mask=mask) for column in part.T]
-            arrays += [pa.array(told, pa.string())] * len(names[2:])
+            arrays = [pa.array(results.ids[start : start + len(block)]), pa.array(labels, pa.string())]
+            arrays += [pa.array(np.ascontiguousarray(column), pa.float32(), mask=mask) for column in block.T]
+            arrays += [pa.array(errors, pa.string())] * len(names[2:])
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 

@@ -88,7 +88,7 @@ def sample_layout(
     holds values of a dtype that the class names do not have; `ConfigError` for a `positive` that does not fit.
     """
     header, rows = read_rows(path)
-    columns = {name: [row[place] for row in rows] for place, name in enumerate(header)}
+    columns = {name: [row[column] for row in rows] for column, name in enumerate(header)}
     key = _id_column(columns, id_column, ids)
     others = [name for name in header if name != key]
     repeated = [name for name, count in Counter(map(names.normal, columns[key])).items() if count > 1]
@@ -115,7 +115,7 @@ def align(ids: Sequence[str], layout: Layout, source: str) -> NDArray[np.int64]:
     or not asked for.
     """
     have, asked = _matching(ids, layout.ids)
-    places = {name: place for place, name in enumerate(have)}
+    places = {name: column for column, name in enumerate(have)}
     wanted = set(asked)
     missing = [name for name, form in zip(layout.ids, asked, strict=True) if form not in places]
     extra = sorted(name for name, form in zip(ids, have, strict=True) if form not in wanted)
@@ -151,8 +151,8 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     header = [layout.id_column, *class_names]
     wide = _wide(header, layout, probabilities, class_names, ())
-    told = wide if errors is None else ([*cells, error] for cells, error in zip(wide, errors, strict=True))
-    _write_rows(beside, [*header, *["error"] * (errors is not None)], told)
+    with_errors = wide if errors is None else ([*cells, error] for cells, error in zip(wide, errors, strict=True))
+    _write_rows(beside, [*header, *["error"] * (errors is not None)], with_errors)
     if layout.target is None:
         rows = _wide(layout.columns, layout, probabilities, class_names, aliases)
     elif layout.positive is not None:
@@ -244,8 +244,8 @@ def _id_column(columns: Mapping[str, Sequence[str]], wanted: str | None, ids: Se
     if named is not None:
         return named
     known = {form for name in ids for form in (names.key(name), _stem(names.key(name)))}
-    found = {name: sum(names.key(cell) in known for cell in cells) for name, cells in columns.items()}
-    return max(found, key=lambda name: found[name])
+    matches = {name: sum(names.key(cell) in known for cell in cells) for name, cells in columns.items()}
+    return max(matches, key=lambda name: matches[name])
 
 
 def _one_target(
@@ -270,9 +270,9 @@ def _one_target(
             f"{path}: column {column!r} holds fractions, which are no class labels, and {lacking}; labels, one "
             "probability column a class, or that of the positive one of two classes can be written"
         )
-    own = _class_of(column, class_names) in class_names
-    chosen = _class_of(column, class_names) if own else class_names[-1]
-    why = "which it is named after" if own else "which sorts last; positive CLASS chooses the other"
+    is_class = _class_of(column, class_names) in class_names
+    chosen = _class_of(column, class_names) if is_class else class_names[-1]
+    why = "which it is named after" if is_class else "which sorts last; positive CLASS chooses the other"
     note = f"{path}: column {column!r} gets the probability of class {chosen!r}, {why}"
     return replace(layout, target=column, positive=chosen, note=note)
 
@@ -321,8 +321,8 @@ def _labels(
     first = layout.columns[0] == layout.id_column
     known = np.isfinite(probabilities[:, 0])
     best = probabilities.argmax(axis=1) if chosen is None else chosen
-    for name, place, answered in zip(layout.ids, best, known, strict=True):
-        cell = cells[place] if answered else ""
+    for name, label, answered in zip(layout.ids, best, known, strict=True):
+        cell = cells[label] if answered else ""
         yield [name, cell] if first else [cell, name]
 
 
@@ -358,7 +358,7 @@ def _printed(row: Probabilities) -> list[str]:
     exact = row.astype(np.float64)
     largest = int(exact.argmax())
     cells = [f"{value:.9g}" for value in exact / exact.sum()]
-    cells[largest] = repr(1 - math.fsum(float(cell) for place, cell in enumerate(cells) if place != largest))
+    cells[largest] = repr(1 - math.fsum(float(cell) for column, cell in enumerate(cells) if column != largest))
     return cells
 
 
@@ -385,10 +385,10 @@ def _matching(ids: Sequence[str], asked: Sequence[str]) -> tuple[list[str], list
         have, wanted = list(map(form, ids)), list(map(form, asked))
         short, brief = list(map(_stem, have)), list(map(_stem, wanted))
         for pair in ((have, wanted), (short, wanted), (have, brief), (short, brief)):
-            found = len(set(pair[0]) & set(pair[1]))
-            if found > most:
-                best, most = pair, found
-            if found == len(asked):
+            shared = len(set(pair[0]) & set(pair[1]))
+            if shared > most:
+                best, most = pair, shared
+            if shared == len(asked):
                 return pair
     return best
 

@@ -29,23 +29,23 @@ def faults(
     wanted = read_rows(sample)
     faults = _encoding(path, sample)
     try:
-        found = read_rows(path)
+        rows = read_rows(path)
     except DataError as error:
         return [f"{path}: {fault}" for fault in faults] or [str(error)]
     key = next((name for name in wanted.header if names.normal(name) == id_column), wanted.header[0])
-    faults += _columns(found.header, wanted.header)
-    if key in found.header:
-        faults += _ids(_column(found, key), _column(wanted, key))
-    values = [name for name in wanted.header if name != key and name in found.header]
+    faults += _columns(rows.header, wanted.header)
+    if key in rows.header:
+        faults += _ids(_column(rows, key), _column(wanted, key))
+    values = [name for name in wanted.header if name != key and name in rows.header]
     single = len(values) == 1
     probable = single and (positive or fractions(_column(wanted, values[0])))
     for name in values:
         want = kind_of(_column(wanted, name))
-        faults += _cells(name, _column(found, name), "float" if probable or (not single and want == "int") else want)
+        faults += _cells(name, _column(rows, name), "float" if probable or (not single and want == "int") else want)
     if single and labels and not probable:
-        faults += _unknown(values[0], _column(found, values[0]), labels)
+        faults += _unknown(values[0], _column(rows, values[0]), labels)
     if not faults and (probable or not single):
-        faults += _probabilities(found, key, values)
+        faults += _probabilities(rows, key, values)
     return [f"{path}: {fault}" for fault in faults]
 
 
@@ -62,69 +62,69 @@ def _encoding(path: Path, sample: Path) -> list[str]:
     return faults
 
 
-def _unknown(name: str, found: Sequence[str], labels: Sequence[str]) -> list[str]:
+def _unknown(name: str, cells: Sequence[str], labels: Sequence[str]) -> list[str]:
     known = {*labels, *(str(float(label)) for label in labels if kind_of([label]) != "text")}
-    wrong = [(row, cell) for row, cell in enumerate(found) if cell.strip() and cell not in known]
+    wrong = [(row, cell) for row, cell in enumerate(cells) if cell.strip() and cell not in known]
     if not wrong:
         return []
     row, cell = wrong[0]
     return [f"column {name!r}: {len(wrong)} labels are unknown, the first is {cell!r} in row {row + 2}"]
 
 
-def _columns(found: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    if list(found) == list(wanted):
+def _columns(header: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    if list(header) == list(wanted):
         return []
-    missing = [f"column {name!r} is missing" for name in wanted if name not in found]
-    extra = [f"column {name!r} is not in the sample" for name in found if name not in wanted]
-    order = f"columns are in another order: {', '.join(found[:4])} where the sample has {', '.join(wanted[:4])}"
+    missing = [f"column {name!r} is missing" for name in wanted if name not in header]
+    extra = [f"column {name!r} is not in the sample" for name in header if name not in wanted]
+    order = f"columns are in another order: {', '.join(header[:4])} where the sample has {', '.join(wanted[:4])}"
     return [*missing, *extra] or [order]
 
 
-def _ids(found: Sequence[str], wanted: Sequence[str]) -> list[str]:
+def _ids(ids: Sequence[str], wanted: Sequence[str]) -> list[str]:
     faults = []
-    have, asked = set(found), set(wanted)
-    repeated = [name for name, count in Counter(found).items() if count > 1]
+    have, asked = set(ids), set(wanted)
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
     missing = [name for name in wanted if name not in have]
-    unknown = [name for name in found if name not in asked]
+    unknown = [name for name in ids if name not in asked]
     for wrong, text in ((repeated, "repeated"), (missing, "missing"), (unknown, "not in the sample")):
         if wrong:
             faults.append(f"{len(wrong)} IDs are {text}, such as {wrong[0]!r}")
-    if not faults and list(found) != list(wanted):
-        row = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
-        faults.append(f"IDs are in another order: row {row + 2} is {found[row]!r} where the sample has {wanted[row]!r}")
+    if not faults and list(ids) != list(wanted):
+        row = next(i for i, (a, b) in enumerate(zip(ids, wanted, strict=True)) if a != b)
+        faults.append(f"IDs are in another order: row {row + 2} is {ids[row]!r} where the sample has {wanted[row]!r}")
     return faults
 
 
-def _cells(name: str, found: Sequence[str], want: Kind) -> list[str]:
-    empty = [row for row, cell in enumerate(found) if not cell.strip()]
+def _cells(name: str, cells: Sequence[str], want: Kind) -> list[str]:
+    empty = [row for row, cell in enumerate(cells) if not cell.strip()]
     if empty:
         return [f"column {name!r}: {len(empty)} cells are empty, the first in row {empty[0] + 2}"]
     numbers = want != "text"
-    wrong = [row for row, cell in enumerate(found) if numbers and _endless(cell)]
+    wrong = [row for row, cell in enumerate(cells) if numbers and _endless(cell)]
     if wrong:
         return [f"column {name!r}: {len(wrong)} cells are NaN or infinite, the first in row {wrong[0] + 2}"]
-    have = kind_of(found)
-    if not found or want in (have, "text") or (want, have) == ("float", "int"):
+    have = kind_of(cells)
+    if not cells or want in (have, "text") or (want, have) == ("float", "int"):
         return []
-    shares = (want, have) == ("int", "float") and all(0 <= float(cell) <= 1 for cell in found)
+    shares = (want, have) == ("int", "float") and all(0 <= float(cell) <= 1 for cell in cells)
     hint = "; where these are probabilities, give --positive CLASS" if shares else ""
     return [f"column {name!r}: holds {have} values where the sample has {want}{hint}"]
 
 
-def _probabilities(found: Rows, key: str, values: Sequence[str]) -> list[str]:
-    places = [found.header.index(name) for name in values]
-    if kind_of(row[place] for row in found.rows for place in places) == "text":
+def _probabilities(rows: Rows, key: str, values: Sequence[str]) -> list[str]:
+    places = [rows.header.index(name) for name in values]
+    if kind_of(row[column] for row in rows.rows for column in places) == "text":
         return []
     faults = []
-    for number, row in enumerate(found.rows, start=2):
-        numbers = [float(row[place]) for place in places]
-        wrong = next((place for place, value in zip(places, numbers, strict=True) if not 0 <= value <= 1), None)
+    for number, row in enumerate(rows.rows, start=2):
+        numbers = [float(row[column]) for column in places]
+        wrong = next((column for column, value in zip(places, numbers, strict=True) if not 0 <= value <= 1), None)
         if wrong is not None:
             which = "is negative" if float(row[wrong]) < 0 else "is above 1"
-            cell = f"{row[wrong]} in column {found.header[wrong]!r} {which}"
-            faults.append(f"row {number} ({row[found.header.index(key)]}): {cell}")
+            cell = f"{row[wrong]} in column {rows.header[wrong]!r} {which}"
+            faults.append(f"row {number} ({row[rows.header.index(key)]}): {cell}")
         elif len(values) > 1 and abs(math.fsum(numbers) - 1) > _SUM_TOLERANCE:
-            faults.append(f"row {number} ({row[found.header.index(key)]}): sums to {math.fsum(numbers):.6g}, not to 1")
+            faults.append(f"row {number} ({row[rows.header.index(key)]}): sums to {math.fsum(numbers):.6g}, not to 1")
     more = [f"and {len(faults) - 3} more such rows"] if len(faults) > 3 else []
     return faults[:3] + more
 
@@ -137,5 +137,5 @@ def _endless(cell: str) -> bool:
 
 
 def _column(rows: Rows, name: str) -> list[str]:
-    place = rows.header.index(name)
-    return [row[place] for row in rows.rows]
+    column = rows.header.index(name)
+    return [row[column] for row in rows.rows]

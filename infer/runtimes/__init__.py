@@ -138,6 +138,6 @@ def _engine(path: Path, engines: tuple[str, ...]) -> str:
 
 
 def _below(path: Path) -> str:
-    found = sorted(p.parent for p in path.glob(f"**/{_WEIGHTS}")) if path.is_dir() else []
-    named = [p for p in found if p.name == "best"] or found
-    return f"; it holds the checkpoints {', '.join(map(str, named[:3]))}" if found else ""
+    checkpoints = sorted(p.parent for p in path.glob(f"**/{_WEIGHTS}")) if path.is_dir() else []
+    named = [p for p in checkpoints if p.name == "best"] or checkpoints
+    return f"; it holds the checkpoints {', '.join(map(str, named[:3]))}" if checkpoints else ""

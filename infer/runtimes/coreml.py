@@ -38,10 +38,10 @@ class CoreMLPredictor:
 
     def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, S, S, 3]` for each input, the package's own `logits` output."""
-        given = pixels.checked(images, self.card)
-        parts = zip(*(split(one, self._batches or (1,)) for one in given), strict=True)
+        arrays = pixels.checked(images, self.card)
+        parts = zip(*(split(one, self._batches or (1,)) for one in arrays), strict=True)
         rows = self._answers(list(parts))
-        return np.concatenate([np.zeros((0, len(self.card.class_names)), np.float32), *rows])[: len(given[0])]
+        return np.concatenate([np.zeros((0, len(self.card.class_names)), np.float32), *rows])[: len(arrays[0])]
 
     def _answers(self, parts: list[tuple[NDArray[np.uint8], ...]]) -> list[NDArray[np.float32]]:
         """The logits of each part; single images pass in one call, which Core ML overlaps."""
@@ -49,10 +49,14 @@ class CoreMLPredictor:
             return []
         if self._batches:
             named = [dict(zip(pixels.names(self.card), part, strict=True)) for part in parts]
-            answers = [self._model.predict({n: one.astype(np.float32) for n, one in given.items()}) for given in named]
+            answers = [
+                self._model.predict({n: one.astype(np.float32) for n, one in inputs.items()}) for inputs in named
+            ]
         else:
             named = [dict(zip(pixels.names(self.card, "image"), part, strict=True)) for part in parts]
-            answers = self._model.predict([{n: Image.fromarray(one[0]) for n, one in given.items()} for given in named])
+            answers = self._model.predict(
+                [{n: Image.fromarray(one[0]) for n, one in inputs.items()} for inputs in named]
+            )
         return [np.asarray(a["logits"], np.float32).reshape(len(p[0]), -1) for a, p in zip(answers, parts, strict=True)]
 
     def close(self) -> None:
@@ -88,20 +92,20 @@ def _compiled_place(path: Path) -> Path:
     return cache_folder() / "coreml" / f"{digest.hexdigest()[:32]}.mlmodelc"
 
 
-def _compile(ct: Any, path: Path, place: Path) -> None:
+def _compile(ct: Any, path: Path, target: Path) -> None:
     """Put the compiled package in its place, all or nothing."""
     # What is compiled is the same for all compute units; loading is fastest on the CPU.
     model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit["CPU_ONLY"])
     # A model that does not load is a warning in coremltools, and an error at the first prediction only.
     if model.__proxy__ is None:
         raise BackendUnavailable(f"{path}: Core ML cannot load it ({_line(model._framework_error)})")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-        copied = Path(shutil.copytree(model.get_compiled_model_path(), Path(folder) / place.name))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        copied = Path(shutil.copytree(model.get_compiled_model_path(), Path(folder) / target.name))
         try:
-            copied.rename(place)
+            copied.rename(target)
         except OSError:
-            if not place.is_dir():  # else another process was faster
+            if not target.is_dir():  # else another process was faster
                 raise
 
 
@@ -126,7 +130,7 @@ def split(images: NDArray[np.uint8], batches: tuple[int, ...]) -> list[NDArray[n
     while start < len(images):
         left = len(images) - start
         size = max((b for b in batches if b <= left), default=min(batches))
-        part = images[start : start + size]
-        parts.append(np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)]))
+        block = images[start : start + size]
+        parts.append(np.concatenate([block, np.repeat(block[-1:], size - len(block), axis=0)]))
         start += size
     return parts

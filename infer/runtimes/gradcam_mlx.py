@@ -33,10 +33,10 @@ class Hook(nn.Module):
         return self.inner(x, *rest)
 
 
-def open(spec: ModelSpec, weights: Weights, place: str) -> GradFn:
+def open(spec: ModelSpec, weights: Weights, module_name: str) -> GradFn:
     """The function that gives features and gradients; `place` names the module, -1 in it the last of a list."""
     network, arrays = model.build(spec, weights, "fp32", 0)
-    tap = tapped(network.module, place, spec.name)
+    tap = tapped(network.module, module_name, spec.name)
 
     def scores(shift: mx.array | None, images: mx.array, classes: mx.array) -> tuple[mx.array, mx.array]:
         tap._state["shift"] = shift
@@ -45,10 +45,10 @@ def open(spec: ModelSpec, weights: Weights, place: str) -> GradFn:
 
     @memory_errors()
     def feel(images: NDArray[np.uint8], classes: NDArray[np.int64]) -> Activations:
-        given = mx.array(images), mx.array(classes)
-        _, features = scores(None, *given)
+        arrays = mx.array(images), mx.array(classes)
+        _, features = scores(None, *arrays)
         mx.eval(features)
-        _, gradient = mx.value_and_grad(scores)(mx.zeros_like(features), *given)
+        _, gradient = mx.value_and_grad(scores)(mx.zeros_like(features), *arrays)
         tap._state.update(shift=None, seen=None)
         arrays_ = (np.array(a.astype(mx.float32)) for a in (features, gradient))
         return Activations(*(grid(a, spec) if a.ndim == 3 else a for a in arrays_))
@@ -56,17 +56,17 @@ def open(spec: ModelSpec, weights: Weights, place: str) -> GradFn:
     return feel
 
 
-def tapped(network: Any, place: str, name: str) -> Hook:
+def tapped(network: Any, module_name: str, name: str) -> Hook:
     """Put a tap into the dotted `place` of a network; `ConfigError` where the model called `name` has none."""
-    *path, last = place.split(".")
+    *path, last = module_name.split(".")
     owner = network
-    for part in path:
-        owner = owner[-1] if part == "-1" else getattr(owner, part, None)
+    for name_part in path:
+        owner = owner[-1] if name_part == "-1" else getattr(owner, name_part, None)
         if owner is None:
             break
     inner = getattr(owner, last, None)
     if inner is None:
-        raise ConfigError(f"model {name}: has no {place}, where Grad-CAM looks for the features")
+        raise ConfigError(f"model {name}: has no {module_name}, where Grad-CAM looks for the features")
     tap = Hook(inner)
     setattr(owner, last, tap)
     return tap

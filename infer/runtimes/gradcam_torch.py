@@ -20,7 +20,7 @@ from models.families import FAMILIES
 from models.registry import ModelSpec
 
 
-def open(spec: ModelSpec, weights: Weights, place: str) -> GradFn:
+def open(spec: ModelSpec, weights: Weights, module_name: str) -> GradFn:
     """The function that gives features and gradients; `place` names the module, -1 in it the last of a list."""
     device = best_device()
     network = models.build(spec)
@@ -28,15 +28,15 @@ def open(spec: ModelSpec, weights: Weights, place: str) -> GradFn:
     network.eval().requires_grad_(False).to(device)
     prep = spec.preprocessing
     mean, std = (torch.tensor(v, dtype=torch.float32, device=device) for v in (prep.mean, prep.std))
-    prepare, module = Input(mean, std, spec.in_chans, "fp32"), find(network, place, spec.name)
+    prepare, module = Input(mean, std, spec.in_chans, "fp32"), find(network, module_name, spec.name)
 
     @memory_errors()
     def feel(images: NDArray[np.uint8], classes: NDArray[np.int64]) -> Activations:
-        seen: list[Tensor] = []
+        activations: list[Tensor] = []
 
         def take(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            seen.append(arguments[0].detach().requires_grad_())
-            return (seen[0], *arguments[1:])
+            activations.append(arguments[0].detach().requires_grad_())
+            return (activations[0], *arguments[1:])
 
         handle = module.register_forward_pre_hook(take)
         try:
@@ -44,20 +44,20 @@ def open(spec: ModelSpec, weights: Weights, place: str) -> GradFn:
         finally:
             handle.remove()
         score = logits.gather(1, torch.from_numpy(classes).to(device)[:, None]).sum()
-        gradient = torch.autograd.grad(score, seen[0])[0]
-        return Activations(*(_canonical(t.float(), spec) for t in (seen[0].detach(), gradient)))
+        gradient = torch.autograd.grad(score, activations[0])[0]
+        return Activations(*(_canonical(t.float(), spec) for t in (activations[0].detach(), gradient)))
 
     return feel
 
 
-def find(network: nn.Module, place: str, name: str) -> nn.Module:
+def find(network: nn.Module, module_name: str, name: str) -> nn.Module:
     """The module that the dotted `place` means; `ConfigError` where the model called `name` has none."""
-    found: Any = network
-    for part in place.split("."):
-        found = found[-1] if part == "-1" else getattr(found, part, None)
-        if found is None:
-            raise ConfigError(f"model {name}: has no {place}, where Grad-CAM looks for the features")
-    return found
+    module: Any = network
+    for part in module_name.split("."):
+        module = module[-1] if part == "-1" else getattr(module, part, None)
+        if module is None:
+            raise ConfigError(f"model {name}: has no {module_name}, where Grad-CAM looks for the features")
+    return module
 
 
 def _canonical(tensor: Tensor, spec: ModelSpec) -> NDArray[np.float32]:

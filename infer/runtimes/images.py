@@ -18,9 +18,9 @@ def checked(images: Sequence[Images], card: Card) -> tuple[Images, ...]:
     sizes = [prep.size for prep in card.inputs]
     wanted = [(size, size, 3) for size in sizes]
     if [i.shape[1:] for i in images] != wanted or {i.dtype for i in images} != {np.dtype(np.uint8)}:
-        said = " and ".join(f"[N, {size}, {size}, 3]" for size in sizes)
-        found = " and ".join(f"{i.dtype} {list(i.shape)}" for i in images)
-        raise ValueError(f"images must be uint8 {said}, got {found}")
+        expected = " and ".join(f"[N, {size}, {size}, 3]" for size in sizes)
+        received = " and ".join(f"{i.dtype} {list(i.shape)}" for i in images)
+        raise ValueError(f"images must be uint8 {expected}, got {received}")
     if len({len(i) for i in images}) > 1:
         raise ValueError(f"each input must have as many images, got {', '.join(str(len(i)) for i in images)}")
     return tuple(images)
@@ -34,5 +34,5 @@ def names(card: Card, stem: str = "images") -> tuple[str, ...]:
     if not card.further_inputs:
         return (stem,)
     sizes = [prep.size for prep in card.inputs]
-    again = [sizes[:place].count(size) for place, size in enumerate(sizes)]
+    again = [sizes[:position].count(size) for position, size in enumerate(sizes)]
     return tuple(f"{stem}_{size}{f'_{n + 1}' if n else ''}" for size, n in zip(sizes, again, strict=True))

@@ -46,20 +46,20 @@ class MilReferencePredictor:
 
     def exact(self, *images: NDArray[np.uint8]) -> NDArray[np.floating]:
         """`logits` in the evaluator's own dtype: float64 in that mode."""
-        given = pixels.checked(images, self.card)
-        parts = zip(*(split(one, self._batches or (1,)) for one in given), strict=True)
-        rows = [self._answer(part) for part in parts]
+        arrays = pixels.checked(images, self.card)
+        parts = zip(*(split(one, self._batches or (1,)) for one in arrays), strict=True)
+        rows = [self._answer(block) for block in parts]
         empty = np.zeros((0, len(self.card.class_names)), np.float32)
-        return np.concatenate([empty.astype(rows[0].dtype if rows else np.float32), *rows])[: len(given[0])]
+        return np.concatenate([empty.astype(rows[0].dtype if rows else np.float32), *rows])[: len(arrays[0])]
 
-    def _answer(self, part: tuple[NDArray[np.uint8], ...]) -> NDArray[np.floating]:
-        form = [one if self._batches else np.moveaxis(one, 3, 1) for one in part]
+    def _answer(self, block: tuple[NDArray[np.uint8], ...]) -> NDArray[np.floating]:
+        form = [one if self._batches else np.moveaxis(one, 3, 1) for one in block]
         named = pixels.names(self.card, "images" if self._batches else "image")
         feeds = {name: one.astype(np.float32) for name, one in zip(named, form, strict=True)}
-        logits = cast("Tensor", self._evaluator.run(feeds)["logits"]).reshape(len(part[0]), -1).numpy()
+        logits = cast("Tensor", self._evaluator.run(feeds)["logits"]).reshape(len(block[0]), -1).numpy()
         if logits.shape[1] != len(self.card.class_names):
-            found, said = logits.shape[1], len(self.card.class_names)
-            raise WeightsError(f"its program gives {found} logits, its card says {said} classes; convert it again")
+            columns, classes = logits.shape[1], len(self.card.class_names)
+            raise WeightsError(f"its program gives {columns} logits, its card says {classes} classes; convert it again")
         return logits
 
     def close(self) -> None:

@@ -28,15 +28,15 @@ class MLXPredictor:
 
     def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, S, S, 3]`."""
-        (given,) = pixels.checked(images, self.card)
+        (pixels_in,) = pixels.checked(images, self.card)
         with mx.stream(self.device):
-            return self._session.logits(given)
+            return self._session.logits(pixels_in)
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, D]` of uint8 `[N, S, S, 3]`: pooled features; see `infer.runtimes.GivesFeatures`."""
-        (given,) = pixels.checked((images,), self.card)
+        (pixels_in,) = pixels.checked((images,), self.card)
         with mx.stream(self.device):
-            return self._session.features(given)
+            return self._session.features(pixels_in)
 
     def close(self) -> None:
         """Free the session."""
@@ -59,12 +59,12 @@ def open(
     metal = mx.metal.is_available()
     if device not in (None, "cpu", "gpu") or (device == "gpu" and mx.default_device().type != mx.DeviceType.gpu):
         raise BackendUnavailable(f"--device {device}: MLX has no such device here; use cpu, or leave it out")
-    place = (
+    device_chosen = (
         mx.default_device()
         if device is None
         else mx.Device(mx.DeviceType.cpu if device == "cpu" else mx.DeviceType.gpu)
     )
-    fast = metal and place.type == mx.DeviceType.gpu if compile is None else compile
-    with mx.stream(place):
+    fast = metal and device_chosen.type == mx.DeviceType.gpu if compile is None else compile
+    with mx.stream(device_chosen):
         opened = session.open(spec, weights, SessionConfig(precision=precision, compile=fast))
-    return MLXPredictor(card, opened, place)
+    return MLXPredictor(card, opened, device_chosen)

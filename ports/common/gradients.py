@@ -40,9 +40,9 @@ def with_vjp(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Cal
     def decorate(vjp: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arrays: mx.array) -> Any:
             # Made anew at every call: MLX's tracer (tests.metal.mlx_graph) puts another in its place.
-            own = mx.custom_function(function)
-            own.vjp(vjp)
-            return own(*arrays)
+            custom = mx.custom_function(function)
+            custom.vjp(vjp)
+            return custom(*arrays)
 
         return call
 
@@ -221,9 +221,9 @@ def _to_kernels(x: mx.array, w: mx.array, g: mx.array, stride: int, low: _Pair) 
     kernels = g.reshape(n, down, tall, across, wide, c).transpose(0, 1, 3, 5, 2, 4).reshape(1, -1, tall, wide, 1)
     kernels = mx.broadcast_to(kernels, (stride**2, *kernels.shape[1:])).reshape(-1, tall, wide, 1)
     each = mx.conv_general(tiles, kernels, groups=kernels.shape[0]).astype(mx.float32)
-    whole = each.reshape(taps, taps, stride, stride, -1, c).sum(axis=4)
-    whole = whole.transpose(0, 2, 1, 3, 4).reshape(taps * stride, taps * stride, c)[:kernel, :kernel]
-    return whole.transpose(2, 0, 1)[..., None].astype(w.dtype)
+    summed = each.reshape(taps, taps, stride, stride, -1, c).sum(axis=4)
+    summed = summed.transpose(0, 2, 1, 3, 4).reshape(taps * stride, taps * stride, c)[:kernel, :kernel]
+    return summed.transpose(2, 0, 1)[..., None].astype(w.dtype)
 
 
 def _tiling(size: int, taps: int) -> tuple[int, int]:
@@ -280,8 +280,8 @@ def _spread(g: mx.array, first: mx.array, shape: Sequence[int], kernel: int, str
                     mine = first[:, top : top + rows, left : left + columns] == i * kernel + j
                     total = total + mx.where(mine, g[:, top : top + rows, left : left + columns], zero)
             phases.append(total)
-    whole = mx.stack(phases, axis=3).reshape(-1, rows, columns, stride, stride, g.shape[3])
-    whole = whole.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * stride, columns * stride, g.shape[3])
-    short = [(0, max(size + padding - there, 0)) for size, there in zip(shape[1:3], whole.shape[1:3], strict=True)]
-    whole = mx.pad(whole, [(0, 0), *short, (0, 0)])
-    return whole[:, padding : padding + shape[1], padding : padding + shape[2]]
+    spread = mx.stack(phases, axis=3).reshape(-1, rows, columns, stride, stride, g.shape[3])
+    spread = spread.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * stride, columns * stride, g.shape[3])
+    short = [(0, max(size + padding - there, 0)) for size, there in zip(shape[1:3], spread.shape[1:3], strict=True)]
+    spread = mx.pad(spread, [(0, 0), *short, (0, 0)])
+    return spread[:, padding : padding + shape[1], padding : padding + shape[2]]

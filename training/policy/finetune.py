@@ -45,9 +45,9 @@ def few(images: int, classes: int) -> bool:
     return images <= _MOST_IMAGES and images * classes <= _MOST_LOGITS
 
 
-def clearly_better(one: Answers, other: Answers) -> bool:
+def clearly_better(left: Answers, other: Answers) -> bool:
     """Whether the images' log losses in `one` are lower than in `other` by more than two standard errors (paired)."""
-    gain = other.losses - one.losses
+    gain = other.losses - left.losses
     return bool(gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
@@ -59,8 +59,8 @@ def judged(features: NDArray[np.float32], labels: NDArray[np.int64], seed: int) 
     if len(np.unique(labels)) < 2:
         return None
     inputs, parts = _standardised(features)[0], _parts(labels, seed)
-    found = [Answers(_losses(inputs, labels, parts, c), c) for c in _STRENGTHS]
-    return min(found, key=lambda one: float(one.losses.mean()))
+    candidates = [Answers(_losses(inputs, labels, parts, c), c) for c in _STRENGTHS]
+    return min(candidates, key=lambda one: float(one.losses.mean()))
 
 
 def probe(
@@ -104,9 +104,9 @@ def _parts(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """The part of each image, each class shared out evenly; -1, in none, for the only image of a class."""
     drawn, parts = philox(seed, "head").permutation(len(labels)), np.full(len(labels), -1)
     for label in np.unique(labels):
-        own = drawn[labels[drawn] == label]
-        if len(own) > 1:
-            parts[own] = (np.arange(len(own)) + label) % _PARTS
+        members = drawn[labels[drawn] == label]
+        if len(members) > 1:
+            parts[members] = (np.arange(len(members)) + label) % _PARTS
     return parts
 
 

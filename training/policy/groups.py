@@ -76,10 +76,10 @@ def _place(layers: LayerGroups, name: str) -> Place:
     """A key that sorts parameters by their layer."""
     if re.match(layers.stem, name):
         return _STEM
-    if found := re.match(layers.opening, name):
-        return (_BLOCK, int(found[1]), 0)
-    if found := re.match(layers.block, name):
-        return (_BLOCK, *map(int, found.groups()))
+    if match := re.match(layers.opening, name):
+        return (_BLOCK, int(match[1]), 0)
+    if match := re.match(layers.block, name):
+        return (_BLOCK, *map(int, match.groups()))
     return _TAIL if re.match(layers.tail, name) else _HEAD
 
 

@@ -79,5 +79,5 @@ class Mining:
         return self._ranked()[: int(self.noise_share * self.count)]
 
     def _ranked(self) -> NDArray[np.int64]:
-        seen = np.flatnonzero(~np.isnan(self.losses))
-        return seen[np.argsort(-self.losses[seen], kind="stable")]
+        observed = np.flatnonzero(~np.isnan(self.losses))
+        return observed[np.argsort(-self.losses[observed], kind="stable")]

@@ -78,6 +78,6 @@ def _draw(members: Index, count: int, rng: np.random.Generator) -> Index:
 def _apportion(share: Sequence[float] | NDArray[np.float64], total: int) -> Index:
     """Whole numbers in proportion to `share` that add up to `total` (largest remainders)."""
     exact = np.asarray(share) * total
-    whole = np.floor(exact).astype(np.int64)
-    whole[np.argsort(whole - exact, kind="stable")[: total - whole.sum()]] += 1
-    return whole
+    counts = np.floor(exact).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    return counts

@@ -48,8 +48,8 @@ def submission(path: Path) -> dict[str, Any]:
         names = [name for name in row.cells if name not in (key, "error")]
         if not names:
             raise DataError(f"{path}: has one column alone, so that it is no submission; give the file that was sent")
-        said = row.cells[names[0]] if len(names) == 1 else max(names, key=lambda name: _number(path, row, name))
-        counts[said] = counts.get(said, 0) + 1
+        label = row.cells[names[0]] if len(names) == 1 else max(names, key=lambda name: _number(path, row, name))
+        counts[label] = counts.get(label, 0) + 1
     return {"name": path.name, "rows": len(rows), "counts": counts}
 
 
@@ -62,7 +62,7 @@ def _number(path: Path, row: csvfile.Row, name: str) -> float:
 
 def audit(places: list[Path]) -> dict[str, Any] | None:
     """The first findings of the first `audit.csv` in `places`, and how many there are of each kind; None without."""
-    path = next((place / "audit.csv" for place in places if (place / "audit.csv").exists()), None)
+    path = next((folder / "audit.csv" for folder in places if (folder / "audit.csv").exists()), None)
     if path is None:
         return None
     with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -77,9 +77,9 @@ def audit(places: list[Path]) -> dict[str, Any] | None:
 def failures(out: Path, runs: list[Path]) -> list[dict[str, Any]]:
     """What was given up, as `member`, `fold` and `reason`: those of the campaign in whose folder the page is, or else
     of the runs' folds."""
-    whole = out.parent / _FAILED
-    if whole.exists():
-        return list(yaml.safe_load(whole.read_text()))
+    file = out.parent / _FAILED
+    if file.exists():
+        return list(yaml.safe_load(file.read_text()))
     files = [path for run in runs for path in sorted(run.glob(f"fold_*/{_FAILED}"))]
     return [yaml.safe_load(path.read_text()) for path in files if not (path.parent / "result.yaml").exists()]
 
@@ -92,19 +92,19 @@ def machine(run: Path) -> dict[str, Any]:
         if epochs:
             values = [_over([e[key] for e in epochs if e.get(key) is not None], how) for key, _, how in _MACHINE]
             rows.append({"fold": fold.name.replace("_", " "), "values": values})
-    kept = [i for i in range(len(_MACHINE)) if any(row["values"][i] is not None for row in rows)]
+    columns = [i for i in range(len(_MACHINE)) if any(row["values"][i] is not None for row in rows)]
     return {
-        "titles": [_MACHINE[i][1] for i in kept],
-        "rows": [{**row, "values": [row["values"][i] for i in kept]} for row in rows],
+        "titles": [_MACHINE[i][1] for i in columns],
+        "rows": [{**row, "values": [row["values"][i] for i in columns]} for row in rows],
     }
 
 
 def commands(run: Path, starts: list[dict[str, Any]]) -> list[str]:
     """The commands that made the run, each once, and those that use it."""
-    made = [f"python {start['command']}" for start in starts]
+    lines = [f"python {start['command']}" for start in starts]
     folds = " ".join(shlex.quote(str(path)) for path in sorted(run.glob("fold_*/best")))
     return [
-        *dict.fromkeys(made),
+        *dict.fromkeys(lines),
         f"python -m training report {shlex.quote(str(run))}",
         f"python -m infer --member {folds} --images DIR --out submission.csv",
     ]

@@ -20,8 +20,8 @@ def described(path: Path, path_of: dict[str, Path]) -> dict[str, Any]:
 
     `ConfigError` for a file that is no ensemble.
     """
-    found = ensemble_file.read(path)
-    total = sum(member.weight for member in found.members)
+    ensemble = ensemble_file.read(path)
+    total = sum(member.weight for member in ensemble.members)
     members = [
         {
             "path": os.path.relpath(member.path, path.parent),
@@ -30,19 +30,19 @@ def described(path: Path, path_of: dict[str, Path]) -> dict[str, Any]:
             "weight": member.weight,
             "share": member.weight / total,
         }
-        for member in found.members
+        for member in ensemble.members
     ]
     analysis = _analysis(path.with_name(f"{path.stem}_analysis.json"), path_of)
     groups: dict[str, float] = dict.fromkeys(analysis["runs"], 0.0) if analysis else {}
-    for member in found.members:
+    for member in ensemble.members:
         groups[member.group] = groups.get(member.group, 0.0) + member.weight / total
     return {
         "name": path.name,
         "members": sorted(members, key=_share, reverse=True),
         "groups": sorted(groups.items(), key=lambda pair: -pair[1]) if set(groups) - {""} else [],
-        "temperature": found.temperature,
-        "combine": found.combine,
-        "views": found.views,
+        "temperature": ensemble.temperature,
+        "combine": ensemble.combine,
+        "views": ensemble.views,
         "analysis": analysis,
     }
 
@@ -56,10 +56,10 @@ def _analysis(path: Path, path_of: dict[str, Path]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     raw = json.loads(path.read_text(encoding="utf-8"))
-    kept = raw["calibration"] if raw["calibration"] != "none" else "no calibration"
+    calibration = raw["calibration"] if raw["calibration"] != "none" else "no calibration"
     rows = [(score, "alone" if score["name"] in raw["runs"] else "ensemble") for score in raw["scores"]]
     rows += [(raw["before"], "ensemble, before calibration")]
-    rows += [(score, "calibration" + ", kept" * (score["name"] == kept)) for score in raw["after"]]
+    rows += [(score, "calibration" + ", kept" * (score["name"] == calibration)) for score in raw["after"]]
     rows += [(score, "labels" + ", kept" * (score["name"] == f"labels by {raw['rule']}")) for score in raw["rules"]]
     return {
         "expected": [(title, raw["expected"][name]) for name, title in _METRICS.items() if name in raw["expected"]],

@@ -37,27 +37,31 @@ def paths(run: Path) -> dict[str, Path]:
 def mistakes(run: Path, path_of: dict[str, Path], names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The most confident out-of-fold mistakes: ids, classes, probabilities, the fold that was wrong, a thumbnail."""
     found = []
-    for part in results.answers(run):
-        said = metrics.predictions(part.logits)
-        wrong = [i for i in np.flatnonzero(said != part.targets).tolist() if part.ids[i] in path_of]
-        for rows in blocks(len(wrong), part.logits.shape[1]):
-            probabilities = softmax(part.logits[wrong[rows]].astype(np.float64), axis=1).max(axis=1).tolist()
-            found += [(p, part, i, int(said[i])) for p, i in zip(probabilities, wrong[rows], strict=True)]
+    for fold_answers in results.answers(run):
+        predicted = metrics.predictions(fold_answers.logits)
+        wrong = [
+            i for i in np.flatnonzero(predicted != fold_answers.targets).tolist() if fold_answers.ids[i] in path_of
+        ]
+        for rows in blocks(len(wrong), fold_answers.logits.shape[1]):
+            probabilities = softmax(fold_answers.logits[wrong[rows]].astype(np.float64), axis=1).max(axis=1).tolist()
+            found += [(p, fold_answers, i, int(predicted[i])) for p, i in zip(probabilities, wrong[rows], strict=True)]
     found.sort(key=lambda row: row[0])
-    hardest = {part.ids[i]: (p, part, i, said) for p, part, i, said in found}  # once where folds are repeated
+    hardest = {
+        fold_answers.ids[i]: (p, fold_answers, i, predicted) for p, fold_answers, i, predicted in found
+    }  # once where folds are repeated
     found = sorted(hardest.values(), key=lambda row: -row[0])
     return [
         {
-            "id": part.ids[i],
-            "true": names[part.targets[i]],
-            "predicted": names[said],
-            "class": said,
+            "id": fold_answers.ids[i],
+            "true": names[fold_answers.targets[i]],
+            "predicted": names[predicted],
+            "class": predicted,
             "probability": probability,
-            "fold": part.fold,
-            "path": path_of[part.ids[i]],
-            "picture": thumbnail(path_of[part.ids[i]]),
+            "fold": fold_answers.fold,
+            "path": path_of[fold_answers.ids[i]],
+            "picture": thumbnail(path_of[fold_answers.ids[i]]),
         }
-        for probability, part, i, said in found[:WORST]
+        for probability, fold_answers, i, predicted in found[:WORST]
     ]
 
 

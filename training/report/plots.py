@@ -20,10 +20,10 @@ def write(run: Path) -> list[Path]:
     """Write `plots/curves.png` and `plots/confusion.png` of a run folder; returns their paths."""
     folder = run / "plots"
     folder.mkdir(exist_ok=True)
-    made = {"curves.png": curves(_histories(run)), "confusion.png": _confusion(run)}
-    for name, figure in made.items():
+    plots = {"curves.png": curves(_histories(run)), "confusion.png": _confusion(run)}
+    for name, figure in plots.items():
         figure.savefig(folder / name, dpi=120)
-    return [folder / name for name in made]
+    return [folder / name for name in plots]
 
 
 def curves(histories: dict[str, dict[str, NDArray[np.float64]]]) -> Figure:
@@ -43,12 +43,14 @@ def curves(histories: dict[str, dict[str, NDArray[np.float64]]]) -> Figure:
 
 
 def _histories(run: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
-    found = {}
+    histories = {}
     for path in sorted(run.glob("fold_*/history.csv")):
         with path.open(newline="") as stream:
             rows = list(csv.DictReader(stream))
-        found[path.parent.name.replace("_", " ")] = {key: np.array([float(r[key]) for r in rows]) for key in rows[0]}
-    return found
+        histories[path.parent.name.replace("_", " ")] = {
+            key: np.array([float(r[key]) for r in rows]) for key in rows[0]
+        }
+    return histories
 
 
 def _confusion(run: Path) -> Figure:

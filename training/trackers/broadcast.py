@@ -52,9 +52,9 @@ class Broadcast:
 
     def close(self) -> None:
         """Tell the confusions of the best epoch, where there are new ones, and end."""
-        told = self._last and (self._folder / "oof.npz").exists()
+        finished = self._last and (self._folder / "oof.npz").exists()
         for feed in self._feeds:
-            if told:
+            if finished:
                 feed.picture("confusion", lambda: confusion(self._folder), self._last)
             feed.close()
 
@@ -66,12 +66,12 @@ def publish(settings: Settings, folder: Path, submission: Path) -> None:
     if not chosen:
         return
     name = submission.stem
-    place = folder / "tracked" / name
-    place.mkdir(parents=True, exist_ok=True)
-    results.write_epochs(place, [{"epoch": 1, **_expected(folder, submission)}])
+    folder_of_plot = folder / "tracked" / name
+    folder_of_plot.mkdir(parents=True, exist_ok=True)
+    results.write_epochs(folder_of_plot, [{"epoch": 1, **_expected(folder, submission)}])
     of_campaign = title_of(settings, folder)
-    title = replace(of_campaign, name=name, group=of_campaign.name, folder=place)
-    feeds = [Feed(one, trackers.opener(one), title, print) for one in chosen]
+    title = replace(of_campaign, name=name, group=of_campaign.name, folder=folder_of_plot)
+    feeds = [Feed(name_of_tracker, trackers.opener(name_of_tracker), title, print) for name_of_tracker in chosen]
     diagram = folder / "ensemble_reliability.png"
     for feed in feeds:
         feed.epoch(1)
@@ -86,7 +86,7 @@ def _expected(folder: Path, submission: Path) -> dict[str, float]:
     expected = json.loads(analysis.read_text())["expected"] if analysis.exists() else {}
     with submission.open() as stream:
         rows = sum(1 for _ in stream) - 1
-    return {"images": rows, **{f"expected/{name}": found["value"] for name, found in expected.items()}}
+    return {"images": rows, **{f"expected/{name}": score["value"] for name, score in expected.items()}}
 
 
 def title_of(settings: Settings, folder: Path) -> Title:

@@ -57,8 +57,8 @@ class Feed:
                 job(tracker)
             tracker.close()
         except Exception as error:  # whatever a tracker's package raises must not end a training
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            self._say(f"track.{self.name}: failed and is off until the next start ({said}); training goes on")
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            self._say(f"track.{self.name}: failed and is off until the next start ({text}); training goes on")
 
     def _tell(self, tracker: Tracker, number: int) -> None:
         if number <= self._last and tracker.rewinds:
@@ -88,6 +88,6 @@ class Feed:
 
 def figures(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of a row of `history.jsonl` under the names that trackers show; those not finite are left out."""
-    own = {name: value for name, value in row.items() if name not in ("epoch", "time", "best", "system")}
+    metrics = {name: value for name, value in row.items() if name not in ("epoch", "time", "best", "system")}
     system = {f"system/{name}": value for name, value in row.get("system", {}).items()}
-    return {name: float(v) for name, v in {**own, **system}.items() if v is not None and math.isfinite(v)}
+    return {name: float(v) for name, v in {**metrics, **system}.items() if v is not None and math.isfinite(v)}

@@ -67,7 +67,7 @@ def nvidia() -> dict[str, float]:
     """
     asked = f"--query-gpu={','.join(_GPU.values())}"
     try:
-        said = subprocess.run(
+        answer = subprocess.run(
             ["nvidia-smi", asked, "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
@@ -76,18 +76,18 @@ def nvidia() -> dict[str, float]:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    return parsed(said)
+    return parsed(answer)
 
 
-def parsed(said: str) -> dict[str, float]:
+def parsed(text: str) -> dict[str, float]:
     """What `nvidia` gives, of nvidia-smi's lines (a line a GPU: percent, MiB, watts)."""
-    columns = zip(*([cell.strip() for cell in line.split(",")] for line in said.splitlines() if line), strict=True)
-    found = {}
+    columns = zip(*([cell.strip() for cell in line.split(",")] for line in text.splitlines() if line), strict=True)
+    figures = {}
     for name, cells in zip(_GPU, columns, strict=False):
         if all(_is_number(cell) for cell in cells):
             total = sum(map(float, cells))
-            found[name] = {"gpu_percent": total / len(cells), "gpu_memory_gib": total / 1024}.get(name, total)
-    return found
+            figures[name] = {"gpu_percent": total / len(cells), "gpu_memory_gib": total / 1024}.get(name, total)
+    return figures
 
 
 def _is_number(cell: str) -> bool:

@@ -42,8 +42,8 @@ class Mlflow:
     def epoch(self, number: int, values: Mapping[str, float]) -> None:
         """The figures, in one request."""
         now = time.time_ns() // 1_000_000
-        told = [Metric(name, value, timestamp=now, step=number) for name, value in values.items()]
-        self._client.log_batch(self._run, metrics=told)
+        metrics = [Metric(name, value, timestamp=now, step=number) for name, value in values.items()]
+        self._client.log_batch(self._run, metrics=metrics)
 
     def picture(self, name: str, image: NDArray[np.uint8], epoch: int) -> None:
         """An artifact NAME_EPOCH.png."""
@@ -54,25 +54,25 @@ class Mlflow:
         self._client.set_terminated(self._run)
 
     def _begin(self, title: Title, local: bool) -> str:
-        place = (title.home.resolve() / "mlflow_artifacts").as_uri() if local else None
+        artifacts = (title.home.resolve() / "mlflow_artifacts").as_uri() if local else None
         run = self._client.create_run(
-            self._experiment(title.project, place), run_name=title.name, tags={"group": title.group}
+            self._experiment(title.project, artifacts), run_name=title.name, tags={"group": title.group}
         )
         settings = [Param(name, str(value)[:_LONGEST]) for name, value in title.settings.items()]
         for start in range(0, len(settings), 100):  # MLflow's limit for one request
             self._client.log_batch(run.info.run_id, params=settings[start : start + 100])
         return str(run.info.run_id)
 
-    def _experiment(self, name: str, place: str | None) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
             try:
-                return str(self._client.create_experiment(name, artifact_location=place))
+                return str(self._client.create_experiment(name, artifact_location=artifacts))
             except MlflowException:  # another process has just made it
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
                     raise
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
 
 def open(title: Title, state: dict[str, Any]) -> Mlflow:

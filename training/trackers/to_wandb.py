@@ -63,10 +63,10 @@ def mode(settings: wandb.Settings) -> Literal["online", "offline"] | None:
 
 def _in_netrc(settings: wandb.Settings) -> bool:
     try:
-        found = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(settings.base_url).netloc)
+        entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(settings.base_url).netloc)
     except (OSError, netrc.NetrcParseError):
         return False
-    return found is not None
+    return entry is not None
 
 
 def open(title: Title, state: dict[str, Any]) -> Wandb:

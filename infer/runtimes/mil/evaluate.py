@@ -50,7 +50,7 @@ class Evaluator:
         return {name: self._lookup(name, values) for name in self.program.outputs}
 
     def _results(self, operation: Operation, values: Mapping[str, Result]) -> Sequence[Result]:
-        arguments = {name: self._argument(name, given, values) for name, given in operation.inputs.items()}
+        arguments = {name: self._argument(name, values_of, values) for name, values_of in operation.inputs.items()}
         try:
             result = OPERATIONS[operation.kind](**arguments)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -64,9 +64,9 @@ class Evaluator:
             )
         return results
 
-    def _argument(self, name: str, given: tuple[Argument, ...], values: Mapping[str, Result]) -> object:
-        found = [self._lookup(a.name, values) if isinstance(a, Named) else self._value(a) for a in given]
-        return found if name == "values" else found[0]
+    def _argument(self, name: str, bound: tuple[Argument, ...], values: Mapping[str, Result]) -> object:
+        results = [self._lookup(a.name, values) if isinstance(a, Named) else self._value(a) for a in bound]
+        return results if name == "values" else results[0]
 
     def _lookup(self, name: str, values: Mapping[str, Result]) -> Result:
         if name in self._constants:
@@ -92,9 +92,9 @@ class Evaluator:
             d is None or d == n for d, n in zip(declared.shape, shape, strict=True)
         )
         if not fits or result.is_floating_point() != (declared.dtype.kind == "f"):
-            found = f"{str(result.dtype).removeprefix('torch.')} {list(shape)}"
+            got = f"{str(result.dtype).removeprefix('torch.')} {list(shape)}"
             raise UnsupportedOperation(
-                f"{kind} ({declared.name}) gives {found}, the program declares {declared.dtype} {list(declared.shape)}"
+                f"{kind} ({declared.name}) gives {got}, the program declares {declared.dtype} {list(declared.shape)}"
             )
         if declared.dtype == np.float16 and self._mode == "native":
             return result.half().to(self._dtype)
@@ -111,7 +111,7 @@ def _check_known(operation: Operation) -> None:
     if unknown or missing:
         what = f"unknown {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
         raise UnsupportedOperation(f"operation {operation.kind!r} ({operation.outputs[0].name}) with {what}")
-    many = [n for n, given in operation.inputs.items() if n != "values" and len(given) != 1]
+    many = [n for n, bound in operation.inputs.items() if n != "values" and len(bound) != 1]
     if many:
         raise UnsupportedOperation(f"operation {operation.kind!r} with several values as {', '.join(many)}")
 
@@ -120,12 +120,12 @@ def _last_uses(program: Program) -> dict[int, list[str]]:
     """For each step, the values that nothing needs afterwards."""
     last: dict[str, int] = {}
     for step, operation in enumerate(program.operations):
-        for name in (a.name for given in operation.inputs.values() for a in given if isinstance(a, Named)):
+        for name in (a.name for bound in operation.inputs.values() for a in bound if isinstance(a, Named)):
             last[name] = step
         last.update({declared.name: step for declared in operation.outputs})
-    kept = set(program.outputs) | set(program.constants)
+    needed = set(program.outputs) | set(program.constants)
     freed: dict[int, list[str]] = {}
     for name, step in last.items():
-        if name not in kept:
+        if name not in needed:
             freed.setdefault(step, []).append(name)
     return freed

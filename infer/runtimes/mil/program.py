@@ -124,10 +124,10 @@ class _Reader:
             raise UnsupportedOperation(
                 f"{operation.type} ({operation.outputs[0].name}) of another value, not a constant"
             )
-        given = {name: self._value(value) for name, value in operation.attributes.items() if name != "name"}
-        given.update({name: self._value(value.arguments[0].value) for name, value in operation.inputs.items()})
+        attributes = {name: self._value(value) for name, value in operation.attributes.items() if name != "name"}
+        attributes.update({name: self._value(value.arguments[0].value) for name, value in operation.inputs.items()})
         shape = self.declared(operation.outputs[0]).shape
-        return constexpr.unpack(operation.type, given, tuple(-1 if n is None else n for n in shape))
+        return constexpr.unpack(operation.type, attributes, tuple(-1 if n is None else n for n in shape))
 
     def operation(self, operation: Any) -> Operation:
         unknown = set(operation.attributes) - {"name"}
