@@ -27,14 +27,14 @@ def write(
 
     With `explain` the worst mistakes get Grad-CAM pictures, for which each fold's network is opened once.
     """
-    said = findings.submission(submission) if submission else None
+    predictions = findings.submission(submission) if submission else None
     return page.write(
         out,
         "report.html",
         title=" + ".join(each.resolve().name for each in runs),
-        runs=[_section(each, said["counts"] if said else {}, explain) for each in runs],
+        runs=[_section(each, predictions["counts"] if predictions else {}, explain) for each in runs],
         ensemble=mixture.described(ensemble, pictures.paths(runs[0])) if ensemble else None,
-        submission=said,
+        submission=predictions,
         failures=findings.failures(out, runs),
         audit=findings.audit([out.parent, *runs]),
     )
@@ -44,12 +44,12 @@ def runs_in(path: Path) -> list[Path]:
     """The finished runs that `path` means: itself, or the members of a campaign; `CheckpointError` for none."""
     if (path / run_dir.FINISHED).exists():
         return [path]
-    found = [file.parent for file in sorted(path.glob(f"members/*/{run_dir.FINISHED}"))]
-    if not found and (path / run_dir.CONFIG).exists():
+    runs = [file.parent for file in sorted(path.glob(f"members/*/{run_dir.FINISHED}"))]
+    if not runs and (path / run_dir.CONFIG).exists():
         raise CheckpointError(f"{path}: is not finished; go on with --resume {path}")
-    if not found:
+    if not runs:
         raise CheckpointError(f"{path}: is no finished run, nor a campaign with one; give the folder of one")
-    return found
+    return runs
 
 
 def made_of(campaign: Path) -> tuple[Path | None, Path | None]:
@@ -65,7 +65,7 @@ def _section(folder: Path, test: dict[str, int], explain: bool) -> dict[str, Any
     _, logits, targets = results.oof(folder)
     card = results.card(folder)
     names = card.class_names
-    counts, said = metrics.confusion(logits, targets), metrics.predictions(logits)
+    counts, predictions = metrics.confusion(logits, targets), metrics.predictions(logits)
     path_of = pictures.paths(folder)
     mistakes = pictures.mistakes(folder, path_of, names)
     starts = results.starts(folder)
@@ -79,10 +79,10 @@ def _section(folder: Path, test: dict[str, int], explain: bool) -> dict[str, Any
         "matrix": shared.matrix(counts, names),
         "pairs": shared.pairs(counts, names),
         "reliability": figures.reliability(logits, targets),
-        "distribution": figures.distribution(names, results.class_counts(folder), said, test),
+        "distribution": figures.distribution(names, results.class_counts(folder), predictions, test),
         "unexplained": pictures.explain(mistakes) if explain else "not asked for",
         "mistakes": mistakes,
-        "wrong": int((said != targets).sum()),
+        "wrong": int((predictions != targets).sum()),
         "suspects": with_thumbnails(results.suspects(folder)[:WORST], path_of),
         "machine": findings.machine(folder),
         "config": (folder / "config.yaml").read_text(),

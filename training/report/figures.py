@@ -46,9 +46,9 @@ def curves(run: Path) -> list[dict[str, Any]]:
 
 def classes(counts: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, Any]]:
     """A row a class, from the confusion counts `[C, C]`: support, precision, recall, F1, and what it is taken for."""
-    true, said = np.divmod(np.flatnonzero(counts), len(names))
+    true, predicted = np.divmod(np.flatnonzero(counts), len(names))
     columns = precision_recall_fscore_support(
-        true, said, sample_weight=counts[true, said], labels=np.arange(len(names)), zero_division=0
+        true, predicted, sample_weight=counts[true, predicted], labels=np.arange(len(names)), zero_division=0
     )[:3]
     wrong = counts - np.diag(np.diag(counts))
     taken = [names[row.argmax()] if row.any() else "" for row in wrong]
@@ -62,12 +62,12 @@ def reliability(logits: scaling.Rows, targets: NDArray[np.int64]) -> dict[str, A
     The Brier score is the sum over the classes, between 0 and 2.
     """
     correct = np.empty(len(targets), np.bool_)
-    confidence, given, squares = np.empty((3, len(targets)))
+    confidence, hits, squares = np.empty((3, len(targets)))
     for rows in scaling.blocks(*logits.shape):
-        logs, own = scaling.log_softmax(logits[rows]), targets[rows]
+        logs, labels = scaling.log_softmax(logits[rows]), targets[rows]
         probabilities = np.exp(logs)
-        confidence[rows], correct[rows] = probabilities.max(axis=1), probabilities.argmax(axis=1) == own
-        given[rows], squares[rows] = logs[np.arange(len(own)), own], (probabilities**2).sum(axis=1)
+        confidence[rows], correct[rows] = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+        hits[rows], squares[rows] = logs[np.arange(len(labels)), labels], (probabilities**2).sum(axis=1)
     bins = scaling.reliability(confidence, correct, _BINS)
     shown = zip(bins.confidence.tolist(), bins.accuracy.tolist(), bins.images.tolist(), strict=True)
     return {
@@ -78,22 +78,22 @@ def reliability(logits: scaling.Rows, targets: NDArray[np.int64]) -> dict[str, A
         ],
         "width": 1 / _BINS,
         "ece": scaling.gap(bins),
-        "brier": float((squares - 2 * np.exp(given) + 1).mean()),
-        "log_loss": float(-given.mean()),
+        "brier": float((squares - 2 * np.exp(hits) + 1).mean()),
+        "log_loss": float(-hits.mean()),
         "mean_confidence": float(confidence.mean()),
         "accuracy": float(correct.mean()),
     }
 
 
 def distribution(
-    names: tuple[str, ...], train: dict[str, int], said: NDArray[np.int64], test: dict[str, int]
+    names: tuple[str, ...], train: dict[str, int], predicted: NDArray[np.int64], test: dict[str, int]
 ) -> list[dict[str, Any]]:
     """A row a class: images and share in the labels, in the OOF answers, and in the answers to the test images.
 
     `said` int64 `[N]` are OOF class numbers; `test` may be empty. `widest` is the largest share of all, for drawing.
     """
-    answers = np.bincount(said, minlength=len(names))
-    totals = [max(sum(train.values()), 1), max(len(said), 1), max(sum(test.values()), 1)]
+    answers = np.bincount(predicted, minlength=len(names))
+    totals = [max(sum(train.values()), 1), max(len(predicted), 1), max(sum(test.values()), 1)]
     rows = []
     for name, answered in zip(names, answers.tolist(), strict=True):
         counts = (train.get(name, 0), answered, test.get(name, 0))
@@ -104,16 +104,16 @@ def distribution(
 
 
 def _histories(run: Path) -> list[tuple[str, list[dict[str, str]], int | None]]:
-    found = []
+    histories = []
     for path in sorted(run.glob("fold_*/history.csv"), key=lambda p: (len(p.parent.name), p.parent.name)):
         with path.open(newline="") as stream:
             rows = list(csv.DictReader(stream))
         best = [int(row["epoch"]) for row in results.epochs(path.parent) if row.get("best")]
-        found.append((path.parent.name.replace("_", " "), rows, best[-1] if best else None))
-    return found
+        histories.append((path.parent.name.replace("_", " "), rows, best[-1] if best else None))
+    return histories
 
 
 def _line(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[float | None]]:
-    kept = [row for row in rows if row.get(column)]
-    values = [float(row[column]) for row in kept]
-    return [int(row["epoch"]) for row in kept], [v if np.isfinite(v) else None for v in values]
+    points = [row for row in rows if row.get(column)]
+    values = [float(row[column]) for row in points]
+    return [int(row["epoch"]) for row in points], [v if np.isfinite(v) else None for v in values]
