@@ -16,7 +16,7 @@ _SHOWN = 5
 
 
 def bad_images(data: Data, paths: Sequence[Path], images: Images) -> None:
-    """What `data.on_bad_image` wants to be known of `paths` before training: see `readable` and `partial`."""
+    """Check all images before training, as `data.on_bad_image` says: see `readable` and `partial`."""
     if data.on_bad_image == "error":
         readable(paths, images, data.workers)
     elif data.on_bad_image == "partial":
@@ -28,20 +28,20 @@ def readable(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: i
 
     A `DataError` lists the first unreadable ones and how many there are.
     """
-    faults = [text for text in found(paths, images, workers) if text]
+    faults = [text for text in faults_of(paths, images, workers) if text]
     if faults:
         raise DataError(_some(faults))
 
 
 def partial(paths: Sequence[Path], images: Images, workers: int = 0) -> None:
     """Decode every image once, and print which ones are truncated, if `images` takes what remains of those."""
-    found(paths, images, workers)
+    faults_of(paths, images, workers)
     cut = [images.truncated[path] for path in paths if path in images.truncated]
     if cut:
         print(f"truncated images: {len(cut)}, trained on as far as they go: {_some(cut)}")
 
 
-def found(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: int = 0) -> list[str]:
+def faults_of(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: int = 0) -> list[str]:
     """For each image what is wrong with it, "" where it can be read."""
 
     def fault(path: Path) -> str:

@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_SOON = 200  # images from which a bar is drawn
+_MIN_IMAGES = 200  # fewer are done before a bar is of use
 
 
 @contextmanager
 def bar(what: str, images: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal's standard error, or in a notebook, for many images; told how many are done."""
-    if images >= _SOON and is_notebook():
+    """A bar on a terminal's standard error, or in a notebook; yields a function that takes how many are done."""
+    if images >= _MIN_IMAGES and is_notebook():
         notebook = NotebookBar(what, "image")
         try:
             yield lambda done: notebook.update(done, images)
@@ -25,7 +25,7 @@ def bar(what: str, images: int) -> Iterator[Callable[[int], None]]:
             notebook.close()
         return
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = images < _SOON or not sys.stderr.isatty()
+    hidden = images < _MIN_IMAGES or not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
         task = progress.add_task(what, total=images)
         yield lambda done: progress.update(task, completed=done)
@@ -47,7 +47,7 @@ class NotebookBar:
         self._bar: Any = tqdm(desc=what, unit=unit, dynamic_ncols=True)
 
     def update(self, done: int, total: int) -> None:
-        """So many of all are done."""
+        """Set how many of `total` are done."""
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 

@@ -160,24 +160,24 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """An optional norm and strided convolution, then blocks of one width."""
 
-    def __init__(self, before: int, index: int, stride: int, rates: list[float], s: Settings):
+    def __init__(self, in_dim: int, index: int, stride: int, rates: list[float], s: Settings):
         super().__init__()
         dim = s.dims[index]
         self.downsample: list[nn.Module] = []
-        if before != dim or stride > 1:
+        if in_dim != dim or stride > 1:
             self.downsample = [
-                NORMS[s.norm_layer](before, s.norm_eps),
-                Conv2d(before, dim, 2 if stride > 1 else 1, stride, bias=s.conv_bias),
+                NORMS[s.norm_layer](in_dim, s.norm_eps),
+                Conv2d(in_dim, dim, 2 if stride > 1 else 1, stride, bias=s.conv_bias),
             ]
         self.blocks = [Block(dim, s.kernel(index), rate, s) for rate in rates]
 
     def __call__(self, x: mx.array) -> mx.array:
-        """`[N, H, W, before]` to `[N, H / stride, W / stride, dim]`."""
+        """`[N, H, W, in_dim]` to `[N, H / stride, W / stride, dim]`."""
         return _chain([*self.downsample, *self.blocks], x)
 
 
 class Head(nn.Module):
-    """Pool, norm, optional hidden layer, dropout, classifier. `norm_first` models have pooled a normalised map."""
+    """Pool, norm, optional hidden layer, dropout, classifier. With `head_norm_first` the norm is `norm_pre`, before it."""
 
     def __init__(self, dim: int, spec: ModelSpec, s: Settings):
         super().__init__()
@@ -210,8 +210,8 @@ class ConvNeXt(nn.Module):
         rates = drop_path_rates(spec.drop_path_rate, list(s.depths))
         stem_stride = s.patch_size if s.stem_type == "patch" else 4
         strides = [2 if i > 0 or stem_stride == 2 else 1 for i in range(4)]
-        before = (s.dims[0], *s.dims)
-        self.stages = [Stage(before[i], i, strides[i], rates[i], s) for i in range(4)]
+        in_dims = (s.dims[0], *s.dims)
+        self.stages = [Stage(in_dims[i], i, strides[i], rates[i], s) for i in range(4)]
         if s.head_norm_first:
             self.norm_pre = NORMS[s.norm_layer](s.dims[-1], s.norm_eps)
         self.head = Head(s.dims[-1], spec, s)

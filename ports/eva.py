@@ -36,7 +36,7 @@ from ports.common.transformer import (
 
 @dataclass(frozen=True)
 class Args:
-    """timm's constructor arguments that occur; an unknown one is refused."""
+    """timm's constructor arguments, as far as registered architectures use them; any other is refused."""
 
     patch_size: int = 16
     global_pool: str = "avg"
@@ -131,11 +131,11 @@ class MixedRope(nn.Module):
         x = mx.concatenate([size * mx.cos(turn), size * mx.cos(turn + np.pi / 2)], axis=-1)
         y = mx.concatenate([size * mx.sin(turn), size * mx.sin(turn + np.pi / 2)], axis=-1)
         self.freqs = mx.stack([x, y])
-        self._places = mx.array(_coordinates(np.arange(grid, dtype=np.float32), args))
+        self._grid = mx.array(_coordinates(np.arange(grid, dtype=np.float32), args))
 
     def __call__(self, block: int) -> mx.array:
         """Angles of one block, `[heads, L, d / 2]`."""
-        first, second = self._places[:, 0, None], self._places[:, 1, None]
+        first, second = self._grid[:, 0, None], self._grid[:, 1, None]
         return first * self.freqs[0, block][:, None] + second * self.freqs[1, block][:, None]
 
 

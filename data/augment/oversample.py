@@ -24,11 +24,11 @@ _HEADER = ("ID", "target", "group")
 _QUALITY = 92
 
 
-def oversample(data: Data, out: Path, least: int, seed: int = 0) -> dict[str, int]:
-    """Write the data set of the settings to `out` with at least `least` images in each class; how many were added.
+def oversample(data: Data, out: Path, min_per_class: int, seed: int = 0) -> dict[str, int]:
+    """Write the data set to `out` with at least `min_per_class` images in each class; how many were added to each.
 
     `out` gets train.csv with columns ID, target and group, and train/. A copy is in the group of its original, for
-    folds of kind stratified_group. Raises `DataError` where `out` is not empty.
+    `folds.strategy stratified_group`. Raises `DataError` where `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: is not empty; choose a new folder")
@@ -38,11 +38,13 @@ def oversample(data: Data, out: Path, least: int, seed: int = 0) -> dict[str, in
     rows = list(_originals(table, out))
     for label, name in enumerate(table.class_names):
         members = np.flatnonzero(table.labels == label).tolist()
-        for number in range(max(least - len(members), 0)):
+        for number in range(max(min_per_class - len(members), 0)):
             source = members[number % len(members)]
             file = Path(rows[source][0])
             copy = file.with_name(f"{file.stem}__damaged_{number // len(members)}.jpg")
-            _put(out / "train" / copy, corrupt(images(table.paths[source]), philox(seed, "enlarge", source, number)))
+            _write_jpeg(
+                out / "train" / copy, corrupt(images(table.paths[source]), philox(seed, "enlarge", source, number))
+            )
             rows.append((copy.as_posix(), name, rows[source][2]))
             added[name] = added.get(name, 0) + 1
     csvfile.write(out / "train.csv", _HEADER, rows)
@@ -50,7 +52,8 @@ def oversample(data: Data, out: Path, least: int, seed: int = 0) -> dict[str, in
 
 
 def _originals(table: sources.Table, out: Path) -> Iterator[tuple[str, str, str]]:
-    """Copy every image under its ID; one that is to be turned keeps its pixels, as the actions are not copied."""
+    """Copy the bytes of every image under its ID. Those that the audit's actions turn stay unturned; their damaged
+    copies are turned."""
     for name, path, label in zip(table.ids, table.paths, table.labels.tolist(), strict=True):
         file = _file(name, path.suffix)
         copy = out / "train" / file
@@ -68,6 +71,6 @@ def _file(name: str, suffix: str) -> str:
     return file.as_posix() if file.suffix == suffix else f"{file.as_posix()}{suffix}"
 
 
-def _put(path: Path, image: np.ndarray) -> None:
+def _write_jpeg(path: Path, image: np.ndarray) -> None:
     _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     path.write_bytes(content.tobytes())

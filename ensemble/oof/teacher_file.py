@@ -24,8 +24,8 @@ WRITE = "write it with `python -m infer teacher RUN --out FILE.npz`"
 
 @dataclass(frozen=True, eq=False)
 class TeacherPredictions:
-    """R answers: image `ids` str `[R]`, `log_probabilities` float32 `[R, C]` of `class_names`, and `fold` int64 `[R]`,
-    the fold whose validation images the answering members never saw. `split` is the fold of each image that they knew
+    """R predictions: image `ids` str `[R]`, `log_probabilities` float32 `[R, C]` of `class_names`, `fold` int64 `[R]`,
+    the fold whose validation images the predicting members never saw. `split` is the fold of each image that they knew
     of, -1 for one that all of them were trained on. `unreadable` are images that could not be read: they have no rows.
     """
 
@@ -38,7 +38,7 @@ class TeacherPredictions:
     unreadable: frozenset[str] = frozenset()
 
     def rows(self, fold: int) -> dict[str, int]:
-        """The row of each image that the members of a fold answered; `DataError` when they answered one twice."""
+        """The row of each image that the members of a fold predicted; `DataError` when they predicted one twice."""
         places = np.flatnonzero(self.fold == fold).tolist()
         row_of = {str(self.ids[row]): row for row in places}
         if len(row_of) < len(places):
@@ -46,44 +46,44 @@ class TeacherPredictions:
         return row_of
 
 
-def write(path: Path, answers: TeacherPredictions) -> None:
+def write(path: Path, predictions: TeacherPredictions) -> None:
     """Write the `.npz`; `ConfigError` when it exists already."""
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         np.savez(
             file,
-            ids=answers.ids,
-            probabilities=np.exp(answers.log_probabilities).astype(np.float32),
-            class_names=np.array(answers.class_names),
-            fold=answers.fold,
-            split_ids=np.array(list(answers.split)),
-            split_fold=np.array(list(answers.split.values()), dtype=np.int64),
-            unreadable=np.array(sorted(answers.unreadable), dtype=np.str_),
+            ids=predictions.ids,
+            probabilities=np.exp(predictions.log_probabilities).astype(np.float32),
+            class_names=np.array(predictions.class_names),
+            fold=predictions.fold,
+            split_ids=np.array(list(predictions.split)),
+            split_fold=np.array(list(predictions.split.values()), dtype=np.int64),
+            unreadable=np.array(sorted(predictions.unreadable), dtype=np.str_),
         )
 
 
 def read(path: Path) -> TeacherPredictions:
     """Read what `write` wrote, or a file like it with `logits` in place of `probabilities`.
 
-    `ConfigError` for a file that does not say which folds its answers are for, `DataError` for a damaged one.
+    `ConfigError` for a file that does not say which folds its predictions are for, `DataError` for a damaged one.
     """
-    held = _arrays(path)
-    predictions = held.get("logits", held.get("probabilities"))
-    if predictions is None or "ids" not in held or "class_names" not in held:
-        raise DataError(f"{path}: has the arrays {', '.join(held)}, not ids, class_names and probabilities; {WRITE}")
-    lacking = [name for name in ("fold", "split_ids", "split_fold") if name not in held]
+    arrays = _arrays(path)
+    predictions = arrays.get("logits", arrays.get("probabilities"))
+    if predictions is None or "ids" not in arrays or "class_names" not in arrays:
+        raise DataError(f"{path}: has the arrays {', '.join(arrays)}, not ids, class_names and probabilities; {WRITE}")
+    lacking = [name for name in ("fold", "split_ids", "split_fold") if name not in arrays]
     if lacking:
         raise ConfigError(
             f"{path}: has no array {lacking[0]!r}, so it does not say which validation images its teacher saw; {WRITE}"
         )
-    _check(path, held, predictions)
-    logarithms = log_softmax(predictions).astype(np.float32) if "logits" in held else logarithm(predictions)
-    names = tuple(str(name) for name in held["class_names"])
-    split = dict(zip(held["split_ids"].astype(str).tolist(), held["split_fold"].astype(int).tolist(), strict=True))
-    unreadable = frozenset(held["unreadable"].astype(str).tolist()) if "unreadable" in held else frozenset()
-    fold = held["fold"].astype(np.int64)
-    return TeacherPredictions(str(path), held["ids"].astype(str), logarithms, names, fold, split, unreadable)
+    _check(path, arrays, predictions)
+    logarithms = log_softmax(predictions).astype(np.float32) if "logits" in arrays else logarithm(predictions)
+    names = tuple(str(name) for name in arrays["class_names"])
+    split = dict(zip(arrays["split_ids"].astype(str).tolist(), arrays["split_fold"].astype(int).tolist(), strict=True))
+    unreadable = frozenset(arrays["unreadable"].astype(str).tolist()) if "unreadable" in arrays else frozenset()
+    fold = arrays["fold"].astype(np.int64)
+    return TeacherPredictions(str(path), arrays["ids"].astype(str), logarithms, names, fold, split, unreadable)
 
 
 def _arrays(path: Path) -> dict[str, NDArray]:
@@ -94,13 +94,13 @@ def _arrays(path: Path) -> dict[str, NDArray]:
         raise DataError(f"{path}: cannot be read as an .npz of a teacher's answers ({error}); {WRITE}") from error
 
 
-def _check(path: Path, held: Mapping[str, NDArray], predictions: NDArray) -> None:
-    """`DataError` unless the arrays fit each other and the answers are finite, and probabilities sum to one."""
-    fits = predictions.ndim == 2 and predictions.shape == (len(held["ids"]), len(held["class_names"]))
-    if not fits or len(held["fold"]) != len(predictions) or len(held["split_ids"]) != len(held["split_fold"]):
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in held.items())
+def _check(path: Path, arrays: Mapping[str, NDArray], predictions: NDArray) -> None:
+    """`DataError` unless the arrays fit each other and the predictions are finite, and probabilities sum to one."""
+    fits = predictions.ndim == 2 and predictions.shape == (len(arrays["ids"]), len(arrays["class_names"]))
+    if not fits or len(arrays["fold"]) != len(predictions) or len(arrays["split_ids"]) != len(arrays["split_fold"]):
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise DataError(f"{path}: its arrays do not fit each other ({shapes}); {WRITE}")
-    if not np.isfinite(predictions).all() or ("logits" not in held and not _sum_to_one(predictions)):
+    if not np.isfinite(predictions).all() or ("logits" not in arrays and not _sum_to_one(predictions)):
         raise DataError(f"{path}: holds answers that are not finite or no probabilities; {WRITE}")
 
 

@@ -47,7 +47,7 @@ def images(settings: Settings, audit: Path) -> list[str]:
         rows = [row.cells for row in csvfile.read(audit, ())] if len(csvfile.read_lines(audit)) > 1 else []
         named = {row["ID"] for row in rows if row["split"] == "test" and row["finding"] in _DAMAGE}
         suspects = [place for place, name in enumerate(test.ids) if name in named]
-    found = readable.found([test.paths[i] for i in suspects], Images(0, data.pixel_limit), data.workers)
+    found = readable.faults_of([test.paths[i] for i in suspects], Images(0, data.pixel_limit), data.workers)
     errors = {place: text for place, text in zip(suspects, found, strict=True) if text}
     if errors and (data.on_bad_test_image == "error" or len(errors) == len(test.ids)):
         raise DataError(

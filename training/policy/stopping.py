@@ -12,8 +12,9 @@ HIGHER_IS_BETTER = {"macro_f1": True, "accuracy": True, "log_loss": False}
 class Stopping:
     """Follows one metric. `update` is called once an epoch with its validation score.
 
-    An epoch is the best when it beats the best so far by more than nothing; it resets the patience only when it beats
-    the last such score by more than `min_delta`, so that tiny gains are kept but do not keep a run alive.
+    An epoch is the best when its score is better than the best so far, by however little. Only a gain of more than
+    `min_delta` over the last epoch that did so (`reference`) starts the patience anew, so that tiny gains do not keep a
+    run alive.
     """
 
     metric: str
