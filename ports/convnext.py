@@ -177,7 +177,7 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """Pool, norm, optional hidden layer, dropout, classifier. With `head_norm_first` the norm is `norm_pre`, before it."""
+    """Pool, norm, optional hidden layer, dropout, classifier. With `head_norm_first` the norm is before it: `norm_pre`."""
 
     def __init__(self, dim: int, spec: ModelSpec, s: Settings):
         super().__init__()
