@@ -1,6 +1,8 @@
 """What streaming shards costs: the order of an epoch, the table in memory, a pass over HTTP, and what each rank reads.
 
-`python -m benchmarks.streaming` serves shards of photographs from a child process on this machine, so that the transfer
+    python -m benchmarks.streaming --json
+
+It serves shards of photographs from a child process on this machine, so that the transfer
 takes its share of the same cores. Needs the extra `remote`.
 """
 
@@ -16,11 +18,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import psutil
 
+from benchmarks import common
 from config.sections.data import Data
 from data import sources
 from data.augment.transforms import EvalTransform
@@ -62,53 +66,50 @@ def _served(folder: Path) -> Iterator[str]:
             process.terminate()
 
 
-def _epoch(table: sources.Table, order: np.ndarray, limit: int) -> tuple[float, float, float]:
-    """Images a second, most bytes of shards on the disk, most memory of this process."""
+def _epoch(table: sources.Table, order: np.ndarray, limit: int) -> dict[str, int]:
+    """Images a second, MB of shards on the disk and of this process at the most."""
     loader = Loader(table.paths, EvalTransform(Preprocessing(size=224)), 224, 64, images=Images(0), shard_bytes=limit)
     start, disk, memory = time.perf_counter(), 0, 0
     for number, _ in enumerate(loader.epoch(order)):
         if number % 10 == 0:
             disk = max(disk, sum(path.stat().st_size for path in shard_cache.folder().rglob("*.tar")))
             memory = max(memory, psutil.Process().memory_info().rss)
-    return len(order) / (time.perf_counter() - start), disk, memory
+    rate = len(order) / (time.perf_counter() - start)
+    return {"images_per_second": round(rate), "disk_mb": round(disk / 1e6), "memory_mb": round(memory / 1e6)}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Print the table or JSON."""
+    arguments = common.parser(__doc__).parse_args()
     start = time.perf_counter()
     order = StreamOrder(np.arange(IMAGENET) // 1000, 8, 8192)(np.arange(IMAGENET), 1024, 0, 0)
-    print(f"the order of an epoch of {IMAGENET} images in shards of 1000: {time.perf_counter() - start:.2f} s")
+    figures: dict[str, Any] = {"order_s": round(time.perf_counter() - start, 2)}  # of ImageNet in shards of 1,000
     for ranks in (1, 2, 4, 8):
         rows = order.reshape(-1, ranks, 1024 // ranks) // 1000
         read = [len(np.unique(rows[:, rank])) for rank in range(ranks)]
-        print(f"{ranks} ranks read {min(read)} to {max(read)} of 1282 shards each, {sum(read)} together")
-    with tempfile.TemporaryDirectory() as place:
-        os.environ["TANDEM_CACHE"] = f"{place}/cache"
-        root = Path(place, "shards")
+        figures[f"shards_of_1282_read_by_{ranks}_ranks"] = f"{min(read)} to {max(read)} each, {sum(read)} together"
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TANDEM_CACHE"] = f"{folder}/cache"
+        root = Path(folder, "shards")
         root.mkdir()
         _write(root)
         size = sum(file.stat().st_size for file in root.iterdir())
         with _served(root) as url:
             data, start = Data(root=Path(url), streaming=True), time.perf_counter()
             table = sources.load(data)
-            seconds = time.perf_counter() - start
-            print(f"indexing {size / 1e6:.0f} MB: {seconds:.1f} s, {size / seconds / 1e6:.0f} MB/s")
+            figures |= {"mb": round(size / 1e6), "index_s": round(time.perf_counter() - start, 1)}
             start, before = time.perf_counter(), psutil.Process().memory_info().rss
             again = sources.load(data)
             grown = (psutil.Process().memory_info().rss - before) / len(again.ids)
-            print(f"again: {time.perf_counter() - start:.2f} s for {len(again.ids)} images of {grown:.0f} bytes each")
+            figures |= {"index_again_s": round(time.perf_counter() - start, 2), "bytes_per_image": round(grown)}
             order = StreamOrder(np.arange(len(table.ids)) // IMAGES, 8, 2048)(np.arange(len(table.ids)), 64, 0, 0)
-            rate, disk, memory = _epoch(table, order, int(0.6e9))
-            print(f"over HTTP: {rate:.0f} images/s, most on the disk {disk / 1e6:.0f} MB, memory {memory / 1e6:.0f} MB")
+            figures["http"] = _epoch(table, order, int(0.6e9))
         start = time.perf_counter()
         local = sources.load(Data(root=root, streaming=True))
-        print(f"the headers of local shards: {time.perf_counter() - start:.2f} s")
-        for name, wanted in (
-            ("in the streams' order", order),
-            ("in any order", np.random.default_rng(0).permutation(order)),
-        ):
-            rate, _, memory = _epoch(local, wanted, 1)
-            print(f"from local shards {name}: {rate:.0f} images/s, memory {memory / 1e6:.0f} MB")
+        figures["headers_of_local_shards_s"] = round(time.perf_counter() - start, 2)
+        figures["local"] = _epoch(local, order, 1)
+        figures["local_shuffled"] = _epoch(local, np.random.default_rng(0).permutation(order), 1)
+    common.report(arguments, figures, 1, "numpy", "opencv-python-headless")
 
 
 if __name__ == "__main__":

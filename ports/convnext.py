@@ -177,7 +177,7 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """Pool, norm, optional hidden layer, dropout, classifier. With `head_norm_first` the norm is before it: `norm_pre`."""
+    """Pool, norm (before it, as `norm_pre`, with `head_norm_first`), optional hidden layer, dropout, classifier."""
 
     def __init__(self, dim: int, spec: ModelSpec, s: Settings):
         super().__init__()
