@@ -36,7 +36,7 @@ def by_key(error: ValidationError, prefix: Key = ()) -> Errors:
     """
     by_name: Errors = {}
     for details in error.errors(include_url=False):
-        key = tuple(str(part) for part in details["loc"][len(prefix) :])
+        key = tuple(str(segment) for segment in details["loc"][len(prefix) :])
         key = next((key[:end] for end in range(1, len(key)) if ".".join(key[:end]) in usage.leaves()), key)
         by_name.setdefault(key, details)
     return by_name
@@ -115,6 +115,6 @@ def _has(layer: Layer, key: Key, entry: str | None) -> bool:
 
 
 def _value(values: Any, key: Key) -> Any:
-    for part in key:
-        values = values[part]
+    for segment in key:
+        values = values[segment]
     return values

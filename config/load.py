@@ -306,8 +306,8 @@ def _open_sections(layer: Layer) -> Iterator[str]:
             continue
         value = layer.values.pop(name)
         if value is not None:
-            found, keys = f"{shown(value)} ({layer.where[(name,)]})", ", ".join(usage.keys_of(name))
-            yield f"{layer.prefix}{name}: found {found}; expected a section with the keys {keys}"
+            text, keys = f"{shown(value)} ({layer.where[(name,)]})", ", ".join(usage.keys_of(name))
+            yield f"{layer.prefix}{name}: found {text}; expected a section with the keys {keys}"
 
 
 def _unknown_in_space(layer: Layer) -> Iterator[str]:

@@ -75,10 +75,10 @@ def take(layers: Sequence[Layer]) -> tuple[list[Entry], list[str]]:
         return entries, [f"{_KEY}: found {shown(lists[0])} ({where}); expected a list of `- name: NAME`"]
     entries.clear()
     for i, values in enumerate(lists[0]):
-        part = _part(layers[owner], i, values)
-        keys, wrong = _keys(part, values)
-        found += [*wrong, *_shared(part), *_repeated(part, keys.name, [entry.name for entry in entries])]
-        entries.append(Entry(keys.name, keys.weight, [*layers[:owner], part, *layers[owner:]]))
+        entry_layer = _part(layers[owner], i, values)
+        keys, wrong = _keys(entry_layer, values)
+        found += [*wrong, *_shared(entry_layer), *_repeated(entry_layer, keys.name, [entry.name for entry in entries])]
+        entries.append(Entry(keys.name, keys.weight, [*layers[:owner], entry_layer, *layers[owner:]]))
     return entries, found
 
 
@@ -116,8 +116,8 @@ def dump(members: Sequence[Member]) -> dict[str, Any]:
     top: dict[str, Any] = {"name": documents[0]["name"]}
     for key in _SHARED:
         branch = top
-        for part in key[:-1]:
-            branch = branch.setdefault(part, {})
+        for segment in key[:-1]:
+            branch = branch.setdefault(segment, {})
         branch[key[-1]] = _at(documents[0], key)
     entries = []
     for member, values in zip(members, documents, strict=True):
@@ -129,8 +129,8 @@ def dump(members: Sequence[Member]) -> dict[str, Any]:
 
 
 def _at(values: Any, key: Key) -> Any:
-    for part in key:
-        values = values[part]
+    for segment in key:
+        values = values[segment]
     return values
 
 
@@ -142,23 +142,23 @@ def _part(owner: Layer, index: int, values: Any) -> Layer:
     return Layer(dict(values) if isinstance(values, dict) else {}, where, f"{_KEY}[{index}].")
 
 
-def _keys(part: Layer, values: Any) -> tuple[MemberKeys, list[str]]:
+def _keys(layer: Layer, values: Any) -> tuple[MemberKeys, list[str]]:
     """Name and weight, taken out of the layer of the entry `values`, and what is wrong with them."""
     nameless = MemberKeys.model_construct(name="")
     if not isinstance(values, dict):
-        message = f"{part.prefix.rstrip('.')}: found {shown(values)} ({part.where[()]})"
+        message = f"{layer.prefix.rstrip('.')}: found {shown(values)} ({layer.where[()]})"
         return nameless, [f"{message}; expected `name: NAME` with settings of its own"]
-    values_given = {key: part.values.pop(key) for key in _EXPECTED if key in part.values}
+    values_given = {key: layer.values.pop(key) for key in _EXPECTED if key in layer.values}
     try:
         return MemberKeys.model_validate(values_given), []
     except ValidationError as error:
         keys = {str(details["loc"][0]) for details in error.errors(include_url=False)}
-        return nameless, [_fault(part, key, values_given) for key in sorted(keys)]
+        return nameless, [_fault(layer, key, values_given) for key in sorted(keys)]
 
 
-def _fault(part: Layer, key: str, values: dict[str, Any]) -> str:
+def _fault(layer: Layer, key: str, values: dict[str, Any]) -> str:
     message = f"found {shown(values[key])}" if key in values else "not given"
-    return f"{part.prefix}{key}: {message} ({part.where.get((key,), part.where[()])}); expected {_EXPECTED[key]}"
+    return f"{layer.prefix}{key}: {message} ({layer.where.get((key,), layer.where[()])}); expected {_EXPECTED[key]}"
 
 
 def _shared(entry: Layer) -> Iterator[str]:
@@ -177,8 +177,8 @@ def _repeated(entry: Layer, name: str, before: Sequence[str]) -> Iterator[str]:
 
 
 def _pop(values: dict[str, Any], key: Key) -> bool:
-    for part in key[:-1]:
-        if not isinstance(values.get(part), dict):
+    for segment in key[:-1]:
+        if not isinstance(values.get(segment), dict):
             return False
-        values[part] = values = dict(values[part])
+        values[segment] = values = dict(values[segment])
     return values.pop(key[-1], values) is not values

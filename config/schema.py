@@ -185,11 +185,11 @@ def _progressive_faults(progressive: Progressive, epochs: int) -> Iterator[Cross
 
 
 def _optimizer_faults(optim: Optim) -> Iterator[CrossFault]:
-    own = optim.options()
-    for key in sorted({key for options in OPTIMIZER_OPTIONS.values() for key in options} - own.keys()):
+    taken = optim.options()
+    for key in sorted({key for options in OPTIMIZER_OPTIONS.values() for key in options} - taken.keys()):
         if getattr(optim, key) is not None:
             yield CrossFault(f"optim.{key}", f"null where optim.name is {optim.name}", "optim.name")
-    if own.get("nesterov") and own["momentum"] == 0:
+    if taken.get("nesterov") and taken["momentum"] == 0:
         yield CrossFault("optim.momentum", "more than 0 where optim.nesterov is not false", "optim.nesterov")
 
 

@@ -76,8 +76,8 @@ def dump(values: dict[str, Any]) -> str:
 
 def put(values: dict[str, Any], key: Key, value: Any) -> None:
     """Set a key of nested values in place; mappings on the way are made."""
-    for part in key[:-1]:
-        values = values.setdefault(part, {})
+    for segment in key[:-1]:
+        values = values.setdefault(segment, {})
     values[key[-1]] = value
 
 

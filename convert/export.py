@@ -185,7 +185,7 @@ def artefacts(
         wrong = [name for name in wanted if name not in known]
         if wrong or not wanted:
             raise ConfigError(f"convert: found {wrong or wanted}; there are {', '.join(known)}")
-    places = {name: Path(place) for name, place in (("out", out), ("verify", verify)) if place is not None}
+    places = {name: Path(folder) for name, folder in (("out", out), ("verify", verify)) if folder is not None}
     vars(asked).update(options, to=targets, precision=precisions, overwrite=overwrite, **places)
     kinds = pairs(targets, precisions)
     for target in targets:

@@ -110,8 +110,8 @@ def one_image(source: Source) -> Source:
     largest = max(forms, key=lambda prep: prep.size)
     side = max(math.floor(prep.size / prep.crop_pct) for prep in forms)
     widest = max(prep.crop_pct for prep in forms)
-    one = dataclasses.replace(largest, size=math.ceil(side * widest), crop_pct=widest)
-    card = dataclasses.replace(source.card, preprocessing=one, further_inputs=())
+    widest_form = dataclasses.replace(largest, size=math.ceil(side * widest), crop_pct=widest)
+    card = dataclasses.replace(source.card, preprocessing=widest_form, further_inputs=())
     return dataclasses.replace(source, card=card, resized=forms)
 
 
@@ -148,14 +148,14 @@ def _ensemble(path: Path) -> Source:
     names = ", ".join(dict.fromkeys(part.card.model for part in parts))
     first, *others = inputs
     shown = f"ensemble of {len(parts)}: {names}"
-    own = parts[0].card
+    card_of_first = parts[0].card
     card = Card(
         shown,
-        own.class_names,
+        card_of_first.class_names,
         first,
         further_inputs=tuple(others),
         views=len(ensemble.views),
-        class_counts=own.class_counts,
+        class_counts=card_of_first.class_counts,
     )
     groups = postprocess.groups(members)
     return Source(path, card, parts, ensemble, groups=groups, layers=_layers(path, ensemble, card, len(groups)))

@@ -45,8 +45,8 @@ def _run(words: list[str]) -> int:
         return 0
     from config import load
 
-    given = [(_SHORT[name], getattr(arguments, name, None)) for name in _SHORT]
-    line = [token for name, value in given if value is not None for token in (f"--{name}", value)]
+    values = [(_SHORT[name], getattr(arguments, name, None)) for name in _SHORT]
+    line = [token for name, value in values if value is not None for token in (f"--{name}", value)]
     settings = load.parse([*line, *rest], f"{_PROG} {arguments.command}")
     try:
         arguments.run(settings, arguments)
@@ -78,22 +78,22 @@ def _enlarge(settings: Settings, arguments: argparse.Namespace) -> None:
     from data.augment import oversample
 
     added = oversample.oversample(settings.data, arguments.out, arguments.min_per_class, settings.seed)
-    said = ", ".join(f"{count} of {name}" for name, count in added.items()) or "none, no class is that small"
-    print(f"wrote {arguments.out}, damaged copies: {said}")
+    counts = ", ".join(f"{count} of {name}" for name, count in added.items()) or "none, no class is that small"
+    print(f"wrote {arguments.out}, damaged copies: {counts}")
     print(f"train on it with --data.root {arguments.out} --folds.strategy stratified_group")
 
 
 def _cache(arguments: argparse.Namespace) -> None:
     from data.cache import disk, store
 
-    place = disk.place(arguments.dir)
-    kept = [(folder, store.size(folder)) for folder in disk.folders(place)]
-    for folder, size in kept:
+    folder_of_cache = disk.place(arguments.dir)
+    sizes = [(folder, store.size(folder)) for folder in disk.folders(folder_of_cache)]
+    for folder, size in sizes:
         print(f"{size / 1e9:8.2f} GB  {folder}")
         if arguments.clear:
             disk.remove(folder)
     done = "removed" if arguments.clear else "in all"
-    print(f"{sum(size for _, size in kept) / 1e9:8.2f} GB  {done}" if kept else f"{place} keeps no images")
+    print(f"{sum(size for _, size in sizes) / 1e9:8.2f} GB  {done}" if sizes else f"{folder_of_cache} keeps no images")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,14 +139,14 @@ def _parser() -> argparse.ArgumentParser:
     more.add_argument("--min_per_class", type=_count, required=True, help="images that each class gets at least")
     more.add_argument("--seed", help="decides the damage (default: 0)")
     more.set_defaults(run=_enlarge)
-    kept = commands.add_parser(
+    cache = commands.add_parser(
         "cache",
         help="show, or remove, the decoded images that data.cache_gb keeps",
         description="List what data.cache_gb has had kept: a folder for each form and size of the images.",
         allow_abbrev=False,
     )
-    kept.add_argument("--dir", type=Path, help="data.cache_dir, where that was set")
-    kept.add_argument("--clear", action="store_true", help="remove it all; no training may be running on it")
+    cache.add_argument("--dir", type=Path, help="data.cache_dir, where that was set")
+    cache.add_argument("--clear", action="store_true", help="remove it all; no training may be running on it")
     sheet = commands.add_parser(
         "preview",
         help="write a picture of what training will see of some images",

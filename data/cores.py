@@ -52,7 +52,7 @@ def _groups(root: Path) -> Iterator[Path]:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        names = [part for part in path.split("/") if part not in ("", "..")]
+        names = [segment for segment in path.split("/") if segment not in ("", "..")]
         tops = [mounted / name for name in _V1_MOUNTS] if controllers else [mounted, mounted / "unified"]
         for top in tops:
             for depth in range(len(names), -1, -1):

@@ -118,14 +118,14 @@ def _text(path: Path) -> str:
 
 def _delimiter(text: str) -> str:
     """What separates the cells: what parts the first lines into equally many, the most; else what parts the first."""
-    lines = (found[0] for found in re.finditer(r"[^\n]*\n|[^\n]+", text))
+    lines = (matched[0] for matched in re.finditer(r"[^\n]*\n|[^\n]+", text))
     head = list(itertools.islice((line for line in lines if line.strip()), _SNIFFED))
     try:
         counts = {mark: [len(cells) for cells in csv.reader(head, delimiter=mark)] for mark in _DELIMITERS}
     except csv.Error:  # which the reader tells with its line
         return ","
-    even = {mark: found[0] for mark, found in counts.items() if len(set(found)) == 1}
-    first = {mark: found[0] for mark, found in counts.items() if found}
+    even = {mark: matched[0] for mark, matched in counts.items() if len(set(matched)) == 1}
+    first = {mark: matched[0] for mark, matched in counts.items() if matched}
     most = max(even.values(), default=1)
     return next(
         (mark for mark in even if even[mark] == most > 1), max(first, key=lambda mark: first[mark], default=",")

@@ -65,13 +65,13 @@ def _classes(table: Table) -> Iterator[str]:
 
 def _commands(data: Data, root: str) -> Iterator[str]:
     """The commands that train on it and look closer, with the settings of data that were given."""
-    given = {
+    changed = {
         name: getattr(data, name)
         for name in ("table", "images", "id_column", "target_column", "label_pattern", "follow_links", "classes")
         if getattr(data, name) != Data.model_fields[name].default
     }
     words = [f"--data.root {shlex.quote(root)}"]
-    for name, value in given.items():
+    for name, value in changed.items():
         shown = f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
         words.append(f"--data.{name} {shlex.quote(shown)}")
     yield f"train on it:  python train_torch.py {' '.join(words)}   (on a Mac: train_mlx.py)"

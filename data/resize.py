@@ -128,5 +128,5 @@ def _shrink(image: Pixels, down: int, across: int) -> Pixels:
         return image
     rows, columns = image.shape[0] // down, image.shape[1] // across
     top, left = image.shape[0] % down // 2, image.shape[1] % across // 2
-    part = image[top : top + rows * down, left : left + columns * across]
-    return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)
+    window = image[top : top + rows * down, left : left + columns * across]
+    return cv2.resize(window, (columns, rows), interpolation=cv2.INTER_AREA)

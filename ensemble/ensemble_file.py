@@ -156,7 +156,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def _fault(fault: Any) -> str:
     """One of pydantic's findings as `where: what`, with the nearest key for an unknown one."""
-    where = ".".join(str(part) for part in fault["loc"])
+    where = ".".join(str(segment) for segment in fault["loc"])
     if fault["type"] == "extra_forbidden":
         if fault["loc"][0] == "pairs":
             return "pairs: second heads for confused classes were removed; delete this key, or fit the ensemble again"

@@ -57,10 +57,10 @@ class Judged(NamedTuple):
 def judge(log_probabilities: Rows, targets: Ints) -> Judged:
     """What the scores of `[N, C]` answers are made of."""
     parts = []
-    for part in scaling.blocks(*log_probabilities.shape):
-        rows = np.asarray(log_probabilities[part])
+    for block in scaling.blocks(*log_probabilities.shape):
+        rows = np.asarray(log_probabilities[block])
         best, here = rows.argmax(axis=1), np.arange(len(rows))
-        parts.append((rows[here, targets[part]].astype(np.float64), np.exp(rows[here, best], dtype=np.float64), best))
+        parts.append((rows[here, targets[block]].astype(np.float64), np.exp(rows[here, best], dtype=np.float64), best))
     return Judged(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -86,7 +86,7 @@ class EnsembleForward:
         for mine in self.members.groups(range(len(self.places))):
             for number, m, logits in self._pass(batches, mine, known or {}):
                 merging[number][m].add(logits, temperature=self.finish.view_temperature(self.ensemble.members[m]))
-        return [[one.log_probabilities() for one in merged] for merged in merging]
+        return [[merger.log_probabilities() for merger in merged] for merged in merging]
 
     def once(self, m: int, images: Sequence[Images]) -> NDArray[np.float32]:
         """float32 `[B, C]`: what member m says of the first view of a batch."""

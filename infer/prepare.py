@@ -125,8 +125,8 @@ class _Work:
             return error
 
     def _told(self, row: int) -> Callable[[str], None] | None:
-        found = self.truncated
-        return None if found is None else lambda text: found.__setitem__(row, text)
+        truncated = self.truncated
+        return None if truncated is None else lambda text: truncated.__setitem__(row, text)
 
     def _fill(self, batch: Prepared, places: list[int], read: Future[list[Source | DataError]] | None) -> None:
         for place in places:

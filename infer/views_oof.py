@@ -60,10 +60,10 @@ def _answered(
     had it, what remains of truncated files is taken; `DataError` for an image that can no longer be read."""
     with Runner(ensemble) as runner:
         answers = list(runner.run(paths, batch_size, workers, "partial" if partial else "error"))
-    errors = {row: text for part in answers for row, text in part.errors.items()}
+    errors = {row: text for batch in answers for row, text in batch.errors.items()}
     if errors:
         raise DataError(errors[min(errors)])
-    parts = [part.probabilities for part in answers]
+    parts = [batch.probabilities for batch in answers]
     return np.log(np.maximum(np.concatenate(parts), _TINY))
 
 

@@ -164,7 +164,7 @@ def _with_config(spec: ModelSpec, config: Any, image_size: int | None) -> ModelS
     prep = spec.preprocessing
     size = image_size or int((config.get("input_size") or [0, 0, prep.size])[-1])
     try:
-        said = replace(
+        stated = replace(
             prep,
             size=size,
             mean=tuple(config.get("mean", prep.mean)),
@@ -175,7 +175,7 @@ def _with_config(spec: ModelSpec, config: Any, image_size: int | None) -> ModelS
         )
     except (TypeError, ValueError) as error:
         raise WeightsError(f"config.json: its pretrained_cfg is unreadable ({error})") from error
-    return replace(spec, preprocessing=said, options={**spec.options, "image_size": size})
+    return replace(spec, preprocessing=stated, options={**spec.options, "image_size": size})
 
 
 def _write(out: Path, fitted: loading.Weights, card: Card) -> None:

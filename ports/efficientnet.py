@@ -288,8 +288,8 @@ def _gate(spec: ModelSpec, value: str | Fields) -> Callable[[int, float, Activat
     if name != "SqueezeExcite" or options:
         raise unsupported(spec, "se_layer", value)
     reduced = _rounding(spec, "se_layer.rd_round_fn", rounding) if rounding else round
-    own = activation(spec, forced) if forced else None
-    return functools.partial(_squeeze, reduced=reduced, forced=own, gate=gate)
+    forced_act = activation(spec, forced) if forced else None
+    return functools.partial(_squeeze, reduced=reduced, forced=forced_act, gate=gate)
 
 
 def _squeeze(

@@ -133,8 +133,8 @@ def _set_classifier(model: nn.Module, spec: ModelSpec) -> None:
     classes, features = spec.num_classes, spec.args["features"]
     parent, _, key = str(spec.classifier).rpartition(".")
     home: Any = model
-    for part in parent.split(".") if parent else ():
-        home = home[int(part)] if isinstance(home, list) else getattr(home, part)
+    for segment in parent.split(".") if parent else ():
+        home = home[int(segment)] if isinstance(home, list) else getattr(home, segment)
     layer = Linear(features, classes) if classes else nn.Identity()
     if isinstance(home, list):
         home[int(key)] = layer

@@ -155,10 +155,10 @@ def _fold_scalars(exported: Any) -> None:
     fixed = {node for node in exported.graph.nodes if stored.get(node.name) in exported.state_dict}
     scalars = []
     for node in exported.graph.nodes:
-        made, inputs = node.meta.get("val"), set(node.all_input_nodes)
-        if node.op == "call_function" and isinstance(made, torch.Tensor) and inputs and fixed >= inputs:
+        result, inputs = node.meta.get("val"), set(node.all_input_nodes)
+        if node.op == "call_function" and isinstance(result, torch.Tensor) and inputs and fixed >= inputs:
             fixed.add(node)
-            scalars += [] if made.ndim else [node]
+            scalars += [] if result.ndim else [node]
 
     @functools.cache
     def value(node: Any) -> Any:

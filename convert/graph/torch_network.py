@@ -98,7 +98,7 @@ class WithProbabilities(nn.Module):
 
     def forward(self, *pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and probabilities, float32 `[N, C]` each."""
-        logits = self.classifier(*(one.permute(0, 3, 1, 2) if self.channels_last else one for one in pixels))
+        logits = self.classifier(*(image.permute(0, 3, 1, 2) if self.channels_last else image for image in pixels))
         return logits, torch.softmax(logits, -1)
 
 
@@ -112,7 +112,7 @@ def classifier(weights: Weights, card: Card) -> Classifier:
 @torch.no_grad()
 def once(network: Network, *images: NDArray[np.uint8], dtype: torch.dtype = torch.float32) -> NDArray:
     """Logits `[N, C]` of uint8 `[N, S, S, 3]` for each input, on the CPU; the network computes in `dtype`."""
-    return network(*(_pixels(one).to(dtype) for one in images)).numpy()
+    return network(*(_pixels(batch).to(dtype) for batch in images)).numpy()
 
 
 def size(network: Network) -> int:

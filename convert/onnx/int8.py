@@ -168,7 +168,7 @@ def _means(message: Any, outputs: dict[str, str], batches: Sequence[Pixels]) -> 
         size = len(next(iter(feeds.values())))
         total = [a + size * b for a, b in zip(total, session.run(list(outputs.values()), feeds), strict=True)]
         count += size
-    return {name: one / count for name, one in zip(outputs, total, strict=True)}
+    return {name: sums / count for name, sums in zip(outputs, total, strict=True)}
 
 
 def _weights(graph: Any) -> dict[str, NDArray[np.float32]]:
@@ -218,7 +218,7 @@ class _Reader(CalibrationDataReader):
 
     def __init__(self, message: Any, batches: Sequence[Pixels]):
         inputs = message.graph.input
-        self._names = [one.name for one in inputs]
+        self._names = [node_arg.name for node_arg in inputs]
         self._floats = inputs[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
         self._left = iter(batches)
 
@@ -227,5 +227,5 @@ class _Reader(CalibrationDataReader):
         batch = next(self._left, None)
         if batch is None:
             return None
-        forms = [np.moveaxis(one, 3, 1) / np.float32(255) if self._floats else one for one in batch]
+        forms = [np.moveaxis(array, 3, 1) / np.float32(255) if self._floats else array for array in batch]
         return dict(zip(self._names, forms, strict=True))

@@ -134,8 +134,8 @@ def _coreml(
     for name, dense in compressed.constants.items():
         layer = compress.original(name)
         if layer is not None and layer in plain.constants:
-            one = dataclasses.replace(plain, constants={**plain.constants, layer: dense})
-            answer = MilReferencePredictor(card, Evaluator(one), ()).logits(*images)
+            changed = dataclasses.replace(plain, constants={**plain.constants, layer: dense})
+            answer = MilReferencePredictor(card, Evaluator(changed), ()).logits(*images)
             stored = layer.removesuffix("_to_fp16")
             yield Loss(layer, layers.get(stored) or layers.get(used.get(layer, ""), layer), _kl(before, answer))
 

@@ -280,7 +280,7 @@ def machine() -> str:
 def _reference(source: Source, network: torch_network.Network, images: Table) -> tuple[NDArray, float, float]:
     """The original's logits, torch's own error, and the milliseconds of one image."""
     single, exact = torch_network.reference(network, lambda: pictures.batches(images, source.card))
-    first = [one[:1] for one in next(pictures.batches(images, source.card))]
+    first = [array[:1] for array in next(pictures.batches(images, source.card))]
     milliseconds = _median(lambda: torch_network.once(network, *first))  # when it has answered others, as the artefacts
     ours = single
     if source.ensemble is not None:
@@ -312,7 +312,7 @@ def _measured(name: str, predictor: Predictor, images: Table, source: Source) ->
     for batch in pictures.batches(images, source.card):
         rows.append(predictor.logits(*batch))
         if milliseconds is None and predictor.runtime != "mil_reference":
-            milliseconds = _median(lambda: predictor.logits(*(one[:1] for one in batch)))  # noqa: B023
+            milliseconds = _median(lambda: predictor.logits(*(array[:1] for array in batch)))  # noqa: B023
     return Measured(name, np.concatenate(rows), milliseconds)
 
 

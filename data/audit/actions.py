@@ -152,10 +152,10 @@ def _groups(ids: Sequence[str], steps: Sequence[Step]) -> NDArray[np.int64] | No
     if not asked:
         return None
     row_of = {name: i for i, name in enumerate(ids)}
-    found = np.arange(len(ids), dtype=np.int64)
+    groups = np.arange(len(ids), dtype=np.int64)
     first: dict[str, int] = {}
     for name, group in asked:
         if name in row_of:
             head = first.setdefault(group, row_of[name])
-            found[found == found[row_of[name]]] = found[head]
-    return found
+            groups[groups == groups[row_of[name]]] = groups[head]
+    return groups

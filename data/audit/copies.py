@@ -35,14 +35,14 @@ def grouped(facts: Sequence[ImageStats], pairs: Sequence[Pair]) -> NDArray[np.in
 def usable(group_of: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Groups int64 `[N]` that folds can keep: one that has most of a class is taken apart again, as copies of a
     template that no fold could be without."""
-    found, next_group = group_of.copy(), int(group_of.max(initial=0)) + 1
+    groups, next_group = group_of.copy(), int(group_of.max(initial=0)) + 1
     for group in np.flatnonzero(np.bincount(group_of) > _TEMPLATE).tolist():
         members = np.flatnonzero(group_of == group)
-        own = np.bincount(labels[members], minlength=int(labels.max()) + 1)
-        if (2 * own > np.bincount(labels)).any():
-            found[members] = next_group + np.arange(len(members))
+        counts = np.bincount(labels[members], minlength=int(labels.max()) + 1)
+        if (2 * counts > np.bincount(labels)).any():
+            groups[members] = next_group + np.arange(len(members))
             next_group += len(members)
-    return found
+    return groups
 
 
 def find(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequence[Pair]) -> list[Finding]:
@@ -53,7 +53,7 @@ def find(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequence[
     how = {frozenset((pair.first, pair.second)): pair for pair in pairs}
     findings: list[Finding] = []
     shared: Counter[frozenset[str]] = Counter()
-    for members in (part.tolist() for part in sets if len(part) > 1):
+    for members in (members_of.tolist() for members_of in sets if len(members_of) > 1):
         train = [i for i in members if entries[i].split == "train"]
         test = [i for i in members if entries[i].split != "train"]
         labels = {entries[i].target for i in train}
@@ -167,7 +167,7 @@ def _lying(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequenc
     for entry, each in zip(entries, facts, strict=True):
         if entry.split == "train" and each.width != each.height:
             wide.setdefault(entry.target, []).append(each.width > each.height)
-    found = {}
+    by_image = {}
     for pair in pairs:
         if not pair.turn.transpose or pair.turn.across == pair.turn.down:
             continue
@@ -183,7 +183,7 @@ def _lying(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequenc
             degrees = {"turned by 90 degrees clockwise": "270"}.get(_seen_from(pair, i).name, "90")
             shape = "wide" if is_wide else "tall"
             text = f"is {shape}, unlike most of its class; {entries[j].id} is the same picture upright"
-            found[i] = Finding(
+            by_image[i] = Finding(
                 "wrong_way_up", text, entries[i].id, "train", entries[i].target, (entries[j].id,), "rotate", degrees
             )
-    return list(found.values())
+    return list(by_image.values())

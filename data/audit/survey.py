@@ -125,14 +125,14 @@ def _pairs(looks: Sequence[Look]) -> list[Pair]:
     for position, entry in enumerate(looks):
         if not entry.facts.fault:
             first.setdefault(entry.facts.sha256, position)
-    place = list(first.values())
-    if not place:
+    positions = list(first.values())
+    if not positions:
         return []
     pairs = duplicates.find(
-        np.stack([looks[position].picture for position in place]),
-        np.stack([looks[position].hashes for position in place]),
+        np.stack([looks[position].picture for position in positions]),
+        np.stack([looks[position].hashes for position in positions]),
     )
-    return [pair._replace(first=place[pair.first], second=place[pair.second]) for pair in pairs]
+    return [pair._replace(first=positions[pair.first], second=positions[pair.second]) for pair in pairs]
 
 
 def _key(path: Path, pixel_limit: int) -> Key:

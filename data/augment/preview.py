@@ -52,7 +52,7 @@ def write(settings: Settings, out: Path, images: int = 8, columns: int = 8, ops:
     chosen = np.sort(philox(settings.seed, "preview").permutation(len(table.paths))[:images])
     cell = _cell(prep.size)
     rows = {_label(table, i): _row(settings, table, i, parts, cell) for i in chosen.tolist()}
-    sheet = _sheet(rows, ["original", *(part.title for part in parts)], cell)
+    sheet = _sheet(rows, ["original", *(column.title for column in parts)], cell)
     _, data = cv2.imencode(out.suffix, cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     out.parent.mkdir(parents=True, exist_ok=True)
     csvfile.replace(out, data.tobytes())
@@ -96,7 +96,10 @@ def _label(table: sources.Table, sample: int) -> str:
 
 def _row(settings: Settings, table: sources.Table, sample: int, parts: Sequence[Column], cell: int) -> list[Pixels]:
     image = decode(table.paths[sample], settings.data.pixel_limit, to_srgb=settings.data.icc_to_srgb)
-    draws = (part.transform(image, philox(settings.seed, "augment", part.epoch, sample, part.again)) for part in parts)
+    draws = (
+        column.transform(image, philox(settings.seed, "augment", column.epoch, sample, column.again))
+        for column in parts
+    )
     return [resize.letterbox(image, cell), *(_shown(draw, cell) for draw in draws)]
 
 

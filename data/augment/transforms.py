@@ -305,11 +305,11 @@ def _acts(section: Augment, share: float) -> dict[str, Act]:
 
 def _wished(name: str, act: Act, wanted: bool | Mapping[str, float] | None) -> Act:
     """`act` with the parameters that are given; the others of the operation keep the strength of `act`."""
-    given = dict(wanted) if isinstance(wanted, Mapping) else {}
-    probability = given.pop(PROB, act.probability)
-    if not given:
+    values = dict(wanted) if isinstance(wanted, Mapping) else {}
+    probability = values.pop(PROB, act.probability)
+    if not values:
         return act._replace(probability=probability)
-    return Act(probability, 1.0, {key: act.strength * limit for key, limit in limits(name).items()} | given)
+    return Act(probability, 1.0, {key: act.strength * limit for key, limit in limits(name).items()} | values)
 
 
 def _policy(section: Augment, share: float) -> Callable[[Pixels, np.random.Generator], Pixels] | None:

@@ -144,8 +144,10 @@ def _filled(data: bytes, limit: int) -> bytes | None:
     if not rows:
         return None
     packed = zlib.compress(pixels[: rows * len(row)] + row * (height - rows), 1)
-    kept = [(name, content) for name, content, sound in chunks if sound and name in (b"PLTE", b"tRNS", b"eXIf")]
-    parts = [(b"IHDR", header), *kept, (b"IDAT", packed), (b"IEND", b"")]
+    header_chunks = [
+        (name, content) for name, content, sound in chunks if sound and name in (b"PLTE", b"tRNS", b"eXIf")
+    ]
+    parts = [(b"IHDR", header), *header_chunks, (b"IDAT", packed), (b"IEND", b"")]
     return _PNG + b"".join(_chunk(name, content) for name, content in parts)
 
 

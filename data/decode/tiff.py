@@ -61,7 +61,7 @@ def _bands(photometric: int, tags: Mapping[int, Any], bits: tuple[int, ...]) -> 
         readable = samples == 2 and extra == (2,) and bits[0] == 8 and photometric == _GREY
         if not readable or tags.get(_PLANAR, 1) != 1:
             return f"it has {samples} bands that are no colours; save three of them as RGB or one as grey"
-    if photometric != _RGB and any(one in _ALPHA for one in extra) and colours > 1:
+    if photometric != _RGB and any(sample in _ALPHA for sample in extra) and colours > 1:
         return f"its colours of print have transparency; {_SAVE}"
     return None
 

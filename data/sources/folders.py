@@ -121,8 +121,8 @@ def _of_splits(tree: Tree, base: str, train: str, roles: dict[str, Split]) -> Li
         if split not in ("val", "test") or split in named:
             continue
         folder = unwrapped(tree, f"{base}{name}/")
-        found = list(labelled(tree, folder, split, base))
-        inner = {sample.label for sample in found}
+        of_split = list(labelled(tree, folder, split, base))
+        inner = {sample.label for sample in of_split}
         if split == "val" and not inner & classes:
             notes.append(f"{name}/ has no class folders of {train}, so it is not used; a split is drawn from {train}")
             continue
@@ -134,7 +134,7 @@ def _of_splits(tree: Tree, base: str, train: str, roles: dict[str, Split]) -> Li
             )
         named[split] = folder
         if split == "val":
-            samples += found
+            samples += of_split
     origin = f"class folders in {train}" + (f" and {named['val']}" if "val" in named else "")
     root = tree.root / train
     notes += _nested(tree, train)
@@ -156,7 +156,7 @@ def _nested(tree: Tree, base: str) -> Iterable[str]:
     """A line where class folders hold nothing but folders, which may be the classes that were meant."""
     folders = [name for name in tree.below(base) if name]
     inner = {name: tree.below(f"{base}{name}/").keys() for name in folders}
-    if folders and all("" not in found and len(found) > 1 for found in inner.values()):
+    if folders and all("" not in by_name and len(by_name) > 1 for by_name in inner.values()):
         first, count = sorted(inner[folders[0]])[0], sum(map(len, inner.values()))
         yield (
             f"classes are the {len(folders)} first folders ({some(folders)}), not the {count} inside of them ({first}, "

@@ -56,8 +56,8 @@ def of_name(name: str) -> Split | None:
 
 def of_file(file: str) -> Split:
     """The split that a file's name or one of its folders tells, the nearest first; train where none does."""
-    for part in reversed(Path(file).with_suffix("").parts):
-        head = re.match(r"[A-Za-z_]+", part)
+    for segment in reversed(Path(file).with_suffix("").parts):
+        head = re.match(r"[A-Za-z_]+", segment)
         split = of_name(head.group(0)) if head else None
         if split:
             return split

@@ -140,9 +140,9 @@ class Tables:
         if strict:
             return [self._columns(self._frame(strict[0]), None, self.base, strict=True), *self._validation()]
         for name in self._candidates():
-            one = self._attempt(name, None, self.base)
-            if one:
-                return [one, *self._validation()]
+            attempt = self._attempt(name, None, self.base)
+            if attempt:
+                return [attempt, *self._validation()]
         tables = [
             table
             for split, folders in self.folders.items()

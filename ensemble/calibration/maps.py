@@ -65,12 +65,12 @@ def vector(logs: Logs, targets: Ints) -> Vector:
     def loss(parameters: Floats) -> tuple[float, Floats]:
         scale, bias = parameters.astype(logs.dtype).reshape(2, classes)
         total, slope, offset = 0.0, np.zeros(classes), np.zeros(classes)
-        for part in scaling.blocks(count, classes):
-            rows, here = logs[part], np.arange(len(logs[part]))
+        for block in scaling.blocks(count, classes):
+            rows, here = logs[block], np.arange(len(logs[block]))
             mapped = _normalised(rows * scale + bias)
-            total -= float(mapped[here, targets[part]].sum(dtype=np.float64))
+            total -= float(mapped[here, targets[block]].sum(dtype=np.float64))
             excess = np.exp(mapped)
-            excess[here, targets[part]] -= 1
+            excess[here, targets[block]] -= 1
             slope += np.einsum("ij,ij->j", excess, rows)
             offset += excess.sum(axis=0)
         return total / count, np.concatenate([slope, offset]) / count
@@ -103,9 +103,9 @@ def clip(logs: Logs, targets: Ints) -> float:
     tried = [(scaling.log_loss(logs, targets), 0.0)]
     for lowest in _CLIPS[1 / logs.shape[1] > _CLIPS]:
         loss = 0.0
-        for part in scaling.blocks(*logs.shape):
-            rows = clip_logs(logs[part], float(lowest))
-            loss -= float(rows[np.arange(len(rows)), targets[part]].sum(dtype=np.float64))
+        for block in scaling.blocks(*logs.shape):
+            rows = clip_logs(logs[block], float(lowest))
+            loss -= float(rows[np.arange(len(rows)), targets[block]].sum(dtype=np.float64))
         tried.append((loss / len(targets) + _GAIN, float(lowest)))
     return min(tried)[1]
 

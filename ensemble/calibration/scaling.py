@@ -94,12 +94,12 @@ def temperature(logits: Rows | ArrayLike, targets: NDArray[np.int64]) -> float:
 def _slope(logits: Rows, targets: NDArray[np.int64], inverse: float) -> float:
     """The derivative of the mean log loss of `softmax(logits * inverse)` in `inverse`."""
     total = 0.0
-    for part in blocks(*logits.shape):
-        rows = np.asarray(logits[part])
+    for block in blocks(*logits.shape):
+        rows = np.asarray(logits[block])
         rows = rows - rows.max(axis=1, keepdims=True)
         powers = np.exp(rows * rows.dtype.type(inverse))
         mean = np.einsum("ij,ij->i", powers, rows) / powers.sum(axis=1, dtype=np.float64)
-        total += float((mean - rows[np.arange(len(rows)), targets[part]]).sum(dtype=np.float64))
+        total += float((mean - rows[np.arange(len(rows)), targets[block]]).sum(dtype=np.float64))
     return total / len(targets)
 
 

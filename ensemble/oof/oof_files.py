@@ -79,10 +79,10 @@ def read(path: Path, views: Sequence[str] = ORIGINAL, merge: str = "probabilitie
     if not all((fold / name).is_file() for fold in folds):
         name, views = OOF, ORIGINAL
     parts = [_load(fold / name, len(cards[0][1])) for fold in folds]
-    ids, part, row = _places([part[0] for part in parts], path)
-    targets, fold_of = _targets(parts, part, row, ids, path), np.array([number(fold) for fold in folds])
-    logits = Gathered([part[1] for part in parts], part, row)
-    return Run(path, tuple(folds), cards[0][1], ids, logits, targets, fold_of[part[0]], tuple(views))
+    ids, part_of, row = _places([part_of[0] for part_of in parts], path)
+    targets, fold_of = _targets(parts, part_of, row, ids, path), np.array([number(fold) for fold in folds])
+    logits = Gathered([part_of[1] for part_of in parts], part_of, row)
+    return Run(path, tuple(folds), cards[0][1], ids, logits, targets, fold_of[part_of[0]], tuple(views))
 
 
 def finished(path: Path) -> list[Path]:
@@ -122,10 +122,10 @@ def align(runs: Sequence[Run]) -> Table:
         targets[rows] = run.targets
         fold_of[rows] = np.where(fold_of[rows] < 0, run.fold, fold_of[rows])
         shape = (len(run.logits.part), len(ids))
-        part, row = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        part[:, rows], row[:, rows] = run.logits.part, run.logits.row
-        logits.append(Gathered(run.logits.parts, part, row))
-        present.append(part.max(axis=0) >= 0)
+        part_of, row = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        part_of[:, rows], row[:, rows] = run.logits.part, run.logits.row
+        logits.append(Gathered(run.logits.parts, part_of, row))
+        present.append(part_of.max(axis=0) >= 0)
     return Table(ids, targets, logits, present, fold_of)
 
 
@@ -135,18 +135,20 @@ def _places(named: Sequence[NDArray[np.str_]], path: Path) -> tuple[NDArray[np.s
     ids, rows = repeats.occurrences(np.concatenate(named))
     if len(rows) > 1:
         twice = str(ids[rows[1] >= 0][0])
-        if not _has_repeats(path) or any(len(np.unique(part)) < len(part) for part in named):
+        if not _has_repeats(path) or any(len(np.unique(ids_of_part)) < len(ids_of_part) for ids_of_part in named):
             raise DataError(f"{path}: two folds both answer image {twice!r}; they are not of one split")
-    fold = np.repeat(np.arange(len(named)), [len(part) for part in named])
-    row = np.concatenate([np.arange(len(part)) for part in named])
+    fold = np.repeat(np.arange(len(named)), [len(ids_of_part) for ids_of_part in named])
+    row = np.concatenate([np.arange(len(ids_of_part)) for ids_of_part in named])
     return ids, np.where(rows >= 0, fold[rows], -1), np.where(rows >= 0, row[rows], 0)
 
 
-def _targets(parts: Sequence[tuple[Any, Any, Ints]], part: Ints, row: Ints, ids: NDArray[np.str_], path: Path) -> Ints:
+def _targets(
+    parts: Sequence[tuple[Any, Any, Ints]], part_of: Ints, row: Ints, ids: NDArray[np.str_], path: Path
+) -> Ints:
     """int64 `[N]`; `DataError` when repeats disagree on the target of an image."""
-    labels = np.full(part.shape, -1, dtype=np.int64)
+    labels = np.full(part_of.shape, -1, dtype=np.int64)
     for number, (_, _, targets) in enumerate(parts):
-        labels[part == number] = targets[row[part == number]]
+        labels[part_of == number] = targets[row[part_of == number]]
     wrong = ((labels >= 0) & (labels != labels[0])).any(axis=0)
     if wrong.any():
         raise DataError(f"{path}: its folds disagree on the target of image {ids[wrong][0]!r}; train it again")

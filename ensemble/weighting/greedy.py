@@ -80,11 +80,11 @@ def front(blocks: Iterable[NDArray[np.float32]]) -> Front:
     """The front of answers that come as blocks float32 `[G, n, C]`, row after row."""
     values, classes, lengths = [], [], []
     for block in blocks:
-        kept = _undominated(block)
-        row, column = np.nonzero(kept)
+        best = _undominated(block)
+        row, column = np.nonzero(best)
         values.append(block[:, row, column])
         classes.append(column)
-        lengths.append(kept.sum(axis=1))
+        lengths.append(best.sum(axis=1))
     ends = np.cumsum(np.concatenate(lengths))
     starts = np.append(0, ends[:-1])
     return Front(np.concatenate(values, axis=1), np.concatenate(classes), starts)

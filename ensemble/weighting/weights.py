@@ -146,13 +146,13 @@ def _convex(table: Table, temperatures: Sequence[float], wish: WeightingRequest)
 def target_logs(table: Table, temperatures: Sequence[float]) -> Floats:
     """float64 `[N, G]`: the log probability that each run gives to the right class."""
     logs = np.empty((len(table.ids), len(table.logits)))
-    for part in scaling.blocks(len(table.ids), table.classes):
-        targets = table.targets[part]
+    for block in scaling.blocks(len(table.ids), table.classes):
+        targets = table.targets[block]
         for g, logits in enumerate(table.logits):
-            rows = logits[part] / np.float32(temperatures[g])
+            rows = logits[block] / np.float32(temperatures[g])
             rows -= rows.max(axis=1, keepdims=True)
             right = rows[np.arange(len(rows)), targets]
-            logs[part, g] = right - np.log(np.exp(rows).sum(axis=1, dtype=np.float64))
+            logs[block, g] = right - np.log(np.exp(rows).sum(axis=1, dtype=np.float64))
     return logs
 
 

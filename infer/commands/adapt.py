@@ -76,7 +76,7 @@ def _answer(chosen: Ensemble, number: int, table: sources.Table, asked: Sequence
     for asking in (first, ensemble):
         with Runner(asking) as runner:
             answers = runner.run([table.paths[row] for row in rows], on_bad_image=on_bad_image)
-            logs.append(np.log(np.maximum(np.concatenate([part.probabilities for part in answers]), 1e-30)))
+            logs.append(np.log(np.maximum(np.concatenate([batch.probabilities for batch in answers]), 1e-30)))
     good = np.isfinite(logs[0]).all(axis=1)
     return logs[0][good], logs[1][good], table.labels[rows][good]
 

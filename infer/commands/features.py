@@ -80,9 +80,9 @@ def write(
     readable = [row for row in range(len(inputs)) if row not in errors]
     if not readable:
         raise DataError(f"none of the {len(inputs)} images can be read; the first: {errors[min(errors)]}")
-    found = np.concatenate(rows)
+    vectors = np.concatenate(rows)
     table = features.Table(
-        [inputs.ids[row] for row in readable], found, None if labels is None else [labels[row] for row in readable]
+        [inputs.ids[row] for row in readable], vectors, None if labels is None else [labels[row] for row in readable]
     )
     features.write(path, table)
     if truncated:
@@ -93,4 +93,4 @@ def write(
             f"{errors[min(errors)]}",
             file=sys.stderr,
         )
-    print(f"wrote {path}: features of {len(readable)} images, {found.shape[1]} each")
+    print(f"wrote {path}: features of {len(readable)} images, {vectors.shape[1]} each")

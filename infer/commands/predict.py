@@ -124,7 +124,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     from infer.runner import Runner
 
     outputs.check(options.out, options.format)
-    part = shard.parse(options.shard) if options.shard else shard.of_rank(os.environ)
+    share = shard.parse(options.shard) if options.shard else shard.of_rank(os.environ)
     images = collect(options.images, options.id_column)
     if options.retry_deskewed and images.ascending:
         raise ConfigError(f"--retry_deskewed: {options.images[0]} can be read only once; unpack it and give the folder")
@@ -148,7 +148,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
             runner,
             images,
             grid,
-            part,
+            share,
             _folder(options.out[0]),
             options.workers,
             options.on_bad_image != "error",
@@ -156,7 +156,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
             options.retry_deskewed,
         )
         with closing(_Progress()) as progress:
-            done = answer(work, options.resume or part.of > 1, progress.say)
+            done = answer(work, options.resume or share.of > 1, progress.say)
         return _end(work, planned, options, done)
 
 
@@ -168,11 +168,11 @@ def _end(work: Work, planned: SubmissionWriter, options: argparse.Namespace, don
     from infer.job import merged
 
     written: list[Path] = []
-    with merged(work) as whole:
-        if whole is None:
+    with merged(work) as joined:
+        if joined is None:
             print(f"shard {work.shard} is done: {done.rows} images; the last shard to end writes the files")
             return 0
-        results = _results(work, *whole, options.on_bad_image)
+        results = _results(work, *joined, options.on_bad_image)
         if len(results.errors) < len(results.ids) or options.on_bad_image == "row":
             written = [path for out in options.out for path in _write(out, work, results, planned, options)]
     if not written:

@@ -65,7 +65,7 @@ def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
     """The scores of each class, with the class that it is most often taken for."""
     wrong = evaluation.confusion - np.diag(np.diag(evaluation.confusion))
     taken = [evaluation.per_class[row.argmax()].name if row.any() else "" for row in wrong]
-    return [{**vars(one), "taken_for": other} for one, other in zip(evaluation.per_class, taken, strict=True)]
+    return [{**vars(score), "taken_for": other} for score, other in zip(evaluation.per_class, taken, strict=True)]
 
 
 def _histogram(evaluation: Evaluation) -> dict[str, list[float]]:

@@ -206,9 +206,9 @@ def _scored(
     listing = data.listing
     names, samples = runner.class_names, [listing.samples[row] for row in readable.tolist()]
     one_of = _representatives(names, runner.ensemble.aliases)
-    own = answers.probabilities if len(readable) == len(answers.probabilities) else answers.probabilities[readable]
-    probabilities, targets = _together(own, one_of), one_of[targets[readable]]
-    predicted = one_of[runner.finish.labels(own)]
+    rows = answers.probabilities if len(readable) == len(answers.probabilities) else answers.probabilities[readable]
+    probabilities, targets = _together(rows, one_of), one_of[targets[readable]]
+    predicted = one_of[runner.finish.labels(rows)]
     logs = _Logs(probabilities)
     judged = scores.judge(logs, targets)
     present, shown = np.unique(targets), np.union1d(targets, predicted)
@@ -226,7 +226,7 @@ def _scored(
         paths=[sample.path for sample in samples],
         targets=targets,
         predicted=predicted,
-        probabilities=own,
+        probabilities=rows,
         accuracy=intervals["accuracy"].value,
         macro_f1=intervals["macro_f1"].value,
         log_loss=intervals["log_loss"].value,

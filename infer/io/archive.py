@@ -159,7 +159,7 @@ def _counts(member: str, archive: str) -> bool:
     path, windows = PurePosixPath(member), PureWindowsPath(member)
     if path.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
         raise DataError(f"{archive}: names {member!r}, outside of itself; pack it again with relative names")
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__")) for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not any(segment.startswith((".", "__")) for segment in path.parts)
 
 
 def _id(member: str) -> str:

@@ -100,9 +100,9 @@ class Journal:
             with answers.open("r+b") as file:
                 file.truncate(rows_kept * 4 * self._classes)
         begin = _read(self.folder / _JOB)["first_row"]
-        told = {row: text for row, text in read_errors(self.folder).items() if row < begin + rows_kept}
+        kept_errors = {row: text for row, text in read_errors(self.folder).items() if row < begin + rows_kept}
         if errors.exists():
-            lines = [json.dumps({"row": row, "error": text}) + "\n" for row, text in told.items()]
+            lines = [json.dumps({"row": row, "error": text}) + "\n" for row, text in kept_errors.items()]
             csvfile.replace(errors, "".join(lines).encode())
         return rows_kept
 

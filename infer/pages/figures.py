@@ -16,8 +16,8 @@ def matrix(counts: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, Any]:
     if len(names) <= AS_TABLE:
         total = np.maximum(counts.sum(axis=1), 1)
         rows = [
-            {"name": name, "cells": [{"n": n, "share": n / whole} for n in row]}
-            for name, row, whole in zip(names, counts.tolist(), total.tolist(), strict=True)
+            {"name": name, "cells": [{"n": n, "share": n / row_total} for n in row]}
+            for name, row, row_total in zip(names, counts.tolist(), total.tolist(), strict=True)
         ]
         return {"names": names, "rows": rows, "cells": []}
     cells = [[int(i), int(j), int(counts[i, j])] for i, j in np.argwhere(counts)]
@@ -28,7 +28,7 @@ def pairs(counts: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, A
     """The most frequent confusions, most images first: true class, answered class, images, share of the true class."""
     wrong = counts - np.diag(np.diag(counts))
     total = counts.sum(axis=1)
-    order = [divmod(int(place), len(names)) for place in np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]]
+    order = [divmod(int(cell), len(names)) for cell in np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]]
     return [
         {"true": names[i], "said": names[j], "n": int(wrong[i, j]), "share": float(wrong[i, j] / total[i])}
         for i, j in order

@@ -39,7 +39,7 @@ class CoreMLPredictor:
     def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, S, S, 3]` for each input, the package's own `logits` output."""
         arrays = pixels.checked(images, self.card)
-        parts = zip(*(split(one, self._batches or (1,)) for one in arrays), strict=True)
+        parts = zip(*(split(array, self._batches or (1,)) for array in arrays), strict=True)
         rows = self._answers(list(parts))
         return np.concatenate([np.zeros((0, len(self.card.class_names)), np.float32), *rows])[: len(arrays[0])]
 
@@ -48,12 +48,12 @@ class CoreMLPredictor:
         if not parts:
             return []
         if self._batches:
-            named = [dict(zip(pixels.names(self.card), part, strict=True)) for part in parts]
+            named = [dict(zip(pixels.names(self.card), block, strict=True)) for block in parts]
             answers = [
                 self._model.predict({n: one.astype(np.float32) for n, one in inputs.items()}) for inputs in named
             ]
         else:
-            named = [dict(zip(pixels.names(self.card, "image"), part, strict=True)) for part in parts]
+            named = [dict(zip(pixels.names(self.card, "image"), block, strict=True)) for block in parts]
             answers = self._model.predict(
                 [{n: Image.fromarray(one[0]) for n, one in inputs.items()} for inputs in named]
             )

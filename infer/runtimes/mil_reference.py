@@ -47,15 +47,15 @@ class MilReferencePredictor:
     def exact(self, *images: NDArray[np.uint8]) -> NDArray[np.floating]:
         """`logits` in the evaluator's own dtype: float64 in that mode."""
         arrays = pixels.checked(images, self.card)
-        parts = zip(*(split(one, self._batches or (1,)) for one in arrays), strict=True)
+        parts = zip(*(split(array, self._batches or (1,)) for array in arrays), strict=True)
         rows = [self._answer(block) for block in parts]
         empty = np.zeros((0, len(self.card.class_names)), np.float32)
         return np.concatenate([empty.astype(rows[0].dtype if rows else np.float32), *rows])[: len(arrays[0])]
 
     def _answer(self, block: tuple[NDArray[np.uint8], ...]) -> NDArray[np.floating]:
-        form = [one if self._batches else np.moveaxis(one, 3, 1) for one in block]
+        form = [array if self._batches else np.moveaxis(array, 3, 1) for array in block]
         named = pixels.names(self.card, "images" if self._batches else "image")
-        feeds = {name: one.astype(np.float32) for name, one in zip(named, form, strict=True)}
+        feeds = {name: array.astype(np.float32) for name, array in zip(named, form, strict=True)}
         logits = cast("Tensor", self._evaluator.run(feeds)["logits"]).reshape(len(block[0]), -1).numpy()
         if logits.shape[1] != len(self.card.class_names):
             columns, classes = logits.shape[1], len(self.card.class_names)

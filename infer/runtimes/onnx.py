@@ -47,11 +47,11 @@ class OnnxPredictor:
         arrays = pixels.checked(images, self.card)
         if not len(arrays[0]):
             return np.zeros((0, len(self.card.class_names)), np.float32)
-        feeds = {name: self._form(one) for name, one in zip(pixels.names(self.card), arrays, strict=True)}
+        feeds = {name: self._form(array) for name, array in zip(pixels.names(self.card), arrays, strict=True)}
         if self.providers[0] == onnx_cuda.TENSORRT:
             starts = range(0, len(arrays[0]), onnx_cuda.TENSORRT_BATCH)
             parts = [{n: a[i : i + onnx_cuda.TENSORRT_BATCH] for n, a in feeds.items()} for i in starts]
-            return np.concatenate([self._bound(part, "cuda") for part in parts])
+            return np.concatenate([self._bound(block, "cuda") for block in parts])
         if self.providers[0] == onnx_cuda.CUDA:
             return self._bound(feeds, "cuda")
         if self._batch:

@@ -60,13 +60,13 @@ class TorchPredictor:
 
         `OutOfMemory` when even one image does not fit.
         """
-        (given,) = pixels.checked(images, self.card)
-        return self._in_chunks(self._forward, given, len(self.card.class_names))
+        (array,) = pixels.checked(images, self.card)
+        return self._in_chunks(self._forward, array, len(self.card.class_names))
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, D]` of uint8 `[N, S, S, 3]`: pooled features; see `infer.runtimes.GivesFeatures`."""
-        (given,) = pixels.checked((images,), self.card)
-        return self._in_chunks(self._pooled, given, self._width)
+        (array,) = pixels.checked((images,), self.card)
+        return self._in_chunks(self._pooled, array, self._width)
 
     def close(self) -> None:
         """Free the device's memory; the predictor cannot be used afterwards."""

@@ -148,7 +148,7 @@ class AttentionPool(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """`[N, L, dim]` to `[N, dim]`."""
         q = split_heads(self.q(self.latent), self._heads)
-        k, v = (split_heads(part, self._heads) for part in mx.split(self.kv(x), 2, axis=-1))
+        k, v = (split_heads(half, self._heads) for half in mx.split(self.kv(x), 2, axis=-1))
         y = self.proj(attend(mx.broadcast_to(q, (x.shape[0], *q.shape[1:])), k, v))
         return (y + self.mlp(self.norm(y)))[:, 0]
 

@@ -60,7 +60,7 @@ def judged(features: NDArray[np.float32], labels: NDArray[np.int64], seed: int) 
         return None
     inputs, parts = _standardised(features)[0], _parts(labels, seed)
     candidates = [Answers(_losses(inputs, labels, parts, c), c) for c in _STRENGTHS]
-    return min(candidates, key=lambda one: float(one.losses.mean()))
+    return min(candidates, key=lambda candidate: float(candidate.losses.mean()))
 
 
 def probe(
@@ -115,10 +115,10 @@ def _losses(
 ) -> NDArray[np.float64]:
     """The log loss of each image for a regression on the parts that it is not in; 0 where it is in none."""
     losses = np.zeros(len(labels))
-    for part in range(_PARTS):
-        held = np.flatnonzero(parts == part)
+    for held_out in range(_PARTS):
+        held = np.flatnonzero(parts == held_out)
         if len(held):
-            model = _regression(inputs[parts != part], labels[parts != part], strength)
+            model = _regression(inputs[parts != held_out], labels[parts != held_out], strength)
             column = np.searchsorted(model.classes_, labels[held])
             losses[held] = -model.predict_log_proba(inputs[held])[np.arange(len(held)), column]
     return losses

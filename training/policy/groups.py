@@ -62,10 +62,10 @@ def layer_rates(names: Iterable[str], model: ModelSpec, decay: float) -> dict[st
         )
     places = {name: _place(FAMILIES[model.family].layers, name) for name in names if not is_buffer(name)}
     # The tail, such as the last norm, shares the rate of the last block.
-    order = sorted({place for place in places.values() if place != _TAIL})
-    last = max((i for i, place in enumerate(order) if place < _TAIL), default=0)
-    index = {**{place: i for i, place in enumerate(order)}, _TAIL: last}
-    return {name: decay ** (len(order) - 1 - index[place]) for name, place in places.items()}
+    order = sorted({position for position in places.values() if position != _TAIL})
+    last = max((i for i, position in enumerate(order) if position < _TAIL), default=0)
+    index = {**{position: i for i, position in enumerate(order)}, _TAIL: last}
+    return {name: decay ** (len(order) - 1 - index[position]) for name, position in places.items()}
 
 
 Place = tuple[int, ...]
@@ -89,7 +89,7 @@ def _below(names: Iterable[str], prefixes: Iterable[str]) -> frozenset[str]:
 
 
 def _is_table(name: str) -> bool:
-    return any(part in _TABLES for part in name.split("."))
+    return any(segment in _TABLES for segment in name.split("."))
 
 
 def _is_matrix(shape: tuple[int, ...]) -> bool:

@@ -70,7 +70,7 @@ class JoinedTargets:
     def __getitem__(self, index: NDArray[np.int64], /) -> NDArray[np.float32]:
         """float32 `[B, C]`."""
         later = index >= self.first
-        own, more = self.parts[0][index[~later]], self.parts[1][index[later] - self.first]
-        rows = np.empty((len(index), own.shape[1]), np.float32)
-        rows[~later], rows[later] = own, more
+        first, more = self.parts[0][index[~later]], self.parts[1][index[later] - self.first]
+        rows = np.empty((len(index), first.shape[1]), np.float32)
+        rows[~later], rows[later] = first, more
         return rows

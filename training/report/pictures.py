@@ -36,7 +36,7 @@ def paths(run: Path) -> dict[str, Path]:
 
 def mistakes(run: Path, path_of: dict[str, Path], names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The most confident out-of-fold mistakes: ids, classes, probabilities, the fold that was wrong, a thumbnail."""
-    found = []
+    mistaken = []
     for fold_answers in results.answers(run):
         predicted = metrics.predictions(fold_answers.logits)
         wrong = [
@@ -44,12 +44,14 @@ def mistakes(run: Path, path_of: dict[str, Path], names: tuple[str, ...]) -> lis
         ]
         for rows in blocks(len(wrong), fold_answers.logits.shape[1]):
             probabilities = softmax(fold_answers.logits[wrong[rows]].astype(np.float64), axis=1).max(axis=1).tolist()
-            found += [(p, fold_answers, i, int(predicted[i])) for p, i in zip(probabilities, wrong[rows], strict=True)]
-    found.sort(key=lambda row: row[0])
+            mistaken += [
+                (p, fold_answers, i, int(predicted[i])) for p, i in zip(probabilities, wrong[rows], strict=True)
+            ]
+    mistaken.sort(key=lambda row: row[0])
     hardest = {
-        fold_answers.ids[i]: (p, fold_answers, i, predicted) for p, fold_answers, i, predicted in found
+        fold_answers.ids[i]: (p, fold_answers, i, predicted) for p, fold_answers, i, predicted in mistaken
     }  # once where folds are repeated
-    found = sorted(hardest.values(), key=lambda row: -row[0])
+    mistaken = sorted(hardest.values(), key=lambda row: -row[0])
     return [
         {
             "id": fold_answers.ids[i],
@@ -61,7 +63,7 @@ def mistakes(run: Path, path_of: dict[str, Path], names: tuple[str, ...]) -> lis
             "path": path_of[fold_answers.ids[i]],
             "picture": thumbnail(path_of[fold_answers.ids[i]]),
         }
-        for probability, fold_answers, i, predicted in found[:WORST]
+        for probability, fold_answers, i, predicted in mistaken[:WORST]
     ]
 
 

@@ -91,8 +91,8 @@ def _expected(folder: Path, submission: Path) -> dict[str, float]:
 
 def title_of(settings: Settings, folder: Path) -> Title:
     """A fold is called as its folder lies in that of the runs, such as RUN/fold_0, on every tracker."""
-    home, place = settings.out.resolve(), folder.resolve()
-    path = place.relative_to(home) if place.is_relative_to(home) else Path(*place.parts[-2:])
+    home, run = settings.out.resolve(), folder.resolve()
+    path = run.relative_to(home) if run.is_relative_to(home) else Path(*run.parts[-2:])
     group = path.parent.as_posix()
     plain = dict(flat(settings.model_dump(mode="json")))
     return Title(path.as_posix(), group, settings.track.project, home, folder, plain)
