@@ -26,7 +26,7 @@ from ensemble.weighting import weights
 from ensemble.weighting.average import Merge, default_merge
 from ensemble.weighting.weights import optimum
 
-__all__ = ["EnsembleFit", "Fitted", "Plan", "Score", "fit", "fit_blend", "mix", "optimum", "report", "write"]
+__all__ = ["EnsembleFit", "Fitted", "Plan", "Score", "fit", "mix", "optimum", "report", "write"]
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,6 @@ def fit(
         analysis.analyse(table, evaluation, names, runs[0].class_names, plan, [*alone, honest]),
         _notes(runs, names, table, tuple(views), plan),
     )
-
-
-def fit_blend(table: oof_table.Table, plan: Plan = Plan()) -> EnsembleFit:  # noqa: B008
-    """What the first of the plan's calibrations and the first of its rules find on the table's rows."""
-    pool = ensemble_fit.fit_pool(table, plan)
-    logs = ensemble_fit.mix_pool(table, pool)
-    step = ensemble_fit.fit_step(plan.calibrations[0], logs, table.targets, plan.clip)
-    rule = plan.rules[0] if plan.rules else None
-    return ensemble_fit.blended(pool, step, ensemble_fit.shifts(rule, step.apply(logs), table.targets))
 
 
 def write(path: Path, fitted: Fitted) -> list[Path]:

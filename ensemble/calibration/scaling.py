@@ -112,13 +112,6 @@ def reliability(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) 
     return Bins(count, means[0], means[1])
 
 
-def expected_calibration_error(probabilities: ArrayLike, targets: NDArray[np.int64], bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal bins of top-1 confidence (Naeini et al. 2015), in [0, 1]."""
-    rows = np.asarray(probabilities)
-    confidence = rows.max(axis=1).astype(np.float64)
-    return gap(reliability(confidence, rows.argmax(axis=1) == targets, bins))
-
-
 def gap(bins: Bins) -> float:
     """The expected calibration error of a reliability diagram."""
     return float(np.nansum(bins.images * np.abs(bins.accuracy - bins.confidence)) / bins.images.sum())

@@ -89,12 +89,21 @@ def test_views_are_answered_once_and_only_for_what_there_is(campaign, capsys, tm
     assert any("python -m infer oof" in note and "--tta" in note for note in fitted.notes)
 
 
+def first_blend(table, plan):
+    """What the first of the plan's calibrations and the first of its rules come to on the table's rows."""
+    pool = ensemble_fit.fit_pool(table, plan)
+    logs = ensemble_fit.mix_pool(table, pool)
+    step = ensemble_fit.fit_step(plan.calibrations[0], logs, table.targets, plan.clip)
+    rule = plan.rules[0] if plan.rules else None
+    return ensemble_fit.blended(pool, step, ensemble_fit.shifts(rule, step.apply(logs), table.targets))
+
+
 def test_the_nested_answers_are_those_of_fits_without_the_fold():
     targets, answers = problem(300, 4, 0, (2.0, 1.5, 0.0))
     given, plan = table(targets, answers, folds=3), Plan(metric="macro_f1", rules=("prior",))
     found = nested.evaluate(given, plan)
     for seen, unseen in LeaveOneGroupOut().split(targets, groups=given.fold):
-        alone = fit.fit_blend(given.take(seen), plan)
+        alone = first_blend(given.take(seen), plan)
         expected = ensemble_fit.mix(alone, given.take(unseen))
         assert np.allclose(found.answers["temperature"][unseen], expected, atol=1e-5)
         assert np.array_equal(found.labels["prior"][unseen], ensemble_fit.decision.labels(expected, alone.shifts))
@@ -107,7 +116,7 @@ def test_an_honest_figure_shows_overfitting_that_the_fitted_one_hides():
     given = table(targets, [rng.normal(size=(60, 10)) for _ in range(5)])
     plan = Plan("stacking", calibrations=("isotonic",))
     found = nested.evaluate(given, plan)
-    seen = ensemble_fit.mix(fit.fit_blend(given, plan), given)
+    seen = ensemble_fit.mix(first_blend(given, plan), given)
     fitted = -seen[np.arange(60), targets].mean()
     assert found.after["none"].log_loss < found.after["isotonic"].log_loss and found.kind == "none"
     assert fitted < 1.8 and found.after["isotonic"].log_loss > np.log(10)
