@@ -47,7 +47,7 @@ def convert(
     """Write a checkpoint, each fold of a run, or an ensemble as "onnx" or "coreml"; the paths of what was written.
 
     `path`, `precision` ("fp32", "fp16", ...), `out` and `verify` (images to compare on) are those of the command line,
-    and so are the `options` (`input`, `opset`, `batch`, `macos`, ...). Raises `ConfigError`, `BackendUnavailable` and
+    and so are the `options`: `convert.export.OPTIONS`. Raises `ConfigError`, `BackendUnavailable` and
     `ConvertError`, of which `VerificationFailed` says that an artefact is outside its limits.
     """
     from convert import export

@@ -25,6 +25,8 @@ from convert.verification.precision import PRECISIONS, lossy, pairs
 from data.sources import Table
 from infer import runtimes
 
+OPTIONS = ("batch", "calibrate", "input", "macos", "opset", "single_input", "sweep")  # of a format or a precision
+
 
 class Job(NamedTuple):
     """One artefact to write."""
@@ -177,16 +179,17 @@ def artefacts(
 ) -> list[Path]:
     """What `convert.convert` does."""
     asked = command.parser().parse_args(["--", os.fspath(path)])
-    unknown = sorted(options.keys() - vars(asked).keys())
+    unknown = [name for name in options if name not in OPTIONS]
     if unknown:
-        raise TypeError(f"convert() has no option {unknown[0]!r}; there are {', '.join(sorted(vars(asked)))}")
+        raise TypeError(f"convert: unknown option {unknown[0]!r}; there are {', '.join(OPTIONS)}")
     targets, precisions = ([each] if isinstance(each, str) else list(each) for each in (to, precision))
     for wanted, known in ((targets, list(convert.TARGETS)), (precisions, list(PRECISIONS))):
         wrong = [name for name in wanted if name not in known]
         if wrong or not wanted:
-            raise ConfigError(f"convert: found {wrong or wanted}; there are {', '.join(known)}")
-    places = {name: Path(folder) for name, folder in (("out", out), ("verify", verify)) if folder is not None}
-    vars(asked).update(options, to=targets, precision=precisions, overwrite=overwrite, **places)
+            raise ConfigError(f"convert: found {', '.join(wrong) or 'nothing'}; there are {', '.join(known)}")
+    given = {**options, "out": out, "verify": verify}
+    paths = {name: Path(given[name]) for name in ("out", "verify", "calibrate") if given.get(name) is not None}
+    vars(asked).update(options, to=targets, precision=precisions, overwrite=overwrite, **paths)
     kinds = pairs(targets, precisions)
     for target in targets:
         convert.require(target)

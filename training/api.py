@@ -8,7 +8,6 @@ from __future__ import annotations
 import html
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,7 +61,7 @@ def train(
     `train.batch_size` and `optim.lr`; `folds` trains so many stratified folds. All other settings go by their names, in
     `settings` or as keywords: `seed=1`, `optim={"name": "sgd"}`, `**{"augment.level": "strong"}`; `data` and `folds`
     may be such mappings, too. They stand over the recipe or YAML file `config`. `engine` is "torch" or "mlx"; None
-    takes what is installed, and of two MLX on a Mac with Apple silicon.
+    takes the one that is installed, of both MLX on a Mac and else torch.
 
     As on the command line the newest run of the same settings is resumed, and is returned at once where it is finished;
     `resume="never"` starts anew, and `train(resume=run.folder, resume_anyway=True, epochs=20)`
@@ -268,13 +267,9 @@ class Predictions:
 
 
 def _engine(name: str | None) -> str:
-    if name is None:
-        apple = sys.platform == "darwin" and os.uname().machine == "arm64"
-        order = ("mlx", "torch") if apple else ("torch", "mlx")
-        return next((engine for engine in order if backends.installed(engine)), order[0])
-    if name not in backends.ENGINES:
+    if name is not None and name not in backends.ENGINES:
         raise BackendUnavailable(f"engine {name!r} is not known; there are torch and mlx")
-    return name
+    return name or backends.default()
 
 
 def _inputs(images: inputs.Image | Iterable[inputs.Image]) -> inputs.Inputs:

@@ -16,7 +16,7 @@ import torch
 
 import convert
 from backends.torch import model as torch_model
-from config.errors import ConvertError
+from config.errors import ConfigError, ConvertError
 from convert import __main__ as command
 from convert import export, place, source
 from convert.graph import torch_network
@@ -292,3 +292,34 @@ def test_artefacts_are_written_beside_the_checkpoint_under_its_name(
     (found,) = source.read(Path())
     (job,) = export.names(found, [("onnx", "fp32")], None)
     assert job.out.resolve() == checkpoint.parent / "fold_3_best.onnx"
+
+
+def test_python_writes_what_the_command_writes(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    found = convert.convert(checkpoint, ["onnx"], ["fp32", "fp16"], out=tmp_path / "a", verify=str(pictures))
+    assert (
+        command.main([str(checkpoint), "--to", "onnx", "--precision", "fp32", "fp16", "--out", str(tmp_path / "b")])
+        == 0
+    )
+    assert [path.name for path in found] == ["fold_3_best.onnx", "fold_3_best_fp16.onnx"]
+    assert (tmp_path / "a" / "verify.json").is_file()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    for path in found:
+        mine, theirs = (runtimes.open(tmp_path / place / path.name) for place in "ab")
+        assert np.array_equal(mine.logits(pixels), theirs.logits(pixels))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "reason"),
+    [
+        ({"to": "onxx"}, ConfigError, "found onxx; there are onnx, coreml"),
+        ({"to": []}, ConfigError, "found nothing"),
+        ({"to": "onnx", "precision": "fp8"}, ConfigError, "found fp8"),
+        ({"to": "onnx", "precision": "w8"}, ConfigError, "its precisions are"),
+        ({"to": "onnx", "batch": [0]}, ConfigError, "at least one image"),
+        ({"to": "onnx", "distil": "x"}, TypeError, "unknown option 'distil'; there are batch"),
+    ],
+)
+def test_wrong_arguments_from_python_are_exceptions(given, error, reason, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(error, match=reason):
+        convert.convert(checkpoint, out=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
