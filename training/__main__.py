@@ -18,10 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     parser = _parser()
-    arguments, rest = parser.parse_known_args(words)
-    if rest and arguments.command != "worker":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.settings = rest
+    if "worker" in words[:1]:  # which takes settings, too
+        arguments, rest = parser.parse_known_args(words)
+        return _worker(arguments, rest)
+    arguments = parser.parse_args(words)
     return int(arguments.run(arguments))
 
 
@@ -99,13 +99,12 @@ def _worker_options(parser: argparse.ArgumentParser) -> None:
         default="",
         help="default: the one that is installed; of both, MLX on a Mac",
     )
-    parser.set_defaults(run=_worker)
 
 
-def _worker(arguments: argparse.Namespace) -> int:
+def _worker(arguments: argparse.Namespace, settings: list[str]) -> int:
     from training import cli
 
-    return cli.work_on(arguments.campaign, arguments.engine, arguments.settings)
+    return cli.work_on(arguments.campaign, arguments.engine, settings)
 
 
 def _checkpoint(arguments: argparse.Namespace) -> int:

@@ -144,6 +144,9 @@ def test_shown_commands_are_understood(page: str, line: str, parsing_only: None,
         return
     if program in FOREIGN:
         return
+    if program in ("torchrun", "srun"):  # what they start
+        first = next(i for i, word in enumerate(words) if word == "-m" or word.endswith(".py"))
+        program, words = "python", words[first:]
     assert program == "python", f"{page}: {line}: neither of Tandem nor known to this test"
     for word in words:
         if word.endswith((".yaml", ".yml")):
@@ -153,6 +156,10 @@ def test_shown_commands_are_understood(page: str, line: str, parsing_only: None,
         run = tmp_path / words[words.index("--resume") + 1]
         run.mkdir(parents=True, exist_ok=True)
         (run / "config.yaml").write_text("data: {root: .}\n")
+    if "--campaign" in words:
+        folder = tmp_path / words[words.index("--campaign") + 1]
+        folder.mkdir(parents=True)
+        (folder / "campaign.yaml").write_text("data: {root: .}\n")
     if words[0].endswith(".py"):
         assert (ROOT / words[0]).exists(), f"{page}: {line}"
         module, words = "training.cli", [words[0].removeprefix("train_").removesuffix(".py"), words[1:]]
