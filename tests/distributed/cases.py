@@ -62,6 +62,8 @@ CASES = {
     ),
     "muon": Case("convnext", replace(PLAIN, optim=OptimSpec("muon", matrices=_MATRICES))),
     "running statistics": Case("resnet", PLAIN),
+    "spread parameters": Case("convnext", replace(PLAIN, fsdp=True), mixes=True),
+    "spread parameters, accumulation": Case("vit", replace(SGD, fsdp=True, memory=MemorySpec(micro_batch=1))),
 }
 
 
@@ -100,7 +102,7 @@ def train(group: Group, case: Case) -> Trained:
         whole = batch(step)
         mine = whole._replace(images=whole.images[group.rank * each : (group.rank + 1) * each])
         results.append(session.read(session.train_step(mine, plan(step) if case.mixes else None, knobs)))
-    held = {**session._tensors, **session._moments}
+    held = {} if case.config.fsdp else {**session._tensors, **session._moments}
     digest = hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in held.values())).hexdigest()
     found = Trained(results, session.state(), digest, session.logits(batch(0).images))
     session.close()
