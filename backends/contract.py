@@ -162,7 +162,8 @@ class SessionConfig:
     `precision` "auto" is bf16 where the device is fast at it (CUDA), else fp32. `seed` keys dropout, stochastic depth
     and fresh weights. `compile` True compiles where the engine gains by it; a mode, which only torch's engine takes,
     compiles or raises `ConfigError`. Torch's engine alone takes `deterministic`, CUDA gives the same numbers each time,
-    and `sync_batch_norm`, BatchNorm takes the statistics of all processes' images.
+    `sync_batch_norm`, BatchNorm takes the statistics of all processes' images, and `fsdp`, the processes of a group
+    share out parameters, moments and averages; `logits` then want as many images on each of them.
     """
 
     optim: OptimSpec = field(default_factory=OptimSpec)
@@ -173,6 +174,7 @@ class SessionConfig:
     memory: MemorySpec = field(default_factory=MemorySpec)
     deterministic: bool = False
     sync_batch_norm: bool = False
+    fsdp: bool = False
 
 
 DEFAULTS = SessionConfig()

@@ -9,6 +9,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from backends.contract import Weights
 from config.errors import ConfigError
@@ -67,7 +68,14 @@ class GeM(nn.Module):
 
 def canonical_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model's own parameters and running statistics under their canonical names."""
-    return {n: t for n, t in model.state_dict(keep_vars=True).items() if not n.endswith("num_batches_tracked")}
+    tensors = model.state_dict(keep_vars=True).items()
+    return {n: local(t) for n, t in tensors if not n.endswith("num_batches_tracked")}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's rows of a tensor that FSDP2 spreads, in the same memory; any other as it is."""
+    plain: Tensor = tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    return plain
 
 
 def to_arrays(tensors: dict[str, Tensor]) -> Weights:

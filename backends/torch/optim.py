@@ -7,7 +7,7 @@ weights (EMA). The rates themselves are decided by the caller, step by step.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -112,8 +112,11 @@ def update(optimizers: list[torch.optim.Optimizer], lr: float, weight_decay: flo
         optimizer.step()
 
 
-def limit_(parameters: Parameters, spec: OptimSpec, norm: Tensor, clip_norm: float) -> None:
-    """Bring the gradients, whose global norm is `norm`, within the limits of `spec`, then of `clip_norm` (0: any)."""
+def limit_(
+    parameters: Parameters, spec: OptimSpec, norm: Tensor, clip_norm: float, whole: Callable[[Tensor], Tensor]
+) -> None:
+    """Bring the gradients, whose global norm is `norm`, within the limits of `spec`, then of `clip_norm` (0: any).
+    `whole` gives the norm of all gradients of that of these."""
     if spec.clip_factor:
         adaptive_clip_grad([p for n, p in parameters.items() if n not in spec.head], spec.clip_factor)
     if spec.clip_value:
@@ -121,7 +124,7 @@ def limit_(parameters: Parameters, spec: OptimSpec, norm: Tensor, clip_norm: flo
     if clip_norm <= 0:
         return
     if spec.clip_factor or spec.clip_value:
-        norm = total_norm(parameters)
+        norm = whole(total_norm(parameters))
     nn.utils.clip_grads_with_norm_(parameters.values(), clip_norm, norm)
 
 
@@ -135,8 +138,11 @@ class Average:
 
     def __init__(self, model: nn.Module):
         self.model = copy.deepcopy(model).requires_grad_(False)
-        self.tensors = canonical_tensors(self.model)
-        self._live = canonical_tensors(model)
+        self.follow(model)
+
+    def follow(self, model: nn.Module) -> None:
+        """Take the tensors of both anew, after they were put elsewhere."""
+        self.tensors, self._live = canonical_tensors(self.model), canonical_tensors(model)
 
     @torch.no_grad()
     def update(self, decay: float, finite: Tensor) -> None:

@@ -43,6 +43,7 @@ from backends.torch.devices import remark
 from backends.torch.distributed.group import join as join
 from backends.torch.distributed.group import lost
 from backends.torch.distributed.replicas import Replicas, synchronised
+from backends.torch.distributed.sharded import Sharded
 from backends.torch.memory import memory_errors
 from backends.torch.precision import LossScale, resolved, tf32
 from backends.torch.transfer import Pending, Transfer, arrived
@@ -86,7 +87,7 @@ class Session:
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # torch's aid to find faults; it costs time
         self._classes, self._calls = spec.num_classes, 0
-        self._mode = compiling.mode(config.compile, device, memory)
+        self._mode = "" if config.fsdp else compiling.mode(config.compile, device, memory)
         if self._mode:
             compiling.renew(spec)
         self._transfer = Transfer(device)
@@ -96,24 +97,25 @@ class Session:
             step.checkpoint_blocks(network, spec.name)
         if config.sync_batch_norm and group.world_size > 1:
             network = synchronised(network, device)
-        self._parameters = dict(network.named_parameters())
+        average = optim.Average(network) if optimizer.ema else None
+        replicas = self._replicas(network, average)
+        self._parameters = dict(replicas.parameters)
         self._tensors = model.canonical_tensors(network)
         self._context = step.StepContext(
             model=network,
-            replicas=Replicas(group, network, compiling.training(network, self._mode)),
+            replicas=replicas,
             loss=losses.make(config.loss),
             spec=optimizer,
             memory=memory,
             parameters=self._parameters,
             optimizers=optim.make(self._parameters, optimizer, step.dtype_of(precision)),
             statistics=optim.Statistics(network),
-            average=optim.Average(network) if optimizer.ema else None,
+            average=average,
             count=torch.zeros((), dtype=torch.int64, device=device),
             frozen_count=torch.zeros((), dtype=torch.int64, device=device),
             scale=LossScale(device) if precision == "fp16" else None,
         )
         self._moments = optim.moments(self._context.optimizers, self._parameters)
-        average = self._context.average
         self._evaluate = compiling.evaluation(network, self._mode)
         self._evaluate_average = compiling.evaluation(average.model, self._mode) if average else None
         prep = spec.preprocessing
@@ -176,11 +178,11 @@ class Session:
     @memory_errors()
     def state(self) -> TrainState:
         """A copy of the whole state in canonical form; waits for the device. Of a group rank 0 alone has the arrays."""
-        average, scale, leads = self._context.average, self._context.scale, self.group.rank == 0
+        average, scale, arrays = self._context.average, self._context.scale, self._context.replicas.arrays
         return TrainState(
-            weights=model.to_arrays(self._tensors) if leads else {},
-            ema=model.to_arrays(average.tensors) if average and leads else None,
-            optimizer=model.to_arrays(self._moments) if leads else {},
+            weights=arrays(self._tensors),
+            ema=arrays(average.tensors) if average else None,
+            optimizer=arrays(self._moments),
             step=int(self._context.count.item()),
             calls=self._calls,
             frozen_steps=int(self._context.frozen_count.item()),
@@ -203,9 +205,11 @@ class Session:
             "ema": absent if state.ema is None else state.ema,
             "optimizer": state.optimizer,
         }
-        fitting = {part: _fitting(part, given[part], tensors, strict) for part, tensors in held.items()}
+        replicas = self._context.replicas
+        shapes = {part: {n: replicas.shape(n, t) for n, t in tensors.items()} for part, tensors in held.items()}
+        fitting = {part: _fitting(part, given[part], shapes[part], strict) for part in held}
         for part, tensors in held.items():
-            model.copy_into(tensors, fitting[part])
+            replicas.copy_(tensors, fitting[part])
         self._context.count.fill_(state.step)
         self._context.frozen_count.fill_(state.frozen_steps)
         optim.set_step(self._context.optimizers, self._parameters, self._config.optim, state.step, state.frozen_steps)
@@ -254,9 +258,19 @@ class Session:
             model.load_canonical(network, weights, f"the weights for {spec.name}")
         return network.to(self._device, memory_format=self._layout())
 
+    def _replicas(self, network: nn.Module, average: optim.Average | None) -> Replicas:
+        if not self._config.fsdp or self.group.world_size == 1:
+            return Replicas(self.group, network, compiling.training(network, self._mode))
+        spread = Sharded(self.group, network, average.model if average else None, self._device)
+        if average:
+            average.follow(network)
+        return spread
+
     def _layout(self) -> torch.memory_format:
-        """Tensor cores and oneDNN want channels last; on MPS that slows the gradients of convolutions."""
-        return torch.contiguous_format if self._device.type == "mps" else torch.channels_last
+        """Tensor cores and oneDNN want channels last; on MPS that slows the gradients of convolutions, and FSDP2 takes
+        contiguous kernels alone."""
+        plain = self._device.type == "mps" or self._config.fsdp
+        return torch.contiguous_format if plain else torch.channels_last
 
     def _weights_of(self, which: Which) -> tuple[nn.Module, compiling.Forward]:
         if which == "live":
@@ -287,10 +301,10 @@ class Session:
         return {"active": psutil.Process().memory_info().rss}
 
 
-def _fitting(part: str, given: Weights, held: dict[str, Tensor], strict: bool) -> Weights:
-    """The arrays of `given` that `held` has; `WeightsError` when they do not fit."""
+def _fitting(part: str, given: Weights, held: dict[str, tuple[int, ...]], strict: bool) -> Weights:
+    """The arrays of `given` that `held` has, by its shapes; `WeightsError` when they do not fit."""
     if not strict:
         given = {name: array for name, array in given.items() if name in held}
-    expected = {name: tuple(t.shape) for name, t in held.items() if strict or name in given}
+    expected = {name: shape for name, shape in held.items() if strict or name in given}
     check(given, expected, f"{part} of the state")
     return given

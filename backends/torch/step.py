@@ -148,11 +148,11 @@ def apply_update(
     gradients' norm, and whether all was finite as `train_step` reports it."""
     if context.scale is not None:
         context.scale.unscale_(context.parameters.values())
-    norm = optim.total_norm(context.parameters)
+    norm = context.replicas.norm(optim.total_norm(context.parameters))
     sound = mean.isfinite()
     finite = sound & norm.isfinite()
     reported = finite
-    optim.limit_(context.parameters, context.spec, norm, rates.clip_norm)
+    optim.limit_(context.parameters, context.spec, norm, rates.clip_norm, context.replicas.norm)
     optim.update(context.optimizers, rates.lr, rates.weight_decay, finite)
     if not frozen and not context.spec.fixed_statistics:
         context.replicas.average_(context.statistics.tensors)

@@ -91,6 +91,11 @@ class Train(Section):
         description="BatchNorm takes the statistics of the images of all processes; else each process its own, which is"
         " faster. For several NVIDIA GPUs. torch's alone.",
     )
+    fsdp: bool = Field(
+        default=False,
+        description="Several processes share out weights, optimizer and EMA (FSDP2), for networks that do not fit into"
+        " one GPU's memory; slower where they do. torch's alone.",
+    )
 
 
 class Progressive(Section):

@@ -62,6 +62,8 @@ CASES = {
     ),
     "muon": Case("convnext", replace(PLAIN, optim=OptimSpec("muon", matrices=_MATRICES))),
     "running statistics": Case("resnet", PLAIN),
+    "spread parameters": Case("convnext", replace(PLAIN, fsdp=True), mixes=True),
+    "spread parameters, accumulation": Case("vit", replace(SGD, fsdp=True, memory=MemorySpec(micro_batch=1))),
 }
 
 
@@ -84,12 +86,14 @@ def plan(step: int) -> MixPlan:
 
 
 class Trained(NamedTuple):
-    """What an update sequence leaves in one process; `digest` is of all tensors that this process holds."""
+    """What an update sequence leaves in one process; `digest` is of all tensors that it holds, and `again` the
+    state of another session that has loaded it."""
 
     results: list[StepResult]
     state: TrainState
     digest: str
     logits: NDArray[np.float32]
+    again: TrainState | None = None
 
 
 def train(group: Group, case: Case) -> Trained:
@@ -100,11 +104,17 @@ def train(group: Group, case: Case) -> Trained:
         whole = batch(step)
         mine = whole._replace(images=whole.images[group.rank * each : (group.rank + 1) * each])
         results.append(session.read(session.train_step(mine, plan(step) if case.mixes else None, knobs)))
-    held = {**session._tensors, **session._moments}
+    held = {} if case.config.fsdp else {**session._tensors, **session._moments}
     digest = hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in held.values())).hexdigest()
-    found = Trained(results, session.state(), digest, session.logits(batch(0).images))
+    state, logits = session.state(), session.logits(batch(0).images)
     session.close()
-    return found
+    if not case.config.fsdp:
+        return Trained(results, state, digest, logits)
+    other: Any = backends.load("torch").open(tiny.spec(case.family, CLASSES), None, replace(case.config, seed=9), group)
+    other.logits(batch(0).images)  # gathers what the state then replaces
+    other.load(group.broadcast(state))
+    np.testing.assert_array_equal(other.logits(batch(0).images), logits)
+    return Trained(results, state, digest, logits, other.state())
 
 
 def all_cases(group: Group) -> dict[str, Trained]:

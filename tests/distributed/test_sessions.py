@@ -11,6 +11,7 @@ from backends.torch import model
 from backends.torch.distributed.replicas import synchronised
 from config.errors import ConfigError
 from tests import tiny
+from tests.contract.cases import assert_same
 from tests.distributed import cases
 from tests.distributed.cases import CASES, Trained
 from tests.distributed.ranks import together
@@ -37,6 +38,14 @@ def test_two_processes_train_as_one(name: str, trained: list[dict[str, Trained]]
         assert held.keys() == expected.keys()
         for key in held:
             np.testing.assert_allclose(held[key], expected[key], rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].config.fsdp])
+def test_a_state_of_spread_parameters_is_whole_and_goes_back(name: str, trained: list[dict[str, Trained]]) -> None:
+    state, again = trained[0][name].state, trained[0][name].again
+    assert again is not None
+    assert_same(state, again)
+    assert trained[1][name].state.weights == {}, "rank 0 alone holds it"
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -25,29 +25,31 @@ def evaluate(session: Session, loader: Loader, count: int, which: Which = "live"
     """
     group = session.group
     mine = np.array_split(np.arange(count), group.world_size)[group.rank]
-    found = group.gather(together(group, lambda: _logits(session, loader, mine, which)))
+    # As many on each, since networks that are spread over processes are evaluated by all at a time.
+    order = np.minimum(np.arange(-(-count // group.world_size)) + (mine[0] if len(mine) else count), count - 1)
+    found = group.gather(together(group, lambda: _logits(session, loader, order, which))[: len(mine)])
     if not answered(found).any():
         raise DataError(f"none of the {count} validation images can be read; replace them, or change folds")
     return found
 
 
-def _logits(session: Session, loader: Loader, mine: NDArray[np.int64], which: Which) -> NDArray[np.float32]:
-    """The logits of the images `mine`, numbers in a row."""
+def _logits(session: Session, loader: Loader, order: NDArray[np.int64], which: Which) -> NDArray[np.float32]:
+    """The logits of the images of an order of rising numbers."""
     found: NDArray[np.float32] | None = None
-    for loaded, begun in _begun(session, loader, mine, which):
+    for loaded, begun in _begun(session, loader, order, which):
         logits, kept = begun(), loaded.weight > 0
         if found is None:
-            found = np.full((len(mine), logits.shape[1]), -np.inf, np.float32)
-        found[loaded.index[kept] - mine[0]] = logits[kept]
+            found = np.full((len(order), logits.shape[1]), -np.inf, np.float32)
+        found[loaded.index[kept] - order[0]] = logits[kept]
     return np.zeros((0, 0), np.float32) if found is None else found
 
 
 def _begun(
-    session: Session, loader: Loader, mine: NDArray[np.int64], which: Which
+    session: Session, loader: Loader, order: NDArray[np.int64], which: Which
 ) -> Iterator[tuple[Loaded, Callable[[], NDArray[np.float32]]]]:
     """Each batch with its logits on their way, the next batch enqueued behind it."""
     ahead: deque[tuple[Loaded, Callable[[], NDArray[np.float32]]]] = deque()
-    for loaded in loader.epoch(mine, epoch=0):
+    for loaded in loader.epoch(order, epoch=0):
         ahead.append((loaded, session.begin_logits(loaded.images, which)))
         if len(ahead) > _AHEAD:
             yield ahead.popleft()

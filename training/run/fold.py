@@ -201,6 +201,7 @@ def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead
         memory=optimizer.memory(train, micro_batch),
         deterministic=train.deterministic,
         sync_batch_norm=train.sync_batch_norm,
+        fsdp=train.fsdp,
     )
 
     def opened(compile: bool | CompileMode, group: Group = ALONE) -> Session:

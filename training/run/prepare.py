@@ -38,12 +38,29 @@ def refuse(settings: Settings, backend: str) -> None:
         raise ConfigError(f"train.precision {precision}: torch alone has it; choose auto, fp32 or bf16 with {backend}")
     if settings.train.compile_mode != "default" and backend != "torch":
         raise ConfigError(f"train.compile_mode: torch alone has modes; leave it at default with {backend}")
-    for name in ("deterministic", "sync_batch_norm"):
+    for name in ("deterministic", "sync_batch_norm", "fsdp"):
         if getattr(settings.train, name) and backend != "torch":
             raise ConfigError(f"train.{name}: torch alone has it; leave it false with {backend}")
+    if settings.train.fsdp:
+        _refuse_beside_fsdp(settings)
     trackers.require(settings.track)
     if backends.ENGINES[backend].builds_networks:
         _refuse_sizes(settings)
+
+
+def _refuse_beside_fsdp(settings: Settings) -> None:
+    """`ConfigError` for what needs whole tensors or an update that no other process takes part in."""
+    optim, train = settings.optim, settings.train
+    beside = {
+        "optim.name muon, which needs whole matrices": optim.name == "muon",
+        "optim.clip_factor, which needs whole layers": optim.clip_factor > 0,
+        "optim.freeze_epochs": optim.freeze_epochs > 0,
+        "train.compile on": train.compile == "on",
+        "train.micro_batch auto, which tries updates in one process": "auto" in (train.micro_batch, train.batch_size),
+    }
+    for name, there in beside.items():
+        if there:
+            raise ConfigError(f"train.fsdp: does not go with {name}; change it, or set train.fsdp to false")
 
 
 def _refuse_sizes(settings: Settings) -> None:

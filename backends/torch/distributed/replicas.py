@@ -17,7 +17,9 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from backends.contract import Weights
 from backends.group import Group
+from backends.torch import model
 from backends.torch.compiling import Forward
 from config.errors import ConfigError
 
@@ -33,6 +35,7 @@ class Replicas:
     def __init__(self, group: Group, network: nn.Module, forward: Forward):
         self._rank, self.count = group.rank, group.world_size
         self._forward, self._module = forward, _Module(network, forward)
+        self.parameters: dict[str, nn.Parameter] = dict(network.named_parameters())
         self._parallel: DistributedDataParallel | None = None
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -86,6 +89,23 @@ class Replicas:
         dist.all_reduce(flat)
         parts = (flat / self.count).split([t.numel() for t in held])
         torch._foreach_copy_(held, [part.view_as(t) for t, part in zip(held, parts, strict=True)])
+
+    def norm(self, norm: Tensor) -> Tensor:
+        """The norm of the gradients, of that of those which this process holds: all of them."""
+        return norm
+
+    def shape(self, name: str, tensor: Tensor) -> tuple[int, ...]:
+        """The shape in canonical form of a tensor of that name which this process holds."""
+        del name
+        return tuple(tensor.shape)
+
+    def arrays(self, tensors: dict[str, Tensor]) -> Weights:
+        """The tensors in canonical form on rank 0; none on the others."""
+        return model.to_arrays(tensors) if self._rank == 0 else {}
+
+    def copy_(self, tensors: dict[str, Tensor], arrays: Weights) -> None:
+        """Copy canonical arrays into the tensors of the same names."""
+        model.copy_into(tensors, arrays)
 
     def close(self) -> None:
         """Let go of what DistributedDataParallel holds."""

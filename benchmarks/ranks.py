@@ -1,0 +1,175 @@
+"""Several processes that train one network on this machine's cores, and what an update sends, counted.
+
+    python -m benchmarks.ranks --json
+
+`throughput` compares two processes of one thread, over gloo, with one process of two threads, in turns; the images are
+at hand. `sent` counts what a process hands over in an update, beside the least, its gradients once. `simulated` is one
+process of 64 whose others are torch's fake process group: what they would send, and the memory of this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import psutil
+
+from backends.contract import Batch, MemorySpec, MixPlan, OptimSpec, SessionConfig, StepHyperparams
+from backends.group import ALONE, Alone, Group
+from benchmarks import common
+from config.launch import Launch
+
+_CLASSES, _UPDATES = 10, 4
+_KNOBS = StepHyperparams(lr=1e-4, weight_decay=0.05, ema_decay=0.0, clip_norm=1.0)
+
+
+class Rank:
+    """A process with its part of each batch; `messages` are (what, bytes) of the last update."""
+
+    def __init__(self, rank: int, count: int, port: int, threads: int):
+        import torch
+
+        torch.set_num_threads(threads)
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TANDEM_TORCH_DEVICE": "cpu"}
+        self.launch = Launch(rank, rank, count, count, "torchrun")
+        self.messages: list[tuple[str, int]] = []
+        self.group: Group = ALONE
+
+    def begin(self, model: str, size: int, batch: int, micro: int = 0, group: Group | None = None) -> int:
+        """Join the others and open the session; the bytes of its parameters."""
+        import torch.distributed as dist
+
+        from backends.torch import session
+        from models import registry
+
+        self.group = group or session.join(self.launch)
+        config = SessionConfig(optim=OptimSpec(), compile=False, memory=MemorySpec(micro_batch=micro))
+        spec = registry.get(model, num_classes=_CLASSES, image_size=size)
+        self.session = session.open(spec, None, config, self.group)
+        rng, ones = np.random.default_rng(0), np.ones(batch, np.float32)
+        targets = np.eye(_CLASSES, dtype=np.float32)[rng.integers(0, _CLASSES, batch)]
+        mine = batch // self.group.world_size
+        self.batch = Batch(rng.integers(0, 256, (mine, size, size, 3)).astype(np.uint8), targets, ones)
+        own = np.full(batch, 0.7, np.float32)
+        self.mix = MixPlan(rng.permutation(batch).astype(np.int32), own, np.zeros((batch, 4), np.int32), own)
+        for name in ("all_reduce", "all_gather_into_tensor", "all_gather"):
+            setattr(dist, name, partial(self._counted, name, getattr(dist, name)))
+        return 4 * sum(p.numel() for p in self.session._parameters.values())
+
+    def _counted(self, name: str, call: Callable[..., Any], *given: Any, **more: Any) -> Any:
+        sent = given[0] if name == "all_reduce" else given[1]
+        self.messages.append((name, sent.numel() * sent.element_size()))
+        return call(*given, **more)
+
+    def updates(self, count: int, mixes: bool = False) -> float:
+        """Seconds of one of `count` updates, with the exchange on the host that goes before each."""
+        started = time.perf_counter()
+        for _ in range(count):
+            self.messages = []
+            self.group.gather(np.ones((1, 3 + len(self.batch.images)), np.float32), even=True)
+            self.session.read(self.session.train_step(self.batch, self.mix if mixes else None, _KNOBS))
+        return (time.perf_counter() - started) / count
+
+    def sent(self) -> dict[str, dict[str, int]]:
+        """Messages and bytes of the last update, by kind."""
+        kinds = {name: [size for kind, size in self.messages if kind == name] for name, _ in self.messages}
+        return {name: {"messages": len(sizes), "bytes": sum(sizes)} for name, sizes in kinds.items()}
+
+
+def throughput(model: str, size: int, batch: int, turns: int) -> dict[str, Any]:
+    """Images a second of both, and their ratio, turn by turn."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    with (
+        common.Peer(Rank, 0, 1, port, 2) as alone,
+        common.Peer(Rank, 0, 2, port, 1) as a,
+        common.Peer(Rank, 1, 2, port, 1) as b,
+    ):
+        ideal = alone("begin", model, size, batch)
+        [call.result() for call in [peer.start("begin", model, size, batch) for peer in (a, b)]]
+        seconds: dict[str, list[float]] = {"one": [], "two": []}
+        for turn in range(turns + 1):
+            one = alone("updates", _UPDATES)
+            two = max(call.result() for call in [peer.start("updates", _UPDATES) for peer in (a, b)])
+            if turn:  # the first warms up
+                seconds["one"].append(one)
+                seconds["two"].append(two)
+        sent = a("sent")
+        [call.result() for call in [peer.start("updates", 1, True) for peer in (a, b)]]
+        mixed = a("sent")
+    ratios = [one / two for one, two in zip(*seconds.values(), strict=True)]
+    return {
+        "images_per_second": {name: common.rounded(batch / statistics.median(s)) for name, s in seconds.items()},
+        "ratio": common.rounded(statistics.median(ratios)),
+        "spread": [common.rounded(min(ratios)), common.rounded(max(ratios))],
+        "sent": {"least_bytes": ideal, "plain": sent, "mixup": mixed},
+    }
+
+
+class _Simulated(Alone):
+    """The first process of a group whose others do not exist."""
+
+    def __init__(self, count: int):
+        self.rank, self.world_size = 0, count
+
+
+def _at_once(bucket: Any) -> Any:
+    import torch
+    import torch.distributed as dist
+
+    dist.all_reduce(bucket.buffer())
+    done: Any = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
+
+
+def simulated(model: str, size: int, batch: int, count: int) -> dict[str, Any]:
+    """One of `count` processes, the others being torch's fake process group."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from backends.torch.distributed import replicas
+
+    replicas.summed = _at_once  # the fake group's futures hold nothing
+    dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+    rank = Rank(0, count, 0, 2)
+    ideal = rank.begin(model, size, batch, group=_Simulated(count))
+    rank.updates(3)  # DistributedDataParallel begins with the second and sorts its buckets after it
+    plain = rank.sent()
+    rank.updates(1, True)
+    return {
+        "processes": count,
+        "batch": batch,
+        "least_bytes": ideal,
+        "plain": plain,
+        "mixup": rank.sent(),
+        "memory_gib": common.rounded(psutil.Process().memory_info().rss / 2**30),
+    }
+
+
+def main() -> int:
+    """Print the table or JSON."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--model", default="convnext_atto")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--simulate", type=int, default=0, metavar="N", help="simulate one of N processes, and no more")
+    arguments: argparse.Namespace = parser.parse_args()
+    given = arguments.model, arguments.size, arguments.batch
+    figures = simulated(*given, arguments.simulate) if arguments.simulate else throughput(*given, arguments.turns)
+    common.report(arguments, figures, arguments.turns, "torch", "timm")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
