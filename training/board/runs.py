@@ -185,7 +185,9 @@ class Runs:
         numbers = sorted(int(found[1]) for one in path.iterdir() if (found := _FOLD.fullmatch(one.name)))
         folds = tuple(self._fold(path / f"fold_{k}", k) for k in numbers)
         split = path / _FOLDS
-        finished = (path / run_dir.FINISHED).exists() or (run.kind == "trial" and any(one.state == "finished" for one in folds))
+        finished = (path / run_dir.FINISHED).exists() or (
+            run.kind == "trial" and any(one.state == "finished" for one in folds)
+        )
         return replace(
             run,
             state=state.of_run(finished, [one.state for one in folds]),
