@@ -48,7 +48,7 @@ def _histogram(axes: matplotlib.axes.Axes, analysis: Analysis) -> None:
     axes.set(
         xlim=(0, 1), xlabel="confidence (top-1 probability)", ylabel="images", title="Confidence after calibration"
     )
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="best")
 
 
 def _kept(analysis: Analysis) -> dict[str, float]:

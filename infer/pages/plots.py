@@ -10,19 +10,22 @@ from numpy.typing import NDArray
 
 from ensemble.calibration.scaling import Bins
 
-_LABELLED_CELLS = 25
+_LABELLED_CELLS, _LONGEST = 25, 32  # classes whose counts are written, characters of a name
 
 
 def confusion_figure(
     counts: NDArray[np.int64], names: Sequence[str], title: str = "Confusion matrix, out of fold"
 ) -> Figure:
     """A confusion matrix `[C, C]` coloured by the share of each true class; counts are written where they fit."""
-    size = min(max(4.5, 0.42 * len(names) + 2), 14)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
+    side, labels = min(max(2.5, 0.42 * len(names)), 12), 0.5
+    if len(names) <= 2 * _LABELLED_CELLS:
+        labels += 0.1 * max(map(len, names))  # inches of the longest name
+    figure = Figure(figsize=(max(side + labels + 1.5, 5), side + labels + 0.5), layout="constrained")
     axis = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axis, shrink=0.8, label="Share of the true class")
+    figure.colorbar(image, ax=axis, shrink=0.8, aspect=30, label="Share of true class")
     axis.set(xlabel="Predicted", ylabel="True", title=title)
     if len(names) <= 2 * _LABELLED_CELLS:
         turned = max(map(len, names)) > 3

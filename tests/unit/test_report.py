@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from data import csvfile
 from infer.pages import figures as shared
 from tests.unit import runs
 from training.__main__ import main
-from training.report import figures
+from training.report import figures, plots
 
 
 @pytest.fixture
@@ -89,3 +90,14 @@ def test_the_figures_are_scikit_learns() -> None:
     worst = shared.pairs(counts, tuple("abcde"))[0]
     off = counts - np.diag(np.diag(counts))
     assert worst["n"] == off.max()
+
+
+def test_plots_of_one_epoch_have_a_point_and_long_class_names_leave_the_matrix_its_room() -> None:
+    one = {name: np.array([1.0]) for name in ("epoch", "log_loss", "train_loss", "accuracy", "macro_f1")}
+    assert all(line.get_marker() == "o" for line in plots.curves({"fold 0": one}).axes[1].lines)
+    figure = plots.confusion_figure(np.eye(2, dtype=np.int64), ["a", "a class whose name is far too long for a plot"])
+    FigureCanvasAgg(figure).draw()
+    matrix, bar = figure.axes
+    assert matrix.get_window_extent().width > 0.25 * figure.bbox.width
+    assert bar.get_tightbbox().x1 <= figure.bbox.width and matrix.get_tightbbox().x0 >= 0
+    assert [len(label.get_text()) for label in matrix.get_yticklabels()] == [1, 32]

@@ -151,7 +151,7 @@ class Runs:
         ]
         folds = tuple(one for member in members for one in member.folds)
         at_work = [run.state for run in (*members, *trials) if run.state == "training"]
-        planned = fault = None
+        planned, fault = 0, ""
         try:
             planned = len((self._read(path / load.CAMPAIGN, results.read_yaml) or {}).get("members") or [""])
         except Exception as error:
@@ -160,7 +160,7 @@ class Runs:
         yield Run(
             *(key, path, "campaign"),
             state=state.of_run(ended, [*at_work, *(member.state for member in members)]),
-            fault=fault or "",
+            fault=fault,
             folds=folds,
             planned=planned or len(members),
             changed=max((run.changed for run in (*members, *trials)), default=0.0),
@@ -181,17 +181,19 @@ class Runs:
         if config is None:
             raise CheckpointError(f"{run_dir.CONFIG} is missing")
         settings, deciding = config
-        summary, starts = self._read(path / run_dir.FINISHED, results.read_yaml), path / "environment.json"
+        starts = self._read(path / "environment.json", _json) or [{"engine": ""}]
         numbers = sorted(int(found[1]) for one in path.iterdir() if (found := _FOLD.fullmatch(one.name)))
         folds = tuple(self._fold(path / f"fold_{k}", k) for k in numbers)
         split = path / _FOLDS
-        finished = summary is not None or (run.kind == "trial" and any(one.state == "finished" for one in folds))
+        finished = (path / run_dir.FINISHED).exists() or (
+            run.kind == "trial" and any(one.state == "finished" for one in folds)
+        )
         return replace(
             run,
             state=state.of_run(finished, [one.state for one in folds]),
             settings=settings,
             deciding=deciding,
-            engine=(self._read(starts, _json) or [{"engine": ""}])[-1]["engine"],
+            engine=starts[-1]["engine"],
             folds=folds,
             planned=len(folds) if finished else self._planned(path, settings, len(folds)),
             split=self._read(split, leaderboard.split_digest) or "",

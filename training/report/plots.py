@@ -31,11 +31,13 @@ def curves(histories: dict[str, dict[str, NDArray[np.float64]]]) -> Figure:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axis, (column, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         for number, (fold, history) in enumerate(histories.items()):
-            axis.plot(history["epoch"], history[column], color=f"C{number % 10}", label=fold)
+            dot = "o" if len(history["epoch"]) == 1 else ""  # a line needs two epochs
+            axis.plot(history["epoch"], history[column], color=f"C{number % 10}", marker=dot, label=fold)
             if column == "log_loss":
-                axis.plot(history["epoch"], history["train_loss"], color=f"C{number % 10}", ls=":", lw=1)
+                thin = {"color": f"C{number % 10}", "ls": ":", "lw": 1, "marker": dot, "markersize": 3}
+                axis.plot(history["epoch"], history["train_loss"], **thin)
         axis.set(title=title, xlabel="Epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
     figure.axes[0].plot([], [], color="grey", ls=":", lw=1, label="training")
     figure.axes[0].legend(fontsize=8)
