@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -35,7 +36,6 @@ from data.streaming.order import StreamOrder
 from models.card import Preprocessing
 
 SHARDS, IMAGES, PHOTOGRAPHS = 20, 400, 20
-PORT = 8765
 IMAGENET = 1_281_167
 
 
@@ -57,11 +57,14 @@ def _write(folder: Path) -> None:
 
 @contextmanager
 def _served(folder: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "http.server", str(PORT), "--bind", "127.0.0.1", "--directory", str(folder)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         time.sleep(2)
         try:
-            yield f"http://127.0.0.1:{PORT}/{{000..{SHARDS - 1:03d}}}.tar"
+            yield f"http://127.0.0.1:{port}/{{000..{SHARDS - 1:03d}}}.tar"
         finally:
             process.terminate()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from config.sections.data import Data
 from data import sources
-from data.sources import Table
+from data.sources import Table, remote
 
 _SHOWN = 30  # classes that are listed one by one
 
@@ -67,10 +68,19 @@ def _commands(data: Data, root: str) -> Iterator[str]:
     """The commands that train on it and look closer, with the settings of data that were given."""
     changed = {
         name: getattr(data, name)
-        for name in ("table", "images", "id_column", "target_column", "label_pattern", "follow_links", "classes")
+        for name in (
+            "table",
+            "images",
+            "id_column",
+            "target_column",
+            "label_pattern",
+            "follow_links",
+            "classes",
+            "streaming",
+        )
         if getattr(data, name) != Data.model_fields[name].default
     }
-    words = [f"--data.root {shlex.quote(root)}"]
+    words = [f"--data.root {shlex.quote(remote.url(Path(root)) or root)}"]
     for name, value in changed.items():
         shown = f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
         words.append(f"--data.{name} {shlex.quote(shown)}")

@@ -15,9 +15,9 @@ _MIN_IMAGES = 200  # fewer are done before a bar is of use
 
 
 @contextmanager
-def bar(what: str, images: int) -> Iterator[Callable[[int], None]]:
+def bar(what: str, images: int, minimum: int = _MIN_IMAGES) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal's standard error, or in a notebook; yields a function that takes how many are done."""
-    if images >= _MIN_IMAGES and is_notebook():
+    if images >= minimum and is_notebook():
         notebook = NotebookBar(what, "image")
         try:
             yield lambda done: notebook.update(done, images)
@@ -25,7 +25,7 @@ def bar(what: str, images: int) -> Iterator[Callable[[int], None]]:
             notebook.close()
         return
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = images < _MIN_IMAGES or not sys.stderr.isatty()
+    hidden = images < minimum or not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
         task = progress.add_task(what, total=images)
         yield lambda done: progress.update(task, completed=done)

@@ -88,6 +88,7 @@ class Loader:
         self.paths = list(paths)
         self._shards = RemoteShards(self.paths, shard_bytes)
         self.batch_size = batch_size
+        self._part = part
         self._local = batch_size // part[1]
         self._offset = part[0] * self._local
         self.bad: dict[Path, str] = {}
@@ -116,7 +117,7 @@ class Loader:
         prepare = Preparation(self._images, at_epoch(self._transform, epoch), self._seed, epoch)
         work = _Epoch(self.paths, order, occurrences(order), prepare, self.bad if self._skip_bad else None)
         numbers = iter(range(first_batch, self.batches(len(order))))
-        shards = self._shards.read_ahead(order, first_batch, self.batch_size)
+        shards = self._shards.read_ahead(order, first_batch, self.batch_size, part=self._part)
         with shards, ThreadPoolExecutor(self._threads, thread_name_prefix="tandem-loader") as pool:
             start = functools.partial(self._start, pool, work, shards)
             ahead = deque(map(start, itertools.islice(numbers, _AHEAD)))

@@ -17,7 +17,10 @@ _URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(?=[^/])")
 def url(root: Path) -> str | None:
     """The URL that a path was before pathlib folded its slashes, None for a path of this machine."""
     found = _URL.match(root.as_posix())
-    return f"{found.group(1)}://{root.as_posix()[found.end() :]}" if found and len(found.group(1)) > 1 else None
+    if not found or len(found.group(1)) < 2:
+        return None
+    host = "/" if found.group(1) == "file" else ""  # which names no host
+    return f"{found.group(1)}://{host}{root.as_posix()[found.end() :]}"
 
 
 def fetch(address: str) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import tarfile
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ _LABELS = ("cls", "label", "class", "json")
 _LABEL_BYTES = 2**20
 _NAMES = ("classnames.txt", "classes.txt", "labels.txt")
 _DAMAGED = (tarfile.TarError, OSError, EOFError)
+_OTHERS = {".parquet", ".npz", ".csv", ".gz", ".tgz", ".zip"}
 _AT_A_TIME = 4  # shards that are indexed at one time
 
 
@@ -51,18 +54,17 @@ def read_remote(address: str, data: Data) -> Listing:
     Raises `DataError` as `read`, and where a shard cannot be had.
     """
     addresses = remote.expand(address)
-    if not all(one.partition("?")[0].endswith(".tar") for one in addresses):
+    kinds = {posixpath.splitext(one.partition("?")[0])[1].lower() for one in addresses}
+    if kinds & _OTHERS:
+        raise DataError(f"{address}: data.streaming reads tar shards (WebDataset) alone; set it to false")
+    if kinds != {".tar"}:
         addresses = [file for one in addresses for file in transfer.tar_files(one)]
     root, places = shard_cache.places(addresses, data.target_column or "")
     known = {one: shard_cache.find(places[one], one) for one in addresses}
     unknown = [one for one, index in known.items() if index is None]
     if unknown:
         print(f"data: indexing {len(unknown)} shards, each of which is read once; the index is kept in {root}")
-    with bar("indexing", len(unknown)) as progress, ThreadPoolExecutor(_AT_A_TIME) as pool:
-        indexed = pool.map(lambda one: _index(one, places[one], data), unknown)
-        for count, (one, index) in enumerate(zip(unknown, indexed, strict=True), start=1):
-            known[one] = index
-            progress(count)
+        known |= _indexed({one: places[one] for one in unknown}, data)
     rows = {places[one].relative_to(root).as_posix(): index.rows for one, index in known.items() if index}
     folder = addresses[0].partition("?")[0].rpartition("/")[0]
     return _listing(root, addresses[0], rows, _class_names(root, folder))
@@ -107,12 +109,14 @@ def _damaged(shard: Path | str, error: Exception) -> DataError:
 class _Stream:
     """The bytes of a URL as a file that is read once; how many there were, and their CRC-32."""
 
-    def __init__(self, address: str):
-        self._blocks, self._rest = transfer.blocks(address), memoryview(b"")
+    def __init__(self, address: str, stopped: threading.Event):
+        self._blocks, self._rest, self._stopped = transfer.blocks(address), memoryview(b""), stopped
         self.size = self.crc = 0
 
     def read(self, count: int) -> memoryview:
-        """At most so many bytes, none at the end."""
+        """At most so many bytes, none at the end; `Stopped` where nobody waits for them."""
+        if self._stopped.is_set():
+            raise shard_cache.Stopped
         if not self._rest and (block := next(self._blocks, None)):
             self.size, self.crc = self.size + len(block), zlib.crc32(block, self.crc)
             self._rest = memoryview(block)
@@ -120,13 +124,28 @@ class _Stream:
         return piece
 
 
-def _index(address: str, place: Path, data: Data) -> Index:
+def _indexed(places: Mapping[str, Path], data: Data) -> dict[str, Index]:
+    """The indices of shards by their addresses, several made at one time."""
+    stopped, found = threading.Event(), dict[str, Index]()
+    pool = ThreadPoolExecutor(_AT_A_TIME)
+    try:
+        with bar("indexing", len(places), minimum=2) as progress:
+            for index in pool.map(lambda one: _index(one, places[one], data, stopped), places):
+                found[index.url] = index
+                progress(len(found))
+    finally:
+        stopped.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+    return found
+
+
+def _index(address: str, place: Path, data: Data, stopped: threading.Event) -> Index:
     """Index a shard, by what lies beside it or by reading it."""
     path, mark, query = address.partition("?")
     beside = transfer.small(f"{path}{shard_cache.INDEX}{mark}{query}")
     if beside and (found := shard_cache.adopt(place, beside, address)):
         return found
-    stream = _Stream(address)
+    stream = _Stream(address, stopped)
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=2**16) as opened:  # type: ignore[call-overload]
             rows = _rows(address, opened, data)

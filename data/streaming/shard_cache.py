@@ -148,16 +148,18 @@ def _fetch(place: Path, limit: int, stop: Callable[[], bool]) -> None:
     part = place.with_name(f".{place.name}{_PART}")
     with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "wb") as out:  # noqa: PTH123
         fcntl.flock(out, fcntl.LOCK_EX)
-        if not _is_at(out, part) or place.exists():  # another process has fetched it, or failed to
+        if not _is_at(out, part):  # another process has fetched it, or failed to
             return
         try:
-            _reserve(out, found.size, limit)
-            _copy(found, out, stop)
-            part.replace(place)
+            if not place.exists():
+                _reserve(out, found.size, limit)
+                _copy(found, out, stop)
+                part.replace(place)
         except OSError as error:
             raise _not_kept(place, error) from error
         finally:
-            part.unlink(missing_ok=True)
+            if _is_at(out, part):
+                part.unlink()
 
 
 def _reserve(out: IO[bytes], size: int, limit: int) -> None:
@@ -165,10 +167,11 @@ def _reserve(out: IO[bytes], size: int, limit: int) -> None:
     and being fetched takes `limit` bytes."""
     with (folder() / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        there = [(stat.st_mtime_ns, stat.st_size, path) for path in folder().rglob("*") if (stat := _stat(path))]
-        total = size + sum(length for _, length, path in there if path.suffix in (_SHARD, _PART))
+        paths = [path for path in folder().rglob("*") if path.suffix in (_SHARD, _PART)]
+        there = [(stat.st_mtime_ns, stat.st_size, path) for path in paths if (stat := _stat(path))]
+        total = size + sum(length for _, length, _ in there)
         for _, length, path in sorted(there):
-            if total > limit and path.suffix in (_SHARD, _PART) and _removed(path):
+            if total > limit and _removed(path):
                 total -= length
         out.truncate(size)
 

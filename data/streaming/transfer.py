@@ -89,8 +89,10 @@ def tar_files(address: str) -> list[str]:
 
 
 def missing_library(address: str, error: ImportError) -> BackendUnavailable:
-    """The line for a kind of URL whose library is not installed."""
-    return BackendUnavailable(f'{address}: {error.name or error} is needed for it; run: pip install -e ".[remote]"')
+    """The line for a kind of URL whose library is not installed; fsspec itself says so of the rarer ones."""
+    if error.name is None:
+        return BackendUnavailable(f"{address}: {error}")
+    return BackendUnavailable(f'{address}: {error.name} is needed for it; run: pip install -e ".[remote]"')
 
 
 def _opened(address: str, start: int) -> IO[bytes]:

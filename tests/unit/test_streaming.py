@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from config import load
-from config.errors import DataError, Interrupted
+from config.errors import ConfigError, DataError, Interrupted
 from config.schema import Settings
 from config.sections.data import Data
 from data import sources
@@ -259,3 +259,10 @@ def test_shards_can_be_kept_whole_by_the_folds(root: Path, tmp_path: Path) -> No
 def test_what_is_not_shards_cannot_be_streamed(digits: Path) -> None:
     with pytest.raises(DataError, match=r"data\.streaming reads tar shards \(WebDataset\) alone; set it to false"):
         sources.load(Data(root=digits, streaming=True))
+    with pytest.raises(DataError, match=r"a\.parquet: data\.streaming reads tar shards"):
+        sources.load(Data(root=Path("shards://b/a.parquet"), streaming=True))
+
+
+def test_decoded_images_are_not_cached_beside_streaming() -> None:
+    with pytest.raises(ConfigError, match=r"data\.cache_gb.*expected 0 where data\.streaming is true"):
+        load.parse(["--data.root", URL, "--data.streaming", "true", "--data.cache_gb", "3"], prog="test")

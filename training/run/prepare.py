@@ -206,6 +206,8 @@ def without_effect(settings: Settings) -> list[str]:
     data, split = settings.data, settings.folds
     by_table = ("table", "images", "id_column", "target_column")
     idle = {f"data.{name}": "data.label_pattern" for name in by_table if data.label_pattern and getattr(data, name)}
+    by_streams = ("table", "images", "id_column", "label_pattern")
+    idle |= {f"data.{name}": "data.streaming" for name in by_streams if data.streaming and getattr(data, name)}
     kinds = {"n_splits": ("stratified", "stratified_group", "repeated"), "repeats": ("repeated",)}
     kinds["val_fraction"] = ("auto", "holdout")
     for name in ("strategy", *kinds):
