@@ -17,11 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(words)
-    if rest and arguments.command != "worker":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.settings = rest
+    if words[:1] != ["worker"]:
+        arguments = _parser().parse_args(words)
+        return int(arguments.run(arguments))
+    arguments, settings = _parser().parse_known_args(words)
+    arguments.settings = settings
     return int(arguments.run(arguments))
 
 
