@@ -80,8 +80,11 @@ bench-metal: install
 
 # For a Mac with an M-series chip, or a CUDA machine: tests, conversion, demo and benchmarks on the hardware itself, as one page
 # to send back, verify_mac.md or verify_gpu.md. VERIFY=--dry_run only sees that every step can be started, on any machine.
-verify-mac verify-gpu: verify-%: install
-	$(PY) -m doctor.verify $* $(VERIFY)
+verify-mac: install
+	$(PY) -m doctor.verify mac $(VERIFY)
+
+verify-gpu: $(if $(filter $(VENV)/%,$(PY)),install)
+	$(PY) -m doctor.verify gpu $(VERIFY)
 
 clean:
 	rm -rf $(VENV) demo_out runs .pytest_cache .mypy_cache .ruff_cache *.egg-info
