@@ -75,7 +75,7 @@ bench-gpu: $(if $(filter $(VENV)/%,$(PY)),install)
 	$(PY) -m benchmarks.gpu --seconds $(SECONDS) --device $(DEVICE) --updates $(UPDATES)
 
 # Against mlx-image's trainer at real sizes, on a Mac.
-bench-metal: install
+bench-metal: $(if $(filter $(VENV)/%,$(PY)),install)
 	$(PY) -m benchmarks.step --engine mlx --gpu
 
 # For a Mac with an M-series chip, or a CUDA machine: tests, conversion, demo and benchmarks on the hardware itself, as one page
