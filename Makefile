@@ -75,13 +75,16 @@ bench-gpu: $(if $(filter $(VENV)/%,$(PY)),install)
 	$(PY) -m benchmarks.gpu --seconds $(SECONDS) --device $(DEVICE) --updates $(UPDATES)
 
 # Against mlx-image's trainer at real sizes, on a Mac.
-bench-metal: install
+bench-metal: $(if $(filter $(VENV)/%,$(PY)),install)
 	$(PY) -m benchmarks.step --engine mlx --gpu
 
 # For a Mac with an M-series chip, or a CUDA machine: tests, conversion, demo and benchmarks on the hardware itself, as one page
 # to send back, verify_mac.md or verify_gpu.md. VERIFY=--dry_run only sees that every step can be started, on any machine.
-verify-mac verify-gpu: verify-%: install
-	$(PY) -m doctor.verify $* $(VERIFY)
+verify-mac: install
+	$(PY) -m doctor.verify mac $(VERIFY)
+
+verify-gpu: $(if $(filter $(VENV)/%,$(PY)),install)
+	$(PY) -m doctor.verify gpu $(VERIFY)
 
 clean:
 	rm -rf $(VENV) demo_out runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

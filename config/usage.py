@@ -110,6 +110,7 @@ def help_text(prog: str) -> str:
         help="measure a few updates, print folds, updates, time, memory, disk and what would be written, and stop",
     )
     general.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and stop")
+    general.add_argument("--verbose", action="store_true", help="show tracebacks of errors and warnings of libraries")
     general.add_argument("--version", action="store_true", help="print the version and stop")
     general.add_argument("--help", action="store_true", help="print this and stop")
     groups = {"": parser.add_argument_group("run")}

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from config.errors import DataError, TandemError
+from config.errors import DataError
+from config.program import entry
 from data import csvfile
 
 SIZE = 32
@@ -48,13 +49,13 @@ def write(root: Path | str) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
+    return entry.run(_run, argv, "python -m data.demo")
+
+
+def _run(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.demo", description="Write the demo's data set of digits.")
     parser.add_argument("root", type=Path, help="the folder to write; made where it is missing")
-    try:
-        print(f"wrote the digits to {write(parser.parse_args(argv).root)}")
-    except TandemError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    print(f"wrote the digits to {write(parser.parse_args(words).root)}")
     return 0
 
 

@@ -103,11 +103,15 @@ def commands() -> str:
         "NO_COLOR is set or the output is no terminal. Ctrl-C ends any command without a traceback; a second one at",
         "once. An `error: ...` line is explained in [troubleshooting](../guide/troubleshooting.md#errors).",
         "",
+        "TAB completes options, commands and values once the shell has read the script of",
+        "`python -m doctor --print_completion bash` (or `zsh`, `fish`), as by",
+        '`eval "$(python -m doctor --print_completion bash)"` in `~/.bashrc`. Those of zsh and fish were not run.',
+        "",
         "## Exit codes",
         "",
         "| code | |",
         "|---|---|",
-        *(f"| {code} | {meaning} |" for code, meaning in entry.EXIT_CODES.items()),
+        *(f"| {code} | {_cell(meaning)} |" for code, meaning in entry.EXIT_CODES.items()),
     ]
     for title, (module, calls) in COMMANDS.items():
         lines += ["", f"## {title}"]

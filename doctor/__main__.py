@@ -53,7 +53,17 @@ def _run(words: list[str]) -> int:
     )
     entry.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, for a bug report")
+    parser.add_argument(
+        "--print_completion",
+        choices=("bash", "zsh", "fish"),
+        help="print what completes the options of every command, to be read at the start of that shell; check nothing",
+    )
     options = parser.parse_args(words)
+    if options.print_completion:
+        from doctor import completion  # of the settings, and so of packages that may be broken
+
+        print(completion.script(options.print_completion))
+        return 0
     checks: list[Check] = []
     if not options.json:
         print(f"{_version()} {host.commit()} in {host.home(str(host.ROOT))}\n", flush=True)

@@ -27,8 +27,9 @@ def torch() -> Iterator[Check]:
     if "error" in found:
         yield _failed("torch", found)
         return
-    remark = found.pop("remark", "")
-    yield Check("torch", NOTE if remark else OK, _torch_line(found), remark, found)
+    # The CPU gains little by compiling; MPS does not compile at all.
+    remedy = found["remark"] or (found["compile"] if found["device"].startswith("cuda") else "")
+    yield Check("torch", NOTE if remedy else OK, _torch_line(found), remedy, found)
     gpu = nvidia()
     if gpu and not found["device"].startswith("cuda"):
         remedy = "update the driver, or install torch with CUDA: pip install --force-reinstall torch torchvision"
@@ -91,7 +92,7 @@ def _torch_line(found: Mapping[str, Any]) -> str:
     built = f"CUDA {found['cuda']}" if found["cuda"] else f"ROCm {found['hip']}" if found["hip"] else "no CUDA"
     libraries = f"torchvision {found['torchvision']}, timm {found['timm']}"
     where = f"{found['device']} ({gpus})" if gpus else found["device"]
-    return f"torch {found['version']} ({built}) on {where}, {libraries}; torch.compile: {found['compile']}"
+    return f"torch {found['version']} ({built}) on {where}, {libraries}{', torch.compile' * (not found['compile'])}"
 
 
 def _failed(name: str, found: Mapping[str, Any]) -> Check:

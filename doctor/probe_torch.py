@@ -48,7 +48,7 @@ def _engine() -> dict[str, object]:
 
     device = devices.best_device()
     refused = compiling.refusal(device) if device.type in ("cuda", "cpu") else "not on this kind of device"
-    return {"engine": backends.torch.session.__name__, "compile": refused or "can be had"}
+    return {"engine": backends.torch.session.__name__, "compile": refused}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from config.program import entry
 from doctor import host
 
-_SHOWN = 60  # lines of a step's output
+_SHOWN = 200  # lines of the output of a step
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Step:
     words: tuple[str, ...]
     dry: tuple[str, ...]
     minutes: float = 60
+
+
+_DEMO = Step(
+    "The main job: train, convert, ensemble, submit", ("-m", "training.demo"), ("-m", "training.demo", "--help")
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def _mac(folder: Path) -> list[Step]:
         Step("Faster gradients of this chip", ("-m", "backends", "tune", "--json"), ("-m", "backends", "--help")),
         *_trained(folder, "torch", "mlx"),
         _converted("Core ML on every compute unit, ONNX Runtime", folder, "onnx coreml", "fp32 fp16 int8 w8 palette4"),
-        _make("The main job: train, convert, ensemble, submit", "demo"),
+        _DEMO,
         _make("Speed of the MLX step on Metal", "bench-metal"),
     ]
 
@@ -88,7 +93,7 @@ def _gpu(folder: Path) -> list[Step]:
         _tests("ONNX", "tests/convert/test_onnx.py"),
         *_trained(folder, "torch"),
         _converted("ONNX Runtime", folder, "onnx", "fp32 fp16 int8"),
-        _make("The main job: train, convert, ensemble, submit", "demo"),
+        _DEMO,
         _make("Speed on this GPU", "bench-gpu"),
     ]
 
@@ -113,7 +118,8 @@ def _tests(title: str, *paths: str) -> Step:
 
 
 def _make(title: str, target: str) -> Step:
-    return Step(title, ("make", target), ("make", "--dry-run", target))
+    python = f"PY={sys.executable}"
+    return Step(title, ("make", python, target), ("make", "--dry-run", python, target))
 
 
 def _run(words: list[str]) -> int:

@@ -15,17 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
-import yaml
-from matplotlib.figure import Figure
-from sklearn.metrics import f1_score
-
 from config.errors import DataError
-from data.cores import cores
-from ensemble import ensemble_file
-from models import registry
-from models.weights import hub, source
+from config.program import entry
 
+# What takes time is imported where it is used, so that Ctrl-C at the start is no traceback.
 OUT = Path("demo_out")
 DIGITS, RUNS, ENSEMBLE, LOG = OUT / "digits", OUT / "runs", OUT / "ensemble.yaml", OUT / "log.txt"
 TORCH, MLX = RUNS / "torch", RUNS / "mlx"
@@ -61,6 +54,11 @@ def main() -> int:
     return 0 if passed else 1
 
 
+def _run(words: list[str]) -> int:
+    argparse.ArgumentParser(prog="python -m training.demo", description=__doc__).parse_args(words)
+    return main()
+
+
 def images() -> str:
     """Write the images, as a competition would give them."""
     command(["-m", "data.demo", str(DIGITS)])
@@ -70,6 +68,9 @@ def images() -> str:
 
 def train() -> str:
     """Three folds in torch and one of the same folds in MLX, at the same time."""
+    from models import registry
+    from models.weights import hub, source
+
     real = source.timm_installed() and hub.packaged(registry.get("tf_efficientnet_lite0"))
     recipe, epochs = ("demo_pretrained", 3) if real else ("demo", 10)
     common = ["--config", recipe, "--data.root", str(DIGITS), "--out", str(RUNS)]
@@ -77,6 +78,8 @@ def train() -> str:
         ["train_torch.py", *common, "--name", "torch"],
         ["train_mlx.py", *common, "--name", "mlx", "--folds.train", "[1]", "--train.epochs", str(epochs)],
     )
+    import yaml
+
     scores = [yaml.safe_load((run / "fold_results.yaml").read_text())["mean"]["macro_f1"] for run in (TORCH, MLX)]
     start = "EfficientNet-Lite0 from ImageNet weights" if real else "a small ConvNeXt from scratch"
     return f"{start}: macro-F1 {scores[0]:.3f} in torch (3 folds), {scores[1]:.3f} in MLX (1 fold)"
@@ -100,6 +103,8 @@ def fit() -> str:
         made.unlink(missing_ok=True)
     swaps = [f"{TORCH / f'fold_{k}' / 'best'}={made}" for k, made in ((1, ONNX), (2, COREML))]
     command(["-m", "infer", "fit", str(TORCH), str(MLX), "--out", str(ENSEMBLE), "--replace", *swaps])
+    from ensemble import ensemble_file
+
     return f"{len(ensemble_file.read(ENSEMBLE).members)} members, weighted and calibrated on out-of-fold logits"
 
 
@@ -123,6 +128,8 @@ def score() -> tuple[bool, float, int]:
     answers, predicted = column(DIGITS / "hidden_answers.csv"), column(SUBMISSION)
     if predicted.keys() != answers.keys():
         raise DataError(f"{SUBMISSION}: its IDs are not those of the hidden answers; write it again")
+    from sklearn.metrics import f1_score
+
     total = f1_score([*answers.values()], [predicted[key] for key in answers], average="macro")
     return bool(total >= GOAL), float(total), len(answers)
 
@@ -133,6 +140,9 @@ def picture() -> None:
     with SUBMISSION.with_name(f"{SUBMISSION.stem}_probabilities.csv").open(newline="") as stream:
         certain = {row[0]: max(map(float, row[1:])) for row in list(csv.reader(stream))[1:]}
     hardest = sorted(answers, key=lambda key: (predicted[key] == answers[key], certain[key]))
+    import cv2
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(_SHOWN[1], _SHOWN[0] * 1.25), layout="constrained")
     figure.suptitle("Predicted digits: mistakes first, then the least certain")
     for axis, key in zip(figure.subplots(*_SHOWN).flat, hardest, strict=False):
@@ -149,6 +159,8 @@ def command(*lines: Sequence[str]) -> None:
 
     What they print goes to the log.
     """
+    from data.cores import cores
+
     threads = str(max(cores() // max(len(lines), 1), 1))
     running = []
     for number, words in enumerate(lines):
@@ -160,8 +172,12 @@ def command(*lines: Sequence[str]) -> None:
             words = [sys.executable, *words]
             running.append((part, subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, env=environment)))
     failed = 0
-    for part, process in running:
-        code = process.wait()
+    try:
+        codes = [process.wait() for _, process in running]
+    finally:  # Ctrl-C goes to them, too: they save, and the next start finds nobody at work
+        for _, process in running:
+            process.wait()
+    for (part, _), code in zip(running, codes, strict=True):
         text = part.read_text()
         with LOG.open("a") as stream:
             stream.write(text)
@@ -181,5 +197,4 @@ def column(path: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(prog="python -m training.demo", description=__doc__).parse_args()
-    sys.exit(main())
+    sys.exit(entry.run(_run, None, "python -m training.demo"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from doctor import host, packages
+from doctor import engines, host, packages
 from doctor.check import BAD, Check
 from tests.unit.test_house import ROOT
 
@@ -118,3 +118,40 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(host.urllib.request, "urlopen", refused)
     (line,) = host.hub()
     assert asked == [3.0] and "no route to host" in line.found and "--weights none" in line.remedy
+
+
+TORCH = {"version": "2.15.0", "cuda": "13.2", "hip": None, "torchvision": "0.29", "timm": "1.0", "device": "cuda"}
+TORCH |= {"remark": "", "engine": "backends.torch.session", "compile": ""}
+GPUS = [{"name": "RTX 4090", "capability": "8.9", "gib": 23.6}]
+
+
+@pytest.mark.parametrize(
+    ("changed", "smi", "status", "says"),
+    [
+        ({"gpus": GPUS}, "RTX 4090, 590.1, 24564 MiB", ["ok", "ok"], "RTX 4090, capability 8.9"),
+        ({"gpus": GPUS, "compile": "needs a C compiler: install gcc"}, "", ["note"], "install gcc"),
+        ({"device": "cpu", "cuda": None}, "RTX 4090, 590.1, 24564 MiB", ["ok", "bad"], "torch runs on the cpu"),
+        (
+            {"error": "RuntimeError: operator torchvision::nms does not exist", "step": "libraries"},
+            "",
+            ["bad"],
+            "one index",
+        ),
+        ({"error": "BackendUnavailable: cuda: update the driver", "step": "device"}, "", ["bad"], "update the driver"),
+    ],
+)
+def test_what_torch_says_of_its_gpu_becomes_a_line_with_a_remedy(changed, smi, status, says, monkeypatch) -> None:
+    monkeypatch.setattr(engines.probe, "run", lambda module: TORCH | changed)
+    monkeypatch.setattr(engines, "nvidia", lambda: smi)
+    lines = list(engines.torch())
+    assert [line.status for line in lines] == status
+    assert any(says in f"{line.found} {line.remedy}" for line in lines)
+
+
+def test_an_mlx_without_metal_is_bad_on_a_mac_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"version": "0.32.4", "metal": False, "device": "Device(cpu, 0)", "info": {}, "engine": "x"}
+    monkeypatch.setattr(engines.probe, "run", lambda module: found)
+    for platform, status in (("linux", "ok"), ("darwin", BAD)):
+        monkeypatch.setattr(engines.sys, "platform", platform)
+        (line,) = engines.mlx()
+        assert line.status == status

@@ -189,3 +189,9 @@ def test_ctrl_c_while_a_kernel_is_compiled_is_no_traceback(digits: Path, tmp_pat
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in err
     assert "same command" in out
+
+
+def test_no_command_writes_colours_of_its_own() -> None:
+    """rich and argparse write them, which look at NO_COLOR."""
+    for path in (path for room in generator().ROOMS for path in (ROOT / room).rglob("*.py")):
+        assert not re.search(r"\\(x1b|033|u001b)\[", path.read_text()), path
