@@ -161,7 +161,8 @@ def command(*lines: Sequence[str]) -> None:
     """
     from data.cores import cores
 
-    threads = str(max(cores() // max(len(lines), 1), 1))
+    # Two commands at a time; and more threads would only slow the small products of the Core ML evaluator.
+    threads = str(max(cores() // 2, 1))
     running = []
     for number, words in enumerate(lines):
         part = OUT / f"log_{number}.txt"
