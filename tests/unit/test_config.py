@@ -57,7 +57,7 @@ def test_a_data_root_is_enough() -> None:
 def test_command_line_wins_over_file_over_recipe_over_default(write: Any) -> None:
     path = write("recipe: demo\ntrain:\n  epochs: 7\n  batch_size: 5\n")
     got = parse("--config", path, "--train.batch_size", "6")
-    assert (got.train.batch_size, got.train.epochs, got.model, got.seed) == (6, 7, "convnext_atto", 0)
+    assert (got.train.batch_size, got.train.epochs, got.model, got.seed) == (6, 7, "test_convnext", 0)
     assert got.folds.n_splits == 3  # the recipe's, beside sections that the file touches
     assert got.optim.eps == Settings(data=Data(root=Path("x"))).optim.eps
 
