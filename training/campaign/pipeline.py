@@ -90,7 +90,8 @@ def _look_ahead(campaign: Campaign) -> None:
     """The audit, and what prediction will need, before anything is trained."""
     for line in preflight.check(campaign.settings, campaign.folder / SUBMISSIONS):
         print(line)
-    if campaign.settings.data.audit and not (campaign.folder / AUDIT / page.NAME).exists():
+    data = campaign.settings.data
+    if data.audit and not data.streaming and not (campaign.folder / AUDIT / page.NAME).exists():
         audited(campaign)
     if "predict" not in _done(campaign):
         for line in preflight.images(campaign.settings, campaign.folder / AUDIT / audit_table.NAME):
