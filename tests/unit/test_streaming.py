@@ -26,6 +26,7 @@ from models.card import Preprocessing
 from tests.unit import shards
 from tests.unit.shards import SIDE, Store
 from tests.unit.test_campaign import NEVER, StopAfter, final
+from training import cli
 from training.run import train_run
 
 SHARDS, IMAGES = 12, 10
@@ -254,6 +255,19 @@ def test_shards_can_be_kept_whole_by_the_folds(root: Path, tmp_path: Path) -> No
     with (folder / "folds.csv").open(newline="") as stream:
         folds = {(row["ID"].split("/")[0], row["fold"]) for row in csv.DictReader(stream)}
     assert len(folds) == SHARDS
+
+
+def test_a_campaign_streams_its_own_splits_and_audits_nothing(root: Path, tmp_path: Path) -> None:
+    for number, name in ((10, "val-000.tar"), (11, "test-000.tar")):
+        (root / f"{number:03d}.tar").rename(root / name)
+    Store.fill(root)
+    words = ["--data.root", "shards://{{000..009},val-000,test-000}.tar", "--out", str(tmp_path / "runs")]
+    words += ["--model", "convnext_atto", "--weights", "none", "--data.image_size", "16", "--train.epochs", "1"]
+    assert cli.main("numpy", [*words, "--data.streaming", "true", "--mode", "full"]) == 0
+    campaign = next((tmp_path / "runs").iterdir())
+    assert not (campaign / "audit").exists()
+    with next(campaign.glob("submissions/*[0-9].csv")).open(newline="") as stream:
+        assert [row["ID"].split("/")[0] for row in csv.DictReader(stream)] == ["test-000.tar"] * IMAGES
 
 
 def test_what_is_not_shards_cannot_be_streamed(digits: Path) -> None:
