@@ -109,8 +109,11 @@ def test_a_port_in_use_is_one_line_that_names_the_option(tmp_path, capsys):
 
 def test_ctrl_c_ends_the_server_with_code_0_and_no_traceback(tmp_path):
     folder = members.checkpoint(tmp_path / "a")
-    words = [sys.executable, "-m", "infer", "serve", "--member", str(folder), "--port", "0"]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    code = "import sys\nimport tests.numpy_engine\nfrom infer.__main__ import main\nsys.exit(main())"
+    words = ["serve", "--member", str(folder), "--port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline().startswith("open http://127.0.0.1:")
     process.send_signal(signal.SIGINT)
