@@ -116,18 +116,20 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
     """
     from config.launch import Launch
 
-    launch = Launch.of(os.environ)
+    launch, alone = Launch.of(os.environ), False
     try:
-        return _run(engine, parse(), again, launch)
+        command = parse()
+        alone = command.wish.spread
+        return _run(engine, command, again, launch)
     except TandemError as error:
-        if launch.local_rank == 0:
+        if launch.local_rank == 0 or alone:
             raise
         return error.exit_code  # the first process of this host found the same, and says it
 
 
 def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path], str], launch: Launch) -> int:
     _check_launch(launch, command)
-    if command.wish.spread:
+    if command.wish.spread and launch.several:
         streams.number(launch.rank)
     settings = None if command.wish.mode else command.settings
     import backends  # after --help, which must not wait for these imports

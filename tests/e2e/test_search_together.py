@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import pytest
 
+import tests.numpy_engine  # noqa: F401 - which registers it
 from backends import installed
 from tests.e2e.postgres import server
 from tests.processes import fresh
@@ -21,7 +22,7 @@ from training import cli
 from training.campaign import tune_storage
 from training.loop import checkpoint
 
-FRESH = fresh("training.campaign.pipeline", "training.campaign.tune_plot", "backends.numpy.session", "optuna")
+FRESH = fresh("training.campaign.pipeline", "training.campaign.tune_plot", "tests.numpy_engine", "optuna")
 TUNE = """
 model: convnext_atto
 weights: none
