@@ -119,7 +119,8 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
     launch, alone = Launch.of(os.environ), False
     try:
         command = parse()
-        alone = command.wish.spread
+        alone = command.wish.spread and launch.several
+        command = replace(command, wish=replace(command.wish, spread=alone))
         return _run(engine, command, again, launch)
     except TandemError as error:
         if launch.local_rank == 0 or alone:
@@ -129,7 +130,7 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
 
 def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path], str], launch: Launch) -> int:
     _check_launch(launch, command)
-    if command.wish.spread and launch.several:
+    if command.wish.spread:
         streams.number(launch.rank)
     settings = None if command.wish.mode else command.settings
     import backends  # after --help, which must not wait for these imports
