@@ -116,11 +116,14 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
     """
     from config.launch import Launch
 
-    launch = Launch.of(os.environ)
+    launch, alone = Launch.of(os.environ), False
     try:
-        return _run(engine, parse(), again, launch)
+        command = parse()
+        alone = command.wish.spread and launch.several
+        command = replace(command, wish=replace(command.wish, spread=alone))
+        return _run(engine, command, again, launch)
     except TandemError as error:
-        if launch.local_rank == 0:
+        if launch.local_rank == 0 or alone:
             raise
         return error.exit_code  # the first process of this host found the same, and says it
 

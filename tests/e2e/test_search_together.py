@@ -8,20 +8,23 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
+import tests.numpy_engine  # noqa: F401 - which registers it
 from backends import installed
+from config.errors import CheckpointError, ConfigError
 from tests.e2e.postgres import server
 from tests.processes import fresh
 from training import cli
 from training.campaign import tune_storage
 from training.loop import checkpoint
 
-FRESH = fresh("training.campaign.pipeline", "training.campaign.tune_plot", "backends.numpy.session", "optuna")
+FRESH = fresh("training.campaign.pipeline", "training.campaign.tune_plot", "tests.numpy_engine", "optuna")
 TUNE = """
 model: convnext_atto
 weights: none
@@ -44,6 +47,13 @@ def storage(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "a file":
         yield "null"
         return
+    with postgres() as url:
+        yield url
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """The URL of a server's data base, where there are a server and a driver."""
     if not (installed("pg8000") or installed("psycopg")):
         pytest.skip('no driver for PostgreSQL is installed: pip install -e ".[postgres]"')
     with server() as url:
@@ -105,3 +115,16 @@ def test_a_killed_processs_trial_is_tried_again_and_none_is_lost_or_done_twice(
         epochs = [line.partition(",")[0] for line in (place / "history.csv").read_text().splitlines()]
         assert epochs == ["epoch", "1", "2", "3"], "equal trials are not trained over each other"
     assert len(list(folder.glob("train_optimized_*.yaml"))) == 1
+
+
+def test_a_server_that_goes_away_is_one_line_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    with postgres() as url:
+        monkeypatch.setenv("SOMEBODY", "tandem")
+        storage = url.replace("tandem@", "$SOMEBODY@")
+        found = optuna.create_study(storage=tune_storage.opened(storage))
+    gone = pytest.raises(CheckpointError, match=r"\$SOMEBODY@.* does not answer any more")
+    with gone as caught, tune_storage.lasting(storage):
+        found.optimize(lambda one: one.suggest_float("x", 0, 1), n_trials=1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"\$SOMEBODY@.* cannot be used"):
+        tune_storage.opened(storage)

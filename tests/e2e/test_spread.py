@@ -27,6 +27,7 @@ members:
 """
 SCRIPT = """
 import os, sys
+import tests.numpy_engine
 from training import cli
 from training.report import summary
 from training.run import fold
@@ -89,7 +90,7 @@ def test_two_processes_share_the_folds_and_one_that_breaks_leaves_the_rest_to_th
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        ((), "torchrun started 2 processes, and a run of the numpy engine takes one"),
+        ((), "the numpy engine trains in one process alone; start it without torchrun"),
         (("--mode", "train"), "torchrun started 2 processes: add --spread folds"),
         (("--mode", "fit"), "torchrun started 2 processes, and --mode fit takes one"),
         (("--mode", "train", "--spread", "folds", "--resume", "never"), "give --name NAME for a new campaign"),

@@ -53,12 +53,17 @@ def lasting(storage: str) -> Iterator[None]:
     """Faults of the data base while it is in use, as a `CheckpointError`."""
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError) as error:
+    except (SQLAlchemyError, StorageInternalError, UnboundLocalError) as error:
+        # Where the end of a trial cannot be written, Optuna 5.0 fails over a variable of its own, on top of the fault.
+        fault = error.__context__ if isinstance(error, UnboundLocalError) else error
+        if not isinstance(fault, SQLAlchemyError | StorageInternalError):
+            raise
         raise CheckpointError(
-            f"tune.storage: {storage} does not answer any more ({_reason(error)}); trials that ended are kept, start "
+            f"tune.storage: {storage} does not answer any more ({_reason(fault)}); trials that ended are kept, start "
             "the same command again when it does"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    """The first line of what the data base's driver says, which Optuna hides behind a guess of its own."""
+    return str(error.__cause__ or error).strip().splitlines()[0]
