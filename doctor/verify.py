@@ -54,7 +54,7 @@ class Result:
     @property
     def verdict(self) -> str:
         """One cell of the table: pytest's own counts where there are any."""
-        counts = [line for line in self.lines if re.search(r"\d+ (passed|failed|tests collected|error)", line)]
+        counts = [line for line in self.lines if re.search(r"^=*\s*\d+ (passed|failed|error).* in [\d.]+ ?s", line)]
         ended = {0: "passed", 124: "stopped at its time limit"}.get(self.code, f"**failed**, exit code {self.code}")
         return f"{ended}: {counts[-1].strip('= ')}" if counts else ended
 

@@ -31,7 +31,7 @@ def test_a_step_that_fails_or_hangs_leaves_the_others_and_their_page(tmp_path: P
     steps = [
         Step("one", ("-c", "print('2 failed, 3 passed in 1 s'); raise SystemExit(1)"), ()),
         Step("two", ("-c", "import time; print('begun', flush=True); time.sleep(60)"), (), minutes=0.02),
-        Step("three", ("-c", "print('9 passed in 1 s')"), ()),
+        Step("three", ("-c", "print('9 passed in 1.50s'); print('torch fp32 error 2e-6')"), ()),
     ]
     monkeypatch.setattr(verify, "steps", lambda machine, folder: steps)
     page = tmp_path / "page.md"
@@ -39,4 +39,4 @@ def test_a_step_that_fails_or_hangs_leaves_the_others_and_their_page(tmp_path: P
     text = page.read_text()
     assert "| one | **failed**, exit code 1: 2 failed, 3 passed in 1 s |" in text
     assert "| two | stopped at its time limit |" in text and "begun" in text
-    assert "| three | passed: 9 passed in 1 s |" in text
+    assert "| three | passed: 9 passed in 1.50s |" in text
