@@ -33,6 +33,7 @@ from infer.io import collect, inputs
 from infer.member import ensemble_of
 from infer.model_cache import Keep
 from infer.runner import Runner
+from models.share import share
 from training import report
 from training.loop import checkpoint
 from training.run import results, run_dir, train_run
@@ -205,6 +206,13 @@ class Run:
         """Write the best checkpoint of each fold as "onnx" or "coreml"; the paths of what was written, in `out` or
         beside the checkpoints. See `convert.convert`."""
         return export.artefacts(self.folder, to, precision, out, overwrite, verify, **options)
+
+    def push(self, repo: str = "", out: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        """Upload the best fold to the Hugging Face hub as `repo`, or write the new folder `out`: what timm loads.
+
+        `options` are those of `models.share.share`: `fold`, `evaluation`, `dataset`, `license`, `private`.
+        """
+        print(*share(self.folder, repo, Path(out) if out is not None else None, **options), sep="\n")
 
     def _data(self, data: str | os.PathLike[str] | Mapping[str, Any] | None) -> Data:
         if data is None:

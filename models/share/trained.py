@@ -62,9 +62,10 @@ def read(path: Path, fold: int | None = None, evaluation: Path | None = None) ->
     card = read_card(chosen)
     spec = registry.of_card(card, str(chosen))
     _refuse(chosen, card, spec)
-    run = chosen.parent.parent
+    place = chosen.resolve()
+    run = place.parent.parent
     settings = load.read(run / load.RUN) if (run / load.RUN).is_file() else None
-    scores = [*_of_fold(chosen), *([_of_evaluation(evaluation, chosen)] if evaluation else [])]
+    scores = [*_of_fold(place), *([_of_evaluation(evaluation, place)] if evaluation else [])]
     return Trained(chosen, card, spec, settings, tuple(scores))
 
 
@@ -114,7 +115,7 @@ def _of_evaluation(folder: Path, path: Path) -> Scores:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         wanted = "give the --out of python -m infer evaluate"
         raise ConfigError(f"--evaluation {folder}: has no readable {file.name} ({error!r}); {wanted}") from error
-    if path.resolve().parts[-2:] != member.parts[-2:]:
+    if path.parts[-2:] != member.parts[-2:]:
         raise ConfigError(
             f"--evaluation {folder}: is of {held['members']}, not of {path} alone; evaluate it: "
             f"python -m infer evaluate --member {path}"
