@@ -9,7 +9,6 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from backends.contract import Weights
 from config.errors import ConfigError
@@ -74,7 +73,7 @@ def canonical_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's rows of a tensor that FSDP2 spreads, in the same memory; any other as it is."""
-    plain: Tensor = tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    plain: Tensor = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
     return plain
 
 

@@ -43,7 +43,6 @@ from backends.torch.devices import remark
 from backends.torch.distributed.group import join as join
 from backends.torch.distributed.group import lost
 from backends.torch.distributed.replicas import Replicas, synchronised
-from backends.torch.distributed.sharded import Sharded
 from backends.torch.memory import memory_errors
 from backends.torch.precision import LossScale, resolved, tf32
 from backends.torch.transfer import Pending, Transfer, arrived
@@ -261,6 +260,8 @@ class Session:
     def _replicas(self, network: nn.Module, average: optim.Average | None) -> Replicas:
         if not self._config.fsdp or self.group.world_size == 1:
             return Replicas(self.group, network, compiling.training(network, self._mode))
+        from backends.torch.distributed.sharded import Sharded  # imports much that few need
+
         spread = Sharded(self.group, network, average.model if average else None, self._device)
         if average:
             average.follow(network)

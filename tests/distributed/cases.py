@@ -24,7 +24,7 @@ from backends.contract import (
 )
 from backends.group import Group
 from config import load
-from config.errors import Interrupted
+from config.errors import Interrupted, OutOfMemory
 from tests import tiny
 from training.run import train_run
 
@@ -141,3 +141,18 @@ def stopped(group: Group, given: list[str], stop_after: int) -> str:
     except Interrupted as interrupted:
         return str(interrupted.folder)
     raise AssertionError("it was not stopped")
+
+
+def run_in_little_memory(group: Group, given: list[str], most: int) -> str:
+    """As `run`, where the last process has memory for `most` images at a time; what the fold remembers of it."""
+    from backends.torch.session import Session
+
+    step, little = Session.train_step, group.rank == group.world_size - 1
+
+    def limited(session: Session, batch: Batch, *others: Any) -> Any:
+        if little and session._config.memory.size(len(batch.images)) > most:
+            raise OutOfMemory("the device is full")
+        return step(session, batch, *others)
+
+    Session.train_step = limited  # type: ignore[assignment,method-assign]
+    return (run(group, given) / "fold_0" / "micro_batch.txt").read_text().strip()

@@ -59,3 +59,11 @@ def test_a_stop_that_one_is_asked_for_stops_all_and_one_process_goes_on(
     folder = cases.run(ALONE, words(digits, tmp_path))
     assert str(folder) == stopped[0]
     np.testing.assert_allclose(curve(folder), curve(alone), rtol=1e-5)
+
+
+def test_all_take_the_images_at_a_time_that_fit_into_the_least_memory(
+    alone: Path, digits: Path, tmp_path: Path
+) -> None:
+    given = words(digits, tmp_path, "--train.micro_batch", "auto")
+    assert together(2, cases.run_in_little_memory, given, 3) == ["3", "3"]
+    np.testing.assert_allclose(curve(next(tmp_path.glob("*"))), curve(alone), rtol=1e-5)

@@ -8,8 +8,10 @@ import torch
 
 from backends.group import ALONE
 from backends.torch import model
+from backends.torch.distributed.group import join
 from backends.torch.distributed.replicas import synchronised
 from config.errors import ConfigError
+from config.launch import Launch
 from tests import tiny
 from tests.contract.cases import assert_same
 from tests.distributed import cases
@@ -66,3 +68,12 @@ def test_synchronised_batch_norm_keeps_all_names_and_is_refused_where_torch_has_
     assert sum(isinstance(m, torch.nn.SyncBatchNorm) for m in converted.modules()) > 5
     with pytest.raises(ConfigError, match=r"train\.sync_batch_norm: torch has it for NVIDIA GPUs, not for cpu"):
         synchronised(network, torch.device("cpu"))
+
+
+def test_processes_without_a_place_to_meet_are_told_how_to_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that what join sets is taken back
+        monkeypatch.delenv(name)
+    with pytest.raises(ConfigError, match=r"srun: 2 processes and no MASTER_ADDR .*srun torchrun"):
+        join(Launch(0, 0, 2, 2, "srun"))
+    assert join(Launch()) is ALONE

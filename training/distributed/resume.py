@@ -1,4 +1,4 @@
-"""The checkpoint that all processes of a fold resume from."""
+"""The folder and the checkpoint that all processes of a run share."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ def newest_checkpoint(group: Group, folder: Path, say: Callable[[str], None]) ->
     name = decided(group, lambda: (found := checkpoint.newest(folder, say)) and found.name)
     if name is None:
         return None
-    together(group, functools.partial(_require, folder / name))
+    require(group, folder / name)
     return folder / name
+
+
+def require(group: Group, path: Path) -> None:
+    """`CheckpointError` on all ranks where a host does not see a folder of rank 0's."""
+    together(group, functools.partial(_require, path))
 
 
 def _require(path: Path) -> None:

@@ -5,7 +5,6 @@ Which folds there are and who trains which stands in `train_run`; the loop itsel
 
 from __future__ import annotations
 
-import csv
 import gc
 import math
 import time
@@ -46,7 +45,7 @@ from training.loop.rehearsal import rehearse
 from training.loop.state import Callbacks, TrainerState
 from training.policy import finetune, optimizer, resizing, sampling
 from training.policy import loss as losses
-from training.run import distillation, probe, run_dir
+from training.run import distillation, probe, run_dir, suspects
 from training.run.progress import Progress
 from training.trackers import machine
 
@@ -152,14 +151,15 @@ def _trained(job: Job, number: int, data: FoldData, folder: Path, micro: int) ->
             fit = trainer.Trainer(session, data, settings, job.card, folder, events, job.stop_requested)
             loop = fit.run()
             if job.group.rank == 0:
-                _write_suspects(job, folder, fit)
+                paths, labels = data.train[-1].paths, data.train_labels
+                suspects.write(folder, fit.suspects(), paths, labels, fit.mining.losses, job.table)
     finally:
         session.close()
     return loop
 
 
 def _rehearse_alone(job: Job, number: int, micro: int, ahead: compiling.Ahead) -> None:
-    """Try an update with this process's images of a batch and no others to wait for."""
+    """Try an update with this process's images of a batch, and no other process to wait for."""
     session = open_session(replace(job, group=ALONE), number, micro)
     try:
         rehearse(session, ahead.batch, ahead.size, ahead.classes)
@@ -400,19 +400,3 @@ def _finish(folder: Path, number: int, loop: TrainerState, seconds: float) -> di
     }
     run_dir.write_yaml(folder / RESULT, row)
     return row
-
-
-def _write_suspects(job: Job, folder: Path, fit: trainer.Trainer) -> None:
-    """`suspects.csv`: id, target and mean loss of the training images whose labels mining suspects, hardest first."""
-    found = fit.suspects()
-    if not found:
-        return
-    id_of = dict(zip(job.table.paths, job.table.ids, strict=True))
-    partial = folder / "suspects.partial"
-    with partial.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("id", "target", "loss"))
-        for i in found:
-            path, target = fit.data.train[-1].paths[i], job.table.class_names[fit.data.train_labels[i]]
-            writer.writerow((id_of.get(path, str(path)), target, f"{fit.mining.losses[i]:.6f}"))
-    partial.replace(folder / "suspects.csv")

@@ -21,6 +21,7 @@ from data import check, folds, sources
 from data.cache.images import Images
 from models.registry import ModelSpec
 from training.distributed import ranks
+from training.distributed.resume import require
 from training.loop import checkpoint, memory, trainer
 from training.loop.state import Callbacks
 from training.report import summary
@@ -64,6 +65,7 @@ def run_all(
         place, groups = ranks.decided(group, begin)
         folder, table = Path(place), replace(table, groups=groups)
         streams.log_to(folder)
+        require(group, folder)
         on_folder(folder)
         card = card_of(settings, spec, table, backend)
         table, fold_of = ranks.together(group, lambda: _split(settings, table, folder))

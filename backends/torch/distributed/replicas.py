@@ -109,7 +109,7 @@ class Replicas:
 
     def close(self) -> None:
         """Let go of what DistributedDataParallel holds."""
-        self._parallel = None
+        self.reset()
 
 
 def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
