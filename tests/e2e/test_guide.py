@@ -23,18 +23,9 @@ from tests.unit.test_docs import FOREIGN, ROOT, commands
 
 PAGES = ("docs/guide/first_hour.md", "docs/guide/first_fine_tune.md")
 PER_CLASS, CLASSES = 10, "147"
-QUICK = ["--train.epochs", "1", "--train.batch_size", "8", "--data.workers", "1", "--auto_hours", "1e-6"]
-QUICK += [
-    "--schedule.warmup_epochs",
-    "0",
-    "--mix.off_epochs",
-    "0",
-    "--augment.off_epochs",
-    "0",
-    "--folds.n_splits",
-    "2",
-]
-NAMED = ["--model", "test_convnext", "--weights", "none", "--data.image_size", "32", "--train.compile", "off"]
+QUICK = """--train.epochs 1 --train.batch_size 8 --train.micro_batch null --data.workers 1 --auto_hours 1e-6
+    --schedule.warmup_epochs 0 --mix.off_epochs 0 --augment.off_epochs 0 --folds.n_splits 2"""
+NAMED = "--model test_convnext --weights none --data.image_size 32 --train.compile off"
 
 
 @pytest.fixture
@@ -67,10 +58,10 @@ def run(line: str) -> int:
             return importlib.import_module(f"{name}.__main__" if found else name).main(words[2:]) or 0
         assert (ROOT / words[0]).exists(), line
         engine = words[0].removeprefix("train_").removesuffix(".py")
-        named = NAMED if {"--model", "--config"} & set(words) else []
+        named = shlex.split(NAMED) if {"--model", "--config"} & set(words) else []
         from training import cli
 
-        return cli.main(engine, [*words[1:], *QUICK, *named])
+        return cli.main(engine, [*words[1:], *shlex.split(QUICK), *named])
     except SystemExit as stopped:  # of --help, --print_config and the like
         return int(stopped.code or 0)
 

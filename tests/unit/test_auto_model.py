@@ -19,7 +19,8 @@ from models.auto import Situation
 from models.weights import hub
 from tests.unit.members import checkpoint
 from training import cli
-from training.run import auto_model, train_run
+from training.report import summary
+from training.run import auto_model
 
 GIB = 2**30
 HUB = {row.model: "pretrained" for row in auto.PRETRAINED}
@@ -136,7 +137,7 @@ def test_weights_of_a_checkpoint_decide_the_model(digits: Path, tmp_path: Path) 
 @pytest.fixture
 def train(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None) -> Callable[..., int]:
     """`train_numpy.py` without plots and pages."""
-    for part in (train_run.plots, train_run.report):
+    for part in (summary.plots, summary.report):
         monkeypatch.setattr(part, "write", lambda *_: None)
     given = ["--data.root", str(digits), "--out", str(tmp_path / "runs"), "--weights", "none", "--data.workers", "1"]
     given += ["--train.epochs", "1", "--data.audit", "false", "--schedule.warmup_epochs", "0"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from training import cli
-from training.run import train_run
+from training.report import summary
 
 SMALL = ("--weights", "none", "--data.image_size", "16", "--data.workers", "1", "--train.batch_size", "8")
 RUN = (*SMALL, "--model", "convnext_atto", "--train.epochs", "3", "--optim.lr", "0.05", "--data.audit", "false")
@@ -18,7 +18,7 @@ RUN = (*SMALL, "--model", "convnext_atto", "--train.epochs", "3", "--optim.lr", 
 @pytest.fixture
 def train(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`train_numpy.py` without plots and pages."""
-    for part in (train_run.plots, train_run.report):
+    for part in (summary.plots, summary.report):
         monkeypatch.setattr(part, "write", lambda *_: None)
 
     def run(*more: str) -> int:

@@ -95,10 +95,11 @@ class Pace:
         return len(steady) > _FEWEST and steady[-1][1] - steady[0][1] > _SECONDS
 
     def seconds(self) -> float:
-        """The mean time of an update within an epoch; of any two, where no epoch has two of them."""
+        """The median time of an update within an epoch, which another program's work moves less than the mean; of any
+        two, where no epoch has two of them."""
         steady = self.updates[_WARM:] if len(self.updates) > _WARM + 1 else self.updates
         within = [b - a for (one, a), (other, b) in pairwise(steady) if one == other]
-        return statistics.fmean(within or [b - a for (_, a), (_, b) in pairwise(steady)] or [0.0])
+        return statistics.median(within or [b - a for (_, a), (_, b) in pairwise(steady)] or [0.0])
 
     def epoch_seconds(self) -> float | None:
         """The mean time of an epoch with all that belongs to it, after the first; None where two have not ended."""
