@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import backends
 from backends.contract import Batch, LossSpec, OptimSpec, StepHyperparams, is_buffer
 from config.errors import ConfigError
 from tests.contract.cases import (
@@ -27,7 +28,7 @@ from tests.contract.cases import (
 
 
 def test_a_module_of_each_engine_opens_sessions(engine: str) -> None:
-    assert callable(importlib.import_module(f"backends.{engine}.session").open)
+    assert callable(importlib.import_module(backends.ENGINES[engine].module).open)
     one = session(engine)
     assert (one.group.rank, one.group.world_size) == (0, 1)
 

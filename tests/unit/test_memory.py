@@ -89,9 +89,10 @@ def test_halves_divide_the_batch(size: int, batch: int, expected: int) -> None:
 
 
 def test_batch_size_auto_is_the_models_own_batch_in_parts_that_fit(digits: Path, tmp_path: Path) -> None:
-    words = ["--data.root", str(digits), "--out", str(tmp_path), "--train.batch_size", "auto"]
+    words = ["--data.root", str(digits), "--out", str(tmp_path), "--model", "test_convnext"]
+    words += ["--train.batch_size", "auto"]
     resolved, spec, _ = train_run.prepare(load.parse(words, prog="test"))
-    plain, _, _ = train_run.prepare(load.parse(words[:4], prog="test"))
+    plain, _, _ = train_run.prepare(load.parse(words[:-2], prog="test"))
     assert resolved.train.batch_size == plain.train.batch_size
     assert resolved.train.micro_batch == "auto"
     assert spec.name
