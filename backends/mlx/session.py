@@ -33,10 +33,12 @@ from backends.contract import (
 )
 from backends.group import ALONE, Group
 from backends.mlx import losses, metal, model, profile, recompute, statistics, step, tune
+from backends.mlx.distributed.group import join as join
+from backends.mlx.distributed.group import lost
+from backends.mlx.distributed.replicas import Replicas
 from backends.mlx.memory import memory_errors
 from backends.mlx.metal import hardware as hardware
 from config.errors import ConfigError
-from config.launch import Launch
 from models.registry import ModelSpec
 from models.weights.loading import check
 
@@ -62,18 +64,15 @@ def open(spec: ModelSpec, weights: Weights | None, config: SessionConfig = DEFAU
     return Session(spec, weights, config, group)
 
 
-def join(launch: Launch) -> Group:
-    """`ALONE`; `ConfigError` where there are others."""
-    if launch.several:
-        raise ConfigError("the mlx engine trains in one process here; start train_mlx.py without a launcher")
-    return ALONE
-
-
 class Session:
     """See `backends.contract.Session`. Used from the thread that opened it."""
 
     def __init__(self, spec: ModelSpec, weights: Weights | None, config: SessionConfig, group: Group):
         self.group = group
+        for name in ("sync_batch_norm", "fsdp"):
+            if getattr(config, name) and group.world_size > 1:
+                raise ConfigError(f"train.{name}: torch alone has it; set it to false")
+        self._replicas = Replicas(group)
         self.traces = 0
         self._config, self._classes, self._compiled = config, spec.num_classes, bool(config.compile)
         self._network, arrays = model.build(spec, weights, config.precision, config.seed)
@@ -87,14 +86,18 @@ class Session:
         self._classifier = spec.classifier if isinstance(spec.classifier, str) else spec.classifier[0]
         self._features: Evaluate | None = None
 
+    @lost()
     @memory_errors()
     def train_step(self, batch: Batch, mix: MixPlan | None, knobs: StepHyperparams) -> step.Report:
         """Enqueue one update and return a pending result; never waits for the device."""
-        plan = {name: mx.array(value) for name, value in (mix or _identity(len(batch.images)))._asdict().items()}
+        plan = {name: mx.array(value) for name, value in (mix or _identity(len(batch.weights)))._asdict().items()}
         arrays = {name: mx.array(value) for name, value in batch._asdict().items()}
+        if self._replicas.count > 1:
+            arrays["partners"] = self._partners(arrays["images"], plan["permutation"]) if mix else arrays["images"]
         if knobs.frozen not in self._updates:
             self._updates[knobs.frozen] = self._update(knobs.frozen)
-        with model.seeded(self._config.seed, "train", self._calls):
+        purpose = f"train {self.group.rank}" if self.group.rank else "train"
+        with model.seeded(self._config.seed, purpose, self._calls):
             self._state, pending = self._updates[knobs.frozen](self._state, arrays, plan, mx.array(knobs.array()))
         self._calls += 1
         mx.async_eval(self._state, pending)
@@ -103,6 +106,7 @@ class Session:
     @memory_errors()
     def read(self, pending: step.Report) -> StepResult:
         """Wait for one pending result."""
+        self._replicas.wait(pending)
         each, total, finite = pending
         return StepResult(np.array(each), float(np.array(total)), bool(np.array(finite)))
 
@@ -133,10 +137,14 @@ class Session:
         for count, images in enumerate(batches if kept else (), start=1):
             kept = statistics.mean(kept, of_batch(self._arrays("live"), mx.array(images)), count)
             mx.eval(kept)
+        if kept:
+            kept = self._replicas.average(kept)
+            self._replicas.wait(kept)
         self._state = {**self._state, "buffers": kept or self._state["buffers"]}
 
     def state(self) -> TrainState:
         """A copy of the whole state in canonical form; waits for the device."""
+        self._replicas.wait(self._state)
         out = {slot: model.to_canonical(self._network, kept) for slot, kept in self._state["moments"].items()}
         return TrainState(
             weights=model.to_canonical(self._network, self._arrays("live")),
@@ -181,6 +189,7 @@ class Session:
             "engine": "mlx",
             "device": f"{mx.default_device().type.name}: {info.get('device_name', platform.processor())}",
             "precision": self._config.precision,
+            "processes": self.group.world_size,
             "compiled": self._compiled,
             "traces": self.traces,
             "gradients": {**tune.choose().ways, "from": tune.choose().source},
@@ -201,10 +210,18 @@ class Session:
     def _update(self, frozen: bool) -> Update:
         """The compiled update; all of the batch at once, or in parts."""
         trained = self._config.optim.trained(self._state["parameters"], frozen)
-        context = step.StepContext(self._network, self._config.optim, self._loss, trained, frozen, self._count_trace)
-        if not self._config.memory.micro_batch:
+        context = step.StepContext(
+            self._network, self._config.optim, self._loss, trained, frozen, self._count_trace, self._replicas
+        )
+        if not self._config.memory.micro_batch and self._replicas.count == 1:
             return self._fast(step.train_step(context))
-        return _in_parts(step.Parts(*map(self._fast, step.train_step_in_parts(context))), self._config.memory)
+        parts = step.train_step_in_parts(context)
+        fast = {name: self._fast(part) for name, part in parts._asdict().items() if name != "reduce"}
+        return _in_parts(parts._replace(**fast), self._config.memory)
+
+    def _partners(self, images: mx.array, permutation: mx.array) -> mx.array:
+        """The images that this process's are mixed with, of all processes' ones."""
+        return self._replicas.gather(images)[self._replicas.mine(permutation)]
 
     def _fast(self, function: Any) -> Any:
         return mx.compile(function, inputs=mx.random.state, outputs=mx.random.state) if self._compiled else function
@@ -233,7 +250,9 @@ class Session:
             count = len(part)
             if self._compiled and count < size:
                 part = np.concatenate([part, np.zeros((size - count, *part.shape[1:]), np.uint8)])
-            rows.append(np.array(function(arrays, mx.array(part)))[:count])
+            found = function(arrays, mx.array(part))
+            self._replicas.wait(found)
+            rows.append(np.array(found)[:count])
         return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
 
     def _fitted(self, part: str, given: Weights, held: model.Arrays, strict: bool) -> model.Arrays:
@@ -267,8 +286,9 @@ def _in_parts(parts: step.Parts, memory: MemorySpec) -> Update:
             sums, losses_of_part = parts.add(state["parameters"], sums, part)
             mx.async_eval(sums, losses_of_part)
             each.append(losses_of_part)
+        sums, losses_of_batch = parts.reduce(sums, mx.concatenate(each))
         state, total, finite = parts.apply(state, sums, knobs)
-        return state, (mx.concatenate(each), total, finite)
+        return state, (losses_of_batch, total, finite)
 
     return update
 

@@ -14,13 +14,15 @@ import mlx.core as mx
 
 from backends.contract import OptimSpec, is_buffer
 from backends.mlx import losses, optim
+from backends.mlx.distributed.replicas import Replicas
 from backends.mlx.model import Arrays, Network, cast, forward, normalise
 
 # {"parameters", "buffers", "ema": Arrays, "moments": Moments, "step", "frozen_steps": int32 []}
 State = dict[str, Any]
 # losses float32 [N], gradient norm float32 [], finite bool []
 Report = tuple[mx.array, mx.array, mx.array]
-# {"images": float32 [N, H, W, C], "targets": float32 [N, classes], "share": float32 [N], of the mean loss}
+# {"images": float32 [n, H, W, C], "targets": float32 [n, classes], "share": float32 [n], of the mean loss}: the n
+# images of the batch's N that are this process's
 Inputs = dict[str, mx.array]
 # {"gradients", "buffers": Arrays, "mean": float32 []}, summed over the parts of a batch that have been passed
 Sums = dict[str, Any]
@@ -36,6 +38,12 @@ class StepContext(NamedTuple):
     trained: frozenset[str]
     frozen: bool
     traced: Callable[[], None]
+    replicas: Replicas = Replicas()
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the running statistics are used in training, and stay."""
+        return self.frozen or self.optimizer.fixed_statistics
 
 
 def initial_state(spec: OptimSpec, arrays: Arrays) -> State:
@@ -56,7 +64,7 @@ def train_step(context: StepContext) -> Callable[[State, Arrays, Arrays, mx.arra
 
     def step(state: State, batch: Arrays, mix: Arrays, hyperparams: mx.array) -> tuple[State, Report]:
         context.traced()
-        inputs = prepare_inputs(context.network, batch, mix)
+        inputs = prepare_inputs(context.network, batch, mix, context.replicas)
         sums, each = gradients_of(context, state["parameters"], state["buffers"], inputs)
         state, total, finite = apply_update(context, state, sums, hyperparams)
         return state, (each, total, finite)
@@ -64,32 +72,36 @@ def train_step(context: StepContext) -> Callable[[State, Arrays, Arrays, mx.arra
     return step
 
 
-def prepare_inputs(network: Network, batch: Arrays, mix: Arrays) -> Inputs:
-    """The batch as the network takes it, mixed; normalised from bytes, which are a quarter of their float32 values."""
-    images, other = (normalise(network, x) for x in (batch["images"], batch["images"][mix["permutation"]]))
-    images, targets = mixup(images, other, batch["targets"], mix)
-    return {"images": images, "targets": targets, "share": batch["weights"] / mx.sum(batch["weights"])}
+def prepare_inputs(network: Network, batch: Arrays, mix: Arrays, replicas: Replicas) -> Inputs:
+    """This process's part of the batch as the network takes it, mixed; normalised from bytes, which are a quarter of
+    their float32 values. Of several processes the batch has the `partners` of this one's images, too."""
+    mine = replicas.mine
+    partners = batch["images"][mix["permutation"]] if replicas.count == 1 else batch["partners"]
+    images, other = (normalise(network, x) for x in (batch["images"], partners))
+    targets = mine(batch["targets"]), batch["targets"][mine(mix["permutation"])]
+    images, mixed = mixup(images, other, *targets, {name: mine(rows) for name, rows in mix.items()})
+    return {"images": images, "targets": mixed, "share": mine(batch["weights"] / mx.sum(batch["weights"]))}
 
 
-def mixup(images: mx.array, other: mx.array, targets: mx.array, mix: Arrays) -> tuple[mx.array, mx.array]:
-    """Mixup and CutMix of `contract.MixPlan`, on the device: float images `[N, H, W, C]` with the `other` of each,
-    targets `[N, classes]`."""
+def mixup(
+    images: mx.array, other: mx.array, targets: mx.array, other_targets: mx.array, mix: Arrays
+) -> tuple[mx.array, mx.array]:
+    """Mixup and CutMix of `contract.MixPlan`, without its permutation: float images `[N, H, W, C]` and targets
+    `[N, classes]` of images and of their partners."""
     blend, own = mix["blend"][:, None, None, None], mix["own"][:, None]
     top, bottom, left, right = (mix["box"][:, i, None] for i in range(4))
     rows, columns = mx.arange(images.shape[1])[None], mx.arange(images.shape[2])[None]
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
     images = mx.where(inside[..., None], other, blend * images + (1 - blend) * other)
-    return images, own * targets + (1 - own) * targets[mix["permutation"]]
+    return images, own * targets + (1 - own) * other_targets
 
 
 def gradients_of(context: StepContext, parameters: Arrays, buffers: Arrays, inputs: Inputs) -> tuple[Sums, mx.array]:
     """The gradients of the inputs' part in the mean loss, and their losses `[N]`."""
 
-    fixed = context.frozen or context.optimizer.fixed_statistics
-
     def objective(trained: Arrays) -> tuple[mx.array, mx.array, Arrays]:
         arrays = {**parameters, **trained, **buffers}
-        logits, moved = forward(context.network, arrays, inputs["images"], training=True, frozen=fixed)
+        logits, moved = forward(context.network, arrays, inputs["images"], training=True, frozen=context.fixed)
         each = context.loss(logits, inputs["targets"])
         return mx.sum(each * inputs["share"]), each, moved
 
@@ -139,11 +151,12 @@ def apply_update(
 
 class Parts(NamedTuple):
     """The same update in parts, for batches whose activations do not fit: `prepare` and `none` once, `add` for each
-    micro-batch of the prepared inputs, `apply` once."""
+    micro-batch of the prepared inputs, `reduce`, which is not to be compiled, with the losses of all, `apply` once."""
 
     prepare: Callable[[Arrays, Arrays], Inputs]
     none: Callable[[State], Sums]
     add: Callable[[Arrays, Sums, Inputs], tuple[Sums, mx.array]]
+    reduce: Callable[[Sums, mx.array], tuple[Sums, mx.array]]
     apply: Callable[[State, Sums, mx.array], tuple[State, mx.array, mx.array]]
 
 
@@ -151,7 +164,7 @@ def train_step_in_parts(context: StepContext) -> Parts:
     """The functions of an update in parts; BatchNorm sees and averages each micro-batch for itself."""
 
     def prepare(batch: Arrays, mix: Arrays) -> Inputs:
-        return prepare_inputs(context.network, batch, mix)
+        return prepare_inputs(context.network, batch, mix, context.replicas)
 
     def none(state: State) -> Sums:
         zeros = {n: mx.zeros_like(p) for n, p in state["parameters"].items() if n in context.trained}
@@ -163,10 +176,13 @@ def train_step_in_parts(context: StepContext) -> Parts:
         gradients = {name: g + new["gradients"][name] for name, g in sums["gradients"].items()}
         return {**new, "gradients": gradients, "mean": sums["mean"] + new["mean"]}, each
 
+    def reduce(sums: Sums, each: mx.array) -> tuple[Sums, mx.array]:
+        return context.replicas.reduce(sums, each, not context.fixed)
+
     def apply(state: State, sums: Sums, hyperparams: mx.array) -> tuple[State, mx.array, mx.array]:
         return apply_update(context, state, sums, hyperparams)
 
-    return Parts(prepare, none, add, apply)
+    return Parts(prepare, none, add, reduce, apply)
 
 
 def evaluate(network: Network) -> Callable[[Arrays, mx.array], mx.array]:

@@ -96,17 +96,21 @@ class Trained(NamedTuple):
     again: TrainState | None = None
 
 
-def train(group: Group, case: Case) -> Trained:
+def train(group: Group, case: Case, engine: str = "torch") -> Trained:
     """The updates of a case, this process with its rows of each batch."""
-    session: Any = backends.load("torch").open(tiny.spec(case.family, CLASSES), None, case.config, group)
+    session: Any = backends.load(engine).open(tiny.spec(case.family, CLASSES), None, case.config, group)
     each, results = N // group.world_size, []
     for step, knobs in enumerate(case.knobs):
         whole = batch(step)
         mine = whole._replace(images=whole.images[group.rank * each : (group.rank + 1) * each])
         results.append(session.read(session.train_step(mine, plan(step) if case.mixes else None, knobs)))
-    held = {} if case.config.fsdp else {**session._tensors, **session._moments}
-    digest = hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in held.values())).hexdigest()
     state, logits = session.state(), session.logits(batch(0).images)
+    if engine == "torch":
+        tensors = {} if case.config.fsdp else {**session._tensors, **session._moments}
+        held = [t.detach().numpy() for t in tensors.values()]
+    else:
+        held = [*state.weights.values(), *state.optimizer.values(), *(state.ema or {}).values()]
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in held)).hexdigest()
     session.close()
     if not case.config.fsdp:
         return Trained(results, state, digest, logits)
@@ -117,12 +121,14 @@ def train(group: Group, case: Case) -> Trained:
     return Trained(results, state, digest, logits, other.state())
 
 
-def all_cases(group: Group) -> dict[str, Trained]:
-    """Every case, one after the other."""
-    return {name: train(group, case) for name, case in CASES.items()}
+def all_cases(group: Group, engine: str = "torch") -> dict[str, Trained]:
+    """Every case that the engine has, one after the other."""
+    return {
+        name: train(group, case, engine) for name, case in CASES.items() if engine == "torch" or not case.config.fsdp
+    }
 
 
-def run(group: Group, given: list[str], stop_after: int = -1) -> Path:
+def run(group: Group, given: list[str], stop_after: int = -1, engine: str = "torch") -> Path:
     """A whole run by the settings of a command line; with `stop_after` rank 1 asks to stop at that question."""
     asked = 0
 
@@ -131,13 +137,13 @@ def run(group: Group, given: list[str], stop_after: int = -1) -> Path:
         asked += 1
         return group.rank == group.world_size - 1 and 0 <= stop_after < asked
 
-    return train_run.run_all("torch", load.parse(given, prog="test"), stop_requested, group)
+    return train_run.run_all(engine, load.parse(given, prog="test"), stop_requested, group)
 
 
-def stopped(group: Group, given: list[str], stop_after: int) -> str:
+def stopped(group: Group, given: list[str], stop_after: int, engine: str = "torch") -> str:
     """The folder of a run that was stopped."""
     try:
-        run(group, given, stop_after)
+        run(group, given, stop_after, engine)
     except Interrupted as interrupted:
         return str(interrupted.folder)
     raise AssertionError("it was not stopped")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -24,17 +26,17 @@ FRESH = fresh(
 )
 
 
-def together(count: int, function: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[Any]:
-    """What `function(group, *arguments)` returns in each of `count` processes of the torch engine, by rank.
+def together(
+    count: int, function: Callable[..., Any], *arguments: Any, seconds: float = 120, engine: str = "torch"
+) -> list[Any]:
+    """What `function(group, *arguments)` returns in each of `count` processes of an engine, by rank.
 
     Fails when one raises, or when they have not ended within `seconds`.
     """
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    environment = environment_of(count, engine)
     pipes = [FRESH.Pipe(duplex=False) for _ in range(count)]
     processes = [
-        FRESH.Process(target=_rank, args=(rank, count, port, pipes[rank][1], function, arguments))
+        FRESH.Process(target=_rank, args=(rank, count, engine, environment, pipes[rank][1], function, arguments))
         for rank in range(count)
     ]
     for process in processes:
@@ -54,12 +56,34 @@ def together(count: int, function: Callable[..., Any], *arguments: Any, seconds:
     return results
 
 
+def environment_of(count: int, engine: str) -> dict[str, str]:
+    """Where `count` processes of this host meet, as a launcher says it."""
+    held = [socket.socket() for _ in range(count)]
+    for one in held:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    if engine == "torch":
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0]), "TANDEM_TORCH_DEVICE": "cpu"}
+    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
+        json.dump([[f"127.0.0.1:{port}"] for port in ports], file)
+    return {"MLX_HOSTFILE": file.name}
+
+
 def _rank(
-    rank: int, count: int, port: int, sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    count: int,
+    engine: str,
+    environment: dict[str, str],
+    sender: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TANDEM_TORCH_DEVICE": "cpu"}
+    os.environ |= {**environment, "MLX_RANK": str(rank)}
+    launcher = "torchrun" if engine == "torch" else "mlx.launch"
     try:
-        group: Group = backends.load("torch").join(Launch(rank, rank, count, count, "torchrun"))
+        group: Group = backends.load(engine).join(Launch(rank, rank, count, count, launcher))
         sender.send((function(group, *arguments), ""))
         group.close()
     except BaseException:
