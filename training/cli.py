@@ -166,6 +166,9 @@ def _check_launch(launch: Launch, command: load.Command) -> None:
     wish = command.wish
     if not launch.several:
         return
+    started = f"{launch.launcher} started {launch.world_size} processes"
+    if wish.dry_run:
+        raise ConfigError(f"{started}, and --dry_run measures one: start it without {launch.launcher}")
     if wish.spread and command.members[0].settings.resume == "never":
         raise ConfigError(
             "resume: never, and each process of --spread folds would make a folder of its own; give --name NAME for a "
@@ -173,7 +176,6 @@ def _check_launch(launch: Launch, command: load.Command) -> None:
         )
     if wish.spread or not wish.mode:
         return
-    started = f"{launch.launcher} started {launch.world_size} processes"
     if wish.mode in SHARED_MODES:
         raise ConfigError(f"{started}: add --spread folds, so that each takes folds of its own")
     raise ConfigError(f"{started}, and --mode {wish.mode} takes one: start it without {launch.launcher}")

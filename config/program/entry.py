@@ -42,6 +42,7 @@ _REMEDIES = {
     errno.EDQUOT: "free some space",
     errno.EROFS: "make the folder writable, or choose another --out",
     errno.EACCES: "make the folder writable, or choose another --out",
+    errno.ENOTDIR: "name a folder, not a file",
     errno.EPERM: "make the folder writable, or choose another --out",
 }
 
@@ -106,9 +107,11 @@ def _done(
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - what is left to print has no reader
         return _BROKEN_PIPE
-    except Exception as error:
-        if received:  # a library's own answer to the signal, or that of a compiler that it had started
+    except BaseException as error:
+        if received:  # a library's own answer to the signal, such as a panic of one in Rust, or a compiler's
             return _stopped()
+        if not isinstance(error, Exception):  # argparse's SystemExit
+            raise
         if isinstance(error, OSError) and error.errno in _REMEDIES and not verbose:
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
             print(f"error: {what}; {_REMEDIES[error.errno]}, then start it again", file=sys.stderr)

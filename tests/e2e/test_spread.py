@@ -91,6 +91,7 @@ def test_two_processes_share_the_folds_and_one_that_breaks_leaves_the_rest_to_th
     ("more", "line"),
     [
         ((), "the numpy engine trains in one process alone; start it without torchrun"),
+        (("--dry_run",), "torchrun started 2 processes, and --dry_run measures one: start it without torchrun"),
         (("--mode", "train"), "torchrun started 2 processes: add --spread folds"),
         (("--mode", "fit"), "torchrun started 2 processes, and --mode fit takes one"),
         (("--mode", "train", "--spread", "folds", "--resume", "never"), "give --name NAME for a new campaign"),

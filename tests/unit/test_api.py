@@ -176,6 +176,7 @@ def test_evaluate_scores_other_images_and_refuses_those_that_were_trained_on(run
         run.evaluate()
     scores = run.evaluate(digits)
     assert len(scores.ids) == 80
+    assert len(repr(scores)) < 250 and f"80 images: accuracy {scores.accuracy:.4f}" in repr(scores)
     labels = [run.class_names[target] for target in scores.targets]
     assert scores.accuracy == accuracy_score(labels, run.predict(scores.paths).labels)
     part = run.evaluate({"root": digits, "classes": ["3", "5"]})

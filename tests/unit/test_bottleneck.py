@@ -42,6 +42,10 @@ def test_advice_names_what_can_be_changed_and_only_where_it_bounds() -> None:
     assert "--data.cache_gb" in said
     assert "cache_gb" not in bottleneck.advice(row, settings("--data.cache_gb", "5"), cores=8)  # it is there already
     assert "workers" not in bottleneck.advice(row, settings(), cores=8)  # 0 is all cores already
+    stream = ["--data.streaming", "true"]
+    assert "shard_cache_gb" not in bottleneck.advice(row, settings(*stream), cores=8)  # shards on this machine
+    at_url = settings(*stream, "--data.root", "https://host/shards")
+    assert "shard_cache_gb" in bottleneck.advice(row, at_url, cores=8)
     assert "--data.processes auto" in bottleneck.advice(row, settings("--data.processes", "0"), cores=16)
     assert "processes" not in bottleneck.advice(row, settings("--data.processes", "0"), cores=8)
     assert not bottleneck.advice(Timings(waited=1.0, computed=9.0).row(), settings(), 8)

@@ -113,6 +113,8 @@ def ran(work: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]
         "time.sleep(9)",
         # What MLX does when Ctrl-C has ended the compiler that it had started.
         "\n    try: time.sleep(9)\n    except KeyboardInterrupt: raise RuntimeError('Failed to compile')",
+        # What pydantic's core does in the middle of its import: pyo3's panic derives from BaseException.
+        "\n    try: time.sleep(9)\n    except KeyboardInterrupt: raise BaseException('failed to import datetime')",
     ],
 )
 def test_a_signal_is_one_line_and_no_traceback(sent: str, code: int, answer: str) -> None:

@@ -212,7 +212,7 @@ def test_a_refused_token_a_hub_that_is_away_and_no_token_are_one_line(served, tm
     ("words", "reason"),
     [
         (["RUN"], "name the repository"),
-        (["RUN", "flowers"], "is not USER/NAME"),
+        (["RUN", "flowers"], "is not USER/NAME; name your user"),
         (["RUN", "--out", "OUT", "--fold", "3"], "there are 0"),
         (["RUN/fold_0/best", "--out", "OUT", "--fold", "0"], "no run with folds"),
         (["RUN", "--out", "RUN"], "is there already"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from config.schema import Settings
 from data.loading.pace import THREADS_DO
+from data.sources import remote
 
 _WAITING_TOO_LONG, _SAVING_TOO_LONG = 0.1, 0.1
 
@@ -29,7 +30,7 @@ def _faster(settings: Settings, cores: int) -> list[str]:
     """Ways to more images a second, the best first."""
     data, level = settings.data, settings.augment.level
     ways = []
-    if data.streaming:
+    if data.streaming and remote.url(data.root):
         ways.append("shards at a URL: keep more of them with --data.shard_cache_gb, or use storage nearby")
     if 0 < data.workers < cores:
         ways.append(f"raise --data.workers ({data.workers} of {cores} cores), or 0 for all")

@@ -82,7 +82,7 @@ def _kept(settings: Settings, engine: str, table: sources.Table) -> dict[str, An
         values = dict(yaml.safe_load((path / FILE).read_text()))
         begun = prepare(load.changed(settings, values, str(path / FILE)), table)[0]
         if (path / run_dir.CONFIG).exists() and run_dir.fits(path, begun, engine):
-            print(f"model {values['model']}: chosen when {path} was begun")
+            print(f"model {values['model']}: chosen when {path} was started")
             return values
     return {}
 

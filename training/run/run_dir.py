@@ -82,11 +82,14 @@ def folder(settings: Settings, engine: str) -> Path:
     return folder(settings, engine)  # another process has just made it
 
 
-def existing(settings: Settings, engine: str) -> Path | None:
-    """The run that `settings.resume` goes on with, None where a new one is made; writes nothing. Errors as `folder`."""
+def existing(settings: Settings, engine: str, quiet: bool = False) -> Path | None:
+    """The run that `settings.resume` goes on with, None where a new one is made; writes nothing. Errors as `folder`.
+
+    Unless `quiet`, it prints how the newest run of the data and the model differs where none is the same.
+    """
     if settings.resume not in ("auto", "never"):
         return _resumed(Path(settings.resume), settings)
-    return _newest(settings, engine) if settings.resume == "auto" else None
+    return _newest(settings, engine, quiet) if settings.resume == "auto" else None
 
 
 def new(settings: Settings, engine: str) -> Path:
@@ -94,7 +97,7 @@ def new(settings: Settings, engine: str) -> Path:
     return settings.out / (settings.name or _name(settings, engine))
 
 
-def _newest(settings: Settings, engine: str) -> Path | None:
+def _newest(settings: Settings, engine: str, quiet: bool) -> Path | None:
     """The newest run of the same settings; one of the same data and model with others is said to differ."""
     runs = [path.parent for path in settings.out.glob(f"{settings.name or '*'}/{CONFIG}")]
     other = ""
@@ -104,11 +107,12 @@ def _newest(settings: Settings, engine: str) -> Path | None:
                 return path
             begun = load.read(path / CONFIG)
         except ConfigError as error:
-            print(f"{path} is passed over: {error}", file=sys.stderr)
+            if not quiet:
+                print(f"{path} is passed over: {error}", file=sys.stderr)
             continue
         if (begun.data.root, begun.model) == (settings.data.root, settings.model) and _engine_of(path) == engine:
             other = other or f"a new run, since {path} differs: {'; '.join(differences(begun, settings)[:3])}"
-    if other and not settings.name:
+    if other and not settings.name and not quiet:
         print(other)
     return None
 

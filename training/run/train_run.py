@@ -20,6 +20,7 @@ from config.schema import Settings
 from data import check, folds, sources
 from data.cache.images import Images
 from models.registry import ModelSpec
+from models.weights import loading
 from training.distributed import ranks
 from training.distributed.resume import require
 from training.loop import checkpoint, memory, trainer
@@ -58,6 +59,8 @@ def run_all(
     with ExitStack() as held:
 
         def begin() -> tuple[str, NDArray[np.int64] | None]:
+            if run_dir.existing(settings, backend, quiet=True) is None:
+                loading.find(spec, settings.weights)  # missing weights are an error before the audit
             audited, suspects = audit.before(settings, table, stop_requested, lambda: run_dir.folder(settings, backend))
             check.bad_images(settings.data, [*suspects, *teaching.paths()], images)
             return str(_begun(backend, settings, chosen, audited, teaching, held)), audited.groups
