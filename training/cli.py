@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from config.launch import Launch
     from config.schema import Settings
 
+_FIRST = 10.0  # seconds that the first process of a host may need more than another one to find an error
 REQUEUE = 75  # the exit code after SIGUSR1, EX_TEMPFAIL of sysexits.h: start the same command again
 
 
@@ -61,18 +64,26 @@ class StopSignal:
 def main(engine: str, argv: Sequence[str] | None = None) -> int:
     """Run `train_ENGINE.py`; returns the exit code: 0, 1 data and the like, 2 settings, 3 a campaign that had to leave
     folds out, 75, 130 and 143 interrupted."""
-    prog = f"train_{engine}.py"
+    prog, several = f"train_{engine}.py", False
 
     def work(words: list[str]) -> int:
         from config import load
+        from config.launch import Launch
 
+        nonlocal several
+        several = Launch.of(os.environ).several
         return run(
             engine,
             lambda: load.parse_command(words, prog=prog),
             lambda wish, folder: f"{_again(prog, wish)} --resume {folder}",
         )
 
-    return entry.run(work, argv, prog)
+    code = entry.run(work, argv, prog)
+    if code and several and argv is None:  # gloo aborts a process at its end where others have left the group before
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def work_on(folder: Path, engine: str, words: Sequence[str]) -> int:
@@ -125,7 +136,16 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
     except TandemError as error:
         if launch.local_rank == 0 or alone:
             raise
-        return error.exit_code  # the first process of this host found the same, and says it
+        _wait_for_first()
+        return error.exit_code
+
+
+def _wait_for_first() -> None:
+    """Let the first process of this host say the error, which it finds, too: a launcher ends it where another one has
+    ended, and ends this one after it."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_DFL)
+    time.sleep(_FIRST)
 
 
 def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path], str], launch: Launch) -> int:
@@ -210,7 +230,17 @@ def _again(prog: str, wish: RunRequest) -> str:
     if wish.mode:
         words += [f"--member {wish.member}"] * bool(wish.member) + [f"--fold {wish.fold}"] * (wish.fold is not None)
         words += ["--spread folds"] * wish.spread
-    return " ".join(["python", prog, *words])
+    return " ".join([_started_by(), prog, *words])
+
+
+def _started_by() -> str:
+    """What stands before the script: torchrun for the processes of one host, else python; a run resumes with either."""
+    from config.launch import Launch
+
+    launch = Launch.of(os.environ)
+    if launch.several and launch.launcher == "torchrun" and launch.local_world_size == launch.world_size:
+        return f"torchrun --nproc_per_node {launch.world_size}"
+    return "python"
 
 
 def _campaign(engine: str, command: load.Command, stop: StopSignal) -> int:

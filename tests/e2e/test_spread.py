@@ -49,11 +49,11 @@ fold.train = train
 """
 
 
-def torchrun(root: Path, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+def torchrun(root: Path, tmp_path: Path, *more: str, before: str = BREAKS) -> subprocess.Popen[str]:
     """Two processes of the NumPy engine in a session of their own, which signals can be sent to as a terminal does."""
     pytest.importorskip("torch")
     (tmp_path / "two.yaml").write_text(TWO)
-    (tmp_path / "train_numpy.py").write_text(SCRIPT.format(before=BREAKS))
+    (tmp_path / "train_numpy.py").write_text(SCRIPT.format(before=before))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(tmp_path / "train_numpy.py"), "--config", str(tmp_path / "two.yaml"), "--data.root", str(root)]
     command += ["--out", str(tmp_path / "runs"), *more]
@@ -85,6 +85,15 @@ def test_two_processes_share_the_folds_and_one_that_breaks_leaves_the_rest_to_th
     assert Counter(fold for _, fold in begun) == {
         fold: 1 + (fold == broken) for fold in ("first: fold 0", "first: fold 1", "second: fold 0", "second: fold 1")
     }
+
+
+def test_the_first_process_says_a_wrong_setting_also_where_it_is_the_last_to_find_it(
+    digits: Path, tmp_path: Path
+) -> None:
+    late = "import time\nif os.environ['RANK'] == '0': time.sleep(3)"
+    _, err = torchrun(digits, tmp_path, "--train.epohcs", "3", before=late).communicate(timeout=100)
+    assert err.count("error: train.epohcs: no such setting") == 1
+    assert "stopped" not in err
 
 
 @pytest.mark.parametrize(
@@ -135,7 +144,8 @@ def test_signals_of_a_queue_and_of_a_launcher_save_first(
         process.send_signal(sent)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "Go on with: python train_numpy.py " in out
+    started_by = "torchrun --nproc_per_node 2" if launched else "python"
+    assert f"Go on with: {started_by} train_numpy.py " in out
     assert "Traceback" not in err
     (history,) = (tmp_path / "run").rglob("history.csv")
     last = checkpoint.newest(history.parent)
