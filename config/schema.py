@@ -81,7 +81,7 @@ class Settings(Section):
     )
     global_pool: Literal["avg", "max", "gem"] | None = Field(
         default=None,
-        description="How the features of all places become one vector: average, maximum, or the generalised mean with a"
+        description="Global pooling of the last features: average, maximum, or the generalised mean with a"
         " learned power (convolutional networks and Swin); null keeps the model's own.",
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Decides every random number of the run.")

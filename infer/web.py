@@ -95,7 +95,7 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise ConfigError(f"{host}, port {port}: {reason}; give another with --port") from error
 
     def server_bind(self) -> None:

@@ -151,7 +151,7 @@ def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> 
             f"{gib(one.device_memory or one.process_memory):>13}  {gib(one.disk):>9}"
         )
     disk = sum(one.disk for one in estimates.values())
-    report.append(f"time     {_about(sum(one.seconds for one in estimates.values()))} in all, on this machine alone")
+    report.append(f"time     in all, on this machine alone: {_about(sum(one.seconds for one in estimates.values()))}")
     report.append(_disk_line(disk, campaign.folder))
     kept = "goes on with" if found else "would write"
     report.append(f"writes   {kept} {campaign.folder}: campaign.yaml, folds.csv, members/NAME (a run each)")
