@@ -34,7 +34,6 @@ from backends.contract import (
 from backends.group import ALONE, Group
 from backends.mlx import losses, metal, model, profile, recompute, statistics, step, tune
 from backends.mlx.distributed.group import join as join
-from backends.mlx.distributed.group import lost
 from backends.mlx.distributed.replicas import Replicas
 from backends.mlx.memory import memory_errors
 from backends.mlx.metal import hardware as hardware
@@ -69,9 +68,6 @@ class Session:
 
     def __init__(self, spec: ModelSpec, weights: Weights | None, config: SessionConfig, group: Group):
         self.group = group
-        for name in ("sync_batch_norm", "fsdp"):
-            if getattr(config, name) and group.world_size > 1:
-                raise ConfigError(f"train.{name}: torch alone has it; set it to false")
         self._replicas = Replicas(group)
         self.traces = 0
         self._config, self._classes, self._compiled = config, spec.num_classes, bool(config.compile)
@@ -86,7 +82,6 @@ class Session:
         self._classifier = spec.classifier if isinstance(spec.classifier, str) else spec.classifier[0]
         self._features: Evaluate | None = None
 
-    @lost()
     @memory_errors()
     def train_step(self, batch: Batch, mix: MixPlan | None, knobs: StepHyperparams) -> step.Report:
         """Enqueue one update and return a pending result; never waits for the device."""
@@ -97,10 +92,11 @@ class Session:
         if knobs.frozen not in self._updates:
             self._updates[knobs.frozen] = self._update(knobs.frozen)
         purpose = f"train {self.group.rank}" if self.group.rank else "train"
-        with model.seeded(self._config.seed, purpose, self._calls):
-            self._state, pending = self._updates[knobs.frozen](self._state, arrays, plan, mx.array(knobs.array()))
+        with self._replicas.waiting():
+            with model.seeded(self._config.seed, purpose, self._calls):
+                self._state, pending = self._updates[knobs.frozen](self._state, arrays, plan, mx.array(knobs.array()))
+            mx.async_eval(self._state, pending)
         self._calls += 1
-        mx.async_eval(self._state, pending)
         return pending
 
     @memory_errors()

@@ -12,7 +12,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +131,19 @@ class Group:
         self.gather(np.zeros(1, np.uint8), even=True)
 
     def wait(self, arrays: Any) -> None:
-        """`mx.eval` of a tree of arrays, some of them of other processes."""
+        """`mx.eval` of a tree of arrays that need other processes."""
+        with self.waiting():
+            mx.eval(arrays)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what may wait for other processes: `GroupLost` when they end, or at the time limit."""
         timer = threading.Timer(_WAIT, self._disconnect)
         timer.daemon = True
         timer.start()
         try:
             with lost():
-                mx.eval(arrays)
+                yield
         finally:
             timer.cancel()
 
@@ -152,7 +158,7 @@ class Group:
     def _disconnect(self) -> None:
         """End a wait, which nothing in Python can: as its connections close, MLX raises. Where it has none, exit."""
         for number in self._sockets:
-            with socket.socket(fileno=os.dup(number)) as one:
+            with suppress(OSError), socket.socket(fileno=os.dup(number)) as one:  # a closed one, or one that listens
                 one.shutdown(socket.SHUT_RDWR)
         timer = threading.Timer(0 if not self._sockets else 60, self._leave)
         timer.daemon = True

@@ -7,6 +7,7 @@ What the processes say on the host stands in `group`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -63,6 +64,10 @@ class Replicas:
         reader waits."""
         if self._group is not None:
             self._group.wait(arrays)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Around an update, whose enqueuing waits while much is enqueued already."""
+        return nullcontext() if self._group is None else self._group.waiting()
 
     def _mean(self, arrays: Arrays, summed: Sequence[mx.array]) -> Arrays:
         return {name: value / self.count for name, value in zip(arrays, summed, strict=True)}
