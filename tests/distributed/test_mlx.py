@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from contextlib import suppress
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import psutil
 import pytest
 
 import backends
@@ -19,8 +24,11 @@ from config.errors import GroupLost
 from tests import tiny
 from tests.distributed import cases, test_runs
 from tests.distributed.cases import CASES, Trained
-from tests.distributed.ranks import together
+from tests.distributed.ranks import ports, together
 from tests.distributed.test_runs import curve
+from tests.distributed.test_torchrun import rank_of
+from tests.e2e.commands import ROOT, wait_for
+from training.distributed import run_status
 from training.run import results
 
 SESSIONS = [name for name in CASES if not CASES[name].config.fsdp]
@@ -130,3 +138,49 @@ def test_a_stopped_run_goes_on_in_one_process(engine: str, alone: Path, digits: 
     folder = cases.run(ALONE, words(digits, tmp_path, "--resume", stopped[0]), engine=engine)
     assert str(folder) == stopped[0]
     np.testing.assert_allclose(curve(folder), curve(alone), rtol=1e-5 if engine == "mlx" else 1e-3)
+
+
+@contextmanager
+def mlx_launch(count: int, *given: str) -> Iterator[subprocess.Popen[str]]:
+    """`mlx.launch -n COUNT --backend ring -- python GIVEN`; whatever is left of it at the end is killed."""
+    port = str(ports(count)[0])
+    command = [str(Path(sys.executable).with_name("mlx.launch")), "-n", str(count), "--backend", "ring", "-p", port]
+    process = subprocess.Popen(
+        [*command, "--", sys.executable, *given],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    started = psutil.Process(process.pid)
+    try:
+        yield process
+    finally:
+        left = started.children(recursive=True) if started.is_running() else []
+        for one in left:
+            one.kill()
+        process.kill()
+        process.wait()
+
+
+def test_the_folder_says_that_a_process_was_killed_and_the_next_start_goes_on(
+    alone: Path, digits: Path, tmp_path: Path
+) -> None:
+    given = words(digits, tmp_path, "--checkpoint.every_steps", "1")
+    with mlx_launch(2, "train_mlx.py", *given) as process:
+        wait_for(lambda: bool([*tmp_path.glob("*/fold_0/step_0000000[2-9]")]), process)
+        rank_of(process, 1, "MLX_RANK").kill()
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, "which is why there is a file"
+    (folder,) = tmp_path.glob("*")
+    status = json.loads((folder / run_status.STATUS).read_text())
+    assert status["state"] == "failed"
+    assert "another process of the group has ended or does not answer" in status["error"]
+    with mlx_launch(2, "train_mlx.py", *given) as process:
+        output, _ = process.communicate(timeout=120)
+    assert "going on from" in output
+    assert json.loads((folder / run_status.STATUS).read_text()) == {"state": "finished", "processes": 2, "error": ""}
+    np.testing.assert_allclose(curve(folder), curve(alone), rtol=1e-5)
