@@ -139,12 +139,12 @@ class Session:
         self._state = {**self._state, "buffers": kept or self._state["buffers"]}
 
     def state(self) -> TrainState:
-        """A copy of the whole state in canonical form; waits for the device."""
+        """A copy of the whole state in canonical form; waits for the device. Of a group rank 0 alone has the arrays."""
         self._replicas.wait(self._state)
-        out = {slot: model.to_canonical(self._network, kept) for slot, kept in self._state["moments"].items()}
+        out = {slot: self._canonical(kept) for slot, kept in self._state["moments"].items()}
         return TrainState(
-            weights=model.to_canonical(self._network, self._arrays("live")),
-            ema=model.to_canonical(self._network, self._state["ema"]) if self._config.optim.ema else None,
+            weights=self._canonical(self._arrays("live")),
+            ema=self._canonical(self._state["ema"]) if self._config.optim.ema else None,
             optimizer={f"{slot}.{name}": value for slot, kept in out.items() for name, value in kept.items()},
             step=int(self._state["step"].item()),
             calls=self._calls,
@@ -218,6 +218,9 @@ class Session:
     def _partners(self, images: mx.array, permutation: mx.array) -> mx.array:
         """The images that this process's are mixed with, of all processes' ones."""
         return self._replicas.gather(images)[self._replicas.mine(permutation)]
+
+    def _canonical(self, arrays: model.Arrays) -> Weights:
+        return model.to_canonical(self._network, arrays) if self.group.rank == 0 else {}
 
     def _fast(self, function: Any) -> Any:
         return mx.compile(function, inputs=mx.random.state, outputs=mx.random.state) if self._compiled else function

@@ -18,7 +18,7 @@ STATUS = "status.json"
 
 class RunStatus:
     """A context that keeps `status.json`: `state` is "training", "finished", "interrupted" or "failed", then with the
-    `error` of the first process that failed. A run whose processes were all killed is left "training"."""
+    `error` of the first process that noted one. A run whose processes were all killed is left "training"."""
 
     def __init__(self, launch: Launch):
         self._launch = launch
@@ -43,15 +43,12 @@ class RunStatus:
 
     def _fail(self, error: BaseException) -> None:
         """Note an error, unless another process did: this one may only have lost that one."""
-        if self._path is None or json.loads(self._path.read_text())["state"] != "training":
+        if self._path is None or (self._path.exists() and json.loads(self._path.read_text())["state"] != "training"):
             return
         text = str(error) if isinstance(error, TandemError) else f"{type(error).__name__}: {error}"
-        own = (
-            ""
-            if isinstance(error, TandemError) and error.told
-            else f"rank {self._launch.rank} on {socket.gethostname()}: "
-        )
-        self._write("failed", own + text)
+        if not getattr(error, "told", False):
+            text = f"rank {self._launch.rank} on {socket.gethostname()}: {text}"
+        self._write("failed", text)
 
     def _write(self, state: str, error: str = "") -> None:
         if self._path is not None:

@@ -66,6 +66,8 @@ def _backend(launch: Launch) -> str:
 @contextmanager
 def _meeting(launch: Launch) -> Iterator[None]:
     """Around MLX's wait for the others, in which no Python runs: signals end the process, so does the time limit."""
+    if launch.rank == 0:
+        print(f"waiting for {launch.world_size} processes, {_MEET / 60:.0f} minutes at most", flush=True)
     kept = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     with Path(os.devnull).open("w") as nowhere:
         faulthandler.dump_traceback_later(_MEET, exit=True, file=nowhere)

@@ -47,11 +47,14 @@ class Replicas:
         # Others have zeros there, so that the losses travel with the gradients.
         placed = mx.pad(losses, (self._rank * each, (self.count - 1 - self._rank) * each))
         buffers = sums["buffers"] if moved else {}
-        gradients, names = sums["gradients"], [*sums["gradients"]]
-        mean, losses, *rest = self._summed([sums["mean"], placed, *gradients.values(), *buffers.values()])
+        gradients = sums["gradients"]
+        latest = [*reversed(gradients)]  # whose gradients are there first
+        held = [sums["mean"], placed, *(gradients[name] for name in latest), *buffers.values()]
+        mean, losses, *rest = self._summed(held)
+        summed = dict(zip(latest, rest, strict=False))
         return {
-            "gradients": dict(zip(names, rest, strict=False)),
-            "buffers": {**sums["buffers"], **self._mean(buffers, rest[len(names) :])},
+            "gradients": {name: summed[name] for name in gradients},
+            "buffers": {**sums["buffers"], **self._mean(buffers, rest[len(latest) :])},
             "mean": mean,
         }, losses
 
