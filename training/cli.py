@@ -204,14 +204,19 @@ def _check_launch(launch: Launch, command: load.Command) -> None:
 def _in_group(engine: str, settings: Settings, launch: Launch, stop: StopSignal) -> int:
     """Train in the processes of a launcher; the exit code."""
     import backends
-    from training.distributed import rank_log
+    from training.distributed import rank_log, run_status
     from training.run import train_run
 
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and settings.resume == "never":
         settings = settings.model_copy(update={"resume": "auto"})  # the run that the first start made
     group = backends.load(engine).join(launch)
-    with rank_log.RankLog(launch) as log:
-        folder = train_run.run_all(engine, settings, stop, group, log.open)
+    with rank_log.RankLog(launch) as log, run_status.RunStatus(launch) as status:
+
+        def on_folder(folder: Path) -> None:
+            log.open(folder)
+            status.open(folder)
+
+        folder = train_run.run_all(engine, settings, stop, group, on_folder)
         group.close()
         print(f"finished: {folder / 'report.html'}")
     return 0

@@ -34,7 +34,6 @@ from backends.contract import (
 from backends.group import ALONE, Group
 from backends.mlx import losses, metal, model, profile, recompute, statistics, step, tune
 from backends.mlx.distributed.group import join as join
-from backends.mlx.distributed.group import lost
 from backends.mlx.distributed.replicas import Replicas
 from backends.mlx.memory import memory_errors
 from backends.mlx.metal import hardware as hardware
@@ -69,9 +68,6 @@ class Session:
 
     def __init__(self, spec: ModelSpec, weights: Weights | None, config: SessionConfig, group: Group):
         self.group = group
-        for name in ("sync_batch_norm", "fsdp"):
-            if getattr(config, name) and group.world_size > 1:
-                raise ConfigError(f"train.{name}: torch alone has it; set it to false")
         self._replicas = Replicas(group)
         self.traces = 0
         self._config, self._classes, self._compiled = config, spec.num_classes, bool(config.compile)
@@ -86,7 +82,6 @@ class Session:
         self._classifier = spec.classifier if isinstance(spec.classifier, str) else spec.classifier[0]
         self._features: Evaluate | None = None
 
-    @lost()
     @memory_errors()
     def train_step(self, batch: Batch, mix: MixPlan | None, knobs: StepHyperparams) -> step.Report:
         """Enqueue one update and return a pending result; never waits for the device."""
@@ -97,10 +92,11 @@ class Session:
         if knobs.frozen not in self._updates:
             self._updates[knobs.frozen] = self._update(knobs.frozen)
         purpose = f"train {self.group.rank}" if self.group.rank else "train"
-        with model.seeded(self._config.seed, purpose, self._calls):
-            self._state, pending = self._updates[knobs.frozen](self._state, arrays, plan, mx.array(knobs.array()))
+        with self._replicas.waiting():
+            with model.seeded(self._config.seed, purpose, self._calls):
+                self._state, pending = self._updates[knobs.frozen](self._state, arrays, plan, mx.array(knobs.array()))
+            mx.async_eval(self._state, pending)
         self._calls += 1
-        mx.async_eval(self._state, pending)
         return pending
 
     @memory_errors()
@@ -143,12 +139,12 @@ class Session:
         self._state = {**self._state, "buffers": kept or self._state["buffers"]}
 
     def state(self) -> TrainState:
-        """A copy of the whole state in canonical form; waits for the device."""
+        """A copy of the whole state in canonical form; waits for the device. Of a group rank 0 alone has the arrays."""
         self._replicas.wait(self._state)
-        out = {slot: model.to_canonical(self._network, kept) for slot, kept in self._state["moments"].items()}
+        out = {slot: self._canonical(kept) for slot, kept in self._state["moments"].items()}
         return TrainState(
-            weights=model.to_canonical(self._network, self._arrays("live")),
-            ema=model.to_canonical(self._network, self._state["ema"]) if self._config.optim.ema else None,
+            weights=self._canonical(self._arrays("live")),
+            ema=self._canonical(self._state["ema"]) if self._config.optim.ema else None,
             optimizer={f"{slot}.{name}": value for slot, kept in out.items() for name, value in kept.items()},
             step=int(self._state["step"].item()),
             calls=self._calls,
@@ -222,6 +218,9 @@ class Session:
     def _partners(self, images: mx.array, permutation: mx.array) -> mx.array:
         """The images that this process's are mixed with, of all processes' ones."""
         return self._replicas.gather(images)[self._replicas.mine(permutation)]
+
+    def _canonical(self, arrays: model.Arrays) -> Weights:
+        return model.to_canonical(self._network, arrays) if self.group.rank == 0 else {}
 
     def _fast(self, function: Any) -> Any:
         return mx.compile(function, inputs=mx.random.state, outputs=mx.random.state) if self._compiled else function

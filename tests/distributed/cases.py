@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 import backends
@@ -109,7 +110,7 @@ def train(group: Group, case: Case, engine: str = "torch") -> Trained:
         tensors = {} if case.config.fsdp else {**session._tensors, **session._moments}
         held = [t.detach().numpy() for t in tensors.values()]
     else:
-        held = [*state.weights.values(), *state.optimizer.values(), *(state.ema or {}).values()]
+        held = [np.array(array) for _, array in tree_flatten(session._state)]
     digest = hashlib.sha256(b"".join(array.tobytes() for array in held)).hexdigest()
     session.close()
     if not case.config.fsdp:

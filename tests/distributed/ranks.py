@@ -56,18 +56,28 @@ def together(
     return results
 
 
+def ports(count: int) -> list[int]:
+    """Free ports, one after the other as mlx.launch takes them."""
+    for first in range(20000 + os.getpid() % 10000, 60000, count):
+        held = [socket.socket() for _ in range(count)]
+        try:
+            for place, one in enumerate(held):
+                one.bind(("127.0.0.1", first + place))
+            return [*range(first, first + count)]
+        except OSError:
+            continue
+        finally:
+            for one in held:
+                one.close()
+    raise AssertionError("no free ports")
+
+
 def environment_of(count: int, engine: str) -> dict[str, str]:
     """Where `count` processes of this host meet, as a launcher says it."""
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
     if engine == "torch":
-        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0]), "TANDEM_TORCH_DEVICE": "cpu"}
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports(1)[0]), "TANDEM_TORCH_DEVICE": "cpu"}
     with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
-        json.dump([[f"127.0.0.1:{port}"] for port in ports], file)
+        json.dump([[f"127.0.0.1:{port}"] for port in ports(count)], file)
     return {"MLX_HOSTFILE": file.name}
 
 

@@ -47,9 +47,9 @@ def torchrun(count: int, *given: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def rank_of(process: subprocess.Popen[str], rank: int) -> psutil.Process:
-    """The process of a rank."""
-    return next(p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == str(rank))
+def rank_of(process: subprocess.Popen[str], rank: int, variable: str = "RANK") -> psutil.Process:
+    """The process of a rank, which stands in a variable of its environment."""
+    return next(p for p in psutil.Process(process.pid).children() if p.environ().get(variable) == str(rank))
 
 
 def test_a_killed_process_costs_no_more_than_the_work_since_the_last_checkpoint(digits: Path, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_shown_commands_are_understood(page: str, line: str, parsing_only: None,
         return
     if program in FOREIGN:
         return
-    if program in ("torchrun", "srun"):  # what they start
+    if program in ("torchrun", "srun", "mlx.launch"):  # what they start
         first = next(i for i, word in enumerate(words) if word == "-m" or word.endswith(".py"))
         program, words = "python", words[first:]
     assert program == "python", f"{page}: {line}: neither of Tandem nor known to this test"

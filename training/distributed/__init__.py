@@ -1,1 +1,1 @@
-"""Several processes that train one run together: what they tell each other on the host, and where each prints."""
+"""Several processes that train one run together: what they tell each other, where each prints, how it ended."""

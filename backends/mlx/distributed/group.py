@@ -12,7 +12,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ def _backend(launch: Launch) -> str:
 @contextmanager
 def _meeting(launch: Launch) -> Iterator[None]:
     """Around MLX's wait for the others, in which no Python runs: signals end the process, so does the time limit."""
+    if launch.rank == 0:
+        print(f"waiting for {launch.world_size} processes, {_MEET / 60:.0f} minutes at most", flush=True)
     kept = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     with Path(os.devnull).open("w") as nowhere:
         faulthandler.dump_traceback_later(_MEET, exit=True, file=nowhere)
@@ -131,13 +133,19 @@ class Group:
         self.gather(np.zeros(1, np.uint8), even=True)
 
     def wait(self, arrays: Any) -> None:
-        """`mx.eval` of a tree of arrays, some of them of other processes."""
+        """`mx.eval` of a tree of arrays that need other processes."""
+        with self.waiting():
+            mx.eval(arrays)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what may wait for other processes: `GroupLost` when they end, or at the time limit."""
         timer = threading.Timer(_WAIT, self._disconnect)
         timer.daemon = True
         timer.start()
         try:
             with lost():
-                mx.eval(arrays)
+                yield
         finally:
             timer.cancel()
 
@@ -152,7 +160,7 @@ class Group:
     def _disconnect(self) -> None:
         """End a wait, which nothing in Python can: as its connections close, MLX raises. Where it has none, exit."""
         for number in self._sockets:
-            with socket.socket(fileno=os.dup(number)) as one:
+            with suppress(OSError), socket.socket(fileno=os.dup(number)) as one:  # a closed one, or one that listens
                 one.shutdown(socket.SHUT_RDWR)
         timer = threading.Timer(0 if not self._sockets else 60, self._leave)
         timer.daemon = True

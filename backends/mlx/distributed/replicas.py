@@ -7,6 +7,7 @@ What the processes say on the host stands in `group`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -46,11 +47,14 @@ class Replicas:
         # Others have zeros there, so that the losses travel with the gradients.
         placed = mx.pad(losses, (self._rank * each, (self.count - 1 - self._rank) * each))
         buffers = sums["buffers"] if moved else {}
-        gradients, names = sums["gradients"], [*sums["gradients"]]
-        mean, losses, *rest = self._summed([sums["mean"], placed, *gradients.values(), *buffers.values()])
+        gradients = sums["gradients"]
+        latest = [*reversed(gradients)]  # whose gradients are there first
+        held = [sums["mean"], placed, *(gradients[name] for name in latest), *buffers.values()]
+        mean, losses, *rest = self._summed(held)
+        summed = dict(zip(latest, rest, strict=False))
         return {
-            "gradients": dict(zip(names, rest, strict=False)),
-            "buffers": {**sums["buffers"], **self._mean(buffers, rest[len(names) :])},
+            "gradients": {name: summed[name] for name in gradients},
+            "buffers": {**sums["buffers"], **self._mean(buffers, rest[len(latest) :])},
             "mean": mean,
         }, losses
 
@@ -63,6 +67,10 @@ class Replicas:
         reader waits."""
         if self._group is not None:
             self._group.wait(arrays)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Around an update, whose enqueuing waits while much is enqueued already."""
+        return nullcontext() if self._group is None else self._group.waiting()
 
     def _mean(self, arrays: Arrays, summed: Sequence[mx.array]) -> Arrays:
         return {name: value / self.count for name, value in zip(arrays, summed, strict=True)}
