@@ -93,7 +93,7 @@ def mlx_pass(spec: ModelSpec, values: Weights, pixels: np.ndarray, targets: np.n
 
     def objective(live: mlx_model.Arrays) -> tuple[mx.array, mlx_model.Arrays]:
         logits, buffers = mlx_model.forward(network, {**live, **others}, mx.array(pixels), training=True)
-        return mlx_losses.cross_entropy(logits, mx.array(targets)).mean(), buffers
+        return mlx_losses.Ops.cross_entropy(logits, mx.array(targets)).mean(), buffers
 
     (loss, buffers), slopes = mx.value_and_grad(objective)(parameters)
     as_timm = mlx_model.to_canonical(network, slopes)

@@ -14,7 +14,8 @@ import torch
 import torch._dynamo
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
-from backends.contract import LossSpec, MemorySpec, OptimSpec
+from backends.contract import MemorySpec, OptimSpec, SessionConfig
+from backends.group import ALONE
 from backends.torch import compiling as torch_compiling
 from backends.torch import model as networks
 from backends.torch.session import Session
@@ -67,7 +68,8 @@ class Small(torch.nn.Module):
 def torch_session(compile: Any = False, size: int = SIZE, micro: int = 0) -> Session:
     spec = tiny.spec("resnet", num_classes=CLASSES, image_size=size)
     optimizer = OptimSpec(ema=True, head=frozenset({"fc.weight", "fc.bias"}))
-    return Session(spec, None, optimizer, LossSpec(), "fp32", 0, compile, MemorySpec(micro_batch=micro), CPU)
+    config = SessionConfig(optimizer, compile=compile, memory=MemorySpec(micro_batch=micro))
+    return Session(spec, None, config, CPU, ALONE)
 
 
 @pytest.mark.parametrize("updates", [50, 10**9])

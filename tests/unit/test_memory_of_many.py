@@ -13,6 +13,7 @@ import yaml
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
+from backends.group import ALONE
 from config import load
 from config.schema import Settings
 from data import folds
@@ -103,7 +104,7 @@ def _black(path: Path, shrink: Shrink) -> Pixels:
 class _NoSession:
     """Stands for the engine, which no part asks for anything."""
 
-    rank = 0
+    group = ALONE
 
 
 def peak(work: Callable[[], object]) -> int:

@@ -87,10 +87,15 @@ def timms_mixing(settings: Mix, drawn: Recorded, monkeypatch: pytest.MonkeyPatch
     return images.numpy(), targets.numpy()
 
 
+def mixed(images: torch.Tensor, targets: torch.Tensor, plan: MixPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    partners, *rest = (torch.from_numpy(part) for part in plan)
+    return mixup(images, images[partners], targets, targets[partners], rest)
+
+
 def ours(plan: MixPlan) -> tuple[np.ndarray, np.ndarray]:
     """What the torch engine makes of a plan; the other engines are held to it by the contract and parity tests."""
     plain = timms.mixup_target(torch.from_numpy(LABELS), CLASSES, smoothing=0.1)
-    images, targets = mixup(torch.from_numpy(PREPARED), plain, [torch.from_numpy(part) for part in plan])
+    images, targets = mixed(torch.from_numpy(PREPARED), plain, plan)
     return images.numpy(), targets.numpy()
 
 
@@ -147,7 +152,7 @@ def test_the_weights_of_a_pair_are_shared_as_its_targets_are(alphas: dict) -> No
     plan = mix.plan(Mix(mode="elementwise", **alphas), BATCH, SIZE, 0, 3, 5)
     assert plan is not None
     each = np.linspace(0.1, 1, BATCH, dtype=np.float32)
-    shared = mixup(torch.from_numpy(PREPARED), torch.from_numpy(each)[:, None], [torch.from_numpy(p) for p in plan])[1]
+    shared = mixed(torch.from_numpy(PREPARED), torch.from_numpy(each)[:, None], plan)[1]
     np.testing.assert_allclose(mix.weights(plan, each), shared[:, 0].numpy(), rtol=1e-6)
     assert mix.weights(None, each) is each
 

@@ -7,7 +7,8 @@ import warnings
 import pytest
 import torch
 
-from backends.contract import LossSpec, MemorySpec, OptimSpec
+from backends.contract import OptimSpec, SessionConfig
+from backends.group import ALONE
 from backends.torch import devices
 from backends.torch.memory import memory_errors
 from backends.torch.precision import allow_tf32, of_inference, resolved
@@ -171,7 +172,8 @@ def test_a_torch_without_cuda_beside_an_nvidia_gpu_is_told(monkeypatch: pytest.M
 
 def plain(deterministic: bool = False) -> Session:
     spec = tiny.spec("convnext", num_classes=CLASSES)
-    return Session(spec, None, OptimSpec(ema=True), LossSpec(), "auto", 0, False, MemorySpec(), CPU, deterministic)
+    config = SessionConfig(OptimSpec(ema=True), precision="auto", compile=False, deterministic=deterministic)
+    return Session(spec, None, config, CPU, ALONE)
 
 
 def test_deterministic_is_torch_s_strict_mode_until_the_session_ends() -> None:

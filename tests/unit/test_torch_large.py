@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import clip_grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backends.contract import Batch, LossSpec, MemorySpec, MixPlan, OptimSpec
+from backends.contract import Batch, MemorySpec, MixPlan, OptimSpec, SessionConfig
+from backends.group import ALONE
 from backends.torch import model as networks
 from backends.torch import step
 from backends.torch.session import Session
@@ -63,8 +64,10 @@ def test_an_update_waits_for_nothing_and_adds_few_operations(
     monkeypatch.setattr(networks, "build", on_meta)
     spec, optimizer = registry.get(name, num_classes=CLASSES, image_size=size), OptimSpec(ema=True, clip_value=0.1)
     data, plan = drawn(size)
-    whole = Session(spec, None, optimizer, LossSpec(), "fp32", 0, False, MemorySpec(), META)
-    parts = Session(spec, None, optimizer, LossSpec(), "fp16", 0, False, MemorySpec(micro_batch=2), META)
+    config = SessionConfig(optimizer, compile=False)
+    whole = Session(spec, None, config, META, ALONE)
+    config = SessionConfig(optimizer, precision="fp16", compile=False, memory=MemorySpec(micro_batch=2))
+    parts = Session(spec, None, config, META, ALONE)
     for session in (whole, parts):
         session.train_step(data, plan, KNOBS)  # a wait would raise here
         session.begin_logits(data.images, "ema")

@@ -131,6 +131,8 @@ def test_evaluation_enqueues_the_next_batches_before_it_waits() -> None:
     told: list[str] = []
 
     class Session_:
+        group = ALONE
+
         def begin_logits(self, images: Any, which: str) -> Any:
             number = int(images[0, 0, 0, 0])
             told.append(f"enqueued {number}")

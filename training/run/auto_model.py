@@ -25,7 +25,7 @@ from data.cores import cores
 from models import auto, registry
 from models.weights import at_hand
 from training.run import run_dir
-from training.run.prepare import prepare
+from training.run.prepare import prepare, refuse
 
 AUTO = "auto"
 FILE = "auto.yaml"
@@ -50,6 +50,7 @@ def resolve(settings: Settings, engine: str, table: sources.Table | None = None)
     """
     if settings.model != AUTO:
         return Resolved(settings, table)
+    refuse(settings, engine)
     if settings.weights not in at_hand.KEYWORDS:
         arch = at_hand.architecture(settings.weights)
         print(f"model {arch}: that of {settings.weights}")

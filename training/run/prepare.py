@@ -28,8 +28,12 @@ FOLDS = "folds.csv"
 
 
 def refuse(settings: Settings, backend: str) -> None:
-    """`ConfigError` for a setting that the engine cannot honour, `BackendUnavailable` for a tracker that is absent."""
-    reason = registry.engines(registry.get(settings.model)).get(backend)
+    """`ConfigError` for a setting that the engine cannot honour, `BackendUnavailable` for a tracker that is absent.
+
+    What depends on the model is left out while it is still to be chosen.
+    """
+    chosen = settings.model != "auto"
+    reason = registry.engines(registry.get(settings.model)).get(backend) if chosen else None
     if reason:
         raise ConfigError(f"model {settings.model}: {reason}; train it with the other engine, or choose another model")
     precision = settings.train.precision
@@ -44,7 +48,7 @@ def refuse(settings: Settings, backend: str) -> None:
     if settings.train.fsdp:
         _refuse_beside_fsdp(settings)
     trackers.require(settings.track)
-    if backends.ENGINES[backend].builds_networks:
+    if chosen and backends.ENGINES[backend].builds_networks:
         _refuse_sizes(settings)
 
 
