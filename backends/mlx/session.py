@@ -132,7 +132,8 @@ class Session:
         of_batch = self._fast(statistics.of_batch(self._network))
         for count, images in enumerate(batches if kept else (), start=1):
             kept = statistics.mean(kept, of_batch(self._arrays("live"), mx.array(images)), count)
-            mx.eval(kept)
+            with self._replicas.waiting():
+                mx.eval(kept)
         if kept:
             kept = self._replicas.average(kept)
             self._replicas.wait(kept)

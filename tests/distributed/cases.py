@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 import backends
@@ -110,6 +109,8 @@ def train(group: Group, case: Case, engine: str = "torch") -> Trained:
         tensors = {} if case.config.fsdp else {**session._tensors, **session._moments}
         held = [t.detach().numpy() for t in tensors.values()]
     else:
+        from mlx.utils import tree_flatten
+
         held = [np.array(array) for _, array in tree_flatten(session._state)]
     digest = hashlib.sha256(b"".join(array.tobytes() for array in held)).hexdigest()
     session.close()

@@ -137,7 +137,7 @@ def test_a_stopped_run_goes_on_in_one_process(engine: str, alone: Path, digits: 
     assert stopped == [str(next(tmp_path.glob("*")))] * 2
     folder = cases.run(ALONE, words(digits, tmp_path, "--resume", stopped[0]), engine=engine)
     assert str(folder) == stopped[0]
-    np.testing.assert_allclose(curve(folder), curve(alone), rtol=1e-5 if engine == "mlx" else 1e-3)
+    np.testing.assert_allclose(curve(folder), curve(alone), rtol=1e-5)
 
 
 @contextmanager
