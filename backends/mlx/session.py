@@ -31,7 +31,7 @@ from backends.contract import (
     Weights,
     Which,
 )
-from backends.group import ALONE, Group
+from backends.group import ALONE, Group, train_purpose
 from backends.mlx import losses, metal, model, profile, recompute, statistics, step, tune
 from backends.mlx.distributed.group import join as join
 from backends.mlx.distributed.replicas import Replicas
@@ -91,9 +91,8 @@ class Session:
             arrays["partners"] = self._partners(arrays["images"], plan["permutation"]) if mix else arrays["images"]
         if knobs.frozen not in self._updates:
             self._updates[knobs.frozen] = self._update(knobs.frozen)
-        purpose = f"train {self.group.rank}" if self.group.rank else "train"
         with self._replicas.waiting():
-            with model.seeded(self._config.seed, purpose, self._calls):
+            with model.seeded(self._config.seed, train_purpose(self.group), self._calls):
                 self._state, pending = self._updates[knobs.frozen](self._state, arrays, plan, mx.array(knobs.array()))
             mx.async_eval(self._state, pending)
         self._calls += 1

@@ -34,7 +34,7 @@ from backends.contract import (
     Weights,
     Which,
 )
-from backends.group import ALONE, Group
+from backends.group import ALONE, Group, train_purpose
 from backends.torch import compiling, losses, model, optim, profile, statistics, step
 from backends.torch.devices import DEVICE_VARIABLE as DEVICE_VARIABLE
 from backends.torch.devices import best_device as best_device
@@ -131,8 +131,10 @@ class Session:
             step.set_mode(self._context, knobs.frozen)
             self._set = knobs.frozen
         began = self._transfer.begin()
-        purpose = f"train {self.group.rank}" if self.group.rank else "train"
-        with record_function("train_step"), step.randomness(self._config.seed, purpose, self._calls, self._device):
+        with (
+            record_function("train_step"),
+            step.randomness(self._config.seed, train_purpose(self.group), self._calls, self._device),
+        ):
             packed = step.train_step(self._context, self._input, sent[:3], sent[3:] or None, rates, knobs.frozen)
         self._calls += 1
         return self._transfer.returning(packed, began)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import backends
@@ -164,3 +165,17 @@ def run_in_little_memory(group: Group, given: list[str], most: int) -> str:
 
     Session.train_step = limited  # type: ignore[assignment,method-assign]
     return (run(group, given) / "fold_0" / "micro_batch.txt").read_text().strip()
+
+
+def assert_trained_alike(several: Trained, alone: Trained, case: Case) -> None:
+    """Rank 0 of several processes came to what one process comes to."""
+    for one, other in zip(alone.results, several.results, strict=True):
+        np.testing.assert_allclose(other.losses, one.losses, rtol=1e-5)
+        assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
+    assert several.state.step == alone.state.step == len(case.knobs)
+    assert several.state.frozen_steps == alone.state.frozen_steps
+    for part in ("weights", "ema"):
+        held, expected = getattr(several.state, part) or {}, getattr(alone.state, part) or {}
+        assert held.keys() == expected.keys()
+        for key in held:
+            np.testing.assert_allclose(held[key], expected[key], rtol=1e-4, atol=1e-6, err_msg=key)

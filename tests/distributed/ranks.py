@@ -57,8 +57,9 @@ def together(
 
 
 def ports(count: int) -> list[int]:
-    """Free ports, one after the other as mlx.launch takes them."""
-    for first in range(20000 + os.getpid() % 10000, 60000, count):
+    """Free ports, one after the other as mlx.launch takes them; those of tests side by side are far apart, and
+    below the ones that systems give to clients."""
+    for first in range(20000 + os.getpid() * 101 % 12000, 60000, count):
         held = [socket.socket() for _ in range(count)]
         try:
             for place, one in enumerate(held):

@@ -91,17 +91,7 @@ def trained() -> list[dict[str, Trained]]:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_two_processes_train_as_one(name: str, trained: list[dict[str, Trained]]) -> None:
-    alone, several = cases.train(ALONE, CASES[name], "mlx"), trained[0][name]
-    for one, other in zip(alone.results, several.results, strict=True):
-        np.testing.assert_allclose(other.losses, one.losses, rtol=1e-5)
-        assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
-    assert several.state.step == alone.state.step == len(CASES[name].knobs)
-    assert several.state.frozen_steps == alone.state.frozen_steps
-    for part in ("weights", "ema"):
-        held, expected = getattr(several.state, part) or {}, getattr(alone.state, part) or {}
-        assert held.keys() == expected.keys()
-        for key in held:
-            np.testing.assert_allclose(held[key], expected[key], rtol=1e-4, atol=1e-6, err_msg=key)
+    cases.assert_trained_alike(trained[0][name], cases.train(ALONE, CASES[name], "mlx"), CASES[name])
 
 
 @pytest.mark.parametrize("name", SESSIONS)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,12 +19,12 @@ from infer.io import validation
 from models import registry
 from tests.e2e.commands import start, wait_for
 from tests.e2e.test_recipes import SMALL, few, members  # noqa: F401 - few is a fixture
+from tests.e2e.workers import stands_still, works
 from tests.processes import fresh
 from tests.unit.test_stages import undrawn  # noqa: F401 - a fixture
 from training import cli
 from training.campaign import pipeline
 from training.campaign.start import begin
-from training.loop import checkpoint
 
 # Processes of their own, made from one that has imported everything already.
 FRESH = fresh("backends.mlx", "training.campaign.pipeline", "tests.numpy_engine", "tests.e2e.test_campaign")
@@ -46,23 +44,6 @@ def words(root: Path, tmp_path: Path, epochs: int) -> list[str]:
     (tmp_path / "two.yaml").write_text(TWO)
     given = ["--config", str(tmp_path / "two.yaml"), "--data.root", str(root), "--out", str(tmp_path / "runs")]
     return [*given, "--name", "shared", "--mode", "train", "--train.epochs", str(epochs)]
-
-
-def works(given: list[str]) -> None:
-    sys.exit(cli.main("numpy", given))
-
-
-def stands_still(given: list[str]) -> None:
-    """A worker that never comes to the end of its first save."""
-    whole = checkpoint.save
-
-    def save(place: Path, *more: Any) -> Path:
-        if checkpoint.steps(place):
-            signal.pause()
-        return whole(place, *more)
-
-    checkpoint.save = save
-    works(given)
 
 
 def until(what: Callable[[], bool], process: BaseProcess) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -19,10 +17,9 @@ import tests.numpy_engine  # noqa: F401 - which registers it
 from backends import installed
 from config.errors import CheckpointError, ConfigError
 from tests.e2e.postgres import server
+from tests.e2e.workers import stands_still, works
 from tests.processes import fresh
-from training import cli
 from training.campaign import tune_storage
-from training.loop import checkpoint
 
 FRESH = fresh("training.campaign.pipeline", "training.campaign.tune_plot", "tests.numpy_engine", "optuna")
 TUNE = """
@@ -58,23 +55,6 @@ def postgres() -> Iterator[str]:
         pytest.skip('no driver for PostgreSQL is installed: pip install -e ".[postgres]"')
     with server() as url:
         yield url
-
-
-def works(given: list[str]) -> None:
-    sys.exit(cli.main("numpy", given))
-
-
-def stands_still(given: list[str]) -> None:
-    """A process that never comes to the end of its second save."""
-    whole = checkpoint.save
-
-    def save(place: Path, *more: Any) -> Path:
-        if checkpoint.steps(place):
-            signal.pause()
-        return whole(place, *more)
-
-    checkpoint.save = save
-    works(given)
 
 
 def study(storage: str, folder: Path) -> optuna.Study:

@@ -10,12 +10,21 @@ from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
+import pytest
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from PIL import Image
 
 from data.streaming import transfer
 
 SIDE = 16
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, and no pause between attempts, in modules that import this."""
+    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(transfer, "_PAUSE", 0.0)
+    return tmp_path / "cache"
 
 
 def png(shade: int, key: int) -> bytes:

@@ -28,16 +28,10 @@ from data.streaming import shard_cache, transfer
 from models.card import Preprocessing
 from tests.unit import shards
 from tests.unit.shards import SIDE, Store
+from tests.unit.shards import cache as cache
 
 SHARDS = 4
 URL = "shards://{000..003}.tar"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(transfer, "_PAUSE", 0.0)
-    return tmp_path / "cache"
 
 
 @pytest.fixture

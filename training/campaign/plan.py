@@ -32,7 +32,6 @@ from config.schema import Settings
 from data import folds, sources
 from data.audit import actions
 from data.cache.images import Images
-from models import limits
 from training.campaign import members, preflight, start, train_members
 from training.loop import checkpoint, compiling, evaluation, memory
 from training.loop.fold_data import FoldData
@@ -147,8 +146,8 @@ def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> 
     report.append(f"{'member':{width}}  folds  updates      time  device memory       disk")
     for name, one in estimates.items():
         report.append(
-            f"{name:{width}}  {len(one.folds):5}  {one.updates:7,}  {duration(one.seconds):>8}  "
-            f"{gib(one.device_memory or one.process_memory):>13}  {gib(one.disk):>9}"
+            f"{name:{width}}  {len(one.folds):5}  {one.updates:7,}  {_duration(one.seconds):>8}  "
+            f"{_gib(one.device_memory or one.process_memory):>13}  {_gib(one.disk):>9}"
         )
     disk = sum(one.disk for one in estimates.values())
     report.append(f"time     in all, on this machine alone: {_about(sum(one.seconds for one in estimates.values()))}")
@@ -256,8 +255,6 @@ def _session_that_fits(
     """The fold's session, its micro-batch, halved until it fits, and the seconds of an update on empty images."""
     last, micro = data.stages[-1], 0
     batch = math.gcd(*(stage.batch for stage in data.stages))
-    networks = backends.ENGINES[job.backend].builds_networks
-    fewest = max(limits.fewest(job.spec, stage.size) for stage in data.stages) if networks else 1
     while True:
         ahead = compiling.Ahead(course.updates, last.batch, last.size, job.spec.num_classes, folder)
         session = fold.open_session(job, number, micro, ahead)
@@ -268,7 +265,7 @@ def _session_that_fits(
             return session, taken, seconds
         except OutOfMemory as error:
             session.close()
-            micro = memory.halved(taken, batch, error, fewest)
+            micro = memory.halved(taken, batch, error, fold.fewest(job, data.stages))
 
 
 def _validation(session: Session, data: FoldData) -> float:
@@ -298,9 +295,9 @@ def _run_lines(one: Estimate) -> list[str]:
         return [f"{one.path} is finished already; nothing is left to train"]
     done = f"; {len(one.folds) - len(ahead)} finished" if len(ahead) < len(one.folds) else ""
     numbers = ", ".join(str(k) for k, epochs in one.folds.items() if epochs)
-    limit = f" of {gib(one.device_limit)}" if one.device_limit else ""
-    on_device = f"{gib(one.device_memory)}{limit} on the device, " if one.device_memory else ""
-    whole = gib(psutil.virtual_memory().total)
+    limit = f" of {_gib(one.device_limit)}" if one.device_limit else ""
+    on_device = f"{_gib(one.device_memory)}{limit} on the device, " if one.device_memory else ""
+    whole = _gib(psutil.virtual_memory().total)
     kept = "goes on with" if one.resumed else "would write"
     return [
         f"device   {one.started}",
@@ -309,7 +306,7 @@ def _run_lines(one: Estimate) -> list[str]:
         f"updates  {one.updates:,} of {one.batch}; at most {max(ahead)} epochs a fold",
         f"time     {_about(one.seconds)}; {one.update_seconds:.3g} s an update ({one.measured} measured), "
         f"{one.waiting:.0%} of it waiting for data",
-        f"memory   {on_device}{gib(one.process_memory)} of {whole} in this process",
+        f"memory   {on_device}{_gib(one.process_memory)} of {whole} in this process",
         _disk_line(one.disk, one.path),
         f"writes   {kept} {one.path}: config.yaml, folds.csv, fold_K (checkpoints, history.csv, oof.npz), report.html",
         "nothing was written; leave out --dry_run to start",
@@ -320,15 +317,15 @@ def _disk_line(disk: int, path: Path) -> str:
     there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     short = "; TOO LITTLE: free some, or lower checkpoint.keep" if disk > free else ""
-    return f"disk     {gib(disk)} at most for checkpoints; {gib(free)} are free at {there}{short}"
+    return f"disk     {_gib(disk)} at most for checkpoints; {_gib(free)} are free at {there}{short}"
 
 
-def gib(count: float) -> str:
+def _gib(count: float) -> str:
     """Bytes for people."""
     return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{count / 2**20:.0f} MiB"
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Seconds for people."""
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -337,4 +334,4 @@ def duration(seconds: float) -> str:
 
 def _about(seconds: float) -> str:
     end = time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
-    return f"about {duration(seconds)}, until {end} if it starts now"
+    return f"about {_duration(seconds)}, until {end} if it starts now"

@@ -93,13 +93,13 @@ class Ranks:
         for start in range(first * size, len(order), size):
             loaded, error = _attempted(lambda: next(mine))
             weight = np.zeros(size // self.group.world_size, np.float32) if loaded is None else loaded.weight
-            said = np.array([*(self._ask[flag]() for flag in (_STOP, _OVERDUE)), loaded is None], np.float32)
-            rows = self.group.gather(np.concatenate([said, weight])[None], even=True)
-            self._agreed = [bool(rows[:, flag].any()) for flag in range(len(said))]
+            flags = np.array([*(self._ask[flag]() for flag in (_STOP, _OVERDUE)), loaded is None], np.float32)
+            rows = self.group.gather(np.concatenate([flags, weight])[None], even=True)
+            self._agreed = [bool(rows[:, flag].any()) for flag in range(len(flags))]
             if loaded is None or self._agreed[_FAILED]:
                 _raise_first(self.group, error)
                 raise RuntimeError("a process failed without an error")  # cannot be: one of them has it
-            yield Loaded(loaded.images, order[start : start + size], rows[:, len(said) :].reshape(-1))
+            yield Loaded(loaded.images, order[start : start + size], rows[:, len(flags) :].reshape(-1))
             del loaded
 
     def _says(self, flag: int) -> bool:
@@ -147,10 +147,10 @@ def _error(kind: str, text: str, rank: int) -> Exception:
 def _raise_first(group: Group, error: Exception | None) -> None:
     """Raise on all ranks the error of the first that has one; nothing where none has."""
     fault = _described(error)
-    found = _gathered(group, [[group.rank, *fault]] if fault else [])
-    if not found:
+    faults = _gathered(group, [[group.rank, *fault]] if fault else [])
+    if not faults:
         return
-    rank, kind, text = found[0]
+    rank, kind, text = faults[0]
     if error is not None and rank == group.rank:
         raise _told(error)
     raise _error(kind, text, rank) from error

@@ -27,7 +27,6 @@ from models.weights import at_hand
 from training.run import run_dir
 from training.run.prepare import prepare, refuse
 
-AUTO = "auto"
 FILE = "auto.yaml"
 _LOOKED_AT = 16  # images that tell how large they are
 
@@ -48,7 +47,7 @@ def resolve(settings: Settings, engine: str, table: sources.Table | None = None)
     Weights of a file, a checkpoint or a repository decide the model themselves. Raises `WeightsError` where no
     pretrained weights are at hand, `ConfigError` where a file does not say its architecture.
     """
-    if settings.model != AUTO:
+    if settings.model != auto.AUTO:
         return Resolved(settings, table)
     refuse(settings, engine)
     if settings.weights not in at_hand.KEYWORDS:

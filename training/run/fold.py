@@ -112,7 +112,7 @@ def _trained_as_it_fits(job: Job, number: int, data: FoldData, folder: Path) -> 
             return _trained(job, number, data, folder, micro)
         except OutOfMemory as error:
             micro = micro or optimizer.memory(job.settings.train).size(batch)
-            micro = memory.halved(micro, batch, error, _fewest(job, data.stages))
+            micro = memory.halved(micro, batch, error, fewest(job, data.stages))
             alone = job.group.world_size > 1 and not error.told
             if alone or job.group.rank == 0:
                 memory.remember(folder, micro)
@@ -122,7 +122,7 @@ def _trained_as_it_fits(job: Job, number: int, data: FoldData, folder: Path) -> 
         gc.collect()  # what the broken update held
 
 
-def _fewest(job: Job, stages: Sequence[resizing.ResizeStage]) -> int:
+def fewest(job: Job, stages: Sequence[resizing.ResizeStage]) -> int:
     """The fewest images that may pass the network at a time."""
     networks = backends.ENGINES[job.backend].builds_networks
     return max(limits.fewest(job.spec, stage.size) for stage in stages) if networks else 1

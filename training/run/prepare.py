@@ -17,7 +17,7 @@ from config.sections.data import Folds
 from data import folds, groups, sources
 from data.audit import actions
 from data.sources import listing
-from models import defaults, limits, registry
+from models import auto, defaults, limits, registry
 from models.card import Card, Preprocessing
 from models.registry import ModelSpec
 from training import trackers
@@ -32,7 +32,7 @@ def refuse(settings: Settings, backend: str) -> None:
 
     What depends on the model is left out while it is still to be chosen.
     """
-    chosen = settings.model != "auto"
+    chosen = settings.model != auto.AUTO
     reason = registry.engines(registry.get(settings.model)).get(backend) if chosen else None
     if reason:
         raise ConfigError(f"model {settings.model}: {reason}; train it with the other engine, or choose another model")
