@@ -139,10 +139,7 @@ def _values(spec: ModelSpec, situation: Situation) -> dict[str, Any]:
     values: dict[str, Any] = {"model": spec.arch, "data.image_size": _size(spec)}
     if not situation.weights:
         return {**values, "optim.lr": _SCRATCH_LR}
-    values["weights"] = situation.weights[spec.arch]
-    if situation.side < _SIZES[-1]:
-        values["optim.batch_norm"] = "auto"  # small images are unlike ImageNet's: docs/engineering/accuracy.md
-    return values
+    return {**values, "weights": situation.weights[spec.arch]}
 
 
 def _size(spec: ModelSpec) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import cv2
 
+from config.errors import DataError
 from config.sections.data import Data
 from data.cache.store import Kept
 from data.decode.image import PIXEL_LIMIT, Shrink, decode, whole
@@ -16,6 +18,7 @@ from data.pixels import Pixels
 from data.sources import packed
 
 CACHE_BYTES = 512 * 2**20
+_SAMPLE = 16  # images that tell how large those of a data set are
 # From a file to its pixels, where `shrink` allows smaller ones, as `Images` and `data.cache` give them.
 Source = Callable[[Path, Shrink], Pixels]
 
@@ -162,3 +165,14 @@ class ByAddress(NamedTuple):
     def __call__(self, address: packed.Address, shrink: Shrink = whole) -> Pixels:
         """The pixels of one file."""
         return self.images(packed.of_address(address), shrink)
+
+
+def median_side(images: Callable[[Path], Pixels], paths: Sequence[Path]) -> int:
+    """The median shorter side, in pixels, of a few images that are spread over `paths`; 0 where none can be read."""
+    sides = []
+    for path in paths[:: max(len(paths) // _SAMPLE, 1)][:_SAMPLE]:
+        try:
+            sides.append(min(images(path).shape[:2]))
+        except DataError:
+            continue
+    return int(statistics.median(sides)) if sides else 0

@@ -62,11 +62,6 @@ def test_what_does_not_fit_is_told_apart_from_what_is_slow() -> None:
     assert choice.larger == ("convnext_base at 224",) and choice.slower == ("convnext_small at 224",)
 
 
-def test_small_images_let_a_probe_decide_on_the_batch_statistics() -> None:
-    assert auto.choose(replace(PHOTOS, side=32)).values["optim.batch_norm"] == "auto"
-    assert "optim.batch_norm" not in auto.choose(PHOTOS).values
-
-
 @pytest.mark.parametrize("row", [*auto.PRETRAINED, *auto.SCRATCH], ids=lambda row: row.model)
 def test_the_costs_of_the_table_are_those_that_torch_counts(row) -> None:
     size, kept = registry.get(row.model).hub_size, {}

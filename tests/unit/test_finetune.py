@@ -80,6 +80,9 @@ def test_clearly_better_is_a_paired_t_above_two(gain: float) -> None:
     assert finetune.clearly_better(finetune.Answers(one, 1.0), finetune.Answers(other, 1.0)) == (t > 2)
 
 
+ENLARGED = ("--data.image_size", "48")  # the digits have 32 pixels
+
+
 def settings(root: Path, out: Path, *more: str) -> Settings:
     words = ["--data.root", str(root), "--out", str(out), "--model", "test_resnet", "--data.image_size", "32"]
     words += ["--train.epochs", "2", "--data.workers", "1", "--data.audit", "false", "--train.batch_size", "16"]
@@ -101,7 +104,7 @@ def test_the_decision_about_the_statistics_is_kept_and_the_run_resumes_bit_for_b
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    more, asked = ("--weights", str(pretrained), "--optim.batch_norm", "auto"), []
+    more, asked = ("--weights", str(pretrained), *ENLARGED), []
     monkeypatch.setattr(finetune, "clearly_better", lambda *given: asked.append(given) or fixed)
     whole = train_run.run_all("torch", settings(digits, tmp_path / "a", *more), NEVER)
     said = capsys.readouterr().out
@@ -124,7 +127,7 @@ def test_statistics_that_do_not_fit_the_images_are_left(
     weights, _ = loading.read(pretrained)
     unfit = {n: v * 0 + 1e6 if n.endswith("running_mean") else v for n, v in weights.items()}
     save_file(unfit, pretrained)  # every ReLU is shut: the features say nothing
-    more = ("--weights", str(pretrained), "--optim.batch_norm", "auto")
+    more = ("--weights", str(pretrained), *ENLARGED)
     train_run.run_all("torch", settings(digits, tmp_path / "a", *more), NEVER)
     assert "BatchNorm takes each batch's own statistics" in capsys.readouterr().out
 
@@ -136,10 +139,11 @@ def test_statistics_that_do_not_fit_the_images_are_left(
         (("--optim.batch_norm", "fixed"), True, True),
         (("--optim.batch_norm", "fixed", "--optim.head_init", "random"), False, True),
         (("--optim.batch_norm", "batch", "--optim.head_init", "probe"), True, False),
-        (("--weights", "none", "--optim.batch_norm", "auto"), False, False),
+        ((*ENLARGED, "--optim.batch_norm", "batch"), False, False),
+        ((*ENLARGED, "--weights", "none"), False, False),
     ],
 )
-def test_the_defaults_and_explicit_settings_need_no_comparison(
+def test_images_of_the_input_size_and_explicit_settings_need_no_comparison(
     more: tuple[str, ...],
     probed: bool,
     kept: bool,

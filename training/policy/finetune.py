@@ -1,9 +1,9 @@
 """What differs where a pretrained network is fine-tuned on few images: BatchNorm's statistics and the new classifier.
 
-BatchNorm normally takes each batch's own statistics. With `optim.batch_norm: auto` the pretrained ones are kept where a
-linear probe is clearly better on features of them than on features of the training images' own. The classifier then
-starts from that probe, which fits these features (Kumar et al. 2022); otherwise the features change with the
-statistics, and it starts at random. `training.run.probe` computes the features.
+BatchNorm normally takes each batch's own statistics. With `optim.batch_norm: auto` the pretrained ones are kept where
+the images are enlarged and a linear probe is clearly better on features of them than on features of the images' own.
+The classifier then starts from that probe, which fits these features (Kumar et al. 2022); otherwise the features
+change with the statistics, and it starts at random. `training.run.probe` computes the features.
 """
 
 from __future__ import annotations

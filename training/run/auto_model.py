@@ -6,7 +6,6 @@ meanwhile, such as the network.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,10 @@ import yaml
 
 import backends
 from config import load
-from config.errors import DataError
 from config.schema import Settings
 from data import sources
 from data.audit import actions
-from data.cache.images import Images
+from data.cache.images import Images, median_side
 from data.cores import cores
 from models import auto, registry
 from models.weights import at_hand
@@ -28,7 +26,6 @@ from training.run import run_dir
 from training.run.prepare import prepare, refuse
 
 FILE = "auto.yaml"
-_LOOKED_AT = 16  # images that tell how large they are
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def _situation(settings: Settings, engine: str, table: sources.Table, weights: d
     return auto.Situation(
         images=len(table.ids) * _folds(settings),
         epochs=settings.train.epochs,
-        side=_side(settings, table),
+        side=median_side(Images.of(settings.data, table.turns), table.paths),
         device=f"{engine} cpu" if device.kind == "cpu" else device.kind,
         memory=device.memory,
         cores=cores(),
@@ -117,17 +114,6 @@ def _folds(settings: Settings) -> int:
         return len(split.train)
     repeats = split.repeats if split.strategy == "repeated" else 1
     return split.n_splits * repeats if split.strategy in ("stratified", "stratified_group", "repeated") else 1
-
-
-def _side(settings: Settings, table: sources.Table) -> int:
-    """The median shorter side of a few images that are spread over the data set."""
-    images, sides = Images.of(settings.data, table.turns), []
-    for path in table.paths[:: max(len(table.paths) // _LOOKED_AT, 1)][:_LOOKED_AT]:
-        try:
-            sides.append(min(images(path).shape[:2]))
-        except DataError:
-            continue
-    return int(statistics.median(sides)) if sides else 0
 
 
 def _lines(choice: auto.Choice, situation: auto.Situation, offline: bool) -> list[str]:

@@ -28,7 +28,7 @@ from data import folds, sources
 from data.augment import transforms
 from data.augment.corrupt import Corrupted
 from data.cache import disk
-from data.cache.images import Images, Source
+from data.cache.images import Images, Source, median_side
 from data.loading.loader import Loader
 from data.loading.samples import ByEpoch, Transform
 from data.sources import packed
@@ -246,7 +246,11 @@ def _probed(job: Job, backend: Backend, number: int, start: Weights, new_head: b
         return probe.Start(start, settings.optim.batch_norm == "fixed")
     batch = min(int(settings.train.batch_size or 1), len(train))
     loader = _valid_loader(job, [table.paths[i] for i in train], batch, None)
-    found = probe.started(backend, job.spec, settings, start, loader, table.labels[train], new_head)
+    side = (
+        median_side(Images.of(settings.data, table.turns), loader.paths) if settings.optim.batch_norm == "auto" else 0
+    )
+    enlarged = 0 < side < job.spec.preprocessing.size
+    found = probe.started(backend, job.spec, settings, start, loader, table.labels[train], new_head, enlarged)
     for note in found.notes:
         print(f"fold {number}: {note}")
     return found

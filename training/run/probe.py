@@ -44,11 +44,13 @@ def started(
     loader: Loader,
     labels: NDArray[np.int64],
     new_head: bool,
+    enlarged: bool,
 ) -> Start:
     """What `optim.batch_norm` and `optim.head_init` make of pretrained weights and the few images of `loader`, of int64
-    `labels`; `new_head` says whether the weights lack a classifier."""
+    `labels`; `new_head` says whether the weights lack a classifier, `enlarged` whether the images are smaller than the
+    network's input."""
     optim = settings.optim
-    compares = optim.batch_norm == "auto" and any(is_buffer(name) for name in start)
+    compares = optim.batch_norm == "auto" and enlarged and any(is_buffer(name) for name in start)
     fixed = optim.batch_norm == "fixed"
     wants = new_head and (optim.head_init == "probe" or (optim.head_init == "auto" and (fixed or compares)))
     if not compares and not wants:
