@@ -62,7 +62,7 @@ class TandemWarning(UserWarning):
 
 
 class Interrupted(Exception):
-    """The user asked to stop; everything is saved in `folder`."""
+    """The user asked to stop; what was trained is saved in `folder`."""
 
     def __init__(self, folder: Path):
         super().__init__(str(folder))

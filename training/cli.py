@@ -31,9 +31,9 @@ class StopSignal:
     """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request that the loop honours; a second one leaves at once,
     unless a launcher may have sent both: torchrun repeats to its processes what the terminal sent to all."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, leave_at_once: Callable[[int], None]) -> None:
         self.received = 0
-        self._launch = launch
+        self._launch, self._leave_at_once = launch, leave_at_once
         for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
             if hasattr(signal, name):  # Windows has no SIGUSR1
                 signal.signal(getattr(signal, name), self._note)
@@ -51,7 +51,7 @@ class StopSignal:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received:
             if not self._launch.several:
-                os._exit(128 + number)
+                self._leave_at_once(128 + number)
             return
         self.received = number
         if self._launch.rank:  # the first one says it
@@ -154,12 +154,12 @@ def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path],
         streams.number(launch.rank)
     settings = None if command.wish.mode else command.settings
     import backends  # after --help, which must not wait for these imports
-    from training.run import train_run
+    from training.run import failures, train_run
 
     backends.require(engine)
     if command.wish.dry_run:
         return _plan(engine, command)
-    stop = StopSignal(launch)
+    stop = StopSignal(launch, failures.leave_at_once)
     try:
         if settings is None:
             return _campaign(engine, command, stop)
@@ -167,13 +167,14 @@ def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path],
             return _in_group(engine, settings, launch, stop)
         folder = train_run.run_all(engine, settings, stop)
     except Interrupted as interrupted:
-        print(f"stopped; everything is saved. Go on with: {again(command.wish, interrupted.folder)}")
+        folder = interrupted.folder
+        print(f"{failures.stopped(folder)}. Go on with: {again(command.wish, folder)}")
         return stop.exit_code
     except Exception as error:
         if isinstance(error, TandemError) or not stop.received:
             raise
         # A library's answer to the signal, or that of a compiler that it had started: Ctrl-C goes to all of them.
-        print("stopped; the newest checkpoint is kept. Go on with the same command")
+        print("stopped; what was saved is kept. Go on with the same command")
         return stop.exit_code
     print(f"finished: {folder / 'report.html'}")
     return 0

@@ -23,6 +23,7 @@ from data.cache.images import Images
 from tests.e2e.commands import start, wait_for, words
 from tests.numpy_engine import session as numpy_session
 from tests.unit.test_campaign import NEVER, StopAfter, final, settings
+from training.board.runs import Runs
 from training.loop import checkpoint
 from training.run import train_run
 
@@ -51,6 +52,11 @@ def assert_same(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
+def state(root: Path) -> str:
+    """What the board says of the run."""
+    return Runs([root]).all()["run"].state
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_says_how_to_go_on_and_exits(sent: signal.Signals, code: int, digits: Path, tmp_path: Path):
     process = start("numpy", words(digits, tmp_path, "--checkpoint.every_steps", "0"))
@@ -60,6 +66,7 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(sent: signal.Signals, code: 
     assert process.returncode == code
     assert f"python train_numpy.py --resume {tmp_path / 'run'}" in out
     assert "Traceback" not in err
+    assert state(tmp_path) == "interrupted"
     last = checkpoint.newest(tmp_path / "run" / "fold_0")
     assert last is not None
     stood = checkpoint.read_state(last)
@@ -82,7 +89,19 @@ def test_a_second_ctrl_c_leaves_at_once_with_the_last_checkpoint_whole(digits: P
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) == 130
     assert checkpoint.newest(tmp_path / "run" / "fold_0") == tmp_path / "run" / "fold_0" / "step_00000000"
+    assert state(tmp_path) == "interrupted"
     process.communicate()
+
+
+def test_a_run_that_was_killed_has_failed(digits: Path, tmp_path: Path) -> None:
+    process = start("numpy", words(digits, tmp_path))
+    wait_for(lambda: (tmp_path / "run" / "fold_0" / "history.csv").exists(), process)
+    assert state(tmp_path) == "training"
+    process.kill()
+    process.communicate()
+    assert state(tmp_path) == "failed"
+    (fold,) = Runs([tmp_path]).all()["run"].folds
+    assert "its process was killed" in fold.reason
 
 
 def test_a_second_process_on_one_run_is_refused(digits: Path, tmp_path: Path) -> None:

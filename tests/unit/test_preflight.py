@@ -18,7 +18,7 @@ from infer.io import validation
 from training import cli
 from training.campaign import preflight, train_members
 from training.report import summary
-from training.run.fold import RESULT
+from training.run.run_dir import RESULT
 
 WORDS = ["--model", "convnext_atto", "--weights", "none", "--data.image_size", "16", "--data.workers", "1"]
 WORDS += ["--train.epochs", "1", "--train.batch_size", "8", "--optim.lr", "0.05", "--mode", "full"]

@@ -26,11 +26,13 @@ from training.board import state
 from training.board.state import State
 from training.campaign import leaderboard
 from training.run import results, run_dir
+from training.run.failures import FAILED
 
 _Parsed = TypeVar("_Parsed")
 Kind = Literal["run", "trial", "campaign"]
 SCORES = ("macro_f1", "accuracy", "log_loss")
-_RESULT, _FAILED, _FOLDS = "result.yaml", "failed.yaml", "folds.csv"
+_FOLDS = "folds.csv"
+_KILLED = "its process was killed, or the machine stopped; start the same command again"
 _DEPTH = 4  # folders between one that was given and a run
 _FRESH = 1.0  # seconds for which a scan of the folders is good
 _FOLD = re.compile(r"fold_(\d+)")
@@ -41,7 +43,7 @@ class Fold:
     """A fold: its number, its state, its result or the scores of its best epoch so far.
 
     `curve` is the macro-F1 of each epoch, of folds without a result; `now` its `progress.json` while it trains, and
-    `reason` why it was given up.
+    `reason` why it failed.
     """
 
     number: int
@@ -201,19 +203,21 @@ class Runs:
         )
 
     def _fold(self, path: Path, number: int) -> Fold:
-        result = self._read(path / _RESULT, _result)
+        result = self._read(path / run_dir.RESULT, _result)
         if result is not None:
             return Fold(number, "finished", result)
         best, curve = self._read(path / "history.jsonl", _best_so_far) or ({}, ())
-        failed = self._read(path / _FAILED, results.read_yaml)
+        failed = self._read(path / FAILED, results.read_yaml)
         now = path / run_dir.PROGRESS
         stopped: State = "interrupted" if curve or any(path.glob("step_*")) else "not started"
         so_far = Fold(number, stopped, best, curve)
         if state.lives(now):
-            return replace(so_far, state="training", now=self._read(now, _progress) or {})
+            told = self._read(now, _progress) or {}
+            return replace(so_far, state="training" if curve or told else "waiting", now=told)
         if state.lives(path / run_dir.LOCK_OWNER):
             return replace(so_far, state="training" if curve else "waiting")
-        return replace(so_far, state="failed", reason=str(failed["reason"])) if failed else so_far
+        reason = str(failed["reason"]) if failed else _KILLED if now.exists() else ""
+        return replace(so_far, state="failed", reason=reason) if reason else so_far
 
     def _planned(self, path: Path, settings: dict[str, Any], there: int) -> int:
         """How many folds the run will have, as far as it is known."""
@@ -276,9 +280,9 @@ def _result(path: Path) -> dict[str, Any]:
 
 
 def _progress(path: Path) -> dict[str, Any]:
-    """What is shown of a `progress.json`."""
-    row = _json(path)
-    return {name: row[name] for name in ("epoch", "update", "updates", "loss", "images_per_second", "seconds_left")}
+    """What is shown of a `progress.json`; nothing before the first update."""
+    row, shown = _json(path), ("epoch", "update", "updates", "loss", "images_per_second", "seconds_left")
+    return {name: row[name] for name in shown} if "update" in row else {}
 
 
 def _best_so_far(history: Path) -> tuple[dict[str, Any], tuple[float, ...]]:

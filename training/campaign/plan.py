@@ -190,7 +190,7 @@ def _drawn(settings: Settings, table: sources.Table) -> NDArray[np.int64]:
 
 def _epochs_left(folder: Path, epochs: int) -> int:
     """Epochs that a fold has to train yet: none where it is finished."""
-    if (folder / fold.RESULT).exists():
+    if (folder / run_dir.RESULT).exists():
         return 0
     begun = checkpoint.steps(folder)
     return epochs - int(checkpoint.read_state(begun[-1])["loop"]["epoch"]) if begun else epochs

@@ -27,6 +27,7 @@ from training.campaign.queue import Claim, Worklist
 from training.campaign.shared_data import SharedData, open_shared
 from training.report import summary
 from training.run import distillation, fold, resume, run_dir
+from training.run.failures import left_out
 from training.run.prepare import FOLDS, card_of, prepare, refuse
 
 
@@ -110,14 +111,14 @@ def _begin(campaign: Campaign, team: Sequence[ResolvedMember], numbers: Sequence
 
 def done(folder: Path) -> bool:
     """Whether nothing is left to do for the fold in `folder`: it is trained, or given up."""
-    return (folder / fold.RESULT).exists() or failures.failed(folder)
+    return (folder / run_dir.RESULT).exists() or left_out(folder) is not None
 
 
 def trained(campaign: Campaign) -> dict[str, list[Path]]:
     """The folders of the trained folds of each member that has any, in the order of their numbers."""
     found = {}
     for member in campaign.members:
-        folds = [path.parent for path in campaign.run(member).glob(f"fold_*/{fold.RESULT}")]
+        folds = [path.parent for path in campaign.run(member).glob(f"fold_*/{run_dir.RESULT}")]
         if folds:
             found[member.name] = sorted(folds, key=lambda path: (len(path.name), path.name))
     return found
@@ -198,7 +199,7 @@ def _sum_up(campaign: Campaign, one: ResolvedMember, shared: SharedData) -> None
     if not all(done(folder) for folder in folders):
         return
     with queue.alone(one.folder, campaign.stop_requested) as claim:
-        trained = {int(path.parent.name.removeprefix("fold_")) for path in one.folder.glob(f"fold_*/{fold.RESULT}")}
+        trained = {int(path.parent.name.removeprefix("fold_")) for path in one.folder.glob(f"fold_*/{run_dir.RESULT}")}
         file = one.folder / run_dir.FINISHED
         told = {row["fold"] for row in yaml.safe_load(file.read_text())["folds"]} if file.exists() else set()
         if claim and trained and trained != told:

@@ -46,7 +46,7 @@ class RankLog:
         if error is not None and not isinstance(error, TandemError | Interrupted):
             traceback.print_exception(error)
         elif error is not None and self._launch.rank:
-            print(f"error: {error}" if isinstance(error, TandemError) else "stopped; everything is saved")
+            print(f"error: {error}" if isinstance(error, TandemError) else "stopped")
         sys.stdout.flush()
         sys.stdout, sys.stderr = self._terminal
         if error is None or (self._launch.rank == 0 and isinstance(error, TandemError | Interrupted)):

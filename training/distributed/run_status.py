@@ -9,9 +9,10 @@ import socket
 from pathlib import Path
 from types import TracebackType
 
-from config.errors import Interrupted, TandemError
+from config.errors import Interrupted
 from config.launch import Launch
 from data import csvfile
+from training.run import failures
 
 STATUS = "status.json"
 
@@ -45,7 +46,7 @@ class RunStatus:
         """Note an error, unless another process did: this one may only have lost that one."""
         if self._path is None or (self._path.exists() and json.loads(self._path.read_text())["state"] != "training"):
             return
-        text = str(error) if isinstance(error, TandemError) else f"{type(error).__name__}: {error}"
+        text = failures.reason(error)
         if not getattr(error, "told", False):
             text = f"rank {self._launch.rank} on {socket.gethostname()}: {text}"
         self._write("failed", text)

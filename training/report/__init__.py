@@ -35,7 +35,7 @@ def write(
         runs=[_section(each, predictions["counts"] if predictions else {}, explain) for each in runs],
         ensemble=mixture.described(ensemble, pictures.paths(runs[0])) if ensemble else None,
         submission=predictions,
-        failures=findings.failures(out, runs),
+        failures=findings.left_out(out, runs),
         audit=findings.audit([out.parent, *runs]),
     )
 

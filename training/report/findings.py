@@ -12,10 +12,9 @@ import yaml
 from config.errors import DataError
 from data import csvfile
 from infer.io import submission as sent
-from training.run import results
+from training.run import failures, results
 
 _SHOWN = 200
-_FAILED = "failed.yaml"
 # What the rows of `history.jsonl` say about the machine: column, title, and which of a fold's values is shown.
 _MACHINE = (
     ("cpu_percent", "CPU, mean %", "mean"),
@@ -74,14 +73,13 @@ def audit(places: list[Path]) -> dict[str, Any] | None:
     return {"titles": titles, "rows": rows[:_SHOWN], "total": len(rows), "counts": list(counts.items())}
 
 
-def failures(out: Path, runs: list[Path]) -> list[dict[str, Any]]:
+def left_out(out: Path, runs: list[Path]) -> list[dict[str, Any]]:
     """What was given up, as `member`, `fold` and `reason`: those of the campaign in whose folder the page is, or else
     of the runs' folds."""
-    file = out.parent / _FAILED
+    file = out.parent / failures.FAILED
     if file.exists():
         return list(yaml.safe_load(file.read_text()))
-    files = [path for run in runs for path in sorted(run.glob(f"fold_*/{_FAILED}"))]
-    return [yaml.safe_load(path.read_text()) for path in files if not (path.parent / "result.yaml").exists()]
+    return [row for run in runs for fold in sorted(run.glob("fold_*")) if (row := failures.left_out(fold))]
 
 
 def machine(run: Path) -> dict[str, Any]:

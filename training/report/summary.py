@@ -10,12 +10,12 @@ import yaml
 
 from training import report
 from training.report import plots
-from training.run import audit, fold, run_dir
+from training.run import audit, run_dir
 
 
 def sum_up(folder: Path, metric: str) -> None:
     """Summary, plots and report of all folds that are finished, whichever process trained them."""
-    done = [yaml.safe_load(path.read_text()) for path in folder.glob(f"fold_*/{fold.RESULT}")]
+    done = [yaml.safe_load(path.read_text()) for path in folder.glob(f"fold_*/{run_dir.RESULT}")]
     run_dir.write_yaml(folder / run_dir.FINISHED, summarise(sorted(done, key=lambda row: row["fold"]), metric))
     plots.write(folder)
     audit.after(folder)

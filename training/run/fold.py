@@ -45,11 +45,10 @@ from training.loop.rehearsal import rehearse
 from training.loop.state import Callbacks, TrainerState
 from training.policy import finetune, optimizer, resizing, sampling
 from training.policy import loss as losses
-from training.run import distillation, probe, run_dir, suspects
+from training.run import distillation, failures, probe, run_dir, suspects
 from training.run.progress import Progress
 from training.trackers import machine
 
-RESULT = "result.yaml"
 _STATISTICS = "batch_norm.txt"  # what optim.batch_norm auto decided, for a resumed run
 OnEpoch = Callable[[dict[str, float], bool], None]
 
@@ -82,16 +81,17 @@ def train(job: Job, number: int) -> dict[str, Any]:
     if done := ranks.decided(job.group, lambda: _result(folder)):
         return done
     started = time.monotonic()
-    data = ranks.together(job.group, lambda: load_data(job, number))
-    loop = _trained_as_it_fits(job, number, data, folder)
-    if ranks.any_of(job.group, job.stop_requested()):
-        raise Interrupted(job.folder)
-    return ranks.decided(job.group, lambda: _finish(folder, number, loop, time.monotonic() - started))
+    with failures.recorded(folder, job.backend, job.group, job.stop_requested):
+        data = ranks.together(job.group, lambda: load_data(job, number))
+        loop = _trained_as_it_fits(job, number, data, folder)
+        if ranks.any_of(job.group, job.stop_requested()):
+            raise Interrupted(job.folder)
+        return ranks.decided(job.group, lambda: _finish(folder, number, loop, time.monotonic() - started))
 
 
 def _result(folder: Path) -> dict[str, Any] | None:
     """The result of a finished fold; None, and the folder is there, where it is not."""
-    done = folder / RESULT
+    done = folder / run_dir.RESULT
     if done.exists():
         return dict(yaml.safe_load(done.read_text()))
     folder.mkdir(exist_ok=True)
@@ -402,5 +402,5 @@ def _finish(folder: Path, number: int, loop: TrainerState, seconds: float) -> di
         "unreadable": int(sum(row["unreadable"] for row in loop.history)),
         "seconds": round(seconds, 1),
     }
-    run_dir.write_yaml(folder / RESULT, row)
+    run_dir.write_yaml(folder / run_dir.RESULT, row)
     return row

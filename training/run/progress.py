@@ -75,7 +75,6 @@ class Progress:
             self.bar.stop()
         if self.notebook:
             self.notebook.close()
-        (self.folder / run_dir.PROGRESS).unlink(missing_ok=True)
         self.broadcast.close()
 
     def _step(self, epoch: int, update: int, updates: int, samples: int, loss: float) -> None:

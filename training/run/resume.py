@@ -16,7 +16,7 @@ from config.errors import ConfigError
 from config.schema import Settings
 from training.loop import checkpoint
 from training.loop.state import TrainerState
-from training.run import fold, run_dir
+from training.run import run_dir
 
 
 def refusal(folder: Path, settings: Settings, numbers: Sequence[int]) -> str:
@@ -75,7 +75,7 @@ def _last(path: Path) -> TrainerState | None:
 
 def _unfinished(path: Path, settings: Settings) -> bool:
     """Whether the fold has something left to train with these settings."""
-    if not (path / fold.RESULT).exists():
+    if not (path / run_dir.RESULT).exists():
         return True
     loop = _last(path)
     if loop is None or loop.epoch >= settings.train.epochs:
@@ -106,5 +106,5 @@ def _nothing_left(folds: Sequence[Path], settings: Settings) -> str:
 
 def _reopen(path: Path) -> None:
     """Remove what is said of a fold when it is finished; what its best weights answered with TTA views goes too."""
-    for file in (path / fold.RESULT, *path.glob("oof_*.npz")):
+    for file in (path / run_dir.RESULT, *path.glob("oof_*.npz")):
         file.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from training.loop import checkpoint
 
 CONFIG = load.RUN
 FINISHED = "fold_results.yaml"
+RESULT = "result.yaml"  # of a fold that is finished
 PROGRESS = "progress.json"  # of a fold, while it trains
 LOCK_OWNER = ".lock.owner"  # who works in a locked folder, for people and the board
 # Settings that say where, how fast and in which portions a run works, not what comes out of it.
