@@ -67,3 +67,8 @@ class Interrupted(Exception):
     def __init__(self, folder: Path):
         super().__init__(str(folder))
         self.folder = folder
+
+
+def reason(error: BaseException) -> str:
+    """An error as a line; one that is a fault in Tandem with its kind."""
+    return str(error) if isinstance(error, TandemError) else f"{type(error).__name__}: {error}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from config import streams
 from config.errors import CheckpointError, ConfigError, Interrupted, TandemError
 from config.program import entry
+from training.distributed.group_run import GroupRun
 
 if TYPE_CHECKING:
     from config import load
@@ -64,14 +65,11 @@ class StopSignal:
 def main(engine: str, argv: Sequence[str] | None = None) -> int:
     """Run `train_ENGINE.py`; returns the exit code: 0, 1 data and the like, 2 settings, 3 a campaign that had to leave
     folds out, 75, 130 and 143 interrupted."""
-    prog, several = f"train_{engine}.py", False
+    prog = f"train_{engine}.py"
 
     def work(words: list[str]) -> int:
         from config import load
-        from config.launch import Launch
 
-        nonlocal several
-        several = Launch.of(os.environ).several
         return run(
             engine,
             lambda: load.parse_command(words, prog=prog),
@@ -79,7 +77,7 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
         )
 
     code = entry.run(work, argv, prog)
-    if code and several and argv is None:  # gloo aborts a process at its end where others have left the group before
+    if code and argv is None and GroupRun.entered:  # gloo aborts a process at its end whose group others have left
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -131,44 +129,52 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
     try:
         command = parse()
         alone = command.wish.spread and launch.several
-        command = replace(command, wish=replace(command.wish, spread=alone))
-        return _run(engine, command, again, launch)
-    except TandemError as error:
-        if launch.local_rank == 0 or alone:
-            raise
-        _wait_for_first()
-        return error.exit_code
+        return _run(engine, replace(command, wish=replace(command.wish, spread=alone)), again, launch)
+    except TandemError:
+        if launch.local_rank and not alone:
+            _wait_for_first()
+        raise
 
 
 def _wait_for_first() -> None:
-    """Let the first process of this host say the error, which it finds, too: a launcher ends it where another one has
-    ended, and ends this one after it."""
+    """Let the first process of this host say an error that it finds, too: a launcher ends this process after it. Where
+    it has not, the error is this process's own."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_DFL)
     time.sleep(_FIRST)
 
 
 def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path], str], launch: Launch) -> int:
+    wish = command.wish
     _check_launch(launch, command)
-    if command.wish.spread:
+    if wish.spread:
         streams.number(launch.rank)
-    settings = None if command.wish.mode else command.settings
+    settings = None if wish.mode else command.settings
     import backends  # after --help, which must not wait for these imports
     from training.run import failures, train_run
 
     backends.require(engine)
-    if command.wish.dry_run:
-        return _plan(engine, command)
+    if wish.dry_run:
+        from training.campaign import plan
+
+        print(*plan.lines(engine, command), sep="\n")
+        return 0
     stop = StopSignal(launch, failures.leave_at_once)
     try:
         if settings is None:
-            return _campaign(engine, command, stop)
+            from training.campaign import pipeline, start
+
+            campaign = start.begin(engine, command.members, stop, wish.mode in pipeline.START_MODES)
+            streams.log_to(campaign.folder)
+            print(f"campaign: {campaign.folder}")
+            return pipeline.work(campaign, wish)
         if launch.several:
-            return _in_group(engine, settings, launch, stop)
-        folder = train_run.run_all(engine, settings, stop)
+            _in_group(engine, settings, launch, stop)
+        else:
+            print(f"finished: {train_run.run_all(engine, settings, stop) / 'report.html'}")
     except Interrupted as interrupted:
         folder = interrupted.folder
-        print(f"{failures.stopped(folder)}. Go on with: {again(command.wish, folder)}")
+        print(f"{failures.stopped(folder)}. Go on with: {again(wish, folder)}")
         return stop.exit_code
     except Exception as error:
         if isinstance(error, TandemError) or not stop.received:
@@ -176,7 +182,6 @@ def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path],
         # A library's answer to the signal, or that of a compiler that it had started: Ctrl-C goes to all of them.
         print("stopped; what was saved is kept. Go on with the same command")
         return stop.exit_code
-    print(f"finished: {folder / 'report.html'}")
     return 0
 
 
@@ -202,32 +207,18 @@ def _check_launch(launch: Launch, command: load.Command) -> None:
     raise ConfigError(f"{started}, and --mode {wish.mode} takes one: start it without {launch.launcher}")
 
 
-def _in_group(engine: str, settings: Settings, launch: Launch, stop: StopSignal) -> int:
-    """Train in the processes of a launcher; the exit code."""
+def _in_group(engine: str, settings: Settings, launch: Launch, stop: StopSignal) -> None:
+    """Train in the processes of a launcher."""
     import backends
-    from training.distributed import rank_log, run_status
     from training.run import train_run
 
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and settings.resume == "never":
         settings = settings.model_copy(update={"resume": "auto"})  # the run that the first start made
     group = backends.load(engine).join(launch)
-    with rank_log.RankLog(launch) as log, run_status.RunStatus(launch) as status:
-
-        def on_folder(folder: Path) -> None:
-            log.open(folder)
-            status.open(folder)
-
-        folder = train_run.run_all(engine, settings, stop, group, on_folder)
+    with GroupRun(launch) as running:
+        folder = train_run.run_all(engine, settings, stop, group, running.open)
         group.close()
         print(f"finished: {folder / 'report.html'}")
-    return 0
-
-
-def _plan(engine: str, command: load.Command) -> int:
-    from training.campaign import plan
-
-    print(*plan.lines(engine, command), sep="\n")
-    return 0
 
 
 def _again(prog: str, wish: RunRequest) -> str:
@@ -247,12 +238,3 @@ def _started_by() -> str:
     if launch.several and launch.launcher == "torchrun" and launch.local_world_size == launch.world_size:
         return f"torchrun --nproc_per_node {launch.world_size}"
     return "python"
-
-
-def _campaign(engine: str, command: load.Command, stop: StopSignal) -> int:
-    from training.campaign import pipeline, start
-
-    campaign = start.begin(engine, command.members, stop, command.wish.mode in pipeline.START_MODES)
-    streams.log_to(campaign.folder)
-    print(f"campaign: {campaign.folder}")
-    return pipeline.work(campaign, command.wish)

@@ -28,7 +28,7 @@ from tests.distributed.ranks import ports, together
 from tests.distributed.test_runs import curve
 from tests.distributed.test_torchrun import rank_of
 from tests.e2e.commands import ROOT, wait_for
-from training.distributed import run_status
+from training.distributed.group_run import STATUS
 from training.run import results
 
 SESSIONS = [name for name in CASES if not CASES[name].config.fsdp]
@@ -166,11 +166,11 @@ def test_the_folder_says_that_a_process_was_killed_and_the_next_start_goes_on(
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, "which is why there is a file"
     (folder,) = tmp_path.glob("*")
-    status = json.loads((folder / run_status.STATUS).read_text())
+    status = json.loads((folder / STATUS).read_text())
     assert status["state"] == "failed"
     assert "another process of the group has ended or does not answer" in status["error"]
     with mlx_launch(2, "train_mlx.py", *given) as process:
         output, _ = process.communicate(timeout=120)
     assert "going on from" in output
-    assert json.loads((folder / run_status.STATUS).read_text()) == {"state": "finished", "processes": 2, "error": ""}
+    assert json.loads((folder / STATUS).read_text()) == {"state": "finished", "processes": 2, "error": ""}
     np.testing.assert_allclose(curve(folder), curve(alone), rtol=1e-5)

@@ -95,7 +95,8 @@ def test_a_run_is_followed_from_its_first_epoch_until_it_is_killed(root, opened,
         assert board.locator(".chart circle.best").count() == 3
         process.send_signal(signal.SIGKILL)
         process.wait()
-        expect(board.locator("#status .state").first).to_have_text("interrupted", timeout=30_000)
+        expect(board.locator("#status .state").first).to_have_text("failed", timeout=30_000)
+        expect(board.locator("#status")).to_contain_text("Fold 0 failed: its process was killed")
     finally:
         process.kill()
         process.communicate()

@@ -96,6 +96,17 @@ def test_the_first_process_says_a_wrong_setting_also_where_it_is_the_last_to_fin
     assert "stopped" not in err
 
 
+def test_an_error_of_a_later_process_alone_is_said_by_it_where_the_launcher_lets_it_live(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**LAUNCHED, "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    process = start("numpy", words(digits, tmp_path), before="from training import cli\ncli._FIRST = 0.1")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.splitlines() == ["error: the numpy engine trains in one process alone; start it without torchrun"]
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [

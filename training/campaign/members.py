@@ -62,12 +62,12 @@ def named(
     return Campaign(engine, folder, each, tuple(members), stop_requested)
 
 
-def existing(members: Sequence[Member]) -> Path | None:
-    """The campaign that `resume` goes on with, None where a new one is made; writes nothing. `ConfigError` as
-    `begin`."""
+def existing(members: Sequence[Member], trains: bool = True) -> Path | None:
+    """The campaign that `resume` goes on with, None where a new one is made; writes nothing. `ConfigError` where it was
+    begun with other settings, which a command that does not train has no use for."""
     resume = members[0].settings.resume
     if resume not in ("auto", "never"):
-        return _begun(Path(resume), members, trains=True)
+        return _begun(Path(resume), members, trains)
     return _newest(members) if resume == "auto" else None
 
 
@@ -109,31 +109,22 @@ def differences(one: Sequence[Member], other: Sequence[Member], ignored: tuple[s
 
 def open_folder(members: Sequence[Member], may_be_new: bool) -> Path | None:
     """The campaign's folder, resumed or made; None where there is none and it may not be a new one."""
-    settings = members[0].settings
-    if settings.resume not in ("auto", "never"):
-        return _updated(_begun(Path(settings.resume), members, trains=may_be_new), members)
-    found = _newest(members) if settings.resume == "auto" else None
+    settings, found = members[0].settings, existing(members, trains=may_be_new)
     if found:
-        return _updated(found, members)
+        # Settings of the training are taken over when something is trained with them.
+        if not differences(load.read_members(found / load.CAMPAIGN), members, run_dir.PLACES):
+            record(found, members)
+        return found
     if not may_be_new:
         return None
     path = new(members)
-    path.mkdir(parents=True, exist_ok=True)
-    with run_dir.run_lock(path):
-        fresh = not any((path / name).exists() for name in (load.CAMPAIGN, load.RUN))
-        if fresh:
-            run_dir.write_text(path / load.CAMPAIGN, load.members_yaml(members))
-    if fresh:
+    if run_dir.begin(path, load.CAMPAIGN, load.members_yaml(members), settings, lambda: _fits(path, members)):
         return path
-    if settings.name and (settings.resume == "never" or not _fits(path, members)):
-        raise ConfigError(f"{path}: another run has this name; choose another --name, or go on with --resume {path}")
     return open_folder(members, may_be_new)  # another process has just made it
 
 
 def _newest(members: Sequence[Member]) -> Path | None:
-    settings = members[0].settings
-    found = [path.parent for path in settings.out.glob(f"{settings.name or '*'}/{load.CAMPAIGN}")]
-    for path in sorted(found, key=lambda place: (run_dir.number_of(place), place.name), reverse=True):
+    for path in run_dir.newest_first(members[0].settings, load.CAMPAIGN):
         try:
             if _fits(path, members):
                 return path
@@ -152,9 +143,14 @@ def training_changed(campaign: Campaign) -> list[str]:
     return differences(load.read_members(campaign.folder / load.CAMPAIGN), campaign.listed, run_dir.PLACES)
 
 
-def record(campaign: Campaign) -> None:
-    """Write `campaign.yaml` anew where the members' settings are others by now; the old file stays."""
-    _record(campaign.folder, campaign.listed)
+def record(path: Path, members: Sequence[Member]) -> None:
+    """Write `campaign.yaml` anew where settings, weights, views or consents are others by now; the old file stays."""
+    file = path / load.CAMPAIGN
+    with run_dir.run_lock(path):
+        begun = load.read_members(file)
+        same = list(map(_afterwards, begun)) == list(map(_afterwards, members))
+        if not same or differences(begun, members, run_dir.PLACES):
+            run_dir.replace_settings(file, load.members_yaml(members))
 
 
 def _begun(path: Path, members: Sequence[Member], trains: bool) -> Path:
@@ -174,24 +170,6 @@ def _begun(path: Path, members: Sequence[Member], trains: bool) -> Path:
     return path
 
 
-def _updated(path: Path, members: Sequence[Member]) -> Path:
-    """The folder, after its `campaign.yaml` took over weights, views or consents that are new. Settings of the training
-    are taken over when something is trained with them."""
-    if not differences(load.read_members(path / load.CAMPAIGN), members, run_dir.PLACES):
-        _record(path, members)
-    return path
-
-
-def _record(path: Path, members: Sequence[Member]) -> None:
-    file = path / load.CAMPAIGN
-    with run_dir.run_lock(path):
-        begun = load.read_members(file)
-        same = list(map(_afterwards, begun)) == list(map(_afterwards, members))
-        if not same or differences(begun, members, run_dir.PLACES):
-            file.rename(path / f"campaign_{len(list(path.glob('campaign*.yaml')))}.yaml")
-            run_dir.write_text(file, load.members_yaml(members))
-
-
 def _afterwards(member: Member) -> tuple[Any, ...]:
     return member.weight, *(getattr(member.settings, name) for name in _AFTERWARDS)
 
@@ -202,8 +180,7 @@ def _name(members: Sequence[Member]) -> str:
     for path in sorted(settings.out.glob(f"[0-9]*_campaign_{what}")):
         if not (path / load.CAMPAIGN).exists():  # a process that started together with this one is making it
             return path.name
-    number = 1 + max((run_dir.number_of(path) for path in settings.out.glob("*")), default=0)
-    return f"{number:04d}_campaign_{what}"
+    return f"{run_dir.next_number(settings):04d}_campaign_{what}"
 
 
 def _slug(settings: Settings) -> str:

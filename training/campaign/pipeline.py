@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -72,14 +72,11 @@ def work(campaign: Campaign, wish: RunRequest) -> int:
     if wish.tune:
         tuned(campaign, wish, go_on=True)
     campaign = _in_effect(campaign)
-    if wish.mode == "full":
+    if wish.mode in ("full", "train"):
         train_members.train(campaign, wish)
-        _afterwards(campaign, [fitted, predicted, reported])
-    elif wish.mode == "train":
-        train_members.train(campaign, wish)
-    else:
-        alone = {"fit": [fitted], "predict": [predicted], "report": [reported]}
-        _afterwards(campaign, alone[wish.mode])
+    stages = {"fit": [fitted], "predict": [predicted], "report": [reported], "full": [fitted, predicted, reported]}
+    if wish.mode in stages:
+        _afterwards(campaign, stages[wish.mode])
     left_out = train_members.given_up(campaign)
     for row in left_out:
         print(f"left out: fold {row['fold']} of {row['member']}: {row['reason']}")
@@ -98,9 +95,8 @@ def _look_ahead(campaign: Campaign) -> None:
             print(f"warning: {line}", file=sys.stderr)
 
 
-def _afterwards(campaign: Campaign, stages: Iterable[Callable[[Campaign], None]]) -> None:
+def _afterwards(campaign: Campaign, stages: Sequence[Callable[[Campaign], None]]) -> None:
     """What one process does alone; the others wait for it and find it done."""
-    several = len(list(stages := list(stages))) > 1
     with _alone(campaign):
         for stage in stages:
             if campaign.stop_requested():
@@ -108,7 +104,7 @@ def _afterwards(campaign: Campaign, stages: Iterable[Callable[[Campaign], None]]
             try:
                 stage(campaign)
             except NothingToPredict as error:
-                if not several:
+                if len(stages) == 1:
                     raise
                 print(f"no submission: {error}")
 

@@ -7,7 +7,6 @@ are not counted.
 
 from __future__ import annotations
 
-import math
 import shutil
 import statistics
 import tempfile
@@ -18,9 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import psutil
-from numpy.typing import NDArray
 
 import backends
 from backends.contract import Session
@@ -29,19 +26,19 @@ from config.command import RunRequest
 from config.errors import ConfigError, OutOfMemory
 from config.members import Member
 from config.schema import Settings
-from data import folds, sources
+from data import sources
 from data.audit import actions
 from data.cache.images import Images
 from training.campaign import members, preflight, start, train_members
-from training.loop import checkpoint, compiling, evaluation, memory
+from training.loop import checkpoint, evaluation, memory
 from training.loop.fold_data import FoldData
-from training.loop.rehearsal import rehearse
+from training.loop.rehearsal import Ahead, rehearse
 from training.loop.state import Callbacks
 from training.loop.trainer import Trainer
 from training.policy import optimizer
 from training.policy.resizing import ResizeSchedule
 from training.run import auto_model, distillation, fold, run_dir
-from training.run.prepare import FOLDS, card_of, describe, draw_folds, fold_numbers, prepare, refuse
+from training.run.prepare import FOLDS, SharedData, describe, draw_folds, fold_numbers, prepare, refuse, split
 from training.trackers import machine
 
 _GIB = 2**30
@@ -158,34 +155,18 @@ def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> 
 
 
 def _estimate(engine: str, settings: Settings, table: sources.Table, path: Path, resumed: bool) -> Estimate:
-    settings, spec, _ = prepare(settings, table)
-    fold_of = folds.read(path / FOLDS, table) if (path / FOLDS).exists() else _drawn(settings, table)
+    begun = (path / FOLDS).exists()
+    table, fold_of = split(settings, table, path) if begun else (table, draw_folds(settings, table))
     numbers = fold_numbers(settings, fold_of)
-    teaching = distillation.read(settings, table)
-    distillation.check(teaching, table, fold_of, numbers)
-    left = {k: _epochs_left(path / f"fold_{k}", settings.train.epochs) for k in numbers}
     # Not the cache: it would be filled with every image first.
     data = settings.data.model_copy(update={"cache_gb": 0})
-    settings = settings.model_copy(update={"data": data})
+    shared = SharedData(table, Images.of(data, table.turns), fold_of, numbers)
     with tempfile.TemporaryDirectory(prefix="tandem_dry_run_") as place:
-        job = fold.Job(
-            engine,
-            settings,
-            spec,
-            card_of(settings, spec, table, engine),
-            table,
-            Images.of(settings.data, table.turns),
-            fold_of,
-            teaching,
-            Path(place),
-            lambda: False,
-        )
+        job = fold.job_of(engine, settings.model_copy(update={"data": data}), shared, Path(place))
+        distillation.check(job.teaching, table, fold_of, numbers)
+        left = {k: _epochs_left(path / f"fold_{k}", job.settings.train.epochs) for k in numbers}
         (Path(place) / f"fold_{numbers[0]}").mkdir()
         return _measured(job, numbers[0], path, resumed, left)
-
-
-def _drawn(settings: Settings, table: sources.Table) -> NDArray[np.int64]:
-    return folds.read(settings.folds.file, table) if settings.folds.file else draw_folds(settings, table)
 
 
 def _epochs_left(folder: Path, epochs: int) -> int:
@@ -201,7 +182,9 @@ def _measured(job: fold.Job, number: int, path: Path, resumed: bool, left: dict[
     data = fold.load_data(job, number)
     course = ResizeSchedule(data.stages, len(data.train_labels))
     last = data.stages[-1]
-    session, micro, alone = _session_that_fits(job, number, data, course, folder)
+    todo = Ahead(course.updates, last.batch, last.size, job.spec.num_classes, folder)
+    session, alone = fold.as_it_fits(job, number, data, folder, lambda micro: _tried(job, number, todo, micro))
+    micro = memory.remembered(folder) or optimizer.memory(settings.train).size(last.batch)
     with closing(session):
         opening = time.perf_counter() - clock
         pace, waiting = Pace(), 0.0
@@ -249,23 +232,14 @@ def _shares(course: ResizeSchedule, epochs: int) -> list[float]:
     return [pixels(epoch) / pixels(epochs - 1) for epoch in range(epochs)]
 
 
-def _session_that_fits(
-    job: fold.Job, number: int, data: FoldData, course: ResizeSchedule, folder: Path
-) -> tuple[Session, int, float]:
-    """The fold's session, its micro-batch, halved until it fits, and the seconds of an update on empty images."""
-    last, micro = data.stages[-1], 0
-    batch = math.gcd(*(stage.batch for stage in data.stages))
-    while True:
-        ahead = compiling.Ahead(course.updates, last.batch, last.size, job.spec.num_classes, folder)
-        session = fold.open_session(job, number, micro, ahead)
-        taken = micro or optimizer.memory(job.settings.train).size(batch)
-        try:
-            seconds = rehearse(session, last.batch, last.size, job.spec.num_classes, 2)[-1]
-            memory.check_limit(session.describe())
-            return session, taken, seconds
-        except OutOfMemory as error:
-            session.close()
-            micro = memory.halved(taken, batch, error, fold.fewest(job, data.stages))
+def _tried(job: fold.Job, number: int, ahead: Ahead, micro: int) -> tuple[Session, float]:
+    """The fold's session for so many images at a time, and the seconds of an update on empty ones."""
+    session = fold.open_session(job, number, micro, ahead)
+    try:
+        return session, rehearse(session, ahead, 2)[-1]
+    except OutOfMemory:
+        session.close()
+        raise
 
 
 def _validation(session: Session, data: FoldData) -> float:

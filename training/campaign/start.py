@@ -1,4 +1,4 @@
-"""The campaign that a command asks for, with its models chosen: begun or resumed."""
+"""The campaign that a command asks for, begun or resumed: its models chosen, its images read and audited, its folds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import replace
 
 from config.errors import CheckpointError
 from config.members import Member
+from data.audit import actions
+from data.cache.images import Images
 from training.campaign.members import Campaign, named, open_folder
-from training.run import auto_model
+from training.run import audit, auto_model
+from training.run.prepare import FOLDS, SharedData, describe, fold_numbers, split
 
 
 def begin(
@@ -33,3 +36,27 @@ def begin(
 def with_models(engine: str, members: Sequence[Member]) -> list[Member]:
     """The members, each with a model in place of auto."""
     return [replace(member, settings=auto_model.resolve(member.settings, engine).settings) for member in members]
+
+
+def open_shared(
+    campaign: Campaign, ended: Callable[[list[int]], bool] = lambda _: False, only: int | None = None
+) -> SharedData:
+    """Read the images' table, audit it, and read the folds, which are drawn and kept where they are not there yet.
+
+    Where `ended` says of the folds' numbers that nothing is left to do, no image is looked at. With `only` that fold
+    alone is to be trained.
+    """
+    settings, folder = campaign.settings, campaign.folder
+    if only is not None:
+        settings = settings.model_copy(update={"folds": settings.folds.model_copy(update={"train": (only,)})})
+    table = actions.load(settings.data).table
+    print(*describe(settings, table), sep="\n")
+    images = Images.of(settings.data, table.turns)
+    if (folder / FOLDS).exists():
+        known, fold_of = split(settings, table, folder)
+        numbers = fold_numbers(settings, fold_of)
+        if ended(numbers):
+            return SharedData(known, images, fold_of, numbers, [])
+    table, doubtful = audit.before(settings, table, campaign.stop_requested, lambda: folder)
+    table, fold_of = split(settings, table, folder)
+    return SharedData(table, images, fold_of, fold_numbers(settings, fold_of), doubtful)

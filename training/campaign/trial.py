@@ -19,10 +19,10 @@ from config import load
 from config.schema import Settings
 from data import folds, sources
 from data.rng import philox
-from training.campaign.shared_data import SharedData
 from training.loop import checkpoint
 from training.run import distillation, fold, run_dir
-from training.run.prepare import card_of, prepare
+from training.run.prepare import SharedData, prepare
+from training.run.progress import OnEpoch
 
 # What is counted in epochs and follows a trial's number of them.
 _COUNTED = (
@@ -81,7 +81,7 @@ def train(
     settings: Settings,
     shared: SharedData,
     folder: Path,
-    on_epoch: fold.OnEpoch,
+    on_epoch: OnEpoch,
     stop_requested: Callable[[], bool],
 ) -> dict[str, Any]:
     """Train a trial in `folder`, or go on with it; the fold's result. What is large of it is removed at the end.
@@ -95,11 +95,8 @@ def train(
     settings, spec, _ = prepare(settings, table)
     folder.mkdir(parents=True, exist_ok=True)
     run_dir.write_text(folder / run_dir.CONFIG, load.to_yaml(settings))
-    card = card_of(settings, spec, table, engine)
-    teaching = distillation.read(settings, shared.table)
-    job = fold.Job(
-        engine, settings, spec, card, table, shared.images, fold_of, teaching, folder, stop_requested, on_epoch
-    )
+    teaching, part = distillation.read(settings, shared.table), replace(shared, table=table, fold_of=fold_of)
+    job = fold.Job(engine, settings, spec, part, teaching, folder, stop_requested, on_epoch)
     for row in history(folder / f"fold_{number}"):
         on_epoch(row, False)
     return fold.train(job, number)

@@ -32,9 +32,10 @@ from data import csvfile
 from data.rng import philox_seed
 from training.campaign import queue, trial
 from training.campaign.members import Campaign
-from training.campaign.shared_data import SharedData, open_shared
+from training.campaign.start import open_shared
 from training.policy.stopping import HIGHER_IS_BETTER
 from training.run import run_dir
+from training.run.prepare import SharedData
 
 if TYPE_CHECKING:
     import optuna

@@ -7,31 +7,18 @@ fold computes as it began.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from backends.contract import CompileMode, Session
 from config.errors import BackendUnavailable, ConfigError
 from config.sections.train import Train
-from training.loop.rehearsal import rehearse
+from training.loop.rehearsal import Ahead, rehearse
 from training.policy import compiling
 
 # Given whether to compile, or torch's mode of it.
 Open = Callable[[bool | CompileMode], Session]
 _WARM, _TIMED = 2, 3  # updates of a trial
 _FILE = "compile.txt"
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """What a training has before it: updates with `batch` images of `size` pixels in a process, and so many classes.
-    `folder` is the fold's, which keeps the choice."""
-
-    updates: int
-    batch: int
-    size: int
-    classes: int
-    folder: Path
 
 
 def session(open: Open, engine: str, train: Train, ahead: Ahead | None, say: Callable[[str], None] = print) -> Session:
@@ -107,5 +94,5 @@ def _pays(eager: Session, ahead: Ahead, say: Callable[[str], None]) -> bool:
 
 def trial(eager: Session, ahead: Ahead) -> tuple[float, int]:
     """Seconds of an update with empty images, all updates taken back afterwards, and the tensors of the network."""
-    taken = rehearse(eager, ahead.batch, ahead.size, ahead.classes, _WARM + _TIMED)
+    taken = rehearse(eager, ahead, _WARM + _TIMED)
     return min(taken[_WARM:]), len(eager.state().weights)

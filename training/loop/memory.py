@@ -36,13 +36,17 @@ def check_limit(described: Mapping[str, Any]) -> None:
         raise OutOfMemory(f"{peak / 2**30:.1f} GiB were taken, {limit / 2**30:.1f} is what the device recommends")
 
 
+def half(size: int, batch: int, fewest: int) -> int:
+    """The largest divisor of the batch up to half of `size`; 0 where that is below the `fewest` images that the network
+    trains on at a time."""
+    return max((part for part in range(fewest, size // 2 + 1) if batch % part == 0), default=0)
+
+
 def halved(size: int, batch: int, cause: OutOfMemory, fewest: int = 1) -> int:
-    """The largest divisor of the batch up to half of `size`; where that is below the `fewest` images that the network
-    trains on at a time, the cause as an error."""
-    parts = [part for part in range(fewest, size // 2 + 1) if batch % part == 0]
-    if not parts:
-        raise OutOfMemory(
-            f"not even {'one image at a time fits' if size == 1 else f'{size} images at a time fit'} ({cause}); set "
-            "train.checkpoint_gradients true, or choose a smaller data.image_size or model"
-        ) from None
-    return max(parts)
+    """As `half`; the cause as an error where that is 0."""
+    if part := half(size, batch, fewest):
+        return part
+    raise OutOfMemory(
+        f"not even {'one image at a time fits' if size == 1 else f'{size} images at a time fit'} ({cause}); set "
+        "train.checkpoint_gradients true, or choose a smaller data.image_size or model"
+    ) from None

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from backends.contract import Batch, Session, StepHyperparams
+from training.loop import memory
 
 
-def rehearse(session: Session, batch: int, size: int, classes: int, updates: int = 1) -> list[float]:
-    """The seconds of each of some updates with `batch` empty images of `size` pixels; the session is as before then."""
+@dataclass(frozen=True)
+class Ahead:
+    """What a training has before it: updates with `batch` images of `size` pixels in a process, and so many classes.
+    `folder` is the fold's, which keeps what is found out."""
+
+    updates: int
+    batch: int
+    size: int
+    classes: int
+    folder: Path
+
+
+def rehearse(session: Session, ahead: Ahead, updates: int = 1) -> list[float]:
+    """The seconds of each of some updates with empty images; the session is as before then.
+
+    Raises `OutOfMemory` where they do not fit, or take more than the device recommends.
+    """
     before = session.state()
-    targets = np.full((batch, classes), 1 / classes, np.float32)
-    empty = Batch(np.zeros((batch, size, size, 3), np.uint8), targets, np.ones(batch, np.float32))
+    targets = np.full((ahead.batch, ahead.classes), 1 / ahead.classes, np.float32)
+    images = np.zeros((ahead.batch, ahead.size, ahead.size, 3), np.uint8)
+    empty = Batch(images, targets, np.ones(ahead.batch, np.float32))
     knobs = StepHyperparams(lr=0.0, weight_decay=0.0, ema_decay=0.0, clip_norm=1.0)
     taken = []
     for _ in range(updates):
@@ -21,4 +40,5 @@ def rehearse(session: Session, batch: int, size: int, classes: int, updates: int
         session.read(session.train_step(empty, None, knobs))
         taken.append(time.perf_counter() - start)
     session.load(before)
+    memory.check_limit(session.describe())
     return taken

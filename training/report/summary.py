@@ -13,6 +13,12 @@ from training.report import plots
 from training.run import audit, run_dir
 
 
+def told(folder: Path) -> set[int]:
+    """The folds that the summary of the run in `folder` tells of; none where there is no summary yet."""
+    file = folder / run_dir.FINISHED
+    return {row["fold"] for row in yaml.safe_load(file.read_text())["folds"]} if file.exists() else set()
+
+
 def sum_up(folder: Path, metric: str) -> None:
     """Summary, plots and report of all folds that are finished, whichever process trained them."""
     done = [yaml.safe_load(path.read_text()) for path in folder.glob(f"fold_*/{run_dir.RESULT}")]

@@ -74,8 +74,7 @@ def _kept(settings: Settings, engine: str, table: sources.Table) -> dict[str, An
     """What an earlier start of the same command chose; empty where there is none to go on with."""
     if settings.resume != "auto":
         return {}
-    runs = [path.parent for path in settings.out.glob(f"{settings.name or '*'}/{FILE}")]
-    for path in sorted(runs, key=lambda run: (run_dir.number_of(run), run.name), reverse=True):
+    for path in run_dir.newest_first(settings, FILE):
         values = dict(yaml.safe_load((path / FILE).read_text()))
         begun = prepare(load.changed(settings, values, str(path / FILE)), table)[0]
         if (path / run_dir.CONFIG).exists() and run_dir.fits(path, begun, engine):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.group import Group
-from config.errors import Interrupted, TandemError
+from config.errors import Interrupted, TandemError, reason
 from training.loop import memory
 from training.run import results, run_dir
 
@@ -67,11 +67,6 @@ def stopped(folder: Path) -> str:
     """What the user is told who stopped the run or the campaign in `folder`."""
     saved = any(folder.rglob("step_*")) or any(folder.rglob(run_dir.RESULT))
     return "stopped; everything is saved" if saved else "stopped before the first update; nothing is trained yet"
-
-
-def reason(error: BaseException) -> str:
-    """An error in a line."""
-    return str(error) if isinstance(error, TandemError) else f"{type(error).__name__}: {error}"
 
 
 def _record(folder: Path, engine: str, group: Group, error: Exception) -> None:

@@ -5,18 +5,18 @@ Which folds there are and who trains which stands in `train_run`; the loop itsel
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 import backends
 from backends.contract import Backend, CompileMode, Session, SessionConfig, Weights
@@ -24,11 +24,11 @@ from backends.group import ALONE, Group
 from config.errors import CheckpointError, DataError, Interrupted, OutOfMemory
 from config.schema import Settings
 from config.sections.data import Data
-from data import folds, sources
+from data import folds
 from data.augment import transforms
 from data.augment.corrupt import Corrupted
 from data.cache import disk
-from data.cache.images import Images, Source, median_side
+from data.cache.images import Source, median_side
 from data.loading.loader import Loader
 from data.loading.samples import ByEpoch, Transform
 from data.sources import packed
@@ -41,38 +41,52 @@ from training.distributed import ranks
 from training.distributed.resume import newest_checkpoint
 from training.loop import checkpoint, compiling, memory, metrics, trainer
 from training.loop.fold_data import FoldData
-from training.loop.rehearsal import rehearse
+from training.loop.rehearsal import Ahead, rehearse
 from training.loop.state import Callbacks, TrainerState
 from training.policy import finetune, optimizer, resizing, sampling
 from training.policy import loss as losses
 from training.run import distillation, failures, probe, run_dir, suspects
-from training.run.progress import Progress
+from training.run.prepare import SharedData, prepare
+from training.run.progress import OnEpoch, Progress
 from training.trackers import machine
 
+_Done = TypeVar("_Done")
 _STATISTICS = "batch_norm.txt"  # what optim.batch_norm auto decided, for a resumed run
-OnEpoch = Callable[[dict[str, float], bool], None]
-
-
-def unheard(row: dict[str, float], best: bool) -> None:
-    """Nobody follows the epochs."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all folds of a run share. `fold_of` is as `data.folds` makes it; `on_epoch` gets each epoch's row."""
+    """A run whose settings are resolved against model and data. `on_epoch` gets each epoch's row."""
 
     backend: str
     settings: Settings
     spec: ModelSpec
-    card: Card
-    table: sources.Table
-    images: Images
-    fold_of: NDArray[np.int64]
+    data: SharedData
     teaching: distillation.DistillationData
     folder: Path
     stop_requested: Callable[[], bool]
-    on_epoch: OnEpoch = unheard
+    on_epoch: OnEpoch = lambda *_: None
     group: Group = ALONE
+
+    @functools.cached_property
+    def card(self) -> Card:
+        """The card of what is trained."""
+        names, labels = self.data.table.class_names, self.data.table.labels
+        counts = tuple(np.bincount(labels, minlength=len(names)).tolist())
+        prep, options = self.spec.preprocessing, dict(self.spec.options)
+        return Card(self.settings.model, names, prep, options, trained_with=self.backend, class_counts=counts)
+
+    def folds(self, numbers: Sequence[int]) -> list[Path]:
+        """The folders of its folds."""
+        return [self.folder / f"fold_{k}" for k in numbers]
+
+
+def job_of(
+    engine: str, settings: Settings, data: SharedData, folder: Path, stop_requested: Callable[[], bool] = lambda: False
+) -> Job:
+    """The job of settings that are not resolved yet. Raises what is wrong with them, the model and the teacher."""
+    settings, spec, table = prepare(settings, data.table)
+    return Job(engine, settings, spec, data, distillation.read(settings, table), folder, stop_requested)
 
 
 def train(job: Job, number: int) -> dict[str, Any]:
@@ -83,7 +97,7 @@ def train(job: Job, number: int) -> dict[str, Any]:
     started = time.monotonic()
     with failures.recorded(folder, job.backend, job.group, job.stop_requested):
         data = ranks.together(job.group, lambda: load_data(job, number))
-        loop = _trained_as_it_fits(job, number, data, folder)
+        loop = as_it_fits(job, number, data, folder, lambda micro: _trained(job, number, data, folder, micro))
         if ranks.any_of(job.group, job.stop_requested()):
             raise Interrupted(job.folder)
         return ranks.decided(job.group, lambda: _finish(folder, number, loop, time.monotonic() - started))
@@ -98,8 +112,9 @@ def _result(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _trained_as_it_fits(job: Job, number: int, data: FoldData, folder: Path) -> TrainerState:
-    """Train, in halved micro-batches from the last checkpoint on where the device's memory runs out.
+def as_it_fits(job: Job, number: int, data: FoldData, folder: Path, work: Callable[[int], _Done]) -> _Done:
+    """What `work` returns for so many images at a time: half of them as often as the device's memory runs out, which
+    the fold's folder remembers. 0 is what the settings say.
 
     Where it runs out of one of several processes, the others wait for it in the middle of an update: all have to start
     anew, which torchrun's `--max_restarts` does, and go on with what is remembered.
@@ -109,7 +124,7 @@ def _trained_as_it_fits(job: Job, number: int, data: FoldData, folder: Path) -> 
     micro = 0 if batch % max(micro, 1) else micro  # it may be of fewer processes
     while True:
         try:
-            return _trained(job, number, data, folder, micro)
+            return work(micro)
         except OutOfMemory as error:
             micro = micro or optimizer.memory(job.settings.train).size(batch)
             micro = memory.halved(micro, batch, error, fewest(job, data.stages))
@@ -135,61 +150,43 @@ def _trained(job: Job, number: int, data: FoldData, folder: Path, micro: int) ->
     tries = settings.train.micro_batch == "auto" and begun is None
     if tries and several:
         ranks.together(job.group, lambda: _rehearse_alone(job, number, micro, ahead))
-    session = open_session(job, number, micro, ahead)
-    try:
+    with closing(open_session(job, number, micro, ahead)) as session, ExitStack() as held:
         if tries and not several:
-            rehearse(session, ahead.batch, ahead.size, ahead.classes)
-            memory.check_limit(session.describe())
-        described = session.describe()
-        with ExitStack() as held:
-            events = Callbacks(say=print)
-            if job.group.rank == 0:
-                run_dir.write_environment(job.folder, job.backend, described)
-                watcher = held.enter_context(Progress(settings, number, data, folder, session.describe))
-                events = replace(watcher.events, epoch=_both(watcher.events.epoch, job.on_epoch))
-            events.say(f"{folder.name}: {machine.started(described)}")
-            fit = trainer.Trainer(session, data, settings, job.card, folder, events, job.stop_requested)
-            loop = fit.run()
-            if job.group.rank == 0:
-                paths, labels = data.train[-1].paths, data.train_labels
-                suspects.write(folder, fit.suspects(), paths, labels, fit.mining.losses, job.table)
-    finally:
-        session.close()
+            rehearse(session, ahead)
+        described, events = session.describe(), Callbacks(say=print)
+        if job.group.rank == 0:
+            run_dir.write_environment(job.folder, job.backend, described)
+            progress = Progress(settings, number, data, folder, session.describe, job.on_epoch)
+            events = held.enter_context(progress).events
+        events.say(f"{folder.name}: {machine.started(described)}")
+        fit = trainer.Trainer(session, data, settings, job.card, folder, events, job.stop_requested)
+        loop = fit.run()
+        if job.group.rank == 0:
+            paths, labels = data.train[-1].paths, data.train_labels
+            suspects.write(folder, fit.suspects(), paths, labels, fit.mining.losses, job.data.table)
     return loop
 
 
-def _rehearse_alone(job: Job, number: int, micro: int, ahead: compiling.Ahead) -> None:
+def _rehearse_alone(job: Job, number: int, micro: int, ahead: Ahead) -> None:
     """Try an update with this process's images of a batch, and no other process to wait for."""
-    session = open_session(replace(job, group=ALONE), number, micro)
-    try:
-        rehearse(session, ahead.batch, ahead.size, ahead.classes)
-        memory.check_limit(session.describe())
-    finally:
-        session.close()
+    with closing(open_session(replace(job, group=ALONE), number, micro)) as session:
+        rehearse(session, ahead)
 
 
-def _ahead(job: Job, data: FoldData, folder: Path, begun: Path | None) -> compiling.Ahead:
+def _ahead(job: Job, data: FoldData, folder: Path, begun: Path | None) -> Ahead:
     """What is left to train, for the choice of compiling: whole epochs from the newest checkpoint `begun` on."""
     last = data.stages[-1]
     course = resizing.ResizeSchedule(data.stages, len(data.train_labels))
     done = course.update(checkpoint.read_state(begun)["loop"]["epoch"], 0) if begun else 0
     batch = ranks.share(last.batch, job.group)
-    return compiling.Ahead(course.updates - done, batch, last.size, job.spec.num_classes, folder)
+    return Ahead(course.updates - done, batch, last.size, job.spec.num_classes, folder)
 
 
-def _both(one: OnEpoch, other: OnEpoch) -> OnEpoch:
-    def each(row: dict[str, float], best: bool) -> None:
-        one(row, best)
-        other(row, best)
-
-    return each
-
-
-def open_session(job: Job, number: int, micro_batch: int, ahead: compiling.Ahead | None = None) -> Session:
+def open_session(job: Job, number: int, micro_batch: int, ahead: Ahead | None = None) -> Session:
     """The fold's session with the weights that it starts from; `micro_batch` 0 is what the settings say, and `ahead`
     what it has to train."""
     settings, spec, backend = job.settings, job.spec, backends.load(job.backend)
-    labels = job.table.labels[~folds.validates(job.fold_of, number)]
+    labels = job.data.table.labels[~folds.validates(job.data.fold_of, number)]
     start, fixed = ranks.decided(job.group, lambda: _start(job, backend, number)[:2])
     optim = replace(optimizer.spec(settings.optim, settings.ema.decay > 0, spec, start), fixed_statistics=fixed)
     loss, train = losses.spec(settings.loss, labels, spec.num_classes), settings.train
@@ -239,16 +236,14 @@ def _start(job: Job, backend: Backend, number: int) -> probe.Start:
 
 def _probed(job: Job, backend: Backend, number: int, start: Weights, new_head: bool) -> probe.Start:
     """`start` with what a linear probe of the fold's training images decides, where these are few."""
-    settings, table = job.settings, job.table
-    train = np.flatnonzero(~folds.validates(job.fold_of, number) & (table.labels >= 0))
+    settings, table = job.settings, job.data.table
+    train = np.flatnonzero(~folds.validates(job.data.fold_of, number) & (table.labels >= 0))
     single = isinstance(job.spec.classifier, str) and bool(job.spec.classifier)
     if not single or not finetune.few(len(train), job.spec.num_classes):
         return probe.Start(start, settings.optim.batch_norm == "fixed")
     batch = min(int(settings.train.batch_size or 1), len(train))
     loader = _valid_loader(job, [table.paths[i] for i in train], batch, None)
-    side = (
-        median_side(Images.of(settings.data, table.turns), loader.paths) if settings.optim.batch_norm == "auto" else 0
-    )
+    side = median_side(job.data.images, loader.paths) if settings.optim.batch_norm == "auto" else 0
     enlarged = 0 < side < job.spec.preprocessing.size
     found = probe.started(backend, job.spec, settings, start, loader, table.labels[train], new_head, enlarged)
     for note in found.notes:
@@ -268,8 +263,8 @@ def _source(wanted: str, number: int) -> str:
 
 def load_data(job: Job, number: int) -> FoldData:
     """What a fold trains and validates on; `DataError` where one side is empty."""
-    settings, table = job.settings, job.table
-    judged = folds.validates(job.fold_of, number)
+    settings, table = job.settings, job.data.table
+    judged = folds.validates(job.data.fold_of, number)
     train, valid = np.flatnonzero(~judged), np.flatnonzero(judged)
     if not len(train) or not len(valid):
         raise DataError(f"fold {number} has {len(train)} training and {len(valid)} validation images; change folds")
@@ -332,7 +327,7 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
         settings.train.val_batch_size or batch,
         settings.data.workers,
         settings.seed,
-        job.images,
+        job.data.images,
         settings.data.on_bad_image != "error",
         settings.data.processes,
         int(settings.data.shard_cache_gb * 1e9),
@@ -341,10 +336,10 @@ def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
 
 def _sources(job: Job) -> disk.Sources:
     """Where the fold's pixels come from: a cache of all of the run's images, or the files."""
-    paths = [*job.table.paths, *job.teaching.paths()]
+    paths = [*job.data.table.paths, *job.teaching.paths()]
     prep = job.card.preprocessing
     try:
-        return disk.sources(job.settings.data, prep, paths, job.images, job.stop_requested)
+        return disk.sources(job.settings.data, prep, paths, job.data.images, job.stop_requested)
     except disk.Stopped:
         raise Interrupted(job.folder) from None
 
@@ -359,7 +354,7 @@ def _train_loader(job: Job, stage: resizing.ResizeStage, paths: Sequence[Path], 
 def _valid_loader(job: Job, paths: Sequence[Path], batch: int, squares: Source | None) -> Loader:
     prep = job.card.preprocessing
     transform = transforms.EvalTransform(prep) if squares is None else transforms.as_it_is
-    return _loader(job, paths, transform, prep.size, batch, squares or job.images)
+    return _loader(job, paths, transform, prep.size, batch, squares or job.data.images)
 
 
 def _loader(

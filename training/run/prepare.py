@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,29 @@ from config.schema import Settings
 from config.sections.data import Folds
 from data import folds, groups, sources
 from data.audit import actions
+from data.cache.images import Images
 from data.sources import listing
 from models import auto, defaults, limits, registry
-from models.card import Card, Preprocessing
+from models.card import Preprocessing
 from models.registry import ModelSpec
 from training import trackers
 from training.policy import loss as losses
 from training.policy import optimizer, resizing
+from training.run import run_dir
 
 FOLDS = "folds.csv"
+
+
+@dataclass(frozen=True)
+class SharedData:
+    """The images and labels of a run, or of all members of a campaign, the fold of each as `data.folds` makes it, the
+    numbers of those to train, and the files that the audit could not read."""
+
+    table: sources.Table
+    images: Images
+    fold_of: NDArray[np.int64]
+    numbers: list[int]
+    doubtful: Sequence[Path] = ()
 
 
 def refuse(settings: Settings, backend: str) -> None:
@@ -102,19 +117,6 @@ def prepare(settings: Settings, table: sources.Table | None = None) -> tuple[Set
     return settings.model_copy(update=updates), spec, table
 
 
-def card_of(settings: Settings, spec: ModelSpec, table: sources.Table, engine: str) -> Card:
-    """The card of what is trained with resolved settings on a table."""
-    counts = np.bincount(table.labels, minlength=len(table.class_names)).tolist()
-    return Card(
-        settings.model,
-        table.class_names,
-        spec.preprocessing,
-        dict(spec.options),
-        trained_with=engine,
-        class_counts=tuple(counts),
-    )
-
-
 def _batch(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
     wish = settings.train.batch_size
     if wish == "auto":
@@ -146,25 +148,28 @@ def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
     return wanted
 
 
-def with_vanished(settings: Settings, table: sources.Table, folder: Path) -> sources.Table:
-    """The table with the images that the run's folds remember and the data set lost, where these are to be skipped."""
+def split(settings: Settings, table: sources.Table, folder: Path) -> tuple[sources.Table, NDArray[np.int64]]:
+    """The table as the folds of the run or campaign in `folder` remember it, and the fold of each image.
+
+    The folds are its own `folds.csv`, which is written first where it is not there. The table has the images that they
+    name and the data set lost, where these are to be skipped.
+    """
     path = folder / FOLDS
-    return folds.with_vanished(path, table) if settings.data.on_bad_image != "error" and path.exists() else table
-
-
-def keep_folds(settings: Settings, table: sources.Table, folder: Path) -> NDArray[np.int64]:
-    """The fold of each image: the run's own `folds.csv`, else the user's, else drawn; written to the run."""
-    path, split = folder / FOLDS, settings.folds
-    if path.exists():
-        return folds.read(path, table)
-    fold_of = folds.read(split.file, table) if split.file else draw_folds(settings, table)
-    folds.write(path, table, fold_of)
-    return fold_of
+    if not path.exists():
+        with run_dir.run_lock(folder):
+            if not path.exists():
+                folds.write(path, table, draw_folds(settings, table))
+    if settings.data.on_bad_image != "error":
+        table = folds.with_vanished(path, table)
+    return table, folds.read(path, table)
 
 
 def draw_folds(settings: Settings, table: sources.Table) -> NDArray[np.int64]:
-    """The folds that the settings ask for; `DataError` where the images do not allow them."""
+    """The folds that the settings ask for: the user's own file, or drawn ones; `DataError` where the images do not
+    allow them."""
     split = settings.folds
+    if split.file:
+        return folds.read(split.file, table)
     if split.strategy == "auto" and table.fold_of is not None:
         if not folds.numbers(table.fold_of):
             raise DataError(f"{table.root}: no image of its validation split is left; set folds.strategy holdout")

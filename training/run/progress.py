@@ -30,6 +30,7 @@ from training.run import results, run_dir
 from training.trackers.broadcast import Broadcast
 from training.trackers.machine import Machine
 
+OnEpoch = Callable[[dict[str, float], bool], None]
 _REPORTED_EVERY = 2.0  # seconds
 
 
@@ -37,9 +38,15 @@ class Progress:
     """A context around one fold's training; `events` goes to the loop, `describe` is the session's."""
 
     def __init__(
-        self, settings: Settings, fold: int, data: FoldData, folder: Path, describe: Callable[[], dict[str, Any]]
+        self,
+        settings: Settings,
+        fold: int,
+        data: FoldData,
+        folder: Path,
+        describe: Callable[[], dict[str, Any]],
+        on_epoch: OnEpoch = lambda *_: None,
     ):
-        self.settings, self.fold, self.folder = settings, fold, folder
+        self.settings, self.fold, self.folder, self.on_epoch = settings, fold, folder, on_epoch
         self.console = Console(soft_wrap=True, highlight=False, force_jupyter=False)  # plain lines in a notebook, too
         self.bar: Bar | None = None
         self.notebook: NotebookBar | None = None
@@ -118,6 +125,7 @@ class Progress:
         if advice and not self.advised:
             self._say(advice)
             self.advised = True
+        self.on_epoch(row, best)
 
     def _line(self, row: dict[str, float], best: bool) -> str:
         return (

@@ -57,9 +57,7 @@ def apply(folder: Path, settings: Settings, held: Sequence[Path] = ()) -> None:
         print(f"{folder} continues with other settings: {'; '.join(changed)}")
         with run_dir.run_lock(folder):
             (folder / run_dir.FINISHED).unlink(missing_ok=True)
-            file = folder / run_dir.CONFIG
-            file.rename(folder / f"config_{len(list(folder.glob('config*.yaml')))}.yaml")
-            run_dir.write_text(file, load.to_yaml(settings))
+            run_dir.replace_settings(folder / run_dir.CONFIG, load.to_yaml(settings))
 
 
 def _changed(folder: Path, settings: Settings) -> list[str]:

@@ -8,7 +8,7 @@ import platform
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
@@ -69,18 +69,33 @@ def folder(settings: Settings, engine: str) -> Path:
         return found
     path = new(settings, engine)
     _refuse_campaign(path)
-    path.mkdir(parents=True, exist_ok=True)
-    with run_lock(path):
-        fresh = not (path / CONFIG).exists()
-        if fresh:
-            write_text(path / CONFIG, load.to_yaml(settings))
-    if fresh:
+    if begin(path, CONFIG, load.to_yaml(settings), settings, lambda: fits(path, settings, engine)):
         return path
-    if settings.name and (settings.resume == "never" or not fits(path, settings, engine)):
+    return folder(settings, engine)  # another process has just made it
+
+
+def begin(path: Path, file: str, text: str, settings: Settings, fits: Callable[[], bool]) -> bool:
+    """Make the folder of a run or a campaign, with its settings as `text` in `file`; whether this process made it.
+
+    `ConfigError` where it is another one's: its name was given, and it is not to be resumed or its settings do not fit.
+    """
+    if _make(path, file, text):
+        return True
+    if settings.name and (settings.resume == "never" or not fits()):
         raise ConfigError(
             f"{path}: another run has this name; choose another --name, or go on with it by --resume {path}"
         )
-    return folder(settings, engine)  # another process has just made it
+    return False
+
+
+def _make(path: Path, file: str, text: str) -> bool:
+    """Make a folder with its settings; whether it was not there yet."""
+    path.mkdir(parents=True, exist_ok=True)
+    with run_lock(path):
+        fresh = not any((path / name).exists() for name in (load.CAMPAIGN, CONFIG))
+        if fresh:
+            write_text(path / file, text)
+    return fresh
 
 
 def existing(settings: Settings, engine: str, quiet: bool = False) -> Path | None:
@@ -100,9 +115,8 @@ def new(settings: Settings, engine: str) -> Path:
 
 def _newest(settings: Settings, engine: str, quiet: bool) -> Path | None:
     """The newest run of the same settings; one of the same data and model with others is said to differ."""
-    runs = [path.parent for path in settings.out.glob(f"{settings.name or '*'}/{CONFIG}")]
     other = ""
-    for path in sorted(runs, key=lambda run: (number_of(run), run.name), reverse=True):
+    for path in newest_first(settings, CONFIG):
         try:
             if fits(path, settings, engine):
                 return path
@@ -116,6 +130,17 @@ def _newest(settings: Settings, engine: str, quiet: bool) -> Path | None:
     if other and not settings.name and not quiet:
         print(other)
     return None
+
+
+def newest_first(settings: Settings, file: str) -> list[Path]:
+    """The folders with such a file that the settings may mean, by `name` or all in `out`; the highest number first."""
+    found = [path.parent for path in settings.out.glob(f"{settings.name or '*'}/{file}")]
+    return sorted(found, key=lambda run: (number_of(run), run.name), reverse=True)
+
+
+def next_number(settings: Settings) -> int:
+    """The number of the next run or campaign in `out`."""
+    return 1 + max((number_of(path) for path in settings.out.glob("*")), default=0)
 
 
 def fits(path: Path, settings: Settings, engine: str) -> bool:
@@ -208,6 +233,13 @@ def write_environment(path: Path, engine: str, session: dict[str, Any]) -> None:
         write_text(target, json.dumps([*starts, _environment(path, engine, session)], indent=1))
 
 
+def replace_settings(file: Path, text: str) -> None:
+    """Put other settings in the place of a run's or a campaign's; the old file stays, as `config_1.yaml` or so."""
+    number = len(list(file.parent.glob(f"{file.stem}*{file.suffix}")))
+    file.rename(file.with_stem(f"{file.stem}_{number}"))
+    write_text(file, text)
+
+
 def write_yaml(path: Path, value: Any) -> None:
     """Write plain values as YAML, whole or not at all."""
     write_text(path, yaml.safe_dump(value, sort_keys=False))
@@ -248,12 +280,7 @@ def create_or_resume(path: Path, settings: Settings) -> None:
     """Make `path` the folder of a run with these settings, or go on in it; `ConfigError` where they differ.
 
     With `resume_anyway` they may: `resume.apply` then makes them the run's."""
-    path.mkdir(parents=True, exist_ok=True)
-    with run_lock(path):
-        fresh = not (path / CONFIG).exists()
-        if fresh:
-            write_text(path / CONFIG, load.to_yaml(settings))
-    if not fresh:
+    if not _make(path, CONFIG, load.to_yaml(settings)):
         _resumed(path, settings)
         check_unedited(path, settings)
 
@@ -267,10 +294,9 @@ def other_settings(path: Path, what: str, changed: list[str]) -> ConfigError:
 
 
 def _name(settings: Settings, engine: str) -> str:
-    number = 1 + max((number_of(path) for path in settings.out.glob("*")), default=0)
     model = re.sub(r"[^\w.-]+", "-", settings.model)
     size, augment = settings.data.image_size, settings.augment.level
-    return f"{number:04d}_{model}_{size}px_{settings.optim.name}_{augment}_{engine}"
+    return f"{next_number(settings):04d}_{model}_{size}px_{settings.optim.name}_{augment}_{engine}"
 
 
 def number_of(path: Path) -> int:

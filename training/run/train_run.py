@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 import backends
@@ -17,7 +16,8 @@ from backends.group import ALONE, Group
 from config import load, streams
 from config.errors import CheckpointError, ConfigError
 from config.schema import Settings
-from data import check, folds, sources
+from data import check, sources
+from data.audit import actions
 from data.cache.images import Images
 from models.registry import ModelSpec
 from models.weights import loading
@@ -27,7 +27,7 @@ from training.loop import checkpoint, memory, trainer
 from training.loop.state import Callbacks
 from training.report import summary
 from training.run import audit, auto_model, distillation, fold, results, resume, run_dir
-from training.run.prepare import FOLDS, card_of, describe, fold_numbers, keep_folds, refuse, with_vanished
+from training.run.prepare import SharedData, describe, fold_numbers, refuse, split
 from training.run.prepare import prepare as prepare
 
 
@@ -61,27 +61,25 @@ def run_all(
         def begin() -> tuple[str, NDArray[np.int64] | None]:
             if run_dir.existing(settings, backend, quiet=True) is None:
                 loading.find(spec, settings.weights)  # missing weights are an error before the audit
-            audited, suspects = audit.before(settings, table, stop_requested, lambda: run_dir.folder(settings, backend))
-            check.bad_images(settings.data, [*suspects, *teaching.paths()], images)
+            audited, doubtful = audit.before(settings, table, stop_requested, lambda: run_dir.folder(settings, backend))
+            check.bad_images(settings.data, [*doubtful, *teaching.paths()], images)
             return str(_begun(backend, settings, chosen, audited, teaching, held)), audited.groups
 
         place, groups = ranks.decided(group, begin)
-        folder, table = Path(place), replace(table, groups=groups)
+        folder = Path(place)
         streams.log_to(folder)
         require(group, folder)
         on_folder(folder)
-        card = card_of(settings, spec, table, backend)
-        table, fold_of = ranks.together(group, lambda: _split(settings, table, folder))
+        table, fold_of = ranks.together(group, lambda: split(settings, replace(table, groups=groups), folder))
         numbers = fold_numbers(settings, fold_of)
-        if ranks.decided(group, lambda: _finished(folder, numbers)):
+        if ranks.decided(group, lambda: summary.told(folder) >= set(numbers)):
             print(f"{folder} is finished already; --resume never trains anew in a new folder")
             return folder
-        job = fold.Job(
-            backend, settings, spec, card, table, images, fold_of, teaching, folder, stop_requested, group=group
-        )
+        data = SharedData(table, images, fold_of, numbers)
+        job = fold.Job(backend, settings, spec, data, teaching, folder, stop_requested, group=group)
         for k in numbers:
             fold.train(job, k)
-        ranks.decided(group, lambda: _sum_up_locked(folder, settings.stopping.metric))
+        ranks.decided(group, lambda: _sum_up(folder, settings.stopping.metric))
     return folder
 
 
@@ -106,23 +104,22 @@ def _begun(
     auto_model.keep(folder, chosen)
     streams.log_to(folder)
     run_dir.check_unedited(folder, settings)
-    with run_dir.run_lock(folder):
-        table, fold_of = _split(settings, table, folder)
+    table, fold_of = split(settings, table, folder)
     numbers = fold_numbers(settings, fold_of)
     distillation.check(teaching, table, fold_of, numbers)
-    for path in (folder / f"fold_{k}" for k in numbers):
+    places = [folder / f"fold_{k}" for k in numbers]
+    for path in places:
         path.mkdir(exist_ok=True)
         held.enter_context(run_dir.locked(path))
     if reason := resume.refusal(folder, settings, numbers):
         raise ConfigError(reason)
-    resume.apply(folder, settings, [folder / f"fold_{k}" for k in numbers])
+    resume.apply(folder, settings, places)
     return folder
 
 
-def _split(settings: Settings, table: sources.Table, folder: Path) -> tuple[sources.Table, NDArray[np.int64]]:
-    """The table as the run's folds remember it, and the fold of each image; drawn where the run has none yet."""
-    table = with_vanished(settings, table, folder)
-    return table, keep_folds(settings, table, folder)
+def _sum_up(folder: Path, metric: str) -> None:
+    with run_dir.run_lock(folder):
+        summary.sum_up(folder, metric)
 
 
 def soup(place: Path) -> Path:
@@ -130,28 +127,15 @@ def soup(place: Path) -> Path:
     number, folder = re.fullmatch(r"fold_(\d+)", place.name), place.parent
     if not number or not (place / checkpoint.BEST).exists():
         raise CheckpointError(f"{place}: no fold of a run with a best checkpoint; give RUN/fold_0 or the like")
-    settings, spec, table = prepare(load.read(folder / run_dir.CONFIG))
-    card, fold_of = results.card(folder), folds.read(folder / FOLDS, table)
-    backends.require(card.trained_with)
-    images = Images.of(settings.data, table.turns)
-    teaching = distillation.read(settings, table)
-    job = fold.Job(card.trained_with, settings, spec, card, table, images, fold_of, teaching, folder, lambda: False)
-    with run_dir.locked(place):
-        session = fold.open_session(job, int(number[1]), memory.remembered(place))
-        try:
-            data, events = fold.load_data(job, int(number[1])), Callbacks(say=print)
-            trainer.Trainer(session, data, settings, card, place, events).soup()
-        finally:
-            session.close()
+    engine, settings = results.card(folder).trained_with, load.read(folder / run_dir.CONFIG)
+    backends.require(engine)
+    table, fold_of = split(settings, actions.load(settings.data).table, folder)
+    shared = SharedData(table, Images.of(settings.data, table.turns), fold_of, [int(number[1])])
+    job = fold.job_of(engine, settings, shared, folder)
+    with (
+        run_dir.locked(place),
+        closing(fold.open_session(job, int(number[1]), memory.remembered(place))) as session,
+    ):
+        data = fold.load_data(job, int(number[1]))
+        trainer.Trainer(session, data, job.settings, job.card, place, Callbacks(say=print)).soup()
     return place / checkpoint.SOUP
-
-
-def _finished(folder: Path, numbers: list[int]) -> bool:
-    file = folder / run_dir.FINISHED
-    summed = [row["fold"] for row in yaml.safe_load(file.read_text())["folds"]] if file.exists() else []
-    return set(numbers) <= set(summed)
-
-
-def _sum_up_locked(folder: Path, metric: str) -> None:
-    with run_dir.run_lock(folder):
-        summary.sum_up(folder, metric)
