@@ -77,7 +77,7 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
         )
 
     code = entry.run(work, argv, prog)
-    if code and argv is None and GroupRun.entered:  # gloo aborts a process at its end whose group others have left
+    if code and argv is None and GroupRun.joins:  # gloo aborts a process at its end whose group others have left
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -214,8 +214,9 @@ def _in_group(engine: str, settings: Settings, launch: Launch, stop: StopSignal)
 
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and settings.resume == "never":
         settings = settings.model_copy(update={"resume": "auto"})  # the run that the first start made
+    running = GroupRun(launch)
     group = backends.load(engine).join(launch)
-    with GroupRun(launch) as running:
+    with running:
         folder = train_run.run_all(engine, settings, stop, group, running.open)
         group.close()
         print(f"finished: {folder / 'report.html'}")

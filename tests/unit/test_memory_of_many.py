@@ -57,14 +57,13 @@ def start(images: int, classes: int, validation: int, folder: Path) -> None:
     request = request.model_copy(
         update={"folds": request.folds.model_copy(update={"val_fraction": validation / images})}
     )
-    prepare.split(request, labelled, folder)
-    labelled, fold_of = prepare.split(request, labelled, folder)  # a run that is resumed
+    prepare.split(request, labelled, _black, folder)
+    shared = prepare.split(request, labelled, _black, folder)  # a run that is resumed
     teaching = distillation.read(request, labelled)
-    distillation.check(teaching, labelled, fold_of, [0])
-    data = prepare.SharedData(labelled, _black, fold_of, [0])
-    job = fold.Job("torch", request, spec, data, teaching, folder, lambda: False)
+    distillation.check(teaching, labelled, shared.fold_of, [0])
+    job = fold.Job("torch", request, spec, shared, teaching, folder, lambda: False)
     data = fold.load_data(job, 0)
-    loss.spec(request.loss, labelled.labels[~folds.validates(fold_of, 0)], classes)
+    loss.spec(request.loss, labelled.labels[~folds.validates(shared.fold_of, 0)], classes)
     fit = trainer.Trainer(_NoSession(), data, request, job.card, folder, Callbacks())
     fit.mining.observe(np.arange(len(data.train_labels)), np.zeros(len(data.train_labels), np.float32))
     fit.mining.close_epoch()

@@ -155,15 +155,18 @@ def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> 
 
 
 def _estimate(engine: str, settings: Settings, table: sources.Table, path: Path, resumed: bool) -> Estimate:
-    begun = (path / FOLDS).exists()
-    table, fold_of = split(settings, table, path) if begun else (table, draw_folds(settings, table))
-    numbers = fold_numbers(settings, fold_of)
     # Not the cache: it would be filled with every image first.
     data = settings.data.model_copy(update={"cache_gb": 0})
-    shared = SharedData(table, Images.of(data, table.turns), fold_of, numbers)
+    images = Images.of(data, table.turns)
+    if (path / FOLDS).exists():
+        shared = split(settings, table, images, path)
+    else:
+        fold_of = draw_folds(settings, table)
+        shared = SharedData(table, images, fold_of, fold_numbers(settings, fold_of))
+    numbers = shared.numbers
     with tempfile.TemporaryDirectory(prefix="tandem_dry_run_") as place:
         job = fold.job_of(engine, settings.model_copy(update={"data": data}), shared, Path(place))
-        distillation.check(job.teaching, table, fold_of, numbers)
+        distillation.check(job.teaching, shared.table, shared.fold_of, numbers)
         left = {k: _epochs_left(path / f"fold_{k}", job.settings.train.epochs) for k in numbers}
         (Path(place) / f"fold_{numbers[0]}").mkdir()
         return _measured(job, numbers[0], path, resumed, left)
@@ -183,7 +186,7 @@ def _measured(job: fold.Job, number: int, path: Path, resumed: bool, left: dict[
     course = ResizeSchedule(data.stages, len(data.train_labels))
     last = data.stages[-1]
     todo = Ahead(course.updates, last.batch, last.size, job.spec.num_classes, folder)
-    session, alone = fold.as_it_fits(job, number, data, folder, lambda micro: _tried(job, number, todo, micro))
+    session, alone = fold.as_it_fits(job, number, data, lambda micro: _tried(job, number, todo, micro))
     micro = memory.remembered(folder) or optimizer.memory(settings.train).size(last.batch)
     with closing(session):
         opening = time.perf_counter() - clock

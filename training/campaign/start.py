@@ -11,7 +11,7 @@ from data.audit import actions
 from data.cache.images import Images
 from training.campaign.members import Campaign, named, open_folder
 from training.run import audit, auto_model
-from training.run.prepare import FOLDS, SharedData, describe, fold_numbers, split
+from training.run.prepare import FOLDS, SharedData, describe, split
 
 
 def begin(
@@ -53,10 +53,8 @@ def open_shared(
     print(*describe(settings, table), sep="\n")
     images = Images.of(settings.data, table.turns)
     if (folder / FOLDS).exists():
-        known, fold_of = split(settings, table, folder)
-        numbers = fold_numbers(settings, fold_of)
-        if ended(numbers):
-            return SharedData(known, images, fold_of, numbers, [])
+        shared = split(settings, table, images, folder)
+        if ended(shared.numbers):
+            return shared
     table, doubtful = audit.before(settings, table, campaign.stop_requested, lambda: folder)
-    table, fold_of = split(settings, table, folder)
-    return SharedData(table, images, fold_of, fold_numbers(settings, fold_of), doubtful)
+    return replace(split(settings, table, images, folder), doubtful=doubtful)

@@ -32,16 +32,16 @@ class GroupRun:
     first process that noted one. A run whose processes were all killed is left "training".
     """
 
-    entered = False  # whether this process is, or was, one of a group
+    joins = False  # whether this process is, was, or was to be one of a group
 
     def __init__(self, launch: Launch):
+        GroupRun.joins = True
         self._launch, self._kept = launch, io.StringIO()
         self._terminal = sys.stdout, sys.stderr
         self._folder: Path | None = None
         self._where = ""
 
     def __enter__(self) -> GroupRun:
-        GroupRun.entered = True
         if self._launch.rank:
             sys.stdout = sys.stderr = self._kept
         return self

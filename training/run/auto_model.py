@@ -38,21 +38,21 @@ class Resolved:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def resolve(settings: Settings, engine: str, table: sources.Table | None = None) -> Resolved:
+def resolve(settings: Settings, engine: str) -> Resolved:
     """The settings with the model that `models.auto` chooses, and two lines printed about it.
 
     Weights of a file, a checkpoint or a repository decide the model themselves. Raises `WeightsError` where no
     pretrained weights are at hand, `ConfigError` where a file does not say its architecture.
     """
     if settings.model != auto.AUTO:
-        return Resolved(settings, table)
+        return Resolved(settings)
     refuse(settings, engine)
     if settings.weights not in at_hand.KEYWORDS:
         arch = at_hand.architecture(settings.weights)
         print(f"model {arch}: that of {settings.weights}")
-        return Resolved(load.changed(settings, {"model": arch}, "model auto"), table, {"model": arch})
+        return Resolved(load.changed(settings, {"model": arch}, "model auto"), None, {"model": arch})
     backends.require(engine)
-    table = table or actions.load(settings.data).table
+    table = actions.load(settings.data).table
     kept = _kept(settings, engine, table)
     if kept:
         return Resolved(load.changed(settings, kept, "model auto"), table, kept)

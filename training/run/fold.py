@@ -97,7 +97,7 @@ def train(job: Job, number: int) -> dict[str, Any]:
     started = time.monotonic()
     with failures.recorded(folder, job.backend, job.group, job.stop_requested):
         data = ranks.together(job.group, lambda: load_data(job, number))
-        loop = as_it_fits(job, number, data, folder, lambda micro: _trained(job, number, data, folder, micro))
+        loop = as_it_fits(job, number, data, lambda micro: _trained(job, number, data, folder, micro))
         if ranks.any_of(job.group, job.stop_requested()):
             raise Interrupted(job.folder)
         return ranks.decided(job.group, lambda: _finish(folder, number, loop, time.monotonic() - started))
@@ -112,14 +112,14 @@ def _result(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def as_it_fits(job: Job, number: int, data: FoldData, folder: Path, work: Callable[[int], _Done]) -> _Done:
+def as_it_fits(job: Job, number: int, data: FoldData, work: Callable[[int], _Done]) -> _Done:
     """What `work` returns for so many images at a time: half of them as often as the device's memory runs out, which
     the fold's folder remembers. 0 is what the settings say.
 
     Where it runs out of one of several processes, the others wait for it in the middle of an update: all have to start
     anew, which torchrun's `--max_restarts` does, and go on with what is remembered.
     """
-    batch = math.gcd(*(ranks.share(stage.batch, job.group) for stage in data.stages))
+    folder, batch = job.folder / f"fold_{number}", math.gcd(*(ranks.share(s.batch, job.group) for s in data.stages))
     micro = ranks.decided(job.group, lambda: memory.remembered(folder))
     micro = 0 if batch % max(micro, 1) else micro  # it may be of fewer processes
     while True:

@@ -148,11 +148,11 @@ def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
     return wanted
 
 
-def split(settings: Settings, table: sources.Table, folder: Path) -> tuple[sources.Table, NDArray[np.int64]]:
-    """The table as the folds of the run or campaign in `folder` remember it, and the fold of each image.
+def split(settings: Settings, table: sources.Table, images: Images, folder: Path) -> SharedData:
+    """The images with the folds of the run or campaign in `folder`: its own `folds.csv`, which is written first where
+    it is not there. `ConfigError` where `folds.train` names others.
 
-    The folds are its own `folds.csv`, which is written first where it is not there. The table has the images that they
-    name and the data set lost, where these are to be skipped.
+    The table has the images that these folds name and the data set lost, where such images are to be skipped.
     """
     path = folder / FOLDS
     if not path.exists():
@@ -161,7 +161,8 @@ def split(settings: Settings, table: sources.Table, folder: Path) -> tuple[sourc
                 folds.write(path, table, draw_folds(settings, table))
     if settings.data.on_bad_image != "error":
         table = folds.with_vanished(path, table)
-    return table, folds.read(path, table)
+    fold_of = folds.read(path, table)
+    return SharedData(table, images, fold_of, fold_numbers(settings, fold_of))
 
 
 def draw_folds(settings: Settings, table: sources.Table) -> NDArray[np.int64]:

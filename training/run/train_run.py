@@ -27,7 +27,7 @@ from training.loop import checkpoint, memory, trainer
 from training.loop.state import Callbacks
 from training.report import summary
 from training.run import audit, auto_model, distillation, fold, results, resume, run_dir
-from training.run.prepare import SharedData, describe, fold_numbers, refuse, split
+from training.run.prepare import SharedData, describe, refuse, split
 from training.run.prepare import prepare as prepare
 
 
@@ -63,21 +63,24 @@ def run_all(
                 loading.find(spec, settings.weights)  # missing weights are an error before the audit
             audited, doubtful = audit.before(settings, table, stop_requested, lambda: run_dir.folder(settings, backend))
             check.bad_images(settings.data, [*doubtful, *teaching.paths()], images)
-            return str(_begun(backend, settings, chosen, audited, teaching, held)), audited.groups
+            place = run_dir.folder(settings, backend)
+            auto_model.keep(place, chosen)
+            streams.log_to(place)
+            run_dir.check_unedited(place, settings)
+            _take(settings, split(settings, audited, images, place), teaching, place, held)
+            return str(place), audited.groups
 
         place, groups = ranks.decided(group, begin)
         folder = Path(place)
         streams.log_to(folder)
         require(group, folder)
         on_folder(folder)
-        table, fold_of = ranks.together(group, lambda: split(settings, replace(table, groups=groups), folder))
-        numbers = fold_numbers(settings, fold_of)
-        if ranks.decided(group, lambda: summary.told(folder) >= set(numbers)):
+        data = ranks.together(group, lambda: split(settings, replace(table, groups=groups), images, folder))
+        if ranks.decided(group, lambda: summary.told(folder) >= set(data.numbers)):
             print(f"{folder} is finished already; --resume never trains anew in a new folder")
             return folder
-        data = SharedData(table, images, fold_of, numbers)
         job = fold.Job(backend, settings, spec, data, teaching, folder, stop_requested, group=group)
-        for k in numbers:
+        for k in data.numbers:
             fold.train(job, k)
         ranks.decided(group, lambda: _sum_up(folder, settings.stopping.metric))
     return folder
@@ -91,30 +94,18 @@ def _chosen(settings: Settings, backend: str, group: Group) -> auto_model.Resolv
     return auto_model.Resolved(load.changed(settings, values, "model auto") if values else settings, None, values)
 
 
-def _begun(
-    backend: str,
-    settings: Settings,
-    chosen: auto_model.Resolved,
-    table: sources.Table,
-    teaching: distillation.DistillationData,
-    held: ExitStack,
-) -> Path:
-    """The run's folder with its folds drawn, and the locks of those to train in `held`."""
-    folder = run_dir.folder(settings, backend)
-    auto_model.keep(folder, chosen)
-    streams.log_to(folder)
-    run_dir.check_unedited(folder, settings)
-    table, fold_of = split(settings, table, folder)
-    numbers = fold_numbers(settings, fold_of)
-    distillation.check(teaching, table, fold_of, numbers)
-    places = [folder / f"fold_{k}" for k in numbers]
+def _take(
+    settings: Settings, data: SharedData, teaching: distillation.DistillationData, folder: Path, held: ExitStack
+) -> None:
+    """Lock the folds that are to be trained, until `held` is closed, and give the run its settings."""
+    distillation.check(teaching, data.table, data.fold_of, data.numbers)
+    places = [folder / f"fold_{k}" for k in data.numbers]
     for path in places:
         path.mkdir(exist_ok=True)
         held.enter_context(run_dir.locked(path))
-    if reason := resume.refusal(folder, settings, numbers):
+    if reason := resume.refusal(folder, settings, data.numbers):
         raise ConfigError(reason)
     resume.apply(folder, settings, places)
-    return folder
 
 
 def _sum_up(folder: Path, metric: str) -> None:
@@ -129,8 +120,8 @@ def soup(place: Path) -> Path:
         raise CheckpointError(f"{place}: no fold of a run with a best checkpoint; give RUN/fold_0 or the like")
     engine, settings = results.card(folder).trained_with, load.read(folder / run_dir.CONFIG)
     backends.require(engine)
-    table, fold_of = split(settings, actions.load(settings.data).table, folder)
-    shared = SharedData(table, Images.of(settings.data, table.turns), fold_of, [int(number[1])])
+    table = actions.load(settings.data).table
+    shared = split(settings, table, Images.of(settings.data, table.turns), folder)
     job = fold.job_of(engine, settings, shared, folder)
     with (
         run_dir.locked(place),
