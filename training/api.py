@@ -36,7 +36,7 @@ from infer.runner import Runner
 from models.share import share
 from training import report
 from training.loop import checkpoint
-from training.run import failures, results, run_dir, train_run
+from training.run import outcome, results, run_dir, train_run
 
 _WHERE = "train()"  # the place of settings, in messages
 _ROWS_SHOWN = 20
@@ -87,7 +87,7 @@ def train(
         try:
             return Run.open(train_run.run_all(_engine(engine), wanted, stop_requested))
         except Interrupted as stopped:
-            text = f"{failures.stopped(stopped.folder)}. Go on with: train(resume={str(stopped.folder)!r})"
+            text = f"{outcome.stopped(stopped.folder)}. Go on with: train(resume={str(stopped.folder)!r})"
             raise KeyboardInterrupt(text) from None
 
 

@@ -151,7 +151,7 @@ def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path],
         streams.number(launch.rank)
     settings = None if wish.mode else command.settings
     import backends  # after --help, which must not wait for these imports
-    from training.run import failures, train_run
+    from training.run import outcome, train_run
 
     backends.require(engine)
     if wish.dry_run:
@@ -159,7 +159,7 @@ def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path],
 
         print(*plan.lines(engine, command), sep="\n")
         return 0
-    stop = StopSignal(launch, failures.leave_at_once)
+    stop = StopSignal(launch, outcome.leave_at_once)
     try:
         if settings is None:
             from training.campaign import pipeline, start
@@ -174,7 +174,7 @@ def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path],
             print(f"finished: {train_run.run_all(engine, settings, stop) / 'report.html'}")
     except Interrupted as interrupted:
         folder = interrupted.folder
-        print(f"{failures.stopped(folder)}. Go on with: {again(wish, folder)}")
+        print(f"{outcome.stopped(folder)}. Go on with: {again(wish, folder)}")
         return stop.exit_code
     except Exception as error:
         if isinstance(error, TandemError) or not stop.received:

@@ -26,7 +26,7 @@ from training.board import state
 from training.board.state import State
 from training.campaign import leaderboard
 from training.run import results, run_dir
-from training.run.failures import FAILED
+from training.run.outcome import FAILED
 
 _Parsed = TypeVar("_Parsed")
 Kind = Literal["run", "trial", "campaign"]
@@ -212,8 +212,8 @@ class Runs:
         stopped: State = "interrupted" if curve or any(path.glob("step_*")) else "not started"
         so_far = Fold(number, stopped, best, curve)
         if state.lives(now):
-            told = self._read(now, _progress) or {}
-            return replace(so_far, state="training" if curve or told else "waiting", now=told)
+            progress = self._read(now, _progress) or {}
+            return replace(so_far, state="training" if curve or progress else "waiting", now=progress)
         if state.lives(path / run_dir.LOCK_OWNER):
             return replace(so_far, state="training" if curve else "waiting")
         reason = str(failed["reason"]) if failed else _KILLED if now.exists() else ""

@@ -10,7 +10,7 @@ from config.errors import Diverged, OutOfMemory, WeightsError
 from training.loop import memory
 from training.policy import optimizer
 from training.run import fold, results, run_dir
-from training.run.failures import FAILED
+from training.run.outcome import FAILED
 
 # Faults of one member. Others, such as an image that vanished or a full disk, would stop the next one too.
 ITS_OWN = (OutOfMemory, Diverged, WeightsError)

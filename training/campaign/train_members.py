@@ -23,7 +23,7 @@ from training.campaign.queue import Claim, Worklist
 from training.campaign.start import open_shared
 from training.report import summary
 from training.run import distillation, fold, resume, run_dir
-from training.run.failures import FAILED, left_out
+from training.run.outcome import FAILED, left_out
 from training.run.prepare import FOLDS, SharedData, refuse
 
 
@@ -162,5 +162,5 @@ def _sum_up(job: fold.Job, numbers: Sequence[int]) -> None:
         return
     with queue.alone(job.folder, job.stop_requested) as claim:
         trained = {int(path.parent.name.removeprefix("fold_")) for path in job.folder.glob(f"fold_*/{run_dir.RESULT}")}
-        if claim and trained and trained != summary.told(job.folder):
+        if claim and trained and trained != summary.reported_folds(job.folder):
             summary.sum_up(job.folder, job.settings.stopping.metric)

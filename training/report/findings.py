@@ -12,7 +12,7 @@ import yaml
 from config.errors import DataError
 from data import csvfile
 from infer.io import submission as sent
-from training.run import failures, results
+from training.run import outcome, results
 
 _SHOWN = 200
 # What the rows of `history.jsonl` say about the machine: column, title, and which of a fold's values is shown.
@@ -76,10 +76,10 @@ def audit(places: list[Path]) -> dict[str, Any] | None:
 def left_out(out: Path, runs: list[Path]) -> list[dict[str, Any]]:
     """What was given up, as `member`, `fold` and `reason`: those of the campaign in whose folder the page is, or else
     of the runs' folds."""
-    file = out.parent / failures.FAILED
+    file = out.parent / outcome.FAILED
     if file.exists():
         return list(yaml.safe_load(file.read_text()))
-    return [row for run in runs for fold in sorted(run.glob("fold_*")) if (row := failures.left_out(fold))]
+    return [row for run in runs for fold in sorted(run.glob("fold_*")) if (row := outcome.left_out(fold))]
 
 
 def machine(run: Path) -> dict[str, Any]:

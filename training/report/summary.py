@@ -13,8 +13,8 @@ from training.report import plots
 from training.run import audit, run_dir
 
 
-def told(folder: Path) -> set[int]:
-    """The folds that the summary of the run in `folder` tells of; none where there is no summary yet."""
+def reported_folds(folder: Path) -> set[int]:
+    """The folds in the summary of the run in `folder`; none where there is no summary yet."""
     file = folder / run_dir.FINISHED
     return {row["fold"] for row in yaml.safe_load(file.read_text())["folds"]} if file.exists() else set()
 

@@ -45,7 +45,7 @@ from training.loop.rehearsal import Ahead, rehearse
 from training.loop.state import Callbacks, TrainerState
 from training.policy import finetune, optimizer, resizing, sampling
 from training.policy import loss as losses
-from training.run import distillation, failures, probe, run_dir, suspects
+from training.run import distillation, outcome, probe, run_dir, suspects
 from training.run.prepare import SharedData, prepare
 from training.run.progress import OnEpoch, Progress
 from training.trackers import machine
@@ -95,7 +95,7 @@ def train(job: Job, number: int) -> dict[str, Any]:
     if done := ranks.decided(job.group, lambda: _result(folder)):
         return done
     started = time.monotonic()
-    with failures.recorded(folder, job.backend, job.group, job.stop_requested):
+    with outcome.recorded(folder, job.backend, job.group, job.stop_requested):
         data = ranks.together(job.group, lambda: load_data(job, number))
         loop = as_it_fits(job, number, data, lambda micro: _trained(job, number, data, folder, micro))
         if ranks.any_of(job.group, job.stop_requested()):

@@ -76,7 +76,7 @@ def run_all(
         require(group, folder)
         on_folder(folder)
         data = ranks.together(group, lambda: split(settings, replace(table, groups=groups), images, folder))
-        if ranks.decided(group, lambda: summary.told(folder) >= set(data.numbers)):
+        if ranks.decided(group, lambda: summary.reported_folds(folder) >= set(data.numbers)):
             print(f"{folder} is finished already; --resume never trains anew in a new folder")
             return folder
         job = fold.Job(backend, settings, spec, data, teaching, folder, stop_requested, group=group)

@@ -13,7 +13,7 @@ from training.board.runs import Fold, Runs
 from training.loop import trainer
 from training.report import summary
 from training.run import train_run
-from training.run.failures import FAILED
+from training.run.outcome import FAILED
 
 
 @pytest.fixture(autouse=True)
