@@ -275,21 +275,20 @@ def load_data(job: Job, number: int) -> FoldData:
     micro = optimizer.memory(settings.train).size(shares[-1])  # refuses a micro-batch that does not divide it
     for stage in stages if backends.ENGINES[job.backend].builds_networks else ():
         limits.check_batch(job.spec, stage.size, micro, f"fold {number}: a micro-batch of")
-    sources = _sources(job)
+    sources, judging = _sources(job), [table.paths[i] for i in valid]
+    judging_batch = settings.train.val_batch_size or batch
     return FoldData(
         stages=stages,
         train=tuple(_train_loader(job, stage, lesson.paths, sources.train) for stage in stages),
         train_labels=lesson.labels,
         train_targets=lesson.targets,
         train_weights=lesson.weights,
-        valid=_valid_loader(
-            job, [table.paths[i] for i in valid], settings.train.val_batch_size or batch, sources.judged
-        ),
+        valid=_valid_loader(job, judging, judging_batch, sources.judged),
         valid_labels=table.labels[valid],
         valid_ids=[table.ids[i] for i in valid],
         raise_to=sampling.raise_to(settings.sampling, table.class_names),
-        corrupted=_corrupted(job, [table.paths[i] for i in valid], batch),
-        stream_order=_stream_order(settings.data, lesson.paths, [table.paths[i] for i in valid], stages),
+        corrupted=_corrupted(job, judging, judging_batch),
+        stream_order=_stream_order(settings.data, lesson.paths, judging, stages),
     )
 
 
@@ -315,23 +314,11 @@ def _stream_order(
     return StreamOrder(shard, streams, data.shuffle_buffer)
 
 
-def _corrupted(job: Job, paths: list[Path], batch: int) -> Loader | None:
+def _corrupted(job: Job, paths: Sequence[Path], batch: int) -> Loader | None:
     """The validation images damaged, in the same way every time, where the settings let them decide."""
-    settings, prep = job.settings, job.card.preprocessing
-    if not settings.stopping.robust_weight:
-        return None
-    return Loader(
-        paths,
-        Corrupted(prep),
-        prep.size,
-        settings.train.val_batch_size or batch,
-        settings.data.workers,
-        settings.seed,
-        job.data.images,
-        settings.data.on_bad_image != "error",
-        settings.data.processes,
-        int(settings.data.shard_cache_gb * 1e9),
-    )
+    prep = job.card.preprocessing
+    wanted = job.settings.stopping.robust_weight > 0
+    return _loader(job, paths, Corrupted(prep), prep.size, batch, job.data.images) if wanted else None
 
 
 def _sources(job: Job) -> disk.Sources:
