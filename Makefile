@@ -60,7 +60,7 @@ conversions: install
 
 # Whether every pin has a wheel for a Mac; asks the package index.
 wheels: install
-	$(PY) -m benchmarks.wheels
+	$(PY) -m tests.wheels
 
 # Against timm, mlx-image, torchvision and ttach, about 13 minutes on 2 cores; writes docs/engineering/benchmarks.md.
 bench: install
@@ -72,11 +72,11 @@ SECONDS ?= 600
 DEVICE ?= cuda
 UPDATES ?= 0
 bench-gpu: $(if $(filter $(VENV)/%,$(PY)),install)
-	$(PY) -m benchmarks.gpu --seconds $(SECONDS) --device $(DEVICE) --updates $(UPDATES)
+	$(PY) -m benchmarks gpu --seconds $(SECONDS) --device $(DEVICE) --updates $(UPDATES)
 
 # Against mlx-image's trainer at real sizes, on a Mac.
 bench-metal: $(if $(filter $(VENV)/%,$(PY)),install)
-	$(PY) -m benchmarks.step --engine mlx --gpu
+	$(PY) -m benchmarks step --engine mlx --gpu
 
 # For a Mac with an M-series chip, or a CUDA machine: tests, conversion, demo and benchmarks on the hardware itself, as one page
 # to send back, verify_mac.md or verify_gpu.md. VERIFY=--dry_run only sees that every step can be started, on any machine.

@@ -1,30 +1,46 @@
-"""`make bench`: every comparison on the CPU, each in a process of its own; writes docs/engineering/benchmarks.md.
+"""`python -m benchmarks [NAME]`: one comparison, or all of those on the CPU, each in a process of its own, as a page.
 
-The table has what is aimed at, as a ratio in one run; the page also every other figure, with its command. Accuracy
-(`benchmarks.accuracy` and `benchmarks.finetune`, hours) and GPUs (`benchmarks.gpu`) have pages of their own.
+The page, docs/engineering/benchmarks.md, has a table of what is aimed at and every figure with its command. Accuracy
+(`accuracy` and `finetune`, hours) and GPUs (`gpu`) have pages of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import re
 import subprocess
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from benchmarks.common import PHOTOS, ROOT, Result, flat, markdown
+from benchmarks import common
+from benchmarks.common import ROOT, Result, flat, markdown
+from config.errors import ConfigError
+from config.program import entry
 
 PAGE = ROOT / "docs" / "engineering" / "benchmarks.md"
+PROG = "python -m benchmarks"
 
-
-class Step(NamedTuple):
-    """A script of this folder with its arguments, {data} being the photographs; `name` is that of its figures."""
-
-    name: str
-    script: str
-    words: tuple[str, ...] = ()
+# The file of each comparison, and what it says of itself.
+FILES = {
+    "loader": ("loader", "images prepared for training, beside timm and torchvision"),
+    "step": ("step", "training steps, beside timm or mlx-image"),
+    "infer": ("infer", "prediction by an ensemble with TTA, beside timm and ttach"),
+    "startup": ("commands", "seconds to --help and to the first update"),
+    "checkpoint": ("commands", "the share of an epoch that saving takes"),
+    "fit": ("commands", "time and memory of fitting an ensemble"),
+    "convert": ("commands", "time and memory of conversions"),
+    "audit": ("audit", "planted copies that the audit finds, and what it costs"),
+    "streaming": ("streaming", "training from shards over HTTP"),
+    "ranks": ("ranks", "several processes on the CPU, and what they send"),
+    "accuracy": ("accuracy", "accuracy from scratch, beside timm"),
+    "finetune": ("finetune", "accuracy of fine-tuning, beside timm and a linear probe"),
+    "gpu": ("gpu", "ten minutes on a CUDA device"),
+}
 
 
 class Goal(NamedTuple):
@@ -36,16 +52,17 @@ class Goal(NamedTuple):
     spread: str = ""
 
 
-CPU = (
-    Step("loader", "loader", ("--data", "{data}")),
-    Step("torch_step", "step", ("--engine", "torch", "--data", "{data}")),
-    Step("mlx_step", "step", ("--engine", "mlx")),
-    Step("infer", "infer", ("--data", "{data}", "--images", "500")),
-    Step("checkpoint", "checkpoint"),
-    Step("startup", "startup", ("--data", "{data}")),
-    Step("fit", "fit"),
-    Step("audit", "audit", ("--data", "{data}")),
-)
+# The comparisons of the page, by the name of their figures, {data} being the photographs.
+CPU = {
+    "loader": ("loader", "--data", "{data}"),
+    "torch_step": ("step", "--engine", "torch", "--data", "{data}"),
+    "mlx_step": ("step", "--engine", "mlx"),
+    "infer": ("infer", "--data", "{data}", "--images", "500"),
+    "checkpoint": ("checkpoint",),
+    "startup": ("startup", "--data", "{data}"),
+    "fit": ("fit",),
+    "audit": ("audit", "--data", "{data}"),
+}
 GOALS = (
     Goal(
         "loader.ratio_files", "training images from JPEG files, per CPU second: ours to timm", ">= 2.2", "spread.files"
@@ -72,14 +89,35 @@ GOALS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table and write the page; the exit code is 1 when a script failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="All benchmarks, as one page.")
-    parser.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
-    arguments = parser.parse_args(argv)
-    if not arguments.data.exists():
-        print(f"{arguments.data}: does not exist; give --data a tar or a folder of photographs", file=sys.stderr)
-        return 2
-    results = {step.name: measured(step, arguments.data) for step in CPU}
+    """Run what the words name; 1 where a figure misses its aim or a comparison failed, 2 for a wrong command line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return entry.run(lambda words: one(*words) if words and words[0] in FILES else every(words), words, PROG)
+
+
+def one(name: str, *words: str) -> int:
+    """Run a comparison and print its result."""
+    sys.argv = [name, *words]  # which a result quotes
+    module = importlib.import_module(f"benchmarks.{FILES[name][0]}")
+    if name not in common.COMPARISONS:  # it parses its own command line
+        return int(module.main() or 0)
+    measure, options = common.COMPARISONS[name]
+    arguments = common.parser(module.__doc__, *options, prog=f"{PROG} {name}").parse_args(words)
+    found = measure(arguments)
+    common.show(found, arguments.json)
+    return int(bool(found["missed"]))
+
+
+def every(words: list[str]) -> int:
+    """Measure all comparisons of the CPU, print the table and write the page."""
+    if words and not words[0].startswith("-"):
+        raise ConfigError(f"{words[0]}: no such comparison; expected one of {', '.join(FILES)}")
+    listed = "\n".join(f"  {name:12}{what}" for name, (_, what) in FILES.items())
+    about = f"All comparisons of the CPU, as {PAGE.relative_to(ROOT)}, or one alone, on the screen:\n\n{listed}"
+    parser = argparse.ArgumentParser(f"{PROG} [NAME]", description=about, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=common.PHOTOS, help="a tar of photographs, or a folder")
+    entry.add_options(parser)
+    data = common.existing(parser.parse_args(words).data)
+    results = {name: measured(words, data) for name, words in CPU.items()}
     text = page(results)
     PAGE.write_text(text)
     print(text.partition("\n## ")[0])
@@ -87,9 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(isinstance(result, int) for result in results.values()))
 
 
-def measured(step: Step, data: Path) -> Result | int:
-    """A script's result, or the exit code where it printed none; its progress goes to standard error."""
-    words = ["-m", f"benchmarks.{step.script}", *(word.format(data=data) for word in step.words), "--json"]
+def measured(comparison: Sequence[str], data: Path) -> Result | int:
+    """A comparison's result, or the exit code where it printed none; its progress goes to standard error."""
+    words = ["-m", "benchmarks", *(word.format(data=data) for word in comparison), "--json"]
     print(f"python {' '.join(words)}", file=sys.stderr)
     done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True)
     try:
@@ -99,7 +137,7 @@ def measured(step: Step, data: Path) -> Result | int:
 
 
 def page(results: dict[str, Result | int]) -> str:
-    """The table of what is aimed at, and a section for each script."""
+    """The table of what is aimed at, and a section for each comparison."""
     lines = [
         "# Benchmarks: CPU",
         "",
@@ -116,24 +154,14 @@ def page(results: dict[str, Result | int]) -> str:
 def summary(results: dict[str, Result | int]) -> Iterable[str]:
     """A row for each figure of `GOALS` that was measured."""
     for goal in GOALS:
-        script, _, path = goal.figure.partition(".")
-        result = results.get(script)
+        name, _, path = goal.figure.partition(".")
+        result = results.get(name)
         if isinstance(result, dict):
-            spread = dict(flat(result["figures"])).get(goal.spread, "")
-            for key, value in chosen(result["figures"], path.split(".")):
-                what = f"{goal.what} ({key})" if key else goal.what
-                yield f"| {what} | {value} | {goal.aim} | {spread} |"
-
-
-def chosen(value: Any, path: Sequence[str], key: str = "") -> list[tuple[str, Any]]:
-    """The figures at a dotted path, each with the keys that `*` stood for."""
-    if not path:
-        return [(key, value)]
-    if not isinstance(value, dict):
-        return []
-    if path[0] != "*":
-        return chosen(value[path[0]], path[1:], key) if path[0] in value else []
-    return [pair for name, inner in value.items() for pair in chosen(inner, path[1:], f"{key} {name}".strip())]
+            figures, pattern = dict(flat(result["figures"])), re.escape(path).replace(r"\*", "(.+)")
+            for figure, value in figures.items():
+                if value is not None and (found := re.fullmatch(pattern, figure)):
+                    what = " ".join([goal.what, *(f"({key})" for key in found.groups())])
+                    yield f"| {what} | {value} | {goal.aim} | {figures.get(goal.spread, '')} |"
 
 
 if __name__ == "__main__":

@@ -10,21 +10,19 @@ Network, image size, epochs, batch, optimizer, rate and warm-up are equal in all
 
 Every figure is the accuracy after the last epoch on test images that decided nothing.
 Results: docs/engineering/accuracy.md.
-Command: `python -m benchmarks.accuracy --data cifar10-subset.tar.xz --seeds 3`.
+Command: `python -m benchmarks accuracy --data cifar10-subset.tar.xz --seeds 3`.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
-import shutil
 import statistics
 import sys
 import tarfile
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,78 +36,54 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad, random_seed
 from torch import nn
 
 from benchmarks import common
+from benchmarks.common import Result, comparison, option
 from config import load
 from training.run import train_run
 
-DATA = common.DATA / "cifar10-subset.tar.xz"
-
-
-@dataclass(frozen=True)
-class Common:
-    """What all arms share; `size` in pixels, the rate is AdamW's peak."""
-
-    model: str = "test_resnet"
-    size: int = 32
-    epochs: int = 5
-    batch_size: int = 64
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    warmup_epochs: int = 1
-    min_lr_ratio: float = 0.01
-    smoothing: float = 0.1
-
-
-@dataclass(frozen=True)
-class TimmRecipe:
-    """The arguments of timm's `train.py` in which its recipes differ, under its names."""
-
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    aa: str | None = None
-    color_jitter: float = 0.4
-    reprob: float = 0.0
-    scale: tuple[float, float] = (0.08, 1.0)
-    model_ema_decay: float = 0.0
-    clip_grad: float | None = None
-
-
-# The from-scratch recipe that DeiT, Swin and ConvNeXt published on timm, as train.py's flags. Without mmax9 its
-# RandAugment stops with Pillow 12, as a magnitude of 10 asks it to keep 0 bits.
-TIMM = TimmRecipe(mixup=0.8, cutmix=1.0, aa="rand-m9-mstd0.5-mmax9-inc1", reprob=0.25, model_ema_decay=0.9998)
+# What all arms share; sizes in pixels and images, the rate is AdamW's peak.
+MODEL, SIZE, BATCH = "test_resnet", 32, 64
+RATE, MIN_RATIO, WEIGHT_DECAY, WARMUP_EPOCHS, SMOOTHING = 2e-3, 0.01, 0.05, 1, 0.1
+SHARED = f"""
+    --model {MODEL} --weights none --data.image_size {SIZE} --train.batch_size {BATCH} --train.precision fp32
+    --train.compile off --data.workers 1 --optim.lr {RATE} --optim.weight_decay {WEIGHT_DECAY}
+    --schedule.warmup_epochs {WARMUP_EPOCHS} --schedule.min_lr_ratio {MIN_RATIO} --loss.label_smoothing {SMOOTHING}
+"""
 # A crop and a flip: of two choices the better on a hold-out of the training images (a few epochs overfit nothing).
 TANDEM = ("--augment.level", "minimal", "--augment.ops", "{affine: false}", "--augment.min_scale", "0.5")
-TIMM_SAME = TimmRecipe(scale=(0.5, 1.0), color_jitter=0.0, clip_grad=1.0)
+# The from-scratch recipe that DeiT, Swin and ConvNeXt published on timm. Without mmax9 its RandAugment stops with
+# Pillow 12, as a magnitude of 10 asks it to keep 0 bits.
+TIMM = {
+    "loader": {"auto_augment": "rand-m9-mstd0.5-mmax9-inc1", "re_prob": 0.25, "re_mode": "pixel"},
+    "mixup": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0},
+    "ema_decay": 0.9998,
+}
+TIMM_SAME = {"loader": {"scale": (0.5, 1.0), "color_jitter": 0.0}, "clip": 1.0}
 
 
-def tandem(data: Path, common: Common, seed: int) -> float:
+def tandem(data: Path, epochs: int, seed: int) -> float:
     """The test accuracy of this project's recipe."""
     with tempfile.TemporaryDirectory() as out:
-        words = ["--data.root", str(data), "--folds.file", str(data / "folds.csv"), "--out", out, "--seed", str(seed)]
-        words += ["--model", common.model, "--weights", "none", "--data.image_size", str(common.size)]
-        words += ["--train.epochs", str(common.epochs), "--train.batch_size", str(common.batch_size)]
-        words += ["--train.precision", "fp32", "--train.compile", "off", "--data.workers", "1"]
-        words += ["--optim.lr", str(common.lr), "--optim.weight_decay", str(common.weight_decay)]
-        words += ["--schedule.warmup_epochs", str(common.warmup_epochs)]
-        words += ["--schedule.min_lr_ratio", str(common.min_lr_ratio), "--loss.label_smoothing", str(common.smoothing)]
-        folder = train_run.run_all("torch", load.parse([*words, *TANDEM], prog="accuracy"), lambda: False)
-        with (folder / "fold_0" / "history.csv").open(newline="") as stream:
+        words = ["--data.root", str(data), "--out", out, "--seed", str(seed), "--train.epochs", str(epochs)]
+        run = train_run.run_all("torch", load.parse([*words, *SHARED.split(), *TANDEM], prog="accuracy"), lambda: False)
+        with (run / "fold_0" / "history.csv").open(newline="") as stream:
             return float(list(csv.DictReader(stream))[-1]["accuracy"])
 
 
-def through_timm(recipe: TimmRecipe, data: Path, common: Common, seed: int) -> float:
+def through_timm(recipe: dict[str, Any], data: Path, epochs: int, seed: int) -> float:
     """The test accuracy of a recipe of timm's."""
     random_seed(seed)
-    model = timm.create_model(common.model, num_classes=10)
-    train, test = loaders(recipe, data, common, model)
-    mixing = recipe.mixup > 0 or recipe.cutmix > 0
-    mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=common.smoothing, num_classes=10) if mixing else None
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=common.lr, weight_decay=common.weight_decay)
-    warmup = {"warmup_epochs": common.warmup_epochs, "min_lr": common.lr * common.min_lr_ratio}
-    ema, clip = recipe.model_ema_decay, recipe.clip_grad
-    for trained in timm_epochs(model, train, optimizer, common.epochs, common.smoothing, mix, ema, clip, **warmup):
-        score = accuracy(trained, test)
-        print(f"  accuracy {score:.4f}", file=sys.stderr, flush=True)
-    return score
+    model = timm.create_model(MODEL, num_classes=10)
+    shared, plain = timm_options(model, SIZE, BATCH)
+    augmented = {"is_training": True, "interpolation": "random", "color_jitter": 0.4, **recipe["loader"]}
+    train = create_loader(create_dataset("", root=str(data / "train")), **augmented, **shared)
+    test = create_loader(create_dataset("", root=str(data / "val")), **plain)
+    mix = Mixup(**recipe["mixup"], label_smoothing=SMOOTHING, num_classes=10) if "mixup" in recipe else None
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=RATE, weight_decay=WEIGHT_DECAY)
+    schedule = {"warmup_epochs": WARMUP_EPOCHS, "min_lr": RATE * MIN_RATIO}
+    more = {key: recipe[key] for key in ("ema_decay", "clip") if key in recipe}
+    for trained in timm_epochs(model, train, optimizer, epochs, SMOOTHING, mix, **more, **schedule):
+        last = trained
+    return accuracy(last, test)
 
 
 def timm_epochs(
@@ -154,23 +128,6 @@ def timm_options(model: nn.Module, size: int, batch_size: int) -> tuple[dict[str
     return shared, {key: config[key] for key in ("interpolation", "crop_pct")} | shared
 
 
-def loaders(recipe: TimmRecipe, data: Path, common: Common, model: nn.Module) -> tuple[Any, Any]:
-    """timm's loaders of the training and the test images."""
-    shared, plain = timm_options(model, common.size, common.batch_size)
-    train = create_loader(
-        create_dataset("", root=str(data / "train")),
-        is_training=True,
-        scale=recipe.scale,
-        color_jitter=recipe.color_jitter,
-        auto_augment=recipe.aa,
-        re_prob=recipe.reprob,
-        re_mode="pixel",
-        interpolation="random",
-        **shared,
-    )
-    return train, create_loader(create_dataset("", root=str(data / "test")), **plain)
-
-
 @torch.no_grad()
 def accuracy(model: nn.Module, loader: Any) -> float:
     """The share of a loader's images whose largest logit is the right one."""
@@ -179,60 +136,33 @@ def accuracy(model: nn.Module, loader: Any) -> float:
     return float(torch.cat(hits).mean())
 
 
-@contextmanager
-def unpacked(source: Path) -> Iterator[Path]:
-    """A copy of the data set: `train/CLASS/` and `test/CLASS/`, with both in train.csv, and test as fold 0."""
-    with tempfile.TemporaryDirectory() as folder:
-        if source.is_dir():
-            shutil.copytree(source, folder, dirs_exist_ok=True)
-        else:
-            with tarfile.open(source) as archive:
-                archive.extractall(folder, filter="data")
-        root = next(path.parent for path in sorted(Path(folder).rglob("train")))
-        paths = [path.relative_to(root) for part in ("train", "test") for path in sorted((root / part).rglob("*.jpg"))]
-        rows = [(path.as_posix(), path.parts[1], 0 if path.parts[0] == "test" else -1) for path in paths]
-        for name, columns in (("train.csv", ("ID", "target")), ("folds.csv", ("ID", "target", "fold"))):
-            with (root / name).open("w", newline="") as stream:
-                csv.writer(stream).writerows([columns, *(row[: len(columns)] for row in rows)])
-        yield root
-
-
-ARMS = {
+ARMS: dict[str, Callable[[Path, int, int], float]] = {
     "tandem": tandem,
-    "timm": lambda *rest: through_timm(TIMM, *rest),
-    "timm_same": lambda *rest: through_timm(TIMM_SAME, *rest),
+    "timm": partial(through_timm, TIMM),
+    "timm_same": partial(through_timm, TIMM_SAME),
 }
 
 
-def measure(arms: Sequence[str], data: Path, common: Common, seeds: int) -> dict[str, list[float]]:
+@comparison(
+    "accuracy",
+    option("--data", type=Path, default=common.DATA / "cifar10-subset.tar.xz", help="a tar of train/CLASS, test/CLASS"),
+    option("--epochs", type=int, default=5),
+    option("--seeds", type=int, default=3, help="how many runs of each arm"),
+)
+def compared(arguments: argparse.Namespace) -> Result:
     """The accuracy of each arm for seeds 0, 1, ...; a seed of all arms before the next one."""
-    accuracies: dict[str, list[float]] = {arm: [] for arm in arms}
-    for seed in range(seeds):
-        for arm in arms:
-            cpu = time.process_time()
-            accuracies[arm].append(ARMS[arm](data, common, seed))
-            spent = time.process_time() - cpu
-            print(f"{arm}, seed {seed}: {accuracies[arm][-1]:.4f} ({spent:.0f} s of CPU)", file=sys.stderr, flush=True)
-    return accuracies
-
-
-def main() -> None:
-    """Run the arms and print what they reached."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--data", type=Path, default=DATA, help="the .tar.xz, or a folder with train/ and test/")
-    parser.add_argument("--epochs", type=int, default=Common.epochs)
-    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each arm")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    arguments = parser.parse_args()
-    shared = Common(epochs=arguments.epochs)
-    with unpacked(arguments.data) as data:
-        accuracies = measure(arguments.arms, data, shared, arguments.seeds)
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(common.existing(arguments.data)) as archive:
+            archive.extractall(folder, filter="data")
+        test = next(Path(folder).rglob("test"))
+        data = test.rename(test.with_name("val")).parent  # learnt from by no arm
+        found: dict[str, list[float]] = {name: [] for name in ARMS}
+        for seed in range(arguments.seeds):
+            for name, arm in ARMS.items():
+                found[name].append(arm(data, arguments.epochs, seed))
+                print(f"{name}, seed {seed}: {found[name][-1]:.4f}", file=sys.stderr, flush=True)
     rows = {
         arm: {"each": ", ".join(f"{value:.4f}" for value in values), "mean": round(statistics.mean(values), 4)}
-        for arm, values in accuracies.items()
+        for arm, values in found.items()
     }
-    common.report(arguments, {"settings": asdict(shared), **rows}, arguments.seeds, "torch", "timm")
-
-
-if __name__ == "__main__":
-    main()
+    return common.result({"epochs": arguments.epochs, **rows}, arguments.seeds, "torch", "timm")

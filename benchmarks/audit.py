@@ -1,6 +1,6 @@
 """How many planted copies the audit finds, how many of its pairs are copies, and what it costs for a large data set.
 
-    python -m benchmarks.audit --data photos.tar --images 33137 --json
+    python -m benchmarks audit --data photos.tar --images 33137 --json
 
 Every photograph is planted once in each form, beside all the originals: recall is the share of copies found, precision
 the share of the pairs found that were planted. The search is timed with as many hashes and pictures as `--images`
@@ -9,8 +9,8 @@ says, mixtures of the photographs' own, shifted each by itself, so that they cro
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from benchmarks import common
+from benchmarks.common import Result, comparison, option
 from data.audit import duplicates
 from data.audit.fingerprint import hashes
 from data.audit.survey import survey
@@ -28,21 +29,24 @@ from data.decode.image import decode
 from data.pixels import Pixels
 from data.rng import philox
 
+WORKERS = 2
 
-def main() -> int:
-    """Print the table or JSON."""
-    parser = common.parser(__doc__, photographs=True)
-    parser.add_argument("--images", type=int, default=33137, help="size of the data set to extrapolate to")
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TANDEM_CACHE"] = str(Path(folder) / "cache")
-        originals = sorted(common.photographs(arguments.data, 0, Path(folder) / "photos" / "even").iterdir())
-        forms = {name: planted(originals, form, Path(folder) / "forms" / name) for name, form in FORMS.items()}
-        cost = surveying(originals, Path(folder) / "again", arguments.workers, arguments.images)
-        cost |= searching(originals, arguments.images)
-    common.report(arguments, {"forms": forms, **cost}, len(originals), "opencv-python-headless")
-    return 0
+
+@comparison(
+    "audit",
+    common.PHOTOGRAPHS,
+    option("--images", type=int, default=33137, help="size of the data set to extrapolate to"),
+)
+def audit(arguments: argparse.Namespace) -> Result:
+    """Recall and precision of each form, and what reading and searching cost."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        os.environ["TANDEM_CACHE"] = str(folder / "cache")
+        originals = common.photographs(arguments.data, 0, folder / "photos" / "even")
+        forms = {name: planted(originals, form, folder / "forms" / name) for name, form in FORMS.items()}
+        (folder / "again").mkdir()
+        cost = surveying(originals, folder / "again", arguments.images) | searching(originals, arguments.images)
+    return common.result({"forms": forms, **cost}, len(originals), "opencv-python-headless")
 
 
 def _cropped(image: Pixels, top: float, left: float) -> Pixels:
@@ -53,16 +57,11 @@ def _cropped(image: Pixels, top: float, left: float) -> Pixels:
     return image[y : y + rows, x : x + columns]
 
 
-def _scaled(image: Pixels, factor: float) -> Pixels:
-    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
-
-
 FORMS: dict[str, Callable[[Pixels], Pixels]] = {
     "re-encoded (JPEG 90)": lambda image: compress(image, 90),
     "re-encoded (JPEG 50)": lambda image: compress(image, 50),
-    "resized by 0.5": lambda image: _scaled(image, 0.5),
-    "resized by 1.5": lambda image: _scaled(image, 1.5),
+    "resized by 0.5": lambda image: cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+    "resized by 1.5": lambda image: cv2.resize(image, None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC),
     "squashed to 224 x 224": lambda image: cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA),
     "flipped left to right": lambda image: cv2.flip(image, 1),
     "flipped top to bottom": lambda image: cv2.flip(image, 0),
@@ -83,45 +82,36 @@ def planted(originals: list[Path], form: Callable[[Pixels], Pixels], folder: Pat
     for path, copy in zip(originals, copies, strict=True):
         changed = np.ascontiguousarray(form(decode(path)))
         cv2.imwrite(str(copy), cv2.cvtColor(changed, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
-    count, reported = len(originals), survey([*originals, *copies], originals[0].parent, workers=2).pairs
+    count, reported = len(originals), survey([*originals, *copies], originals[0].parent, workers=WORKERS).pairs
     pairs = {(min(pair[:2]), max(pair[:2])) for pair in reported}
     right = len(pairs & {(i, i + count) for i in range(count)})
     return {"recall": round(right / count, 4), "precision": round(right / max(len(pairs), 1), 4)}
 
 
-def surveying(originals: list[Path], folder: Path, workers: int, images: int) -> dict[str, float]:
-    """Milliseconds for a photograph, with `workers` threads, by the clock and of the CPU, and again from the cache."""
-    folder.mkdir()
-    taken = []
-    for _ in range(2):
-        start, cpu = time.perf_counter(), time.process_time()
-        survey(originals, folder, workers=workers)
-        taken.append((np.array([time.perf_counter() - start, time.process_time() - cpu]) / len(originals)).tolist())
-    (seconds, cpu), (again, _) = taken
-    return {
-        "ms_per_image": round(1000 * seconds, 2),
-        "cpu_ms_per_image": round(1000 * cpu, 2),
-        "ms_per_image_again": round(1000 * again, 3),
-        f"minutes_for_{images}": round(seconds * images / 60, 2),
-        f"seconds_again_for_{images}": round(again * images, 1),
-    }
+def surveying(originals: list[Path], folder: Path, images: int) -> dict[str, float]:
+    """Milliseconds for a photograph, by the clock and of the CPU, and again from the cache; minutes for `images`."""
+
+    def read() -> None:
+        survey(originals, folder, workers=WORKERS)
+
+    cpu = time.process_time()
+    ms = 1000 * common.seconds(read) / len(originals)
+    cpu = 1000 * (time.process_time() - cpu) / len(originals)
+    again = 1000 * common.seconds(read) / len(originals)
+    figures = {"ms_per_image": round(ms, 2), "cpu_ms_per_image": round(cpu, 2), "ms_per_image_again": round(again, 3)}
+    return figures | {f"minutes_for_{images}": round(ms * images / 60_000, 2)}
 
 
 def searching(originals: list[Path], images: int) -> dict[str, float]:
     """CPU seconds to find the pairs among `images` pictures, and among twice as many."""
     pictures = survey(originals, originals[0].parent).pictures
-    seconds = {}
+    figures = {}
     for count in (images, 2 * images):
         rng = philox(0, "mixtures", count)
         draws = rng.integers(0, (len(pictures), len(pictures), 64, 64), (count, 4)).tolist()
         blends = ((cv2.addWeighted(pictures[a], 0.7, pictures[b], 0.3, 0), (x, y)) for a, b, x, y in draws)
         mixed = np.stack([np.roll(blend, shift, (0, 1)) for blend, shift in blends])
         bits = np.stack([hashes(picture) for picture in mixed])
-        start = time.process_time()
-        duplicates.find(mixed, bits)
-        seconds[f"cpu_seconds_to_search_{count}"] = round(time.process_time() - start, 1)
-    return seconds
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        taken = common.seconds(lambda mixed=mixed, bits=bits: duplicates.find(mixed, bits), time.process_time)
+        figures[f"cpu_seconds_to_search_{count}"] = round(taken, 1)
+    return figures

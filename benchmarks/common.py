@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, photographs, the form of a result, processes of their own."""
+"""What the comparisons share: options, the form of a result, arms in turn, photographs, processes of their own."""
 
 from __future__ import annotations
 
@@ -20,45 +20,80 @@ from contextlib import suppress
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import psutil
 from PIL import Image
 
+from backends.contract import Weights
+from config.errors import ConfigError
+from models import registry
+from models.card import Card
+from models.registry import ModelSpec
+
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 PHOTOS = DATA / "photos.tar"
 Result = dict[str, Any]  # from `result`
+Option = tuple[tuple[str, ...], dict[str, Any]]  # from `option`
+Measure = Callable[[argparse.Namespace], Result]
+
+COMPARISONS: dict[str, tuple[Measure, tuple[Option, ...]]] = {}  # of the files that are imported
 
 
-def parser(doc: str | None, photographs: bool = False) -> argparse.ArgumentParser:
-    """A parser with `--json`, and with `--data` for photographs; its description is the first line of `doc`."""
-    new = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    if photographs:
-        new.add_argument("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
+def comparison(name: str, *options: Option) -> Callable[[Measure], Measure]:
+    """Make a function what `python -m benchmarks NAME` runs."""
+
+    def add(measure: Measure) -> Measure:
+        COMPARISONS[name] = measure, options
+        return measure
+
+    return add
+
+
+def option(*flags: str, **keywords: Any) -> Option:
+    """The arguments of `argparse.ArgumentParser.add_argument`."""
+    return flags, keywords
+
+
+PHOTOGRAPHS = option("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
+
+
+def parser(doc: str | None, *options: Option, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser of the options and of `--json`, `doc` being its description as it stands."""
+    new = argparse.ArgumentParser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flags, more in options:
+        new.add_argument(*flags, **more)
     new.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     return new
 
 
-def result(figures: dict[str, Any], n: int, *packages: str) -> Result:
-    """The form of every result: the command, when and on what it ran, `n` repetitions, and the figures."""
+def result(figures: dict[str, Any], n: int, *packages: str, missed: str = "") -> Result:
+    """The form of every result: the command, when and on what it ran, `n` repetitions, and the figures.
+
+    `missed` says which aim was missed: then the exit code is 1.
+    """
     words = [Path(sys.argv[0]).stem, *(word for word in sys.argv[1:] if word != "--json")]
     return {
-        "command": f"python -m benchmarks.{shlex.join(words)}",
+        "command": f"python -m benchmarks {shlex.join(words)}",
         "date": date.today().isoformat(),
         "machine": f"{platform.platform()}, {len(psutil.Process().cpu_affinity() or [])} cores",
         "load": round(os.getloadavg()[0], 1),
         "versions": {name: version(name) for name in packages},
         "n": n,
+        "missed": missed,
         "figures": figures,
     }
 
 
 def report(arguments: argparse.Namespace, figures: dict[str, Any], n: int, *packages: str) -> None:
     """Print the result as one JSON object where `arguments.json`, else as Markdown."""
-    found = result(figures, n, *packages)
-    print(json.dumps(found, indent=1) if arguments.json else markdown(found))
+    show(result(figures, n, *packages), arguments.json)
+
+
+def show(found: Result, as_json: bool) -> None:
+    """Print a result as one JSON object or as Markdown."""
+    print(json.dumps(found, indent=1) if as_json else markdown(found))
 
 
 def markdown(found: Result) -> str:
@@ -69,6 +104,7 @@ def markdown(found: Result) -> str:
     table = [f"| {name} | {value} |" for name, value in rows if not _is_text(value)]
     quoted = [line for _, value in rows if _is_text(value) for line in value]
     lines = [f"`{found['command']}`", "", head, "", "| figure | value |", "|---|---|", *table, ""]
+    lines += [f"Missed: {found['missed']}", ""] if found.get("missed") else []
     return "\n".join([*lines, "```text", *quoted, "```", ""] if quoted else lines)
 
 
@@ -88,11 +124,47 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def photographs(data: Path, count: int, folder: Path) -> Path:
-    """`folder` with `count` colour JPEG files, the photographs of `data`, a tar or a folder, as often as it takes."""
-    source = data
+def spread(values: list[float]) -> float:
+    """The greatest over the least."""
+    return round(max(values) / min(values), 3)
+
+
+def seconds(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of a call."""
+    start = clock()
+    call()
+    return clock() - start
+
+
+def in_turn(
+    arms: dict[str, Callable[[], float]], turns: int, before: Callable[[], object] | None = None, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """What each arm returns in each turn, in the order of the arms; `before` runs ahead of each.
+
+    A turn that warms up goes before, and does not count.
+    """
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(0 if warm_up else 1, turns + 1):
+        for name, arm in arms.items():
+            if before:
+                before()
+            value = arm()
+            if turn:
+                found[name].append(value)
+            print(f"{name}: {value:.4g} ({f'turn {turn} of {turns}' if turn else 'warm-up'})", file=sys.stderr)
+    return found
+
+
+def existing(data: Path) -> Path:
+    """The path, or `ConfigError` where nothing is there."""
     if not data.exists():
-        raise SystemExit(f"{data}: does not exist; give --data a tar or a folder of photographs")
+        raise ConfigError(f"{data}: does not exist; give --data a tar or a folder of photographs")
+    return data
+
+
+def photographs(data: Path, count: int, folder: Path) -> list[Path]:
+    """`count` colour JPEG files in `folder`, copies of the photographs in `data`, a tar or a folder; 0: each once."""
+    source = existing(data)
     if not data.is_dir():
         source = folder.parent.with_name(folder.parent.name + "_source")  # not among the class folders
         with tarfile.open(data) as packed:
@@ -100,11 +172,23 @@ def photographs(data: Path, count: int, folder: Path) -> Path:
     files = sorted(file for file in source.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
     files = [file for file in files if Image.open(file).mode == "RGB"]
     if not files:
-        raise SystemExit(f"{data}: holds no colour JPEG files; give --data a tar or a folder of photographs")
+        raise ConfigError(f"{data}: holds no colour JPEG files; give --data a tar or a folder of photographs")
     folder.mkdir(parents=True)
     for number in range(count or len(files)):
         (folder / f"{number:06}.jpg").write_bytes(files[number % len(files)].read_bytes())
-    return folder
+    return sorted(folder.iterdir())
+
+
+def fresh(model: str, size: int | None = None, classes: int = 10, seed: int = 0) -> tuple[ModelSpec, Card, Weights]:
+    """A network of torch's with fresh weights, which `seed` draws; `size` in pixels, None being the network's own."""
+    import torch
+
+    from backends.torch import model as networks
+
+    torch.manual_seed(seed)
+    spec = registry.get(model, num_classes=classes, image_size=size)
+    card = Card(model, tuple(f"class {k}" for k in range(classes)), spec.preprocessing, dict(spec.options), "torch")
+    return spec, card, networks.to_arrays(networks.canonical_tensors(networks.build(spec)))
 
 
 class Finished(NamedTuple):
@@ -128,12 +212,12 @@ def command(*words: str, **env: str) -> Finished:
                 memory = watched.memory_info()
                 peak, anonymous = max(peak, memory.rss), max(anonymous, memory.rss - getattr(memory, "shared", 0))
             time.sleep(0.02)
-        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         if process.returncode:
             raise SystemExit(process.returncode)
         output.seek(0)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return Finished(output.read(), seconds, cpu, round(peak / 2**30, 2), round(anonymous / 2**30, 2))
+        return Finished(output.read(), taken, cpu, round(peak / 2**30, 2), round(anonymous / 2**30, 2))
 
 
 class Peer:
@@ -146,7 +230,7 @@ class Peer:
     def __init__(self, make: Callable[..., object], *arguments: object):
         fresh, usual = multiprocessing.get_context("spawn"), multiprocessing.get_start_method()
         self._process = ProcessPoolExecutor(1, fresh, initializer=_set_up, initargs=(usual, make, arguments))
-        self._process.submit(_set_up_done).result()
+        self._process.submit(int).result()
 
     def __call__(self, method: str, *arguments: object) -> Any:
         """Call the method there and return or raise what it does."""
@@ -159,9 +243,7 @@ class Peer:
     def __enter__(self) -> Peer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.shutdown()
 
 
@@ -172,10 +254,6 @@ def _set_up(usual: str, make: Callable[..., object], arguments: tuple[object, ..
     global _peer
     multiprocessing.set_start_method(usual, force=True)  # a loader's workers would be spawned too, which is slow
     _peer = make(*arguments)
-
-
-def _set_up_done() -> None:
-    """Runs after `_set_up`."""
 
 
 def _call(method: str, arguments: tuple[object, ...]) -> Any:

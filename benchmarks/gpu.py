@@ -1,9 +1,9 @@
 """`make bench-gpu`: what a person with ten minutes on a CUDA card runs. Nothing from outside of the checkout is needed.
 
-    python -m benchmarks.gpu                              # 600 seconds, into docs/engineering/
-    python -m benchmarks.gpu --seconds 120
-    python -m benchmarks.gpu --device cpu --updates 1     # a dry run of the whole with small networks
-    python -m benchmarks.gpu --page FILE.jsonl            # the page again, of any part of a run
+    python -m benchmarks gpu                              # 600 seconds, into docs/engineering/
+    python -m benchmarks gpu --seconds 120
+    python -m benchmarks gpu --device cpu --updates 1     # a dry run of the whole with small networks
+    python -m benchmarks gpu --page FILE.jsonl            # the page again, of any part of a run
 
 Each arm is a process of its own, so that a crash, a hang or a full device ends that arm alone. After each, its figures
 are one JSON line on the screen and in the file, and the page is written anew: a run that is cut off is still of use. An
@@ -79,16 +79,12 @@ _ABOUT = ("arm", "device", "date", "seconds", "skipped", "stopped", "failed")  #
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the arms, or only write the page of lines that are there; 1 without the device, 0 even if an arm failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description="What a CUDA card does, in 10 minutes."
-    )
+    parser = argparse.ArgumentParser("python -m benchmarks gpu", description="What a CUDA card does, in 10 minutes.")
     parser.add_argument("--seconds", type=float, default=600, help="for all arms together")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for a dry run with small networks")
     parser.add_argument("--updates", type=int, default=0, help="updates of a turn; 0: about two seconds of them")
     parser.add_argument("--workers", type=int, default=0, help="loader threads, timm's processes; 0: one for each core")
-    parser.add_argument(
-        "--out", type=Path, help="the file of JSON lines; default: benchmarks_gpu.jsonl in docs/engineering"
-    )
+    parser.add_argument("--out", type=Path, help="the file of JSON lines (default: benchmarks_gpu.jsonl in docs)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="only write the page of this file of JSON lines")
     arguments = parser.parse_args(argv)
     if arguments.page:
@@ -196,11 +192,8 @@ def text(lines: list[dict[str, Any]]) -> str:
     """The page, Markdown: the machine, a table for each kind of arm, and what was not measured."""
     machine = next((line for line in lines if line["arm"] == "machine"), {})
     facts = ", ".join(f"{key} {value}" for key, value in flat(machine) if key not in _ABOUT and value is not None)
-    dry_run = (
-        ""
-        if str(machine.get("device", "cuda")).startswith("cuda")
-        else " A dry run on the CPU: no figure means anything."
-    )
+    on_cuda = str(machine.get("device", "cuda")).startswith("cuda")
+    dry_run = "" if on_cuda else " A dry run on the CPU: no figure means anything."
     page = [
         f"# Benchmarks: {machine.get('name', 'unknown device')}",
         "",
@@ -209,7 +202,7 @@ def text(lines: list[dict[str, Any]]) -> str:
         "",
         "Best of the turns, which alternate between the sides; `spread` is how far the slowest one is below. `ratio` "
         "is Tandem over timm. `mfu`: three times the operations of the forward pass over the card's dense bf16 peak, "
-        "empty where that is not in the table of `benchmarks/torch_cases.py`.",
+        "empty where that is not in the table of `benchmarks/gpu_arms.py`.",
     ]
     function_of = {arm.name: arm.function for arm in ARMS}
     for function, title in TITLES.items():
@@ -228,15 +221,5 @@ def _table(title: str, lines: list[dict[str, Any]]) -> list[str]:
         return []
     head = [column.replace("images_per_second.", "images/s ") for column in columns]
     cells = [" | ".join(str(row.get(column, "")) for column in columns) for row in rows]
-    return [
-        "",
-        f"## {title}",
-        "",
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
-        *(f"| {row} |" for row in cells),
-    ]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    rows_of_page = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {row} |" for row in cells)]
+    return ["", f"## {title}", "", *rows_of_page]

@@ -7,9 +7,10 @@ import functools
 import gc
 import itertools
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,22 +18,44 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from backends.contract import Batch, Precision, Session, SessionConfig, TrainState
-from backends.torch import model as networks
+from backends.contract import Batch, Precision, SessionConfig
 from backends.torch import session, step
 from backends.torch.precision import autocast, resolved
 from backends.torch.transfer import Transfer
-from benchmarks import step_loop
-from benchmarks.common import rounded
-from benchmarks.timm_train import Timm
-from benchmarks.torch_cases import CLASSES, LARGE, Case, forward_operations, peak_of
+from benchmarks.common import fresh, rounded
+from benchmarks.step import CLASSES, batch_of, pixels, run_steps
+from benchmarks.step_torch import Case, Timm, forward_operations, loader_of, opened_on
 from config.errors import BackendUnavailable, OutOfMemory
+from data.cache.images import Images
 from data.cores import cores
 from models import registry
-from models.card import Card
 
 Figures = Iterator[dict[str, Any]]
-TINY = {"resnet": "test_resnet", "vit": "test_vit", "convnext": "test_convnext", "tf": "test_efficientnet"}
+LARGE = {  # pixels, batch, and what stands in for it in a dry run
+    "resnet50": (224, 128, "test_resnet"),
+    "vit_base_patch16_224": (224, 128, "test_vit"),
+    "convnext_base": (224, 128, "test_convnext"),
+    "tf_efficientnetv2_s": (300, 128, "test_efficientnet"),
+    "tf_efficientnet_b4": (380, 64, "test_efficientnet"),
+}
+# Dense bf16 TFLOP/s, accumulated in fp32, by NVIDIA's data sheets, with the whole name that the driver gives. Cards of
+# nearly the same name (Ti, D, Laptop, MIG slices) do other rates and are left out.
+PEAKS = {
+    r"NVIDIA GeForce RTX 3090": 71,
+    r"NVIDIA GeForce RTX 4090": 165.2,
+    r"NVIDIA GeForce RTX 5090": 209.5,
+    r"NVIDIA A10": 125,
+    r"NVIDIA A10G": 70,
+    r"NVIDIA A100[- ].*": 312,
+    r"NVIDIA L4": 121,
+    r"NVIDIA L40S": 362,
+    r"NVIDIA H100 PCIe": 756,
+    r"NVIDIA H100 NVL": 835,
+    r"NVIDIA H100 80GB HBM3": 989,
+    r"NVIDIA H200": 989,
+    r"NVIDIA H200 NVL": 835,
+    r"NVIDIA B200": 2250,
+}
 _TURNS, _TURN_S = 3, 2.0  # turns of each side, and the seconds of one
 _HALVED = 8  # times
 _DISTINCT, _FILES = 128, 16384
@@ -52,13 +75,18 @@ class Setting(NamedTuple):
         """On the CPU a dry run: small networks and images, and torch.compile without its compiler."""
         return not self.device.startswith("cuda")
 
-    def case(self, name: str, compiled: bool) -> Case:
+    def case(self, name: str, compiled: bool = False) -> Case:
         """The network of the table, or its small stand-in."""
-        size, batch = next((size, batch) for known, size, batch in LARGE if known == name)
+        size, batch, stand_in = LARGE[name]
         if self.tiny:
-            name, size, batch = TINY[name.partition("_")[0].rstrip("0123456789")], 32, 4
+            name, size, batch = stand_in, 32, 4
         device, batch = torch.device(self.device), max(1, batch >> self.halved)
         return Case(name, size, batch, self.updates, self.workers, "default" if compiled else False, device)
+
+    def of_files(self, name: str) -> Case:
+        """The same at 224 pixels, with all cores."""
+        workers, updates = self.workers or cores(), self.updates or 10**6
+        return self.case(name)._replace(size=224, workers=workers, updates=updates)
 
     def of_a_turn(self, seconds: float) -> int:
         """The updates of a turn when one takes so long."""
@@ -93,8 +121,19 @@ def machine(setting: Setting) -> Figures:
         own = torch.cuda.get_device_properties(device)
         found |= {"name": own.name, "memory_gib": _gib(own.total_memory), "capability": f"{own.major}.{own.minor}"}
         found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "peak_tflops": peak_of(device)}
-    names = ("torch", "timm", "onnxruntime", "onnxruntime-gpu", "mlx")
-    yield found | {"precision": resolved("auto", device), "versions": {n: v for n in names if (v := _version(n))}}
+    versions = {}
+    for name in ("torch", "timm", "onnxruntime", "onnxruntime-gpu", "mlx"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    yield found | {"precision": resolved("auto", device), "versions": versions}
+
+
+def peak_of(device: torch.device) -> float | None:
+    """TFLOP/s that the device can do at most in bf16, None where the table does not know it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if " MIG " in name:
+        return None
+    return next((float(peak) for pattern, peak in PEAKS.items() if re.fullmatch(pattern, name)), None)
 
 
 def train(setting: Setting, name: str, compiled: bool) -> Figures:
@@ -103,17 +142,17 @@ def train(setting: Setting, name: str, compiled: bool) -> Figures:
     with Ours(case) as ours:
         first = ours.seconds(1)
         updates = setting.of_a_turn(min(ours.seconds(1) for _ in range(2)))
-        figures: dict[str, Any] = {"model": case.name, "size": case.size, "batch": case.batch, **ours.described}
-        figures |= {"first_update_s": round(first, 1), "updates": updates}
+        figures = {**_sizes(case), **ours.described, "first_update_s": round(first, 1), "updates": updates}
         rates: dict[str, list[float]] = {"tandem": [ours.rate(updates)], "timm": []}
         figures["peak_gib"] = _peak(case.device)
         work = 3 * forward_operations(ours.spec) / 1e12
         yield figures | _rates(rates, work, case.device)
-        held = _allocated(case.device)  # ours, while timm's is measured
+        held = torch.cuda.memory_allocated(case.device) if case.device.type == "cuda" else 0  # ours, beside timm's
         timm = Timm(case._replace(updates=updates), [])
         _assert_on(next(timm.model.parameters()).device.type, case.device)
         timm.on_synthetic(2)
-        _reset_peak(case.device)
+        if case.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(case.device)
         for _ in range(1 if setting.updates else _TURNS):
             rates["timm"].append(timm.on_synthetic(updates))
             figures["timm_peak_gib"] = _peak(case.device, less=held)
@@ -127,8 +166,7 @@ def _rates(rates: dict[str, list[float]], work: float, device: torch.device) -> 
     peak = peak_of(device)
     mfu = {side: round(work * rate / peak, 3) for side, rate in best.items()} if peak else None
     ratio = round(best["tandem"] / best["timm"], 3) if "timm" in best else None
-    shown = {side: rounded(rate) for side, rate in best.items()}
-    return {"images_per_second": shown, "ratio": ratio, "spread": spread, "turns": len(rates["tandem"]), "mfu": mfu}
+    return {**_shown(best), "ratio": ratio, "spread": spread, "turns": len(rates["tandem"]), "mfu": mfu}
 
 
 class Ours:
@@ -136,14 +174,11 @@ class Ours:
 
     def __init__(self, case: Case, deterministic: bool = False):
         self.case, self.spec = case, registry.get(case.name, num_classes=CLASSES, image_size=case.size)
-        os.environ[session.DEVICE_VARIABLE] = str(case.device)
-        self.session: Session = session.open(
-            self.spec, None, SessionConfig(precision="auto", compile=case.compile, deterministic=deterministic)
-        )
+        self.session = opened_on(case, self.spec, deterministic)
         facts = self.session.describe()
         _assert_on(facts["device"].partition(":")[0], case.device)
         self.described = {"precision": facts["precision"], "compiled": facts["compiled"]}
-        self._batch = step_loop.batch_of(_images(case, case.batch))
+        self._batch = batch_of(pixels(case.batch, case.size))
 
     def __enter__(self) -> Ours:
         return self
@@ -158,21 +193,20 @@ class Ours:
     def rate(self, updates: int, batches: Iterable[Batch] | None = None) -> float:
         """Images a second, read as the training loop does."""
         start = self.case.clock()
-        count = step_loop.run_steps(self.session, itertools.islice(batches or itertools.repeat(self._batch), updates))
+        count = run_steps(self.session, itertools.islice(batches or itertools.repeat(self._batch), updates))
         return count / (self.case.clock() - start)
 
 
 def loader(setting: Setting) -> Figures:
     """Batches from JPEG files as the step takes them, normalised on the device: our loader with threads and with worker
     processes, and timm's, each alone."""
-    case, paths = setting.case("resnet50", False), jpegs(setting)
-    case = case._replace(size=224, workers=setting.workers or cores(), updates=setting.updates or 10**6)
-    way, spec = Transfer(case.device), registry.get(case.name)
-    mean, std = (torch.tensor(v, device=case.device) for v in (spec.preprocessing.mean, spec.preprocessing.std))
+    case, paths = setting.of_files("resnet50"), jpegs(setting)
+    way, prep = Transfer(case.device), registry.get(case.name).preprocessing
+    mean, std = (torch.tensor(v, device=case.device) for v in (prep.mean, prep.std))
     prepare, theirs = step.Input(mean, std, 3, "fp32"), Timm(case, paths).loader
 
     def ours(processes: int) -> Iterator[torch.Tensor]:
-        for loaded in _loader(case, paths, processes).epoch(_order(paths)):
+        for loaded in loader_of(case, prep, paths, Images(0), processes).epoch(_order(paths)):
             yield prepare(way.send([loaded.images])[0])
 
     sides: dict[str, Callable[[], Iterator[torch.Tensor]]] = {
@@ -185,9 +219,8 @@ def loader(setting: Setting) -> Figures:
         rates[side] = max(rates.get(side, 0.0), _consumed(sides[side](), case))
         best = max(rate for name, rate in rates.items() if name != "timm")
         ratio = round(best / rates["timm"], 3) if "timm" in rates else None
-        shown = {name: rounded(rate) for name, rate in rates.items()}
-        figures = {"size": case.size, "batch": case.batch, "workers": case.workers, "images_per_second": shown}
-        yield figures | {"ratio": ratio}
+        sizes = {"size": case.size, "batch": case.batch, "workers": case.workers}
+        yield {**sizes, **_shown(rates), "ratio": ratio}
 
 
 def _consumed(batches: Iterator[torch.Tensor], case: Case) -> float:
@@ -206,26 +239,23 @@ def _consumed(batches: Iterator[torch.Tensor], case: Case) -> float:
 
 def fed(setting: Setting, name: str) -> Figures:
     """The step fed by the loader from JPEG files, against the step alone, and timm's loop over the same files."""
-    paths, case = jpegs(setting), setting.case(name, False)
-    case = case._replace(size=224, workers=setting.workers or cores())
+    case, paths = setting.of_files(name), jpegs(setting)
     processes = min(case.workers, 32) if case.workers > 8 else 0  # what data.processes auto comes to
     with Ours(case) as ours:
         ours.rate(2)
         updates = min(2 * setting.of_a_turn(ours.seconds(2)), len(paths) // case.batch - 1)
-        figures: dict[str, Any] = {"model": case.name, "size": case.size, "batch": case.batch, **ours.described}
-        figures["processes"] = processes
-        alone = ours.rate(updates)
-        with closing(_loader(case, paths, processes).epoch(_order(paths))) as epoch:
+        alone, loader = ours.rate(updates), loader_of(case, ours.spec.preprocessing, paths, Images(0), processes)
+        with closing(loader.epoch(_order(paths))) as epoch:
             next(epoch)  # its workers have started
-            targets = step_loop.batch_of(_images(case, case.batch)).targets
+            targets = batch_of(pixels(case.batch, case.size)).targets
             fed = ours.rate(updates, (Batch(loaded.images, targets, loaded.weight) for loaded in epoch))
-        shown = {"step": rounded(alone), "step_and_loader": rounded(fed)}
-        figures |= {"images_per_second": shown, "loader_over_step": round(alone / fed, 3)}
-        yield figures
+        rates = {"step": alone, "step_and_loader": fed}
+        figures = {**_sizes(case), **ours.described, "processes": processes, "loader_over_step": round(alone / fed, 3)}
+        yield figures | _shown(rates)
     timm = Timm(case._replace(updates=updates), paths)
     timm.on_synthetic(2)
-    shown["timm"] = rounded(max(timm.on_files() for _ in range(1 if setting.updates else 2)))  # first its workers start
-    yield figures | {"ratio": round(fed / shown["timm"], 3)}
+    rates["timm"] = max(timm.on_files() for _ in range(1 if setting.updates else 2))  # first its workers start
+    yield {**figures, **_shown(rates), "ratio": round(fed / rates["timm"], 3)}
 
 
 def inference(setting: Setting, name: str) -> Figures:
@@ -233,29 +263,27 @@ def inference(setting: Setting, name: str) -> Figures:
     its batch on the device."""
     from infer.runtimes import torch as predictor
 
-    case = setting.case(name, False)
-    spec, rates, arrays = registry.get(case.name, num_classes=CLASSES, image_size=case.size), {}, _weights(case)
-    images = _images(case, 2 * case.batch)
+    case = setting.case(name)._replace(batch=2 * setting.case(name).batch)
+    rates, images = {}, pixels(case.batch, case.size)
+    spec, card, arrays = fresh(case.name, case.size, CLASSES)
     half: Precision = "bf16" if (fast := resolved("auto", case.device)) == "fp32" else fast
-    figures = {"model": case.name, "size": case.size, "batch": len(images)}
     for label, precision, compiled in (("default", None, False), (half, half, False), (f"{half} compiled", half, True)):
-        opened = predictor.open(_card(case), spec, arrays, setting.device, precision, compiled)
+        opened = predictor.open(card, spec, arrays, setting.device, precision, compiled)
         _assert_on(opened.device.type, case.device)
-        rates[label] = rounded(_predicted(lambda opened=opened: opened.logits(images), len(images), setting, case))
+        rates[label] = _predicted(lambda opened=opened: opened.logits(images), setting, case)
         opened.close()
-        yield figures | {"images_per_second": rates}
+        yield _sizes(case) | _shown(rates)
     timm = Timm(case, []).model.eval()
-    batch = torch.randn(len(images), 3, case.size, case.size, device=case.device).contiguous(
-        memory_format=torch.channels_last
-    )
+    batch = torch.randn(case.batch, 3, case.size, case.size, device=case.device)
+    batch = batch.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def forward() -> None:
         with autocast(half, case.device):
             timm(batch).cpu()
 
-    rates[f"timm {half}"] = rounded(_predicted(forward, len(images), setting, case))
-    yield figures | {"images_per_second": rates}
+    rates[f"timm {half}"] = _predicted(forward, setting, case)
+    yield _sizes(case) | _shown(rates)
 
 
 def onnx(setting: Setting, name: str) -> Figures:
@@ -267,21 +295,18 @@ def onnx(setting: Setting, name: str) -> Figures:
     from convert.onnx import export as to_onnx
     from infer.runtimes import onnx as predictor
 
-    case = setting.case(name, False)
-    network = torch_network.classifier(_weights(case), _card(case))
-    file = to_onnx.write(network, _card(case), Path(setting.folder) / "member.onnx", overwrite=True)
+    case = setting.case(name)._replace(batch=2 * setting.case(name).batch)
+    _, card, arrays = fresh(case.name, case.size, CLASSES)
+    network = torch_network.classifier(arrays, card)
+    file = to_onnx.write(network, card, Path(setting.folder) / "member.onnx", overwrite=True)
     opened = predictor.open(file, ("cuda" if case.device.type == "cuda" else "cpu",))
-    first = opened.providers[0]
-    _assert_on(first.removesuffix("ExecutionProvider").lower(), case.device)
-    images = _images(case, 2 * case.batch)
+    _assert_on(opened.providers[0].removesuffix("ExecutionProvider").lower(), case.device)
+    images = pixels(case.batch, case.size)
     difference = np.abs(opened.logits(images[:4]) - torch_network.once(network, images[:4])).max()
-    rate = _predicted(lambda: opened.logits(images), len(images), setting, case)
     yield {
-        "model": case.name,
-        "size": case.size,
-        "batch": len(images),
+        **_sizes(case),
         "providers": list(opened.providers),
-        "images_per_second": rounded(rate),
+        "images_per_second": rounded(_predicted(lambda: opened.logits(images), setting, case)),
         "largest_difference_to_torch_fp32": float(f"{difference:.2g}"),
         "versions": {"onnxruntime": onnxruntime.__version__, "onnxscript": onnxscript.__version__},
     }
@@ -293,42 +318,38 @@ def mlx(setting: Setting, name: str) -> Figures:
 
     from backends.mlx import session as engine
 
-    case = setting.case(name, False)
+    case = setting.case(name)
     if case.device.type == "cuda" and mx.default_device().type != mx.DeviceType.gpu:
         raise BackendUnavailable('this mlx has no CUDA back end; run: pip install "mlx[cuda13]"')
     spec = registry.get(case.name, num_classes=CLASSES, image_size=case.size)
-    batches = [step_loop.batch_of(_images(case, case.batch))]
+    batches = [batch_of(pixels(case.batch, case.size))]
     opened = engine.open(spec, None, SessionConfig(precision="bf16", compile=not setting.tiny))
     _assert_on({"gpu": "cuda"}.get(own := mx.default_device().type.name, own), case.device)
-    step_loop.run_steps(opened, batches)
+    run_steps(opened, batches)
     taken, count = 0.0, 0
     while taken < _TURN_S and not (setting.updates and count):
         start = time.perf_counter()
-        count += step_loop.run_steps(opened, batches)
+        count += run_steps(opened, batches)
         taken += time.perf_counter() - start
     memory = _gib(mx.get_peak_memory())
     opened.close()
-    rate = rounded(count / taken)
-    figures = {"model": case.name, "size": case.size, "batch": case.batch, "precision": "bf16"}
-    yield figures | {"images_per_second": rate, "peak_gib": memory, "versions": {"mlx": _version("mlx")}}
+    yield {**_sizes(case), "precision": "bf16", "images_per_second": rounded(count / taken), "peak_gib": memory}
 
 
 def deterministic(setting: Setting, name: str) -> Figures:
     """What `train.deterministic` costs in an eager step, and whether two sessions so end with the same bits."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # for both, as cuBLAS reads it once
-    case, rates, ends = setting.case(name, False), {}, []
-    figures = {"model": case.name, "size": case.size, "batch": case.batch}
+    case, rates, ends = setting.case(name), {}, []
     for label in ("usual", "deterministic", "again"):
         with Ours(case, deterministic=label != "usual") as ours:
             ours.rate(3)
             if label != "usual":
-                ends.append(ours.session.state())
+                ends.append(ours.session.state().weights)
             if label != "again":
                 rates[label] = ours.rate(setting.of_a_turn(ours.seconds(2)))
-        shown = {each: rounded(rate) for each, rate in rates.items()}
         cost = round(rates["usual"] / rates["deterministic"], 3) if len(rates) == 2 else None
-        same = _same(*ends) if len(ends) == 2 else None
-        yield figures | {"images_per_second": shown, "usual_over_deterministic": cost, "same_bits": same}
+        same = all(np.array_equal(ends[0][name], ends[1][name]) for name in ends[0]) if len(ends) == 2 else None
+        yield {**_sizes(case), **_shown(rates), "usual_over_deterministic": cost, "same_bits": same}
 
 
 def jpegs(setting: Setting) -> list[Path]:
@@ -351,62 +372,32 @@ def jpegs(setting: Setting) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def _loader(case: Case, paths: list[Path], processes: int) -> Any:
-    """Our loader with the changes of timm's defaults: crop, flip, brightness, contrast, saturation."""
-    from benchmarks.loader import transform
-    from data.cache.images import Images
-    from data.loading.loader import Loader
-
-    images = Images(0)
-    return Loader(paths, transform(), case.size, case.batch, case.workers, images=images, processes=processes)
-
-
 def _order(paths: list[Path]) -> np.ndarray:
     return np.random.default_rng(0).permutation(len(paths))
 
 
-def _predicted(call: Callable[[], object], images: int, setting: Setting, case: Case) -> float:
-    """Images a second of repeated calls, after two that warm up."""
+def _predicted(call: Callable[[], object], setting: Setting, case: Case) -> float:
+    """Images a second of repeated calls with a batch, after two that warm up."""
     for _ in range(1 if setting.updates else 2):
         call()
     start, calls = case.clock(), 0
     while not calls or (not setting.updates and case.clock() - start < _TURN_S):
         call()
         calls += 1
-    return images * calls / (case.clock() - start)
+    return case.batch * calls / (case.clock() - start)
 
 
-def _images(case: Case, count: int) -> np.ndarray:
-    return step_loop.images(count, case.size)
+def _sizes(case: Case) -> dict[str, Any]:
+    return {"model": case.name, "size": case.size, "batch": case.batch}
 
 
-def _card(case: Case) -> Card:
-    spec = registry.get(case.name, num_classes=CLASSES, image_size=case.size)
-    names = tuple(map(str, range(CLASSES)))
-    return Card(case.name, names, spec.preprocessing, {"image_size": case.size}, "torch")
-
-
-def _weights(case: Case) -> dict[str, np.ndarray]:
-    spec = registry.get(case.name, num_classes=CLASSES, image_size=case.size)
-    return networks.to_arrays(networks.canonical_tensors(networks.build(spec)))
-
-
-def _same(one: TrainState, other: TrainState) -> bool:
-    return all(np.array_equal(array, other.weights[name]) for name, array in one.weights.items())
+def _shown(rates: dict[str, float]) -> dict[str, Any]:
+    return {"images_per_second": {name: rounded(rate) for name, rate in rates.items()}}
 
 
 def _assert_on(found: str, device: torch.device) -> None:
     if found != device.type:
         raise RuntimeError(f"computes on {found}, not on {device.type}")
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _allocated(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def _peak(device: torch.device, less: int = 0) -> float | None:
@@ -416,10 +407,3 @@ def _peak(device: torch.device, less: int = 0) -> float | None:
 
 def _gib(count: int) -> float:
     return round(count / 2**30, 2)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

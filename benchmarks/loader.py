@@ -1,15 +1,15 @@
 """How fast are images prepared for training? Our loader from files and from its cache against timm's, per CPU second.
 
-    python -m benchmarks.loader --json
+    python -m benchmarks loader --json
 
 Every arm decodes, takes a random crop of 8 to 100% resized to 224 pixels, flips, and changes brightness, contrast and
-saturation of each image. One epoch warms an arm up, then the arms take turns of a second, `--repeats` each; a figure is
-the CPU time of all of an arm's processes for an image, the best of its turns. The peers run in a process of their own,
-with memory as their users have it. Arms:
+saturation of each image. The arms take turns of a second, `--repeats` each after one that warms up; a figure is the CPU
+time of all of an arm's processes for an image, the best of its turns. The peers run in a process of their own, with
+memory as their users have it. Arms:
 
 - `files`: `data.loading.loader.Loader` over the files.
-- `processes`: the same in `--workers` worker processes in folder of threads.
-- `cached`: the same from the cache of `data.cache`, as it is from the second epoch on (the first one makes it).
+- `processes`: the same in `--workers` worker processes instead of threads.
+- `cached`: the same from the cache of `data.cache`, as it is from the second epoch on.
 - `jpegs`: the same from the cache where raw pixels have no room.
 - `timm`: timm's `create_loader` with its prefetcher, the default, and `--workers` processes.
 - `torchvision`: torchvision's v2 transforms on tensors decoded by torchvision, in torch's DataLoader.
@@ -35,12 +35,9 @@ import numpy as np
 import psutil
 import torch
 from timm.data import create_dataset, create_loader
-from torchvision.datasets import ImageFolder
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
-from torchvision.transforms import v2
 
 from benchmarks import common
-from benchmarks.common import Peer, photographs
+from benchmarks.common import Peer, Result, comparison, option
 from config import heap
 from config.sections.data import Data
 from data.augment.transforms import Act, Training
@@ -50,69 +47,62 @@ from data.loading.loader import Loader
 from data.loading.sampler import epoch_order
 from models.card import Preprocessing
 
-_BATCH, _SIZE, _LEAST = 64, 224, 0.08
-_JITTER = 0.4  # timm's default
+BATCH, SIZE = 64, 224
+JITTER, LEAST = 0.4, 0.08  # timm's defaults
 _TURN = 1.0  # CPU seconds
-Arm = Callable[[int], Iterable[int]]  # an epoch's images, as the numbers of them in each batch
+Epoch = Callable[[int], Iterable[int]]  # the images of the epoch of that number, as the numbers of them in each batch
 
 
-def main() -> int:
-    """Print the table or JSON."""
-    parser = common.parser(__doc__, photographs=True)
-    parser.add_argument("--images", type=int, default=0, help="files; 0 takes each photograph once")
-    parser.add_argument("--workers", type=int, default=1, help="our threads, the others' processes (timm's default: 1)")
-    parser.add_argument("--repeats", type=int, default=6, help="turns of each arm")
-    arguments = parser.parse_args()
-    heap.retain_freed_memory()  # as our commands do
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measured(arguments, Path(folder))
-    common.report(arguments, figures, arguments.repeats, "timm", "torchvision", "opencv-python-headless")
-    return 0
-
-
-def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+@comparison(
+    "loader",
+    common.PHOTOGRAPHS,
+    option("--images", type=int, default=0, help="files; 0 takes each photograph once"),
+    option("--workers", type=int, default=1, help="our threads, the others' processes (timm's default: 1)"),
+    option("--repeats", type=int, default=6, help="turns of each arm"),
+)
+def loader(arguments: argparse.Namespace) -> Result:
     """CPU milliseconds an image of each arm, the ratios to timm's, and what else the module says."""
-    paths = sorted(photographs(arguments.data, arguments.images, folder / "images" / "class").iterdir())
-    with contextlib.redirect_stdout(sys.stderr):
+    workers, repeats = arguments.workers, arguments.repeats
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        paths = common.photographs(arguments.data, arguments.images, folder / "images" / "class")
         raw, jpegs = caches(paths, folder)
-    with Peer(Peers, folder / "images", arguments.workers) as peer:
-        arms: dict[str, Arm] = {
-            "files": ours(paths, Images(0), arguments.workers),
-            "processes": ours(paths, Images(0), arguments.workers, arguments.workers),
-            "cached": ours(paths, raw, arguments.workers),
-            "jpegs": ours(paths, jpegs, arguments.workers),
-            "timm": lambda _: peer("epoch", "timm"),
-            "torchvision": lambda _: peer("epoch", "torchvision"),
+        with Peer(Peers, folder / "images", workers) as peer:
+            spent = turns(
+                {
+                    "files": ours(paths, Images(0), workers),
+                    "processes": ours(paths, Images(0), workers, workers),
+                    "cached": ours(paths, raw, workers),
+                    "jpegs": ours(paths, jpegs, workers),
+                    "timm": lambda _: peer("epoch", "timm"),
+                    "torchvision": lambda _: peer("epoch", "torchvision"),
+                },
+                repeats,
+            )
+        best = {name: min(values) for name, values in spent.items()}
+        figures = {
+            "cpu_ms": {name: round(value, 4) for name, value in best.items()},
+            "spread": {name: common.spread(values) for name, values in spent.items()},
+            **{f"ratio_{arm}": round(best["timm"] / best[arm], 2) for arm in ("files", "cached", "jpegs")},
+            "ratio_torchvision": round(best["torchvision"] / best["files"], 2),
+            "first_batch_s": round(first_batch(paths), 3),
+            "threads": scaling(paths, raw, folder, repeats),
+            "memory_mib": memory(paths, workers),
         }
-        spent = in_turn(arms, arguments.repeats)
-    best = {name: min(values) for name, values in spent.items()}
-    return {
-        "cpu_ms": {name: round(value, 4) for name, value in best.items()},
-        "spread": {name: round(max(values) / min(values), 3) for name, values in spent.items()},
-        "ratio_files": round(best["timm"] / best["files"], 2),
-        "ratio_cached": round(best["timm"] / best["cached"], 2),
-        "ratio_jpegs": round(best["timm"] / best["jpegs"], 2),
-        "ratio_torchvision": round(best["torchvision"] / best["files"], 2),
-        "first_batch_s": round(first_batch(paths), 3),
-        "threads": scaling(paths, raw, folder, arguments.repeats),
-        "memory_mib": memory(paths, arguments.workers),
-    }
+    return common.result(figures, repeats, "timm", "torchvision", "opencv-python-headless")
 
 
-def in_turn(arms: dict[str, Arm], repeats: int) -> dict[str, list[float]]:
-    """CPU milliseconds an image in each arm's turns of a second or more, after an epoch that does not count."""
-    spent: dict[str, list[float]] = {name: [] for name in arms}
-    for arm in arms.values():
-        sum(arm(0))
-    for turn in range(repeats):
-        for name, arm in arms.items():
-            before, count, epoch = cpu_seconds(), 0, 0
-            while (taken := cpu_seconds() - before) < _TURN or not count:
-                epoch += 1
-                count += sum(arm(epoch))
-            spent[name].append(1000 * taken / count)
-            print(f"{name}: {spent[name][-1]:.3f} ms an image (turn {turn + 1}, n {count})", file=sys.stderr)
-    return spent
+def turns(arms: dict[str, Epoch], repeats: int) -> dict[str, list[float]]:
+    """CPU milliseconds an image in each arm's turns of a second or more."""
+
+    def turn(epoch: Epoch) -> float:
+        before, count, number = cpu_seconds(), 0, 0
+        while (taken := cpu_seconds() - before) < _TURN or not count:
+            number += 1
+            count += sum(epoch(number))
+        return 1000 * taken / count
+
+    return common.in_turn({name: lambda epoch=epoch: turn(epoch) for name, epoch in arms.items()}, repeats)
 
 
 def cpu_seconds() -> float:
@@ -121,20 +111,26 @@ def cpu_seconds() -> float:
     return time.process_time() + sum(sum(one.cpu_times()[:2]) for one in children)
 
 
-def transform() -> Training:
+def transform(preprocessing: Preprocessing) -> Training:
     """The same changes as timm's defaults make."""
-    strength = _JITTER / 0.6  # our brightness and contrast reach a factor of 1.6 at strength 1
+    strength = JITTER / 0.6  # our brightness and contrast reach a factor of 1.6 at strength 1
     acts = {"hflip": Act(0.5), **{name: Act(1.0, strength) for name in ("brightness", "contrast", "saturation")}}
-    return Training(Preprocessing(size=_SIZE), acts, None, _LEAST)
+    return Training(preprocessing, acts, None, LEAST)
 
 
-def ours(paths: list[Path], source: Source, workers: int, processes: int = 0) -> Arm:
+def opened(paths: list[Path], source: Source, workers: int = 0, processes: int = 0) -> Loader:
     """Our loader over a source of pixels."""
-    loader = Loader(paths, transform(), _SIZE, _BATCH, workers, images=source, processes=processes)
+    change = transform(Preprocessing(size=SIZE))
+    return Loader(paths, change, SIZE, BATCH, workers, images=source, processes=processes)
+
+
+def ours(paths: list[Path], source: Source, workers: int, processes: int = 0) -> Epoch:
+    """Epochs of our loader."""
+    loader = opened(paths, source, workers, processes)
 
     def epoch(number: int) -> Iterator[int]:
         order = epoch_order(len(paths), 0, number)  # whole batches, as training takes them, and timm's loader
-        for batch in loader.epoch(order[: len(order) // _BATCH * _BATCH], number):
+        for batch in loader.epoch(order[: len(order) // BATCH * BATCH], number):
             yield len(batch.index)
 
     return epoch
@@ -145,7 +141,8 @@ def caches(paths: list[Path], folder: Path) -> tuple[Source, Source]:
     taken, found = 1e12, []
     for name in ("raw", "jpeg"):
         data = Data(root=folder, cache_gb=0.9 * taken / 1e9, cache_dir=folder / name)
-        found.append(disk.sources(data, Preprocessing(size=_SIZE), paths, Images(0), lambda: False).train)
+        with contextlib.redirect_stdout(sys.stderr):
+            found.append(disk.sources(data, Preprocessing(size=SIZE), paths, Images(0), lambda: False).train)
         taken = sum(store.size(folder) for folder in disk.folders(folder / name))
     return found[0], found[1]
 
@@ -163,49 +160,44 @@ class Peers:
         return [len(images) for images, _ in self._loaders[name]]
 
 
-def timms(root: Path, workers: int) -> Any:
-    """timm's training loader, its prefetcher on the CPU."""
-    return create_loader(
-        create_dataset("", root),
-        input_size=(3, _SIZE, _SIZE),
-        batch_size=_BATCH,
-        is_training=True,
-        scale=(_LEAST, 1.0),
-        hflip=0.5,
-        color_jitter=_JITTER,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        device=torch.device("cpu"),
-    )
+def timms(root: Path, workers: int, **other: Any) -> Any:
+    """timm's training loader over the class folders in `root`, its prefetcher on the CPU; `other` changes arguments."""
+    arguments: dict[str, Any] = {"input_size": (3, SIZE, SIZE), "batch_size": BATCH, "device": torch.device("cpu")}
+    arguments |= {"is_training": True, "scale": (LEAST, 1.0), "hflip": 0.5, "color_jitter": JITTER}
+    arguments |= {"num_workers": workers, "persistent_workers": workers > 0}
+    return create_loader(create_dataset("", root), **arguments | other)
 
 
 def torchvisions(root: Path, workers: int) -> Any:
     """torchvision's v2 transforms, in torch's DataLoader, to uint8 as ours."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
     change = v2.Compose(
         [
-            v2.RandomResizedCrop(_SIZE, scale=(_LEAST, 1.0), antialias=True),
+            v2.RandomResizedCrop(SIZE, scale=(LEAST, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
-            v2.ColorJitter(_JITTER, _JITTER, _JITTER),
+            v2.ColorJitter(JITTER, JITTER, JITTER),
         ]
     )
     dataset = ImageFolder(str(root), change, loader=_decoded)
     return torch.utils.data.DataLoader(
-        dataset, _BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
+        dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
     )
 
 
 def _decoded(path: str) -> torch.Tensor:
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
     return decode_jpeg(read_file(path), ImageReadMode.RGB)
 
 
 def first_batch(paths: list[Path]) -> float:
     """Seconds by the clock from a new loader to its first batch, threads and all."""
     begun = time.perf_counter()
-    batches = Loader(paths, transform(), _SIZE, _BATCH, images=Images(0)).epoch(np.arange(len(paths)))
-    next(batches)
-    found = time.perf_counter() - begun
-    batches.close()
-    return found
+    with contextlib.closing(opened(paths, Images(0)).epoch(np.arange(len(paths)))) as batches:
+        next(batches)
+        return time.perf_counter() - begun
 
 
 class Single:
@@ -213,9 +205,7 @@ class Single:
 
     def __init__(self, paths: list[Path], folder: Path):
         heap.retain_freed_memory()
-        with contextlib.redirect_stdout(sys.stderr):
-            raw, _ = caches(paths, folder)
-        self._arms = {"files": ours(paths, Images(0), 1), "cached": ours(paths, raw, 1)}
+        self._arms = {"files": ours(paths, Images(0), 1), "cached": ours(paths, caches(paths, folder)[0], 1)}
 
     def epoch(self, name: str, number: int) -> list[int]:
         """The numbers of images in the batches of an epoch."""
@@ -234,9 +224,9 @@ def scaling(paths: list[Path], raw: Source, folder: Path, repeats: int) -> dict[
                 return [count for future in begun for count in future.result()]
 
             arms = {str(threads): ours(paths, source, threads) for threads in (1, 2, 4, 8)} | {"processes": both}
-            spent = in_turn(arms, repeats)
-            found[name] = {arm: round(min(spent["1"]) / min(values), 3) for arm, values in spent.items()}
-            found[name]["of_processes"] = round(min(spent["processes"]) / min(spent["8"]), 3)
+            best = {arm: min(values) for arm, values in turns(arms, repeats).items()}
+            found[name] = {arm: round(best["1"] / value, 3) for arm, value in best.items()}
+            found[name]["of_processes"] = round(best["processes"] / best["8"], 3)
     return found
 
 
@@ -244,13 +234,9 @@ def memory(paths: list[Path], workers: int) -> dict[str, float]:
     """Resident memory after the first batches of the images and of 100 times as many, MiB."""
     found = {}
     for name, times in (("once", 1), ("hundred", 100)):
-        loader = Loader(paths * times, transform(), _SIZE, _BATCH, workers, images=Images(0))
-        with contextlib.closing(loader.epoch(np.arange(len(loader.paths)))) as batches:
+        many = opened(paths * times, Images(0), workers)
+        with contextlib.closing(many.epoch(np.arange(len(many.paths)))) as batches:
             for _ in zip(range(5), batches, strict=False):
                 pass
         found[name] = round(psutil.Process().memory_info().rss / 2**20, 1)
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main())

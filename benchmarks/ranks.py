@@ -1,6 +1,6 @@
 """Several processes that train one network on this machine's cores, and what an update sends, counted.
 
-    python -m benchmarks.ranks --json
+    python -m benchmarks ranks --json
 
 `throughput` compares two processes of one thread, over gloo, with one process of two threads, in turns; the images are
 at hand. `sent` counts what a process hands over in an update, beside the least, its gradients once. `simulated` is one
@@ -13,7 +13,6 @@ import argparse
 import os
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,13 +21,29 @@ from typing import Any
 import numpy as np
 import psutil
 
-from backends.contract import Batch, MemorySpec, MixPlan, OptimSpec, SessionConfig, StepHyperparams
+from backends.contract import Batch, MixPlan, SessionConfig, StepHyperparams
 from backends.group import ALONE, Alone, Group
 from benchmarks import common
+from benchmarks.common import Result, comparison, option
 from config.launch import Launch
 
 _CLASSES, _UPDATES = 10, 4
 _KNOBS = StepHyperparams(lr=1e-4, weight_decay=0.05, ema_decay=0.0, clip_norm=1.0)
+
+
+@comparison(
+    "ranks",
+    option("--model", default="convnext_atto"),
+    option("--size", type=int, default=64),
+    option("--batch", type=int, default=64),
+    option("--turns", type=int, default=5),
+    option("--simulate", type=int, default=0, metavar="N", help="simulate one of N processes, and no more"),
+)
+def ranks(arguments: argparse.Namespace) -> Result:
+    """Throughput of two processes, or one of many."""
+    case = arguments.model, arguments.size, arguments.batch
+    figures = simulated(*case, arguments.simulate) if arguments.simulate else throughput(*case, arguments.turns)
+    return common.result(figures, arguments.turns, "torch", "timm")
 
 
 class Rank:
@@ -43,7 +58,7 @@ class Rank:
         self.messages: list[tuple[str, int]] = []
         self.group: Group = ALONE
 
-    def begin(self, model: str, size: int, batch: int, micro: int = 0, group: Group | None = None) -> int:
+    def begin(self, model: str, size: int, batch: int, group: Group | None = None) -> int:
         """Join the others and open the session; the bytes of its parameters."""
         import torch.distributed as dist
 
@@ -51,7 +66,7 @@ class Rank:
         from models import registry
 
         self.group = group or session.join(self.launch)
-        config = SessionConfig(optim=OptimSpec(), compile=False, memory=MemorySpec(micro_batch=micro))
+        config = SessionConfig(compile=False)
         spec = registry.get(model, num_classes=_CLASSES, image_size=size)
         self.session = session.open(spec, None, config, self.group)
         rng, ones = np.random.default_rng(0), np.ones(batch, np.float32)
@@ -96,13 +111,11 @@ def throughput(model: str, size: int, batch: int, turns: int) -> dict[str, Any]:
     ):
         ideal = alone("begin", model, size, batch)
         [call.result() for call in [peer.start("begin", model, size, batch) for peer in (a, b)]]
-        seconds: dict[str, list[float]] = {"one": [], "two": []}
-        for turn in range(turns + 1):
-            one = alone("updates", _UPDATES)
-            two = max(call.result() for call in [peer.start("updates", _UPDATES) for peer in (a, b)])
-            if turn:  # the first warms up
-                seconds["one"].append(one)
-                seconds["two"].append(two)
+        arms = {
+            "one": lambda: alone("updates", _UPDATES),
+            "two": lambda: max(call.result() for call in [peer.start("updates", _UPDATES) for peer in (a, b)]),
+        }
+        seconds = common.in_turn(arms, turns)
         sent = a("sent")
         [call.result() for call in [peer.start("updates", 1, True) for peer in (a, b)]]
         mixed = a("sent")
@@ -154,22 +167,3 @@ def simulated(model: str, size: int, batch: int, count: int) -> dict[str, Any]:
         "mixup": rank.sent(),
         "memory_gib": common.rounded(psutil.Process().memory_info().rss / 2**30),
     }
-
-
-def main() -> int:
-    """Print the table or JSON."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--model", default="convnext_atto")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--simulate", type=int, default=0, metavar="N", help="simulate one of N processes, and no more")
-    arguments: argparse.Namespace = parser.parse_args()
-    given = arguments.model, arguments.size, arguments.batch
-    figures = simulated(*given, arguments.simulate) if arguments.simulate else throughput(*given, arguments.turns)
-    common.report(arguments, figures, arguments.turns, "torch", "timm")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

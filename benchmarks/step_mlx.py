@@ -1,4 +1,4 @@
-"""The arms of `benchmarks.step` with MLX: our step and loop, and mlx-image's trainer."""
+"""The arms of `benchmarks step` with MLX: our step and loop, and mlx-image's trainer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 import backends
 from backends.contract import StepHyperparams
-from benchmarks import step_loop
-from benchmarks.step import Seconds, in_turn
+from benchmarks import common, step
+from benchmarks.step import CLASSES, Seconds
 from config.errors import BackendUnavailable
 from models import registry
 from models.registry import ModelSpec
 
 SMALL, LARGE = ("resnet18", "efficientnet_b0", "vit_tiny"), ("resnet50", "efficientnet_b0", "vit_base")
-# (ours, mlx-image's) arguments of the transformers, whose patches must suit the image.
+# (width, heads, depth) of the transformers, whose patches must suit the image.
 _VITS = {"vit_tiny": (192, 3, 12), "vit_base": (768, 12, 12)}
 _HYPERPARAMS = StepHyperparams(lr=1e-4, weight_decay=0.01, ema_decay=0.0, clip_norm=0.0)
 
@@ -43,34 +43,36 @@ def run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def measured(name: str, size: int, batch: int, updates: int, repeats: int) -> Seconds:
     """The arms of one network in turn."""
-    spec, pixels, clock = _spec(name, size), step_loop.images(batch, size), _clock()
+    import mlx.core as mx
+
+    # The CPU's own seconds where that is what computes, so that other programs on it do not count.
+    clock = time.process_time if mx.default_device().type == mx.cpu else time.perf_counter
+    spec, images = _spec(name, size), step.pixels(batch, size)
     session = backends.load("mlx").open(spec, None)
-    inputs, train = step_loop.batch_of(pixels), step_loop.Repeated(pixels)
-    epoch, count = _mlx_image(name, size, pixels, updates)
+    inputs, train = step.batch_of(images), step.Repeated(images)
+    epoch, count = _mlx_image(name, size, images, updates)
     ours = sum(v.size for n, v in session.state().weights.items() if "running_" not in n)
     if ours != count:
         raise BackendUnavailable(f"{name}: mlx-image's network has {count:,} parameters, ours {ours:,}; not the same")
 
-    def timed(function: Callable[[], Any]) -> float:
-        start = clock()
-        function()
-        return (clock() - start) / updates
+    def bare() -> int:
+        return step.run_steps(session, repeat(inputs, updates), _HYPERPARAMS)
 
     arms = {
-        "loop": lambda: step_loop.seconds(session, spec, train, updates, clock),
-        "bare": lambda: timed(lambda: step_loop.run_steps(session, repeat(inputs, updates), _HYPERPARAMS)),
-        "mlx_image": lambda: timed(epoch),
+        "loop": lambda: step.loop_seconds(session, spec, train, updates, clock),
+        "bare": lambda: common.seconds(bare, clock) / updates,
+        "mlx_image": lambda: common.seconds(epoch, clock) / updates,
     }
-    seconds = in_turn(name, arms, repeats, lambda: None)
+    seconds = common.in_turn(arms, repeats)
     session.close()
     return seconds
 
 
 def _spec(name: str, size: int) -> ModelSpec:
     if name not in _VITS:
-        return registry.get(name, num_classes=step_loop.CLASSES, image_size=size)
+        return registry.get(name, num_classes=CLASSES, image_size=size)
     width, heads, depth = _VITS[name]
-    spec = registry.get("vit_tiny_patch16_224", num_classes=step_loop.CLASSES, image_size=size)
+    spec = registry.get("vit_tiny_patch16_224", num_classes=CLASSES, image_size=size)
     args = {"patch_size": _patch(size), "embed_dim": width, "num_heads": heads, "depth": depth}
     return replace(spec, args={**spec.args, **args})
 
@@ -88,15 +90,14 @@ def _mlx_image(name: str, size: int, images: NDArray[np.uint8], updates: int) ->
     from mlxim.model.vit.vit import VisionTransformer
     from mlxim.trainer.trainer import Trainer
 
+    network: Any
     if name in _VITS:
         width, heads, depth = _VITS[name]
-        network: Any = VisionTransformer(
-            size, _patch(size), depth, heads, width, 4 * width, num_classes=step_loop.CLASSES
-        )
+        network = VisionTransformer(size, _patch(size), depth, heads, width, 4 * width, num_classes=CLASSES)
     else:
-        network = create_model(name, weights=False, num_classes=step_loop.CLASSES)
+        network = create_model(name, weights=False, num_classes=CLASSES)
     pixels = mx.array((images.astype(np.float32) / 255 - 0.5) / 0.25)
-    targets = mx.array(np.arange(len(images)) % step_loop.CLASSES)
+    targets = mx.array(np.arange(len(images)) % CLASSES)
     mx.eval(network.parameters(), pixels, targets)
     trainer = Trainer(
         network,
@@ -113,10 +114,3 @@ def _mlx_image(name: str, size: int, images: NDArray[np.uint8], updates: int) ->
             trainer.train_epoch()
 
     return epoch, sum(v.size for _, v in mlx.utils.tree_flatten(network.trainable_parameters()))
-
-
-def _clock() -> Callable[[], float]:
-    """Seconds: the CPU's own where that is what computes, so that other programs on it do not count."""
-    import mlx.core as mx
-
-    return time.process_time if mx.default_device().type == mx.cpu else time.perf_counter

@@ -1,4 +1,7 @@
-"""The arms of `benchmarks.step` with torch: our step and loop, and the loop of timm's train.py."""
+"""The arms of `benchmarks step` with torch: our step and loop, and the loop of timm's train.py.
+
+`Case`, `Timm` and the count of operations serve `benchmarks gpu` too.
+"""
 
 from __future__ import annotations
 
@@ -7,58 +10,82 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
+import timm
 import torch
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import NativeScaler, dispatch_clip_grad
+from torch.utils.flop_counter import FlopCounterMode
 
-from backends.contract import SessionConfig
-from backends.torch import session, step
-from benchmarks import step_loop
+from backends.contract import CompileMode, SessionConfig
+from backends.torch import model as networks
+from backends.torch import session
+from backends.torch import step as engine
+from backends.torch.precision import autocast, resolved
+from benchmarks import common, loader, step
 from benchmarks.common import Peer, photographs
-from benchmarks.step import in_turn
-from benchmarks.timm_train import Timm
-from benchmarks.torch_cases import CLASSES, LEAST, SMALL, Case, forward_operations
-from config.sections.augment import Augment
+from benchmarks.step import CLASSES
 from config.sections.data import Data
-from data.augment import transforms
 from data.cache import disk
 from data.cache.images import Images, Source
 from data.loading.loader import Loader
 from models import registry
+from models.card import Preprocessing
 from models.registry import ModelSpec
 
-OPS = {"brightness": True, "contrast": True, "saturation": True}
+SMALL = {"resnet18": (64, 16), "convnext_atto": (64, 16), "vit_tiny_patch16_224": (64, 16)}  # pixels, batch
+
+
+class Case(NamedTuple):
+    """A network with its data and what both sides are to do with it."""
+
+    name: str
+    size: int
+    batch: int
+    updates: int
+    workers: int
+    compile: bool | CompileMode
+    device: torch.device
+
+    def clock(self) -> float:
+        """Seconds, once the device is done; on the CPU those of this process and its workers, as others may be busy."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter()
+        # psutil counts in hundredths of a second, too coarse for an update of this process.
+        workers = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+        return time.process_time() + sum(times.user + times.system for times in workers)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Seconds of an update and what belongs to them, for each network."""
-    os.environ[session.DEVICE_VARIABLE] = arguments.device
-    known = {name: (size, batch) for name, size, batch in SMALL}
+    """Seconds of an update and what belongs to them, for each network, on the CPU."""
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
-        files = (
-            photographs(arguments.data, arguments.images, Path(folder) / "images" / "class") if arguments.data else None
-        )
-        for name in arguments.models or known:
-            size, batch = known.get(name, (224, 32))
+        files = Path(folder) / "images" / "class"
+        paths = photographs(arguments.data, arguments.images, files) if arguments.data else []
+        for name in arguments.models or SMALL:
+            size, batch = SMALL.get(name, (224, 32))
             size, batch, updates = arguments.size or size, arguments.batch or batch, arguments.updates or 6
-            device, compiled = torch.device(arguments.device), arguments.compile or False
-            case = Case(name, size, batch, updates, arguments.workers, compiled, device)
-            rows[name] = measured(case, sorted(files.iterdir()) if files else [], arguments.repeats)
+            case = Case(name, size, batch, updates, arguments.workers, False, torch.device("cpu"))
+            rows[name] = measured(case, paths, arguments.repeats)
     return rows
 
 
 def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
     """The arms of one network in turn."""
     spec = registry.get(case.name, num_classes=CLASSES, image_size=case.size)
-    opened = session.open(spec, None, SessionConfig(precision="auto", compile=case.compile))
-    synthetic = step_loop.Repeated(step_loop.images(case.batch, case.size))
+    opened = opened_on(case, spec)
+    synthetic = step.Repeated(step.pixels(case.batch, case.size))
 
     def loop(train: Any, updates: int) -> Callable[[], float]:
-        return lambda: step_loop.seconds(opened, spec, train, updates, case.clock)
+        return lambda: step.loop_seconds(opened, spec, train, updates, case.clock)
 
     with Peer(Timm, case, paths) as timm:
         arms = {
@@ -67,9 +94,9 @@ def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
             "timm": lambda: case.batch / timm("on_synthetic", case.updates),
         }
         if paths:
-            updates = min(case.updates, len(paths) // case.batch)
-            arms["loop_files"] = loop(_loader(case, spec, paths, Images(0)), updates)
-            arms["loop_cached"] = loop(_loader(case, spec, paths, _cache(case, spec, paths)), updates)
+            prep, updates = spec.preprocessing, min(case.updates, len(paths) // case.batch)
+            arms["loop_files"] = loop(loader_of(case, prep, paths, Images(0)), updates)
+            arms["loop_cached"] = loop(loader_of(case, prep, paths, _cache(case, prep, paths)), updates)
             arms["timm_files"] = lambda: case.batch / timm("on_files")
 
         def warm() -> None:
@@ -77,34 +104,107 @@ def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
             bare(opened, case, 1)
             timm("on_synthetic", 1)
 
-        seconds = in_turn(case.name, arms, repeats, warm)
+        seconds = common.in_turn(arms, repeats, warm)
     opened.close()
     operations = 3 * forward_operations(spec) * case.batch
     return {"size": case.size, "batch": case.batch, "seconds": seconds, "operations": operations}
 
 
+def opened_on(case: Case, spec: ModelSpec, deterministic: bool = False) -> session.Session:
+    """A session on the case's device."""
+    os.environ[session.DEVICE_VARIABLE] = str(case.device)
+    config = SessionConfig(precision="auto", compile=case.compile, deterministic=deterministic)
+    return session.open(spec, None, config)
+
+
 def bare(opened: session.Session, case: Case, updates: int) -> float:
     """Seconds of the update alone, its inputs on the device, enqueued one after another, nothing read."""
-    inputs = step_loop.batch_of(step_loop.images(case.batch, case.size))
-    batch = [torch.from_numpy(array).to(case.device) for array in inputs]
-    step.set_mode(opened._context, False)
+    batch = [torch.from_numpy(array).to(case.device) for array in step.batch_of(step.pixels(case.batch, case.size))]
+    engine.set_mode(opened._context, False)
     opened._set = None  # the session is to set the mode again
-    rates = step.Rates(1e-4, 0.05, 0.0, 1.0)
+    rates = engine.Rates(1e-4, 0.05, 0.0, 1.0)
     start = case.clock()
     for _ in range(updates):
-        step.train_step(opened._context, opened._input, batch, None, rates, False)
+        engine.train_step(opened._context, opened._input, batch, None, rates, False)
     return (case.clock() - start) / updates
 
 
-def _loader(case: Case, spec: ModelSpec, paths: list[Path], source: Source) -> Loader:
-    augment = Augment.model_validate({"level": "none", "min_scale": LEAST, "ops": OPS})
-    transform = transforms.by_epoch(augment, replace(spec.preprocessing, size=case.size), 1)
-    return Loader(paths, transform, case.size, case.batch, case.workers, 0, source)
+def loader_of(case: Case, prep: Preprocessing, paths: list[Path], source: Source, processes: int = 0) -> Loader:
+    """Our loader with the changes of timm's defaults."""
+    change = loader.transform(replace(prep, size=case.size))
+    return Loader(paths, change, case.size, case.batch, case.workers, images=source, processes=processes)
 
 
-def _cache(case: Case, spec: ModelSpec, paths: list[Path]) -> Source:
+def _cache(case: Case, prep: Preprocessing, paths: list[Path]) -> Source:
     """The cache of decoded images, beside the files."""
     folder = paths[0].parent.parent / f"cache_{case.size}"
-    data, prep = Data(root=folder, cache_gb=1000.0, cache_dir=folder), replace(spec.preprocessing, size=case.size)
+    data, prep = Data(root=folder, cache_gb=1000.0, cache_dir=folder), replace(prep, size=case.size)
     with contextlib.redirect_stdout(sys.stderr):
         return disk.sources(data, prep, paths, Images(0), lambda: False).train
+
+
+def forward_operations(spec: ModelSpec) -> int:
+    """Floating-point operations of one image's forward pass (a multiply and an add are two); backward is twice that."""
+    with torch.device("meta"):
+        network = networks.build(spec).eval()
+    side = spec.preprocessing.size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, 3, side, side, device="meta"))
+    return int(counter.get_total_flops())
+
+
+class Timm:
+    """timm's train.py, which its wheel lacks, as its public functions make it, with the flags that are best for it on
+    the device: channels last, its fused AdamW, its prefetcher, and on CUDA the precision of `train.precision auto` and
+    torch.compile."""
+
+    def __init__(self, case: Case, paths: list[Path]):
+        self.case, device = case, case.device
+        fixed = {"img_size": case.size} if "vit" in case.name or "swin" in case.name else {}
+        model = timm.create_model(case.name, num_classes=CLASSES, **fixed).to(device)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+        model = model.to(memory_format=torch.channels_last)
+        self.optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05, fused=True)
+        self.model = torch.compile(model, mode=case.compile) if isinstance(case.compile, str) else model
+        self.loss = LabelSmoothingCrossEntropy(0.1).to(device)
+        self.precision = resolved("auto", device)
+        self.scaler = NativeScaler() if self.precision == "fp16" else None
+        sizes = {"input_size": (3, case.size, case.size), "batch_size": case.batch}
+        on = {"device": device, "pin_memory": device.type == "cuda"}
+        self.loader: Any = loader.timms(paths[0].parents[1], case.workers, **sizes, **on) if paths else None
+
+    def on_synthetic(self, updates: int) -> float:
+        """Images a second with the same batch for every update, normalised and on the device."""
+        case = self.case
+        images = torch.randn(case.batch, 3, case.size, case.size, device=case.device)
+        return self._rate([(images, torch.arange(case.batch, device=case.device) % CLASSES)] * updates)
+
+    def on_files(self) -> float:
+        """Images a second of an epoch over the files."""
+        return self._rate(self.loader)
+
+    def _rate(self, loader: Any) -> float:
+        """Images a second of an epoch of train.py's loop, not distributed, at most `updates` updates long."""
+        seen = 0
+        self.model.train()
+        start = self.case.clock()
+        for number, (images, target) in enumerate(loader):
+            if number == self.case.updates:
+                break
+            seen += self._update(images, target)
+        return seen / (self.case.clock() - start)
+
+    def _update(self, images: torch.Tensor, target: torch.Tensor) -> int:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(self.precision, self.case.device):
+            loss = self.loss(self.model(images), target)
+        if self.scaler:
+            self.scaler(loss, self.optimizer, clip_grad=1.0, clip_mode="norm", parameters=self.model.parameters())
+        else:
+            loss.backward()
+            dispatch_clip_grad(self.model.parameters(), value=1.0, mode="norm")
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        loss.item()  # for its average of the losses
+        return len(images)

@@ -1,6 +1,6 @@
 """What streaming shards costs: the order of an epoch, the table in memory, a pass over HTTP, and what each rank reads.
 
-    python -m benchmarks.streaming --json
+    python -m benchmarks streaming --json
 
 It serves shards of photographs from a child process on this machine, so that the transfer
 takes its share of the same cores. Needs the extra `remote`.
@@ -8,6 +8,7 @@ takes its share of the same cores. Needs the extra `remote`.
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import socket
@@ -26,6 +27,7 @@ import numpy as np
 import psutil
 
 from benchmarks import common
+from benchmarks.common import Result, comparison
 from config.sections.data import Data
 from data import sources
 from data.augment.transforms import EvalTransform
@@ -81,9 +83,9 @@ def _epoch(table: sources.Table, order: np.ndarray, limit: int) -> dict[str, int
     return {"images_per_second": round(rate), "disk_mb": round(disk / 1e6), "memory_mb": round(memory / 1e6)}
 
 
-def main() -> None:
-    """Print the table or JSON."""
-    arguments = common.parser(__doc__).parse_args()
+@comparison("streaming")
+def streaming(_arguments: argparse.Namespace) -> Result:
+    """The order of ImageNet, then shards of synthetic photographs over HTTP and from the disk."""
     start = time.perf_counter()
     order = StreamOrder(np.arange(IMAGENET) // 1000, 8, 8192)(np.arange(IMAGENET), 1024, 0, 0)
     figures: dict[str, Any] = {"order_s": round(time.perf_counter() - start, 2)}  # of ImageNet in shards of 1,000
@@ -112,8 +114,4 @@ def main() -> None:
         figures["headers_of_local_shards_s"] = round(time.perf_counter() - start, 2)
         figures["local"] = _epoch(local, order, 1)
         figures["local_shuffled"] = _epoch(local, np.random.default_rng(0).permutation(order), 1)
-    common.report(arguments, figures, 1, "numpy", "opencv-python-headless")
-
-
-if __name__ == "__main__":
-    main()
+    return common.result(figures, 1, "numpy", "opencv-python-headless")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_arms, torch_cases
+from benchmarks import gpu, gpu_arms
 from config.errors import BackendUnavailable, OutOfMemory
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def compile_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a dry run with every arm."""
     out = tmp_path_factory.mktemp("dry") / "lines.jsonl"
-    words = ["-m", "benchmarks.gpu", "--device", "cpu", "--updates", "1", "--workers", "1", "--out", str(out)]
+    words = ["-m", "benchmarks", "gpu", "--device", "cpu", "--updates", "1", "--workers", "1", "--out", str(out)]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:-1] == out.read_text().splitlines(), "the screen shows what the file has"
@@ -180,8 +180,8 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path, monkeypatch
 def test_the_peak_is_that_of_the_very_card(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the names that the drivers give; a wrong peak is a wrong MFU, so others have none."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-    assert torch_cases.peak_of(CUDA) == peak
-    assert torch_cases.peak_of(torch.device("cpu")) is None
+    assert gpu_arms.peak_of(CUDA) == peak
+    assert gpu_arms.peak_of(torch.device("cpu")) is None
 
 
 def test_the_machine_and_the_share_of_its_peak_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from backends.contract import OptimSpec
 from backends.mlx import model
 from backends.mlx import session as mlx_session
-from benchmarks import step_loop
+from benchmarks import step
 from tests import tiny
 from tests.contract.cases import KNOBS, batch, session
 from training.loop import trainer
@@ -59,9 +59,9 @@ def test_an_epoch_waits_for_nothing_but_old_results(monkeypatch: pytest.MonkeyPa
         marks.append(len(events))
         return 0.0
 
-    monkeypatch.setattr(step_loop, "CLASSES", 5)
-    train = step_loop.Repeated(step_loop.images(8, 32))
-    step_loop.seconds(one, tiny.spec("convnext", num_classes=5), train, STEPS, clock)
+    monkeypatch.setattr(step, "CLASSES", 5)
+    train = step.Repeated(step.pixels(8, 32))
+    step.loop_seconds(one, tiny.spec("convnext", num_classes=5), train, STEPS, clock)
     epoch = events[slice(*marks)]
     trained = epoch[epoch.index("train_step") : len(epoch) - epoch[::-1].index("read") + 3]
     assert trained.count("train_step") == trained.count("read") == STEPS

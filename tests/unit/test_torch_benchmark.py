@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import step, torch_cases
+from benchmarks import step_torch
 from models import registry
 
 
@@ -15,8 +15,8 @@ def test_each_ratio_is_reported_in_one_object(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TANDEM_TORCH_DEVICE", "cpu")
-    words = "--engine torch --models test_resnet --size 32 --batch 4 --updates 3 --repeats 1 --json"
-    assert step.main(words.split()) == 0
+    words = "step --engine torch --models test_resnet --size 32 --batch 4 --updates 3 --repeats 1 --json"
+    assert bench.main(words.split()) == 0
     result = json.loads(capsys.readouterr().out)
     figures, row = result["figures"], result["figures"]["models"]["test_resnet"]
     ms = row["ms"]
@@ -32,7 +32,7 @@ def test_each_ratio_is_reported_in_one_object(
 def test_operations_are_twice_the_multiply_adds_of_the_papers(name: str, giga: float) -> None:
     """He et al. 2016, Liu et al. 2022 and Touvron et al. 2021 (DeiT) give these multiply-adds at 224 pixels, in 1e9."""
     spec = registry.get(name, image_size=224)
-    assert torch_cases.forward_operations(spec) == pytest.approx(2e9 * giga, rel=0.02)
+    assert step_torch.forward_operations(spec) == pytest.approx(2e9 * giga, rel=0.02)
 
 
 def test_figures_become_a_page() -> None:
@@ -50,4 +50,6 @@ def test_figures_become_a_page() -> None:
 
 def test_bad_data_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--data", "nowhere.tar"]) == 2
-    assert capsys.readouterr().err.startswith("nowhere.tar: does not exist")
+    assert capsys.readouterr().err.startswith("error: nowhere.tar: does not exist; give --data")
+    assert bench.main(["lodaer"]) == 2
+    assert capsys.readouterr().err.startswith("error: lodaer: no such comparison; expected one of loader, step")

@@ -18,13 +18,16 @@ from backends.group import ALONE
 from backends.torch import model as networks
 from backends.torch import step
 from backends.torch.session import Session
-from benchmarks.torch_cases import LARGE
+from benchmarks.gpu_arms import LARGE
 from models import registry
 from tests.contract.cases import CLASSES, KNOBS
 
 META = torch.device("meta")
 N = 4
-NETWORKS = (*LARGE, ("swin_base_patch4_window7_224", 224, 128))
+NETWORKS = (
+    *((name, size, batch) for name, (size, batch, _) in LARGE.items()),
+    ("swin_base_patch4_window7_224", 224, 128),
+)
 
 
 class Counted(TorchDispatchMode):

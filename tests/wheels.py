@@ -29,7 +29,7 @@ def pins(lock: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Ask pip for all pins at once, for each Python; exit code 1 with pip's own line where a wheel is missing."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.wheels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.wheels", description=__doc__)
     parser.add_argument("--python", nargs="+", default=_PYTHONS, help="versions of Python")
     given = parser.parse_args(argv)
     wanted = pins(LOCK.read_text())
