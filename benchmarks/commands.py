@@ -113,7 +113,7 @@ def _trained_and_timed(engine: str, words: list[str]) -> tuple[Path, list[tuple[
     def timed_save(self: Trainer, *rest: Any) -> None:
         start = time.perf_counter()
         save(self, *rest)
-        if len(saves) % 2 == 0:
+        if len(saves) % 2:  # those of epochs 1, 3, ..., as the first is that of the start
             self.saver.wait()
         saves.append((time.perf_counter(), time.perf_counter() - start))
 

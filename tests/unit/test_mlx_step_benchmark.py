@@ -1,4 +1,4 @@
-"""What `benchmarks.step` says of its measurements, and that its loop is the engine's, step for step."""
+"""What `benchmarks step` says of its measurements, and that its loop is the engine's, step for step."""
 
 from __future__ import annotations
 

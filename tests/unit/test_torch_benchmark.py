@@ -1,14 +1,19 @@
-"""The torch benchmark runs by itself, reports what it promises, and counts operations as the literature does."""
+"""One command line for all comparisons, the torch step's figures, and operations counted as the literature does."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as bench
 from benchmarks import step_torch
 from models import registry
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_each_ratio_is_reported_in_one_object(
@@ -46,6 +51,23 @@ def test_figures_become_a_page() -> None:
     assert "`python y`" in page and "| models.a.ratio_mlx_image | 0.4 |" in page and "| models.b." not in page
     assert "2026-11-30, Linux, 2 cores, load 1.0, timm 1; n = 3" in page and "two\nlines" in page
     assert "## fit\n\nfailed with exit code 2" in page
+
+
+@pytest.mark.parametrize("name", bench.FILES)
+def test_every_comparison_describes_itself(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks"])  # which a comparison replaces
+    with pytest.raises(SystemExit) as stopped:
+        bench.main([name, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+def test_every_comparison_that_the_docs_name_exists() -> None:
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "Makefile"]
+    named = {name for page in pages for name in re.findall(r"-m\sbenchmarks[ .](\w+)", page.read_text())}
+    assert len(named) > 5 and named <= bench.FILES.keys()
 
 
 def test_bad_data_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
