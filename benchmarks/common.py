@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from PIL import Image
 
 from backends.contract import Weights
 from config.errors import ConfigError
@@ -164,6 +163,8 @@ def existing(data: Path) -> Path:
 
 def photographs(data: Path, count: int, folder: Path) -> list[Path]:
     """`count` colour JPEG files in `folder`, copies of the photographs in `data`, a tar or a folder; 0: each once."""
+    from PIL import Image
+
     source = existing(data)
     if not data.is_dir():
         source = folder.parent.with_name(folder.parent.name + "_source")  # not among the class folders

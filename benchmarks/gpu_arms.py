@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` measures. An arm is a generator: each dict that it yields replaces the one before, so that what
+"""What `benchmarks gpu` measures. An arm is a generator: each dict that it yields replaces the one before, so that what
 was measured before the arm is stopped is kept. Every arm asserts that it computes on the device."""
 
 from __future__ import annotations

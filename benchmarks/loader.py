@@ -67,15 +67,15 @@ def loader(arguments: argparse.Namespace) -> Result:
         folder = Path(place)
         paths = common.photographs(arguments.data, arguments.images, folder / "images" / "class")
         raw, jpegs = caches(paths, folder)
-        with Peer(Peers, folder / "images", workers) as peer:
+        with Peer(Epochs, others, folder / "images", workers) as peer:
             spent = turns(
                 {
                     "files": ours(paths, Images(0), workers),
                     "processes": ours(paths, Images(0), workers, workers),
                     "cached": ours(paths, raw, workers),
                     "jpegs": ours(paths, jpegs, workers),
-                    "timm": lambda _: peer("epoch", "timm"),
-                    "torchvision": lambda _: peer("epoch", "torchvision"),
+                    "timm": lambda number: peer("epoch", "timm", number),
+                    "torchvision": lambda number: peer("epoch", "torchvision", number),
                 },
                 repeats,
             )
@@ -147,17 +147,29 @@ def caches(paths: list[Path], folder: Path) -> tuple[Source, Source]:
     return found[0], found[1]
 
 
-class Peers:
-    """The other libraries' loaders over the same files."""
+class Epochs:
+    """Arms in a process of their own, for `Peer`: those that `make` returns, by name."""
 
-    def __init__(self, root: Path, workers: int):
-        warnings.simplefilter("ignore")
-        torch.set_num_threads(1)
-        self._loaders = {"timm": timms(root, workers), "torchvision": torchvisions(root, workers)}
+    def __init__(self, make: Callable[..., dict[str, Epoch]], *arguments: object):
+        self._arms = make(*arguments)
 
-    def epoch(self, name: str) -> list[int]:
+    def epoch(self, name: str, number: int) -> list[int]:
         """The numbers of images in the batches of an epoch."""
-        return [len(images) for images, _ in self._loaders[name]]
+        return list(self._arms[name](number))
+
+
+def others(root: Path, workers: int) -> dict[str, Epoch]:
+    """The other libraries' loaders over the same files."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    loaders = {"timm": timms(root, workers), "torchvision": torchvisions(root, workers)}
+    return {name: lambda _, each=each: (len(images) for images, _ in each) for name, each in loaders.items()}
+
+
+def single(paths: list[Path], folder: Path) -> dict[str, Epoch]:
+    """One thread over the files and over the cache that lies there already."""
+    heap.retain_freed_memory()
+    return {"files": ours(paths, Images(0), 1), "cached": ours(paths, caches(paths, folder)[0], 1)}
 
 
 def timms(root: Path, workers: int, **other: Any) -> Any:
@@ -200,23 +212,11 @@ def first_batch(paths: list[Path]) -> float:
         return time.perf_counter() - begun
 
 
-class Single:
-    """One thread over the files and over the cache that lies there already."""
-
-    def __init__(self, paths: list[Path], folder: Path):
-        heap.retain_freed_memory()
-        self._arms = {"files": ours(paths, Images(0), 1), "cached": ours(paths, caches(paths, folder)[0], 1)}
-
-    def epoch(self, name: str, number: int) -> list[int]:
-        """The numbers of images in the batches of an epoch."""
-        return list(self._arms[name](number))
-
-
 def scaling(paths: list[Path], raw: Source, folder: Path, repeats: int) -> dict[str, dict[str, float]]:
     """How much of one thread's speed per CPU second is left with 2, 4 and 8 threads, and with two processes, from files
     and from the cache."""
     found = {}
-    with Peer(Single, paths, folder) as one, Peer(Single, paths, folder) as other:
+    with Peer(Epochs, single, paths, folder) as one, Peer(Epochs, single, paths, folder) as other:
         for name, source in (("files", Images(0)), ("cached", raw)):
 
             def both(number: int, name: str = name) -> list[int]:

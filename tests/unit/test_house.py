@@ -115,7 +115,18 @@ def run_without(blocked: set[str], *argv: str) -> subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-PROGRAMS = ("train_torch.py", "train_mlx.py", "infer", "convert", "models", "training", "data", "backends", "doctor")
+PROGRAMS = (
+    "train_torch.py",
+    "train_mlx.py",
+    "infer",
+    "convert",
+    "models",
+    "training",
+    "data",
+    "backends",
+    "doctor",
+    "benchmarks",
+)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

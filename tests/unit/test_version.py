@@ -13,7 +13,7 @@ from tests.unit.test_house import HEAVY, MLX_SIDE, PROGRAMS, ROOT, TORCH_SIDE, r
 
 STATED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 # NumPy is part of these packages' own types, and OpenCV of infer's views; neither is a framework.
-NEEDED = {"infer": {"numpy", "cv2"}, "convert": {"numpy"}, "backends": {"numpy"}}
+NEEDED = {"infer": {"numpy", "cv2"}, "convert": {"numpy"}, "backends": {"numpy"}, "benchmarks": {"numpy"}}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

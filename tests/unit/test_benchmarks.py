@@ -70,6 +70,19 @@ def test_every_comparison_that_the_docs_name_exists() -> None:
     assert len(named) > 5 and named <= bench.FILES.keys()
 
 
+def test_the_page_is_written_even_where_a_comparison_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    common_part = {"date": "2026-11-30", "machine": "Linux", "load": 1.0, "versions": {}, "n": 1, "command": "python x"}
+    found = {"checkpoint": {**common_part, "figures": {"background": {"share": 0.03}}, "missed": "2% of an epoch"}}
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench, "PAGE", page)
+    monkeypatch.setattr(bench, "measured", lambda words, data: found.get(words[0], 3))
+    assert bench.main(["--data", str(tmp_path)]) == 1
+    assert "| share of an epoch that saving takes | 0.03 | < 0.02 |" in page.read_text()
+    assert "Missed: 2% of an epoch" in page.read_text() and "## fit\n\nfailed with exit code 3" in page.read_text()
+
+
 def test_bad_data_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--data", "nowhere.tar"]) == 2
     assert capsys.readouterr().err.startswith("error: nowhere.tar: does not exist; give --data")
