@@ -220,8 +220,7 @@ def scaling(paths: list[Path], raw: Source, folder: Path, repeats: int) -> dict[
         for name, source in (("files", Images(0)), ("cached", raw)):
 
             def both(number: int, name: str = name) -> list[int]:
-                begun = [process.start("epoch", name, number) for process in (one, other)]
-                return [count for future in begun for count in future.result()]
+                return [count for counts in common.together("epoch", (one, other), name, number) for count in counts]
 
             arms = {str(threads): ours(paths, source, threads) for threads in (1, 2, 4, 8)} | {"processes": both}
             best = {arm: min(values) for arm, values in turns(arms, repeats).items()}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -20,15 +19,20 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
+import torch.distributed as dist
 
-from backends.contract import Batch, MixPlan, SessionConfig, StepHyperparams
+from backends.contract import MixPlan, SessionConfig
 from backends.group import ALONE, Alone, Group
+from backends.torch import session
+from backends.torch.distributed import replicas
 from benchmarks import common
-from benchmarks.common import Result, comparison, option
+from benchmarks.common import Result, comparison, option, together
+from benchmarks.step import CLASSES, HYPERPARAMS, batch_of, pixels
 from config.launch import Launch
+from models import registry
 
-_CLASSES, _UPDATES = 10, 4
-_KNOBS = StepHyperparams(lr=1e-4, weight_decay=0.05, ema_decay=0.0, clip_norm=1.0)
+_UPDATES = 4  # of a turn
 
 
 @comparison(
@@ -50,8 +54,6 @@ class Rank:
     """A process with its part of each batch; `messages` are (what, bytes) of the last update."""
 
     def __init__(self, rank: int, count: int, port: int, threads: int):
-        import torch
-
         torch.set_num_threads(threads)
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TANDEM_TORCH_DEVICE": "cpu"}
         self.launch = Launch(rank, rank, count, count, "torchrun")
@@ -60,21 +62,13 @@ class Rank:
 
     def begin(self, model: str, size: int, batch: int, group: Group | None = None) -> int:
         """Join the others and open the session; the bytes of its parameters."""
-        import torch.distributed as dist
-
-        from backends.torch import session
-        from models import registry
-
         self.group = group or session.join(self.launch)
-        config = SessionConfig(compile=False)
-        spec = registry.get(model, num_classes=_CLASSES, image_size=size)
-        self.session = session.open(spec, None, config, self.group)
-        rng, ones = np.random.default_rng(0), np.ones(batch, np.float32)
-        targets = np.eye(_CLASSES, dtype=np.float32)[rng.integers(0, _CLASSES, batch)]
-        mine = batch // self.group.world_size
-        self.batch = Batch(rng.integers(0, 256, (mine, size, size, 3)).astype(np.uint8), targets, ones)
-        own = np.full(batch, 0.7, np.float32)
-        self.mix = MixPlan(rng.permutation(batch).astype(np.int32), own, np.zeros((batch, 4), np.int32), own)
+        spec = registry.get(model, num_classes=CLASSES, image_size=size)
+        self.session = session.open(spec, None, SessionConfig(compile=False), self.group)
+        whole = batch_of(pixels(batch, size))
+        self.batch = whole._replace(images=whole.images[: batch // self.group.world_size])
+        own, permutation = np.full(batch, 0.7, np.float32), np.random.default_rng(0).permutation(batch)
+        self.mix = MixPlan(permutation.astype(np.int32), own, np.zeros((batch, 4), np.int32), own)
         for name in ("all_reduce", "all_gather_into_tensor", "all_gather"):
             setattr(dist, name, partial(self._counted, name, getattr(dist, name)))
         return 4 * sum(p.numel() for p in self.session._parameters.values())
@@ -90,7 +84,7 @@ class Rank:
         for _ in range(count):
             self.messages = []
             self.group.gather(np.ones((1, 3 + len(self.batch.images)), np.float32), even=True)
-            self.session.read(self.session.train_step(self.batch, self.mix if mixes else None, _KNOBS))
+            self.session.read(self.session.train_step(self.batch, self.mix if mixes else None, HYPERPARAMS))
         return (time.perf_counter() - started) / count
 
     def sent(self) -> dict[str, dict[str, int]]:
@@ -101,23 +95,21 @@ class Rank:
 
 def throughput(model: str, size: int, batch: int, turns: int) -> dict[str, Any]:
     """Images a second of both, and their ratio, turn by turn."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = common.free_port()
     with (
         common.Peer(Rank, 0, 1, port, 2) as alone,
         common.Peer(Rank, 0, 2, port, 1) as a,
         common.Peer(Rank, 1, 2, port, 1) as b,
     ):
         ideal = alone("begin", model, size, batch)
-        [call.result() for call in [peer.start("begin", model, size, batch) for peer in (a, b)]]
+        together("begin", (a, b), model, size, batch)
         arms = {
             "one": lambda: alone("updates", _UPDATES),
-            "two": lambda: max(call.result() for call in [peer.start("updates", _UPDATES) for peer in (a, b)]),
+            "two": lambda: max(together("updates", (a, b), _UPDATES)),
         }
         seconds = common.in_turn(arms, turns)
         sent = a("sent")
-        [call.result() for call in [peer.start("updates", 1, True) for peer in (a, b)]]
+        together("updates", (a, b), 1, True)
         mixed = a("sent")
     ratios = [one / two for one, two in zip(*seconds.values(), strict=True)]
     return {
@@ -136,9 +128,6 @@ class _Simulated(Alone):
 
 
 def _at_once(bucket: Any) -> Any:
-    import torch
-    import torch.distributed as dist
-
     dist.all_reduce(bucket.buffer())
     done: Any = torch.futures.Future()
     done.set_result(bucket.buffer())
@@ -147,10 +136,7 @@ def _at_once(bucket: Any) -> Any:
 
 def simulated(model: str, size: int, batch: int, count: int) -> dict[str, Any]:
     """One of `count` processes, the others being torch's fake process group."""
-    import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    from backends.torch.distributed import replicas
 
     replicas.summed = _at_once  # the fake group's futures hold nothing
     dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
