@@ -27,6 +27,7 @@ import psutil
 
 from backends.contract import Weights
 from config.errors import ConfigError
+from data.cores import cores
 from models import registry
 from models.card import Card
 from models.registry import ModelSpec
@@ -77,7 +78,7 @@ def result(figures: dict[str, Any], n: int, *packages: str, missed: str = "") ->
     return {
         "command": f"python -m benchmarks {shlex.join(words)}",
         "date": date.today().isoformat(),
-        "machine": f"{platform.platform()}, {len(psutil.Process().cpu_affinity() or [])} cores",
+        "machine": f"{platform.platform()}, {cores()} cores",
         "load": round(os.getloadavg()[0], 1),
         "versions": {name: version(name) for name in packages},
         "n": n,

@@ -8,10 +8,10 @@ time of all of an arm's processes for an image, the best of its turns. The peers
 memory as their users have it. Arms:
 
 - `files`: `data.loading.loader.Loader` over the files.
-- `processes`: the same in `--workers` worker processes instead of threads.
+- `processes`: the same in a worker process instead of a thread.
 - `cached`: the same from the cache of `data.cache`, as it is from the second epoch on.
 - `jpegs`: the same from the cache where raw pixels have no room.
-- `timm`: timm's `create_loader` with its prefetcher, the default, and `--workers` processes.
+- `timm`: timm's `create_loader` with its prefetcher, the default, and one worker process.
 - `torchvision`: torchvision's v2 transforms on tensors decoded by torchvision, in torch's DataLoader.
 
 Also wall time to the first batch, memory for 100 times the images, and how CPU time grows from 1 to 8 threads, beside
@@ -48,6 +48,7 @@ from data.loading.sampler import epoch_order
 from models.card import Preprocessing
 
 BATCH, SIZE = 64, 224
+WORKERS = 1  # our threads, the others' processes, as is timm's default
 JITTER, LEAST = 0.4, 0.08  # timm's defaults
 _TURN = 1.0  # CPU seconds
 Epoch = Callable[[int], Iterable[int]]  # the images of the epoch of that number, as the numbers of them in each batch
@@ -56,24 +57,22 @@ Epoch = Callable[[int], Iterable[int]]  # the images of the epoch of that number
 @comparison(
     "loader",
     common.PHOTOGRAPHS,
-    option("--images", type=int, default=0, help="files; 0 takes each photograph once"),
-    option("--workers", type=int, default=1, help="our threads, the others' processes (timm's default: 1)"),
     option("--repeats", type=int, default=6, help="turns of each arm"),
 )
 def loader(arguments: argparse.Namespace) -> Result:
     """CPU milliseconds an image of each arm, the ratios to timm's, and what else the module says."""
-    workers, repeats = arguments.workers, arguments.repeats
+    repeats = arguments.repeats
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        paths = common.photographs(arguments.data, arguments.images, folder / "images" / "class")
+        paths = common.photographs(arguments.data, 0, folder / "images" / "class")
         raw, jpegs = caches(paths, folder)
-        with Peer(Epochs, others, folder / "images", workers) as peer:
+        with Peer(Epochs, others, folder / "images") as peer:
             spent = turns(
                 {
-                    "files": ours(paths, Images(0), workers),
-                    "processes": ours(paths, Images(0), workers, workers),
-                    "cached": ours(paths, raw, workers),
-                    "jpegs": ours(paths, jpegs, workers),
+                    "files": ours(paths, Images(0), WORKERS),
+                    "processes": ours(paths, Images(0), WORKERS, WORKERS),
+                    "cached": ours(paths, raw, WORKERS),
+                    "jpegs": ours(paths, jpegs, WORKERS),
                     "timm": lambda number: peer("epoch", "timm", number),
                     "torchvision": lambda number: peer("epoch", "torchvision", number),
                 },
@@ -87,7 +86,7 @@ def loader(arguments: argparse.Namespace) -> Result:
             "ratio_torchvision": round(best["torchvision"] / best["files"], 2),
             "first_batch_s": round(first_batch(paths), 3),
             "threads": scaling(paths, raw, folder, repeats),
-            "memory_mib": memory(paths, workers),
+            "memory_mib": memory(paths),
         }
     return common.result(figures, repeats, "timm", "torchvision", "opencv-python-headless")
 
@@ -158,11 +157,11 @@ class Epochs:
         return list(self._arms[name](number))
 
 
-def others(root: Path, workers: int) -> dict[str, Epoch]:
+def others(root: Path) -> dict[str, Epoch]:
     """The other libraries' loaders over the same files."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    loaders = {"timm": timms(root, workers), "torchvision": torchvisions(root, workers)}
+    loaders = {"timm": timms(root, WORKERS), "torchvision": torchvisions(root)}
     return {name: lambda _, each=each: (len(images) for images, _ in each) for name, each in loaders.items()}
 
 
@@ -180,7 +179,7 @@ def timms(root: Path, workers: int, **other: Any) -> Any:
     return create_loader(create_dataset("", root), **arguments | other)
 
 
-def torchvisions(root: Path, workers: int) -> Any:
+def torchvisions(root: Path) -> Any:
     """torchvision's v2 transforms, in torch's DataLoader, to uint8 as ours."""
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
@@ -194,7 +193,7 @@ def torchvisions(root: Path, workers: int) -> Any:
     )
     dataset = ImageFolder(str(root), change, loader=_decoded)
     return torch.utils.data.DataLoader(
-        dataset, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
+        dataset, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
     )
 
 
@@ -229,11 +228,11 @@ def scaling(paths: list[Path], raw: Source, folder: Path, repeats: int) -> dict[
     return found
 
 
-def memory(paths: list[Path], workers: int) -> dict[str, float]:
+def memory(paths: list[Path]) -> dict[str, float]:
     """Resident memory after the first batches of the images and of 100 times as many, MiB."""
     found = {}
     for name, times in (("once", 1), ("hundred", 100)):
-        many = opened(paths * times, Images(0), workers)
+        many = opened(paths * times, Images(0), WORKERS)
         with contextlib.closing(many.epoch(np.arange(len(many.paths)))) as batches:
             for _ in zip(range(5), batches, strict=False):
                 pass

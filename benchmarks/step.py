@@ -15,7 +15,7 @@ where the CPU computes, so that other programs do not count):
   process of its own, with memory as its users have it.
 - `mlx_image`: mlx-image's own `Trainer.train_epoch`, which updates and measures accuracy; fp32, AdamW as ours.
 - `loop_files`, `loop_cached`, `timm_files`, with torch and `--data`: the same from JPEG files and from the cache of
-  decoded images, each with random crops, flips and colour jitter on `--workers` cores.
+  decoded images, each with random crops, flips and colour jitter on all cores.
 
 `loop_over_bare` is seconds over seconds (1.00: the loop costs nothing), `ratio_PEER` the peer's seconds over our loop's
 (with MLX: over our bare step's), above 1 where we are faster: medians over the turns, and their geometric mean over the
@@ -40,7 +40,6 @@ from backends.contract import Batch, Session, StepHyperparams
 from benchmarks import common
 from benchmarks.common import Result, comparison, option
 from config import load
-from data.cores import cores
 from data.loading.loader import Loaded, Loader
 from models.card import Card
 from models.registry import ModelSpec
@@ -68,7 +67,6 @@ PEERS = {"torch": ("timm", "loop"), "mlx": ("mlx_image", "bare")}  # the arm of 
     option("--batch", type=int, help="images, in place of the table's"),
     option("--updates", type=int, help="updates of a turn"),
     option("--repeats", type=int, default=5, help="turns of each arm"),
-    option("--workers", type=int, default=cores(), help="threads, timm's processes"),
 )
 def step(arguments: argparse.Namespace) -> Result:
     """The ratios of each network; the aim is missed by those that `slower` names."""

@@ -35,6 +35,7 @@ from benchmarks.step import CLASSES
 from config.sections.data import Data
 from data.cache import disk
 from data.cache.images import Images, Source
+from data.cores import cores
 from data.loading.loader import Loader
 from models import registry
 from models.card import Preprocessing
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         for name in arguments.models or SMALL:
             size, batch = SMALL.get(name, (224, 32))
             size, batch, updates = arguments.size or size, arguments.batch or batch, arguments.updates or 6
-            case = Case(name, size, batch, updates, arguments.workers, False, torch.device("cpu"))
+            case = Case(name, size, batch, updates, cores(), False, torch.device("cpu"))
             rows[name] = measured(case, paths, arguments.repeats)
     return rows
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import step_torch
+from benchmarks import common, step_torch
 from models import registry
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +81,13 @@ def test_the_page_is_written_even_where_a_comparison_failed(tmp_path: Path, monk
     assert bench.main(["--data", str(tmp_path)]) == 1
     assert "| share of an epoch that saving takes | 0.03 | < 0.02 |" in page.read_text()
     assert "Missed: 2% of an epoch" in page.read_text() and "## fit\n\nfailed with exit code 3" in page.read_text()
+
+
+def test_a_result_can_be_made_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose psutil has no affinity of processes, and whose kernel has none either."""
+    monkeypatch.delattr("psutil.Process.cpu_affinity", raising=False)
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert common.result({"seconds": 1.0}, 3)["n"] == 3
 
 
 def test_bad_data_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
