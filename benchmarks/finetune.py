@@ -6,7 +6,8 @@ decide nothing:
 
 - `tandem`: the command line without any other setting, then `infer fit` and its ensemble.
 - `random_batch`, `random_fixed`, `probe_batch`, `probe_fixed`: the same with `--optim.head_init` and
-  `--optim.batch_norm` as the name says; `random_batch` is what the defaults come to.
+  `--optim.batch_norm` as the name says; the defaults come to the first or the last one.
+- `probe_fixed_1e-3`: the last one at a higher rate.
 - `tandem_folds`: the defaults with five folds in place of the hold-out (`--folds.strategy stratified`), so that all are
   trained on: five times the updates of the other arms, and their mean.
 - `timm`: the order of timm's train.py through its public functions, with the flags of its author's fine-tuning runs
@@ -25,8 +26,9 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +79,22 @@ class Task:
         return sorted(folder.name for folder in (self.root / "train").iterdir())
 
 
-def cifar(source: Path, count: int, tests: int, seed: int, root: Path) -> None:
+def cifar(source: Path, count: int, tests: int, seed: int, root: Path, classes: str = "*") -> None:
     """`count` training images of each class, drawn anew, and the first `tests` test images of each."""
-    for folder in sorted((source / "train").iterdir()):
+    for folder in sorted(
+        path for path in (source / "train").iterdir() if classes == "*" or path.name in classes.split()
+    ):
         files = sorted(folder.iterdir())
         drawn = np.random.default_rng(seed).permutation(len(files))[:count]
         _copy([files[i] for i in drawn], root / "train" / folder.name)
         _copy(sorted((source / "test" / folder.name).iterdir())[:tests], root / "test" / folder.name)
 
 
-def photographs(source: Path, _count: int, _tests: int, seed: int, root: Path) -> None:
-    """Animals and artefacts by their WordNet numbers, under 300 photographs; three of five drawn for training."""
+def photographs(source: Path, _count: int, _tests: int, seed: int, root: Path, least: Mapping[str, int]) -> None:
+    """Groups by their WordNet numbers, from `least` to the next one's, under 300 photographs; three of five drawn for
+    training."""
     files = sorted(source.glob("*.JPEG"))
-    bounds = {"animal": (0, 2_500_000), "artefact": (2_500_000, 4_000_000)}
-    for name, (low, high) in bounds.items():
+    for (name, low), high in zip(least.items(), [*list(least.values())[1:], _ARTEFACTS_END], strict=True):
         own = [file for file in files if low <= int(file.name[1:9]) < high]
         drawn = np.random.default_rng(seed).permutation(len(own))
         cut = round(0.6 * len(own))
@@ -209,22 +213,37 @@ ARMS: dict[str, Callable[[Task], NDArray[np.float64]]] = {
     "probe": probe,
     "tandem": tandem,
     **{f"{head}_{statistics}": _started(head, statistics) for head in _HEADS for statistics in _STATISTICS},
+    "probe_fixed_1e-3": lambda task: tandem(
+        task, "--optim.head_init", "probe", "--optim.batch_norm", "fixed", "--optim.lr", "1e-3"
+    ),
     "tandem_folds": lambda task: tandem(task, "--folds.strategy", "stratified"),
     "timm": through_timm,
 }
-SETS = {"cifar": (cifar, "cifar10-subset.tar.xz"), "photographs": (photographs, "photos.tar")}
+_CIFAR, _PHOTOS = "cifar10-subset.tar.xz", "photos.tar"
+_ARTEFACTS_END = 4_000_000
+SETS: dict[str, tuple[Callable[..., None], str]] = {
+    "cifar": (cifar, _CIFAR),
+    "cats_dogs": (partial(cifar, classes="cat dog"), _CIFAR),
+    "vehicles": (partial(cifar, classes="airplane automobile ship truck"), _CIFAR),
+    "animals": (partial(cifar, classes="bird deer frog horse"), _CIFAR),
+    "photographs": (partial(photographs, least={"animal": 0, "artefact": 2_500_000}), _PHOTOS),
+    "three_groups": (
+        partial(photographs, least={"bird_fish_reptile": 0, "mammal_insect": 1_800_000, "artefact": 2_500_000}),
+        _PHOTOS,
+    ),
+}
 
 
 def main() -> None:
     """Run the arms and print test accuracy and log loss of each."""
     parser = common.parser(__doc__)
     parser.add_argument("--data", type=Path, default=common.DATA, help="the folder with both archives")
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=["cifar", "photographs"])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["probe", "tandem", "timm"])
-    parser.add_argument("--images", type=int, default=50, help="training images of a class (cifar)")
-    parser.add_argument("--tests", type=int, default=100, help="test images of a class (cifar)")
+    parser.add_argument("--images", type=int, default=40, help="training images of a class (cifar)")
+    parser.add_argument("--tests", type=int, default=50, help="test images of a class (cifar)")
     parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="pixels, one for each set")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
