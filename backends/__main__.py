@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
 import backends
 from config.program import entry
+from config.program.parser import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m backends", description=__doc__)
+    parser = Parser(prog="python -m backends", description=__doc__)
     entry.add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     tune = commands.add_parser("tune", help="measure MLX's gradients on this chip (done at first use on Metal)")

@@ -6,7 +6,6 @@ The page, docs/engineering/benchmarks.md, has a table of what is aimed at and ev
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import re
@@ -21,6 +20,7 @@ from benchmarks import common
 from benchmarks.common import ROOT, Result, flat, markdown
 from config.errors import ConfigError
 from config.program import entry
+from config.program.parser import Parser
 
 PAGE = ROOT / "docs" / "engineering" / "benchmarks.md"
 PROG = "python -m benchmarks"
@@ -113,7 +113,7 @@ def every(words: list[str]) -> int:
         raise ConfigError(f"{words[0]}: no such comparison; expected one of {', '.join(FILES)}")
     listed = "\n".join(f"  {name:12}{what}" for name, (_, what) in FILES.items())
     about = f"All comparisons of the CPU, as {PAGE.relative_to(ROOT)}, or one alone, on the screen:\n\n{listed}"
-    parser = argparse.ArgumentParser(f"{PROG} [NAME]", description=about, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(f"{PROG} [NAME]", description=about, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=common.PHOTOS, help="a tar of photographs, or a folder")
     entry.add_options(parser)
     data = common.existing(parser.parse_args(words).data)

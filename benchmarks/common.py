@@ -27,6 +27,7 @@ import psutil
 
 from backends.contract import Weights
 from config.errors import ConfigError
+from config.program.parser import Parser
 from data.cores import cores
 from models import registry
 from models.card import Card
@@ -60,9 +61,9 @@ def option(*flags: str, **keywords: Any) -> Option:
 PHOTOGRAPHS = option("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
 
 
-def parser(doc: str | None, *options: Option, prog: str | None = None) -> argparse.ArgumentParser:
+def parser(doc: str | None, *options: Option, prog: str | None = None) -> Parser:
     """A parser of the options and of `--json`, `doc` being its description as it stands."""
-    new = argparse.ArgumentParser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    new = Parser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flags, more in options:
         new.add_argument(*flags, **more)
     new.add_argument("--json", action="store_true", help="one JSON object in place of the table")

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.common import flat
 from config.errors import BackendUnavailable
+from config.program.parser import Parser
 
 DOCS = Path(__file__).parents[1] / "docs" / "engineering" / "benchmarks_gpu.jsonl"
 _LEAST_LIMIT = 60.0  # seconds that every arm may take, since a first start is slow
@@ -79,7 +80,7 @@ _ABOUT = ("arm", "device", "date", "seconds", "skipped", "stopped", "failed")  #
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the arms, or only write the page of lines that are there; 1 without the device, 0 even if an arm failed."""
-    parser = argparse.ArgumentParser("python -m benchmarks gpu", description="What a CUDA card does, in 10 minutes.")
+    parser = Parser("python -m benchmarks gpu", description="What a CUDA card does, in 10 minutes.")
     parser.add_argument("--seconds", type=float, default=600, help="for all arms together")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for a dry run with small networks")
     parser.add_argument("--updates", type=int, default=0, help="updates of a turn; 0: about two seconds of them")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import convert
 from config.program import entry
+from config.program.parser import Parser
 from convert.verification.precision import PRECISIONS
 
 MACOS = (13, 14, 15)
@@ -15,9 +15,9 @@ DEMO = Path("the demo's digits")
 _EPILOG = "Exit codes: 0 done, 1 an error, 2 a wrong command line, 4 an artefact outside the limits of --verify."
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The parser; no framework is imported."""
-    built = argparse.ArgumentParser(
+    built = Parser(
         prog="python -m convert",
         description="Convert checkpoints of either engine to ONNX and Core ML, and prove that they answer alike.",
         epilog=_EPILOG,
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     return built
 
 
-def _add_int8(parser: argparse.ArgumentParser) -> None:
+def _add_int8(parser: Parser) -> None:
     add = parser.add_argument_group("int8, w8 and palettes").add_argument
     add(
         "--calibrate",
@@ -68,7 +68,7 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_formats(parser: argparse.ArgumentParser) -> None:
+def _add_formats(parser: Parser) -> None:
     add = parser.add_argument_group("formats").add_argument
     add(
         "--input",
@@ -102,7 +102,7 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
     add("--macos", type=int, choices=MACOS, default=14, help="Core ML: the oldest macOS to run on (default: 14)")
 
 
-def _add_distil(parser: argparse.ArgumentParser) -> None:
+def _add_distil(parser: Parser) -> None:
     add = parser.add_argument_group("one small student in place of an ensemble").add_argument
     add(
         "--distil",

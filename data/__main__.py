@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.program import entry
+from config.program.parser import Parser, whole
 
 if TYPE_CHECKING:
     from config.schema import Settings
@@ -39,8 +40,6 @@ def _run(words: list[str]) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(words)
     if arguments.command == "cache":
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         _cache(arguments)
         return 0
     from config import load
@@ -96,8 +95,8 @@ def _cache(arguments: argparse.Namespace) -> None:
     print(f"{sum(size for _, size in sizes) / 1e9:8.2f} GB  {done}" if sizes else f"{folder_of_cache} keeps no images")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=_PROG, description="What can be done with a data set before training.")
+def _parser() -> Parser:
+    parser = Parser(prog=_PROG, description="What can be done with a data set before training.")
     entry.add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser(
@@ -106,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Print where images, labels and splits come from, the classes with their counts, what is left out, "
         "and the command that trains on it.",
         epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
-        allow_abbrev=False,
+        passes=_is_setting,
     )
     look.add_argument("--root", help="the data set")
     look.set_defaults(run=_look)
@@ -117,14 +116,16 @@ def _parser() -> argparse.ArgumentParser:
         "duplicates, leaks into the test set, conflicting labels, small and overlapping classes, and how training and "
         "test images differ. Nothing is changed.",
         epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
-        allow_abbrev=False,
+        passes=_is_setting,
     )
     audit.add_argument("--root", help="the data set")
     audit.add_argument(
         "--out", type=Path, default=Path("audit"), help="folder for audit.csv and audit.html (default: audit)"
     )
     audit.add_argument("--actions", metavar="FILE", help="an edited audit.csv: audit what is left after applying it")
-    audit.add_argument("--min_per_class", type=_count, default=10, help="images that a class should have (default: 10)")
+    audit.add_argument(
+        "--min_per_class", type=whole(1, 1000), default=10, help="images that a class should have (default: 10)"
+    )
     audit.set_defaults(run=_audit)
     more = commands.add_parser(
         "enlarge",
@@ -132,18 +133,19 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a copy of the training set in which each class has at least so many images: copies are "
         "skewed, turned, blurred, noisy or shaded, and keep the group of their original.",
         epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
-        allow_abbrev=False,
+        passes=_is_setting,
     )
     more.add_argument("--root", help="the data set")
     more.add_argument("--out", type=Path, required=True, help="the new folder")
-    more.add_argument("--min_per_class", type=_count, required=True, help="images that each class gets at least")
+    more.add_argument(
+        "--min_per_class", type=whole(1, 1000), required=True, help="images that each class gets at least"
+    )
     more.add_argument("--seed", help="decides the damage (default: 0)")
     more.set_defaults(run=_enlarge)
     cache = commands.add_parser(
         "cache",
         help="show, or remove, the decoded images that data.cache_gb keeps",
         description="List what data.cache_gb has had kept: a folder for each form and size of the images.",
-        allow_abbrev=False,
     )
     cache.add_argument("--dir", type=Path, help="data.cache_dir, where that was set")
     cache.add_argument("--clear", action="store_true", help="remove it all; no training may be running on it")
@@ -152,13 +154,13 @@ def _parser() -> argparse.ArgumentParser:
         help="write a picture of what training will see of some images",
         description="Write a contact sheet: a row for each image, the original first.",
         epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
-        allow_abbrev=False,
+        passes=_is_setting,
     )
     sheet.add_argument("--root", help="the data set, or any folder of images")
     sheet.add_argument("--augment", metavar="LEVEL", help="none, minimal, moderate or hard")
     sheet.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture (default: preview.png)")
-    sheet.add_argument("--images", type=_count, default=8, help="how many images (default: 8)")
-    sheet.add_argument("--columns", type=_count, default=8, help="how many epochs to show (default: 8)")
+    sheet.add_argument("--images", type=whole(1, 1000), default=8, help="how many images (default: 8)")
+    sheet.add_argument("--columns", type=whole(1, 1000), default=8, help="how many epochs to show (default: 8)")
     sheet.add_argument("--ops", action="store_true", help="a column for each operation, alone, in place of epochs")
     sheet.add_argument("--seed", help="decides the images and the draws (default: 0)")
     sheet.add_argument("--size", help="side of the model's input in pixels (default: the model's)")
@@ -166,11 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number from 1 to 1000")
-    return value
+def _is_setting(_: str) -> bool:
+    """Every option that a command does not have; `load` refuses those that are no setting."""
+    return True
 
 
 if __name__ == "__main__":

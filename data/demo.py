@@ -6,7 +6,6 @@ the test images are in hidden_answers.csv, for the demo's last step alone.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ from sklearn.model_selection import train_test_split
 
 from config.errors import DataError
 from config.program import entry
+from config.program.parser import Parser
 from data import csvfile
 
 SIZE = 32
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data.demo", description="Write the demo's data set of digits.")
+    parser = Parser(prog="python -m data.demo", description="Write the demo's data set of digits.")
     parser.add_argument("root", type=Path, help="the folder to write; made where it is missing")
     print(f"wrote the digits to {write(parser.parse_args(words).root)}")
     return 0

@@ -5,7 +5,6 @@ Each framework is asked in a process of its own, so that a broken one is a line 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from config.program import entry
+from config.program.parser import Parser
 from doctor import engines, host, packages
 from doctor.check import BAD, NOTE, Check, guarded
 
@@ -45,11 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m doctor",
         description="Say what this machine and this installation can run, and the remedy for what they cannot.",
         epilog=_EPILOG,
-        allow_abbrev=False,
     )
     entry.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, for a bug report")

@@ -10,7 +10,6 @@ after each step, so that a run that is cut off is still of use.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import re
 import subprocess
@@ -22,6 +21,7 @@ from datetime import date
 from pathlib import Path
 
 from config.program import entry
+from config.program.parser import Parser
 from doctor import host
 
 _SHOWN = 200  # lines of the output of a step
@@ -123,7 +123,7 @@ def _make(title: str, target: str) -> Step:
 
 
 def _run(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m doctor.verify", description="Run what needs this hardware, and write one page to send back."
     )
     entry.add_options(parser)

@@ -7,13 +7,15 @@ Errors of `config.errors` become one line on standard error and an exit code; ev
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from config.errors import ConfigError
 from config.program import entry
+from config.program.parser import Parser, whole
+from config.text import nearest, shown
 
 # What a command needs is imported when it is called: --help does not wait for SciPy and scikit-learn.
 
@@ -26,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     if words and words[0] in COMMANDS:
         return COMMANDS[words[0]](words[1:])
+    if words and not words[0].startswith("-"):
+        raise ConfigError(
+            f"{shown(words[0])}: no such command{nearest(words[0], list(COMMANDS))} there are {', '.join(COMMANDS)}; "
+            "images to predict are given by --images; see python -m infer --help"
+        )
     from infer.commands import predict
 
     return predict.main(words)
@@ -37,10 +44,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 
 def _teacher(words: list[str]) -> int:
-    from infer.commands.members import positive
-
     about = "Write what finished runs say of images, fold by fold, as teacher.file or teacher.extra_file of a new run."
-    parser = argparse.ArgumentParser("python -m infer teacher", description=about, allow_abbrev=False)
+    parser = Parser("python -m infer teacher", description=about)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run folder; several must have the same folds"
     )
@@ -49,8 +54,8 @@ def _teacher(words: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="the new file of answers")
     parser.add_argument("--tta", nargs="+", default=["none"], metavar="VIEW", help="views or presets (default: none)")
-    parser.add_argument("--batch_size", type=positive, default=64, help="images a batch (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
+    parser.add_argument("--batch_size", type=whole(1), default=64, help="images a batch (default: %(default)s)")
+    parser.add_argument("--workers", type=whole(0), default=0, help="decoding threads (default: one a core)")
     parser.add_argument(
         "--on_bad_image",
         choices=("skip", "partial", "error"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from config.errors import ConfigError
 from config.program import entry
+from config.program.parser import Parser, whole
 from models import defaults, registry
 from models.registry import ModelSpec
 
@@ -128,8 +129,8 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m models", description="The models that Tandem knows.")
+def _parser() -> Parser:
+    parser = Parser(prog="python -m models", description="The models that Tandem knows.")
     entry.add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     every = commands.add_parser("list", help="name, parameters, image size, engines and license of each model")
@@ -146,12 +147,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="class names, one per line in the order of the logits (default: the file's own, or ImageNet's)",
     )
-    keep.add_argument("--image_size", type=int, metavar="PIXELS", help="side of the input (default: the model's own)")
+    keep.add_argument(
+        "--image_size", type=whole(1), metavar="PIXELS", help="side of the input (default: the model's own)"
+    )
     _add_push(commands.add_parser("push", help="share a trained model on the Hugging Face hub, as timm loads it"))
     return parser
 
 
-def _add_push(parser: argparse.ArgumentParser) -> None:
+def _add_push(parser: Parser) -> None:
     add = parser.add_argument
     parser.description = (
         "Upload a trained model: timm's config.json, model.safetensors and a model card (README.md) with the measured"
@@ -160,7 +163,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
     add("run", type=Path, metavar="RUN", help="a finished run (its best fold is taken), or a checkpoint folder")
     add("repo", nargs="?", default="", metavar="USER/NAME", help="the repository, made where it is missing")
     add("--out", type=Path, metavar="DIR", help="write the new folder DIR and upload nothing")
-    add("--fold", type=int, metavar="K", help="this fold of the run in place of the best one")
+    add("--fold", type=whole(0), metavar="K", help="this fold of the run in place of the best one")
     add("--private", action="store_true", help="make a new repository private")
     add("--dataset", default="", metavar="NAME", help="the data set's name (default: that of its folder)")
     add("--license", default="", metavar="ID", help="the model's licence, such as mit (default: the base weights')")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from config.errors import ConfigError
 from config.program import entry
+from config.program.parser import Parser, whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,10 +26,8 @@ def _run(words: list[str]) -> int:
     return int(arguments.run(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training", description="What can be done with runs after training."
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m training", description="What can be done with runs after training.")
     entry.add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     _checkpoint_options(commands.add_parser("checkpoint", help="look at checkpoints, verify them, remove old ones"))
@@ -43,24 +42,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     _leaderboard_options(commands.add_parser("leaderboard", help="rank runs, and say in which settings they differ"))
     _board_options(commands.add_parser("board", help="a page on this machine about all runs, live while they train"))
-    _worker_options(commands.add_parser("worker", help="take folds or trials of a campaign until none is left"))
+    worker = commands.add_parser(
+        "worker", help="take folds or trials of a campaign until none is left", passes=lambda _: True
+    )
+    _worker_options(worker)
     mixed = commands.add_parser("soup", help="average a fold's checkpoints as far as its score does not fall")
     mixed.add_argument("fold", type=Path, metavar="RUN/fold_K", help="a trained fold; its `soup` is written there")
     mixed.set_defaults(run=_soup)
     return parser
 
 
-def _checkpoint_options(parser: argparse.ArgumentParser) -> None:
+def _checkpoint_options(parser: Parser) -> None:
     parser.add_argument("action", choices=("info", "verify", "prune"), help="what to do")
     parser.add_argument("path", type=Path, metavar="PATH", help="a checkpoint, a fold folder or a run")
     from config.sections.train import Checkpoint  # pydantic, which takes a third of a second
 
     default = Checkpoint().keep
-    parser.add_argument("--keep", type=_count, default=default, help=f"how many prune leaves (default {default})")
+    parser.add_argument("--keep", type=whole(1), default=default, help=f"how many prune leaves (default {default})")
     parser.set_defaults(run=_checkpoint)
 
 
-def _leaderboard_options(parser: argparse.ArgumentParser) -> None:
+def _leaderboard_options(parser: Parser) -> None:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs, or folders that hold runs")
     parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="two runs side by side, in place of all")
     parser.add_argument(
@@ -72,7 +74,7 @@ def _leaderboard_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_leaderboard)
 
 
-def _board_options(parser: argparse.ArgumentParser) -> None:
+def _board_options(parser: Parser) -> None:
     parser.add_argument(
         "runs",
         nargs="*",
@@ -81,12 +83,13 @@ def _board_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folders that hold runs and campaigns (default: runs)",
     )
-    parser.add_argument("--port", type=int, default=7870, help="the port, or 0 for any free one (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=whole(0, 65535), default=7870, help="the port, or 0 for any free one (default: %(default)s)"
+    )
     parser.set_defaults(run=_board)
 
 
-def _worker_options(parser: argparse.ArgumentParser) -> None:
-    parser.allow_abbrev = False
+def _worker_options(parser: Parser) -> None:
     parser.usage = "%(prog)s --campaign RUN [--engine ENGINE] [--SECTION.KEY VALUE ...]"
     parser.description = (
         "Any number of processes and machines that share the folder work on it. Beside these options it takes those of "
@@ -162,12 +165,6 @@ def _soup(arguments: argparse.Namespace) -> int:
     print(inventory.line(inventory.look(made)))
     print(f"ingredients: {', '.join(checkpoint.read_state(made)['members'])}")
     return 0
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of checkpoints; give 1 or more")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Only `score` reads the hidden answers.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from config.errors import DataError
 from config.program import entry
+from config.program.parser import Parser
 
 # What takes time is imported where it is used, so that Ctrl-C at the start is no traceback.
 OUT = Path("demo_out")
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _run(words: list[str]) -> int:
-    argparse.ArgumentParser(prog="python -m training.demo", description=__doc__).parse_args(words)
+    Parser(prog="python -m training.demo", description=__doc__).parse_args(words)
     return main()
 
 

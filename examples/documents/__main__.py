@@ -6,7 +6,6 @@ the answers and which half a test page is of. Nothing in it is a real document.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import cv2
 
 from config.errors import DataError, TandemError
+from config.program.parser import Parser
 from data import csvfile
 from data.augment.corrupt import corrupt
 from data.pixels import Pixels
@@ -67,9 +67,7 @@ def write(root: Path, train: int = TRAIN, test: int = TEST, seed: int = 0) -> Pa
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.documents.__main__", description="Write synthetic documents."
-    )
+    parser = Parser(prog="python -m examples.documents.__main__", description="Write synthetic documents.")
     parser.add_argument("root", type=Path, help="the folder to write; made where it is missing")
     parser.add_argument("--train", type=int, default=TRAIN, help=f"training pages of a layout (default: {TRAIN})")
     parser.add_argument("--test", type=int, default=TEST, help=f"clean test pages of a layout (default: {TEST})")

@@ -6,7 +6,6 @@ Every image is answered by members that were not trained on it: those of its own
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from config import load
 from config.errors import ConfigError
+from config.program.parser import Parser, fraction
 from data import csvfile, sources
 from data.audit import actions
 from ensemble import ensemble_file
@@ -30,13 +30,13 @@ Said = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
 def main(words: Sequence[str]) -> int:
     """Run the command and return its exit code; `TandemError`s are the caller's."""
     about = "Fit the margin under which `--tta adaptive` gives an image all views and members, on out-of-fold images."
-    parser = argparse.ArgumentParser("python -m infer adapt", description=about, allow_abbrev=False)
+    parser = Parser("python -m infer adapt", description=about)
     parser.add_argument("file", type=Path, metavar="ENSEMBLE", help="an ensemble of RUN/fold_K/best checkpoints")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the ensemble with its margin, a new file"
     )
     parser.add_argument("--tta", nargs="+", metavar="VIEW", help="the views that it shall have (default: its own)")
-    parser.add_argument("--loss", type=float, default=0.0, help="accuracy that may be lost (default: %(default)s)")
+    parser.add_argument("--loss", type=fraction, default=0.0, help="accuracy that may be lost (default: %(default)s)")
     options = parser.parse_args(words)
     ensemble_file.refuse_existing(options.out)
     chosen = ensemble_file.seen(ensemble_file.read(options.file), options.tta, None)

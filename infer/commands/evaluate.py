@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import load
+from config.program.parser import Parser, whole
 from infer.commands import features, members
-from infer.commands.members import positive
 
 if TYPE_CHECKING:
     from config.sections.data import Data
@@ -57,8 +57,13 @@ def main(words: Sequence[str]) -> int:
             out.rmdir()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m infer evaluate", description=_ABOUT, epilog=_DATA, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m infer evaluate",
+        description=_ABOUT,
+        epilog=_DATA,
+        passes=lambda flag: flag.startswith("--data."),
+    )
     members.add_members(parser)
     parser.add_argument(
         "--split",
@@ -77,18 +82,14 @@ def _parser() -> argparse.ArgumentParser:
         help="unreadable image: leave it out and count it, or stop; partial as skip, and takes what remains of"
         " truncated files (default: %(default)s)",
     )
-    parser.add_argument("--batch_size", type=positive, help="images a batch (default: by the members' image size)")
-    parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
+    parser.add_argument("--batch_size", type=whole(1), help="images a batch (default: by the members' image size)")
+    parser.add_argument("--workers", type=whole(0), default=0, help="decoding threads (default: one a core)")
     return parser
 
 
-def _data(parser: argparse.ArgumentParser, rest: Sequence[str]) -> Data:
+def _data(parser: Parser, rest: Sequence[str]) -> Data:
     """The settings of the data set, which are those of a training."""
-    names = [word for word in rest if word.startswith("--")]
-    other = [word for word in names if not word.startswith("--data.")]
-    if other or (rest and not rest[0].startswith("--")):
-        parser.error(f"unrecognized arguments: {' '.join(other or rest[:1])}")
-    if not any(word.partition("=")[0] == "--data.root" for word in names):
+    if not any(word.partition("=")[0] == "--data.root" for word in rest):
         parser.error("the following arguments are required: --data.root")
     return load.parse(rest, "python -m infer evaluate").data
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.errors import ConfigError
+from config.program.parser import Parser, fraction, whole
 from ensemble import views
 from infer.commands import members
 
@@ -54,8 +55,8 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m infer fit", description=_ABOUT, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("python -m infer fit", description=_ABOUT)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folder with fold_K/best and fold_K/oof.npz")
     add("--out", type=Path, required=True, metavar="FILE", help="the ensemble's new YAML file")
@@ -78,9 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", nargs="+", type=float, metavar="W", help="one fixed weight a run, in the order of the runs")
     add("--combine", choices=_COMBINE, default="probabilities", help="what is averaged (default: %(default)s)")
     add("--metric", choices=_METRICS, default="log_loss", help="what greedy selection improves (default: %(default)s)")
-    add("--rounds", type=_natural, default=50, help="rounds of greedy selection (default: %(default)s)")
-    add("--bags", type=_natural, default=0, help="average the weights over so many bootstrap samples (default: none)")
-    add("--soften", type=_share, default=0.0, metavar="S", help="move the weights by this share towards equal ones")
+    add("--rounds", type=whole(0), default=50, help="rounds of greedy selection (default: %(default)s)")
+    add("--bags", type=whole(0), default=0, help="average the weights over so many bootstrap samples (default: none)")
+    add("--soften", type=fraction, default=0.0, metavar="S", help="move the weights by this share towards equal ones")
     add(
         "--calibration",
         nargs="+",
@@ -129,16 +130,3 @@ def _replacement(text: str) -> tuple[Path, Member]:
     from infer import member
 
     return Path(fold), member.parse(artefact)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 0")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return number

@@ -83,11 +83,3 @@ def with_overrides(chosen: Ensemble, texts: Sequence[str]) -> Ensemble:
 def shared_options(options: argparse.Namespace) -> RunOptions:
     """What is given for all members."""
     return given({name: getattr(options, name) for name in RunOptions.model_fields})
-
-
-def positive(text: str) -> int:
-    """An argument that is at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config.errors import ConfigError
+from config.program.parser import Parser, whole
 from ensemble import views
 
 _ABOUT = (
@@ -19,7 +18,7 @@ _INTERRUPTED = 130
 
 def main(words: Sequence[str]) -> int:
     """Answer the folds of the runs; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m infer oof", description=_ABOUT, allow_abbrev=False)
+    parser = Parser("python -m infer oof", description=_ABOUT)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder with finished folds")
     parser.add_argument(
         "--tta", nargs="+", required=True, metavar="VIEW", help=f"presets ({', '.join(views.PRESETS)}) or views"
@@ -30,11 +29,9 @@ def main(words: Sequence[str]) -> int:
         default="probabilities",
         help="how the views merge, the same as for `infer fit` (default: %(default)s)",
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="images a batch (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
+    parser.add_argument("--batch_size", type=whole(1), default=64, help="images a batch (default: %(default)s)")
+    parser.add_argument("--workers", type=whole(0), default=0, help="decoding threads (default: one a core)")
     options = parser.parse_args(words)
-    if options.batch_size < 1:
-        raise ConfigError(f"--batch_size {options.batch_size}: must be at least 1")
     from infer import views_oof
 
     shown = views.expand(options.tta)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from config.errors import ConfigError, DataError
 from config.program import entry
+from config.program.parser import Parser, fraction, whole
 from infer.commands import features, members
-from infer.commands.members import positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,8 +54,8 @@ def main(words: Sequence[str]) -> int:
         return _INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m infer", description=_ABOUT, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("python -m infer", description=_ABOUT)
     entry.add_options(parser)
     members.add_members(parser)
     parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help=_IMAGES)
@@ -79,13 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target_column", default="target", help="the label column without --sample (%(default)s)")
     parser.add_argument(
         "--retry_deskewed",
-        type=_share,
+        type=fraction,
         default=0.0,
         metavar="P",
         help="look again, deskewed and with restored contrast, at images whose likeliest class is under P (documents)",
     )
-    parser.add_argument("--batch_size", type=positive, help="images a batch (default: by the members' image size)")
-    parser.add_argument("--workers", type=int, default=0, help="decoding threads (default: one a core)")
+    parser.add_argument("--batch_size", type=whole(1), help="images a batch (default: by the members' image size)")
+    parser.add_argument("--workers", type=whole(0), default=0, help="decoding threads (default: one a core)")
     parser.add_argument(
         "--on_bad_image",
         choices=("prior", "row", "error", "partial"),
@@ -98,13 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--shard", metavar="I/N", help="answer part I (from 0) of N; who ends last writes the files")
     return parser
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no probability; give one from 0 to 1")
-    return share
 
 
 def _features(chosen: Ensemble, options: argparse.Namespace) -> int:

@@ -5,13 +5,12 @@ Uploads are limited in bytes and pixels. Without `--host` it listens on the loop
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from config.program.parser import Parser, whole
 from infer import web
 from infer.commands import members
-from infer.commands.members import positive
 from infer.commands.page import Limits, predict
 from infer.pages import page
 from infer.runner import Runner
@@ -45,18 +44,20 @@ def app(runner: Runner, limits: Limits) -> web.App:
     return respond
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     about = "Try an ensemble on a page of this machine; the same process answers POST /predict (an image as the body)."
-    parser = argparse.ArgumentParser("python -m infer serve", description=about, allow_abbrev=False)
+    parser = Parser("python -m infer serve", description=about)
     members.add_members(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, this machine)"
     )
-    parser.add_argument("--port", type=int, default=7860, help="the port, or 0 for any free one (default: %(default)s)")
-    parser.add_argument("--max_mib", type=positive, default=20, help="MiB of an upload (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=whole(0, 65535), default=7860, help="the port, or 0 for any free one (default: %(default)s)"
+    )
+    parser.add_argument("--max_mib", type=whole(1), default=20, help="MiB of an upload (default: %(default)s)")
     parser.add_argument(
         "--max_pixels",
-        type=positive,
+        type=whole(1),
         default=50_000_000,
         help="pixels of an image (default: %(default)s)",
     )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from config.errors import ConfigError, DataError
+from config.program.parser import Parser
 
 _ABOUT = "Check a submission against the sample: every fault is named; exit code 1 if any."
 
 
 def main(words: Sequence[str]) -> int:
     """Print the faults of a submission; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m infer validate", description=_ABOUT, allow_abbrev=False)
+    parser = Parser("python -m infer validate", description=_ABOUT)
     parser.add_argument("file", type=Path, help="the submission")
     parser.add_argument("--sample", type=Path, required=True, help="the competition's sample submission")
     parser.add_argument(

@@ -82,7 +82,7 @@ def test_a_worker_of_full_with_tune_trains_with_what_was_found(digits: Path, tmp
             1,
             "no campaign.yaml, so this is no campaign; give the folder that train_torch.py or train_mlx.py has made",
         ),
-        (["--engine", "jax"], 2, "invalid choice: 'jax'"),
+        (["--engine", "jax"], 2, "--engine: found 'jax'; there are torch, mlx"),
     ],
 )
 def test_what_is_no_campaign_and_no_engine_is_one_line(

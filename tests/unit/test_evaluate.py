@@ -396,9 +396,9 @@ def test_one_image_is_scored(right: bool, best, labelled, tmp_path: Path, capsys
 
 def test_options_that_are_none_are_refused(best, tmp_path: Path, capsys) -> None:
     for words, said in (
-        (["--data.root", "x", "--spilt", "test"], "unrecognized arguments: --spilt"),
+        (["--data.root", "x", "--spilt", "test"], "--spilt: no such option; did you mean --split? see"),
         (["--split", "test"], "required: --data.root"),
-        (["--data.root", "x", "--model", "resnet50"], "unrecognized arguments: --model"),
+        (["--data.root", "x", "--model", "resnet50"], "--model: no such option"),
     ):
         with pytest.raises(SystemExit):
             main(["evaluate", "--member", str(best), *words])

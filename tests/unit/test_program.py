@@ -17,6 +17,7 @@ import pytest
 from config import errors
 from config.errors import DataError, TandemError
 from config.program import entry
+from config.program.parser import Parser
 from tests.e2e.commands import start, words
 from tests.unit.test_docs import anchors, generator
 from tests.unit.test_house import ROOT
@@ -74,6 +75,44 @@ def test_dashes_work_for_settings_and_values_are_left_alone(capsys: pytest.Captu
         cli.main("torch", ["--data.root=a-b", "--train.batch-size", "7", "--name", "my-run", "--print-config"])
     out = capsys.readouterr().out
     assert "batch_size: 7" in out and "root: a-b" in out and "name: my-run" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("infer --member a --imagse x --out o.csv", "--imagse: no such option; did you mean --images? see"),
+        ("infer evalute --data.root x", "'evalute': no such command; did you mean evaluate?"),
+        ("infer evaluate --ensembel e --data.root x", "--ensembel: no such option; did you mean --ensemble? see"),
+        ("infer fit a --out e.yaml --method convx", "--method: found 'convx'; did you mean convex? there are convex,"),
+        ("infer fit a --out e.yaml --soften nan", "--soften: found 'nan'; expected a number from 0 to 1; see"),
+        ("infer oof a --tta none --batch_size 1.5", "--batch_size: found '1.5'; expected a whole number >= 1; see"),
+        ("infer serve --member a --port 65536", "--port: found '65536'; expected a whole number from 0 to 65535; see"),
+        ("data loook", "command: found 'loook'; did you mean look? there are look,"),
+        ("data", "no command given; there are look, audit,"),
+        ("models push run a/b --privat", "--privat: no such option; did you mean --private? see"),
+        ("models list a b", "unrecognized arguments: b; see"),
+        ("training board --port x", "--port: found 'x'; expected a whole number from 0 to 65535; see"),
+        ("convert a --to onnx --over", "--over: no such option; did you mean --overwrite? see"),
+        ("convert a --to onnx --batch a", "--batch: found 'a'; expected a whole number; see"),
+        ("convert --to onnx", "the following arguments are required: PATH; see"),
+        ("doctor --jsno", "--jsno: no such option; did you mean --json? see"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_names_the_remedy(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room, *rest = line.split(" ")
+    try:
+        code = importlib.import_module(f"{room}.__main__").main(rest)
+    except SystemExit as stopped:
+        code = stopped.code
+    err = capsys.readouterr().err
+    assert code == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1
+    assert re.search(rf"see python -m {room}[ \w]* --help\n$", err)
+
+
+def test_every_command_has_the_shared_parser(every_parser: list[argparse.ArgumentParser]) -> None:
+    assert all(isinstance(parser, Parser) for parser in every_parser)
 
 
 @pytest.mark.parametrize("command", ["infer fit", "data audit", "models list", "training soup", "backends tune"])
