@@ -7,7 +7,7 @@ LOCK := requirements.lock
 PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check
 
 # The test files of `make check`, of every room, a few seconds each; CONTRIBUTING.md says what belongs here.
-FAST_TESTS := $(patsubst %,tests/unit/test_%.py,adaptive aliases augment_ops augment_policies board bottleneck calibration \
+FAST_TESTS := $(patsubst %,tests/unit/test_%.py,adaptive aliases atomic_files augment_ops augment_policies board bottleneck calibration \
 	config config_faults contributing decode doctor ensemble folds folds_more groups house icc layouts leaderboard \
 	loss_settings maps members metrics mix policy pool pretrained prior registry renamed repair resample resizing \
 	sampler sampling sources streams submission trackers version views weights worklist)

@@ -72,6 +72,8 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
         value = _value(source.values, key)
         default = shown({entry: value[entry]} if entry else value)
     expected = details["msg"] if details["type"] == CHECK else leaf.accepts
+    if details["type"] in ("string_too_short", "too_short"):
+        expected += ", not an empty one"
     return f"{prefix}{path}: found {default} ({where}); expected {expected}"
 
 

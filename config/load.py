@@ -92,7 +92,7 @@ def _of_run(line: Layer) -> list[Layer]:
         return []
     file = next((Path(resume) / name for name in (CAMPAIGN, RUN) if (Path(resume) / name).is_file()), None)
     if file is None:
-        raise ConfigError(f"resume: {resume} ({_LINE}) has no {RUN}, so it is no run; give the folder of a run")
+        raise ConfigError(f"resume: found {shown(resume)} ({_LINE}), which has no {RUN}; give the folder of a run")
     layer = renamed.upgrade(yaml_file.read(file, str(file)))
     return [
         Layer({k: v for k, v in layer.values.items() if k not in ("resume", "resume_anyway", "profile")}, layer.where),

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from config.errors import ConfigError
 from config.schema import MemberKeys, Settings
+from config.sections.base import NAME
 from config.text import nearest, shown
 from config.yaml_file import Key, Layer
 
@@ -39,7 +40,7 @@ _SHARED: tuple[Key, ...] = (
     ("data", "audit"),
     ("data", "audit_actions"),
 )
-_EXPECTED = {"name": "a name of letters, digits, . _ + -", "weight": "a number >= 0"}
+_EXPECTED = {"name": NAME, "weight": "a number >= 0"}
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,38 @@
-"""Where Tandem keeps what it can make again, a folder of the user's outside of data sets and runs, and how processes
-that start together make it once."""
+"""Files that are whole or absent; and where Tandem keeps what it can make again, a folder of the user's outside of data
+sets and runs, and how processes that start together make it once."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A context with a path beside `path` to write to: renamed to `path` at its end, and removed where an error ends
+    it. Neither a reader nor a crash sees half of the file."""
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except OSError as error:
+        if str(error.filename) == str(unfinished):  # a message is to name the file that people know
+            error.filename = str(path)
+        raise
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file whole, or leave what was there; text as UTF-8."""
+    with atomic_path(path) as unfinished:
+        unfinished.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def cache_folder() -> Path:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.sections.augment import Augment
-from config.sections.base import CHECK, Section
+from config.sections.base import CHECK, Name, Section
 from config.sections.data import Data, Folds, Mining, Mix, Sampling, Teacher
 from config.sections.ensemble import Ensemble
 from config.sections.train import (
@@ -40,7 +40,7 @@ from config.sections.tune import Tune
 class MemberKeys(Section):
     """What an entry of `members` has beside settings of its own."""
 
-    name: str = Field(pattern=r"^\w[\w.+-]*$", max_length=128, description="What --member calls it.")
+    name: Name = Field(description="What --member calls it.")
     weight: float = Field(default=1.0, ge=0, description="Its share in the ensemble, over the sum of all weights.")
 
 
@@ -86,11 +86,9 @@ class Settings(Section):
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Decides every random number of the run.")
     out: Path = Field(default=Path("runs"), description="Folder that collects the runs.")
-    name: str | None = Field(
+    name: Name | None = Field(
         default=None,
-        pattern=r"^\w[\w.+-]*$",
-        max_length=128,
-        description="Name of this run's folder (letters, digits, . _ + -); null derives one from model and time.",
+        description="Name of this run's folder; null derives one from model and time.",
     )
     resume: str = Field(
         default="auto",

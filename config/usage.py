@@ -137,6 +137,8 @@ def _leaf(path: str, node: dict[str, Any]) -> Leaf:
 
 
 def _accepts(node: dict[str, Any]) -> str:
+    if "expected" in node:
+        return str(node["expected"])
     if "anyOf" in node:
         return " or ".join(_accepts(option) for option in node["anyOf"])
     if "const" in node:
@@ -153,14 +155,14 @@ def _accepts(node: dict[str, Any]) -> str:
 def _list(node: dict[str, Any]) -> str:
     entries = node.get("prefixItems")
     item = entries[0] if entries else node["items"]
+    if "enum" in item:
+        return f"a list of {', '.join(item['enum'])}"
     count = f"{len(entries)} " if entries else ""
     return f"a list of {count}{_PLURALS.get(item.get('type'), 'values')}{_range(item)}"
 
 
 def _string(node: dict[str, Any]) -> str:
-    if node.get("format") == "path":
-        return "a path"
-    return f"text of the form {node['pattern']}" if "pattern" in node else "text"
+    return "a path" if node.get("format") == "path" else "text"
 
 
 def _range(node: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import convert
 from config.errors import ConfigError, ConvertError, UnsupportedOperation
 from convert import command
 from convert.graph import torch_ensemble, torch_network
-from convert.place import atomic_write, refuse_existing
+from convert.place import atomic_artefact, refuse_existing
 from convert.source import Source, one_image, read
 from convert.verification import pictures, report, sensitivity, speed, verify
 from convert.verification.precision import PRECISIONS, lossy, pairs
@@ -98,7 +98,7 @@ class Exporter:
         if not lossy(job.precision) or not self._calibrated(job):
             self.write(job, job.out, overwrite=self.options.overwrite)
         else:
-            with atomic_write(job.out, self.options.overwrite, also=(".data",)) as path:
+            with atomic_artefact(job.out, self.options.overwrite, also=(".data",)) as path:
                 self.write(job, path)
                 try:
                     self._keep_limits(job, path)
@@ -153,7 +153,7 @@ class Exporter:
             return not faults_of[layers]
 
         layers = sensitivity.kept(losses, holds)
-        with atomic_write(job.out.with_name(f"{job.out.name}.sweep.md"), overwrite=True) as table:
+        with atomic_artefact(job.out.with_name(f"{job.out.name}.sweep.md"), overwrite=True) as table:
             table.write_text(sensitivity.table(losses, layers), encoding="utf-8")
         message = f"{job.out.name}: {len(layers)} of {len(losses)} layers in float"
         if faults_of[layers]:

@@ -14,7 +14,7 @@ from config.errors import ConvertError
 
 
 @contextlib.contextmanager
-def atomic_write(target: Path, overwrite: bool, also: tuple[str, ...] = ()) -> Iterator[Path]:
+def atomic_artefact(target: Path, overwrite: bool, also: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yields a path of the target's name in a temporary folder beside it; moved to `target` when all went well.
 
     `target` may become a file or a folder; what lies beside it under its name and a suffix of `also` goes along, first.

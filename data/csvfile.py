@@ -6,13 +6,13 @@ import csv
 import difflib
 import io
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from config.errors import DataError
+from config.places import atomic_write
 from data import names
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -57,8 +57,8 @@ def id_column(path: Path, name: str) -> str:
 
 
 def write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table beside its place and rename it into it, so that it is whole or absent."""
-    replace(path, encode(header, rows))
+    """Write a table, whole or not at all."""
+    atomic_write(path, encode(header, rows))
 
 
 def encode(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
@@ -68,16 +68,6 @@ def encode(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
         csv.writer(text, lineterminator="\n").writerows(itertools.chain([header], rows))
         text.flush()
         return content.getvalue()
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step; a reader, or a crash, never sees half of it."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_lines(path: Path) -> list[tuple[int, list[str]]]:

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from config.errors import DataError
+from config.places import atomic_write
 from config.program import entry
 from config.program.parser import Parser
 from data import csvfile
@@ -87,7 +88,7 @@ def _png(image: NDArray[np.float64]) -> bytes:
 
 def _put(path: Path, content: bytes) -> None:
     if not path.exists() or path.read_bytes() != content:
-        csvfile.replace(path, content)
+        atomic_write(path, content)
 
 
 if __name__ == "__main__":

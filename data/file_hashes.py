@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config.places import cache_folder, once_a_host
-from data import csvfile
+from config.places import atomic_write, cache_folder, once_a_host
 from data.decode.image import sides
 
 
@@ -79,6 +78,6 @@ def _read(memory: Path) -> dict[str, list[Any]]:
 def _write(memory: Path, known: dict[str, list[Any]]) -> None:
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        csvfile.replace(memory, json.dumps(known).encode())
+        atomic_write(memory, json.dumps(known).encode())
     except OSError as error:
         print(f"{memory}: cannot be written ({error.strerror}); the files are read again next time", file=sys.stderr)

@@ -18,6 +18,7 @@ from sklearn.model_selection import (
 )
 
 from config.errors import DataError
+from config.places import atomic_write
 from data import csvfile
 from data.rng import philox_seed
 from data.sources import Table
@@ -153,7 +154,7 @@ def write(path: Path, table: Table, folds: NDArray[np.int64]) -> None:
     content = csvfile.encode(("ID", "target", *names), rows)
     if path.exists() and path.read_bytes() != content:
         raise DataError(f"{path}: exists with other folds; read it with folds.file, or choose another run name")
-    csvfile.replace(path, content)
+    atomic_write(path, content)
 
 
 def read(path: Path, table: Table) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from config.errors import ConfigError
+from config.places import atomic_write
 from ensemble import views
 from ensemble.member import Member
 from ensemble.options import RunOptions
@@ -121,8 +122,7 @@ def write(path: Path, ensemble: Ensemble) -> None:
     raw = {key: value for key, value in raw.items() if key not in ("merge", "adaptive") or value is not None}
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("x", encoding="utf-8") as file:
-        yaml.safe_dump(raw, file, sort_keys=False)
+    atomic_write(path, yaml.safe_dump(raw, sort_keys=False))
 
 
 def _entry(member: Member, file: Path) -> dict[str, Any]:

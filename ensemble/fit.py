@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from config.errors import ConfigError
+from config.places import atomic_write
 from ensemble import analysis, ensemble_file, ensemble_fit, fitted_params, nested, scores
 from ensemble.calibration import reliability
 from ensemble.ensemble_file import Ensemble
@@ -108,7 +109,7 @@ def write(path: Path, fitted: Fitted) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if fitted.blend.layers:
         fitted_params.write(arrays, fitted.blend.layers)
-    files[1].write_text(fitted.analysis.to_json(fitted.notes), encoding="utf-8")
+    atomic_write(files[1], fitted.analysis.to_json(fitted.notes))
     reliability.draw(files[2], fitted.analysis)
     ensemble_file.write(path, ensemble)
     return files

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from config.errors import WeightsError
+from config.places import atomic_write
 from ensemble.calibration.maps import Isotonic, Vector
 from ensemble.weighting.stack import Stack
 
@@ -49,8 +50,7 @@ def write(path: Path, layers: FittedParams) -> None:
             "isotonic.starts": isotonic.starts.astype(np.int64),
         }
         arrays["isotonic.floor"] = np.array([isotonic.floor])
-    with path.open("xb") as file:
-        file.write(safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    atomic_write(path, safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def read(path: Path, classes: int, groups: int) -> FittedParams:

@@ -5,7 +5,6 @@ They are of one checkpoint on torch or MLX. The runner computes them (`Runner.fe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from backends import installed
 from config.errors import BackendUnavailable, ConfigError
+from config.places import atomic_path
 from ensemble.ensemble_file import Ensemble
 from infer import runtimes
 
@@ -82,14 +82,10 @@ def stacked(batches: Iterable[Pooled]) -> NDArray[np.float32]:
 def write(path: Path, table: Table) -> None:
     """Write an `.npz` (`ids`, `features`, `labels` where known) or a Parquet file (`id`, `features`: a list of D
     float32, `label`), beside its place and then renamed; `ConfigError` when it exists already."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with atomic_path(path) as unfinished:
         (_parquet if path.suffix == ".parquet" else _npz)(unfinished, table)
         if path.exists():
             raise ConfigError(f"{path}: exists already and is not overwritten; give another name")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _npz(path: Path, table: Table) -> None:

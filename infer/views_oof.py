@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from config import load
 from config.errors import ConfigError, DataError
+from config.places import atomic_path
 from config.sections.data import Data
 from data import sources
 from ensemble.ensemble_file import Ensemble
@@ -46,10 +47,8 @@ def answer(run: Path, views: Sequence[str], merge: Merge, batch_size: int, worke
         ensemble = Ensemble(merge=merge, views=tuple(views), members=(Member(path=fold / oof_files.BEST),))
         files = [_path(paths, str(name), run) for name in arrays["ids"]]
         logits = _answered(ensemble, files, batch_size, workers, data.on_bad_image == "partial")
-        partial = fold / f".{name}"
-        with partial.open("wb") as file:
+        with atomic_path(target) as unfinished, unfinished.open("wb") as file:
             np.savez(file, ids=arrays["ids"], logits=logits, targets=arrays["targets"])
-        partial.replace(target)
         yield f"wrote {target}: {len(logits)} images, {len(views)} views"
 
 

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from backends.mlx.metal import on_gpu
-from config.places import cache_folder, once_a_host
+from config.places import atomic_write, cache_folder, once_a_host
 from ports.common import gradients
 
 WAYS = (gradients.LIBRARY, gradients.OURS)
@@ -139,8 +138,6 @@ def write(file: Path, seconds: Seconds) -> None:
     """Keep measurements, all or nothing; where that is not possible, a line on stderr says so."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as stream:
-            json.dump(seconds, stream, indent=1)
-        Path(stream.name).replace(file)
+        atomic_write(file, json.dumps(seconds, indent=1))
     except OSError as error:
         print(f"{file} cannot be written ({error}); the measurement is made again next time", file=sys.stderr)

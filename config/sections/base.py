@@ -25,6 +25,9 @@ Positive = Annotated[float, Field(gt=0)]
 FoldNumber = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Column = Annotated[str, Field(min_length=1)]
+NAME = "a name of at most 128 letters, digits, . _ + - (the first one a letter, a digit or _)"
+# `expected` is what `usage` says in place of the regular expression.
+Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=128, json_schema_extra={"expected": NAME})]
 
 
 class Section(BaseModel):

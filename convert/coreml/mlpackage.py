@@ -23,7 +23,7 @@ from config.errors import ConvertError
 from convert.coreml import compress
 from convert.coreml.classify import add_labels
 from convert.graph import torch_network
-from convert.place import atomic_write, temporaries
+from convert.place import atomic_artefact, temporaries
 from convert.quiet import quietly
 from infer.runtimes import images as pixels
 from infer.runtimes.mil.package import coremltools
@@ -61,7 +61,7 @@ def write(
     `float_layers` names constants of the program that stay in fp16 where `precision` compresses the others.
     Raises `ConvertError`, or `BackendUnavailable` where coremltools is missing.
     """
-    with atomic_write(out, overwrite) as path, temporaries(path.parent), quietly():
+    with atomic_artefact(out, overwrite) as path, temporaries(path.parent), quietly():
         model = converted(network, card, precision, batches, macos)
         save(compress.compressed(model, precision, float_layers, macos), card, path, labels=not batches)
     return out

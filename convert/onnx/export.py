@@ -19,7 +19,7 @@ from onnx import external_data_helper
 from config.errors import ConvertError
 from convert.graph import torch_network
 from convert.onnx import int8
-from convert.place import atomic_write
+from convert.place import atomic_artefact
 from convert.quiet import quietly
 from convert.verification.pictures import Pixels
 from infer.runtimes import images as pixels
@@ -53,7 +53,7 @@ def write(
     nodes `float_layers` as they are. `probabilities` adds the softmax as a second output. A model over 2 GB has its
     weights in `out` + `.data`. Raises `ConvertError`.
     """
-    with atomic_write(out, overwrite, also=(".data",)) as path:
+    with atomic_artefact(out, overwrite, also=(".data",)) as path:
         with quietly():
             message = exported(network, card, precision, float_input, probabilities, opset)
             if precision == "int8":

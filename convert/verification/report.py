@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import ConvertError
+from config.places import atomic_write
 from convert.verification.verify import Comparison
 
 _COLUMNS = {
@@ -42,14 +43,10 @@ def write(folder: Path, comparisons: Sequence[Comparison]) -> Path:
     named = {c.artefact for c in comparisons}
     rows = [r for r in _read(path) if r["artefact"] not in named] + [_plain(asdict(c)) for c in comparisons]
     for file, text in ((path, json.dumps(rows, indent=1) + "\n"), (folder / "verify.md", markdown(rows))):
-        beside = file.with_name(f".{file.name}.part")
         try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(file)
+            atomic_write(file, text)
         except OSError as error:
             raise ConvertError(f"{file}: cannot be written ({error.strerror or error})") from error
-        finally:
-            beside.unlink(missing_ok=True)
     return path
 
 

@@ -11,7 +11,8 @@ import jinja2
 import numpy as np
 
 from config.errors import DataError
-from data import csvfile, resize
+from config.places import atomic_write
+from data import resize
 from data.audit import table
 from data.audit.audit import Audit
 from data.audit.findings import KINDS, Finding, counts
@@ -49,7 +50,7 @@ def write(
         pictures=thumbnails(findings, audit.paths),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    csvfile.replace(folder / NAME, page.encode())
+    atomic_write(folder / NAME, page.encode())
     return folder / NAME
 
 

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from config.places import cache_folder, once_a_host
-from data import csvfile
+from config.places import atomic_write, cache_folder, once_a_host
 from data.audit import duplicates, fingerprint
 from data.audit.duplicates import Pair
 from data.audit.image_stats import ImageStats, Look, look
@@ -191,7 +190,7 @@ def _write(file: Path, looks: dict[Key, Look], pairs_of: dict[str, list[Pair]]) 
     )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        csvfile.replace(file, packed.getvalue())
+        atomic_write(file, packed.getvalue())
     except OSError as error:
         print(f"audit: not kept for the next time, {file}: {error.strerror}", file=sys.stderr)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from config.places import atomic_write
 from data import csvfile
 from data.audit.findings import Finding
 
@@ -30,7 +31,7 @@ def write(folder: Path, findings: Sequence[Finding], earlier: Sequence[Finding] 
     while path.exists() and path.read_bytes() not in ours:
         number += 1
         path = folder / f"{Path(NAME).stem}_{number}.csv"
-    csvfile.replace(path, content)
+    atomic_write(path, content)
     return path
 
 

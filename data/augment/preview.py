@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from config.errors import ConfigError, DataError
+from config.places import atomic_write
 from config.schema import Settings
-from data import csvfile, resize, sources
+from data import resize, sources
 from data.augment import transforms
 from data.decode.image import decode
 from data.loading.sampler import occurrences
@@ -55,7 +56,7 @@ def write(settings: Settings, out: Path, images: int = 8, columns: int = 8, ops:
     sheet = _sheet(rows, ["original", *(column.title for column in parts)], cell)
     _, data = cv2.imencode(out.suffix, cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     out.parent.mkdir(parents=True, exist_ok=True)
-    csvfile.replace(out, data.tobytes())
+    atomic_write(out, data.tobytes())
     return out
 
 

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from config.places import atomic_write
 from data.pixels import Pixels
 
 Encoding = Literal["raw", "jpeg"]
@@ -117,9 +118,7 @@ class Store:
         index = self.folder / "index"
         if not index.exists() or index.stat().st_size == len(self._kept) * _RECORD.itemsize:
             return
-        partial = self.folder / "index.partial"
-        partial.write_bytes(np.array([(key, *kept) for key, kept in self._kept.items()], _RECORD).tobytes())
-        partial.replace(index)
+        atomic_write(index, np.array([(key, *kept) for key, kept in self._kept.items()], _RECORD).tobytes())
 
 
 def size(folder: Path) -> int:

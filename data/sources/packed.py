@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from config.errors import DataError
-from config.places import cache_folder, once_a_host
+from config.places import atomic_path, cache_folder, once_a_host
 from data.streaming import shard_cache
 
 Address = str | tuple[str, str, int, int]  # a path, or the file, name, offset and size of a part
@@ -153,17 +153,11 @@ def _read(data: Path, index: Path) -> Stored:
 
 
 def _write(data: Path, index: Path, rows: Iterable[tuple[str, str | None, bytes]], extra: dict[str, Any]) -> None:
-    """Both files beside their places first, so that a store is whole or absent; the index last."""
-    parts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in (data, index)]
-    try:
-        with parts[0].open("wb") as stream:
+    """Both files, whole or not at all; the index appears last."""
+    with atomic_path(index) as unfinished_index, atomic_path(data) as unfinished_data:
+        with unfinished_data.open("wb") as stream:
             table = [_append(stream, *row) for row in rows]
-        parts[1].write_text(json.dumps({"rows": table, "extra": extra}))
-        parts[0].replace(data)
-        parts[1].replace(index)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+        unfinished_index.write_text(json.dumps({"rows": table, "extra": extra}))
 
 
 def _append(stream: IO[bytes], name: str, label: str | None, content: bytes) -> tuple[str, str | None, int, int]:

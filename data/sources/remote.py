@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import re
 from pathlib import Path
 
 from config.errors import DataError
-from config.places import cache_folder, once_a_host
+from config.places import atomic_path, cache_folder, once_a_host
 from data.streaming import transfer
 
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(?=[^/])")
@@ -43,18 +42,14 @@ def _fetch(single: str, place: Path) -> None:
     """One file, unless it is there."""
     if place.exists():
         return
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as out:
+        with atomic_path(place) as unfinished, unfinished.open("wb") as out:
             out.writelines(transfer.blocks(single))
-        part.replace(place)
     except OSError as error:
         raise DataError(
             f"{place}: cannot be written ({error.strerror}); make room, or set TANDEM_CACHE to another folder"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def expand(address: str) -> list[str]:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from config.errors import DataError
+from config.places import atomic_write
 from config.sections.data import Data
 from data import names
 from data.decode.formats import SUFFIXES
@@ -161,7 +162,7 @@ def _class_names(root: Path, folder: str) -> str:
     kept = root / _NAMES[0]
     if not kept.exists():
         found = (transfer.small(f"{folder}/{name}") for name in _NAMES)
-        kept.write_bytes(next(filter(None, found), b""))
+        atomic_write(kept, next(filter(None, found), b""))
     return kept.read_text("utf-8")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from config.errors import BackendUnavailable, DataError
-from config.places import cache_folder
+from config.places import atomic_write, cache_folder
 from data.streaming import transfer
 
 try:
@@ -92,15 +92,11 @@ def adopt(place: Path, content: bytes, url: str) -> Index | None:
 def keep(place: Path, index: Index) -> Index:
     """Keep the index of a shard. `DataError` where there is no room."""
     file = _index_file(place)
-    written = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        written.write_text(json.dumps([_VERSION, *index]))
-        written.replace(file)
+        atomic_write(file, json.dumps([_VERSION, *index]))
     except OSError as error:
         raise _not_kept(file, error) from error
-    finally:
-        written.unlink(missing_ok=True)
     return index
 
 

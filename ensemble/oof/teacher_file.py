@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import ConfigError, DataError
+from config.places import atomic_path
 from ensemble.calibration.scaling import log_softmax
 from ensemble.ensemble_file import refuse_existing
 
@@ -50,7 +51,7 @@ def write(path: Path, predictions: TeacherPredictions) -> None:
     """Write the `.npz`; `ConfigError` when it exists already."""
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
+    with atomic_path(path) as unfinished, unfinished.open("wb") as file:
         np.savez(
             file,
             ids=predictions.ids,

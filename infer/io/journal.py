@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import CheckpointError, ConfigError
-from data import csvfile
+from config.places import atomic_write
 
 _JOB, _ANSWERS, _ERRORS, _DONE = "job.json", "answers.f32", "errors.jsonl", "done"
 
@@ -59,7 +59,7 @@ class Journal:
 
     def finish(self) -> None:
         """Say that the shard is complete."""
-        csvfile.replace(self.folder / _DONE, b"")
+        atomic_write(self.folder / _DONE, b"")
 
     def __enter__(self) -> Journal:
         return self
@@ -74,7 +74,7 @@ class Journal:
     def _check(self, job: Mapping[str, Any], resume: bool) -> None:
         file, answers = self.folder / _JOB, self.folder / _ANSWERS
         if not file.exists() or not (is_done(self.folder) or (answers.exists() and answers.stat().st_size)):
-            csvfile.replace(file, json.dumps(dict(job), indent=1).encode())
+            atomic_write(file, json.dumps(dict(job), indent=1).encode())
             return
         begun = _read(file)
         if not resume:
@@ -103,7 +103,7 @@ class Journal:
         kept_errors = {row: text for row, text in read_errors(self.folder).items() if row < begin + rows_kept}
         if errors.exists():
             lines = [json.dumps({"row": row, "error": text}) + "\n" for row, text in kept_errors.items()]
-            csvfile.replace(errors, "".join(lines).encode())
+            atomic_write(errors, "".join(lines).encode())
         return rows_kept
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from backends import installed
 from config.errors import BackendUnavailable, ConfigError
+from config.places import atomic_path
 from infer.io import submission
 
 Table = Literal["submission", "wide"]
@@ -78,14 +78,10 @@ def is_submission(path: Path, table: Table) -> bool:
 
 def write(path: Path, results: Results) -> None:
     """Write a `.csv` of wide probabilities, a `.jsonl`, a `.parquet` or an `.npz`."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with atomic_path(path) as unfinished:
         {**_WRITERS, ".csv": _wide}[path.suffix](unfinished, results)
         if path.exists():
             raise ConfigError(f"{path}: exists already and is not overwritten; give another --out")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _wide(path: Path, results: Results) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import ConfigError, DataError
+from config.places import atomic_path
 from data import csvfile, names
 from ensemble import aliases as alias
 from ensemble.aliases import Groups
@@ -171,8 +172,12 @@ def probabilities_path(path: Path) -> Path:
 def refuse_existing(path: Path) -> None:
     """`ConfigError` when the submission `path` or its probabilities exist."""
     for file in (path, probabilities_path(path)):
-        if file.exists():
-            raise ConfigError(f"{file}: exists already and is not overwritten; give another --out")
+        _refuse_existing(file)
+
+
+def _refuse_existing(file: Path) -> None:
+    if file.exists():
+        raise ConfigError(f"{file}: exists already and is not overwritten; give another --out")
 
 
 def prepare(out: Path) -> None:
@@ -363,10 +368,12 @@ def _printed(row: Probabilities) -> list[str]:
 
 
 def _write_rows(path: Path, header: Sequence[str], rows: Iterable[list[str]], delimiter: str = ",") -> None:
-    with path.open("x", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    with atomic_path(path) as unfinished:
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+        _refuse_existing(path)
 
 
 def _stem(name: str) -> str:

@@ -15,15 +15,15 @@ from typing import Any
 
 import jinja2
 
+from config.places import atomic_write
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write(out: Path, template: str, **values: Any) -> Path:
     """Write a page with these values, whole or not at all; its path."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial")
-    partial.write_text(page(template, **values), encoding="utf-8")
-    partial.replace(out)
+    atomic_write(out, page(template, **values))
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from config.errors import WeightsError
+from config.places import atomic_path
 
 Weights = dict[str, NDArray[np.float32]]
 # What timm recomputes from the architecture, or keeps for itself: never part of the canonical weights.
@@ -42,14 +42,10 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
 
 
 def write(path: Path, weights: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> None:
-    """Write float32 weights as safetensors beside `path`, then rename: the file is whole or absent."""
+    """Write float32 weights as safetensors; the file is whole or absent."""
     arrays = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        safetensors.numpy.save_file(arrays, beside, metadata=dict(metadata))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_path(path) as unfinished:
+        safetensors.numpy.save_file(arrays, unfinished, metadata=dict(metadata))
 
 
 def _float32(name: str, array: NDArray) -> NDArray[np.float32]:

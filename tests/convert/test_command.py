@@ -257,7 +257,7 @@ def test_a_folder_that_finds_no_space_says_so_in_one_line(tmp_path: Path) -> Non
     told = f"[Errno 28] {os.strerror(errno.ENOSPC)}: 'a' -> 'b'"
     with (
         pytest.raises(ConvertError, match="free some space"),
-        place.atomic_write(tmp_path / "x.mlpackage", False) as path,
+        place.atomic_artefact(tmp_path / "x.mlpackage", False) as path,
     ):
         path.mkdir()
         raise shutil.Error([("a", "b", told)])

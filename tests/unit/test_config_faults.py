@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,13 @@ def test_a_dotted_key_beside_its_section_is_told_apart(write: Any) -> None:
         ("folds.n_splits", "1", "a whole number from 2 to 1000"),
         ("tta.views", "[]", "a list of names"),
         ("model", "[a, b]", "text"),
-        ("name", "../elsewhere", "text of the form"),
+        (
+            "name",
+            "a/b",
+            "a name of at most 128 letters, digits, . _ + - (the first one a letter, a digit or _) or null",
+        ),
+        ("model", "''", "text, not an empty one"),
+        ("ensemble.calibration", "[platt]", "a list of none, temperature, vector, isotonic"),
         ("ema.decay", "1", "a number >= 0 and < 1"),
     ],
 )
@@ -104,6 +111,16 @@ def test_a_wrong_value_says_what_was_found_where_and_what_is_allowed(
     path = write(f"# first\n{section}:\n  {key}: {value}\n" if section else f"# first\n\n{key}: {value}\n")
     (line,) = faults(*ROOT, "--config", path)
     assert f"({path}, line 3); expected {expected}" in line
+
+
+def test_a_wrong_value_of_any_setting_is_explained_in_words() -> None:
+    others, refused = [path for path in usage.leaves() if path != "resume"], set()
+    for value in ("a/b c", "''", "-1e9", "[]", "[-1.5, {}]", "{a: 1}", "nan"):
+        for line in faults(*(f"--{path}={value}" for path in others)):
+            refused.add(line.partition(":")[0])
+            # Neither a regular expression nor what pydantic and Python say.
+            assert "; expected " in line and not re.search(r"\\|\^|Input|should|Error|type=", line), line
+    assert refused == set(others)
 
 
 @pytest.mark.parametrize(

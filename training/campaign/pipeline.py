@@ -22,6 +22,7 @@ import yaml
 from config import members as listed
 from config.command import SHARED_MODES, RunRequest
 from config.errors import CheckpointError, ConfigError, DataError, Interrupted
+from config.places import atomic_write
 from data import sources
 from data.audit import command as look
 from data.audit import page
@@ -339,4 +340,4 @@ def _make_room(folder: Path) -> None:
         new = path.with_name(f"{stem}_{number}{path.name.removeprefix(stem)}")
         path.rename(new)
         if new.suffix == ".yaml":
-            run_dir.write_text(new, new.read_text().replace(f"{stem}_layers.", f"{stem}_{number}_layers."))
+            atomic_write(new, new.read_text().replace(f"{stem}_layers.", f"{stem}_{number}_layers."))

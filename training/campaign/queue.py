@@ -13,7 +13,6 @@ What this asks of a shared folder: exclusive creation and rename are atomic, and
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 import time
@@ -26,6 +25,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
+from config.places import atomic_write
 from training.run import run_dir
 
 PATIENCE = 180.0
@@ -86,10 +86,7 @@ class Claim:
                 continue
 
     def _write(self) -> None:
-        path = _path(self.folder, self._number)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(asdict(self._owner)))
-        partial.replace(path)
+        atomic_write(_path(self.folder, self._number), json.dumps(asdict(self._owner)))
 
 
 class Worklist:

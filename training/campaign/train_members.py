@@ -16,6 +16,7 @@ from config import members as listed
 from config.command import RunRequest
 from config.errors import ConfigError, Interrupted
 from config.members import Member
+from config.places import atomic_write
 from data import check
 from training.campaign import failures, members, queue
 from training.campaign.members import Campaign
@@ -87,7 +88,7 @@ def _begin(campaign: Campaign, jobs: Sequence[fold.Job], numbers: Sequence[int])
             resume.apply(job.folder, job.settings)
             with run_dir.run_lock(job.folder):
                 if not (job.folder / FOLDS).exists():
-                    (job.folder / FOLDS).write_bytes((campaign.folder / FOLDS).read_bytes())
+                    atomic_write(job.folder / FOLDS, (campaign.folder / FOLDS).read_bytes())
     members.record(campaign.folder, campaign.listed)
 
 

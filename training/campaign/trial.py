@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import load
+from config.places import atomic_write
 from config.schema import Settings
 from data import folds, sources
 from data.rng import philox
@@ -94,7 +95,7 @@ def train(
         table, fold_of = thinned(table, fold_of, settings.tune.proxy_per_class, number, settings.seed)
     settings, spec, _ = prepare(settings, table)
     folder.mkdir(parents=True, exist_ok=True)
-    run_dir.write_text(folder / run_dir.CONFIG, load.to_yaml(settings))
+    atomic_write(folder / run_dir.CONFIG, load.to_yaml(settings))
     teaching, part = distillation.read(settings, shared.table), replace(shared, table=table, fold_of=fold_of)
     job = fold.Job(engine, settings, spec, part, teaching, folder, stop_requested, on_epoch)
     for row in history(folder / f"fold_{number}"):

@@ -26,15 +26,14 @@ from backends import installed
 from config import load, usage
 from config.errors import BackendUnavailable, CheckpointError, ConfigError, Diverged, Interrupted, OutOfMemory
 from config.members import Member
+from config.places import atomic_write
 from config.schema import Settings
 from config.sections.tune import Search
-from data import csvfile
 from data.rng import philox_seed
 from training.campaign import queue, trial
 from training.campaign.members import Campaign
 from training.campaign.start import open_shared
 from training.policy.stopping import HIGHER_IS_BETTER
-from training.run import run_dir
 from training.run.prepare import SharedData
 
 if TYPE_CHECKING:
@@ -263,7 +262,7 @@ class _Study:
         file, told = self.folder / "trials.csv", _table(self.study, self.metric)
         if not file.exists() or file.read_bytes() != told:
             tune_plot.write(self.study, self.metric, self.folder / "study.png")
-            csvfile.replace(file, told)
+            atomic_write(file, told)
 
 
 def write(campaign: Campaign, found: list[Found]) -> Path:
@@ -273,7 +272,7 @@ def write(campaign: Campaign, found: list[Found]) -> Path:
     if len(members) == 1 and not load.read_members(campaign.folder / load.CAMPAIGN)[0].name:
         members = [replace(members[0], name="")]
     path = campaign.folder / f"train_optimized_{datetime.now():%Y%m%d_%H%M%S}.yaml"
-    run_dir.write_text(path, load.members_yaml(members))
+    atomic_write(path, load.members_yaml(members))
     for one in found:
         metric = one.member.settings.stopping.metric
         print(f"{one.member.name}: best of {one.trials} trials: {metric} {one.score:.4f} with {_said(one.values)}")

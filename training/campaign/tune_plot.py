@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 from matplotlib.figure import Figure
 
+from config.places import atomic_path
 from training.policy.stopping import HIGHER_IS_BETTER
 
 _SEEN = 4  # trials with a score that the importances need
@@ -41,9 +42,8 @@ def write(study: optuna.Study, metric: str, path: Path) -> None:
     else:
         right.set_axis_off()
         right.text(0.5, 0.5, f"Importances need {_SEEN} trained trials\nwhose scores differ", ha="center", va="center")
-    partial = path.with_name(f"{path.stem}.partial.png")
-    figure.savefig(partial, dpi=120)
-    partial.replace(path)
+    with atomic_path(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
 
 
 def _importances(study: optuna.Study, scores: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from config.errors import GroupLost, Interrupted, TandemError, reason
 from config.launch import Launch
-from data import csvfile
+from config.places import atomic_write
 
 STATUS = "status.json"
 
@@ -90,7 +90,7 @@ class GroupRun:
     def _write(self, state: str, error: str = "") -> None:
         if self._folder:
             status = {"state": state, "processes": self._launch.world_size, "error": error}
-            csvfile.replace(self._folder / STATUS, json.dumps(status, indent=1).encode() + b"\n")
+            atomic_write(self._folder / STATUS, json.dumps(status, indent=1).encode() + b"\n")
 
     def _here(self) -> str:
         return f"rank {self._launch.rank} on {socket.gethostname()}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from backends.contract import CompileMode, Session
 from config.errors import BackendUnavailable, ConfigError
+from config.places import atomic_write
 from config.sections.train import Train
 from training.loop.rehearsal import Ahead, rehearse
 from training.policy import compiling
@@ -65,9 +66,7 @@ def _kept(fold: Path) -> bool | None:
 
 
 def _keep(fold: Path, chosen: bool) -> None:
-    partial = fold / f"{_FILE}.partial"
-    partial.write_text("on\n" if chosen else "off\n")
-    partial.replace(fold / _FILE)
+    atomic_write(fold / _FILE, "on\n" if chosen else "off\n")
 
 
 def _insisted(opened: Session, engine: str) -> Session:

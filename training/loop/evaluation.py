@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from backends.contract import Session, Which
 from config.errors import DataError
+from config.places import atomic_path
 from data.loading.loader import Loaded, Loader
 from training.distributed.ranks import together
 from training.loop import metrics
@@ -79,6 +80,6 @@ def deciding(row: dict[str, float], metric: str, share: float) -> float:
 
 def write_oof(folder: Path, ids: Sequence[str], logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     """`oof.npz` of a fold: ids, logits and targets of the validation images that could be read."""
-    partial, kept = folder / "oof.partial.npz", answered(logits)
-    np.savez(partial, ids=np.array(ids)[kept], logits=logits[kept], targets=labels[kept])
-    partial.replace(folder / "oof.npz")
+    kept = answered(logits)
+    with atomic_path(folder / "oof.npz") as unfinished, unfinished.open("wb") as file:
+        np.savez(file, ids=np.array(ids)[kept], logits=logits[kept], targets=labels[kept])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import OutOfMemory
+from config.places import atomic_write
 
 _FILE = "micro_batch.txt"
 
@@ -23,9 +24,7 @@ def remembered(fold: Path) -> int:
 
 def remember(fold: Path, size: int) -> None:
     """Keep the micro-batch for the next start."""
-    partial = fold / f"{_FILE}.partial"
-    partial.write_text(f"{size}\n")
-    partial.replace(fold / _FILE)
+    atomic_write(fold / _FILE, f"{size}\n")
 
 
 def check_limit(described: Mapping[str, Any]) -> None:

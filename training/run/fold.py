@@ -22,6 +22,7 @@ import backends
 from backends.contract import Backend, CompileMode, Session, SessionConfig, Weights
 from backends.group import ALONE, Group
 from config.errors import CheckpointError, DataError, Interrupted, OutOfMemory
+from config.places import atomic_write
 from config.schema import Settings
 from config.sections.data import Data
 from data import folds
@@ -225,7 +226,7 @@ def _start(job: Job, backend: Backend, number: int) -> probe.Start:
         for note in (*found.notes, *notes):
             print(note)
         start = _probed(job, backend, number, fitted, probe.is_needed(found.weights, spec))
-        run_dir.write_text(kept, "fixed\n" if start.fixed_statistics else "batch\n")
+        atomic_write(kept, "fixed\n" if start.fixed_statistics else "batch\n")
         return start
     session = backend.open(spec, None, SessionConfig(seed=settings.seed, compile=False))
     try:

@@ -15,6 +15,7 @@ from typing import Any
 
 from backends.group import Group
 from config.errors import Interrupted, TandemError, reason
+from config.places import atomic_write
 from training.loop import memory
 from training.run import results, run_dir
 
@@ -32,7 +33,7 @@ def recorded(folder: Path, engine: str, group: Group, stop_requested: Callable[[
     if group.rank == 0:
         (folder / FAILED).unlink(missing_ok=True)
         _progress.add(progress)
-        run_dir.write_text(progress, json.dumps({"owner": run_dir.owner()}))
+        atomic_write(progress, json.dumps({"owner": run_dir.owner()}))
     try:
         yield
     except Interrupted:

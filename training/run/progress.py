@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from config.places import atomic_path, atomic_write
 from config.schema import Settings
 from data.cores import cores
 from data.progress_bar import NotebookBar, is_notebook
@@ -110,7 +111,7 @@ class Progress:
             "images_per_second": round(rate, 1),
             "seconds_left": left,
         }
-        run_dir.write_text(self.folder / run_dir.PROGRESS, json.dumps(row))
+        atomic_write(self.folder / run_dir.PROGRESS, json.dumps(row))
 
     def _epoch(self, row: dict[str, float], best: bool) -> None:
         self._write(row)
@@ -145,12 +146,10 @@ class Progress:
         if target.exists():
             with target.open(newline="") as stream:
                 kept = [r for r in csv.DictReader(stream) if int(r["epoch"]) < int(row["epoch"])]
-        partial = target.with_suffix(".partial")
-        with partial.open("w", newline="") as stream:
+        with atomic_path(target) as unfinished, unfinished.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, list(row), extrasaction="ignore")
             writer.writeheader()
             writer.writerows([*kept, row])
-        partial.replace(target)
 
     def _write_lines(self, row: dict[str, Any], best: bool) -> None:
         """The same in `history.jsonl`, with the time and what the machine did."""

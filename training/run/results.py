@@ -13,6 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from config.errors import CheckpointError
+from config.places import atomic_write
 from ensemble.oof import npz, repeats
 from ensemble.oof.oof_table import Gathered
 from models.card import Card, read_card
@@ -82,9 +83,7 @@ def epochs(fold: Path) -> list[dict[str, Any]]:
 
 def write_epochs(fold: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Put rows in the place of a fold's `history.jsonl`, in one step."""
-    partial = fold / "history.jsonl.partial"
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    partial.replace(fold / "history.jsonl")
+    atomic_write(fold / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def answers(run: Path) -> Iterator[FoldPredictions]:

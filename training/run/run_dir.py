@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from config import load
 from config.errors import CheckpointError, ConfigError
+from config.places import atomic_write
 from config.schema import Settings
 from config.text import flat
 from training.loop import checkpoint
@@ -94,7 +95,7 @@ def _make(path: Path, file: str, text: str) -> bool:
     with run_lock(path):
         fresh = not any((path / name).exists() for name in (load.CAMPAIGN, CONFIG))
         if fresh:
-            write_text(path / file, text)
+            atomic_write(path / file, text)
     return fresh
 
 
@@ -230,19 +231,19 @@ def write_environment(path: Path, engine: str, session: dict[str, Any]) -> None:
     target = path / "environment.json"
     with run_lock(path):
         starts = json.loads(target.read_text()) if target.exists() else []
-        write_text(target, json.dumps([*starts, _environment(path, engine, session)], indent=1))
+        atomic_write(target, json.dumps([*starts, _environment(path, engine, session)], indent=1))
 
 
 def replace_settings(file: Path, text: str) -> None:
     """Put other settings in the place of a run's or a campaign's; the old file stays, as `config_1.yaml` or so."""
     number = len(list(file.parent.glob(f"{file.stem}*{file.suffix}")))
     file.rename(file.with_stem(f"{file.stem}_{number}"))
-    write_text(file, text)
+    atomic_write(file, text)
 
 
 def write_yaml(path: Path, value: Any) -> None:
     """Write plain values as YAML, whole or not at all."""
-    write_text(path, yaml.safe_dump(value, sort_keys=False))
+    atomic_write(path, yaml.safe_dump(value, sort_keys=False))
 
 
 def _environment(path: Path, engine: str, session: dict[str, Any]) -> dict[str, Any]:
@@ -303,13 +304,6 @@ def number_of(path: Path) -> int:
     """The number that the name of a run begins with, 0 where the user named it."""
     found = re.match(r"(\d{4,6})_", path.name)
     return int(found[1]) if found else 0
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _version(package: str) -> str:

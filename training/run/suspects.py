@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from config.places import atomic_path
 from data.sources import Table
 
 
@@ -24,11 +25,9 @@ def write(
     if not found:
         return
     id_of = dict(zip(table.paths, table.ids, strict=True))
-    partial = folder / "suspects.partial"
-    with partial.open("w", newline="") as stream:
+    with atomic_path(folder / "suspects.csv") as unfinished, unfinished.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("id", "target", "loss"))
         for i in found:
             path, target = paths[i], table.class_names[labels[i]]
             writer.writerow((id_of.get(path, str(path)), target, f"{losses[i]:.6f}"))
-    partial.replace(folder / "suspects.csv")

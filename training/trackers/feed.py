@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from config.places import atomic_write
 from training.run import results
 from training.trackers import Opener, Title, Tracker
 
@@ -81,9 +82,7 @@ class Feed:
 
     def _remember(self, **what: Any) -> None:
         self._told.update(what)
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps(self._told))
-        partial.replace(self._file)
+        atomic_write(self._file, json.dumps(self._told))
 
 
 def figures(row: dict[str, Any]) -> dict[str, float]:
