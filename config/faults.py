@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from config import renamed, usage
 from config.errors import ConfigError
+from config.schema import Settings
 from config.sections.base import CHECK
 from config.text import LONGEST, plain, short, shown
 from config.yaml_file import Key, Layer
@@ -71,10 +72,18 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
     if source:
         value = _value(source.values, key)
         default = shown({entry: value[entry]} if entry else value)
-    expected = details["msg"] if details["type"] == CHECK else leaf.accepts
-    if details["type"] in ("string_too_short", "too_short"):
-        expected += ", not an empty one"
-    return f"{prefix}{path}: found {default} ({where}); expected {expected}"
+    return f"{prefix}{path}: found {default} ({where}); expected {_expected(leaf, key, details)}"
+
+
+def _expected(leaf: usage.Leaf, key: Key, details: ErrorDetails) -> str:
+    if details["type"] == CHECK:
+        return details["msg"]
+    inner = details["loc"][details["loc"].index(key[0]) + len(key) :]
+    if details["type"] == "extra_forbidden":
+        inner = inner[:-1]
+    if leaf.accepts == usage.MAPPING and inner:
+        return f"{usage.expected(Settings, (*key, *inner))} in {'.'.join(map(str, inner))}"
+    return leaf.accepts + usage.not_empty(details)
 
 
 def unknown(key: Key, where: str) -> str:

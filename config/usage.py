@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 
 from config.schema import Settings
 from config.text import plain
@@ -122,6 +126,40 @@ def help_text(prog: str) -> str:
     return parser.format_help()
 
 
+def expected(model: type[BaseModel], location: Sequence[int | str]) -> str:
+    """What a model takes at a location of one of pydantic's errors."""
+    schema = model.model_json_schema()
+    node = schema
+    for segment in location:
+        inner = _inside(node, segment, schema)
+        if inner is None:  # what follows names a branch of a union
+            break
+        node = inner
+    accepted = []
+    for option in node.get("anyOf", [node]):
+        keys = _definition(option, schema)["properties"] if "$ref" in option else ()
+        accepted.append(f"{MAPPING} with {', '.join(keys)}" if keys else _accepts(option))
+    return " or ".join(accepted)
+
+
+def not_empty(fault: ErrorDetails) -> str:
+    """What to add to what a setting takes where it is of the right type and empty."""
+    return ", not an empty one" if fault["type"] in ("string_too_short", "too_short") else ""
+
+
+def _inside(node: dict[str, Any], segment: int | str, schema: dict[str, Any]) -> dict[str, Any] | None:
+    """The part of a node at a key or a position; None where it has none."""
+    for branch in node.get("anyOf", [node]):
+        option = _definition(branch, schema) if "$ref" in branch else branch
+        parts = option.get("properties", {})
+        if isinstance(segment, int):
+            parts = dict(enumerate(option.get("prefixItems", [])))
+        inner = parts.get(segment, option.get("items" if isinstance(segment, int) else "additionalProperties"))
+        if isinstance(inner, dict):
+            return inner
+    return None
+
+
 @functools.cache
 def _schema() -> dict[str, Any]:
     return Settings.model_json_schema()
@@ -158,7 +196,9 @@ def _list(node: dict[str, Any]) -> str:
     if "enum" in item:
         return f"a list of {', '.join(item['enum'])}"
     count = f"{len(entries)} " if entries else ""
-    return f"a list of {count}{_PLURALS.get(item.get('type'), 'values')}{_range(item)}"
+    return (
+        f"a list of {count}{'mappings' if '$ref' in item else _PLURALS.get(item.get('type'), 'values')}{_range(item)}"
+    )
 
 
 def _string(node: dict[str, Any]) -> str:

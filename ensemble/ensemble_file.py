@@ -14,9 +14,12 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
+from config import usage
 from config.errors import ConfigError
 from config.places import atomic_write
+from config.text import shown
 from ensemble import views
 from ensemble.member import Member
 from ensemble.options import RunOptions
@@ -101,7 +104,8 @@ def read(path: Path) -> Ensemble:
     try:
         ensemble = Ensemble.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {'; '.join(_fault(fault) for fault in error.errors())}") from error
+        faults = [fault for fault in error.errors() if not any(_is_within(other, fault) for other in error.errors())]
+        raise ConfigError(f"{path}: {'; '.join(map(_fault, faults))}") from error
     placed = tuple(m.model_copy(update={"path": path.parent / m.path}) for m in ensemble.members)
     missing = [str(member.path) for member in placed if not member.path.exists()]
     if missing:
@@ -154,7 +158,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _fault(fault: Any) -> str:
+def _fault(fault: ErrorDetails) -> str:
     """One of pydantic's findings as `where: what`, with the nearest key for an unknown one."""
     where = ".".join(str(segment) for segment in fault["loc"])
     if fault["type"] == "extra_forbidden":
@@ -166,6 +170,16 @@ def _fault(fault: Any) -> str:
         return f"{where}: unknown key; {f'did you mean {near[0]}?' if near else 'keys: ' + ', '.join(keys)}"
     if fault["type"] == "missing":
         return f"{where}: is missing"
-    text = fault["msg"].removeprefix("Value error, ")
-    text = text if fault["type"] == "value_error" else f"{text[0].lower()}{text[1:]}, found {fault['input']!r}"
-    return f"{where}: {text}" if where else text
+    if fault["type"] == "value_error":
+        text = fault["msg"].removeprefix("Value error, ")
+        return f"{where}: {text}" if where else text
+    return f"{where}: found {shown(fault['input'])}; expected {_expected(fault)}"
+
+
+def _expected(fault: ErrorDetails) -> str:
+    return usage.expected(Ensemble, fault["loc"]) + usage.not_empty(fault)
+
+
+def _is_within(fault: ErrorDetails, other: ErrorDetails) -> bool:
+    """Whether a fault is one of an entry of what the other one is about, which follows from it."""
+    return len(fault["loc"]) > len(other["loc"]) and fault["loc"][: len(other["loc"])] == other["loc"]

@@ -11,8 +11,10 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from config import usage
 from config.errors import ConfigError
 from config.sections.train import Precision
+from config.text import shown
 
 ComputeUnit = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -58,9 +60,8 @@ def given(named: Mapping[str, Any], source: str = "options") -> RunOptions:
         return RunOptions.model_validate(named)
     except ValidationError as error:
         fault = error.errors()[0]
-        raise ConfigError(
-            f"{source}: {fault['loc'][0]}: {fault['msg'][0].lower()}{fault['msg'][1:]}, found {fault['input']!r}"
-        ) from error
+        text = f"found {shown(fault['input'])}; expected {usage.expected(RunOptions, fault['loc'])}"
+        raise ConfigError(f"{source}: {fault['loc'][0]}: {text}") from error
 
 
 def parse_overrides(texts: Sequence[str], count: int) -> dict[int, RunOptions]:

@@ -112,7 +112,7 @@ def test_options_of_a_file_are_read_written_and_checked(trained, tmp_path):
         (0, {"device": "cuda:7"}, "--device cuda:7: torch .* has no such device here"),
         (0, {"device": "toaster"}, "--device toaster: torch .* has no such device here"),
         (1, {"provider": "cuda"}, "ONNX Runtime has no CUDAExecutionProvider here; it has"),
-        (0, {"precision": "fp8"}, "options: precision: input should be"),
+        (0, {"precision": "fp8"}, "options: precision: found 'fp8'; expected one of auto, fp32, tf32, bf16, fp16"),
         (0, {"devise": "cpu"}, "options: 'devise' is not known; there are device"),
     ],
 )

@@ -50,19 +50,27 @@ def test_a_file_is_not_overwritten(tmp_path):
         ("members:\n- {path: ., wieght: 1}", ["members.0.wieght: unknown key; did you mean weight?"]),
         ("member: []", ["members: is missing", "member: unknown key; did you mean members?"]),
         ("members:\n- {path: ., weight: -1}", ["members.0.weight: ", "found -1"]),
-        ("members:\n- {path: ., weight: .nan}", ["members.0.weight: ", "finite"]),
+        ("members:\n- {path: ., weight: .nan}", ["members.0.weight: found nan; expected a number >= 0"]),
         ("members:\n- {path: ., weight: 0}", ["weights of all members are 0"]),
-        ("members: []", ["members: ", "at least 1"]),
+        ("members: []", ["members: found []; expected a list of mappings, not an empty one"]),
         ("views: [hflp]\nmembers:\n- path: .", ["views: view 'hflp' is not known; did you mean hflip"]),
         (
             "combine: mean\ntemperature: 0\nmembers:\n- path: .",
-            ["combine: ", "'probabilities', 'logits' or 'ranks'", "temperature: "],
+            [
+                "combine: found 'mean'; expected one of probabilities, logits, ranks",
+                "temperature: found 0; expected a number > 0",
+            ],
         ),
         ("members:\n- path: here\n- path: there", ["do not exist: ", "here", "there"]),
         ("members: [", ["not a YAML file"]),
         ("- a", ["must be a mapping"]),
         ("!!python/object/apply:os.system ['true']", ["not a YAML file"]),
-        ("version: 2\nmembers:\n- path: .", ["version: "]),
+        ("version: 2\nmembers:\n- path: .", ["version: found 2; expected 1"]),
+        ("members:\n- {path: [a], options: {compile: maybe}}", ["members.0.path: found [a]; expected a path"]),
+        (
+            "members:\n- {path: ., options: {compile: maybe}}",
+            ["compile: found 'maybe'; expected true or false"],
+        ),
     ],
 )
 def test_every_fault_of_a_file_is_named_in_one_line(tmp_path, text, faults):
