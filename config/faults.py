@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from config import renamed, usage
 from config.errors import ConfigError
 from config.schema import Settings
+from config.sections import described
 from config.sections.base import CHECK
 from config.text import LONGEST, plain, short, shown
 from config.yaml_file import Key, Layer
@@ -81,9 +82,9 @@ def _expected(leaf: usage.Leaf, key: Key, details: ErrorDetails) -> str:
     inner = details["loc"][details["loc"].index(key[0]) + len(key) :]
     if details["type"] == "extra_forbidden":
         inner = inner[:-1]
-    if leaf.accepts == usage.MAPPING and inner:
-        return f"{usage.expected(Settings, (*key, *inner))} in {'.'.join(map(str, inner))}"
-    return leaf.accepts + usage.not_empty(details)
+    if leaf.accepts == described.MAPPING and inner:
+        return f"{described.expected(Settings, (*key, *inner))} in {'.'.join(map(str, inner))}"
+    return leaf.accepts + described.not_empty(details)
 
 
 def unknown(key: Key, where: str) -> str:

@@ -24,6 +24,7 @@ from config.errors import ConfigError
 from config.members import Member
 from config.program import version
 from config.schema import Settings
+from config.sections import described
 from config.text import nearest, plain, shown
 from config.yaml_file import Key, Layer, put
 
@@ -338,7 +339,7 @@ def _validated(values: Iterable[Mapping[str, Any]]) -> Settings:
 
 def _whole_entries(values: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """The values, of which an entry of a setting that is a mapping (tune.space) replaces a later one as a whole."""
-    mappings = [leaf.path.split(".") for leaf in usage.leaves().values() if leaf.accepts == usage.MAPPING]
+    mappings = [leaf.path.split(".") for leaf in usage.leaves().values() if leaf.accepts == described.MAPPING]
     seen: set[Key] = set()
     for layer in values:
         for section, key in mappings:

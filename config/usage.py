@@ -8,26 +8,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic_core import ErrorDetails
-
 from config.schema import Settings
+from config.sections import described
 from config.text import plain
 
-MAPPING = "a mapping"
-_WORDS = {
-    "integer": "a whole number",
-    "number": "a number",
-    "boolean": "true or false",
-    "null": "null",
-    "object": MAPPING,
-}
-_PLURALS = {"integer": "whole numbers", "number": "numbers", "string": "names"}
-_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 # The stages of a campaign in their order, and the two words for several of them.
 MODES = {
     "audit": "look for damaged, repeated and mislabelled images",
@@ -57,7 +44,7 @@ def sections() -> dict[str, str]:
     schema, descriptions = _schema(), {}
     for name, node in schema["properties"].items():
         if "$ref" in node:
-            descriptions[name] = str(_definition(node, schema)["description"]).partition("\n")[0]
+            descriptions[name] = str(described.definition(node, schema)["description"]).partition("\n")[0]
     return descriptions
 
 
@@ -68,7 +55,7 @@ def leaves() -> dict[str, Leaf]:
     by_path: dict[str, Leaf] = {}
     for name, node in schema["properties"].items():
         if "$ref" in node:
-            for key, inner in _definition(node, schema)["properties"].items():
+            for key, inner in described.definition(node, schema)["properties"].items():
                 by_path[f"{name}.{key}"] = _leaf(f"{name}.{key}", inner)
         else:
             by_path[name] = _leaf(name, node)
@@ -78,7 +65,7 @@ def leaves() -> dict[str, Leaf]:
 def is_setting(path: str) -> bool:
     """Whether a dotted path is a setting, or an entry of one that is a mapping, such as augment.ops.rotate."""
     mapping = leaves().get(path.rpartition(".")[0])
-    return path in leaves() or (mapping is not None and mapping.accepts == MAPPING)
+    return path in leaves() or (mapping is not None and mapping.accepts == described.MAPPING)
 
 
 def keys_of(section: str) -> list[str]:
@@ -126,87 +113,11 @@ def help_text(prog: str) -> str:
     return parser.format_help()
 
 
-def expected(model: type[BaseModel], location: Sequence[int | str]) -> str:
-    """What a model takes at a location of one of pydantic's errors."""
-    schema = model.model_json_schema()
-    node = schema
-    for segment in location:
-        inner = _inside(node, segment, schema)
-        if inner is None:  # what follows names a branch of a union
-            break
-        node = inner
-    accepted = []
-    for option in node.get("anyOf", [node]):
-        keys = _definition(option, schema)["properties"] if "$ref" in option else ()
-        accepted.append(f"{MAPPING} with {', '.join(keys)}" if keys else _accepts(option))
-    return " or ".join(accepted)
-
-
-def not_empty(fault: ErrorDetails) -> str:
-    """What to add to what a setting takes where it is of the right type and empty."""
-    return ", not an empty one" if fault["type"] in ("string_too_short", "too_short") else ""
-
-
-def _inside(node: dict[str, Any], segment: int | str, schema: dict[str, Any]) -> dict[str, Any] | None:
-    """The part of a node at a key or a position; None where it has none."""
-    for branch in node.get("anyOf", [node]):
-        option = _definition(branch, schema) if "$ref" in branch else branch
-        parts = option.get("properties", {})
-        if isinstance(segment, int):
-            parts = dict(enumerate(option.get("prefixItems", [])))
-        inner = parts.get(segment, option.get("items" if isinstance(segment, int) else "additionalProperties"))
-        if isinstance(inner, dict):
-            return inner
-    return None
-
-
 @functools.cache
 def _schema() -> dict[str, Any]:
     return Settings.model_json_schema()
 
 
-def _definition(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    return dict(schema["$defs"][node["$ref"].rpartition("/")[2]])
-
-
 def _leaf(path: str, node: dict[str, Any]) -> Leaf:
     default = f"default {plain(node['default'])}" if "default" in node else "required"
-    return Leaf(path, node.get("description", ""), _accepts(node), default)
-
-
-def _accepts(node: dict[str, Any]) -> str:
-    if "expected" in node:
-        return str(node["expected"])
-    if "anyOf" in node:
-        return " or ".join(_accepts(option) for option in node["anyOf"])
-    if "const" in node:
-        return str(node["const"])
-    if "enum" in node:
-        return f"one of {', '.join(map(str, node['enum']))}"
-    if node.get("type") == "array":
-        return _list(node)
-    if node.get("type") == "string":
-        return _string(node)
-    return _WORDS[node.get("type", "object")] + _range(node)
-
-
-def _list(node: dict[str, Any]) -> str:
-    entries = node.get("prefixItems")
-    item = entries[0] if entries else node["items"]
-    if "enum" in item:
-        return f"a list of {', '.join(item['enum'])}"
-    count = f"{len(entries)} " if entries else ""
-    return (
-        f"a list of {count}{'mappings' if '$ref' in item else _PLURALS.get(item.get('type'), 'values')}{_range(item)}"
-    )
-
-
-def _string(node: dict[str, Any]) -> str:
-    return "a path" if node.get("format") == "path" else "text"
-
-
-def _range(node: dict[str, Any]) -> str:
-    if "minimum" in node and "maximum" in node:
-        return f" from {node['minimum']} to {node['maximum']}"
-    bounds = [f"{sign} {node[key]}" for key, sign in _BOUNDS.items() if key in node]
-    return f" {' and '.join(bounds)}" if bounds else ""
+    return Leaf(path, node.get("description", ""), described.accepted(node), default)

@@ -16,9 +16,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from config import usage
 from config.errors import ConfigError
 from config.places import atomic_write
+from config.sections import described
 from config.text import shown
 from ensemble import views
 from ensemble.member import Member
@@ -177,7 +177,7 @@ def _fault(fault: ErrorDetails) -> str:
 
 
 def _expected(fault: ErrorDetails) -> str:
-    return usage.expected(Ensemble, fault["loc"]) + usage.not_empty(fault)
+    return described.expected(Ensemble, fault["loc"]) + described.not_empty(fault)
 
 
 def _is_within(fault: ErrorDetails, other: ErrorDetails) -> bool:

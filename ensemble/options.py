@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from config import usage
 from config.errors import ConfigError
+from config.sections import described
 from config.sections.train import Precision
 from config.text import shown
 
@@ -60,7 +60,7 @@ def given(named: Mapping[str, Any], source: str = "options") -> RunOptions:
         return RunOptions.model_validate(named)
     except ValidationError as error:
         fault = error.errors()[0]
-        text = f"found {shown(fault['input'])}; expected {usage.expected(RunOptions, fault['loc'])}"
+        text = f"found {shown(fault['input'])}; expected {described.expected(RunOptions, fault['loc'])}"
         raise ConfigError(f"{source}: {fault['loc'][0]}: {text}") from error
 
 
