@@ -31,6 +31,20 @@ def short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number of things: `1 image`, `2 classes`; `many` where the plural takes more than an s."""
+    return f"{count:,} {one if count == 1 else many or (f'{one}es' if one.endswith('s') else f'{one}s')}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `4.2 s`, `42 s`, `4 min 02`, `4 h 02`."""
+    if seconds < 60:
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    first, second, unit = (*divmod(minutes, 60), "h") if minutes >= 60 else (minutes, rest, "min")
+    return f"{first} {unit} {second:02d}" if second else f"{first} {unit}"
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """`; did you mean X?`, or `;` where nothing is near."""
     near = difflib.get_close_matches(name[:LONGEST], known, n=1)

@@ -15,6 +15,7 @@ import yaml
 from config import load
 from config.errors import ConvertError
 from config.schema import Settings
+from config.text import counted
 from ensemble import ensemble_file as ensembles
 from ensemble.ensemble_file import Ensemble
 from ensemble.member import Member
@@ -55,7 +56,9 @@ def prepare(path: Path, folder: Path, student: str) -> Path:
             unfinished.replace(folder)
     except OSError as error:
         raise ConvertError(f"{folder}: cannot be written ({error.strerror or error}); give another --distil") from error
-    print(f"wrote {folder / ANSWERS}: {len(answers.ids)} answers of {len(mixture.members)} members")
+    print(
+        f"wrote {folder / ANSWERS}: {counted(len(answers.ids), 'answer')} of {counted(len(mixture.members), 'member')}"
+    )
     print(f"wrote {folder / RECIPE}; train the student: python train_torch.py --config {folder / RECIPE}")
     return folder / RECIPE
 

@@ -16,6 +16,7 @@ import numpy as np
 
 import convert
 from config.errors import ConfigError, ConvertError, UnsupportedOperation
+from config.text import counted
 from convert import command
 from convert.graph import torch_ensemble, torch_network
 from convert.place import atomic_artefact, refuse_existing
@@ -143,7 +144,7 @@ class Exporter:
         if job.target == "onnx":
             shutil.copyfile(path, first)
         verdict = "; ".join(faults_of[()]) or "within the limits"
-        print(f"{job.out.name}: {verdict} on {count} calibration images; each layer is measured alone now")
+        print(f"{job.out.name}: {verdict} on {counted(count, 'calibration image')}; each layer is measured alone now")
         losses = self.rank(job, tuple(images[: sensitivity.IMAGES] for images in self._images))
 
         def holds(layers: tuple[str, ...]) -> bool:
@@ -158,7 +159,7 @@ class Exporter:
         message = f"{job.out.name}: {len(layers)} of {len(losses)} layers in float"
         if faults_of[layers]:
             raise Refused(
-                f"{message} do not suffice ({'; '.join(faults_of[layers])}, on {count} calibration images): "
+                f"{message} do not suffice ({'; '.join(faults_of[layers])}, on {counted(count, 'calibration image')}): "
                 f"{job.precision} is refused for {self.source.card.model}; worst: {sensitivity.worst(losses)}"
             )
         grown = f"{size / 1e6:.1f} to {verify.size(path) / 1e6:.1f} MB"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from config.errors import DataError
 from config.places import atomic_write
+from config.text import counted
 from data import names
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -143,7 +144,9 @@ def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None
 
 def _row(path: Path, line: int, header: list[str], cells: list[str], columns: Sequence[str]) -> Row:
     if len(cells) != len(header):
-        raise DataError(f"{path}: line {line} has {len(cells)} cells, the header has {len(header)}; correct that line")
+        raise DataError(
+            f"{path}: line {line} has {counted(len(cells), 'cell')}, the header has {len(header)}; correct that line"
+        )
     row = dict(zip(header, map(names.normal, cells), strict=True))
     for name in columns:
         if not row[name]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from config.places import atomic_write, cache_folder, once_a_host
+from config.text import counted
 from data.decode.image import sides
 
 
@@ -32,7 +33,7 @@ def of(paths: Sequence[Path], workers: int, progress: Callable[[int], None] = la
     names = {path: str(path.resolve()) for path in stats}
     known, fresh = _known(memory, stats, names)
     if fresh:
-        with once_a_host(f"reading {len(fresh)} images", f"{min(names.values())} {max(names.values())}"):
+        with once_a_host(f"reading {counted(len(fresh), 'image')}", f"{min(names.values())} {max(names.values())}"):
             known, fresh = _known(memory, stats, names)
             with ThreadPoolExecutor(workers) as pool:
                 for count, (name, seen) in enumerate(zip(fresh, pool.map(_look, fresh.values()), strict=True), start=1):

@@ -19,6 +19,7 @@ from sklearn.model_selection import (
 
 from config.errors import DataError
 from config.places import atomic_write
+from config.text import counted
 from data import csvfile
 from data.rng import philox_seed
 from data.sources import Table
@@ -88,7 +89,7 @@ def _by_group(
     distinct = len(np.unique(groups))
     if distinct < count:
         raise DataError(
-            f"there are only {distinct} groups of images for {count} folds; {_FEWER}, or make smaller groups"
+            f"there are only {counted(distinct, 'group')} of images for {count} folds; {_FEWER}, or make smaller groups"
         )
     splits = StratifiedGroupKFold(count, shuffle=True, random_state=state).split(labels, labels, groups)
     folds = _numbered(len(labels), splits)
@@ -226,7 +227,10 @@ def _check_classes(
     what: str = "images",
 ) -> None:
     if (labels < 0).any():
-        raise DataError(f"{int((labels < 0).sum())} images have no label; folds are made of labelled images only")
+        raise DataError(
+            f"{counted(int((labels < 0).sum()), 'image has', 'images have')} no label; folds are made of "
+            "labelled images only"
+        )
     classes, counts = np.unique(labels, return_counts=True)
     few = int(counts.argmin())
     if counts[few] < least:
@@ -246,12 +250,13 @@ def _check_holdout(labels: NDArray[np.int64], val_fraction: float) -> None:
 
 
 def _check_ids(path: Path, listed: set[str], wanted: set[str]) -> None:
-    for names, what in ((wanted - listed, "are missing from it"), (listed - wanted, "are not in the data set")):
+    for names, what in ((wanted - listed, "missing from it"), (listed - wanted, "not in the data set")):
         if names:
             first, others = sorted(names)[:3], sorted(listed if names <= wanted else wanted)
             hint = csvfile.near(first[0], others)
             raise DataError(
-                f"{path}: {len(names)} IDs {what} (first: {', '.join(first)}){hint}; the images changed since, make "
+                f"{path}: {counted(len(names), 'ID is', 'IDs are')} {what} (first: "
+                f"{', '.join(first)}){hint}; the images changed since, make "
                 "new folds"
             )
 

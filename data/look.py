@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from config.sections.data import Data
+from config.text import counted
 from data import sources
 from data.sources import Table, remote
 
@@ -61,7 +62,7 @@ def _classes(table: Table) -> Iterator[str]:
     for row in range(rows):
         yield "".join(cell.ljust(width) for cell in cells[row::rows]).rstrip()
     if len(counts) > _SHOWN:
-        yield f"    and {len(counts) - _SHOWN} classes more, the smallest of {counts.min()} images"
+        yield f"    and {counted(len(counts) - _SHOWN, 'more class')}, the smallest of {counted(counts.min(), 'image')}"
 
 
 def _commands(data: Data, root: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from config.errors import ConfigError
 from config.program import entry
 from config.program.parser import Parser, whole
-from config.text import nearest, shown
+from config.text import counted, nearest, shown
 
 # What a command needs is imported when it is called: --help does not wait for SciPy and scikit-learn.
 
@@ -79,7 +79,10 @@ def _teacher(words: list[str]) -> int:
     )
     teacher_file.write(asked.out, answers)
     folds = np.unique(answers.fold)
-    print(f"wrote {asked.out}: {len(answers.ids)} answers for {len(folds)} folds, {len(np.unique(answers.ids))} images")
+    print(
+        f"wrote {asked.out}: {counted(len(answers.ids), 'answer')} for {counted(len(folds), 'fold')}, "
+        f"{counted(len(np.unique(answers.ids)), 'image')}"
+    )
     return 0
 
 

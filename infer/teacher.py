@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from config import load
 from config.errors import ConfigError, DataError, TandemWarning
+from config.text import counted
 from data import csvfile, sources
 from data.audit import actions
 from ensemble.ensemble_file import Ensemble
@@ -63,7 +64,8 @@ def answer(
         raise DataError(f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()))}")
     if bad:
         warnings.warn(
-            f"{len(bad)} images cannot be read and get no answer; the first: {next(iter(bad.values()))}",
+            f"{counted(len(bad), 'image cannot be read and gets', 'images cannot be read and get')} no answer; the first: "
+            f"{next(iter(bad.values()))}",
             TandemWarning,
             stacklevel=2,
         )
@@ -84,7 +86,7 @@ def _predicted(
     if truncated:
         first = truncated[min(truncated)]
         warnings.warn(
-            f"{len(truncated)} truncated images are answered as far as they go; the first: {first}",
+            f"{counted(len(truncated), 'truncated image')} predicted from what remains; the first: {first}",
             TandemWarning,
             stacklevel=3,
         )

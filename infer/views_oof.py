@@ -16,6 +16,7 @@ from config import load
 from config.errors import ConfigError, DataError
 from config.places import atomic_path
 from config.sections.data import Data
+from config.text import counted
 from data import sources
 from ensemble.ensemble_file import Ensemble
 from ensemble.member import Member
@@ -49,7 +50,7 @@ def answer(run: Path, views: Sequence[str], merge: Merge, batch_size: int, worke
         logits = _answered(ensemble, files, batch_size, workers, data.on_bad_image == "partial")
         with atomic_path(target) as unfinished, unfinished.open("wb") as file:
             np.savez(file, ids=arrays["ids"], logits=logits, targets=arrays["targets"])
-        yield f"wrote {target}: {len(logits)} images, {len(views)} views"
+        yield f"wrote {target}: {counted(len(logits), 'image')}, {counted(len(views), 'view')}"
 
 
 def _answered(

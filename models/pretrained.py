@@ -18,6 +18,7 @@ from typing import Any
 
 from config.errors import ConfigError, WeightsError
 from config.places import cache_folder
+from config.text import counted
 from models import limits, manifest, registry
 from models.card import CARD_KEY, Card, Fit
 from models.registry import ModelSpec
@@ -141,7 +142,7 @@ def _classes(weights: loading.Weights, spec: ModelSpec, path: Path) -> int:
 def _names(listed: Sequence[str], count: int, path: Path) -> tuple[tuple[str, ...], list[str]]:
     """One name per class: the given ones, else ImageNet's, else numbers; equal names get their number."""
     if listed and len(listed) != count:
-        raise ConfigError(f"{path}: has {count} classes, {len(listed)} names were given")
+        raise ConfigError(f"{path}: has {counted(count, 'class')}, given: {counted(len(listed), 'name')}")
     names = list(listed) or _imagenet(count)
     if not names:
         return tuple(map(str, range(count))), [f"{path.name}: says no class names: they are 0 to {count - 1}"]

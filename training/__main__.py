@@ -83,9 +83,7 @@ def _board_options(parser: Parser) -> None:
         metavar="DIR",
         help="folders that hold runs and campaigns (default: runs)",
     )
-    parser.add_argument(
-        "--port", type=whole(0, 65535), default=7870, help="the port, or 0 for any free one (default: %(default)s)"
-    )
+    parser.add_argument("--port", type=int, default=7870, help="the port, or 0 for any free one (default: %(default)s)")
     parser.set_defaults(run=_board)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from config.errors import ConvertError
 from config.places import atomic_write
+from config.text import counted
 from convert.verification.verify import Comparison
 
 _COLUMNS = {
@@ -69,7 +70,8 @@ def line(comparison: Comparison) -> str:
         return f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB: {'; '.join(c.faults)}"
     return (
         f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB{_speed(c)}: "
-        f"top-1 agreement {c.top1_agreement:.2%} of {c.images} images{_flips(c)}{_accuracy(c)}, logits differ by "
+        f"top-1 agreement {c.top1_agreement:.2%} of "
+        f"{counted(c.images, 'image')}{_flips(c)}{_accuracy(c)}, logits differ by "
         f"{c.max_logit_difference:.1e} at most (torch's own fp32 error {c.torch_error:.1e}), KL {c.kl_divergence:.1e}, "
         f"log loss {c.log_loss:.5f} ({c.log_loss_checkpoint:.5f}): {'; '.join(c.faults) or 'within the limits'}"
     )

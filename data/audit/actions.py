@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from config.errors import DataError
 from config.sections.data import Data
+from config.text import counted
 from data import csvfile, sources
 from data.audit.findings import ACTIONS
 
@@ -100,7 +101,10 @@ def apply(table: sources.Table, steps: Sequence[Step], source: Path) -> Applied:
     targets = [labels.get(table.ids[i], table.class_names[table.labels[i]]) for i in rows]
     names = sources.sort_classes(targets)
     if len(names) < 2:
-        raise DataError(f"{source}: leaves {len(rows)} images of {len(names)} classes; take some of its rows back")
+        raise DataError(
+            f"{source}: leaves {counted(len(rows), 'image')} of {counted(len(names), 'class')}; take some "
+            "of its rows back"
+        )
     after = table.take(rows)
     after = replace(
         after,

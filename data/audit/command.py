@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from config.sections.data import Data
+from config.text import counted, duration
 from data.audit import actions, page, table
 from data.audit.audit import Audit, audit, test_images
 from data.audit.findings import KINDS, Finding, counts
@@ -31,7 +32,10 @@ def summary(audited: Audit) -> str:
     """A line for each kind of finding, and how long it took."""
     lines = [*listed(audited.findings)]
     images, cached = len(audited.paths), len(audited.paths) - audited.looked
-    lines.append(f"audited {images} images in {audited.seconds:.1f} s ({cached} of them unchanged since the last time)")
+    lines.append(
+        f"audited {counted(images, 'image')} in {duration(audited.seconds)} ({cached} of them unchanged since "
+        "the last time)"
+    )
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from config.text import counted
 from data.audit.duplicates import Pair, groups
 from data.audit.findings import Action, Finding
 from data.audit.fingerprint import Turn
@@ -155,7 +156,10 @@ def _aliases(entries: Sequence[Entry], shared: Counter[frozenset[str]]) -> Itera
     for both, count in shared.most_common():
         smaller, other = sorted(both, key=lambda name: (sizes[name], name))
         if count >= _SHARED and count >= _OVERLAP * sizes[smaller]:
-            text = f"{count} pictures of {smaller} ({sizes[smaller]} images) are in {other} ({sizes[other]}) too"
+            text = (
+                f"{count} pictures of {smaller} ({counted(sizes[smaller], 'image')}) are in {other} "
+                f"({sizes[other]}) too"
+            )
             yield Finding(
                 "alias", f"{text}; if they are one class, relabel all of {smaller}", split="train", target=smaller
             )

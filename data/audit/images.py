@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import ks_2samp
 
+from config.text import counted
 from data.audit.findings import Finding
 from data.audit.image_stats import ImageStats
 
@@ -69,7 +70,9 @@ def classes(split: Split, least: int = LEAST) -> list[Finding]:
     """Classes of fewer than `least` images, and pairs of names that differ in case, blanks and marks alone."""
     names, counts = np.unique(np.array(split.targets), return_counts=True)
     findings = [
-        Finding("small_class", f"class {name} has {count} images, fewer than {least}", split="train", target=name)
+        Finding(
+            "small_class", f"class {name} has {counted(count, 'image')}, fewer than {least}", split="train", target=name
+        )
         for name, count in zip(names.tolist(), counts.tolist(), strict=True)
         if count < least
     ]

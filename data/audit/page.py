@@ -12,6 +12,7 @@ import numpy as np
 
 from config.errors import DataError
 from config.places import atomic_write
+from config.text import counted
 from data import resize
 from data.audit import table
 from data.audit.audit import Audit
@@ -35,6 +36,7 @@ def write(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["counted"] = counted
     sizes = np.bincount(audit.groups)
     page = environment.get_template(NAME).render(
         root=root.resolve().name or str(root),

@@ -24,6 +24,7 @@ import filelock
 from config.errors import DataError
 from config.places import cache_folder, once_a_host
 from config.sections.data import Data
+from config.text import counted
 from data import file_hashes
 from data.augment.transforms import EvalTransform
 from data.cache import store
@@ -124,7 +125,7 @@ def sources(
     if not data.cache_gb:
         return Sources(images, None)
     where, workers = place(data.cache_dir), data.workers or cores()
-    with once_a_host(f"caching {len(paths)} images in {where}", f"{min(paths, default='')} {prep}", stop):
+    with once_a_host(f"caching {counted(len(paths), 'image')} in {where}", f"{min(paths, default='')} {prep}", stop):
         with bar("looking", len(paths)) as progress:
             known = _known(paths, images, workers, progress)
         files = Images(0, images.pixel_limit, images.turns, images.to_srgb)
@@ -164,7 +165,8 @@ def _plan(
         if needed <= room:
             return parts
     print(
-        f"cache: {len(known)} images need {needed / 1e9:.2f} GB more as JPEGs, there is room for "
+        f"cache: {counted(len(known), 'image needs', 'images need')} {needed / 1e9:.2f} GB more as JPEGs, "
+        "there is room for "
         f"{max(room, 0) / 1e9:.2f} GB; training decodes the files (raise data.cache_gb, or see: python -m data cache)"
     )
     return []
@@ -247,7 +249,10 @@ class _Maker:
                 if self.stop():
                     raise Stopped
         if len(opened) > before:
-            print(f"cache: {len(opened) - before} images into {self.folder} ({store.size(self.folder) / 1e9:.2f} GB)")
+            print(
+                f"cache: {counted(len(opened) - before, 'image')} into {self.folder} "
+                f"({store.size(self.folder) / 1e9:.2f} GB)"
+            )
 
     def _one(self, item: tuple[bytes, Path]) -> tuple[bytes, tuple[int, int], bytes] | None:
         key, path = item

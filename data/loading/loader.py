@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
+from config.text import counted
 from data.cache.images import Images, Shared, Source
 from data.cores import cores
 from data.loading.pace import Pace
@@ -250,7 +251,9 @@ def _cover(batch: Loaded, bad: dict[Path, str]) -> Loaded:
     """Put good images of the batch in the places of bad ones, which then do no harm to any statistics."""
     good, gaps = np.flatnonzero(batch.weight > 0), np.flatnonzero(batch.weight == 0)
     if not len(good):
-        raise DataError(f"a whole batch of {len(batch.weight)} images cannot be read; the last: {[*bad.values()][-1]}")
+        raise DataError(
+            f"a whole batch of {counted(len(batch.weight), 'image')} cannot be read; the last: {[*bad.values()][-1]}"
+        )
     batch.images[gaps] = batch.images[good[np.arange(len(gaps)) % len(good)]]
     return batch
 

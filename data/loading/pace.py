@@ -12,6 +12,7 @@ import time
 from typing import Literal
 
 from config.errors import DataError
+from config.text import counted
 from data.cores import cores
 from data.loading.processes import Workers, running, workers
 
@@ -73,8 +74,10 @@ class Pace:
         if self._waited > _WAITING * self._taken and not busy:
             given, taken = self._images / self._taken, self._images / max(self._taken - self._waited, 1e-3)
             print(
-                f"data: {self._threads} threads prepare {given:.0f} images/s, training could take {taken:.0f}; "
-                f"{self._count} worker processes take over (data.processes 0 keeps threads)"
+                f"data: {counted(self._threads, 'thread prepares', 'threads prepare')} {given:.0f} "
+                f"images/s, training could take {taken:.0f}; "
+                f"{counted(self._count, 'worker process takes', 'worker processes take')} over "
+                "(data.processes 0 keeps threads)"
             )
             try:
                 self._pool, self._on = workers(self._count), True

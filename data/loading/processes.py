@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config.errors import ConfigError, DataError
+from config.text import counted
 from data.loading.samples import ByEpoch, Transform
 from data.loading.worker import Answer, Job, Task
 from data.pixels import Pixels
@@ -97,7 +98,8 @@ class Workers:
         except OSError as error:
             self._end()
             raise DataError(
-                f"data.processes: {count} worker processes cannot be started ({error.strerror}); set it lower, or to 0 "
+                f"data.processes: {counted(count, 'worker process')} cannot be started "
+                f"({error.strerror}); set it lower, or to 0 "
                 "for threads"
             ) from error
         finally:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from config.errors import DataError
 from config.sections.data import Data
+from config.text import counted
 from data.decode.formats import SUFFIXES as SUFFIXES
 from data.sources import arrays, folders, listing, parquet, remote, shards, walk
 from data.sources.listing import Listing
@@ -94,7 +95,7 @@ def load_labelled(
         some = [sample for sample in listing_of_split.samples if sample.label] if listing_of_split else []
         if listing_of_split and some:
             missing = len(listing_of_split.samples) - len(some)
-            notes = (f"{listing.number(missing, 'image')} without a label left out",) if missing else ()
+            notes = (f"{counted(missing, 'image')} without a label left out",) if missing else ()
             return replace(listing_of_split, samples=some, notes=notes), name
     if reason:
         raise reason

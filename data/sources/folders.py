@@ -8,6 +8,7 @@ from pathlib import Path
 from posixpath import basename
 
 from config.errors import DataError
+from config.text import counted
 from data import names
 from data.sources import splits, walk
 from data.sources.listing import Listing, Sample, some
@@ -87,12 +88,15 @@ def by_pattern(tree: Tree, pattern: str) -> Listing:
             samples.append(Sample(names.of_path(name[len(base) :]), tree.root / name, names.of_path(folders.group(1))))
     if not samples:
         raise DataError(
-            f"data.label_pattern: {pattern!r} fits none of {len(images)} file names below {tree.root} (such as "
+            f"data.label_pattern: {pattern!r} fits none of {counted(len(images), 'file name')} below "
+            f"{tree.root} (such as "
             f"{basename(images[0]) if images else 'none'}); it is searched in the file name, or"
             " in the path where it has a slash, and its one group is the label"
         )
     rest = len(images) - len(samples)
-    notes = (f"{rest} file names do not fit data.label_pattern and are left out",) if rest else ()
+    notes = (
+        (f"{counted(rest, 'file name does', 'file names do')} not fit data.label_pattern: left out",) if rest else ()
+    )
     return Listing(
         tree.root / base, "labels in file names", samples, used=frozenset(walked(tree, samples)), notes=notes
     )
@@ -196,7 +200,8 @@ def _unlabelled(tree: Tree, folder: str) -> DataError:
     hint = _pattern(images)
     advice = f"set data.label_pattern '{hint}'" if hint else "set data.table to the file that has the labels"
     return DataError(
-        f"{tree.root / folder}: no class folders, but {len(images)} images such as {names.of_path(basename(images[0]))}"
+        f"{tree.root / folder}: no class folders, but {counted(len(images), 'image')} such as "
+        f"{names.of_path(basename(images[0]))}"
         f", and no table names their labels; {advice}, or {HELP}"
     )
 

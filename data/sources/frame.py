@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.errors import DataError
+from config.text import counted
 from data import csvfile, names
 
 
@@ -64,7 +65,8 @@ def read(path: Path, is_image: Callable[[str], bool]) -> Frame:
     for line, cells in rows:
         if len(cells) != len(columns):
             raise DataError(
-                f"{path}: line {line} has {len(cells)} cells, the header has {len(columns)}; correct that line"
+                f"{path}: line {line} has {counted(len(cells), 'cell')}, the header has {len(columns)}; "
+                "correct that line"
             )
     by_column = zip(*(cells for _, cells in rows), strict=True)
     table = {name: [names.normal(cell) for cell in column] for name, column in zip(columns, by_column, strict=True)}

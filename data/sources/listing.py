@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import DataError
+from config.text import counted
 from data.decode import formats
 from data.sources import walk
 from data.sources.splits import Split
@@ -99,7 +100,7 @@ def _without_empty_classes(table: Table) -> Table:
     names = [table.class_names[i] for i in np.flatnonzero(counts == 0)]
     number_of = np.full(len(counts), -1, dtype=np.int64)
     number_of[present] = np.arange(len(present))
-    note = f"{len(names)} classes of the data set have no image here: {some(names)}"
+    note = f"{counted(len(names), 'class')} of the data set without an image here: {some(names)}"
     return replace(
         table,
         labels=number_of[table.labels],
@@ -132,10 +133,10 @@ def _summary(
 ) -> Iterable[str]:
     counts = Counter(sample.split for sample in samples)
     classes = len({sample.label for sample in samples})
-    parts = [f"{number(counts['train'], 'image')} to train on"]
+    parts = [f"{counted(counts['train'], 'image')} to train on"]
     parts += [f"{counts['val']} that validate"] * bool(counts["val"])
     parts += [f"{tests} to predict"] * bool(tests)
-    yield f"data: {listing.origin}: {classes} classes, {', '.join(parts)}"
+    yield f"data: {listing.origin}: {counted(classes, 'class')}, {', '.join(parts)}"
     yield from listing.notes
     left = [*_left_out(listing, tree, test_used)]
     if left:
@@ -146,17 +147,17 @@ def _left_out(listing: Listing, tree: Tree, test_used: frozenset[str]) -> Iterab
     """What of the folder is not read, counted by folder and kind; what is split off within the listing counts too."""
     unused = [name for name in tree.images if name not in listing.used and name not in test_used]
     if unused:
-        yield some([f"{number(count, 'image')} in {name}" for name, count in _by_folder(unused).items()])
+        yield some([f"{counted(count, 'image')} in {name}" for name, count in _by_folder(unused).items()])
     other = sum(sample.split == "unused" for sample in listing.samples)
     if other:
-        yield f"{number(other, 'image')} of splits that are neither training, validation nor test"
+        yield f"{counted(other, 'image')} of splits that are neither training, validation nor test"
     unlabelled = sum(sample.split in ("train", "val") and not sample.label for sample in listing.samples)
     if unlabelled:
-        yield f"{number(unlabelled, 'image')} without a label"
+        yield f"{counted(unlabelled, 'image')} without a label"
     files = [name for name in (*tree.tables, *tree.packed) if name not in listing.used and name not in test_used]
     kinds = Counter(splitext(name)[1].lower() or "without suffix" for name in (*files, *tree.others, *tree.archives))
     if kinds:
-        yield some([f"{number(count, 'file')} {_named(kind)}" for kind, count in kinds.most_common()])
+        yield some([f"{counted(count, 'file')} {_named(kind)}" for kind, count in kinds.most_common()])
     if tree.own:
         yield f"Tandem's own {some(tree.own)}"
 
@@ -170,11 +171,6 @@ def _by_folder(images: Iterable[str]) -> Counter[str]:
     """How many images lie in which folder, by the first two parts of their paths."""
     folders = [walk.parent(name).split("/")[:-1][:2] for name in images]
     return Counter("/".join(parts) + "/" if parts else "the folder itself" for parts in folders)
-
-
-def number(count: int, what: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def some(items: Sequence[str]) -> str:

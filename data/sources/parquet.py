@@ -10,6 +10,7 @@ from typing import Any
 
 from config.errors import BackendUnavailable, DataError
 from config.sections.data import Data
+from config.text import counted
 from data.sources import columns, packed, splits
 from data.sources.listing import Listing, Sample
 
@@ -41,7 +42,7 @@ def read(root: Path, files: Sequence[str], data: Data) -> Listing:
             text = names[int(label)] if names and label is not None and int(label) >= 0 else label
             known = text if not names or (label is not None and int(label) >= 0) else None
             samples.append(Sample(f"{file}/{name}" if len(files) > 1 else name, stored.part(row), known, split))
-    origin = f"{len(files)} Parquet files, images in column {image!r}, labels in column {target!r}"
+    origin = f"{counted(len(files), 'Parquet file')}, images in column {image!r}, labels in column {target!r}"
     return Listing(root, origin, samples, class_names=names, target_column=target or "target")
 
 

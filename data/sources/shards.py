@@ -14,6 +14,7 @@ from pathlib import Path
 from config.errors import DataError
 from config.places import atomic_write
 from config.sections.data import Data
+from config.text import counted
 from data import names
 from data.decode.formats import SUFFIXES
 from data.progress_bar import bar
@@ -64,7 +65,9 @@ def read_remote(address: str, data: Data) -> Listing:
     known = {one: shard_cache.find(places[one], one) for one in addresses}
     unknown = [one for one, index in known.items() if index is None]
     if unknown:
-        print(f"data: indexing {len(unknown)} shards, each of which is read once; the index is kept in {root}")
+        print(
+            f"data: indexing {counted(len(unknown), 'shard')}, each of which is read once; the index is kept in {root}"
+        )
         known |= _indexed({one: places[one] for one in unknown}, data)
     rows = {places[one].relative_to(root).as_posix(): index.rows for one, index in known.items() if index}
     folder = addresses[0].partition("?")[0].rpartition("/")[0]
@@ -80,10 +83,12 @@ def _listing(root: Path, first: Path | str, rows: Mapping[str, Sequence[Row]], c
         for key, name, offset, size, label in found
     ]
     if not any(sample.label is not None for sample in samples):
-        inside = f"{len(samples)} images and no KEY.cls or KEY.json beside them" if samples else "no images"
+        inside = f"{counted(len(samples), 'image')} and no KEY.cls or KEY.json beside them" if samples else "no images"
         raise DataError(f"{first}: holds {inside}; unpack an archive of class folders first")
     cells = [file for file, found in rows.items() for _ in found]
-    return Listing(root, f"{len(rows)} WebDataset shards", _named(classes, samples), columns={"shard": cells})
+    return Listing(
+        root, f"{counted(len(rows), 'WebDataset shard')}", _named(classes, samples), columns={"shard": cells}
+    )
 
 
 def _rows(shard: Path | str, opened: tarfile.TarFile, data: Data) -> list[Row]:

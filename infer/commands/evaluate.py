@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from config import load
 from config.program.parser import Parser, whole
+from config.text import counted, duration
 from infer.commands import features, members
 
 if TYPE_CHECKING:
@@ -101,7 +102,10 @@ def _evaluate(chosen: Ensemble, data: Data, options: argparse.Namespace, out: Pa
     if options.on_bad_image != "error":  # a table's image that is missing is left out, too
         data = data.model_copy(update={"on_bad_image": "skip"})
     labelled = scoring.labelled(data, options.split)
-    print(f"data: {labelled.listing.origin}: {len(labelled.listing.samples)} labelled images, split {labelled.split}")
+    print(
+        f"data: {labelled.listing.origin}: {counted(len(labelled.listing.samples), 'labelled image')}, "
+        f"split {labelled.split}"
+    )
     with Runner(chosen, members.shared_options(options), options.in_memory, adaptive=adaptively) as runner:
         settings = options.on_bad_image, options.batch_size, options.workers
         scored = scoring.evaluate(runner, labelled, None, *settings)
@@ -129,7 +133,8 @@ def text(evaluation: Evaluation) -> str:
     if evaluation.unreadable:
         first = next(iter(evaluation.unreadable.values()))
         lines.append(
-            f"warning: {len(evaluation.unreadable)} images cannot be read and count nowhere; the first: {first}"
+            f"warning: {counted(len(evaluation.unreadable), 'image cannot be read and counts', 'images cannot be read and count')} "
+            f"nowhere; the first: {first}"
         )
     lines.append(f"{'accuracy':<12}{span['accuracy']}   95% interval in brackets")
     if evaluation.top5 is not None:
@@ -145,7 +150,7 @@ def text(evaluation: Evaluation) -> str:
             lines.append(f"{c.name:<{width}}  {c.images:6d}     {c.precision:.4f}  {c.recall:.4f}  {c.f1:.4f}")
         lines.append("")
     lines.append(
-        f"images: {len(evaluation.ids)}; views: {len(evaluation.views)}; predicted in {evaluation.seconds:.1f} s"
+        f"images: {len(evaluation.ids)}; views: {len(evaluation.views)}; predicted in {duration(evaluation.seconds)}"
     )
     return "\n".join(lines)
 

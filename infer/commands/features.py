@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config.errors import ConfigError, DataError
+from config.text import counted
 from infer import features
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def write(
         print(f"truncated images: {len(truncated)}, taken as far as they go; the first: {truncated[min(truncated)]}")
     if errors:
         print(
-            f"warning: {len(errors)} of {len(inputs)} images cannot be read and are left out; the first: "
+            f"warning: left out: {len(errors)} of {counted(len(inputs), 'image')} that cannot be read; the first: "
             f"{errors[min(errors)]}",
             file=sys.stderr,
         )
-    print(f"wrote {path}: features of {len(readable)} images, {vectors.shape[1]} each")
+    print(f"wrote {path}: features of {counted(len(readable), 'image')}, {vectors.shape[1]} each")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from config.errors import ConfigError
 from config.program.parser import Parser, fraction, whole
+from config.text import counted
 from ensemble import views
 from infer.commands import members
 
@@ -51,7 +52,7 @@ def main(words: Sequence[str]) -> int:
     files = fit.write(options.out, fitted)
     print(fit.report(fitted))
     beside = ", ".join(file.name for file in files[1:])
-    print(f"wrote {options.out}: {len(fitted.ensemble.members)} members; beside it {beside}")
+    print(f"wrote {options.out}: {counted(len(fitted.ensemble.members), 'member')}; beside it {beside}")
     return 0
 
 

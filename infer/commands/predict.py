@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from config.errors import ConfigError, DataError
 from config.program import entry
 from config.program.parser import Parser, fraction, whole
+from config.text import counted, duration
 from infer.commands import features, members
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _end(work: Work, planned: SubmissionWriter, options: argparse.Namespace, don
     written: list[Path] = []
     with merged(work) as joined:
         if joined is None:
-            print(f"shard {work.shard} is done: {done.rows} images; the last shard to end writes the files")
+            print(f"shard {work.shard} is done: {counted(done.rows, 'image')}; the last shard to end writes the files")
             return 0
         results = _results(work, *joined, options.on_bad_image)
         if len(results.errors) < len(results.ids) or options.on_bad_image == "row":
@@ -214,11 +215,11 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path], on_
         first = done.truncated[min(done.truncated)]
         print(f"truncated images: {len(done.truncated)}, predicted as far as they go; the first: {first}")
     if work.retry_deskewed:
-        print(f"looked again at {done.again} images")
+        print(f"looked again at {counted(done.again, 'image')}")
     bad = f"; unreadable: {len(results.errors)}" if results.errors else ""
     print(
         f"images: {len(results.ids)}{bad}; members: {len(ensemble.members)}; views: {len(ensemble.views)}; "
-        f"predicted in {done.seconds:.1f} s"
+        f"predicted in {duration(done.seconds)}"
     )
     if work.runner.described:
         print(f"computed by {'; '.join(dict.fromkeys(work.runner.described))}")

@@ -51,9 +51,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, this machine)"
     )
-    parser.add_argument(
-        "--port", type=whole(0, 65535), default=7860, help="the port, or 0 for any free one (default: %(default)s)"
-    )
+    parser.add_argument("--port", type=int, default=7860, help="the port, or 0 for any free one (default: %(default)s)")
     parser.add_argument("--max_mib", type=whole(1), default=20, help="MiB of an upload (default: %(default)s)")
     parser.add_argument(
         "--max_pixels",

@@ -17,6 +17,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from config.errors import DataError
 from config.sections.data import Data
+from config.text import counted
 from data import progress_bar, sources
 from data.names import of_path
 from data.sources.listing import Listing
@@ -98,7 +99,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         scores = f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}, log loss {self.log_loss:.4f}"
-        return f"Evaluation({str(self.root)!r}, split {self.split}, {len(self.ids)} images: {scores})"
+        return f"Evaluation({str(self.root)!r}, split {self.split}, {counted(len(self.ids), 'image')}: {scores})"
 
 
 def evaluate(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from config.errors import ConfigError, DataError
 from config.places import atomic_path
+from config.text import counted
 from data import csvfile, names
 from ensemble import aliases as alias
 from ensemble.aliases import Groups
@@ -121,8 +122,10 @@ def align(ids: Sequence[str], layout: Layout, source: str) -> NDArray[np.int64]:
     missing = [name for name, form in zip(layout.ids, asked, strict=True) if form not in places]
     extra = sorted(name for name, form in zip(ids, have, strict=True) if form not in wanted)
     near = csvfile.near(missing[0], (extra or list(ids))[:_NEAR]) if missing else ""
-    faults = [f"{len(missing)} of its IDs have no image ({_some(missing)}{near})"] * bool(missing)
-    faults += [f"{len(extra)} images are not in it ({_some(extra)})"] * bool(extra)
+    faults = [f"{counted(len(missing), 'of its IDs has', 'of its IDs have')} no image ({_some(missing)}{near})"] * bool(
+        missing
+    )
+    faults += [f"{counted(len(extra), 'image is', 'images are')} not in it ({_some(extra)})"] * bool(extra)
     if len(places) < len(ids) or len(set(asked)) < len(asked):
         faults = ["IDs and file names match only without their extension, and then some are the same"]
     if faults:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from config.text import counted
+
 _SHOWN_CLASSES = 20
 _SHOWN_IMAGES = 5
 UNSURE = 0.5
@@ -42,7 +44,7 @@ def distribution(
         for c in order
     ]
     if many:
-        lines.append(f"... and {len(class_names) - _SHOWN_CLASSES} more classes")
+        lines.append(f"... and {counted(len(class_names) - _SHOWN_CLASSES, 'more class')}")
     never = int((counts == 0).sum())
     return "\n".join([*lines, f"{never} of {len(class_names)} classes are never predicted"] if never else lines)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config.errors import DataError
+from config.text import counted
 from data import csvfile, names
 from infer.io.submission import Kind, Rows, fractions, kind_of, read_rows
 
@@ -68,7 +69,10 @@ def _unknown(name: str, cells: Sequence[str], labels: Sequence[str]) -> list[str
     if not wrong:
         return []
     row, cell = wrong[0]
-    return [f"column {name!r}: {len(wrong)} labels are unknown, the first is {cell!r} in row {row + 2}"]
+    return [
+        f"column {name!r}: {counted(len(wrong), 'label is', 'labels are')} unknown, the first is {cell!r} "
+        f"in row {row + 2}"
+    ]
 
 
 def _columns(header: Sequence[str], wanted: Sequence[str]) -> list[str]:
@@ -88,7 +92,7 @@ def _ids(ids: Sequence[str], wanted: Sequence[str]) -> list[str]:
     unknown = [name for name in ids if name not in asked]
     for wrong, text in ((repeated, "repeated"), (missing, "missing"), (unknown, "not in the sample")):
         if wrong:
-            faults.append(f"{len(wrong)} IDs are {text}, such as {wrong[0]!r}")
+            faults.append(f"{counted(len(wrong), 'ID is', 'IDs are')} {text}, such as {wrong[0]!r}")
     if not faults and list(ids) != list(wanted):
         row = next(i for i, (a, b) in enumerate(zip(ids, wanted, strict=True)) if a != b)
         faults.append(f"IDs are in another order: row {row + 2} is {ids[row]!r} where the sample has {wanted[row]!r}")
@@ -98,11 +102,16 @@ def _ids(ids: Sequence[str], wanted: Sequence[str]) -> list[str]:
 def _cells(name: str, cells: Sequence[str], want: Kind) -> list[str]:
     empty = [row for row, cell in enumerate(cells) if not cell.strip()]
     if empty:
-        return [f"column {name!r}: {len(empty)} cells are empty, the first in row {empty[0] + 2}"]
+        return [
+            f"column {name!r}: {counted(len(empty), 'cell is', 'cells are')} empty, the first in row {empty[0] + 2}"
+        ]
     numbers = want != "text"
     wrong = [row for row, cell in enumerate(cells) if numbers and _endless(cell)]
     if wrong:
-        return [f"column {name!r}: {len(wrong)} cells are NaN or infinite, the first in row {wrong[0] + 2}"]
+        return [
+            f"column {name!r}: {counted(len(wrong), 'cell is', 'cells are')} NaN or infinite, the first "
+            f"in row {wrong[0] + 2}"
+        ]
     have = kind_of(cells)
     if not cells or want in (have, "text") or (want, have) == ("float", "int"):
         return []
@@ -125,7 +134,7 @@ def _probabilities(rows: Rows, key: str, values: Sequence[str]) -> list[str]:
             faults.append(f"row {number} ({row[rows.header.index(key)]}): {cell}")
         elif len(values) > 1 and abs(math.fsum(numbers) - 1) > _SUM_TOLERANCE:
             faults.append(f"row {number} ({row[rows.header.index(key)]}): sums to {math.fsum(numbers):.6g}, not to 1")
-    more = [f"and {len(faults) - 3} more such rows"] if len(faults) > 3 else []
+    more = [f"and {counted(len(faults) - 3, 'more such row')}"] if len(faults) > 3 else []
     return faults[:3] + more
 
 

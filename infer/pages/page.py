@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 
 from config.places import atomic_write
+from config.text import counted
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -60,10 +61,12 @@ def _source(name: str) -> str:
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["counted"] = counted
+    return environment

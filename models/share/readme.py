@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from config.text import counted
 from models.card import Preprocessing
 from models.share.trained import Scores, Trained
 
@@ -150,9 +151,10 @@ def _training(trained: Trained, dataset: str) -> str:
         return ""
     start = {"none": "random weights", "pretrained": f"the weights {trained.spec.name}", "pip": trained.spec.name}
     weights = start.get(own.weights, own.weights if own.weights.startswith("hf") else f"`{Path(own.weights).name}`")
-    images = f" ({sum(trained.card.class_counts)} labelled images)" if trained.card.class_counts else ""
+    images = f" ({counted(sum(trained.card.class_counts), 'labelled image')})" if trained.card.class_counts else ""
     return (
-        f"## Training\n\nData set: {dataset}{images}. Started from {weights}; at most {own.train.epochs} epochs, "
+        f"## Training\n\nData set: {dataset}{images}. Started from {weights}; at most "
+        f"{counted(own.train.epochs, 'epoch')}, "
         f"batches of {own.train.batch_size}, {own.optim.name} with a peak learning rate of {own.optim.lr:g}, "
         f"augmentation {own.augment.level}, seed {own.seed}, on {trained.card.trained_with}."
     )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import WeightsError
+from config.text import counted
 from models import registry
 from models.registry import ModelSpec
 from models.weights import hub
@@ -86,7 +87,8 @@ def fit(weights: Mapping[str, NDArray[np.float32]], spec: ModelSpec, seed: int =
     changed = [n for n, v in resampled.items() if n in fitted and v.shape != fitted[n].shape]
     if changed:
         notes.append(
-            f"resampled {len(changed)} position tables ({changed[0]}, ...) to {spec.preprocessing.size} pixels"
+            f"resampled {counted(len(changed), 'position table')} ({changed[0]}, ...) to "
+            f"{spec.preprocessing.size} pixels"
         )
     return resampled, notes
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.errors import ConfigError, WeightsError
+from config.text import counted
 from models import manifest, registry
 from models.card import CARD_KEY, Card
 from models.registry import ModelSpec, Pool
@@ -173,7 +174,7 @@ def _sharded(index: Path) -> File:
     files = hub.shards(index)
     for file in files:
         held |= open_file(file).weights
-    return File(held, [f"{index.name}: read {len(files)} shards"])
+    return File(held, [f"{index.name}: read {counted(len(files), 'shard')}"])
 
 
 def _pickle(path: Path, ema: bool) -> File:

@@ -93,8 +93,8 @@ def test_multipliers_choose_the_label_and_leave_the_probabilities(tmp_path):
         ("\ufeffID,target\na,1\nb,2\n", "byte-order mark"),
         ("ID;target\na;1\nb;2\n", "separated by ';' where the sample has ','"),
         ("ID\ttarget\na\t1\nb\t2\n", "separated by '\\t'"),
-        ("ID,target\na,1\nb,7\n", "column 'target': 1 labels are unknown, the first is '7' in row 3"),
-        ("ID,target\na,1\nb,nan\n", "column 'target': 1 cells are NaN or infinite, the first in row 3"),
+        ("ID,target\na,1\nb,7\n", "column 'target': 1 label is unknown, the first is '7' in row 3"),
+        ("ID,target\na,1\nb,nan\n", "column 'target': 1 cell is NaN or infinite, the first in row 3"),
     ],
 )
 def test_the_command_names_the_fault(tmp_path, capsys, text, fault):

@@ -111,7 +111,7 @@ def test_small_classes_aliases_shifts_and_groups_of_the_whole_data_set_are_found
     found: whole.Audit, root: Path
 ) -> None:
     told = {finding.kind: finding.detail for finding in found.findings if not finding.id}
-    assert "Bee" in told["small_class"] and "1 images" in told["small_class"]
+    assert "Bee" in told["small_class"] and "1 image," in told["small_class"]
     assert "'Bee' and 'bee'" in told["alias"]
     shifted = {measure.name for measure in found.measures if measure.shifted}
     assert {"brightness", "width in pixels"} <= shifted and "tilt in degrees" not in shifted

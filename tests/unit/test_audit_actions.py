@@ -52,7 +52,7 @@ def test_drop_relabel_rotate_and_group(tmp_path) -> None:
         ("i0,train,x,rotate,45\n", "write 90, 180 or 270"),
         ("i0,train,x,relabel,b\ni0,train,x,relabel,c\n", r"lines 2 and 3 relabel 'i0' to 'b' and to 'c'"),
         ("i9,train,x,rotate,90\n", "names 'i9', which is not in the data set"),
-        ("i2,train,x,drop,\ni3,train,x,drop,\n", "leaves 2 images of 1 classes"),
+        ("i2,train,x,drop,\ni3,train,x,drop,\n", "leaves 2 images of 1 class;"),
     ],
 )
 def test_what_cannot_be_done_is_refused(text: str, said: str, tmp_path) -> None:

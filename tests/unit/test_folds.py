@@ -41,7 +41,7 @@ def test_a_class_with_too_few_images_is_named():
         folds.make(LABELS, "stratified", count=8, class_names=("a", "b", "c"))
     with pytest.raises(DataError, match=r"val_fraction 0.01 of 77 images is 1"):
         folds.make(LABELS, "holdout", val_fraction=0.01)
-    with pytest.raises(DataError, match="1 images have no label"):
+    with pytest.raises(DataError, match="1 image has no label"):
         folds.make(np.append(LABELS, -1), "stratified")
 
 
@@ -82,8 +82,8 @@ def test_existing_folds_are_never_replaced_by_others(tmp_path):
             lambda text: text.replace("\n3.png,a", "\n3.png,b"),
             r"line 5 has target 'b' for '3.png', the data set has 'a'",
         ),
-        (lambda text: text.replace("\n3.png,", "\nx.png,"), r"1 IDs are missing from it \(first: 3.png\)"),
-        (lambda text: text + "x.png,a,0\n", r"1 IDs are not in the data set \(first: x.png\)"),
+        (lambda text: text.replace("\n3.png,", "\nx.png,"), r"1 ID is missing from it \(first: 3.png\)"),
+        (lambda text: text + "x.png,a,0\n", r"1 ID is not in the data set \(first: x.png\)"),
         (lambda text: text + "3.png,a,0\n", r"an ID occurs twice"),
         (lambda text: text.replace(",1\n", ",one\n"), r"has fold 'one'"),
         (lambda text: text.replace(",1\n", ",-2\n"), r"has fold '-2'"),

@@ -39,7 +39,7 @@ def test_a_dry_run_tells_folds_and_updates_of_the_training_and_writes_nothing(tr
     assert not (tmp_path / "runs").exists()
     assert line(text, "folds").startswith("2 (0, 1) of 40 training and 40 validation images")
     assert line(text, "updates").startswith("30 of 8 images")  # 2 folds, 3 epochs, 5 updates
-    written = re.search(r"would write (\S+):", text)[1]
+    written = re.search(r"writes +(\S+), a new folder:", text)[1]
 
     assert train(*folds) == 0
     assert Path(written, "fold_1", "best").is_dir()
@@ -56,7 +56,7 @@ def test_only_what_is_left_of_a_run_is_counted(train, tmp_path, capsys) -> None:
     assert train(*folds, "--name", "mine", "--dry_run") == 0
     text = capsys.readouterr().out
     assert line(text, "folds").startswith("3 (1, 2, 3)") and line(text, "folds").endswith("1 finished")
-    assert "goes on with" in line(text, "writes")
+    assert ", resumed: " in line(text, "writes")
     assert sorted(path for path in (tmp_path / "runs").rglob("*") if path.is_file()) == before
 
 

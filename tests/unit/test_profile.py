@@ -87,7 +87,7 @@ def test_the_first_updates_are_left_out_where_there_are_others(
 def test_a_training_that_ends_before_its_trace_says_so(tmp_path: Path) -> None:
     session, said = Tracing(), []
     assert "begin" not in session.train(Recorder(3, 100, session, tmp_path, said.append), 4)
-    assert said == ["profile: no trace, as there were only 4 updates left"]
+    assert said == ["profile: no trace, as only 4 updates were left"]
 
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="Metal can capture")

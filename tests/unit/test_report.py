@@ -31,7 +31,7 @@ def test_a_campaign_is_reported_with_its_ensemble_and_newest_submission(run: Pat
     assert main(["report", str(campaign)]) == 0
     page = (campaign / "report.html").read_text()
     assert 'id="ensemble"' in page
-    assert "sent.csv: 1 images, 1 classes predicted" in page
+    assert "sent.csv: 1 image, 1 class predicted" in page
 
 
 def test_a_data_set_that_is_gone_costs_only_the_pictures(run: Path, tmp_path: Path) -> None:

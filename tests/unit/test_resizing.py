@@ -84,7 +84,7 @@ def test_a_run_stopped_in_any_stage_ends_as_the_straight_one(
 ) -> None:
     straight = train_run.run_all("numpy", settings(digits, tmp_path / "a", *SMALL_FIRST), NEVER)
     said = capsys.readouterr().out
-    assert "fold_0, epochs 1 to 1: 1 steps of 32 images at 16 pixels" in said
+    assert "fold_0, epochs 1 to 1: 1 step of 32 images at 16 pixels" in said
     assert "fold_0, epochs 3 to 3: 5 steps of 8 images at 32 pixels" in said
     with (straight / "fold_0" / "history.csv").open(newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 3

@@ -63,7 +63,7 @@ FAULTY = {
     "no rows": ("ID,target\n", r"no rows"),
     "no column": ("ID\na.png\nb.png\n", r"no column 'target'.*'ID'.*data.target_column"),
     "a column twice": ("ID,target,ID\na.png,x,1\n", r"'ID' occurs twice"),
-    "a short row": ("ID,target\na.png,x\nb.png\n", r"line 3 has 1 cells"),
+    "a short row": ("ID,target\na.png,x\nb.png\n", r"line 3 has 1 cell,"),
     "no target": ("ID,target\na.png,x\nb.png,\n", r"line 3 has no 'target'"),
     "a NUL or an open quote": ('ID,target\na.png,"x\n', r"not valid CSV"),
     "duplicate IDs": (GOOD + "a.png,x\n", r"'a.png' on lines 2 and 4"),

@@ -83,7 +83,7 @@ def test_a_numeric_sample_refuses_named_classes(tmp_path):
 
 def test_other_ids_are_counted_and_named(tmp_path):
     layout = submission.sample_layout(sample(tmp_path, "ID,target\na,0\nz,0\n"), CLASSES)
-    with pytest.raises(DataError, match=r"s.csv: 1 of its IDs have no image \(z\); 1 images are not in it \(b\)"):
+    with pytest.raises(DataError, match=r"s.csv: 1 of its IDs has no image \(z\); 1 image is not in it \(b\)"):
         submission.align(["a", "b"], layout, "s.csv")
     with pytest.raises(DataError, match="without their extension"):
         submission.align(["a.png", "a.jpg", "z.png"], layout, "s.csv")
@@ -117,14 +117,14 @@ def test_the_name_tells_date_model_ensemble_tta_and_time(tmp_path):
     [
         ("ID,label\na,1\nb,2\n", "column 'target' is missing"),
         ("target,ID\n1,a\n2,b\n", "columns are in another order"),
-        ("ID,target\na,1\n", "1 IDs are missing, such as 'b'"),
-        ("ID,target\na,1\nb,2\nc,1\n", "1 IDs are not in the sample, such as 'c'"),
-        ("ID,target\na,1\nb,2\nb,2\n", "1 IDs are repeated, such as 'b'"),
+        ("ID,target\na,1\n", "1 ID is missing, such as 'b'"),
+        ("ID,target\na,1\nb,2\nc,1\n", "1 ID is not in the sample, such as 'c'"),
+        ("ID,target\na,1\nb,2\nb,2\n", "1 ID is repeated, such as 'b'"),
         ("ID,target\nb,1\na,2\n", "IDs are in another order: row 2 is 'b'"),
-        ("ID,target\na,1\nb,\n", "1 cells are empty, the first in row 3"),
+        ("ID,target\na,1\nb,\n", "1 cell is empty, the first in row 3"),
         ("ID,target\na,1\nb,2.5\n", "holds float values where the sample has int"),
         ("ID,target\na,1\nb,cat\n", "holds text values where the sample has int"),
-        ("ID,target\na,1\nb\n", "line 3 has 1 cells"),
+        ("ID,target\na,1\nb\n", "line 3 has 1 cell,"),
     ],
 )
 def test_the_validator_names_each_fault(tmp_path, text, fault):
@@ -147,8 +147,8 @@ def test_the_validator_names_all_faults_at_once(tmp_path):
         ("0.5,0.4", "row 3 (b): sums to 0.9"),
         ("1.5,-0.5", "row 3 (b): 1.5 in column 'x' is above 1"),
         ("-0.5,1.5", "row 3 (b): -0.5 in column 'x' is negative"),
-        ("nan,1", "column 'x': 1 cells are NaN or infinite, the first in row 3"),
-        ("inf,1", "column 'x': 1 cells are NaN or infinite, the first in row 3"),
+        ("nan,1", "column 'x': 1 cell is NaN or infinite, the first in row 3"),
+        ("inf,1", "column 'x': 1 cell is NaN or infinite, the first in row 3"),
     ],
 )
 def test_the_validator_checks_probabilities(tmp_path, row, fault):
@@ -227,8 +227,8 @@ def test_a_column_of_probability_that_cannot_be_is_refused_in_one_line(tmp_path,
     [
         ("a,0.2\nb,1.5\n", "row 3 (b): 1.5 in column 'x' is above 1"),
         ("a,0.2\nb,-1\n", "row 3 (b): -1 in column 'x' is negative"),
-        ("a,0.2\nb,\n", "1 cells are empty, the first in row 3"),
-        ("a,0.2\nb,nan\n", "1 cells are NaN"),
+        ("a,0.2\nb,\n", "1 cell is empty, the first in row 3"),
+        ("a,0.2\nb,nan\n", "1 cell is NaN"),
         ("a,0.2\nb,cat\n", "holds text values where the sample has float"),
     ],
 )
@@ -263,7 +263,7 @@ def test_ids_of_another_case_slash_folder_or_suffix_match_where_none_is_the_same
 def test_a_missing_id_is_named_with_the_nearest_image(tmp_path):
     layout = submission.sample_layout(sample(tmp_path, "ID,target\na.png,0\nimage_0012.png,0\n"), CLASSES)
     with pytest.raises(
-        DataError, match=r"1 of its IDs have no image \(image_0012.png, perhaps you mean 'Image_012.png'"
+        DataError, match=r"1 of its IDs has no image \(image_0012.png, perhaps you mean 'Image_012.png'"
     ):
         submission.align(["a.png", "Image_012.png"], layout, "s.csv")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from config.text import duration
 from training.board.runs import Fold, Run
 from training.campaign import leaderboard
 
@@ -36,7 +37,7 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "spread": run.spread("macro_f1"),
             "so_far": bool(run.scored) and not run.done,
             "epochs": round(float(np.mean([one.epochs for one in run.scored]))) if run.scored else 0,
-            "time": leaderboard.duration(run.seconds()) if run.done else "",
+            "time": duration(run.seconds()) if run.done else "",
             **_different(runs[0], run),
         }
         for run in runs
@@ -94,7 +95,7 @@ def _words(one: Fold, epochs: int) -> str:
     parts = [f"epoch {now['epoch']} of {epochs}", f"update {now['update']} of {now['updates']}"]
     parts += [f"loss {now['loss']:.4f}"] if now.get("loss") is not None else []
     parts += [f"{now['images_per_second']:.0f} images/s"]
-    parts += [f"at most {leaderboard.duration(now['seconds_left'])} left"] if now.get("seconds_left") else []
+    parts += [f"at most {duration(now['seconds_left'])} left"] if now.get("seconds_left") else []
     return ", ".join(parts)
 
 
@@ -113,7 +114,7 @@ def folds(run: Run) -> list[dict[str, Any]]:
             "fold": one,
             "scores": [one.result.get(name) for name in leaderboard.METRICS],
             "best": one.result.get("best_epoch"),
-            "time": leaderboard.duration(one.result["seconds"]) if "seconds" in one.result else "",
+            "time": duration(one.result["seconds"]) if "seconds" in one.result else "",
         }
         for one in run.folds
     ]

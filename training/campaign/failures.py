@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from config.errors import Diverged, OutOfMemory, WeightsError
+from config.text import counted
 from training.loop import memory
 from training.policy import optimizer
 from training.run import fold, results, run_dir
@@ -44,5 +45,5 @@ def _halve(job: fold.Job, number: int, folder: Path) -> bool:
     if half:
         memory.remember(folder, half)
         gc.collect()
-        print(f"{folder}: diverged; once more from the last checkpoint with {half} images at a time")
+        print(f"{folder}: diverged; once more from the last checkpoint with {counted(half, 'image')} at a time")
     return bool(half)

@@ -16,7 +16,7 @@ import numpy as np
 
 from config import load, renamed
 from config.errors import CheckpointError
-from config.text import flat
+from config.text import duration, flat
 from training.run import results, run_dir
 
 METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "log_loss": "log loss"}
@@ -184,12 +184,6 @@ def shown_value(entry: Entry, key: str) -> str:
 
 def _spread(entry: Entry, metric: str) -> str:
     return f"{entry.spread(metric):.4f}" if len(entry.folds) > 1 else "-"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as hours and minutes, or minutes and seconds."""
-    hours, minutes = divmod(round(seconds) // 60, 60)
-    return f"{hours} h {minutes:02d}" if hours else f"{minutes} min {round(seconds) % 60:02d}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> list[str]:

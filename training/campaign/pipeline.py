@@ -23,6 +23,7 @@ from config import members as listed
 from config.command import SHARED_MODES, RunRequest
 from config.errors import CheckpointError, ConfigError, DataError, Interrupted
 from config.places import atomic_write
+from config.text import counted
 from data import sources
 from data.audit import command as look
 from data.audit import page
@@ -187,7 +188,7 @@ def fitted(campaign: Campaign) -> None:
     _make_room(campaign.folder)
     files = fit.write(out, made)
     print(fit.report(made))
-    print(f"wrote {out}: {len(made.ensemble.members)} members")
+    print(f"wrote {out}: {counted(len(made.ensemble.members), 'member')}")
     _note(campaign, "fit", key, files)
 
 
@@ -260,7 +261,7 @@ def _submit(
         print(summary.text(probabilities, classes, table.ids, labels=labels))
     if unread:
         told = prior.warning(unread, len(table.ids), runner.prior.text)
-        print(f"warning: {len(unread)} test images cannot be read; {told}", file=sys.stderr)
+        print(f"warning: {counted(len(unread), 'test image')} cannot be read; {told}", file=sys.stderr)
     print(f"wrote {written[0]} and {written[1]}")
     return written
 

@@ -26,6 +26,7 @@ from config.command import RunRequest
 from config.errors import ConfigError, OutOfMemory
 from config.members import Member
 from config.schema import Settings
+from config.text import counted, duration
 from data import sources
 from data.audit import actions
 from data.cache.images import Images
@@ -143,14 +144,14 @@ def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> 
     report.append(f"{'member':{width}}  folds  updates      time  device memory       disk")
     for name, one in estimates.items():
         report.append(
-            f"{name:{width}}  {len(one.folds):5}  {one.updates:7,}  {_duration(one.seconds):>8}  "
+            f"{name:{width}}  {len(one.folds):5}  {one.updates:7,}  {duration(one.seconds):>8}  "
             f"{_gib(one.device_memory or one.process_memory):>13}  {_gib(one.disk):>9}"
         )
     disk = sum(one.disk for one in estimates.values())
     report.append(f"time     in all, on this machine alone: {_about(sum(one.seconds for one in estimates.values()))}")
     report.append(_disk_line(disk, campaign.folder))
-    kept = "goes on with" if found else "would write"
-    report.append(f"writes   {kept} {campaign.folder}: campaign.yaml, folds.csv, members/NAME (a run each)")
+    kept = "resumed" if found else "a new folder"
+    report.append(f"writes   {campaign.folder}, {kept}: campaign.yaml, folds.csv, members/NAME (a run each)")
     return [*report, "nothing was written; leave out --dry_run to start"]
 
 
@@ -217,7 +218,7 @@ def _measured(job: fold.Job, number: int, path: Path, resumed: bool, left: dict[
         waiting=waiting,
         measured=len(pace.updates) or 1,
         started=machine.started(described),
-        batch=f"{last.batch} images" + (f", {micro} at a time" if micro < last.batch else ""),
+        batch=f"{counted(last.batch, 'image')}" + (f", {micro} at a time" if micro < last.batch else ""),
         device_memory=0 if "cpu" in described["device"] else max(described["memory"].values(), default=0),
         device_limit=described.get("memory_limit", 0),
         process_memory=psutil.Process().memory_info().rss,
@@ -275,17 +276,17 @@ def _run_lines(one: Estimate) -> list[str]:
     limit = f" of {_gib(one.device_limit)}" if one.device_limit else ""
     on_device = f"{_gib(one.device_memory)}{limit} on the device, " if one.device_memory else ""
     whole = _gib(psutil.virtual_memory().total)
-    kept = "goes on with" if one.resumed else "would write"
+    kept = "resumed" if one.resumed else "a new folder"
     return [
         f"device   {one.started}",
-        f"folds    {len(ahead)} ({numbers}) of {one.train_images:,} training and {one.valid_images:,} validation "
-        f"images{done}",
-        f"updates  {one.updates:,} of {one.batch}; at most {max(ahead)} epochs a fold",
+        f"folds    {len(ahead)} ({numbers}) of {one.train_images:,} training and "
+        f"{counted(one.valid_images, 'validation image')}{done}",
+        f"updates  {one.updates:,} of {one.batch}; at most {counted(max(ahead), 'epoch')} a fold",
         f"time     {_about(one.seconds)}; {one.update_seconds:.3g} s an update ({one.measured} measured), "
         f"{one.waiting:.0%} of it waiting for data",
         f"memory   {on_device}{_gib(one.process_memory)} of {whole} in this process",
         _disk_line(one.disk, one.path),
-        f"writes   {kept} {one.path}: config.yaml, folds.csv, fold_K (checkpoints, history.csv, oof.npz), report.html",
+        f"writes   {one.path}, {kept}: config.yaml, folds.csv, fold_K (checkpoints, history.csv, oof.npz), report.html",
         "nothing was written; leave out --dry_run to start",
     ]
 
@@ -302,13 +303,6 @@ def _gib(count: float) -> str:
     return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{count / 2**20:.0f} MiB"
 
 
-def _duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _about(seconds: float) -> str:
     end = time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
-    return f"about {_duration(seconds)}, until {end} if it starts now"
+    return f"about {duration(seconds)}, until {end} if it starts now"

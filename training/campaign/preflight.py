@@ -6,6 +6,7 @@ from pathlib import Path
 
 from config.errors import DataError
 from config.schema import Settings
+from config.text import counted
 from data import check as readable
 from data import csvfile, sources
 from data.audit import actions
@@ -29,7 +30,7 @@ def check(settings: Settings, submissions: Path) -> list[str]:
     classes, target = actions.load(data).table.class_names, data.target_column
     planned = submission_writer.plan(classes, (), test.ids, test.id_column, target, sample, settings.ensemble.positive)
     form = f"in the form of {sample.name}" if sample else "without a sample submission"
-    return [f"to predict: {len(test.ids)} images {form}", *filter(None, [planned.layout.note])]
+    return [f"to predict: {counted(len(test.ids), 'image')} {form}", *filter(None, [planned.layout.note])]
 
 
 def images(settings: Settings, audit: Path) -> list[str]:
@@ -55,4 +56,7 @@ def images(settings: Settings, audit: Path) -> list[str]:
         )
     if not errors:
         return []
-    return [f"{len(errors)} test images cannot be read; {prior.warning(errors, len(test.ids), 'the class prior')}"]
+    return [
+        f"{counted(len(errors), 'test image')} cannot be read; "
+        f"{prior.warning(errors, len(test.ids), 'the class prior')}"
+    ]

@@ -29,6 +29,7 @@ from config.members import Member
 from config.places import atomic_write
 from config.schema import Settings
 from config.sections.tune import Search
+from config.text import counted
 from data.rng import philox_seed
 from training.campaign import queue, trial
 from training.campaign.members import Campaign
@@ -112,7 +113,7 @@ class _Study:
             best = self.study.best_trial
         except ValueError as error:
             raise CheckpointError(
-                f"{self.folder}: none of the {self._counted()} trials came to a score; narrow tune.space"
+                f"{self.folder}: none of {counted(self._counted(), 'trial')} came to a score; narrow tune.space"
             ) from error
         tuned = trial.applied(self.settings, best.params)
         return Found(replace(self.member, settings=tuned), best.params, float(best.value or 0), self._counted())
@@ -275,7 +276,10 @@ def write(campaign: Campaign, found: list[Found]) -> Path:
     atomic_write(path, load.members_yaml(members))
     for one in found:
         metric = one.member.settings.stopping.metric
-        print(f"{one.member.name}: best of {one.trials} trials: {metric} {one.score:.4f} with {_said(one.values)}")
+        print(
+            f"{one.member.name}: best of {counted(one.trials, 'trial')}: {metric} {one.score:.4f} with "
+            f"{_said(one.values)}"
+        )
     print(f"wrote {path}")
     return path
 

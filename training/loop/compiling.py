@@ -13,6 +13,7 @@ from backends.contract import CompileMode, Session
 from config.errors import BackendUnavailable, ConfigError
 from config.places import atomic_write
 from config.sections.train import Train
+from config.text import counted
 from training.loop.rehearsal import Ahead, rehearse
 from training.policy import compiling
 
@@ -85,7 +86,8 @@ def _pays(eager: Session, ahead: Ahead, say: Callable[[str], None]) -> bool:
     pays = compiling.pays(ahead.updates, seconds, tensors)
     if not pays:
         say(
-            f"not compiled: {ahead.updates} updates of {seconds:.2g} s each are done before the "
+            f"not compiled: {counted(ahead.updates, 'update is', 'updates are')} done at {seconds:.2g} s "
+            "each before the "
             f"{compiling.cost(tensors):.0f} s that compiling takes would pay; train.compile on does it anyway"
         )
     return pays

