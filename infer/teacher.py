@@ -64,8 +64,7 @@ def answer(
         raise DataError(f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()))}")
     if bad:
         warnings.warn(
-            f"{counted(len(bad), 'image cannot be read and gets', 'images cannot be read and get')} no answer; the first: "
-            f"{next(iter(bad.values()))}",
+            f"no answer for {counted(len(bad), 'unreadable image')}; the first: {next(iter(bad.values()))}",
             TandemWarning,
             stacklevel=2,
         )

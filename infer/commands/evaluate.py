@@ -132,10 +132,8 @@ def text(evaluation: Evaluation) -> str:
         lines.append(f"truncated images: {len(evaluation.truncated)}, predicted as far as they go; the first: {first}")
     if evaluation.unreadable:
         first = next(iter(evaluation.unreadable.values()))
-        lines.append(
-            f"warning: {counted(len(evaluation.unreadable), 'image cannot be read and counts', 'images cannot be read and count')} "
-            f"nowhere; the first: {first}"
-        )
+        unreadable = counted(len(evaluation.unreadable), "unreadable image")
+        lines.append(f"warning: {unreadable} left out of the scores; the first: {first}")
     lines.append(f"{'accuracy':<12}{span['accuracy']}   95% interval in brackets")
     if evaluation.top5 is not None:
         lines.append(f"{'top-5':<12}{evaluation.top5:.4f}")

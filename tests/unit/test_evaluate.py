@@ -284,10 +284,8 @@ def test_damaged_images_are_told_and_count_nowhere(policy, best, labelled, tmp_p
     said = json.loads((out / "metrics.json").read_text())
     lost = 1 if policy == "partial" else 2
     assert code == 0 and said["images"] == 20 - lost and len(said["unreadable"]) == lost
-    assert (
-        f"image{'s cannot be read and count' if lost > 1 else ' cannot be read and counts'} nowhere; the first: "
-        in captured.out
-    )
+    unreadable = "1 unreadable image" if lost == 1 else "2 unreadable images"
+    assert f"warning: {unreadable} left out of the scores; the first: " in captured.out
     assert ("truncated images: 1, predicted as far as they go" in captured.out) == (policy == "partial")
     assert files[3].name in next(iter(said["unreadable"].values()))
     assert f"{lost} images cannot be read" in (out / "report.html").read_text()

@@ -166,7 +166,7 @@ def test_an_unreadable_image_has_no_answer_and_students_leave_it_out(run, digits
     assert victims[0].name in capsys.readouterr().err and not (tmp_path / "no.npz").exists()
     file = answered(run, tmp_path / "extra.npz", "--images", str(damaged))
     err = capsys.readouterr().err
-    assert "warning: 2 images cannot be read and get no answer" in err and victims[0].name in err
+    assert "warning: no answer for 2 unreadable images" in err and victims[0].name in err
     held = arrays(file)
     assert set(held["unreadable"]) == {victim.name for victim in victims}
     assert len(held["ids"]) == 2 * 28 and not set(held["unreadable"]) & set(held["ids"])
