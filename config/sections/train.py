@@ -157,9 +157,8 @@ class Optim(Section):
     batch_norm: Literal["auto", "batch", "fixed"] = Field(
         default="auto",
         description="Statistics that BatchNorm uses in training: batch takes each batch's own, fixed keeps those of the"
-        " initial weights; auto is fixed where pretrained weights meet few images (as head_init) that are smaller than"
-        " the input size, and a linear probe is clearly better with the pretrained statistics than with the images'"
-        " own, else batch.",
+        " initial weights; auto is fixed where pretrained weights meet few images (as head_init) of at most half the"
+        " input's side, else batch.",
     )
     freeze_epochs: int = Field(
         default=0, ge=0, description="First epochs in which only the classifier is trained; they are faster."

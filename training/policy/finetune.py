@@ -1,9 +1,9 @@
 """What differs where a pretrained network is fine-tuned on few images: BatchNorm's statistics and the new classifier.
 
 BatchNorm normally takes each batch's own statistics. With `optim.batch_norm: auto` the pretrained ones are kept where
-the images are enlarged and a linear probe is clearly better on features of them than on features of the images' own.
-The classifier then starts from that probe, which fits these features (Kumar et al. 2022); otherwise the features
-change with the statistics, and it starts at random. `training.run.probe` computes the features.
+few images are enlarged, as a few updates with their own spoil the features (docs/engineering/accuracy.md). The
+classifier then starts from a linear probe of these features (Kumar et al. 2022); otherwise the features change with
+the statistics, and it starts at random. `training.run.probe` computes the features.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from data.rng import philox
 
 # Up to here the regression takes seconds; beyond it, an epoch has updates enough for a random classifier to learn.
 _MOST_IMAGES, _MOST_LOGITS = 5_000, 250_000
+_ENLARGED = 2  # times the side: what was measured are images of 8 to 32 pixels at 64 to 128
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, on standardised features
 _PARTS = 3
 
@@ -32,35 +33,14 @@ class Head(NamedTuple):
     strength: float
 
 
-class Answers(NamedTuple):
-    """What cross-validation answers: the log loss of each image float64 `[N]` (0 for the only one of its class), and
-    the C that has the lowest mean."""
-
-    losses: NDArray[np.float64]
-    strength: float
-
-
 def few(images: int, classes: int) -> bool:
     """Whether so many training images of so many classes are few."""
     return images <= _MOST_IMAGES and images * classes <= _MOST_LOGITS
 
 
-def clearly_better(left: Answers, other: Answers) -> bool:
-    """Whether the images' log losses in `one` are lower than in `other` by more than two standard errors (paired)."""
-    gain = other.losses - left.losses
-    return bool(gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)))
-
-
-def judged(features: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> Answers | None:
-    """How well a logistic regression on standardised `features` `[N, F]` answers images that it was not fitted on.
-
-    Three parts, drawn from `seed`. None where the images are all of one class.
-    """
-    if len(np.unique(labels)) < 2:
-        return None
-    inputs, parts = _standardised(features)[0], _parts(labels, seed)
-    candidates = [Answers(_losses(inputs, labels, parts, c), c) for c in _STRENGTHS]
-    return min(candidates, key=lambda candidate: float(candidate.losses.mean()))
+def are_enlarged(side: int, size: int) -> bool:
+    """Whether images of a shorter side of `side` pixels (0: not known) hold much less than an input of `size` pixels."""
+    return 0 < side <= size / _ENLARGED
 
 
 def probe(
@@ -68,18 +48,17 @@ def probe(
     labels: NDArray[np.int64],
     classes: int,
     seed: int,
-    answers: Answers | None = None,
 ) -> Head | None:
     """The L2-penalised logistic regression of `labels` on standardised `features` `[N, F]`, for raw features.
 
-    Its C has the lowest log loss in cross-validation: `answers`, where these features were `judged` already. None where
-    the images are all of one class.
+    Its C has the lowest log loss in cross-validation of three parts, drawn from `seed`. None where the images are all
+    of one class.
     """
-    answers = answers or judged(features, labels, seed)
-    if answers is None:
+    if len(np.unique(labels)) < 2:
         return None
-    inputs, mean, scale = _standardised(features)
-    model = _regression(inputs, labels, answers.strength)
+    (inputs, mean, scale), parts = _standardised(features), _parts(labels, seed)
+    strength = min(_STRENGTHS, key=lambda c: _loss(inputs, labels, parts, c))
+    model = _regression(inputs, labels, strength)
     coefficients, intercept = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # one row: the difference of the two logits
         coefficients, intercept = (np.concatenate([-v / 2, v / 2]) for v in (coefficients, intercept))
@@ -88,7 +67,7 @@ def probe(
     weight[model.classes_] = coefficients / scale
     bias[model.classes_] = intercept
     bias -= weight @ mean
-    return Head(weight.astype(np.float32), bias.astype(np.float32), answers.strength)
+    return Head(weight.astype(np.float32), bias.astype(np.float32), strength)
 
 
 def _standardised(
@@ -110,18 +89,16 @@ def _parts(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     return parts
 
 
-def _losses(
-    inputs: NDArray[np.float64], labels: NDArray[np.int64], parts: NDArray[np.int64], strength: float
-) -> NDArray[np.float64]:
-    """The log loss of each image for a regression on the parts that it is not in; 0 where it is in none."""
-    losses = np.zeros(len(labels))
+def _loss(inputs: NDArray[np.float64], labels: NDArray[np.int64], parts: NDArray[np.int64], strength: float) -> float:
+    """The log loss, summed over the images that are in a part, of regressions on the parts that they are not in."""
+    loss = 0.0
     for held_out in range(_PARTS):
         held = np.flatnonzero(parts == held_out)
         if len(held):
             model = _regression(inputs[parts != held_out], labels[parts != held_out], strength)
             column = np.searchsorted(model.classes_, labels[held])
-            losses[held] = -model.predict_log_proba(inputs[held])[np.arange(len(held)), column]
-    return losses
+            loss -= model.predict_log_proba(inputs[held])[np.arange(len(held)), column].sum()
+    return loss
 
 
 def _regression(inputs: NDArray[np.float64], labels: NDArray[np.int64], strength: float) -> LogisticRegression:

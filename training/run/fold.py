@@ -248,8 +248,7 @@ def _probed(job: Job, backend: Backend, number: int, start: Weights, new_head: b
     batch = min(int(settings.train.batch_size or 1), len(train))
     loader = _valid_loader(job, [table.paths[i] for i in train], batch, None)
     side = median_side(job.data.images, loader.paths) if settings.optim.batch_norm == "auto" else 0
-    enlarged = 0 < side < job.spec.preprocessing.size
-    found = probe.started(backend, job.spec, settings, start, loader, table.labels[train], new_head, enlarged)
+    found = probe.started(backend, job.spec, settings, start, loader, table.labels[train], new_head, side)
     for note in found.notes:
         print(f"fold {number}: {note}")
     return found
