@@ -39,7 +39,7 @@ def few(images: int, classes: int) -> bool:
 
 
 def are_enlarged(side: int, size: int) -> bool:
-    """Whether images of a shorter side of `side` pixels (0: not known) hold much less than an input of `size` pixels."""
+    """Whether images of a shorter side of `side` pixels, 0 if unknown, hold much less than `size` pixels."""
     return 0 < side <= size / _ENLARGED
 
 
