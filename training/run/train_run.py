@@ -58,7 +58,7 @@ def run_all(
     images = Images.of(settings.data, table.turns)
     with ExitStack() as held:
 
-        def begin() -> tuple[str, NDArray[np.int64] | None]:
+        def open_folder() -> tuple[str, NDArray[np.int64] | None]:
             if run_dir.existing(settings, backend, quiet=True) is None:
                 loading.find(spec, settings.weights)  # missing weights are an error before the audit
             audited, doubtful = audit.before(settings, table, stop_requested, lambda: run_dir.folder(settings, backend))
@@ -67,10 +67,10 @@ def run_all(
             auto_model.keep(place, chosen)
             streams.log_to(place)
             run_dir.check_unedited(place, settings)
-            _take(settings, split(settings, audited, images, place), teaching, place, held)
+            _begin(settings, split(settings, audited, images, place), teaching, place, held)
             return str(place), audited.groups
 
-        place, groups = ranks.decided(group, begin)
+        place, groups = ranks.decided(group, open_folder)
         folder = Path(place)
         streams.log_to(folder)
         require(group, folder)
@@ -94,7 +94,7 @@ def _chosen(settings: Settings, backend: str, group: Group) -> auto_model.Resolv
     return auto_model.Resolved(load.changed(settings, values, "model auto") if values else settings, None, values)
 
 
-def _take(
+def _begin(
     settings: Settings, data: SharedData, teaching: distillation.DistillationData, folder: Path, held: ExitStack
 ) -> None:
     """Lock the folds that are to be trained, until `held` is closed, and give the run its settings."""
