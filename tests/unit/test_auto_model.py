@@ -156,8 +156,20 @@ def test_a_run_keeps_its_model_when_another_would_be_chosen_now(train, tmp_path,
     assert load.read(other / "config.yaml").model == "test_resnet"
 
 
-def test_a_campaign_resolves_its_model_once(train, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [(), ("--mode", "train")])
+def test_what_the_user_sets_after_an_earlier_choice_is_not_overridden_by_it(mode, train, tmp_path: Path) -> None:
+    for size in ("32", "16"):
+        assert train(*mode, *(("--data.image_size", "16") if size == "16" else ())) == 0
+        newest = max((tmp_path / "runs").iterdir())
+        (member,) = load.read_members(next(newest.glob("c*.yaml")))
+        assert (member.settings.model, member.settings.data.image_size) == ("resnet18", int(size))
+
+
+def test_a_campaign_resolves_its_model_once(train, tmp_path: Path, capsys, monkeypatch) -> None:
     assert train("--mode", "train") == 0
+    monkeypatch.setitem(auto.SPEEDS, "numpy cpu", 1e-6)
+    assert train("--mode", "train") == 0, "when another would be chosen now"
+    assert "1 of 1 folds are done" in capsys.readouterr().out
     (campaign,) = (tmp_path / "runs").iterdir()
     (member,) = load.read_members(campaign / "campaign.yaml")
     assert member.settings.model == "resnet18"

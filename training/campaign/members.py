@@ -118,7 +118,7 @@ def open_folder(members: Sequence[Member], may_be_new: bool) -> Path | None:
     if not may_be_new:
         return None
     path = new(members)
-    if run_dir.begin(path, load.CAMPAIGN, load.members_yaml(members), settings, lambda: _fits(path, members)):
+    if run_dir.begin(path, load.CAMPAIGN, load.members_yaml(members), settings, lambda: fits(path, members)):
         return path
     return open_folder(members, may_be_new)  # another process has just made it
 
@@ -126,14 +126,15 @@ def open_folder(members: Sequence[Member], may_be_new: bool) -> Path | None:
 def _newest(members: Sequence[Member]) -> Path | None:
     for path in run_dir.newest_first(members[0].settings, load.CAMPAIGN):
         try:
-            if _fits(path, members):
+            if fits(path, members):
                 return path
         except ConfigError as error:
             print(f"{path} is passed over: {error}", file=sys.stderr)
     return None
 
 
-def _fits(path: Path, members: Sequence[Member]) -> bool:
+def fits(path: Path, members: Sequence[Member]) -> bool:
+    """Whether `path` is a campaign of the same settings."""
     file = path / load.CAMPAIGN
     return file.exists() and not differences(load.read_members(file), members)
 

@@ -116,7 +116,7 @@ def lines(engine: str, command: load.Command) -> list[str]:
         print(*describe(settings, table), sep="\n")
         found = run_dir.existing(settings, engine)
         return _run_lines(_estimate(engine, settings, table, found or run_dir.new(settings, engine), found is not None))
-    return _campaign_lines(engine, start.with_models(engine, command.members), wish)
+    return _campaign_lines(engine, start.with_models(engine, command.members)[0], wish)
 
 
 def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> list[str]:

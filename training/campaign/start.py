@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from config import load
 from config.errors import CheckpointError
 from config.members import Member
 from data.audit import actions
 from data.cache.images import Images
-from training.campaign.members import Campaign, named, open_folder
-from training.run import audit, auto_model
+from models import auto
+from training.campaign.members import Campaign, fits, named, open_folder
+from training.run import audit, auto_model, results, run_dir
 from training.run.prepare import FOLDS, SharedData, describe, split
 
 
@@ -23,19 +26,39 @@ def begin(
     Raises `ConfigError` where a name is taken, or where a resumed one was begun with other settings, and
     `CheckpointError` where there is none and it may not be a new one.
     """
-    members = with_models(engine, members)
+    members, chosen = with_models(engine, members)
     folder = open_folder(members, may_be_new)
     if folder is None:
         raise CheckpointError(
             f"{members[0].settings.out}: holds no campaign of these settings; first: python train_{engine}.py "
             "--mode train with the same settings, or name one by --resume PATH"
         )
+    auto_model.keep(folder, chosen)
     return named(engine, folder, members, stop_requested)
 
 
-def with_models(engine: str, members: Sequence[Member]) -> list[Member]:
-    """The members, each with a model in place of auto."""
-    return [replace(member, settings=auto_model.resolve(member.settings, engine).settings) for member in members]
+def with_models(engine: str, members: Sequence[Member]) -> tuple[list[Member], dict[str, dict[str, Any]]]:
+    """The members, each with a model in place of auto, and what was chosen for which: what an earlier start of the same
+    command chose, where there is one to go on with."""
+    settings = members[0].settings
+    for path in run_dir.newest_first(settings, load.CAMPAIGN) if settings.resume == "auto" else ():
+        if (path / auto_model.FILE).exists():
+            kept = results.read_yaml(path / auto_model.FILE)
+            begun = [_with(one, kept.get(one.name, {})) for one in members]
+            if fits(path, begun):
+                print(f"models: chosen when {path} was started")
+                return begun, kept
+    found = {one.name: auto_model.resolve(one.settings, engine) for one in members}
+    chosen = {name: dict(one.values) for name, one in found.items() if one.values}
+    return [replace(one, settings=found[one.name].settings) for one in members], chosen
+
+
+def _with(member: Member, values: Mapping[str, Any]) -> Member:
+    """A member with what was chosen for it, where it has no model of its own."""
+    if member.settings.model != auto.AUTO:
+        return member
+    kept = auto_model.not_set(member.settings, values)
+    return replace(member, settings=load.changed(member.settings, kept, "model auto"))
 
 
 def open_shared(

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import backends
 from config import load
 from config.schema import Settings
@@ -23,7 +21,7 @@ from data.cache.images import Images, median_side
 from data.cores import cores
 from models import auto, registry
 from models.weights import at_hand
-from training.run import run_dir
+from training.run import results, run_dir
 from training.run.prepare import prepare, refuse
 
 FILE = "auto.yaml"
@@ -60,28 +58,34 @@ def resolve(settings: Settings, engine: str) -> Resolved:
     weights, offline = at_hand.find(settings.weights)
     situation = _situation(settings, engine, table, weights)
     choice = auto.choose(situation)
-    values = {k: v for k, v in choice.values.items() if not _is_users(settings, k)}
+    values = not_set(settings, choice.values)
     print(*_lines(choice, situation, offline), sep="\n")
     return Resolved(load.changed(settings, values, "model auto"), table, values)
 
 
-def keep(folder: Path, resolved: Resolved) -> None:
-    """Write what was chosen into the folder of the run."""
-    if resolved.values and not (folder / FILE).exists():
-        run_dir.write_yaml(folder / FILE, dict(resolved.values))
+def keep(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write what was chosen into the folder of the run, or of the campaign by the names of its members."""
+    if values and not (folder / FILE).exists():
+        run_dir.write_yaml(folder / FILE, dict(values))
 
 
 def _kept(settings: Settings, engine: str, table: sources.Table) -> dict[str, Any]:
     """What an earlier start of the same command chose; empty where there is none to go on with."""
     if settings.resume != "auto":
         return {}
-    for path in run_dir.newest_first(settings, FILE):
-        values = dict(yaml.safe_load((path / FILE).read_text()))
-        begun = prepare(load.changed(settings, values, str(path / FILE)), table)[0]
-        if (path / run_dir.CONFIG).exists() and run_dir.fits(path, begun, engine):
-            print(f"model {values['model']}: chosen when {path} was started")
-            return values
+    for path in run_dir.newest_first(settings, run_dir.CONFIG):
+        if (path / FILE).exists():
+            values = not_set(settings, results.read_yaml(path / FILE))
+            begun = prepare(load.changed(settings, values, str(path / FILE)), table)[0]
+            if run_dir.fits(path, begun, engine):
+                print(f"model {values['model']}: chosen when {path} was started")
+                return values
     return {}
+
+
+def not_set(settings: Settings, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the chosen values that the user did not set."""
+    return {name: value for name, value in values.items() if not _is_users(settings, name)}
 
 
 def _is_users(settings: Settings, name: str) -> bool:

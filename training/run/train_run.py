@@ -64,7 +64,7 @@ def run_all(
             audited, doubtful = audit.before(settings, table, stop_requested, lambda: run_dir.folder(settings, backend))
             check.bad_images(settings.data, [*doubtful, *teaching.paths()], images)
             place = run_dir.folder(settings, backend)
-            auto_model.keep(place, chosen)
+            auto_model.keep(place, chosen.values)
             streams.log_to(place)
             run_dir.check_unedited(place, settings)
             _begin(settings, split(settings, audited, images, place), teaching, place, held)
