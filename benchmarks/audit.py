@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -112,6 +113,6 @@ def searching(originals: list[Path], images: int) -> dict[str, float]:
         blends = ((cv2.addWeighted(pictures[a], 0.7, pictures[b], 0.3, 0), (x, y)) for a, b, x, y in draws)
         mixed = np.stack([np.roll(blend, shift, (0, 1)) for blend, shift in blends])
         bits = np.stack([hashes(picture) for picture in mixed])
-        taken = common.seconds(lambda mixed=mixed, bits=bits: duplicates.find(mixed, bits), time.process_time)
+        taken = common.seconds(partial(duplicates.find, mixed, bits), time.process_time)
         figures[f"cpu_seconds_to_search_{count}"] = round(taken, 1)
     return figures

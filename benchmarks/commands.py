@@ -98,7 +98,11 @@ def checkpoint(arguments: argparse.Namespace) -> Result:
         run, epochs = _trained_and_timed(arguments.engine, words)
         last = checkpoints.steps(run / "fold_0")[-1]
         mib = round(sum(file.stat().st_size for file in last.iterdir()) / 2**20, 1)
-    figures = {"checkpoint_mib": mib, "background": _saving(epochs[1::2]), "waiting": _saving(epochs[2::2])}
+    figures: dict[str, Any] = {
+        "checkpoint_mib": mib,
+        "background": _saving(epochs[1::2]),
+        "waiting": _saving(epochs[2::2]),
+    }
     missed = "saving takes 2% of an epoch or more" if figures["background"]["share"] >= 0.02 else ""
     return common.result(figures, arguments.epochs // 2, "torch", "mlx", "numpy", missed=missed)
 

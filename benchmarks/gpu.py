@@ -122,14 +122,14 @@ def _all(out: Path, arguments: argparse.Namespace, setting: tuple[Any, ...]) -> 
 def measured(arm: Arm, setting: tuple[Any, ...], limit: float) -> dict[str, Any]:
     """The last figures of an arm that runs in a process of its own, at most `limit` seconds."""
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(kind)
+    context: Any = multiprocessing.get_context(kind)
     if kind == "forkserver":
         context.set_forkserver_preload(["benchmarks.gpu_arms"])  # imports take seconds, and CUDA is not started there
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(arm, setting, sending, multiprocessing.get_start_method()))
     process.start()
     sending.close()
-    end, figures = time.monotonic() + limit, {}
+    end, figures = time.monotonic() + limit, dict[str, Any]()
     try:
         while receiving.poll(max(0.0, end - time.monotonic())):
             message = receiving.recv()

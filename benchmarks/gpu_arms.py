@@ -270,7 +270,7 @@ def inference(setting: Setting, name: str) -> Figures:
     for label, precision, compiled in (("default", None, False), (half, half, False), (f"{half} compiled", half, True)):
         opened = predictor.open(card, spec, arrays, setting.device, precision, compiled)
         _assert_on(opened.device.type, case.device)
-        rates[label] = _predicted(lambda opened=opened: opened.logits(images), setting, case)
+        rates[label] = _predicted(functools.partial(opened.logits, images), setting, case)
         opened.close()
         yield _sizes(case) | _shown(rates)
     timm = Timm(case, []).model.eval()
@@ -363,7 +363,9 @@ def jpegs(setting: Setting) -> list[Path]:
         draw, made = np.random.default_rng(0), folder.with_name("partial")
         made.mkdir(parents=True)
         for number in range(distinct):
-            coarse = Image.fromarray(draw.integers(0, 256, (9, 12, 3), np.uint8)).resize((1000, 750), Image.BICUBIC)
+            coarse = Image.fromarray(draw.integers(0, 256, (9, 12, 3), np.uint8)).resize(
+                (1000, 750), Image.Resampling.BICUBIC
+            )
             fine = np.asarray(coarse, np.int16) + draw.integers(-12, 13, (750, 1000, 1), np.int16)
             Image.fromarray(fine.clip(0, 255).astype(np.uint8)).save(made / f"{number:05}.jpg", quality=90)
         for number in range(distinct, files):

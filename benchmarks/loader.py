@@ -28,6 +28,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def turns(arms: dict[str, Epoch], repeats: int) -> dict[str, list[float]]:
             count += sum(epoch(number))
         return 1000 * taken / count
 
-    return common.in_turn({name: lambda epoch=epoch: turn(epoch) for name, epoch in arms.items()}, repeats)
+    return common.in_turn({name: partial(turn, epoch) for name, epoch in arms.items()}, repeats)
 
 
 def cpu_seconds() -> float:
@@ -162,7 +163,11 @@ def others(root: Path) -> dict[str, Epoch]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     loaders = {"timm": timms(root, WORKERS), "torchvision": torchvisions(root)}
-    return {name: lambda _, each=each: (len(images) for images, _ in each) for name, each in loaders.items()}
+    return {name: partial(_counted, each) for name, each in loaders.items()}
+
+
+def _counted(loader: Any, _number: int) -> Iterator[int]:
+    return (len(images) for images, _ in loader)
 
 
 def single(paths: list[Path], folder: Path) -> dict[str, Epoch]:
