@@ -64,9 +64,7 @@ CPU = {
     "audit": ("audit", "--data", "{data}"),
 }
 GOALS = (
-    Goal(
-        "loader.ratio_files", "training images from JPEG files, per CPU second: ours to timm", ">= 2.2", "spread.files"
-    ),
+    Goal("loader.ratio_files", "training images from files, per CPU second: ours to timm", ">= 2.2", "spread.files"),
     Goal("loader.ratio_cached", "the same from the cache, epochs 2 and later", ">= 15", "spread.cached"),
     Goal("loader.ratio_jpegs", "the same from the cache of JPEGs", "", "spread.jpegs"),
     Goal("loader.first_batch_s", "seconds to a loader's first batch", "< 1"),
