@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from convert.verification import pictures, report, sensitivity, speed, verify
 from convert.verification.precision import PRECISIONS, lossy, pairs
 from data.sources import Table
 from infer import runtimes
+from infer.runtimes import Predictor
 
 OPTIONS = ("batch", "calibrate", "input", "macos", "opset", "single_input", "sweep")  # of a format or a precision
 
@@ -107,11 +107,11 @@ class Exporter:
                     print(f"{job.out.name}: its limits are not checked ({error})")
         print(f"wrote {job.out} ({job.precision}, {verify.size(job.out) / 1e6:.1f} MB)")
 
-    def rank(self, job: Job, images: pictures.Pixels) -> list[sensitivity.Loss]:
-        """The job's layers, the one that loses most first."""
+    def mixture(self, job: Job, artefact: Path) -> contextlib.AbstractContextManager[sensitivity.Mixture]:
+        """The layers of the job's artefact, compressed or not, in any mixture."""
         calibration = self.calibration() if job.target == "onnx" else ()
-        macos = self.options.macos
-        return sensitivity.rank(self.network, self.source.card, job.target, job.precision, images, calibration, macos)
+        card, macos = self.source.card, self.options.macos
+        return sensitivity.mixture(self.network, card, artefact, job.precision, calibration, macos)
 
     def _calibrated(self, job: Job) -> bool:
         """Whether there are images to hold the job's artefact against; int8 and --sweep cannot go without."""
@@ -126,40 +126,46 @@ class Exporter:
             return False
         return True
 
-    def _faults(self, job: Job, path: Path) -> tuple[str, ...]:
-        """The limits that the artefact at `path` does not keep on the calibration images."""
+    def _faults(self, job: Job, path: Path, predictor: Predictor | None = None) -> tuple[str, ...]:
+        """The limits that `predictor`, or else the artefact at `path`, does not keep on the calibration images."""
         runtime = "mil_reference" if job.target == "coreml" else "onnx"
-        with contextlib.closing(runtimes.open(path, runtime)) as opened:
+        with contextlib.closing(predictor or runtimes.open(path, runtime)) as opened:
             rows = [opened.logits(*batch) for batch in self.calibration()]
         measured = verify.Measured(runtime, np.concatenate(rows), None)
         return verify.measure(verify.Artefact(path, job.precision), measured, self._before, 0.0, self._labels).faults
 
     def _keep_limits(self, job: Job, path: Path) -> None:
         """Rewrite the artefact at `path` with layers in float, as few as it takes; see `make`."""
-        faults_of: dict[tuple[str, ...], tuple[str, ...]] = {(): self._faults(job, path)}
-        if not faults_of[()] and not self.options.sweep:
+        faults = self._faults(job, path)
+        if not faults and not self.options.sweep:
             return
         count, size = len(self._before), verify.size(path)
-        first = path.with_name(f"all{path.suffix}")
-        if job.target == "onnx":
-            shutil.copyfile(path, first)
-        verdict = "; ".join(faults_of[()]) or "within the limits"
+        verdict = "; ".join(faults) or "within the limits"
         print(f"{job.out.name}: {verdict} on {counted(count, 'calibration image')}; each layer is measured alone now")
-        losses = self.rank(job, tuple(images[: sensitivity.IMAGES] for images in self._images))
+        with self.mixture(job, path) as mixed:
+            losses = sensitivity.rank(
+                self.network, mixed, tuple(images[: sensitivity.IMAGES] for images in self._images)
+            )
 
-        def holds(layers: tuple[str, ...]) -> bool:
-            if layers not in faults_of:
-                self.write(job, path, layers)
-                faults_of[layers] = self._faults(job, path)
-            return not faults_of[layers]
+            def holds(float_layers: tuple[str, ...]) -> bool:
+                nonlocal faults
+                if float_layers:
+                    compressed = [layer for layer in mixed.layers if layer not in float_layers]
+                    faults = self._faults(job, path, mixed.open(compressed))
+                return not faults
 
-        layers = sensitivity.kept(losses, holds)
+            layers = sensitivity.kept(losses, holds)
         with atomic_artefact(job.out.with_name(f"{job.out.name}.sweep.md"), overwrite=True) as table:
             table.write_text(sensitivity.table(losses, layers), encoding="utf-8")
         message = f"{job.out.name}: {len(layers)} of {len(losses)} layers in float"
-        if faults_of[layers]:
+        if not faults and layers:
+            first = path.with_name(f"all{path.suffix}")
+            path.rename(first)
+            self.write(job, path, layers)
+            faults = self._faults(job, path)
+        if faults:
             raise Refused(
-                f"{message} do not suffice ({'; '.join(faults_of[layers])}, on {counted(count, 'calibration image')}): "
+                f"{message} do not suffice ({'; '.join(faults)}, on {counted(count, 'calibration image')}): "
                 f"{job.precision} is refused for {self.source.card.model}; worst: {sensitivity.worst(losses)}"
             )
         grown = f"{size / 1e6:.1f} to {verify.size(path) / 1e6:.1f} MB"
@@ -277,4 +283,6 @@ def _fault(shop: Exporter, jobs: Sequence[Job], comparison: verify.Comparison, i
         return text
     (job,) = (job for job in jobs if job.out.name == comparison.artefact)
     some = next(iter(pictures.batches(images, shop.source.card)))
-    return f"{text}; the layers that lose most: {sensitivity.worst(shop.rank(job, some))}"
+    with shop.mixture(job, job.out) as mixed:
+        losses = sensitivity.rank(shop.network, mixed, some)
+    return f"{text}; the layers that lose most: {sensitivity.worst(losses)}"

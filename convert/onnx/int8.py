@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,6 @@ def quantized(message: Any, batches: Sequence[Pixels], folder: Path, float_layer
     model = onnx.load(str(int8_file))
     int8_file.unlink()
     return model
-
-
-def one_by_one(message: Any, batches: Sequence[Pixels], folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """For each layer its node, its name and the model with it alone in int8, a file that the next one replaces."""
-    int8_file = folder / "one.onnx"
-    with contextlib.closing(Quantizer(message, batches, folder)) as quantizer:
-        for node, name in quantizer.layers.items():
-            quantizer.write(int8_file, [node])
-            yield node, name, int8_file
 
 
 def layers(file: Path) -> dict[str, str]:

@@ -1,15 +1,16 @@
 """Which layers lose most by int8 or by a palette: each alone is compressed, all others stay in float.
 
-What is run are the converters' own files, ONNX in ONNX Runtime, Core ML in the reference evaluator.
+What is run are the converters' own results, ONNX in ONNX Runtime, Core ML in the reference evaluator.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from convert.graph import torch_network
 from convert.onnx import export, int8
 from convert.quiet import quietly
 from convert.verification.pictures import Pixels
+from infer.runtimes import Predictor
 from infer.runtimes import onnx as onnx_runtime
 from infer.runtimes.mil import package as mil_package
 from infer.runtimes.mil import program
@@ -42,22 +44,43 @@ class Loss(NamedTuple):
     kl_divergence: float
 
 
-def rank(
+class Mixture(Protocol):
+    """A network of which any layers can be compressed; `layers` gives each node or constant a person's name for it."""
+
+    layers: dict[str, str]
+
+    def open(self, compressed: Collection[str]) -> Predictor:
+        """The network with these layers compressed and all others in float; it ends with the next call."""
+        ...
+
+
+@contextlib.contextmanager
+def mixture(
     network: torch_network.Network,
     card: Card,
-    target: str,
+    artefact: Path,
     precision: str,
-    images: Pixels,
     calibration: Sequence[Pixels],
     macos: int = 14,
-) -> list[Loss]:
-    """All layers that `precision` compresses, the one that loses most first; `images` are those of one batch."""
-    before = log_softmax(torch_network.once(network, *images).astype(np.float64), 1)
+) -> Iterator[Mixture]:
+    """The mixture of `artefact`, a file or package in `precision`, with its network in float.
+
+    Of a Core ML package those constants can be compressed that are so in the artefact, of an ONNX file all layers.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        if target == "onnx":
-            losses = list(_onnx(network, card, images, calibration, Path(folder), before))
+        if artefact.suffix == ".onnx":
+            yield _Onnx(network, card, calibration, Path(folder))
         else:
-            losses = list(_coreml(network, card, precision, images, Path(folder), before, macos))
+            yield _CoreML(network, card, artefact, precision, macos, Path(folder))
+
+
+def rank(network: torch_network.Network, mixed: Mixture, images: Pixels) -> list[Loss]:
+    """All layers of the mixture, the one that loses most first; `images` are those of one batch."""
+    before = log_softmax(torch_network.once(network, *images).astype(np.float64), 1)
+    losses = []
+    for layer, name in mixed.layers.items():
+        with contextlib.closing(mixed.open([layer])) as opened:
+            losses.append(Loss(layer, name, _kl(before, opened.logits(*images))))
     return sorted(losses, key=lambda loss: -loss.kl_divergence)
 
 
@@ -67,7 +90,8 @@ def kept(losses: Sequence[Loss], holds: Callable[[tuple[str, ...]], bool]) -> tu
     `holds(layers)` says whether the limits hold with these in float; where no number helps, the largest is returned.
     """
     names: tuple[str, ...] = ()
-    for number in [0, *(2**k for k in range(len(losses)) if 2 ** (k + 1) <= len(losses))]:
+    half = len(losses) // 2
+    for number in sorted({0, half, *(2**k for k in range(half.bit_length()))}):
         names = tuple(loss.layer for loss in losses[:number])
         if holds(names):
             break
@@ -91,55 +115,50 @@ def _kl(before: NDArray, logits: NDArray) -> float:
     return float((np.exp(before) * (before - after)).sum(1).mean())
 
 
-def _onnx(
-    network: torch_network.Network,
-    card: Card,
-    images: Pixels,
-    calibration: Sequence[Pixels],
-    folder: Path,
-    before: NDArray,
-) -> Iterator[Loss]:
-    with quietly():
-        message = export.exported(network, card)
-    message.metadata_props.add(key=CARD_KEY, value=card.to_json())
-    for node, name, file in int8.one_by_one(message, calibration, folder):
-        opened = onnx_runtime.open(file)
-        yield Loss(node, name, _kl(before, opened.logits(*images)))
-        opened.close()
+class _Onnx:
+    """See `Mixture`; each one is a file in `folder` that the next one replaces."""
+
+    def __init__(self, network: torch_network.Network, card: Card, calibration: Sequence[Pixels], folder: Path):
+        with quietly():
+            message = export.exported(network, card)
+        message.metadata_props.add(key=CARD_KEY, value=card.to_json())
+        self._quantizer, self._file = int8.Quantizer(message, calibration, folder), folder / "mixed.onnx"
+        self.layers = self._quantizer.layers
+
+    def open(self, compressed: Collection[str]) -> Predictor:
+        self._quantizer.write(self._file, [layer for layer in self.layers if layer in compressed])
+        return onnx_runtime.open(self._file)
 
 
-def _coreml(
-    network: torch_network.Network,
-    card: Card,
-    precision: str,
-    images: Pixels,
-    folder: Path,
-    before: NDArray,
-    macos: int,
-) -> Iterator[Loss]:
-    with quietly():
-        model = mlpackage.converted(network, card, precision, macos=macos)
-        mlpackage.save(model, card, folder / "float.mlpackage", labels=False)
-        small = compress.compressed(model, precision, macos=macos)
-        mlpackage.save(small, card, folder / "small.mlpackage", labels=False)
-        layers = mlpackage.layer_names(network, card)
-    plain, compressed = (_program(folder / name) for name in ("float.mlpackage", "small.mlpackage"))
-    used = {
-        argument.name: operation.outputs[0].name.removesuffix("_cast_fp16")
-        for operation in plain.operations
-        for bound in operation.inputs.values()
-        for argument in bound
-        if isinstance(argument, program.Named)
-    }
-    for name, dense in compressed.constants.items():
-        layer = compress.original(name)
-        if layer is not None and layer in plain.constants:
-            changed = dataclasses.replace(plain, constants={**plain.constants, layer: dense})
-            answer = MilReferencePredictor(card, Evaluator(changed), ()).logits(*images)
-            stored = layer.removesuffix("_to_fp16")
-            yield Loss(layer, layers.get(stored) or layers.get(used.get(layer, ""), layer), _kl(before, answer))
+class _CoreML:
+    """See `Mixture`; the evaluator takes the constants of the artefact or of the program in fp16."""
 
+    def __init__(
+        self, network: torch_network.Network, card: Card, artefact: Path, precision: str, macos: int, folder: Path
+    ):
+        with quietly():
+            model = mlpackage.converted(network, card, precision, macos=macos)
+            mlpackage.save(model, card, folder / "float.mlpackage", labels=False)
+            named = mlpackage.layer_names(network, card)
+        self._card, self._plain = card, program.parse(mil_package.read(folder / "float.mlpackage"))
+        used = {
+            argument.name: operation.outputs[0].name.removesuffix("_cast_fp16")
+            for operation in self._plain.operations
+            for bound in operation.inputs.values()
+            for argument in bound
+            if isinstance(argument, program.Named)
+        }
+        constants = program.parse(mil_package.read(artefact)).constants
+        self._dense = {
+            layer: dense
+            for name, dense in constants.items()
+            if (layer := compress.original(name)) is not None and layer in self._plain.constants
+        }
+        self.layers = {
+            layer: named.get(layer.removesuffix("_to_fp16")) or named.get(used.get(layer, ""), layer)
+            for layer in self._dense
+        }
 
-def _program(path: Path) -> Any:
-    package = mil_package.read(path)
-    return program.parse(package)
+    def open(self, compressed: Collection[str]) -> Predictor:
+        constants = {**self._plain.constants, **{layer: self._dense[layer] for layer in compressed}}
+        return MilReferencePredictor(self._card, Evaluator(dataclasses.replace(self._plain, constants=constants)), ())

@@ -149,19 +149,26 @@ def test_the_layer_that_was_made_hard_for_int8_is_named_first(small: Network) ->
     hard = copy.deepcopy(small.classifier)
     hard.model.head.norm.weight[0] *= 1000
     hard.model.head.fc.weight[:, 0] *= 0.001
-    losses = sensitivity.rank(hard, small.card, "onnx", "int8", (small.images,), [(small.images,)])
+    with sensitivity.mixture(hard, small.card, Path("x.onnx"), "int8", [(small.images,)]) as mixed:
+        losses = sensitivity.rank(hard, mixed, (small.images,))
     assert losses[0].name == "head.fc"
     assert losses[0].kl_divergence > 10 * losses[1].kl_divergence
 
 
-def test_the_layer_that_was_made_hard_for_a_palette_is_named_first(small: Network) -> None:
+def test_the_layer_that_was_made_hard_for_a_palette_is_named_first(small: Network, tmp_path: Path) -> None:
     """One column of its weights is a thousand times the others."""
     hard = copy.deepcopy(small.classifier)
     norm, convolution = hard.model.stages[2].downsample
     norm.weight[0] *= 0.001
     norm.bias[0] *= 0.001
     convolution.weight[:, 0] *= 1000
-    losses = sensitivity.rank(hard, small.card, "coreml", "palette4", (small.images,), [])
+    path = mlpackage.write(hard, small.card, tmp_path / "x.mlpackage", "palette4")
+    with sensitivity.mixture(hard, small.card, path, "palette4", []) as mixed:
+        losses = sensitivity.rank(hard, mixed, (small.images,))
+        in_float = [loss.layer for loss in losses[:4]]
+        mixture = mixed.open([layer for layer in mixed.layers if layer not in in_float]).logits(small.images)
+    written = mlpackage.write(hard, small.card, tmp_path / "y.mlpackage", "palette4", float_layers=tuple(in_float))
+    assert (reference.open(written).logits(small.images) == mixture).all()
     assert losses[0].name == "stages.2.downsample.1"
     assert losses[0].kl_divergence > 2 * losses[1].kl_divergence
 
@@ -176,7 +183,9 @@ def test_layers_are_added_to_float_until_the_limits_hold() -> None:
 
     assert sensitivity.kept(losses, holds) == ("l0", "l1")
     assert asked == [0, 1, 2]
-    assert len(sensitivity.kept(losses, lambda _: False)) == 4
+    asked.clear()
+    assert len(sensitivity.kept([*losses, *losses], lambda layers: holds(layers) and False)) == 9
+    assert asked == [0, 1, 2, 4, 8, 9]
     assert "yes" in sensitivity.table(losses, ["l0"]).splitlines()[2]
 
 

@@ -94,12 +94,16 @@ def test_swin_takes_one_batch_size_and_refuses_several(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arch", ["mobilenetv2_035", "vit_tiny_patch16_224", "maxvit_tiny_tf_224"])
-def test_layers_that_lose_most_have_the_network_s_names(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_lose_most_have_the_network_s_names(
+    arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = kinds.tiny(arch, monkeypatch)
     model = drawn.torch_network(spec, drawn.weights(spec))
     card = Card(arch, CLASSES, spec.preprocessing, dict(spec.options), "torch")
     network = torch_network.Classifier(model, spec.preprocessing).eval().requires_grad_(False)
-    losses = sensitivity.rank(network, card, "coreml", "w8", (drawn.images(spec, 2),), ())
+    path = mlpackage.write(network, card, tmp_path / "x.mlpackage", "w8")
+    with sensitivity.mixture(network, card, path, "w8", ()) as mixed:
+        losses = sensitivity.rank(network, mixed, (drawn.images(spec, 2),))
     assert len({loss.name for loss in losses}) == len(losses) > 5
     assert {loss.name for loss in losses} <= {name for name, _ in model.named_modules()}
 

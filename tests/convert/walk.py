@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 
 def networks(by_kind: bool = False) -> dict[str, list[str]]:
-    """One architecture for each tiny network, the smallest, and all that it stands for.
+    """One architecture for each tiny network, the smallest, and all that it stands for; the smallest comes first.
 
     `by_kind`: for each kind, whose networks differ in numbers alone.
     """
@@ -69,7 +69,7 @@ def networks(by_kind: bool = False) -> dict[str, list[str]]:
         args = kinds._shape(dict(spec.args)) if by_kind else [spec.args, spec.preprocessing.size]
         key = json.dumps([spec.family, spec.cls, args], sort_keys=True, default=str)
         found[key].append((registry.get(arch).parameters, arch))
-    return {min(members)[1]: sorted(arch for _, arch in members) for members in found.values()}
+    return {members[0][1]: sorted(arch for _, arch in members) for members in sorted(map(sorted, found.values()))}
 
 
 def compare(arch: str, formats: tuple[str, ...] = ("onnx", "coreml")) -> Row:
