@@ -12,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from config.errors import ConfigError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -33,6 +35,15 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file whole, or leave what was there; text as UTF-8."""
     with atomic_path(path) as unfinished:
         unfinished.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """`ConfigError` where nothing can be written into a folder, or it cannot be made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.access(path, os.F_OK))
+    if not there.is_dir():
+        raise ConfigError(f"{setting}: {folder} cannot be a folder, as {there} is a file; give another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{setting}: {there} is not writable; change its permissions, or give another folder")
 
 
 def cache_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -95,3 +96,19 @@ def test_a_dry_run_refuses_what_the_training_would(train, capsys, words, said) -
     assert train(*words, "--dry_run") == 2
     error = capsys.readouterr().err
     assert said in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [("--dry_run",), (), ("--mode", "train", "--dry_run")])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_data_is_read(
+    train, tmp_path, monkeypatch, capsys, words
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert train(*words, "--out", str(file / "below")) == 2
+    said = capsys.readouterr()
+    assert f"out: {file / 'below'} cannot be a folder, as {file} is a file" in said.err and "data: " not in said.out
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and access(path, mode))  # root may write
+    assert train(*words, "--out", str(tmp_path / "new")) == 2
+    assert f"out: {tmp_path} is not writable; change its permissions" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

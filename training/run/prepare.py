@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import backends
 from config.errors import ConfigError, DataError
+from config.places import check_writable
 from config.schema import Settings
 from config.sections.data import Folds
 from data import folds, groups, sources
@@ -43,10 +44,13 @@ class SharedData:
 
 
 def refuse(settings: Settings, backend: str) -> None:
-    """`ConfigError` for a setting that the engine cannot honour, `BackendUnavailable` for a tracker that is absent.
+    """`ConfigError` for a setting that the engine cannot honour and for a folder that cannot be written,
+    `BackendUnavailable` for a tracker that is absent.
 
     What depends on the model is left out while it is still to be chosen.
     """
+    resumed = settings.resume not in ("auto", "never")
+    check_writable(Path(settings.resume) if resumed else settings.out, "resume" if resumed else "out")
     chosen = settings.model != auto.AUTO
     reason = registry.engines(registry.get(settings.model)).get(backend) if chosen else None
     if reason:
