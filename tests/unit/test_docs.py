@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from config import load
 
@@ -27,6 +28,9 @@ SHOWN = [
     *sorted((ROOT / "docs" / "reference").glob("*.md")),
 ]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+SHELL = ("", "sh", "bash")
+# In the text, what has an option is a whole command; others are names of commands.
+INLINE = re.compile(r"`(python [^`]*--[^`.]+)`")
 # Programs of others, which are shown and not parsed.
 FOREIGN = {"cat", "curl", "gunicorn", "rsync", "tensorboard", "uvicorn"}
 
@@ -95,12 +99,27 @@ def test_files_that_the_code_names_in_docs_exist() -> None:
             assert (ROOT / link).exists(), f"{name(path)} names {link}"
 
 
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The code blocks of a page: their language, which is "" where none is named, and their text."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def lines(block: str) -> Iterator[str]:
+    """The command lines of a shell block, whole, with the comments at their ends."""
+    for line in block.replace("\\\n", " ").splitlines():
+        yield from (part.strip() for part in line.split(" | ") if part.strip() and not part.strip().startswith("#"))
+
+
 def commands(page: Path) -> Iterator[str]:
-    """The command lines of a page's shell blocks, whole."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for block in (text for language, text in blocks if language in ("", "sh", "bash")):
-        for line in block.replace("\\\n", " ").splitlines():
-            yield from (part.strip() for part in line.split(" | ") if part.strip() and not part.strip().startswith("#"))
+    """The command lines of a page: of its shell blocks, scripts for SLURM and containers, and those in its text."""
+    for language, block in blocks(page):
+        if language in SHELL:
+            yield from lines(block)
+        elif language == "slurm":
+            yield from (line.partition(" & ")[0] for line in lines(block) if line.startswith("srun "))
+        elif language == "yaml":
+            yield from (shlex.join(yaml.safe_load(words)) for words in re.findall(r"command: (\[.+\])", block))
+    yield from INLINE.findall(prose(page))
 
 
 SHOWN_COMMANDS = sorted({(name(page), line) for page in SHOWN for line in commands(page)})
@@ -133,7 +152,7 @@ def test_the_pages_show_commands() -> None:
 
 @pytest.mark.parametrize(("page", "line"), SHOWN_COMMANDS)
 def test_shown_commands_are_understood(page: str, line: str, parsing_only: None, tmp_path: Path) -> None:
-    program, *words = shlex.split(line, comments=True)
+    program, *words = shlex.split(line.replace("/shared/", f"{tmp_path}/shared/"), comments=True)
     if program == "make":
         assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), f"{page}: {line}"
         return
