@@ -6,12 +6,12 @@ The page, docs/engineering/benchmarks.md, has a table of what is aimed at and ev
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
 import subprocess
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from benchmarks.common import ROOT, Result, flat, markdown
 from config.errors import ConfigError
 from config.program import entry
 from config.program.parser import Parser
+from config.text import nearest
 
 PAGE = ROOT / "docs" / "engineering" / "benchmarks.md"
 PROG = "python -m benchmarks"
@@ -94,12 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def one(name: str, *words: str) -> int:
     """Run a comparison and print its result."""
-    sys.argv = [name, *words]  # which a result quotes
+    sys.argv = [name, *words]  # which parsers and results quote
     module = importlib.import_module(f"benchmarks.{FILES[name][0]}")
     if name not in common.COMPARISONS:  # it parses its own command line
         return int(module.main() or 0)
     measure, options = common.COMPARISONS[name]
-    arguments = common.parser(module.__doc__, *options, prog=f"{PROG} {name}").parse_args(words)
+    arguments = common.parser(module.__doc__, *options).parse_args(words)
     found = measure(arguments)
     common.show(found, arguments.json)
     return int(bool(found["missed"]))
@@ -108,10 +109,11 @@ def one(name: str, *words: str) -> int:
 def every(words: list[str]) -> int:
     """Measure all comparisons of the CPU, print the table and write the page."""
     if words and not words[0].startswith("-"):
-        raise ConfigError(f"{words[0]}: no such comparison; expected one of {', '.join(FILES)}")
+        raise ConfigError(f"{words[0]}: no such comparison{nearest(words[0], [*FILES])} there are {', '.join(FILES)}")
     listed = "\n".join(f"  {name:12}{what}" for name, (_, what) in FILES.items())
     about = f"All comparisons of the CPU, as {PAGE.relative_to(ROOT)}, or one alone, on the screen:\n\n{listed}"
-    parser = Parser(f"{PROG} [NAME]", description=about, formatter_class=RawDescriptionHelpFormatter)
+    usage, as_it_stands = f"{PROG} [NAME] [options]", argparse.RawDescriptionHelpFormatter
+    parser = Parser(PROG, usage=usage, description=about, formatter_class=as_it_stands)
     parser.add_argument("--data", type=Path, default=common.PHOTOS, help="a tar of photographs, or a folder")
     entry.add_options(parser)
     data = common.existing(parser.parse_args(words).data)

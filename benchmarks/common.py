@@ -61,8 +61,9 @@ def option(*flags: str, **keywords: Any) -> Option:
 PHOTOGRAPHS = option("--data", type=Path, default=PHOTOS, help="a tar of photographs, or a folder")
 
 
-def parser(doc: str | None, *options: Option, prog: str | None = None) -> Parser:
+def parser(doc: str | None, *options: Option) -> Parser:
     """A parser of the options and of `--json`, `doc` being its description as it stands."""
+    prog = f"python -m benchmarks {Path(sys.argv[0]).stem}"
     new = Parser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flags, more in options:
         new.add_argument(*flags, **more)

@@ -94,4 +94,6 @@ def test_bad_data_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--data", "nowhere.tar"]) == 2
     assert capsys.readouterr().err.startswith("error: nowhere.tar: does not exist; give --data")
     assert bench.main(["lodaer"]) == 2
-    assert capsys.readouterr().err.startswith("error: lodaer: no such comparison; expected one of loader, step")
+    assert capsys.readouterr().err.startswith(
+        "error: lodaer: no such comparison; did you mean loader? there are loader, step"
+    )
