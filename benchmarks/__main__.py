@@ -40,6 +40,7 @@ FILES = {
     "ranks": ("ranks", "several processes on the CPU, and what they send"),
     "accuracy": ("accuracy", "accuracy from scratch, beside timm"),
     "finetune": ("finetune", "accuracy of fine-tuning, beside timm and a linear probe"),
+    "precisions": ("precisions", "precisions of converted networks on labelled photographs"),
     "gpu": ("gpu", "ten minutes on a CUDA device"),
 }
 
