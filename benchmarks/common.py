@@ -89,11 +89,6 @@ def result(figures: dict[str, Any], n: int, *packages: str, missed: str = "") ->
     }
 
 
-def report(arguments: argparse.Namespace, figures: dict[str, Any], n: int, *packages: str) -> None:
-    """Print the result as one JSON object where `arguments.json`, else as Markdown."""
-    show(result(figures, n, *packages), arguments.json)
-
-
 def show(found: Result, as_json: bool) -> None:
     """Print a result as one JSON object or as Markdown."""
     print(json.dumps(found, indent=1) if as_json else markdown(found))

@@ -14,11 +14,12 @@ decide nothing:
   (model cards of vit_large_patch14_clip_336 and eva02_large on iNaturalist 2021), its best epoch by a hold-out.
 - `probe`: scikit-learn's logistic regression on the standardised features, its C by a hold-out, fitted again on all.
 
-Command: `python -m benchmarks.finetune --seeds 3`. Results: docs/engineering/accuracy.md.
+Command: `python -m benchmarks finetune`. Results: docs/engineering/accuracy.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import shutil
@@ -48,6 +49,7 @@ from torch import nn
 import infer
 from benchmarks import common
 from benchmarks.accuracy import accuracy, timm_epochs, timm_options
+from benchmarks.common import Result, comparison, option
 from config import load
 from models import registry
 from models.weights import loading
@@ -234,18 +236,19 @@ SETS: dict[str, tuple[Callable[..., None], str]] = {
 }
 
 
-def main() -> None:
-    """Run the arms and print test accuracy and log loss of each."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--data", type=Path, default=common.DATA, help="the folder with both archives")
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=["cifar", "photographs"])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["probe", "tandem", "timm"])
-    parser.add_argument("--images", type=int, default=40, help="training images of a class (cifar)")
-    parser.add_argument("--tests", type=int, default=50, help="test images of a class (cifar)")
-    parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="pixels, one for each set")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
+@comparison(
+    "finetune",
+    option("--data", type=Path, default=common.DATA, help="the folder with both archives"),
+    option("--sets", nargs="+", choices=list(SETS), default=["cifar", "photographs"]),
+    option("--arms", nargs="+", choices=list(ARMS), default=["probe", "tandem", "timm"]),
+    option("--images", type=int, default=40, help="training images of a class (cifar)"),
+    option("--tests", type=int, default=50, help="test images of a class (cifar)"),
+    option("--size", type=int, nargs="+", default=[64, 128], help="pixels, one for each set"),
+    option("--epochs", type=int, default=20),
+    option("--seeds", type=int, default=3),
+)
+def compared(arguments: argparse.Namespace) -> Result:
+    """Test accuracy and log loss of each arm."""
     torch.set_num_threads(1)
     found: dict[str, list[tuple[float, float]]] = {}
     for name, size in zip(arguments.sets, arguments.size, strict=True):
@@ -267,7 +270,7 @@ def main() -> None:
         }
         for key, rows in found.items()
     }
-    common.report(arguments, scores, arguments.seeds, "torch", "timm", "scikit-learn")
+    return common.result(scores, arguments.seeds, "torch", "timm", "scikit-learn")
 
 
 def scored(arm: str, task: Task) -> tuple[float, float]:
@@ -283,7 +286,3 @@ def scored(arm: str, task: Task) -> tuple[float, float]:
     name = f"{task.root.parent.name}, seed {task.seed}, {arm}"
     print(f"{name}: accuracy {accuracy:.4f}, log loss {loss:.4f} ({spent:.0f} s of CPU)", file=sys.stderr, flush=True)
     return accuracy, loss
-
-
-if __name__ == "__main__":
-    main()
