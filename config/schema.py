@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.sections.augment import Augment
-from config.sections.base import CHECK, Name, Section
+from config.sections.base import CHECK, Name, Section, UserPath
 from config.sections.data import Data, Folds, Mining, Mix, Sampling, Teacher
 from config.sections.ensemble import Ensemble
 from config.sections.train import (
@@ -85,7 +85,7 @@ class Settings(Section):
         " learned power (convolutional networks and Swin); null keeps the model's own.",
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Decides every random number of the run.")
-    out: Path = Field(default=Path("runs"), description="Folder that collects the runs.")
+    out: UserPath = Field(default=Path("runs"), description="Folder that collects the runs.")
     name: Name | None = Field(
         default=None,
         description="Name of this run's folder; null derives one from model and time.",

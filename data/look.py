@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from config.sections.data import Data
-from config.text import counted
+from config.text import counted, plain
 from data import sources
 from data.sources import Table, remote
 
@@ -55,7 +55,7 @@ def _classes(table: Table) -> Iterator[str]:
     """The classes with their counts in columns, the largest first."""
     counts = np.bincount(table.labels, minlength=len(table.class_names))
     order = np.argsort(-counts, kind="stable")[:_SHOWN]
-    cells = [f"{counts[i]:7d}  {table.class_names[i]}" for i in order]
+    cells = [f"{counts[i]:7d}  {plain(table.class_names[i])}" for i in order]
     width = max(map(len, cells)) + 2
     columns = max(1, min(4, shutil.get_terminal_size().columns // width))
     rows = -(-len(cells) // columns)

@@ -139,7 +139,7 @@ def _resolve(name: str) -> tuple[str, str, str]:
                 next((t for t in fitting if t.startswith(default)), fitting[0]),
             )
     near = difflib.get_close_matches(arch, index, n=3, cutoff=0.6)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    hint = f"; did you mean {', '.join(near)}?" if near else ";"
     raise ConfigError(f"model {name!r} is not known{hint} `python -m models list` shows all")
 
 

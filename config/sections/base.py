@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable
-from typing import Annotated, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 CHECK = "tandem_check"  # the error type whose message is the expectation itself; its ctx may name the `other` setting
@@ -18,6 +20,12 @@ def distinct(values: Items) -> Items:
     return values
 
 
+def _user_path(value: Any) -> Any:
+    if value == "":
+        raise PydanticCustomError(CHECK, "a path, not an empty one")
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 - a URL stays as it is
+
+
 Items = TypeVar("Items", bound=tuple[Hashable, ...])
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -25,6 +33,7 @@ Positive = Annotated[float, Field(gt=0)]
 FoldNumber = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Column = Annotated[str, Field(min_length=1)]
+UserPath = Annotated[Path, BeforeValidator(_user_path)]  # ~ is the home folder
 NAME = "a name of at most 128 letters, digits, . _ + - (the first one a letter, a digit or _)"
 # `expected` is what `usage` says in place of the regular expression.
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=128, json_schema_extra={"expected": NAME})]

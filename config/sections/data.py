@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from config.sections.base import CHECK, Column, FoldNumber, Fraction, Positive, Probability, Section, distinct
+from config.sections.base import CHECK, Column, FoldNumber, Fraction, Positive, Probability, Section, UserPath, distinct
 
 
 def _pattern(text: str) -> str:
@@ -26,11 +25,11 @@ def _pattern(text: str) -> str:
 class Data(Section):
     """The images and how they reach the model."""
 
-    root: Path = Field(
+    root: UserPath = Field(
         description="The data set: a folder of class folders, of images with a table of labels, or of Parquet files or"
         " tar shards; a single such file, an .npz, or a URL of shards. See docs/reference/data_layouts.md."
     )
-    table: Path | None = Field(
+    table: UserPath | None = Field(
         default=None,
         description="The table of the labels, below data.root or anywhere: CSV, TSV, JSON lines, or a list of names and"
         " labels; null finds it.",
@@ -73,7 +72,7 @@ class Data(Section):
         description="Most room in GB for a cache of decoded images, made before the first epoch and used by all later"
         " runs; 0 keeps none. Training then sees images whose short side is 1.15 times the model's.",
     )
-    cache_dir: Path | None = Field(
+    cache_dir: UserPath | None = Field(
         default=None, description="Folder of that cache, which machines may share; null is the user's cache folder."
     )
     streaming: bool = Field(
@@ -143,7 +142,7 @@ class Data(Section):
         description="Look for damaged, duplicate, leaking and odd images before training (once, then cached), and keep"
         " copies of one picture in one fold.",
     )
-    audit_actions: Path | None = Field(
+    audit_actions: UserPath | None = Field(
         default=None,
         description="An audit.csv as `python -m data audit` writes it, edited: what it says is done with the images"
         " (drop, relabel, group, rotate), in memory only.",
@@ -168,7 +167,7 @@ class Folds(Section):
     group_column: Column = Field(
         default="group", description="Column of the table that says which images belong together (stratified_group)."
     )
-    groups: Path | None = Field(
+    groups: UserPath | None = Field(
         default=None,
         description="A CSV with columns ID and group of images that belong together, such as near-duplicates"
         " (stratified_group); joined with the column, where the table has it.",
@@ -176,7 +175,7 @@ class Folds(Section):
     train: Annotated[tuple[FoldNumber, ...], Field(min_length=1), AfterValidator(distinct)] | None = Field(
         default=None, description="Numbers of the folds to train now, such as [0, 2]; null trains them all."
     )
-    file: Path | None = Field(
+    file: UserPath | None = Field(
         default=None, description="An existing CSV with columns ID and fold to use in place of drawing folds."
     )
 
@@ -224,7 +223,7 @@ class Mining(Section):
 class Teacher(Section):
     """Learning from an ensemble's answers, as `python -m infer teacher` writes them: distillation and pseudo labels."""
 
-    file: Path | None = Field(
+    file: UserPath | None = Field(
         default=None, description="An .npz of a teacher's answers to the training images; null trains on labels alone."
     )
     weight: Probability = Field(
@@ -234,10 +233,10 @@ class Teacher(Section):
     temperature: float = Field(
         default=1.0, gt=0, le=100, description="Softens the teacher's answers, as softmax(logits / temperature)."
     )
-    extra_root: Path | None = Field(
+    extra_root: UserPath | None = Field(
         default=None, description="Images without labels to train on besides: a folder, or a CSV with their IDs."
     )
-    extra_file: Path | None = Field(
+    extra_file: UserPath | None = Field(
         default=None, description="An .npz of a teacher's answers to the images of extra_root: their pseudo labels."
     )
     extra_labels: Literal["soft", "hard"] = Field(

@@ -129,6 +129,8 @@ class _Source:
         if root.is_file() and root.suffix.lower() in (*walk.TABLES, *walk.PACKED):
             self.file, root = root.name, root.parent
         if not root.is_dir():
+            if root.suffix.lower() in walk.ARCHIVES and root.exists():
+                raise DataError(f"{data.root}: is an archive; unpack it, and give the folder")
             fault = "is not a folder" if root.exists() else "does not exist"
             raise DataError(f"{data.root}: {fault}; {folders.HELP}")
         table = Path(self.file) if self.file and Path(self.file).suffix.lower() in walk.TABLES else data.table

@@ -15,7 +15,7 @@ from data.decode.formats import SUFFIXES
 
 TABLES = (".csv", ".tsv", ".jsonl", ".txt")
 PACKED = (".parquet", ".tar", ".npz")
-_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _JUNK = frozenset(("__MACOSX", "__pycache__", "@eaDir", "Thumbs.db", "desktop.ini"))
 # Files that together say that a folder was written by Tandem.
 _OWN = (
@@ -145,7 +145,7 @@ def _add(tree: Tree, name: str) -> None:
         tree.tables.append(name)
     elif suffix in PACKED:
         tree.packed.append(name)
-    elif suffix in _ARCHIVES:
+    elif suffix in ARCHIVES:
         tree.archives.append(name)
     else:
         tree.others.append(name)

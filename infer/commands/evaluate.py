@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from config import load
 from config.program.parser import Parser, whole
-from config.text import counted, duration
+from config.text import counted, duration, plain
 from infer.commands import features, members
 
 if TYPE_CHECKING:
@@ -142,10 +142,10 @@ def text(evaluation: Evaluation) -> str:
     lines += [f"{'Brier':<12}{evaluation.brier:.4f}"]
     lines += [f"{m.name}: accuracy {m.accuracy:.4f}, macro-F1 {m.macro_f1:.4f}" for m in evaluation.members]
     if len(evaluation.per_class) <= _CLASSES_PRINTED:
-        width = max(5, *(len(c.name) for c in evaluation.per_class))
+        width = max(5, *(len(plain(c.name)) for c in evaluation.per_class))
         lines.append(f"\n{'class':<{width}}  images  precision  recall      F1")
         for c in evaluation.per_class:
-            lines.append(f"{c.name:<{width}}  {c.images:6d}     {c.precision:.4f}  {c.recall:.4f}  {c.f1:.4f}")
+            lines.append(f"{plain(c.name):<{width}}  {c.images:6d}     {c.precision:.4f}  {c.recall:.4f}  {c.f1:.4f}")
         lines.append("")
     lines.append(
         f"images: {len(evaluation.ids)}; views: {len(evaluation.views)}; predicted in {duration(evaluation.seconds)}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from config.text import counted
+from config.text import counted, plain
 
 _SHOWN_CLASSES = 20
 _SHOWN_IMAGES = 5
@@ -37,11 +37,11 @@ def distribution(
     means = probabilities.mean(axis=0)
     many = len(class_names) > _SHOWN_CLASSES
     order = np.argsort(-counts, kind="stable")[:_SHOWN_CLASSES] if many else np.arange(len(class_names))
-    width = max(5, *(len(class_names[c]) for c in order))
+    shown = {c: plain(class_names[c]) for c in order}
+    width = max(5, *map(len, shown.values()))
     lines = [f"{'class':<{width}} {'images':>8} {'share':>7} {'mean p':>7}"]
     lines += [
-        f"{class_names[c]:<{width}} {counts[c]:>8} {counts[c] / len(probabilities):>7.1%} {means[c]:>7.3f}"
-        for c in order
+        f"{shown[c]:<{width}} {counts[c]:>8} {counts[c] / len(probabilities):>7.1%} {means[c]:>7.3f}" for c in order
     ]
     if many:
         lines.append(f"... and {counted(len(class_names) - _SHOWN_CLASSES, 'more class')}")
