@@ -288,7 +288,7 @@ def test_damaged_images_are_told_and_count_nowhere(policy, best, labelled, tmp_p
     assert f"warning: {unreadable} left out of the scores; the first: " in captured.out
     assert ("truncated images: 1, predicted as far as they go" in captured.out) == (policy == "partial")
     assert files[3].name in next(iter(said["unreadable"].values()))
-    assert f"{lost} images cannot be read" in (out / "report.html").read_text()
+    assert f"{unreadable} left out of the scores" in (out / "report.html").read_text()
 
 
 def test_images_of_a_table_that_are_gone_count_as_unreadable(best, labelled, tmp_path: Path) -> None:
