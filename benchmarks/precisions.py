@@ -8,7 +8,6 @@ measured again, so that a stopped benchmark can be resumed.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import shutil
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config.errors import ConvertError
+from config.program.parser import Parser
 from convert import source
 from convert.verification.verify import VerificationFailed
 from data.rng import philox
@@ -30,7 +30,7 @@ KINDS = ("int8", *(f"{name}@{macos}" for name in ("w8", "palette8", "palette6", 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Append a line for each direction, kind and network that has none yet."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.precisions", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.precisions", description=__doc__)
     parser.add_argument("photos", type=Path)
     parser.add_argument("rows", type=Path)
     parser.add_argument("--models", nargs="+", default=MODELS)
