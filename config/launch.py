@@ -58,19 +58,19 @@ def _of_names(
     environ: Mapping[str, str], launcher: str, rank: str, local_rank: str, world_size: str, local_world_size: str
 ) -> Launch:
     local = _number(environ, local_rank, 0)
-    found = Launch(
+    launch = Launch(
         _number(environ, rank, 0),
         local,
         _number(environ, world_size, 1),
         _number(environ, local_world_size, local + 1),
         launcher,
     )
-    if found.rank >= found.world_size or found.local_rank >= found.local_world_size:
+    if launch.rank >= launch.world_size or launch.local_rank >= launch.local_world_size:
         raise ConfigError(
-            f"{launcher}: rank {found.rank} of {found.world_size}, on this host {found.local_rank} of "
-            f"{found.local_world_size}: a rank is below its size; unset {rank} and {world_size}"
+            f"{launcher}: rank {launch.rank} of {launch.world_size}, on this host {launch.local_rank} of "
+            f"{launch.local_world_size}: a rank is below its size; unset {rank} and {world_size}"
         )
-    return found
+    return launch
 
 
 def _of_mlx(environ: Mapping[str, str]) -> Launch:
@@ -93,12 +93,12 @@ def _listed(environ: Mapping[str, str], name: str) -> list[Any]:
         return []
     try:
         text = Path(environ[name]).read_text()
-        found = json.loads(text) if text.strip() else []
+        listed = json.loads(text) if text.strip() else []
     except (OSError, ValueError) as error:
         raise ConfigError(f"{name}: {environ[name]} cannot be read ({error}); give a JSON list of hosts") from error
-    if not isinstance(found, list):
+    if not isinstance(listed, list):
         raise ConfigError(f"{name}: {environ[name]} holds no list; give a JSON list of hosts")
-    return found
+    return listed
 
 
 def _address(entry: Any) -> str:

@@ -170,14 +170,14 @@ def _nested(tree: Tree, base: str) -> Iterable[str]:
 
 def _check_inner_splits(tree: Tree, base: str, folders: dict[str, list[str]]) -> None:
     """`DataError` for CLASS/train/x: the splits would be trained on alike."""
-    found = {
+    splits_of = {
         name: splits.of_names({walk.top(image, f"{base}{name}/") for image in images} - {""})
         for name, images in folders.items()
         if name
     }
-    inner = [name for name, roles in found.items() if len(set(roles.values())) > 1]
-    if inner and 2 * len(inner) >= len(found):
-        shown = " and ".join(f"{inner[0]}/{name}/" for name in sorted(found[inner[0]]))
+    inner = [name for name, roles in splits_of.items() if len(set(roles.values())) > 1]
+    if inner and 2 * len(inner) >= len(splits_of):
+        shown = " and ".join(f"{inner[0]}/{name}/" for name in sorted(splits_of[inner[0]]))
         raise DataError(
             f"{tree.root / base}: class folders hold split folders ({shown}), and training would mix the splits; move "
             f"them to train/{inner[0]}/ and so on"

@@ -16,11 +16,11 @@ _URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(?=[^/])")
 
 def url(root: Path) -> str | None:
     """The URL that a path was before pathlib folded its slashes, None for a path of this machine."""
-    found = _URL.match(root.as_posix())
-    if not found or len(found.group(1)) < 2:
+    match = _URL.match(root.as_posix())
+    if not match or len(match.group(1)) < 2:
         return None
-    host = "/" if found.group(1) == "file" else ""  # which names no host
-    return f"{found.group(1)}://{host}{root.as_posix()[found.end() :]}"
+    host = "/" if match.group(1) == "file" else ""  # which names no host
+    return f"{match.group(1)}://{host}{root.as_posix()[match.end() :]}"
 
 
 def fetch(address: str) -> Path:
@@ -31,24 +31,24 @@ def fetch(address: str) -> Path:
     folder = cache_folder() / "remote" / hashlib.sha256(address.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     for single, name in transfer.names(expand(address)).items():
-        place = folder / name
-        if not place.exists():
-            with once_a_host(f"fetching {single}", str(place)):
-                _fetch(single, place)
+        path = folder / name
+        if not path.exists():
+            with once_a_host(f"fetching {single}", str(path)):
+                _fetch(single, path)
     return folder
 
 
-def _fetch(single: str, place: Path) -> None:
+def _fetch(single: str, path: Path) -> None:
     """One file, unless it is there."""
-    if place.exists():
+    if path.exists():
         return
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(place) as unfinished, unfinished.open("wb") as out:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as unfinished, unfinished.open("wb") as out:
             out.writelines(transfer.blocks(single))
     except OSError as error:
         raise DataError(
-            f"{place}: cannot be written ({error.strerror}); make room, or set TANDEM_CACHE to another folder"
+            f"{path}: cannot be written ({error.strerror}); make room, or set TANDEM_CACHE to another folder"
         ) from error
 
 
@@ -56,19 +56,19 @@ def expand(address: str) -> list[str]:
     """The addresses of `{000..009}`, numbers with leading zeros and both ends included, and of `{a,b}`, as in bash:
     braces may lie within braces."""
     start, depth, commas = address.find("{"), 0, list[int]()
-    for place in range(max(start, 0), len(address)):
-        depth += (address[place] == "{") - (address[place] == "}")
-        if depth == 1 and address[place] == ",":
-            commas.append(place)
+    for index in range(max(start, 0), len(address)):
+        depth += (address[index] == "{") - (address[index] == "}")
+        if depth == 1 and address[index] == ",":
+            commas.append(index)
         if not depth:
             break
     if start < 0 or depth:
         return [address]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", address[start + 1 : place])
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", address[start + 1 : index])
     if numbers:
         first, last = numbers.groups()
         inner = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     else:
-        cuts = [start, *commas, place]
+        cuts = [start, *commas, index]
         inner = [one for i, j in itertools.pairwise(cuts) for one in expand(address[i + 1 : j])]
-    return [address[:start] + one + rest for one in inner for rest in expand(address[place + 1 :])]
+    return [address[:start] + one + rest for one in inner for rest in expand(address[index + 1 :])]

@@ -132,17 +132,17 @@ class _Stream:
 
 def _indexed(places: Mapping[str, Path], data: Data) -> dict[str, Index]:
     """The indices of shards by their addresses, several made at one time."""
-    stopped, found = threading.Event(), dict[str, Index]()
+    stopped, index_of = threading.Event(), dict[str, Index]()
     pool = ThreadPoolExecutor(_AT_A_TIME)
     try:
         with bar("indexing", len(places), minimum=2) as progress:
             for index in pool.map(lambda one: _index(one, places[one], data, stopped), places):
-                found[index.url] = index
-                progress(len(found))
+                index_of[index.url] = index
+                progress(len(index_of))
     finally:
         stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
-    return found
+    return index_of
 
 
 def _index(address: str, place: Path, data: Data, stopped: threading.Event) -> Index:
@@ -163,12 +163,12 @@ def _index(address: str, place: Path, data: Data, stopped: threading.Event) -> I
 
 
 def _class_names(root: Path, folder: str) -> str:
-    """The list of class names in a folder at a URL, "" where it has none; kept, so that it is looked for once."""
-    kept = root / _NAMES[0]
-    if not kept.exists():
-        found = (transfer.small(f"{folder}/{name}") for name in _NAMES)
-        atomic_write(kept, next(filter(None, found), b""))
-    return kept.read_text("utf-8")
+    """The list of class names in a folder at a URL, "" where it has none; cached, so that it is looked for once."""
+    cached = root / _NAMES[0]
+    if not cached.exists():
+        lists = (transfer.small(f"{folder}/{name}") for name in _NAMES)
+        atomic_write(cached, next(filter(None, lists), b""))
+    return cached.read_text("utf-8")
 
 
 def _label(shard: Path | str, opened: tarfile.TarFile, member: tarfile.TarInfo, data: Data) -> str | None:

