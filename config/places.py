@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,17 +18,25 @@ from config.errors import ConfigError
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A context with a path beside `path` to write to: renamed to `path` at its end, and removed where an error ends
-    it. Neither a reader nor a crash sees half of the file."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    it. Neither a reader nor a crash sees half of the file.
+
+    A link stays one: the file that it points to is replaced. A pipe or a device, such as /dev/stdout, is written itself.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         yield unfinished
-        unfinished.replace(path)
+        unfinished.replace(target)
     except OSError as error:
         if str(error.filename) == str(unfinished):  # a message is to name the file that people know
             error.filename = str(path)
         raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that is none: the error above says so
+            unfinished.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

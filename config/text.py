@@ -38,7 +38,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people: `4.2 s`, `42 s`, `4 min 02`, `4 h 02`."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.{1 if seconds < 10 else 0}f} s"
     minutes, rest = divmod(round(seconds), 60)
     first, second, unit = (*divmod(minutes, 60), "h") if minutes >= 60 else (minutes, rest, "min")

@@ -141,9 +141,12 @@ def _relative(target: Path, file: Path) -> str:
 
 
 def refuse_existing(path: Path) -> None:
-    """`ConfigError` when `path` exists."""
+    """`ConfigError` when `path` exists, or is to lie below a file."""
     if path.exists():
         raise ConfigError(f"{path}: exists already and is not overwritten; give another name")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{path}: {above} is a file, not a folder; give another name")
 
 
 def _mapping(path: Path) -> dict[str, Any]:

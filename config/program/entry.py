@@ -43,6 +43,9 @@ _REMEDIES = {
     errno.EROFS: "make the folder writable, or choose another --out",
     errno.EACCES: "make the folder writable, or choose another --out",
     errno.ENOTDIR: "name a folder, not a file",
+    errno.EEXIST: "name a folder, not a file",  # from a mkdir in the place of a file
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.EPERM: "make the folder writable, or choose another --out",
 }
 

@@ -30,9 +30,9 @@ class Parser(argparse.ArgumentParser):
         """As argparse's, which would name a missing option first where it was only misspelled."""
         words = list(sys.argv[1:] if args is None else args)
         commands = next((action for action in self._actions if isinstance(action, argparse._SubParsersAction)), None)
-        if commands is None:
-            self._refuse_unknown(words)
-        elif not words:
+        first = next((place for place, word in enumerate(words) if not word.startswith("-")), len(words))
+        self._refuse_unknown(words if commands is None else words[:first])
+        if commands is not None and not {"-h", "--help"} & set(words[:first]) and first == len(words):
             self.error(f"no command given; there are {', '.join(commands.choices)}")
         return super().parse_known_args(words, namespace)
 

@@ -47,6 +47,35 @@ def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> No
     assert caught.value.filename == str(tmp_path / "missing" / "a.csv")
 
 
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "disk" / "a.csv", tmp_path / "link.csv"
+    real.parent.mkdir()
+    link.symlink_to(Path("disk") / "a.csv")
+    for content in ("first", "second"):  # the first one while the link points nowhere
+        atomic_write(link, content)
+        assert link.is_symlink() and real.read_text() == content
+    assert list(real.parent.iterdir()) == [real]
+
+
+def test_a_pipe_is_written_and_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        atomic_write(pipe, "text")
+        assert os.read(reader, 10) == b"text" and pipe.is_fifo()
+    finally:
+        os.close(reader)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError) as caught:
+        atomic_write(tmp_path / "file" / "a.csv", "")
+    assert caught.value.filename == str(tmp_path / "file" / "a.csv")
+
+
 def test_no_other_code_names_a_temporary_file_beside_its_target() -> None:
     """Folders, files that several processes fill, and shards in transfer have ways of their own."""
     own = {"config/places.py", "convert/place.py", "data/streaming/shard_cache.py", "training/loop/checkpoint.py"}

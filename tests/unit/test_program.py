@@ -92,6 +92,8 @@ def test_dashes_work_for_settings_and_values_are_left_alone(capsys: pytest.Captu
         ),
         ("data loook", "command: found 'loook'; did you mean look? there are look,"),
         ("data", "no command given; there are look, audit,"),
+        ("data --hepl", "--hepl: no such option; did you mean --help? see"),
+        ("data --verbos audit", "--verbos: no such option; did you mean --verbose? see"),
         ("models push run a/b --privat", "--privat: no such option; did you mean --private? see"),
         ("models list a b", "unrecognized arguments: b; see"),
         ("training board --port x", "--port: found 'x'; expected a whole number; see"),
