@@ -20,7 +20,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A context with a path beside `path` to write to: renamed to `path` at its end, and removed where an error ends
     it. Neither a reader nor a crash sees half of the file.
 
-    A link stays one: the file that it points to is replaced. A pipe or a device, such as /dev/stdout, is written itself.
+    A link stays one: the file that it points to is replaced. A pipe or a device, as /dev/stdout, is written itself.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         yield path
