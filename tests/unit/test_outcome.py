@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from config.errors import Diverged, Interrupted, TandemError
+from data.audit.audit import Stopped
 from tests.unit.test_campaign import NEVER, StopAfter, settings
 from training import cli
 from training.board.runs import Fold, Runs
@@ -93,7 +94,10 @@ def test_a_fold_of_a_campaign_that_failed_is_left_out_only_by_a_fault_of_its_own
 def test_a_run_that_is_stopped_before_its_first_update_does_not_claim_that_anything_is_saved(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli.StopSignal, "__call__", lambda _: True)
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr("training.run.audit.audit", stop)
     words = ["--data.root", str(digits), "--out", str(tmp_path), "--model", "convnext_atto", "--weights", "none"]
     assert cli.main("numpy", [*words, "--data.image_size", "16"]) == 143
     run = next(tmp_path.iterdir())
