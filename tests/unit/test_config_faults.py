@@ -97,6 +97,7 @@ def test_a_dotted_key_beside_its_section_is_told_apart(write: Any) -> None:
             "a name of at most 128 letters, digits, . _ + - (the first one a letter, a digit or _) or null",
         ),
         ("model", "''", "text, not an empty one"),
+        ("out", "''", "a path, not an empty one"),
         ("ensemble.calibration", "[platt]", "a list of none, temperature, vector, isotonic"),
         ("ema.decay", "1", "a number >= 0 and < 1"),
     ],
@@ -111,6 +112,11 @@ def test_a_wrong_value_says_what_was_found_where_and_what_is_allowed(
     path = write(f"# first\n{section}:\n  {key}: {value}\n" if section else f"# first\n\n{key}: {value}\n")
     (line,) = faults(*ROOT, "--config", path)
     assert f"({path}, line 3); expected {expected}" in line
+
+
+def test_a_path_may_begin_at_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse("--out", "~/runs").out == tmp_path / "runs"
 
 
 def test_a_wrong_value_of_any_setting_is_explained_in_words() -> None:
