@@ -121,7 +121,7 @@ def test_a_finished_run_is_not_trained_again(finished: Path, digits: Path) -> No
 
 
 def test_a_name_that_is_taken_by_other_settings_is_refused(finished: Path, digits: Path) -> None:
-    with pytest.raises(ConfigError, match="another run has this name"):
+    with pytest.raises(ConfigError, match=r"another run has this name \(seed: 0, now 5\)"):
         train_run.run_all("numpy", settings(digits, finished.parent, "--name", finished.name, "--seed", "5"), NEVER)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,14 @@ def test_a_run_without_a_finite_epoch_ends_as_diverged(digits: Path, tmp_path: P
         with pytest.raises(Diverged, match=r"no validation score of 1 epoch is finite; lower optim\.lr"):
             train_run.run_all("numpy", wanted, NEVER)
     assert not list(tmp_path.glob("*/fold_0/result.yaml"))
+
+
+def test_an_epoch_whose_updates_were_all_skipped_has_no_training_loss(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(Diverged):
+        train_run.run_all("numpy", settings(digits, tmp_path, *OVERFLOWING, *PATIENT, "--train.epochs", "2"), NEVER)
+    with next(tmp_path.glob("*/fold_0/history.csv")).open(newline="") as stream:
+        last = list(csv.DictReader(stream))[-1]
+    assert int(last["skipped"]) > 0 and last["train_loss"] == "nan"
 
 
 def test_a_campaign_leaves_such_a_member_out(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,7 +154,7 @@ def test_a_changed_setting_is_another_campaign_and_cannot_be_slipped_in(
     assert command("--mode", "train", "--resume", str(folder), "--optim.lr", "0.3") == 2
     assert "first: optim.lr: 0.05, now 0.3" in capsys.readouterr().err
     assert command("--mode", "train", "--name", folder.name, "--train.epochs", "2") == 2
-    assert "another run has this name" in capsys.readouterr().err
+    assert "another run has this name (first: train.epochs: 1, now 2; second:" in capsys.readouterr().err
     assert command("--resume", str(folder), "--member", "first") == 2
     assert "is a campaign; add --mode full" in capsys.readouterr().err
     assert command("--mode", "fit", "--resume", str(folder / "members" / "first")) == 2

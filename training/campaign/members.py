@@ -118,7 +118,7 @@ def open_folder(members: Sequence[Member], may_be_new: bool) -> Path | None:
     if not may_be_new:
         return None
     path = new(members)
-    if run_dir.begin(path, load.CAMPAIGN, load.members_yaml(members), settings, lambda: fits(path, members)):
+    if run_dir.begin(path, load.CAMPAIGN, load.members_yaml(members), settings, lambda: _changes(path, members)):
         return path
     return open_folder(members, may_be_new)  # another process has just made it
 
@@ -135,8 +135,12 @@ def _newest(members: Sequence[Member]) -> Path | None:
 
 def fits(path: Path, members: Sequence[Member]) -> bool:
     """Whether `path` is a campaign of the same settings."""
+    return not _changes(path, members)
+
+
+def _changes(path: Path, members: Sequence[Member]) -> list[str]:
     file = path / load.CAMPAIGN
-    return file.exists() and not differences(load.read_members(file), members)
+    return differences(load.read_members(file), members) if file.exists() else ["a single run, no campaign"]
 
 
 def training_changed(campaign: Campaign) -> list[str]:

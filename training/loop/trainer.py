@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -313,7 +314,7 @@ class Trainer:
         return {
             "epoch": self.loop.epoch + 1,
             "lr": self._knobs(self.course.steps(self.loop.epoch) - 1).lr,
-            "train_loss": totals.loss / max(totals.samples, 1),
+            "train_loss": totals.loss / totals.samples if totals.samples else math.nan,  # all updates were skipped
             **scores,
             "skipped": totals.skipped,
             "unreadable": totals.unreadable + unreadable,

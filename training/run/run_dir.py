@@ -70,22 +70,22 @@ def folder(settings: Settings, engine: str) -> Path:
         return found
     path = new(settings, engine)
     _refuse_campaign(path)
-    if begin(path, CONFIG, load.to_yaml(settings), settings, lambda: fits(path, settings, engine)):
+    if begin(path, CONFIG, load.to_yaml(settings), settings, lambda: changes(path, settings, engine)):
         return path
     return folder(settings, engine)  # another process has just made it
 
 
-def begin(path: Path, file: str, text: str, settings: Settings, fits: Callable[[], bool]) -> bool:
+def begin(path: Path, file: str, text: str, settings: Settings, changes: Callable[[], list[str]]) -> bool:
     """Make the folder of a run or a campaign, with its settings as `text` in `file`; whether this process made it.
 
-    `ConfigError` where it is another one's: its name was given, and it is not to be resumed or its settings do not fit.
+    `ConfigError` where it is another one's: its name was given, and it is not to be resumed or has the `changes`.
     """
     if _make(path, file, text):
         return True
-    if settings.name and (settings.resume == "never" or not fits()):
-        raise ConfigError(
-            f"{path}: another run has this name; choose another --name, or go on with it by --resume {path}"
-        )
+    changed = changes() if settings.name else []
+    if settings.name and (settings.resume == "never" or changed):
+        what = f"another run has this name{' (' * bool(changed)}{'; '.join(changed[:3])}{')' * bool(changed)}"
+        raise ConfigError(f"{path}: {what}; choose another --name, or go on with it by --resume {path}")
     return False
 
 
@@ -146,7 +146,14 @@ def next_number(settings: Settings) -> int:
 
 def fits(path: Path, settings: Settings, engine: str) -> bool:
     """Whether `path` is a run of this engine with the same settings."""
-    return _engine_of(path) in ("", engine) and not differences(load.read(path / CONFIG), settings)
+    return not changes(path, settings, engine)
+
+
+def changes(path: Path, settings: Settings, engine: str) -> list[str]:
+    """What the run in `path` has otherwise: its engine and its settings, one entry each."""
+    begun = _engine_of(path) or engine
+    other = [f"engine: {begun}, now {engine}"] if begun != engine else []
+    return [*other, *differences(load.read(path / CONFIG), settings)]
 
 
 def _engine_of(path: Path) -> str:
