@@ -42,6 +42,8 @@ def test_a_file_is_not_overwritten(tmp_path):
     with pytest.raises(ConfigError, match="exists already"):
         ensemble_file.write(path, Ensemble(members=(Member(path=tmp_path),)))
     assert path.read_text() == "precious"
+    with pytest.raises(ConfigError, match=f"{path} is a file, not a folder"):
+        ensemble_file.refuse_existing(path / "new" / "e.yaml")
 
 
 @pytest.mark.parametrize(
