@@ -61,6 +61,13 @@ def test_only_what_is_left_of_a_run_is_counted(train, tmp_path, capsys) -> None:
     assert sorted(path for path in (tmp_path / "runs").rglob("*") if path.is_file()) == before
 
 
+def test_a_dry_run_that_diverges_names_the_run(train, tmp_path, capsys) -> None:
+    words = ("--optim.lr", "1e38", "--optim.clip_norm", "0", "--schedule.warmup_epochs", "0", "--train.epochs", "1")
+    assert train(*words, "--name", "mine", "--dry_run") == 1
+    assert f"error: {tmp_path}/runs/mine/fold_0: no validation score" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_smaller_images_in_the_first_epochs_are_counted_by_their_own_batches(train, capsys) -> None:
     stages = ("--data.image_size", "32", "--progressive.sizes", "[16]", "--progressive.epochs", "[2]")
     assert train(*stages, "--model", "resnet10t", "--dry_run") == 0

@@ -23,7 +23,7 @@ import backends
 from backends.contract import Session
 from config import load
 from config.command import RunRequest
-from config.errors import ConfigError, OutOfMemory
+from config.errors import ConfigError, Diverged, OutOfMemory
 from config.members import Member
 from config.schema import Settings
 from config.text import counted, duration
@@ -170,7 +170,10 @@ def _estimate(engine: str, settings: Settings, table: sources.Table, path: Path,
         distillation.check(job.teaching, shared.table, shared.fold_of, numbers)
         left = {k: _epochs_left(path / f"fold_{k}", job.settings.train.epochs) for k in numbers}
         (Path(place) / f"fold_{numbers[0]}").mkdir()
-        return _measured(job, numbers[0], path, resumed, left)
+        try:
+            return _measured(job, numbers[0], path, resumed, left)
+        except Diverged as error:  # which names a folder that is gone by then
+            raise Diverged(str(error).replace(place, str(path))) from None
 
 
 def _epochs_left(folder: Path, epochs: int) -> int:
