@@ -338,7 +338,7 @@ def test_an_answer_of_another_folds_teacher_is_never_used(
 
 def test_another_split_than_the_teachers_is_refused_before_training(run, digits, extra, extra_file, tmp_path) -> None:
     wanted = pseudo(digits, run, extra, extra_file, "--seed", "9", "--out", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"teacher of fold 0 may have seen \d+ images .*folds\.file"):
+    with pytest.raises(ConfigError, match=r"teacher of fold 0 may have seen \d+ validation images .*folds\.file"):
         train_run.run_all("numpy", wanted, NEVER)
     assert not list(tmp_path.glob("*/fold_*/best"))
 
