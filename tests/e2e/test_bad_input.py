@@ -122,8 +122,8 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(
 ) -> None:
     (tmp_path / "file").write_text("")
     argv = ["--data.root", str(digits), "--out", str(tmp_path / "file"), "--model", "convnext_atto"]
-    assert cli.main("numpy", [*argv, "--data.image_size", "16", "--weights", "none"]) == 1
-    assert "Not a directory; name a folder" in (shown := capsys.readouterr().err)
+    assert cli.main("numpy", [*argv, "--data.image_size", "16", "--weights", "none"]) == 2
+    assert "is a file; give another one" in (shown := capsys.readouterr().err)
     assert len(shown.splitlines()) == 1
 
 

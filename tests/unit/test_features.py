@@ -90,7 +90,7 @@ def test_an_unreadable_image_is_left_out_and_told_or_stops(best, images, tmp_pat
     assert paths[1].name in capsys.readouterr().err
     assert main(words) == 0
     err = capsys.readouterr().err
-    assert "1 of 3 images cannot be read and are left out" in err and paths[1].name in err
+    assert "left out: 1 of 3 images that cannot be read" in err and paths[1].name in err
     with np.load(tmp_path / "f.npz") as file:
         assert file["ids"].tolist() == [paths[0].name, paths[2].name]
         np.testing.assert_allclose(file["features"], timms(pixels[[0, 2]]), atol=1e-4)

@@ -98,7 +98,7 @@ def test_a_damaged_test_image_gets_the_class_prior_and_is_named_before_the_train
     err = capsys.readouterr().err
     warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2 and all("t2.png" in line and "the class prior" in line for line in warnings)
-    assert "1 test images cannot be read" in err
+    assert "1 test image cannot be read" in err
     sent = submission(tmp_path)
     assert validation.faults(sent, root / "sample_submission.csv", labels=["cat", "dog"]) == []
     key, target = ("ID", "target") if layout == "root" else ("id", "label")
@@ -115,7 +115,7 @@ def test_an_audit_that_tells_of_the_whole_data_set_is_read(root: Path, tmp_path:
     )
     (root / "test" / "t1.png").write_bytes(b"no image")
     (line,) = preflight.images(load.parse(["--data.root", str(root)], "test"), tmp_path / "audit.csv")
-    assert line.startswith("1 test images cannot be read") and "t1.png" in line
+    assert line.startswith("1 test image cannot be read") and "t1.png" in line
 
 
 @pytest.mark.usefixtures("untrained")
@@ -178,7 +178,7 @@ def test_a_sample_with_one_probability_column_gets_the_probability_of_the_class_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("sample_submission.csv", "id,label\nTEST_9,dog\n"), "1 of its IDs have no image (TEST_9"),
+        (("sample_submission.csv", "id,label\nTEST_9,dog\n"), "1 of its IDs has no image (TEST_9"),
         (("sample_submission.csv", "id,cat,two\nTEST_0,0,0\n"), "has columns that are no class: two"),
         (("test.csv", "id,img_path\nTEST_0,./test/nowhere.png\nTEST_1,./test/x.png\n"), "2 of 2 IDs have no image"),
     ],
