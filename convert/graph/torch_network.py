@@ -12,7 +12,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.layers import CondConv2d, conv2d_same
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from backends.contract import Weights
 from backends.torch import model as torch_model
@@ -48,6 +50,9 @@ class Classifier(nn.Module):
     def __init__(self, model: nn.Module, preprocessing: Preprocessing):
         super().__init__()
         self.model = model
+        for layer in model.modules():
+            if type(layer) is CondConv2d:
+                layer.__class__ = _MixedExperts
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64) * 255
         std = torch.tensor(preprocessing.std, dtype=torch.float64) * 255
         self.register_buffer("mean", mean.reshape(1, 3, 1, 1).float())
@@ -61,6 +66,23 @@ class Classifier(nn.Module):
     def halve(self) -> None:
         """Compute the network in half precision; pixels, normalisation and logits stay as they are."""
         self.model.half()
+
+
+class _MixedExperts(CondConv2d):
+    """timm's convolution with a kernel for each image, a mixture of experts' kernels, as the mixture of the experts'
+    outputs, which is equal: the formats have one kernel for all images of a batch."""
+
+    def forward(self, x: Tensor, routing_weights: Tensor) -> Tensor:
+        """float `[N, C, H, W]`, of weights `[N, experts]`."""
+        convolve = conv2d_same if self.dynamic_padding else F.conv2d
+        kernels = self.weight.reshape(self.num_experts, *self.weight_shape)
+        outputs = [
+            convolve(x, kernel, None, self.stride, self.padding, self.dilation, self.groups) for kernel in kernels
+        ]
+        parts = [routing_weights[:, number, None, None, None] * part for number, part in enumerate(outputs)]
+        if self.bias is not None:
+            parts.append((routing_weights @ self.bias)[:, :, None, None])
+        return sum(parts[1:], parts[0])
 
 
 class FromBytes(nn.Module):
