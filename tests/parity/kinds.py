@@ -81,8 +81,10 @@ def _vit(_args: Args) -> Args:
 
 
 def _eva(args: Args) -> Args:
-    pool = {"attn_pool_num_heads": 3} if args.get("attn_pool_num_heads") else {}
-    return {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8, **pool}
+    heads: Args = {"attn_pool_num_heads": 3} if args.get("attn_pool_num_heads") else {}
+    if groups := args.get("num_kv_heads"):
+        heads["num_kv_heads"] = [3, 3 if len(set(groups)) == 1 else 1]  # one for each block
+    return {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8, **heads}
 
 
 def _swin(args: Args) -> Args:
