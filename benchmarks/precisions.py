@@ -1,4 +1,4 @@
-"""The precisions of ImageNet networks on labelled photographs: `python -m benchmarks.precisions PHOTOS ROWS`.
+"""The precisions of ImageNet networks on labelled photographs: `python -m benchmarks precisions PHOTOS ROWS`.
 
 PHOTOS is a folder of photographs whose names begin with their WordNet id (`n01484850_great_white_shark.JPEG`), drawn
 into two halves: each calibrates once while the other one is judged. Figures and messages are those of
@@ -30,7 +30,7 @@ KINDS = ("int8", *(f"{name}@{macos}" for name in ("w8", "palette8", "palette6", 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Append a line for each direction, kind and network that has none yet."""
-    parser = Parser(prog="python -m benchmarks.precisions", description=__doc__)
+    parser = Parser(prog="python -m benchmarks precisions", description=__doc__)
     parser.add_argument("photos", type=Path)
     parser.add_argument("rows", type=Path)
     parser.add_argument("--models", nargs="+", default=MODELS)

@@ -30,7 +30,7 @@ from data import folds
 from data.augment import transforms
 from data.augment.corrupt import Corrupted
 from data.cache import disk
-from data.cache.images import Source, median_side
+from data.cache.images import Source
 from data.loading.loader import Loader
 from data.loading.samples import ByEpoch, Transform
 from data.sources import packed
@@ -247,8 +247,7 @@ def _probed(job: Job, backend: Backend, number: int, start: Weights, new_head: b
         return probe.Start(start, settings.optim.batch_norm == "fixed")
     batch = min(int(settings.train.batch_size or 1), len(train))
     loader = _valid_loader(job, [table.paths[i] for i in train], batch, None)
-    side = median_side(job.data.images, loader.paths) if settings.optim.batch_norm == "auto" else 0
-    found = probe.started(backend, job.spec, settings, start, loader, table.labels[train], new_head, side)
+    found = probe.started(backend, job.spec, settings, start, loader, table.labels[train], new_head, job.data.images)
     for note in found.notes:
         print(f"fold {number}: {note}")
     return found

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from backends.contract import Backend, SessionConfig, Weights, is_buffer
 from config.schema import Settings
 from config.text import counted
+from data.cache.images import Images, median_side
 from data.loading.loader import Loader
 from models.registry import ModelSpec
 from models.weights import loading
@@ -45,15 +46,18 @@ def started(
     loader: Loader,
     labels: NDArray[np.int64],
     new_head: bool,
-    side: int,
+    images: Images,
 ) -> Start:
     """What `optim.batch_norm` and `optim.head_init` make of pretrained weights and the few images of `loader`, of int64
-    `labels`; `new_head` says whether the weights lack a classifier, `side` is the images' usual shorter side."""
+    `labels`; `new_head` says whether the weights lack a classifier, `images` reads the
+    loader's files."""
     optim, size, notes = settings.optim, spec.preprocessing.size, list[str]()
     fixed = optim.batch_norm == "fixed"
-    if optim.batch_norm == "auto" and finetune.are_enlarged(side, size) and any(is_buffer(name) for name in start):
-        fixed = True
-        notes.append(f"BatchNorm keeps the pretrained statistics, as the images are enlarged ({side} to {size} pixels)")
+    if optim.batch_norm == "auto" and any(map(is_buffer, start)):
+        side = median_side(images, loader.paths)
+        fixed = finetune.are_enlarged(side, size)
+        what = f"BatchNorm keeps the pretrained statistics, as the images are enlarged ({side} to {size} pixels)"
+        notes += [what] * fixed
     if new_head and (optim.head_init == "probe" or (optim.head_init == "auto" and fixed)):
         bare = replace(spec, num_classes=0, drop_rate=0.0, drop_path_rate=0.0)
         config = SessionConfig(precision=settings.train.precision, seed=settings.seed, compile=False)
