@@ -55,13 +55,11 @@ ARMS = (
     Arm("loader", 55, "loader"),
     Arm("loader and step", 30, "fed", ("resnet50",)),
     Arm("inference", 45, "inference", ("convnext_base",)),
-    Arm("onnx", 35, "onnx", ("convnext_base",)),
     Arm("deterministic", 25, "deterministic", ("resnet50",)),
     Arm("train resnet50 compiled", 50, "train", ("resnet50", True)),
     Arm("train convnext_base compiled", 70, "train", ("convnext_base", True)),
     Arm("train efficientnetv2_s eager", 25, "train", ("tf_efficientnetv2_s", False)),
     Arm("train efficientnet_b4 eager", 25, "train", ("tf_efficientnet_b4", False)),
-    Arm("mlx", 30, "mlx", ("resnet50",)),
     Arm("train efficientnetv2_s compiled", 75, "train", ("tf_efficientnetv2_s", True)),
     Arm("train efficientnet_b4 compiled", 75, "train", ("tf_efficientnet_b4", True)),
 )
@@ -71,9 +69,7 @@ TITLES = {
     "loader": "The loader alone, from JPEG files to the device",
     "fed": "The step fed by the loader",
     "inference": "Inference",
-    "onnx": "ONNX Runtime",
     "deterministic": "`train.deterministic`",
-    "mlx": "MLX's CUDA back end",
 }
 _ABOUT = ("arm", "device", "date", "seconds", "skipped", "stopped", "failed")  # of every line, not of its table
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from backends.contract import Batch, Precision, SessionConfig
+from backends.contract import Batch, Precision
 from backends.torch import session, step
 from backends.torch.precision import autocast, resolved
 from backends.torch.transfer import Transfer
@@ -97,7 +97,7 @@ def run(setting: Setting, name: str, arguments: tuple[Any, ...]) -> Figures:
     """The figures of the arm called `name`; its batch is halved until it fits into the device's memory."""
     if setting.tiny:
         torch.compile = functools.partial(torch.compile, disable=True)
-    arms = (machine, train, loader, fed, inference, onnx, mlx, deterministic)
+    arms = (machine, train, loader, fed, inference, deterministic)
     arm = {arm.__name__: arm for arm in arms}[name]
     for halved in range(_HALVED):
         try:
@@ -122,7 +122,7 @@ def machine(setting: Setting) -> Figures:
         found |= {"name": own.name, "memory_gib": _gib(own.total_memory), "capability": f"{own.major}.{own.minor}"}
         found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "peak_tflops": peak_of(device)}
     versions = {}
-    for name in ("torch", "timm", "onnxruntime", "onnxruntime-gpu", "mlx"):
+    for name in ("torch", "timm"):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     yield found | {"precision": resolved("auto", device), "versions": versions}
@@ -284,56 +284,6 @@ def inference(setting: Setting, name: str) -> Figures:
 
     rates[f"timm {half}"] = _predicted(forward, setting, case)
     yield _sizes(case) | _shown(rates)
-
-
-def onnx(setting: Setting, name: str) -> Figures:
-    """The exported network in ONNX Runtime, with the providers that the session really has."""
-    import onnxruntime
-    import onnxscript
-
-    from convert.graph import torch_network
-    from convert.onnx import export as to_onnx
-    from infer.runtimes import onnx as predictor
-
-    case = setting.case(name)._replace(batch=2 * setting.case(name).batch)
-    _, card, arrays = fresh(case.name, case.size, CLASSES)
-    network = torch_network.classifier(arrays, card)
-    file = to_onnx.write(network, card, Path(setting.folder) / "member.onnx", overwrite=True)
-    opened = predictor.open(file, ("cuda" if case.device.type == "cuda" else "cpu",))
-    _assert_on(opened.providers[0].removesuffix("ExecutionProvider").lower(), case.device)
-    images = pixels(case.batch, case.size)
-    difference = np.abs(opened.logits(images[:4]) - torch_network.once(network, images[:4])).max()
-    yield {
-        **_sizes(case),
-        "providers": list(opened.providers),
-        "images_per_second": rounded(_predicted(lambda: opened.logits(images), setting, case)),
-        "largest_difference_to_torch_fp32": float(f"{difference:.2g}"),
-        "versions": {"onnxruntime": onnxruntime.__version__, "onnxscript": onnxscript.__version__},
-    }
-
-
-def mlx(setting: Setting, name: str) -> Figures:
-    """The MLX engine's training step on MLX's CUDA back end."""
-    import mlx.core as mx
-
-    from backends.mlx import session as engine
-
-    case = setting.case(name)
-    if case.device.type == "cuda" and mx.default_device().type != mx.DeviceType.gpu:
-        raise BackendUnavailable('this mlx has no CUDA back end; run: pip install "mlx[cuda13]"')
-    spec = registry.get(case.name, num_classes=CLASSES, image_size=case.size)
-    batches = [batch_of(pixels(case.batch, case.size))]
-    opened = engine.open(spec, None, SessionConfig(precision="bf16", compile=not setting.tiny))
-    _assert_on({"gpu": "cuda"}.get(own := mx.default_device().type.name, own), case.device)
-    run_steps(opened, batches)
-    taken, count = 0.0, 0
-    while taken < _TURN_S and not (setting.updates and count):
-        start = time.perf_counter()
-        count += run_steps(opened, batches)
-        taken += time.perf_counter() - start
-    memory = _gib(mx.get_peak_memory())
-    opened.close()
-    yield {**_sizes(case), "precision": "bf16", "images_per_second": rounded(count / taken), "peak_gib": memory}
 
 
 def deterministic(setting: Setting, name: str) -> Figures:
