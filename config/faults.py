@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,9 @@ Errors = dict[Key, ErrorDetails]
 
 
 def several(faults: Sequence[str]) -> ConfigError:
-    """One error for all faults, a line each."""
+    """One error for all faults, a line each; a setting that another fault takes for misspelled is not missing too."""
+    meant = {match[1] for fault in faults if (match := re.search(r"did you mean (\S+)\?", fault))}
+    faults = [fault for fault in faults if fault.partition(": not given;")[0] not in meant]
     if len(faults) == 1:
         return ConfigError(faults[0])
     return ConfigError("\n  ".join([f"{len(faults)} faults in the settings:", *faults]))

@@ -39,6 +39,11 @@ def write(tmp_path: Path) -> Any:
     return write
 
 
+def test_a_misspelled_setting_is_not_missing_too() -> None:
+    [line] = faults("--data.rot", "photos")
+    assert line.startswith("data.rot: no such setting (command line); did you mean data.root?")
+
+
 def test_an_unknown_key_in_a_file_names_line_and_nearest(write: Any) -> None:
     path = write("model: convnext_atto\n\ntrain:\n  epochs: 3\n  batchsize: 8\n")
     (line,) = faults(*ROOT, "--config", path)
