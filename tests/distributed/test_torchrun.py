@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -70,3 +71,14 @@ def test_a_killed_process_costs_no_more_than_the_work_since_the_last_checkpoint(
     assert int(resumed.partition("step_")[2].partition(":")[0]) >= reached
     unbroken = cases.run(ALONE, words(digits, tmp_path / "unbroken", *more))
     np.testing.assert_allclose(curve(folder), curve(unbroken), rtol=1e-4)
+
+
+def test_a_network_that_diverges_is_one_line_of_all_processes(digits: Path, tmp_path: Path) -> None:
+    more = ["--optim.lr", "1e38", "--optim.clip_norm", "0", "--schedule.warmup_epochs", "0", "--train.epochs", "1"]
+    given = words(digits, tmp_path, *more, "--swa.epochs", "0", "--watchdog.max_skipped", "1000")
+    with torchrun(2, "train_torch.py", *given) as process:
+        output, _ = process.communicate(timeout=240)
+    [line] = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "no validation score of 1 epoch is finite" in line
+    status = json.loads(next(tmp_path.glob("*/status.json")).read_text())
+    assert status["state"] == "failed" and f"error: {status['error']}" == line

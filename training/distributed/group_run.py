@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from config.errors import GroupLost, Interrupted, TandemError, reason
+from config.errors import Diverged, GroupLost, Interrupted, TandemError, reason
 from config.launch import Launch
 from config.places import atomic_write
 
@@ -74,8 +74,7 @@ class GroupRun:
         sys.stdout, sys.stderr = self._terminal
         if error is None or (first and known):
             return
-        shared = isinstance(error, GroupLost | Interrupted) or getattr(error, "told", False)
-        if not first and not shared:
+        if not (first or _is_of_all(error) or isinstance(error, GroupLost | Interrupted)):
             print(f"error: {self._here()}: {error}{self._where}", file=sys.stderr)
         os._exit(error.exit_code if isinstance(error, TandemError) else 143 if isinstance(error, Interrupted) else 1)
 
@@ -85,7 +84,7 @@ class GroupRun:
         if path is None or (path.exists() and json.loads(path.read_text())["state"] != "training"):
             return
         text = reason(error)
-        self._write("failed", text if getattr(error, "told", False) else f"{self._here()}: {text}")
+        self._write("failed", text if _is_of_all(error) else f"{self._here()}: {text}")
 
     def _write(self, state: str, error: str = "") -> None:
         if self._folder:
@@ -94,3 +93,8 @@ class GroupRun:
 
     def _here(self) -> str:
         return f"rank {self._launch.rank} on {socket.gethostname()}"
+
+
+def _is_of_all(error: BaseException) -> bool:
+    """Whether every process raises this error: what diverges is the network that all have."""
+    return isinstance(error, Diverged) or getattr(error, "told", False)
