@@ -15,16 +15,9 @@ OPTIONS = {
     "fold": "a whole number >= 0",
     "spread": "folds",
 }
-FLAGS = {
-    "--help": "help",
-    "-h": "help",
-    "--version": "version",
-    "--print_config": "print_config",
-    "--dry_run": "dry_run",
-    "--tune": "tune",
-}
+FLAGS = {"-h": "help"} | {f"--{name}": name for name in ("help", "version", "print_config", "dry_run", "tune")}
 _LINE = "command line"
-_OF_ONE = ("train", "tune", "")  # the modes that one member alone is for
+_MEMBER_MODES = ("train", "tune", "")  # the modes that take a single member
 SHARED_MODES = ("train", "tune", "full")  # the modes whose work several processes share
 
 
@@ -45,28 +38,24 @@ class RunRequest:
 def request(options: Mapping[str, Sequence[str]], flags: set[str]) -> tuple[RunRequest, list[str]]:
     """What the options say, the last of each, and what is wrong with them."""
     last = {name: values[-1] for name, values in options.items() if values}
-    mode, fold, faults = last.get("mode", ""), last.get("fold", ""), []
+    mode, fold, spread, faults = last.get("mode", ""), last.get("fold", ""), last.get("spread", ""), []
     if mode and mode not in MODES:
-        faults.append(f"mode: found {shown(mode)} ({_LINE}){nearest(mode, list(MODES))} {_list()}")
+        hint = f"{nearest(mode, list(MODES))} there are {', '.join(MODES)}"
+        faults.append(f"mode: found {shown(mode)} ({_LINE}){hint}")
     for name in ("member", "fold"):
-        if name in last and mode in MODES and mode not in _OF_ONE:
+        if name in last and mode in MODES and mode not in _MEMBER_MODES:
             faults.append(
                 f"{name}: --mode {mode} ({_LINE}) is for all members and folds; leave it out, or --mode train"
             )
-    if fold and not (fold.isascii() and fold.isdigit()):
+    number = int(fold) if fold.isascii() and fold.isdigit() else None
+    if fold and number is None:
         faults.append(f"fold: found {shown(fold)} ({_LINE}); expected {OPTIONS['fold']}")
     if "tune" in flags and mode != "full":
         faults.append(f"tune: goes with --mode full ({_LINE}); --mode tune searches alone")
-    spread = last.get("spread", "")
     if spread not in ("", "folds"):
         faults.append(f"spread: found {shown(spread)} ({_LINE}); expected {OPTIONS['spread']}")
     elif spread and mode not in SHARED_MODES:
         faults.append(
             f"spread: goes with --mode {', '.join(SHARED_MODES)} ({_LINE}); a single run's folds are not shared"
         )
-    number = int(fold) if fold.isascii() and fold.isdigit() else None
     return RunRequest(mode, last.get("member", ""), number, "tune" in flags, bool(spread), "dry_run" in flags), faults
-
-
-def _list() -> str:
-    return f"there are {', '.join(MODES)}"

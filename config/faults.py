@@ -6,9 +6,8 @@ Texts only; who validates and raises is `load`.
 from __future__ import annotations
 
 import difflib
-import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,7 +19,7 @@ from config.schema import Settings
 from config.sections import described
 from config.sections.base import CHECK
 from config.text import LONGEST, plain, short, shown
-from config.yaml_file import Key, Layer
+from config.yaml_file import Key, Layer, value_at
 
 Errors = dict[Key, ErrorDetails]
 
@@ -58,9 +57,11 @@ def is_absent(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> bool:
 
 
 def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
-    """The line for one of pydantic's errors; the first layer that has the key is the one it speaks of."""
+    """The line for one of pydantic's errors, about the first layer that has the key."""
     entry = details.get("ctx", {}).get("entry")  # the wrong entry of a mapping, which a lower layer may have written
-    source = next((layer for layer in layers if key in layer.where and _has(layer, key, entry)), None)
+    sources = ((layer, value_at(layer.values, key)) for layer in layers if key in layer.where)
+    has_entry = ((layer, v) for layer, v in sources if entry is None or (isinstance(v, dict) and entry in v))
+    source, value = next(has_entry, (None, dict[str, Any]()))
     where = source.where[key] if source else "default"
     prefix = source.prefix if source else ""
     path = ".".join(key)
@@ -70,13 +71,12 @@ def of(key: Key, details: ErrorDetails, layers: Sequence[Layer]) -> str:
     leaf = usage.leaves()[path]
     if is_absent(key, details, layers):
         return f"{path}: not given; expected {leaf.accepts}, from --{path} VALUE or the file"
-    if source and (new := renamed.new_value(path, _value(source.values, key))):
-        return f"{prefix}{path}: {_value(source.values, key)} is now {new} ({where})"
-    default = leaf.default.removeprefix("default ")
+    if new := renamed.new_value(path, value):
+        return f"{prefix}{path}: {value} is now {new} ({where})"
+    text = leaf.default.removeprefix("default ")
     if source:
-        value = _value(source.values, key)
-        default = shown({entry: value[entry]} if entry else value)
-    return f"{prefix}{path}: found {default} ({where}); expected {_expected(leaf, key, details)}"
+        text = shown({entry: value[entry]} if entry else value)
+    return f"{prefix}{path}: found {text} ({where}); expected {_expected(leaf, key, details)}"
 
 
 def _expected(leaf: usage.Leaf, key: Key, details: ErrorDetails) -> str:
@@ -111,25 +111,9 @@ def unknown(key: Key, where: str) -> str:
 
 def _nearest(path: str) -> str | None:
     """The setting of the same key in another section, else the one spelled most alike, by path or by key."""
-    keys = _paths_by_key()
+    keys = {leaf.rpartition(".")[2]: leaf for leaf in reversed(usage.leaves())}
     last = path.rpartition(".")[2]
     if last in keys:
         return keys[last]
     near = difflib.get_close_matches(path, usage.leaves(), n=1)
     return near[0] if near else next((keys[key] for key in difflib.get_close_matches(last, keys, n=1)), None)
-
-
-@functools.cache
-def _paths_by_key() -> Mapping[str, str]:
-    return {path.rpartition(".")[2]: path for path in reversed(usage.leaves())}
-
-
-def _has(layer: Layer, key: Key, entry: str | None) -> bool:
-    values = _value(layer.values, key)
-    return entry is None or (isinstance(values, dict) and entry in values)
-
-
-def _value(values: Any, key: Key) -> Any:
-    for segment in key:
-        values = values[segment]
-    return values

@@ -1,8 +1,8 @@
 """Memory that is freed stays with the process, as it does on a GPU.
 
-By default glibc gives large blocks back to the system as they are freed, which clears every page of the next one. What
-a network on the CPU and a decoder do is to ask for the same megabytes again and again: for small networks that is half
-of their time (docs/engineering/speed_torch.md). Other systems' allocators keep large blocks by themselves.
+By default glibc returns large blocks to the system as they are freed, and the system clears every page of the next
+one. A network on the CPU and a decoder allocate the same megabytes again and again: for small networks that is half of
+their time (docs/engineering/speed_torch.md). Other systems' allocators keep large blocks by themselves.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 from typing import Any
 
 # What malloc.h calls M_TRIM_THRESHOLD (the most that `mallopt` takes), M_MMAP_MAX and M_ARENA_MAX.
-_WANTED = {-1: 2**31 - 1, -4: 0, -8: 1}
-_USERS_OWN = ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX")
+_OPTIONS = {-1: 2**31 - 1, -4: 0, -8: 1}
+_USER_VARIABLES = ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX")
 
 
 def retain_freed_memory() -> bool:
@@ -22,7 +22,7 @@ def retain_freed_memory() -> bool:
     For commands, at their start: threads that have asked for memory before keep to their own.
     """
     libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
-    if not hasattr(libc, "gnu_get_libc_version") or any(name in os.environ for name in _USERS_OWN):
+    if not hasattr(libc, "gnu_get_libc_version") or any(name in os.environ for name in _USER_VARIABLES):
         return False
-    taken = [libc.mallopt(name, value) for name, value in _WANTED.items()]
-    return all(taken)
+    accepted = [libc.mallopt(name, value) for name, value in _OPTIONS.items()]
+    return all(accepted)

@@ -35,15 +35,16 @@ class Launch:
         if "MLX_RANK" in environ:
             return _of_mlx(environ)
         if "OMPI_COMM_WORLD_SIZE" in environ:
-            keys = [f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "LOCAL_RANK", "SIZE", "LOCAL_SIZE")]
-            return _of_names(environ, "mpirun", *keys)
+            names = [f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "LOCAL_RANK", "SIZE", "LOCAL_SIZE")]
+            return _of_names(environ, "mpirun", *names)
         # srun alone sets the step's number of tasks: the batch script itself also has SLURM_PROCID and SLURM_NTASKS.
         if "SLURM_STEP_NUM_TASKS" in environ and "SLURM_PROCID" in environ:
             node = _number(environ, "SLURM_NODEID", 0)
-            sizes = _expanded(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-            local = {"LOCAL_WORLD_SIZE": str(sizes[node])} if node < len(sizes) else {}
-            names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE")
-            return _of_names({**environ, **local}, "srun", *names)
+            counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+            sizes = [count for count, times in counts for _ in range(int(times or 1))]  # "2(x3),1" is 2, 2, 2, 1
+            local = {"LOCAL_WORLD_SIZE": sizes[node]} if node < len(sizes) else {}
+            slurm = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE")
+            return _of_names({**environ, **local}, "srun", *slurm)
         if environ.get("LOCAL_RANK"):  # set by hand, to choose a GPU
             return _of_names(environ, "LOCAL_RANK", "", "LOCAL_RANK", "", "")
         return cls()
@@ -57,14 +58,8 @@ class Launch:
 def _of_names(
     environ: Mapping[str, str], launcher: str, rank: str, local_rank: str, world_size: str, local_world_size: str
 ) -> Launch:
-    local = _number(environ, local_rank, 0)
-    launch = Launch(
-        _number(environ, rank, 0),
-        local,
-        _number(environ, world_size, 1),
-        _number(environ, local_world_size, local + 1),
-        launcher,
-    )
+    local, size = _number(environ, local_rank, 0), _number(environ, world_size, 1)
+    launch = Launch(_number(environ, rank, 0), local, size, _number(environ, local_world_size, local + 1), launcher)
     if launch.rank >= launch.world_size or launch.local_rank >= launch.local_world_size:
         raise ConfigError(
             f"{launcher}: rank {launch.rank} of {launch.world_size}, on this host {launch.local_rank} of "
@@ -82,8 +77,8 @@ def _of_mlx(environ: Mapping[str, str]) -> Launch:
     if rank >= size:
         raise ConfigError(f"mlx.launch: MLX_RANK is {rank} of {size} processes; unset it, or start them by mlx.launch")
     addresses = [_address(entry) for entry in hosts]
-    same = [place for place, address in enumerate(addresses) if address and address == addresses[rank]] or [rank]
-    return Launch(rank, same.index(rank), size, len(same), "mlx.launch")
+    local_ranks = [i for i, address in enumerate(addresses) if address and address == addresses[rank]] or [rank]
+    return Launch(rank, local_ranks.index(rank), size, len(local_ranks), "mlx.launch")
 
 
 def _listed(environ: Mapping[str, str], name: str) -> list[Any]:
@@ -105,12 +100,6 @@ def _address(entry: Any) -> str:
     """The host of a ring's entry, a list of IP:PORT; "" for an entry of RDMA devices, of which each host has one."""
     first = entry[0] if isinstance(entry, list) and entry else ""
     return first.rpartition(":")[0] if isinstance(first, str) else ""
-
-
-def _expanded(counts: str) -> list[int]:
-    """SLURM's tasks of each node: "2(x3),1" is [2, 2, 2, 1]."""
-    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
-    return [int(count) for count, times in parts for _ in range(int(times or 1))]
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

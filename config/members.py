@@ -17,28 +17,17 @@ from config.errors import ConfigError
 from config.schema import MemberKeys, Settings
 from config.sections.base import NAME
 from config.text import nearest, shown
-from config.yaml_file import Key, Layer
+from config.yaml_file import Key, Layer, put, value_at
 
 _KEY = "members"
 # What one data set, one folder and one folds.csv for all of them rest on.
+_SHARED_DATA = (
+    *("root", "table", "images", "label_pattern", "follow_links", "id_column", "target_column", "on_bad_image"),
+    *("icc_to_srgb", "on_bad_test_image", "pixel_limit", "audit", "audit_actions"),
+)
 _SHARED: tuple[Key, ...] = (
-    ("out",),
-    ("resume",),
-    ("resume_anyway",),
-    ("folds",),
-    ("data", "root"),
-    ("data", "table"),
-    ("data", "images"),
-    ("data", "label_pattern"),
-    ("data", "follow_links"),
-    ("data", "id_column"),
-    ("data", "target_column"),
-    ("data", "on_bad_image"),
-    ("data", "icc_to_srgb"),
-    ("data", "on_bad_test_image"),
-    ("data", "pixel_limit"),
-    ("data", "audit"),
-    ("data", "audit_actions"),
+    *((name,) for name in ("out", "resume", "resume_anyway", "folds")),
+    *(("data", name) for name in _SHARED_DATA),
 )
 _EXPECTED = {"name": NAME, "weight": "a number >= 0"}
 
@@ -68,19 +57,19 @@ def take(layers: Sequence[Layer]) -> tuple[list[Entry], list[str]]:
     """
     owner = next((i for i, layer in enumerate(layers) if _KEY in layer.values), 0)
     lists = [layer.values.pop(_KEY) for layer in layers if _KEY in layer.values]
-    entries, found = [Entry("", 1.0, list(layers))], list[str]()
+    nameless = [Entry("", 1.0, list(layers))]
     if not lists or lists[0] in (None, []):
-        return entries, found
+        return nameless, []
     if not isinstance(lists[0], list):
         where = layers[owner].where[(_KEY,)]
-        return entries, [f"{_KEY}: found {shown(lists[0])} ({where}); expected a list of `- name: NAME`"]
-    entries.clear()
+        return nameless, [f"{_KEY}: found {shown(lists[0])} ({where}); expected a list of `- name: NAME`"]
+    entries, faults = list[Entry](), list[str]()
     for i, values in enumerate(lists[0]):
-        entry_layer = _part(layers[owner], i, values)
-        keys, wrong = _keys(entry_layer, values)
-        found += [*wrong, *_shared(entry_layer), *_repeated(entry_layer, keys.name, [entry.name for entry in entries])]
-        entries.append(Entry(keys.name, keys.weight, [*layers[:owner], entry_layer, *layers[owner:]]))
-    return entries, found
+        layer = _entry_layer(layers[owner], i, values)
+        keys, wrong = _keys(layer, values)
+        faults += [*wrong, *_shared(layer), *_repeated(layer, keys.name, [entry.name for entry in entries])]
+        entries.append(Entry(keys.name, keys.weight, [*layers[:owner], layer, *layers[owner:]]))
+    return entries, faults
 
 
 def choose(members: Sequence[Member], name: str) -> Settings:
@@ -92,21 +81,21 @@ def choose(members: Sequence[Member], name: str) -> Settings:
     settings = {member.name: member.settings for member in members}
     if name in settings:
         return settings[name]
-    known = ", ".join(settings)
     raise ConfigError(
-        f"member: not given, and there are several; choose one of {known} by --member NAME, or all by --mode full"
+        f"member: not given, and there are several; choose one of {', '.join(settings)} by --member NAME, or all by "
+        "--mode full"
     )
 
 
 def check(members: Sequence[Member], name: str) -> None:
     """`ConfigError` where `--member` names one that is not there; "" names none."""
-    settings = {member.name: member.settings for member in members}
-    if not name or name in settings:
+    known = [member.name for member in members]
+    if not name or name in known:
         return
     message = f"member: found {shown(name)} (command line)"
-    if "" in settings:
+    if "" in known:
         raise ConfigError(f"{message}, but neither file nor recipe lists members; leave it out")
-    raise ConfigError(f"{message}{nearest(name, list(settings))} there are {', '.join(settings)}")
+    raise ConfigError(f"{message}{nearest(name, known)} there are {', '.join(known)}")
 
 
 def dump(members: Sequence[Member]) -> dict[str, Any]:
@@ -116,10 +105,7 @@ def dump(members: Sequence[Member]) -> dict[str, Any]:
         return documents[0]
     top: dict[str, Any] = {"name": documents[0]["name"]}
     for key in _SHARED:
-        branch = top
-        for segment in key[:-1]:
-            branch = branch.setdefault(segment, {})
-        branch[key[-1]] = _at(documents[0], key)
+        put(top, key, value_at(documents[0], key))
     entries = []
     for member, values in zip(members, documents, strict=True):
         del values["name"]
@@ -129,14 +115,8 @@ def dump(members: Sequence[Member]) -> dict[str, Any]:
     return {**top, _KEY: entries}
 
 
-def _at(values: Any, key: Key) -> Any:
-    for segment in key:
-        values = values[segment]
-    return values
-
-
-def _part(owner: Layer, index: int, values: Any) -> Layer:
-    """The layer of entry `index`; its place as a whole is that of its first key."""
+def _entry_layer(owner: Layer, index: int, values: Any) -> Layer:
+    """The layer of entry `index`; the entry stands where its first key does."""
     prefix = (_KEY, str(index))
     where = {key[2:]: where_of for key, where_of in owner.where.items() if key[:2] == prefix}
     where[()] = next(iter(where.values()), owner.where[(_KEY,)])
@@ -149,17 +129,16 @@ def _keys(layer: Layer, values: Any) -> tuple[MemberKeys, list[str]]:
     if not isinstance(values, dict):
         message = f"{layer.prefix.rstrip('.')}: found {shown(values)} ({layer.where[()]})"
         return nameless, [f"{message}; expected `name: NAME` with settings of its own"]
-    values_given = {key: layer.values.pop(key) for key in _EXPECTED if key in layer.values}
+    keys = {key: layer.values.pop(key) for key in _EXPECTED if key in layer.values}
     try:
-        return MemberKeys.model_validate(values_given), []
+        return MemberKeys.model_validate(keys), []
     except ValidationError as error:
-        keys = {str(details["loc"][0]) for details in error.errors(include_url=False)}
-        return nameless, [_fault(layer, key, values_given) for key in sorted(keys)]
-
-
-def _fault(layer: Layer, key: str, values: dict[str, Any]) -> str:
-    message = f"found {shown(values[key])}" if key in values else "not given"
-    return f"{layer.prefix}{key}: {message} ({layer.where.get((key,), layer.where[()])}); expected {_EXPECTED[key]}"
+        faults = []
+        for key in sorted({str(details["loc"][0]) for details in error.errors(include_url=False)}):
+            message = f"found {shown(keys[key])}" if key in keys else "not given"
+            where = layer.where.get((key,), layer.where[()])
+            faults.append(f"{layer.prefix}{key}: {message} ({where}); expected {_EXPECTED[key]}")
+        return nameless, faults
 
 
 def _shared(entry: Layer) -> Iterator[str]:

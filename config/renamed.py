@@ -23,25 +23,11 @@ SETTINGS = {
     "class_imbalance.max_samples": "sampling.oversample_to",
 }
 # Old switch of a block (true, false, null) under `augment` -> operation in `augment.ops`.
-SWITCHES = {
-    "rotate90": "rotate90",
-    "bleed_through": "bleed_through",
-    "erosion": "erosion",
-    "dilation": "dilation",
-    "shadow": "shadow",
-    "affine": "affine",
-    "rotate": "rotate",
-    "rotate_any": "rotate_any",
-    "shear": "shear",
-    "perspective": "perspective",
-    "brightness": "brightness",
-    "contrast": "contrast",
-    "saturation": "saturation",
-    "hue": "hue",
-    "gamma": "gamma",
-    "posterize": "posterize",
-    "solarize": "solarize",
-    "jpeg": "jpeg",
+_SAME_NAME = (
+    *("rotate90", "bleed_through", "erosion", "dilation", "shadow", "affine", "rotate", "rotate_any", "shear"),
+    *("perspective", "brightness", "contrast", "saturation", "hue", "gamma", "posterize", "solarize", "jpeg"),
+)
+SWITCHES = {name: name for name in _SAME_NAME} | {
     "greyscale": "grayscale",
     "blur": "gaussian_blur",
     "noise": "gaussian_noise",
@@ -95,15 +81,14 @@ def upgrade_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _upgraded_value(key: Key, value: Any) -> Any:
     path = ".".join(_renamed(key))
-    if path == "tune.space" and isinstance(value, dict):
-        return {".".join(_renamed(tuple(name.split(".")))): _upgraded_search(name, v) for name, v in value.items()}
-    return new_value(path, value) or value
-
-
-def _upgraded_search(path: str, entry: Any) -> Any:
-    if not isinstance(entry, dict) or not isinstance(entry.get("choices"), list):
-        return entry
-    return entry | {"choices": [new_value(path, choice) or choice for choice in entry["choices"]]}
+    if path != "tune.space" or not isinstance(value, dict):
+        return new_value(path, value) or value
+    space = {}
+    for name, search in value.items():
+        if isinstance(search, dict) and isinstance(search.get("choices"), list):
+            search = search | {"choices": [new_value(name, choice) or choice for choice in search["choices"]]}
+        space[".".join(_renamed(tuple(name.split("."))))] = search
+    return space
 
 
 def _is_switch(key: Key) -> bool:

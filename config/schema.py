@@ -7,8 +7,9 @@ one line in `Settings`; whether a *name* (a model, a view) exists is decided whe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -130,7 +131,11 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
-        details = [_detail(self, fault) for fault in _cross_faults(self)]
+        details = []
+        for fault in _cross_faults(self):
+            error = PydanticCustomError(CHECK, "{expected}", {"expected": fault.expected, "other": fault.other})
+            location, value = tuple(fault.path.split(".")), attrgetter(fault.path)(self)
+            details.append(InitErrorDetails(type=error, loc=location, input=value))
         if details:
             raise ValidationError.from_exception_data("Settings", details)
         return self
@@ -143,7 +148,7 @@ def _cross_faults(settings: Settings) -> Iterator[CrossFault]:
     if data.streaming and data.cache_gb:
         yield CrossFault("data.cache_gb", "0 where data.streaming is true", "data.streaming")
     for path in ("mix.off_epochs", "augment.off_epochs", "schedule.warmup_epochs", "optim.freeze_epochs", "swa.epochs"):
-        if _value(settings, path) > epochs:
+        if attrgetter(path)(settings) > epochs:
             yield CrossFault(path, f"at most train.epochs ({epochs})", "train.epochs")
     batch, micro = settings.train.batch_size, settings.train.micro_batch
     if isinstance(batch, int) and isinstance(micro, int) and batch % micro:
@@ -209,15 +214,3 @@ def _fold_faults(train: tuple[int, ...], folds: Folds) -> Iterator[CrossFault]:
     if folds.strategy == "repeated" and max(train) >= folds.n_splits * folds.repeats:
         total = folds.n_splits * folds.repeats
         yield CrossFault("folds.train", f"numbers below folds.n_splits * folds.repeats ({total})", "folds.repeats")
-
-
-def _detail(settings: Settings, fault: CrossFault) -> InitErrorDetails:
-    error = PydanticCustomError(CHECK, "{expected}", {"expected": fault.expected, "other": fault.other})
-    return InitErrorDetails(type=error, loc=tuple(fault.path.split(".")), input=_value(settings, fault.path))
-
-
-def _value(settings: Settings, path: str) -> Any:
-    value: Any = settings
-    for key in path.split("."):
-        value = getattr(value, key)
-    return value

@@ -7,6 +7,8 @@ and are refused; nothing is ever constructed from a tag (PyYAML's safe loader, c
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ Key = tuple[str, ...]
 class Layer:
     """One source of settings: `values` as nested dicts, lists, text and None; `where` each key stands, for people.
 
-    An entry of a list counts as a key, "0" and so on. `prefix` comes before the keys of a layer that is a part of a
-    document, where people are told of them.
+    An entry of a list counts as a key, "0" and so on. `prefix` comes before the keys of a layer that is a section of a
+    document, in messages.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -38,7 +40,7 @@ class Layer:
 
 def read(path: Path, name: str) -> Layer:
     """The document in `path`; `name` is what the one-line `ConfigError` of an unusable one calls it."""
-    text = _decode(_bytes(path, name), name)
+    text = _read_text(path, name)
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is None:
@@ -81,6 +83,11 @@ def put(values: dict[str, Any], key: Key, value: Any) -> None:
     values[key[-1]] = value
 
 
+def value_at(values: Any, key: Key) -> Any:
+    """The value of a key of nested values; `KeyError` where there is none."""
+    return functools.reduce(operator.getitem, key, values)
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader that resolves null alone and stops at aliases and deep nesting."""
 
@@ -103,26 +110,25 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper without aliases, lists of plain values in one line."""
+
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # PyYAML folds U+0085 and its like into a space in single quotes.
+        return self.represent_scalar(_TEXT, data, style=None if data.isprintable() else '"')
 
-def _written_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    # PyYAML folds U+0085 and its like into a space in single quotes.
-    return dumper.represent_scalar(_TEXT, text, style=None if text.isprintable() else '"')
-
-
-def _written_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
-    return dumper.represent_sequence(
-        "tag:yaml.org,2002:seq", items, flow_style=not any(isinstance(item, dict) for item in items)
-    )
+    def represent_list(self, data: Any) -> yaml.SequenceNode:
+        plain = not any(isinstance(item, dict) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=plain)
 
 
-_Dumper.add_representer(str, _written_text)
-_Dumper.add_representer(list, _written_list)
+_Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_representer(list, _Dumper.represent_list)
 
 
-def _bytes(path: Path, name: str) -> bytes:
+def _read_text(path: Path, name: str) -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
@@ -133,10 +139,6 @@ def _bytes(path: Path, name: str) -> bytes:
         raise ConfigError(
             f"{name}: more than {_MOST_BYTES // 1024} KiB, which no settings file has; is it another file?"
         )
-    return raw
-
-
-def _decode(raw: bytes, name: str) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
