@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from config.text import nearest, shown
+from config.text import choices, shown
 from config.usage import MODES
 
 OPTIONS = {
@@ -40,8 +40,7 @@ def request(options: Mapping[str, Sequence[str]], flags: set[str]) -> tuple[RunR
     last = {name: values[-1] for name, values in options.items() if values}
     mode, fold, spread, faults = last.get("mode", ""), last.get("fold", ""), last.get("spread", ""), []
     if mode and mode not in MODES:
-        hint = f"{nearest(mode, list(MODES))} there are {', '.join(MODES)}"
-        faults.append(f"mode: found {shown(mode)} ({_LINE}){hint}")
+        faults.append(f"mode: found {shown(mode)} ({_LINE}){choices(mode, MODES)}")
     for name in ("member", "fold"):
         if name in last and mode in MODES and mode not in _MEMBER_MODES:
             faults.append(

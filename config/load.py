@@ -1,6 +1,6 @@
 """From recipe, file and command line to `Settings`, the later over the earlier, with all faults in one `ConfigError`.
 
-Below them all lie the settings of the run that `--resume PATH` goes on with.
+Settings that none of them names come from the run that `--resume PATH` resumes.
 
 The schema is in `schema`, reading YAML in `yaml_file`, the texts in `usage` and `faults`. pydantic-settings layers and
 validates. Its own command-line source is not used: it reads JSON and not YAML values (`null` becomes a list of one),
@@ -25,7 +25,7 @@ from config.members import Member
 from config.program import version
 from config.schema import Settings
 from config.sections import described
-from config.text import nearest, plain, shown
+from config.text import choices, plain, shown
 from config.yaml_file import Key, Layer, put
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -86,8 +86,8 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
 
 
 def _of_run(line: Layer) -> list[Layer]:
-    """The settings of the run or campaign that `--resume PATH` names, so that nobody has to repeat them; its consents
-    are not."""
+    """The settings of the run or campaign that `--resume PATH` names, so that nobody has to repeat them; but those
+    that hold for one start only."""
     resume = line.values.get("resume")
     if not isinstance(resume, str) or resume in ("auto", "never"):
         return []
@@ -259,33 +259,33 @@ def _recipe(name: str, where: str) -> tuple[Path, str]:
     known = recipes()
     if name in known:
         return known[name], f"recipe {name}"
-    hint = f"{nearest(name, list(known))} there are {', '.join(known)}"
-    raise ConfigError(f"{shown(name)} ({where}) is no recipe{hint}; a file's name ends in .yaml")
+    raise ConfigError(f"{shown(name)} ({where}) is no recipe{choices(name, known)}; a file's name ends in .yaml")
 
 
 def _layers(path: Path, name: str) -> list[Layer]:
     """The file's layer, then that of the recipe it builds on, and so on."""
     layers: list[Layer] = []
-    seen: set[Path] = set()
+    visited: set[Path] = set()
     while True:
         layer = yaml_file.read(path, name)
         layers.append(layer)
-        seen.add(path.resolve())
+        visited.add(path.resolve())
         if "recipe" not in layer.values:
             return layers
         where = layer.where[("recipe",)]
         base = layer.values.pop("recipe")
         path, name = _recipe(base if isinstance(base, str) else plain(base), where)
-        if path.resolve() in seen:
+        if path.resolve() in visited:
             raise ConfigError(f"recipe: {name} builds on itself ({where}); name another or none")
 
 
 def _resolve(layers: Sequence[Layer], faults_of_line: Sequence[str]) -> tuple[Member, ...]:
-    """The members, or a nameless one where none are listed; one `ConfigError` for all faults and `found`."""
+    """The members, or a nameless one where none are listed; one `ConfigError` for all faults and `faults_of_line`."""
     entries, wrong = members.take(layers)
     examined = [(entry, *_examine(entry.layers)) for entry in entries]
-    # What is wrong above the members is found again with each of them.
-    messages = list(dict.fromkeys([*faults_of_line, *wrong, *(fault for *_, of_one in examined for fault in of_one)]))
+    # Faults above the members are reported again with each of them.
+    of_members = (fault for *_, of_member in examined for fault in of_member)
+    messages = list(dict.fromkeys([*faults_of_line, *wrong, *of_members]))
     if messages:
         raise faults.several(messages)
     return tuple(Member(entry.name, entry.weight, settings) for entry, settings, _ in examined if settings)
@@ -293,11 +293,11 @@ def _resolve(layers: Sequence[Layer], faults_of_line: Sequence[str]) -> tuple[Me
 
 def _examine(layers: Sequence[Layer]) -> tuple[Settings | None, list[str]]:
     """The settings of layers, or all that is wrong with them."""
-    faults_found = [fault for layer in layers for fault in (*_open_sections(layer), *_unknown_in_space(layer))]
+    problems = [problem for layer in layers for problem in (*_open_sections(layer), *_unknown_in_space(layer))]
     try:
-        return _validated([layer.values for layer in layers]), faults_found
+        return _validated([layer.values for layer in layers]), problems
     except ValidationError as error:
-        return None, [*faults_found, *_explain(error, layers)]
+        return None, [*problems, *_explain(error, layers)]
 
 
 def _open_sections(layer: Layer) -> Iterator[str]:
@@ -340,14 +340,14 @@ def _validated(values: Iterable[Mapping[str, Any]]) -> Settings:
 def _whole_entries(values: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """The values, of which an entry of a setting that is a mapping (tune.space) replaces a later one as a whole."""
     mappings = [leaf.path.split(".") for leaf in usage.leaves().values() if leaf.accepts == described.MAPPING]
-    seen: set[Key] = set()
+    taken: set[Key] = set()
     for layer in values:
         for section, key in mappings:
             inner = layer.get(section)
             entries = inner.get(key) if isinstance(inner, dict) else None
             if isinstance(inner, dict) and isinstance(entries, dict):
-                remaining = {name: entry for name, entry in entries.items() if (section, key, name) not in seen}
-                seen |= {(section, key, name) for name in entries}
+                remaining = {name: entry for name, entry in entries.items() if (section, key, name) not in taken}
+                taken |= {(section, key, name) for name in entries}
                 layer = {**layer, section: {**inner, key: remaining}}
         yield layer
 

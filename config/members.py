@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from config.errors import ConfigError
 from config.schema import MemberKeys, Settings
 from config.sections.base import NAME
-from config.text import nearest, shown
+from config.text import choices, shown
 from config.yaml_file import Key, Layer, put, value_at
 
 _KEY = "members"
@@ -95,7 +95,7 @@ def check(members: Sequence[Member], name: str) -> None:
     message = f"member: found {shown(name)} (command line)"
     if "" in known:
         raise ConfigError(f"{message}, but neither file nor recipe lists members; leave it out")
-    raise ConfigError(f"{message}{nearest(name, known)} there are {', '.join(known)}")
+    raise ConfigError(f"{message}{choices(name, known)}")
 
 
 def dump(members: Sequence[Member]) -> dict[str, Any]:

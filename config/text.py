@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 LONGEST = 60  # characters of a value that a message quotes
@@ -31,9 +31,9 @@ def short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def counted(count: int, one: str, many: str = "") -> str:
-    """A number of things: `1 image`, `2 classes`; `many` where the plural takes more than an s."""
-    return f"{count:,} {one if count == 1 else many or (f'{one}es' if one.endswith('s') else f'{one}s')}"
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number of things: `1 image`, `2 classes`; `plural` where it takes more than an s."""
+    return f"{count:,} {noun if count == 1 else plural or (f'{noun}es' if noun.endswith('s') else f'{noun}s')}"
 
 
 def duration(seconds: float) -> str:
@@ -49,6 +49,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """`; did you mean X?`, or `;` where nothing is near."""
     near = difflib.get_close_matches(name[:LONGEST], known, n=1)
     return f"; did you mean {near[0]}?" if near else ";"
+
+
+def choices(name: str, known: Iterable[str]) -> str:
+    """What a message about an unknown name ends with: `; did you mean X? there are X, Y`."""
+    names = list(known)
+    return f"{nearest(name, names)} there are {', '.join(names)}"
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -38,15 +38,11 @@ _VERBOSE = "--verbose"
 _BROKEN_PIPE = 141
 # What a disk or a folder refuses, and what to do about it.
 _REMEDIES = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
-    errno.EROFS: "make the folder writable, or choose another --out",
-    errno.EACCES: "make the folder writable, or choose another --out",
-    errno.ENOTDIR: "name a folder, not a file",
-    errno.EEXIST: "name a folder, not a file",  # from a mkdir in the place of a file
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make the folder writable, or choose another --out"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "name a folder, not a file"),  # EEXIST: a mkdir where a file is
     errno.EISDIR: "name a file, not a folder",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EPERM: "make the folder writable, or choose another --out",
 }
 
 
@@ -54,9 +50,9 @@ def run(work: Callable[[list[str]], int], argv: Sequence[str] | None, prog: str)
     """Do `work` with the words of a command line and return the exit code.
 
     A `TandemError` becomes one line on standard error, `--verbose` adds its traceback. `argv` None is the process's own
-    command line: then signals, warnings and what libraries write to standard error are looked after, too.
+    command line: then signals, warnings and what libraries write to standard error are handled, too.
     """
-    own = argv is None
+    is_process = argv is None
     words = [spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
     verbose = _VERBOSE in words
     words = [word for word in words if word != _VERBOSE]
@@ -64,11 +60,11 @@ def run(work: Callable[[list[str]], int], argv: Sequence[str] | None, prog: str)
         print(version.line())
         return 0
     heap.retain_freed_memory()
-    if own and not verbose:
+    if is_process and not verbose:
         streams.divert()
     streams.escape()
-    with _signals(own) as received, _warnings(own and not verbose):
-        code = _done(work, words, prog, own, verbose, received)
+    with _signals(is_process) as received, _warnings(is_process and not verbose):
+        code = _done(work, words, prog, is_process, verbose, received)
     return 128 + received[0] if received and code == 128 + signal.SIGINT else code
 
 
@@ -93,7 +89,7 @@ def anchor(error: type[TandemError]) -> str:
 
 
 def _done(
-    work: Callable[[list[str]], int], words: list[str], prog: str, own: bool, verbose: bool, received: list[int]
+    work: Callable[[list[str]], int], words: list[str], prog: str, is_process: bool, verbose: bool, received: list[int]
 ) -> int:
     try:
         removed_flags.refuse(words, prog)
@@ -119,7 +115,7 @@ def _done(
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
             print(f"error: {what}; {_REMEDIES[error.errno]}, then start it again", file=sys.stderr)
             return 1
-        if not own:
+        if not is_process:
             raise
         traceback.print_exc()
         print(f"this is a fault in Tandem: please report it, as {TROUBLESHOOTING}#report-a-fault says", file=sys.stderr)
@@ -132,7 +128,7 @@ def _stopped() -> int:
 
 
 @contextmanager
-def _signals(own: bool) -> Iterator[list[int]]:
+def _signals(is_process: bool) -> Iterator[list[int]]:
     """SIGINT and SIGTERM as `KeyboardInterrupt`, listed as they come; a second one ends the process at once."""
     received: list[int] = []
 
@@ -142,15 +138,15 @@ def _signals(own: bool) -> Iterator[list[int]]:
             os._exit(128 + number)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM) if own else ():
+    handled = (signal.SIGINT, signal.SIGTERM) if is_process else ()
+    for number in handled:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
             signal.signal(number, note)
     try:
         yield received
     finally:
-        if own:  # the interpreter's own end must not be a traceback
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in handled:  # the interpreter's own end must not be a traceback
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -158,13 +154,13 @@ def _warnings(to_log: bool) -> Iterator[None]:
     """Tandem's own warnings as lines; those of libraries into the log, or as Python shows them."""
     usual = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *location: Any, **more: Any) -> None:
         if issubclass(category, TandemWarning):
             print(f"warning: {message}", file=sys.stderr)
         elif to_log:
-            streams.log_warning(message, category, *place)
+            streams.log_warning(message, category, *location)
         else:
-            usual(message, category, *place, **more)
+            usual(message, category, *location, **more)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from config.errors import ConfigError
-from config.text import nearest, plain, shown
+from config.text import choices, nearest, plain, shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         """As argparse's, which would name a missing option first where it was only misspelled."""
         words = list(sys.argv[1:] if args is None else args)
         commands = next((action for action in self._actions if isinstance(action, argparse._SubParsersAction)), None)
-        first = next((place for place, word in enumerate(words) if not word.startswith("-")), len(words))
+        first = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
         self._refuse_unknown(words if commands is None else words[:first])
         if commands is not None and not {"-h", "--help"} & set(words[:first]) and first == len(words):
             self.error(f"no command given; there are {', '.join(commands.choices)}")
@@ -52,9 +52,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            known = [str(choice) for choice in action.choices]
-            text = f"found {shown(value)}{nearest(str(value), known)} there are {', '.join(known)}"
-            raise argparse.ArgumentError(action, text)
+            raise argparse.ArgumentError(action, f"found {shown(value)}{choices(str(value), map(str, action.choices))}")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:

@@ -14,20 +14,18 @@ RENAMED = {
     "--blocks": "--ops",
 }
 # Program, and its command or flag -> why it is gone.
+_PAIRS = "second heads for confused classes were removed"
 REMOVED = {
-    ("python -m infer", "--pairs"): "second heads for confused classes were removed; leave it out",
-    (
-        "python -m training",
-        "pair",
-    ): "second heads for confused classes were removed; python -m training report lists them",
+    ("python -m infer", "--pairs"): f"{_PAIRS}; leave it out",
+    ("python -m training", "pair"): f"{_PAIRS}; python -m training report lists them",
 }
 
 
 def refuse(words: Sequence[str], prog: str) -> None:
     """`ConfigError` where a command line of `prog` has a flag or a command that was renamed or removed."""
-    for place, word in enumerate(words):
+    for i, word in enumerate(words):
         flag = word.partition("=")[0]
         if flag in RENAMED:
             raise ConfigError(f"{flag} is now {RENAMED[flag]}")
-        if (prog, flag) in REMOVED and (place == 0 or flag.startswith("--")):
+        if (prog, flag) in REMOVED and (i == 0 or flag.startswith("--")):
             raise ConfigError(f"{flag}: {REMOVED[prog, flag]}")

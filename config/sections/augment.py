@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -11,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from config.sections import declared
 from config.sections.base import CHECK, Section
+from config.text import choices
 
 PROB = "prob"
 _FILES = ("documents", "geometry", "colour", "ops")  # of `data/augment`, in the order in which operations act
@@ -48,46 +48,39 @@ def _checked(ops: Any) -> Any:
     """Operations with numbers and truth values in place of text, and without null, which is the level's own."""
     if not isinstance(ops, Mapping):
         return ops
-    checked = {name: _operation(name, wanted) for name, wanted in ops.items()}
-    return {name: wanted for name, wanted in checked.items() if wanted is not None}
+    checked = {name: _operation(name, value) for name, value in ops.items()}
+    return {name: value for name, value in checked.items() if value is not None}
 
 
 Ops = Annotated[dict[str, bool | dict[str, float]], BeforeValidator(_checked)]
 
 
-def _operation(name: str, wanted: Any) -> bool | dict[str, float] | None:
+def _operation(name: str, value: Any) -> bool | dict[str, float] | None:
     if name not in OPERATIONS:
-        raise _fault(name, f"an operation in place of {name}{_there_are(name, OPERATIONS)}")
+        raise _fault(name, f"an operation in place of {name}{choices(name, OPERATIONS)}")
     parameters = {PROB: PROBABILITY, **OPERATIONS[name].parameters}
-    if wanted is None:
+    if value is None:
         return None
-    if isinstance(wanted, Mapping):
-        return {key: _number(name, key, value, parameters) for key, value in wanted.items()}
+    if isinstance(value, Mapping):
+        return {key: _number(name, key, number, parameters) for key, number in value.items()}
     try:
-        return TypeAdapter(bool).validate_python(wanted)
+        return TypeAdapter(bool).validate_python(value)
     except ValidationError as error:
-        raise _fault(
-            name, f"{name} with true, false, null or {{{', '.join(f'{p}: ...' for p in parameters)}}}"
-        ) from error
+        mapping = ", ".join(f"{parameter}: ..." for parameter in parameters)
+        raise _fault(name, f"{name} with true, false, null or {{{mapping}}}") from error
 
 
 def _number(name: str, key: str, value: Any, parameters: Mapping[str, Parameter]) -> float:
     if key not in parameters:
-        raise _fault(name, f"a parameter of {name} in place of {key}{_there_are(key, parameters)}")
-    _, minimum, maximum = parameters[key]
+        raise _fault(name, f"a parameter of {name} in place of {key}{choices(key, parameters)}")
+    description, minimum, maximum = parameters[key]
     try:
         number = TypeAdapter(float).validate_python(value)
     except ValidationError:
         number = float("nan")
     if not minimum <= number <= maximum:
-        about = parameters[key].description
-        raise _fault(name, f"{name}.{key} from {minimum:g} to {maximum:g} ({about})")
+        raise _fault(name, f"{name}.{key} from {minimum:g} to {maximum:g} ({description})")
     return number
-
-
-def _there_are(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name[:60], known, n=1)
-    return f"{f'; did you mean {near[0]}?' if near else ';'} there are {', '.join(known)}"
 
 
 def _fault(name: str, expected: str) -> PydanticCustomError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -43,3 +43,7 @@ class Section(BaseModel):
     """Base of all sections: immutable, closed to unknown keys, finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that `defaults` names, with its values where they are null."""
+        return {key: default if getattr(self, key) is None else getattr(self, key) for key, default in defaults.items()}

@@ -47,13 +47,13 @@ def definition(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inside(node: dict[str, Any], segment: int | str, schema: dict[str, Any]) -> dict[str, Any] | None:
-    """The part of a node at a key or a position; None where it has none."""
+    """The node at a key or a position of a node; None where it has none."""
     for branch in node.get("anyOf", [node]):
         option = definition(branch, schema) if "$ref" in branch else branch
-        parts = option.get("properties", {})
         if isinstance(segment, int):
-            parts = dict(enumerate(option.get("prefixItems", [])))
-        inner = parts.get(segment, option.get("items" if isinstance(segment, int) else "additionalProperties"))
+            inner = dict(enumerate(option.get("prefixItems", []))).get(segment, option.get("items"))
+        else:
+            inner = option.get("properties", {}).get(segment, option.get("additionalProperties"))
         if isinstance(inner, dict):
             return inner
     return None

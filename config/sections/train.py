@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from config.sections import declared
 from config.sections.base import Column, Count, Fraction, Positive, Probability, Section, distinct
+from config.text import plain
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 # The options of each optimizer with their values where the settings leave them null. Muon's betas and eps are for the
@@ -116,12 +117,8 @@ class Progressive(Section):
 
 
 def _optimizer_option(key: str, meaning: str, **bounds: Any) -> Any:
-    defaults = [f"{_plain(options[key])} ({name})" for name, options in OPTIMIZER_OPTIONS.items() if key in options]
+    defaults = [f"{plain(options[key])} ({name})" for name, options in OPTIMIZER_OPTIONS.items() if key in options]
     return Field(default=None, description=f"{meaning}; null takes {', '.join(defaults)}.", **bounds)
-
-
-def _plain(value: Any) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value).lower()
 
 
 class Optim(Section):
@@ -174,8 +171,7 @@ class Optim(Section):
 
     def options(self) -> dict[str, Any]:
         """The chosen optimizer's own options, with their defaults where they are null."""
-        defaults = OPTIMIZER_OPTIONS[self.name]
-        return {key: default if getattr(self, key) is None else getattr(self, key) for key, default in defaults.items()}
+        return self.with_defaults(OPTIMIZER_OPTIONS[self.name])
 
 
 class Schedule(Section):
@@ -236,8 +232,7 @@ class Loss(Section):
 
     def options(self) -> dict[str, float]:
         """The chosen loss's own options, with their defaults where they are null."""
-        defaults = LOSS_OPTIONS[self.name]
-        return {key: default if getattr(self, key) is None else getattr(self, key) for key, default in defaults.items()}
+        return self.with_defaults(LOSS_OPTIONS[self.name])
 
 
 class Ema(Section):
