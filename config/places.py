@@ -1,11 +1,12 @@
-"""Files that are whole or absent; and where Tandem keeps what it can make again, a folder of the user's outside of data
-sets and runs, and how processes that start together make it once."""
+"""Files and folders that are complete or absent; the user's cache folder; and how processes that start together write
+an entry of the cache once."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,19 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file whole, or leave what was there; text as UTF-8."""
     with atomic_path(path) as unfinished:
         unfinished.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A context with a new folder beside `path` to write into: renamed to `path` at its end unless another process has
+    made that one meanwhile, and removed where an error ends it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
+        unfinished = Path(beside) / path.name
+        unfinished.mkdir()
+        yield unfinished
+        if not path.exists():
+            unfinished.rename(path)
 
 
 def check_writable(folder: Path, setting: str) -> None:

@@ -55,12 +55,15 @@ def description(name: str) -> list[str]:
     spec = registry.get(name)
     prep = spec.preprocessing
     tags = [t for t in registry.tags(spec.arch) if t and t != spec.tag]
+    refusals = "".join(f" ({reason})" for reason in registry.engines(spec).values() if reason)
+    fixed = ", fixed by default" if spec.fixed_input_size else ""
+    tested = f"; timm tests at {spec.test_size}" if spec.test_size else ""
     rows = [
         ("name", spec.name),
         ("family", spec.family),
-        ("engines", _why(spec)),
+        ("engines", _engines(spec) + refusals),
         ("parameters", f"{spec.parameters:,}"),
-        ("image size", _size(spec)),
+        ("image size", f"{prep.size} pixels{fixed}{tested}"),
         ("mean", ", ".join(f"{v:g}" for v in prep.mean)),
         ("std", ", ".join(f"{v:g}" for v in prep.std)),
         ("fit", f"{prep.fit}, crop_pct {prep.crop_pct:g}, {prep.interpolation}"),
@@ -106,17 +109,6 @@ def _engines(spec: ModelSpec) -> str:
     return ", ".join(_ENGINES[name] for name, refusal in registry.engines(spec).items() if not refusal)
 
 
-def _why(spec: ModelSpec) -> str:
-    """The engines, and why there are not two of them."""
-    refusals = "".join(f" ({reason})" for reason in registry.engines(spec).values() if reason)
-    return _engines(spec) + refusals
-
-
-def _size(spec: ModelSpec) -> str:
-    fixed = ", fixed by default" if spec.fixed_input_size else ""
-    return f"{spec.preprocessing.size} pixels{fixed}" + (f"; timm tests at {spec.test_size}" if spec.test_size else "")
-
-
 def _weights(spec: ModelSpec) -> str:
     if not spec.hub_id:
         return "none on the hub: --weights PATH or --weights none"
@@ -133,23 +125,23 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m models", description="The models that Tandem knows.")
     entry.add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
-    every = commands.add_parser("list", help="name, parameters, image size, engines and license of each model")
-    every.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'convnext*' or '*.*in22k*'")
+    listed = commands.add_parser("list", help="name, parameters, image size, engines and license of each model")
+    listed.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'convnext*' or '*.*in22k*'")
     show = commands.add_parser("show", help="preprocessing and per-model defaults of one model")
     show.add_argument("name", help="an architecture, ARCH.TAG, or an alias such as convnext_base_384")
-    keep = commands.add_parser("save", help="write a pretrained network as a checkpoint folder, without training")
-    keep.add_argument("name", metavar="NAME", help="a model's name, hf:USER/NAME, a weights file or a hub folder")
-    keep.add_argument("out", type=Path, metavar="OUT", help="the new folder")
-    keep.add_argument("--weights", metavar="FILE", help="weights of the model NAME: a file, a folder or hf:USER/NAME")
-    keep.add_argument(
+    add = commands.add_parser(
+        "save", help="write a pretrained network as a checkpoint folder, without training"
+    ).add_argument
+    add("name", metavar="NAME", help="a model's name, hf:USER/NAME, a weights file or a hub folder")
+    add("out", type=Path, metavar="OUT", help="the new folder")
+    add("--weights", metavar="FILE", help="weights of the model NAME: a file, a folder or hf:USER/NAME")
+    add(
         "--classes",
         type=Path,
         metavar="FILE",
         help="class names, one per line in the order of the logits (default: the file's own, or ImageNet's)",
     )
-    keep.add_argument(
-        "--image_size", type=whole(1), metavar="PIXELS", help="side of the input (default: the model's own)"
-    )
+    add("--image_size", type=whole(1), metavar="PIXELS", help="side of the input (default: the model's own)")
     _add_push(commands.add_parser("push", help="share a trained model on the Hugging Face hub, as timm loads it"))
     return parser
 

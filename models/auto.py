@@ -92,7 +92,7 @@ def choose(situation: Situation) -> Choice:
     before = options[: next(i for i, option in enumerate(options) if option[0] == spec)]
     return Choice(
         spec.arch,
-        _size(spec),
+        spec.preprocessing.size,
         hours,
         _values(spec, situation),
         tuple(_name(other) for other, _, fits in before if fits),
@@ -132,19 +132,15 @@ def _fits(candidate: Candidate, spec: ModelSpec, situation: Situation) -> bool:
 
 def _pixels(spec: ModelSpec) -> float:
     """How many pixels an image has beside one of the network's own size."""
-    return (_size(spec) / spec.hub_size) ** 2
+    return (spec.preprocessing.size / spec.hub_size) ** 2
 
 
 def _values(spec: ModelSpec, situation: Situation) -> dict[str, Any]:
-    values: dict[str, Any] = {"model": spec.arch, "data.image_size": _size(spec)}
+    values: dict[str, Any] = {"model": spec.arch, "data.image_size": spec.preprocessing.size}
     if not situation.weights:
         return {**values, "optim.lr": _SCRATCH_LR}
     return {**values, "weights": situation.weights[spec.arch]}
 
 
-def _size(spec: ModelSpec) -> int:
-    return spec.preprocessing.size
-
-
 def _name(spec: ModelSpec) -> str:
-    return f"{spec.arch} at {_size(spec)}"
+    return f"{spec.arch} at {spec.preprocessing.size}"

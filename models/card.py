@@ -89,18 +89,10 @@ class Card:
     def to_json(self) -> str:
         """One line of JSON with sorted keys; what an artefact does not have or know is left out, and what
         older cards do not name: a resampling by areas, and colours as they are stored."""
-        document = asdict(self)
-        for prep in (document["preprocessing"], *document["further_inputs"]):
-            if prep["resampling"] == "area":
-                del prep["resampling"]
-            if not prep["icc_to_srgb"]:
-                del prep["icc_to_srgb"]
-        if not self.further_inputs:
-            del document["further_inputs"]
-        if self.views == 1:
-            del document["views"]
-        if not self.class_counts:
-            del document["class_counts"]
+        omitted = {"further_inputs": (), "views": 1, "class_counts": (), "resampling": "area", "icc_to_srgb": False}
+        document = asdict(
+            self, dict_factory=lambda items: {k: v for k, v in items if k not in omitted or v != omitted[k]}
+        )
         return json.dumps({"version": CARD_VERSION, **document}, sort_keys=True)
 
     @staticmethod

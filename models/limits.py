@@ -124,8 +124,8 @@ def _maxvit(config: dict[str, Any], size: int) -> Iterator[_Stage]:
             raise _Mismatch
         if {"M", "PM"} & set(kinds) and (not window or side % window):
             raise _Mismatch
-        parts = [attention if kind == "T" else conv for kind in kinds]
-        yield _Stage(side, any("batchnorm" in str(part["norm_layer"]) for part in parts))
+        norms = [str((attention if kind == "T" else conv)["norm_layer"]) for kind in kinds]
+        yield _Stage(side, any("batchnorm" in norm for norm in norms))
 
 
 def _strided(side: int, conv: dict[str, Any]) -> int:

@@ -60,10 +60,6 @@ def _read(folder: Path) -> dict[str, str]:
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: unreadable ({error}); use another checkpoint or copy it again") from error
-    if not isinstance(listed, dict) or not all(_plain(n) and isinstance(h, str) for n, h in listed.items()):
+    if not isinstance(listed, dict) or not all(Path(n).name == n and isinstance(h, str) for n, h in listed.items()):
         raise CheckpointError(f"{path}: not a table of file names and SHA-256; use another checkpoint")
     return listed
-
-
-def _plain(name: str) -> bool:
-    return Path(name).name == name

@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import json
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import ConfigError, WeightsError
-from config.places import cache_folder
+from config.places import atomic_folder, cache_folder
 from config.text import counted
 from models import limits, manifest, registry
 from models.card import CARD_KEY, Card, Fit
@@ -50,7 +49,7 @@ def stem(text: str) -> str:
 def checkpoint(text: str) -> Path:
     """A checkpoint folder of the source `text` in the cache folder, made where it is not there yet.
 
-    What was recognised is told on standard error. Raises `WeightsError` or `ConfigError`.
+    What was recognised is printed on standard error. Raises `WeightsError` or `ConfigError`.
     """
     path = _file(text)
     named = path / loading.MODEL_FILE if path.is_dir() else path
@@ -79,20 +78,25 @@ def save(
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: is there already; name a new folder")
     path = _file(source or text)
-    wanted = registry.get(text, image_size=image_size) if source or _known(text) else None
-    file = weights_source.open_file(path, True, wanted)
-    spec = wanted or _spec(file, stem(text), path, image_size)
+    named = registry.get(text, image_size=image_size) if source or _known(text) else None
+    file = weights_source.open_file(path, True, named)
+    spec = named or _spec(file, stem(text), path, image_size)
     weights_source.same_architecture(spec, file, path)
     if pool := weights_source.pooling(spec, file, path):
         spec = registry.get(spec.name, image_size=image_size, global_pool=pool)
     weights, notes = weights_source.canonical(file, spec, path)
-    count = _classes(weights, spec, path)
+    classifier = weights.get(f"{registry.modules(spec.classifier)[0]}.weight") if spec.classifier else None
+    if classifier is None:
+        raise WeightsError(f"{path}: the weights of {spec.name} have no classifier; train one: --weights {path}")
+    count = int(classifier.shape[0])
     names, remarks = _names(classes or file.labels, count, path)
     spec = replace(_with_config(spec, file.preprocessing, image_size), num_classes=count)
     limits.check_size(spec, spec.preprocessing.size, "--image_size")
     fitted, changed = loading.fit(weights, spec)
     card = Card(spec.name, names, spec.preprocessing, dict(spec.options))
-    _write(out, fitted, card)
+    with atomic_folder(out) as folder:
+        files.write(folder / loading.MODEL_FILE, fitted, {CARD_KEY: card.to_json()})
+        manifest.write(folder)
     return [*file.notes, *notes, *changed, *remarks]
 
 
@@ -129,14 +133,6 @@ def _spec(file: weights_source.File, name: str, path: Path, image_size: int | No
         f"{path}: does not say its architecture; make a checkpoint of it: "
         f"python -m models save MODEL OUT --weights {path}"
     )
-
-
-def _classes(weights: loading.Weights, spec: ModelSpec, path: Path) -> int:
-    module = spec.classifier if isinstance(spec.classifier, str) else spec.classifier[0]
-    held = weights.get(f"{module}.weight")
-    if held is None:
-        raise WeightsError(f"{path}: the weights of {spec.name} have no classifier; train one: --weights {path}")
-    return int(held.shape[0])
 
 
 def _names(listed: Sequence[str], count: int, path: Path) -> tuple[tuple[str, ...], list[str]]:
@@ -177,15 +173,3 @@ def _with_config(spec: ModelSpec, config: Any, image_size: int | None) -> ModelS
     except (TypeError, ValueError) as error:
         raise WeightsError(f"config.json: its pretrained_cfg is unreadable ({error})") from error
     return replace(spec, preprocessing=stated, options={**spec.options, "image_size": size})
-
-
-def _write(out: Path, fitted: loading.Weights, card: Card) -> None:
-    """Beside its place, then renamed: the folder is whole or absent."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
-        partial = Path(beside) / out.name
-        partial.mkdir()
-        files.write(partial / loading.MODEL_FILE, fitted, {CARD_KEY: card.to_json()})
-        manifest.write(partial)
-        if not out.exists():
-            partial.rename(out)

@@ -7,9 +7,9 @@ No framework is imported here.
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import functools
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,16 +74,26 @@ def get(name: str, **options: Any) -> ModelSpec:
     facts = row["tags"][tag]
     chosen = {k: v for k, v in options.items() if v is not None}
     size = chosen.pop("image_size", facts["size"])
+    preprocessing = Preprocessing(
+        size=size,
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        interpolation="bilinear" if facts["interpolation"] == "bilinear" else "bicubic",
+        crop_pct=facts["crop_pct"],
+        fit="squash" if facts.get("crop_mode") == "squash" else "crop",
+        resampling="pillow",  # as timm and torchvision evaluate their weights
+    )
+    hub = str(facts.get("hf_hub_id", "timm/")) if facts.get("pretrained") else ""
     spec = ModelSpec(
         arch=arch,
         tag=tag,
         family=family,
         cls=row["class"],
         args=row["args"],
-        preprocessing=_preprocessing(facts, size),
+        preprocessing=preprocessing,
         parameters=row["parameters"],
-        hub_id=_hub_id(facts, arch, tag) if facts.get("pretrained") else "",
-        hub_filename=facts.get("hf_hub_filename", ""),
+        hub_id=f"{hub}{arch}.{tag}" if hub.endswith("/") else hub,
+        hub_filename=facts.get("hf_hub_filename") or "model.safetensors",
         hub_classes=facts.get("num_classes", 0),
         hub_size=facts["size"],
         test_size=facts.get("test_size", 0),
@@ -98,7 +108,7 @@ def get(name: str, **options: Any) -> ModelSpec:
 
 def names(pattern: str = "*") -> list[str]:
     """All architectures, `arch` names, that match a shell pattern, sorted."""
-    return sorted(arch for arch in _index() if re.fullmatch(_glob(pattern), arch))
+    return sorted(fnmatch.filter(_index(), pattern))
 
 
 def members(family: str) -> list[str]:
@@ -117,6 +127,11 @@ def tags(arch: str) -> list[str]:
     return list(_table(_index()[arch])[arch]["tags"])
 
 
+def modules(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The modules that a spec's `classifier` or `first_conv` names: one, several, or none."""
+    return tuple(n for n in ((names,) if isinstance(names, str) else names) if n)
+
+
 def _resolve(name: str) -> tuple[str, str, str]:
     index = _index()
     arch, dot, tag = name.removeprefix("timm/").partition(".")
@@ -133,39 +148,14 @@ def _resolve(name: str) -> tuple[str, str, str]:
         fitting = [t for t, facts in table.items() if facts["size"] == int(size)]
         if fitting:
             default = next(iter(table))
-            return (
-                index[stem],
-                stem,
-                next((t for t in fitting if t.startswith(default)), fitting[0]),
-            )
+            return index[stem], stem, next((t for t in fitting if t.startswith(default)), fitting[0])
     near = difflib.get_close_matches(arch, index, n=3, cutoff=0.6)
     hint = f"; did you mean {', '.join(near)}?" if near else ";"
     raise ConfigError(f"model {name!r} is not known{hint} `python -m models list` shows all")
 
 
-def _preprocessing(facts: Mapping[str, Any], size: int) -> Preprocessing:
-    return Preprocessing(
-        size=size,
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-        interpolation="bilinear" if facts["interpolation"] == "bilinear" else "bicubic",
-        crop_pct=facts["crop_pct"],
-        fit="squash" if facts.get("crop_mode") == "squash" else "crop",
-        resampling="pillow",  # as timm and torchvision evaluate their weights
-    )
-
-
-def _hub_id(facts: Mapping[str, Any], arch: str, tag: str) -> str:
-    hub = str(facts.get("hf_hub_id", "timm/"))
-    return f"{hub}{arch}.{tag}" if hub.endswith("/") else hub
-
-
 def _names(value: str | list[str]) -> str | tuple[str, ...]:
     return value if isinstance(value, str) else tuple(value)
-
-
-def _glob(pattern: str) -> str:
-    return "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in pattern)
 
 
 @functools.cache

@@ -29,13 +29,13 @@ def share(
         raise ConfigError("nothing to do; name the repository (USER/NAME), or a folder with --out DIR")
     if out is None:
         upload.check(repo)
-    found = trained.read(path, fold, evaluation)
+    model = trained.read(path, fold, evaluation)
     facts = readme.Facts(dataset, license)
     if out is not None:
-        folder.write(out, found, repo or f"USER/{out.resolve().name}", facts)
-        return [f"{found.path}: written to {out}", f"load it: timm.create_model('local-dir:{out}', pretrained=True)"]
-    with tempfile.TemporaryDirectory() as beside:
-        made = Path(beside) / "shared"
-        folder.write(made, found, repo, facts)
-        address = upload.upload(made, repo, private)
-    return [f"{found.path}: uploaded to {address}", f"load it: timm.create_model('hf-hub:{repo}', pretrained=True)"]
+        folder.write(out, model, repo or f"USER/{out.resolve().name}", facts)
+        return [f"{model.path}: written to {out}", f"load it: timm.create_model('local-dir:{out}', pretrained=True)"]
+    with tempfile.TemporaryDirectory() as temporary:
+        written = Path(temporary) / "shared"
+        folder.write(written, model, repo, facts)
+        address = upload.upload(written, repo, private)
+    return [f"{model.path}: uploaded to {address}", f"load it: timm.create_model('hf-hub:{repo}', pretrained=True)"]

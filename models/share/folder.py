@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from config.errors import ConfigError
+from config.places import atomic_folder
 from models import registry
 from models.families import FAMILIES
 from models.registry import ModelSpec
@@ -20,23 +20,19 @@ _CROP_MODES = {"crop": "center", "squash": "squash", "letterbox": "border"}
 
 
 def write(out: Path, trained: Trained, repo: str, facts: readme.Facts) -> list[Path]:
-    """Write the three files into the new folder `out`, which is whole or absent; their paths.
+    """Write the three files into the new folder `out`, which is complete or absent; their paths.
 
     `repo` is what the model card calls the model. Raises `ConfigError` where `out` exists or cannot be written.
     """
     if out.exists():
         raise ConfigError(f"--out {out}: is there already; name a new folder")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
-            partial = Path(beside) / out.name
-            partial.mkdir()
+        with atomic_folder(out) as folder:
             weights, _ = files.read(trained.weights_file)
-            files.write(partial / WEIGHTS, weights, {"format": "pt"})
+            files.write(folder / WEIGHTS, weights, {"format": "pt"})
             text = json.dumps(config(trained), indent=2, ensure_ascii=False) + "\n"
-            (partial / CONFIG).write_text(text, encoding="utf-8")
-            (partial / README).write_text(readme.text(trained, repo, facts), encoding="utf-8")
-            partial.rename(out)
+            (folder / CONFIG).write_text(text, encoding="utf-8")
+            (folder / README).write_text(readme.text(trained, repo, facts), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); give another --out") from error
     return [out / name for name in (CONFIG, WEIGHTS, README)]

@@ -30,8 +30,10 @@ def text(trained: Trained, repo: str, facts: Facts) -> str:
     """The whole file."""
     from huggingface_hub import ModelCardData
 
-    dataset = facts.dataset or _dataset(trained)
-    license, license_name = _license(trained, facts)
+    # Of the data set's path only the last component: the rest is the user's own.
+    dataset = facts.dataset or (trained.settings.data.root.resolve().name if trained.settings else "not said")
+    license = facts.license or _license_of_base(trained)
+    is_known = not license or license in _HUB_LICENSES
     metadata = ModelCardData(
         model_name=repo.rpartition("/")[2],
         library_name="timm",
@@ -39,8 +41,8 @@ def text(trained: Trained, repo: str, facts: Facts) -> str:
         tags=["image-classification", "timm", "tandem"],
         eval_results=_results(trained.scores, dataset),
         base_model=_base(trained) or None,
-        license=license or None,
-        license_name=license_name or None,
+        license=(license or None) if is_known else "other",
+        license_name=None if is_known else license,
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{_body(trained, repo, dataset, facts)}"
 
@@ -84,21 +86,10 @@ def _license_of_base(trained: Trained) -> str:
     return trained.spec.license if _weights(trained) in ("pretrained", "pip") else ""
 
 
-def _license(trained: Trained, facts: Facts) -> tuple[str, str]:
-    """The Hub's identifier and, beside `other`, the name; "" for none."""
-    name = facts.license or _license_of_base(trained)
-    return (name, "") if not name or name in _HUB_LICENSES else ("other", name)
-
-
-def _dataset(trained: Trained) -> str:
-    """The last part of the data set's path: the rest is the user's own."""
-    return trained.settings.data.root.resolve().name if trained.settings else "not said"
-
-
 def _body(trained: Trained, repo: str, dataset: str, facts: Facts) -> str:
     names = trained.card.class_names
     shown = ", ".join(f"`{name}`" for name in names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    parts = [
+    sections = [
         f"# {repo.rpartition('/')[2]}",
         f"{trained.spec.arch} for {len(names)} classes: {shown}. Trained with Tandem.",
         _usage(repo),
@@ -107,7 +98,7 @@ def _body(trained: Trained, repo: str, dataset: str, facts: Facts) -> str:
         _preprocessing(trained.card.preprocessing),
         _terms(trained, facts),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _usage(repo: str) -> str:
@@ -146,17 +137,18 @@ def _scores(scores: tuple[Scores, ...], dataset: str) -> str:
 
 
 def _training(trained: Trained, dataset: str) -> str:
-    own = trained.settings
-    if own is None:
+    settings = trained.settings
+    if settings is None:
         return ""
     start = {"none": "random weights", "pretrained": f"the weights {trained.spec.name}", "pip": trained.spec.name}
-    weights = start.get(own.weights, own.weights if own.weights.startswith("hf") else f"`{Path(own.weights).name}`")
+    source = settings.weights
+    weights = start.get(source, source if source.startswith("hf") else f"`{Path(source).name}`")
     images = f" ({counted(sum(trained.card.class_counts), 'labelled image')})" if trained.card.class_counts else ""
     return (
         f"## Training\n\nData set: {dataset}{images}. Started from {weights}; at most "
-        f"{counted(own.train.epochs, 'epoch')}, "
-        f"batches of {own.train.batch_size}, {own.optim.name} with a peak learning rate of {own.optim.lr:g}, "
-        f"augmentation {own.augment.level}, seed {own.seed}, on {trained.card.trained_with}."
+        f"{counted(settings.train.epochs, 'epoch')}, batches of {settings.train.batch_size}, {settings.optim.name} "
+        f"with a peak learning rate of {settings.optim.lr:g}, augmentation {settings.augment.level}, seed "
+        f"{settings.seed}, on {trained.card.trained_with}."
     )
 
 

@@ -62,10 +62,10 @@ def read(path: Path, fold: int | None = None, evaluation: Path | None = None) ->
     card = read_card(chosen)
     spec = registry.of_card(card, str(chosen))
     _refuse(chosen, card, spec)
-    place = chosen.resolve()
-    run = place.parent.parent
+    best = chosen.resolve()
+    run = best.parent.parent
     settings = load.read(run / load.RUN) if (run / load.RUN).is_file() else None
-    scores = [*_of_fold(place), *([_of_evaluation(evaluation, place)] if evaluation else [])]
+    scores = [*_of_fold(best), *([_of_evaluation(evaluation, best)] if evaluation else [])]
     return Trained(chosen, card, spec, settings, tuple(scores))
 
 

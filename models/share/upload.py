@@ -23,14 +23,15 @@ def check(repo: str) -> None:
 def upload(folder: Path, repo: str, private: bool) -> str:
     """Make the repository where it is missing and commit the folder to it; its address.
 
-    What is there is kept in the repository's history. Raises `WeightsError` for a refused token or an unreachable hub.
+    The files that it replaces stay in the repository's history. Raises `WeightsError` for a refused token or an
+    unreachable hub.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
     api = huggingface_hub.HfApi()
     try:
-        made = api.create_repo(repo, private=private, exist_ok=True)
+        address = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a model trained with Tandem")
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
@@ -41,4 +42,4 @@ def upload(folder: Path, repo: str, private: bool) -> str:
         raise WeightsError(
             f"{repo}: cannot reach the Hugging Face hub ({type(error).__name__}); check the network"
         ) from error
-    return str(made)
+    return str(address)

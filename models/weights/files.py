@@ -28,8 +28,8 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
         with safetensors.safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
             names = [n for n in file.keys() if n.rpartition(".")[2] not in DERIVED]  # noqa: SIM118
-            half = any(file.get_slice(n).get_dtype() == "BF16" for n in names)
-            weights = {} if half else {n: _float32(n, file.get_tensor(n)) for n in names}
+            has_bf16 = any(file.get_slice(n).get_dtype() == "BF16" for n in names)
+            weights = {} if has_bf16 else {n: _float32(n, file.get_tensor(n)) for n in names}
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file; name a .safetensors file or a checkpoint folder") from error
     except (safetensors.SafetensorError, OSError) as error:
@@ -38,11 +38,11 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
         ) from error
     except TypeError as error:
         raise WeightsError(f"{path}: {error}") from error
-    return (dict(_read_half(path, names)) if half else weights), metadata
+    return (dict(_read_bf16(path, names)) if has_bf16 else weights), metadata
 
 
 def write(path: Path, weights: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]) -> None:
-    """Write float32 weights as safetensors; the file is whole or absent."""
+    """Write float32 weights as safetensors; the file is complete or absent."""
     arrays = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}
     with atomic_path(path) as unfinished:
         safetensors.numpy.save_file(arrays, unfinished, metadata=dict(metadata))
@@ -54,7 +54,7 @@ def _float32(name: str, array: NDArray) -> NDArray[np.float32]:
     return array.astype(np.float32)
 
 
-def _read_half(path: Path, names: list[str]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def _read_bf16(path: Path, names: list[str]) -> Iterator[tuple[str, NDArray[np.float32]]]:
     # NumPy has no bfloat16: its 16 bits are the upper half of a float32.
     for name, entry in safetensors.deserialize(path.read_bytes()):
         if name not in names:

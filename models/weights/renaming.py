@@ -1,6 +1,6 @@
 """Renames weights of other libraries to timm's names: Hugging Face transformers, torchvision, EfficientNet-PyTorch.
 
-NumPy only. What timm itself maps (the papers' own files, RegNets of torchvision) is `models.weights_timm`'s.
+NumPy only. What timm itself maps (the papers' own files, RegNets of torchvision) is in `models.weights.torch_files`.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def below(weights: Mapping[str, Array], prefix: str, head: str) -> dict[str, Arr
 
 def _renamed(weights: Mapping[str, Array], dialect: Dialect, spec: ModelSpec) -> dict[str, Array]:
     renamed: dict[str, Array] = {}
-    parts: dict[str, dict[int, Array]] = {}
+    qkv: dict[str, dict[int, Array]] = {}
     for name, value in weights.items():
         new = name
         for pattern, replacement in dialect.rules:
@@ -187,19 +187,15 @@ def _renamed(weights: Mapping[str, Array], dialect: Dialect, spec: ModelSpec) ->
         new = re.sub(r"#next(\d+)", lambda m: str(int(m[1]) + 1), new)
         fused = re.match(r"(.*\.qkv)#(\w+)\.(.*)", new)
         if fused:
-            parts.setdefault(f"{fused[1]}.{fused[3]}", {})[_QKV[fused[2]]] = value
+            qkv.setdefault(f"{fused[1]}.{fused[3]}", {})[_QKV[fused[2]]] = value
         else:
             renamed[new] = value
-    for name, three in parts.items():
-        renamed |= _fuse(name, three)
+    for name, arrays in qkv.items():
+        if len(arrays) == 3:
+            renamed[name] = np.concatenate([arrays[0], arrays[1], arrays[2]])
+        else:  # SwinV2's keys have no bias, and its other two stay apart
+            renamed |= {name.replace("qkv.bias", f"{'qkv'[i]}_bias"): array for i, array in arrays.items()}
     return _shaped(_timm_blocks(renamed) if dialect.rules is _LUKEMELAS else renamed, spec)
-
-
-def _fuse(name: str, three: dict[int, Array]) -> dict[str, Array]:
-    """One matrix of query, key and value; SwinV2's keys have no bias, and its other two stay apart."""
-    if len(three) == 3:
-        return {name: np.concatenate([three[0], three[1], three[2]])}
-    return {name.replace("qkv.bias", f"{'qkv'[i]}_bias"): value for i, value in three.items()}
 
 
 def _shaped(weights: dict[str, Array], spec: ModelSpec) -> dict[str, Array]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from config.errors import ConfigError, WeightsError
 from config.text import counted
@@ -54,7 +53,9 @@ def open_file(path: Path, ema: bool = True, spec: ModelSpec | None = None) -> Fi
     if not path.exists():
         raise WeightsError(f"{path}: no such file; name a weights file, a hub folder or a checkpoint folder")
     if path.name.endswith(hub.INDEX):
-        return _sharded(path)
+        shards = [open_file(file) for file in hub.shards(path)]
+        weights = {name: array for shard in shards for name, array in shard.weights.items()}
+        return File(weights, [f"{path.name}: read {counted(len(shards), 'shard')}"])
     with path.open("rb") as file:
         start = file.read(2)
     if path.suffix == ".npz":
@@ -80,23 +81,21 @@ def canonical(file: File, spec: ModelSpec, path: Path | str) -> tuple[Weights, l
     """
     if file.card is not None:
         return file.weights, []
+    held = {n: v for n, v in file.weights.items() if n.rpartition(".")[2] not in DERIVED and v.dtype == np.float32}
     if spec.family == registry.ZOO:
         # mlx-image's files hold convolutions in MLX's layout, OHWI, and nothing else that has four axes.
-        turned = {n: np.ascontiguousarray(v.transpose(0, 3, 1, 2)) if v.ndim == 4 else v for n, v in _kept(file)}
-        return turned, []
-    held, name = dict(_kept(file)), Path(path).name
+        return {n: np.ascontiguousarray(v.transpose(0, 3, 1, 2)) if v.ndim == 4 else v for n, v in held.items()}, []
+    name = Path(path).name
     translated = renaming.translate(held, spec)
     if translated is not None:
         return translated[0], [f"{name}: recognised {translated[1]}"]
-    anchors = (spec.first_conv,) if isinstance(spec.first_conv, str) else spec.first_conv
-    anchor = f"{anchors[0]}.weight"
+    anchor = f"{registry.modules(spec.first_conv)[0]}.weight"
     prefix = renaming.prefix_of(held, anchor)
-    head = spec.classifier if isinstance(spec.classifier, str) else spec.classifier[0]
     notes: list[str] = []
     if prefix is None:
         held, prefix = _unwrapped(held)
     elif prefix:
-        held = renaming.below(held, prefix, f"{head}." if head else "")
+        held = renaming.below(held, prefix, f"{registry.modules(spec.classifier)[0]}." if spec.classifier else "")
     if prefix:
         notes.append(f"{name}: took off the prefix {prefix}")
     mapped = _by_timm(held, spec)
@@ -109,10 +108,6 @@ def canonical(file: File, spec: ModelSpec, path: Path | str) -> tuple[Weights, l
             f"...), wanted are timm's ({anchor}, ...); name the model that these weights are of"
         )
     return held, notes
-
-
-def _kept(file: File) -> list[tuple[str, NDArray[np.float32]]]:
-    return [(n, v) for n, v in file.weights.items() if n.rpartition(".")[2] not in DERIVED and v.dtype == np.float32]
 
 
 def _unwrapped(held: Weights) -> tuple[Weights, str]:
@@ -167,14 +162,6 @@ def _config(path: Path) -> tuple[str, tuple[str, ...], dict[str, object], dict[s
         return str(held.get("architecture", "")), tuple(map(str, named)), dict(prep), args
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{file}: unreadable ({error}); download it again") from error
-
-
-def _sharded(index: Path) -> File:
-    held: Weights = {}
-    files = hub.shards(index)
-    for file in files:
-        held |= open_file(file).weights
-    return File(held, [f"{index.name}: read {counted(len(files), 'shard')}"])
 
 
 def _pickle(path: Path, ema: bool) -> File:

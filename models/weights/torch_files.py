@@ -22,9 +22,9 @@ from timm.data import ImageNetInfo
 
 from config.errors import WeightsError
 from models.families import FAMILIES
-from models.registry import ModelSpec
+from models.registry import ModelSpec, modules
+from models.weights.files import Weights
 
-Weights = dict[str, NDArray[np.float32]]
 # Plain data in the checkpoints of training scripts, beside their tensors: settings, scores, paths.
 _PLAIN = [
     argparse.Namespace,
@@ -89,7 +89,7 @@ def read_jax(path: Path, spec: ModelSpec) -> Weights:
 
 def missing(weights: Mapping[str, NDArray[np.float32]], spec: ModelSpec) -> list[str]:
     """The names that timm's network of `spec` has and `weights` have not, the classifier's aside."""
-    heads = (spec.classifier,) if isinstance(spec.classifier, str) else spec.classifier
+    heads = modules(spec.classifier)
     return [
         name
         for name in _network(spec).state_dict()
@@ -116,11 +116,10 @@ def by_timm(weights: Mapping[str, NDArray[np.float32]], spec: ModelSpec) -> Weig
 
 def imagenet_names(count: int) -> list[str]:
     """timm's names of the ImageNet set with `count` classes, in the order of the logits; none for another number."""
-    sets = {11221: "imagenet-21k-miil", 11821: "imagenet-12k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}
-    sets |= {1000: "imagenet-1k", 21842: "imagenet-22k-ms"}
+    sets = {1000: "1k", 11221: "21k-miil", 11821: "12k", 21841: "22k", 21842: "22k-ms", 21843: "21k-goog"}
     if count not in sets:
         return []
-    facts = ImageNetInfo(sets[count])
+    facts = ImageNetInfo(f"imagenet-{sets[count]}")
     return [facts.index_to_description(i) for i in range(count)]
 
 
