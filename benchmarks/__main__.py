@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,12 +22,12 @@ from benchmarks.common import ROOT, Result, flat, markdown
 from config.errors import ConfigError
 from config.program import entry
 from config.program.parser import Parser
-from config.text import nearest
+from config.text import choices
 
 PAGE = ROOT / "docs" / "engineering" / "benchmarks.md"
 PROG = "python -m benchmarks"
 
-# The file of each comparison, and what it says of itself.
+# The file of each comparison, and its description.
 FILES = {
     "loader": ("loader", "images prepared for training, beside timm and torchvision"),
     "step": ("step", "training steps, beside timm or mlx-image"),
@@ -91,10 +92,10 @@ GOALS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the words name; 1 where a figure misses its aim or a comparison failed, 2 for a wrong command line."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return entry.run(lambda words: one(*words) if words and words[0] in FILES else every(words), words, PROG)
+    return entry.run(lambda words: run(*words) if words and words[0] in FILES else run_all(words), words, PROG)
 
 
-def one(name: str, *words: str) -> int:
+def run(name: str, *words: str) -> int:
     """Run a comparison and print its result."""
     sys.argv = [name, *words]  # which parsers and results quote
     module = importlib.import_module(f"benchmarks.{FILES[name][0]}")
@@ -102,15 +103,16 @@ def one(name: str, *words: str) -> int:
         return int(module.main() or 0)
     measure, options = common.COMPARISONS[name]
     arguments = common.parser(module.__doc__, *options).parse_args(words)
-    found = measure(arguments)
-    common.show(found, arguments.json)
-    return int(bool(found["missed"]))
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(arguments, Path(folder))
+    print(json.dumps(result, indent=1) if arguments.json else markdown(result))
+    return int(bool(result["missed"]))
 
 
-def every(words: list[str]) -> int:
+def run_all(words: list[str]) -> int:
     """Measure all comparisons of the CPU, print the table and write the page."""
     if words and not words[0].startswith("-"):
-        raise ConfigError(f"{words[0]}: no such comparison{nearest(words[0], [*FILES])} there are {', '.join(FILES)}")
+        raise ConfigError(f"{words[0]}: no such comparison{choices(words[0], FILES)}")
     listed = "\n".join(f"  {name:12}{what}" for name, (_, what) in FILES.items())
     about = f"All comparisons of the CPU, as {PAGE.relative_to(ROOT)}, or one alone, on the screen:\n\n{listed}"
     usage, as_it_stands = f"{PROG} [NAME] [options]", argparse.RawDescriptionHelpFormatter
@@ -160,8 +162,8 @@ def summary(results: dict[str, Result | int]) -> Iterable[str]:
         if isinstance(result, dict):
             figures, pattern = dict(flat(result["figures"])), re.escape(path).replace(r"\*", "(.+)")
             for figure, value in figures.items():
-                if value is not None and (found := re.fullmatch(pattern, figure)):
-                    what = " ".join([goal.what, *(f"({key})" for key in found.groups())])
+                if value is not None and (match := re.fullmatch(pattern, figure)):
+                    what = " ".join([goal.what, *(f"({key})" for key in match.groups())])
                     yield f"| {what} | {value} | {goal.aim} | {figures.get(goal.spread, '')} |"
 
 

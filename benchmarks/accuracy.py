@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import statistics
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -149,20 +149,16 @@ ARMS: dict[str, Callable[[Path, int, int], float]] = {
     option("--epochs", type=int, default=5),
     option("--seeds", type=int, default=3, help="how many runs of each arm"),
 )
-def compared(arguments: argparse.Namespace) -> Result:
+def compared(arguments: argparse.Namespace, folder: Path) -> Result:
     """The accuracy of each arm for seeds 0, 1, ...; a seed of all arms before the next one."""
-    with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(common.existing(arguments.data)) as archive:
-            archive.extractall(folder, filter="data")
-        test = next(Path(folder).rglob("test"))
-        data = test.rename(test.with_name("val")).parent  # learnt from by no arm
-        found: dict[str, list[float]] = {name: [] for name in ARMS}
-        for seed in range(arguments.seeds):
-            for name, arm in ARMS.items():
-                found[name].append(arm(data, arguments.epochs, seed))
-                print(f"{name}, seed {seed}: {found[name][-1]:.4f}", file=sys.stderr, flush=True)
+    test = next(common.unpacked(arguments.data, folder).rglob("test"))
+    data = test.rename(test.with_name("val")).parent  # no arm trains on these
+    scores: dict[str, list[float]] = {name: [] for name in ARMS}
+    for seed, (name, arm) in itertools.product(range(arguments.seeds), ARMS.items()):
+        scores[name].append(arm(data, arguments.epochs, seed))
+        print(f"{name}, seed {seed}: {scores[name][-1]:.4f}", file=sys.stderr, flush=True)
     rows = {
         arm: {"each": ", ".join(f"{value:.4f}" for value in values), "mean": round(statistics.mean(values), 4)}
-        for arm, values in found.items()
+        for arm, values in scores.items()
     }
     return common.result({"epochs": arguments.epochs, **rows}, arguments.seeds, "torch", "timm")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -38,15 +37,13 @@ WORKERS = 2
     common.PHOTOGRAPHS,
     option("--images", type=int, default=33137, help="size of the data set to extrapolate to"),
 )
-def audit(arguments: argparse.Namespace) -> Result:
+def audit(arguments: argparse.Namespace, folder: Path) -> Result:
     """Recall and precision of each form, and what reading and searching cost."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        os.environ["TANDEM_CACHE"] = str(folder / "cache")
-        originals = common.photographs(arguments.data, 0, folder / "photos" / "even")
-        forms = {name: planted(originals, form, folder / "forms" / name) for name, form in FORMS.items()}
-        (folder / "again").mkdir()
-        cost = surveying(originals, folder / "again", arguments.images) | searching(originals, arguments.images)
+    os.environ["TANDEM_CACHE"] = str(folder / "cache")
+    originals = common.photographs(arguments.data, 0, folder / "photos" / "even")
+    forms = {name: planted(originals, form, folder / "forms" / name) for name, form in FORMS.items()}
+    (folder / "again").mkdir()
+    cost = surveying(originals, folder / "again", arguments.images) | searching(originals, arguments.images)
     return common.result({"forms": forms, **cost}, len(originals), "opencv-python-headless")
 
 
@@ -85,8 +82,8 @@ def planted(originals: list[Path], form: Callable[[Pixels], Pixels], folder: Pat
         cv2.imwrite(str(copy), cv2.cvtColor(changed, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
     count, reported = len(originals), survey([*originals, *copies], originals[0].parent, workers=WORKERS).pairs
     pairs = {(min(pair[:2]), max(pair[:2])) for pair in reported}
-    right = len(pairs & {(i, i + count) for i in range(count)})
-    return {"recall": round(right / count, 4), "precision": round(right / max(len(pairs), 1), 4)}
+    hits = len(pairs & {(i, i + count) for i in range(count)})
+    return {"recall": round(hits / count, 4), "precision": round(hits / max(len(pairs), 1), 4)}
 
 
 def surveying(originals: list[Path], folder: Path, images: int) -> dict[str, float]:

@@ -19,7 +19,6 @@ import contextlib
 import itertools
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -57,25 +56,24 @@ _SHARPNESS = (3.6, 3.5, 3.4, 3.3, 3.0, 2.9, 2.8)  # of the members of `fit`, in 
 
 
 @comparison("startup", common.PHOTOGRAPHS, option("--model", default="convnext_base"))
-def startup(arguments: argparse.Namespace) -> Result:
+def startup(arguments: argparse.Namespace, folder: Path) -> Result:
     """Seconds to `--help`, and to the first update of a start that does not know the images and of the next one."""
     helps = {
         name: round(min(common.command(*name.split(), "--help").seconds for _ in range(3)), 2) for name in COMMANDS
     }
     updates = {}
-    with tempfile.TemporaryDirectory() as folder:
-        files = common.photographs(arguments.data, 0, Path(folder) / "images" / "even")
-        (odd := Path(folder) / "images" / "odd").mkdir()
-        for file in files[1::2]:
-            file.rename(odd / file.name)
-        weights = Path(folder) / "model.safetensors"
-        loading.write(weights, common.fresh(arguments.model, classes=1000)[2], {})
-        words = ["--model", arguments.model, "--weights", str(weights), "--out", f"{folder}/runs"]
-        words += ["--data.root", f"{folder}/images", "--train.batch_size", "8", "--name"]
-        for name in ("first", "second"):
-            start = ["-c", _FIRST_UPDATE, str(time.time())]
-            done = common.command(*start, *words, name, TANDEM_CACHE=f"{folder}/cache")
-            updates[name] = round(float(done.output.splitlines()[-1]), 1)
+    files = common.photographs(arguments.data, 0, folder / "images" / "even")
+    (odd := folder / "images" / "odd").mkdir()
+    for file in files[1::2]:
+        file.rename(odd / file.name)
+    weights = folder / "model.safetensors"
+    loading.write(weights, common.fresh(arguments.model, classes=1000)[2], {})
+    words = ["--model", arguments.model, "--weights", str(weights), "--out", f"{folder}/runs"]
+    words += ["--data.root", f"{folder}/images", "--train.batch_size", "8", "--name"]
+    for name in ("first", "second"):
+        start = ["-c", _FIRST_UPDATE, str(time.time())]
+        done = common.command(*start, *words, name, TANDEM_CACHE=f"{folder}/cache")
+        updates[name] = round(float(done.output.splitlines()[-1]), 1)
     return common.result({"help_s": helps, "update_s": updates}, 1, "torch", "timm")
 
 
@@ -85,21 +83,19 @@ def startup(arguments: argparse.Namespace) -> Result:
     option("--model", default="convnext_atto"),
     option("--epochs", type=int, default=8),
 )
-def checkpoint(arguments: argparse.Namespace) -> Result:
+def checkpoint(arguments: argparse.Namespace, folder: Path) -> Result:
     """Medians over the epochs but the first, of those that save in the background and of those that wait for it."""
     from data import demo
     from training.loop import checkpoint as checkpoints
 
-    with tempfile.TemporaryDirectory() as folder:
-        demo.write(Path(folder) / "digits")
-        words = ["--data.root", f"{folder}/digits", "--out", f"{folder}/runs", "--weights", "none"]
-        words += ["--model", arguments.model, "--data.image_size", "32", "--checkpoint.every_minutes", "0"]
-        words += ["--train.epochs", str(arguments.epochs + 1), "--stopping.metric", "log_loss"]
-        run, epochs = _trained_and_timed(arguments.engine, words)
-        last = checkpoints.steps(run / "fold_0")[-1]
-        mib = round(sum(file.stat().st_size for file in last.iterdir()) / 2**20, 1)
+    demo.write(folder / "digits")
+    words = ["--data.root", f"{folder}/digits", "--out", f"{folder}/runs", "--weights", "none"]
+    words += ["--model", arguments.model, "--data.image_size", "32", "--checkpoint.every_minutes", "0"]
+    words += ["--train.epochs", str(arguments.epochs + 1), "--stopping.metric", "log_loss"]
+    run, epochs = _trained_and_timed(arguments.engine, words)
+    last = checkpoints.steps(run / "fold_0")[-1]
     figures: dict[str, Any] = {
-        "checkpoint_mib": mib,
+        "checkpoint_mib": round(sum(file.stat().st_size for file in last.iterdir()) / 2**20, 1),
         "background": _saving(epochs[1::2]),
         "waiting": _saving(epochs[2::2]),
     }
@@ -142,12 +138,10 @@ def _saving(epochs: list[tuple[float, float]]) -> dict[str, float]:
     option("--classes", type=int, default=396),
     option("words", nargs="*", help="options of `infer fit`, after --, such as: -- --method greedy --metric macro_f1"),
 )
-def fit(arguments: argparse.Namespace) -> Result:
+def fit(arguments: argparse.Namespace, folder: Path) -> Result:
     """Write runs, then fit them in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        runs = _runs(Path(folder), arguments)
-        words = ["--out", f"{folder}/ensemble.yaml", *arguments.words]
-        done = common.command("-m", "infer", "fit", *map(str, runs), *words)
+    words = ["--out", f"{folder}/ensemble.yaml", *arguments.words]
+    done = common.command("-m", "infer", "fit", *map(str, _runs(folder, arguments)), *words)
     figures: dict[str, Any] = {"seconds": round(done.seconds, 1), "cpu_seconds": round(done.cpu_seconds, 1)}
     figures |= {"peak_gib": done.peak_gib, "anonymous_gib": done.anonymous_gib, "output": done.output.splitlines()}
     missed = "a minute or 4 GiB" if done.seconds >= 60 or done.peak_gib >= 4 else ""
@@ -180,27 +174,23 @@ def _runs(folder: Path, sizes: argparse.Namespace) -> list[Path]:
 
 
 @comparison("convert", option("models", nargs="*", default=CONVERTED), option("--precision", default="fp32"))
-def convert(arguments: argparse.Namespace) -> Result:
+def convert(arguments: argparse.Namespace, folder: Path) -> Result:
     """For each model and format seconds by the clock and of the CPU, GiB at the peak, MB of the files."""
     figures: dict[str, Any] = {}
-    for model in arguments.models:
-        figures[model] = {}
-        for target in ("onnx", "coreml"):
-            done = common.command("-c", _CONVERT, model, target, arguments.precision)
-            row = f"{done.seconds:.0f} s, {done.cpu_seconds:.0f} s of CPU, {done.peak_gib} GiB"
-            figures[model][target] = f"{row}, {float(done.output.splitlines()[-1]):.0f} MB"
+    for model, target in itertools.product(arguments.models, ("onnx", "coreml")):
+        done = common.command("-c", _CONVERT, model, target, arguments.precision, str(folder))
+        row = f"{done.seconds:.0f} s, {done.cpu_seconds:.0f} s of CPU, {done.peak_gib} GiB"
+        figures[f"{model}.{target}"] = f"{row}, {float(done.output.splitlines()[-1]):.0f} MB"
     return common.result(figures, 1, "torch", "onnx", "coremltools")
 
 
-def converted(model: str, target: str, precision: str) -> None:
+def converted(model: str, target: str, precision: str, folder: str) -> None:
     """Convert and print the MB of the artefact."""
     import convert as conversion
     from convert.graph import torch_network
     from convert.verification import verify
 
     _, card, weights = common.fresh(model, classes=100)
-    network = torch_network.classifier(weights, card)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / f"x{conversion.TARGETS[target].suffix}"
-        conversion.load(target).write(network, card, out, precision)
-        print(verify.size(out) / 1e6)
+    out = Path(folder) / f"{model}{conversion.TARGETS[target].suffix}"
+    conversion.load(target).write(torch_network.classifier(weights, card), card, out, precision)
+    print(verify.size(out) / 1e6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -38,7 +37,7 @@ DATA = ROOT.parent / "shared" / "data"
 PHOTOS = DATA / "photos.tar"
 Result = dict[str, Any]  # from `result`
 Option = tuple[tuple[str, ...], dict[str, Any]]  # from `option`
-Measure = Callable[[argparse.Namespace], Result]
+Measure = Callable[[argparse.Namespace, Path], Result]  # with an empty folder, which is removed afterwards
 
 COMPARISONS: dict[str, tuple[Measure, tuple[Option, ...]]] = {}  # of the files that are imported
 
@@ -89,20 +88,15 @@ def result(figures: dict[str, Any], n: int, *packages: str, missed: str = "") ->
     }
 
 
-def show(found: Result, as_json: bool) -> None:
-    """Print a result as one JSON object or as Markdown."""
-    print(json.dumps(found, indent=1) if as_json else markdown(found))
-
-
-def markdown(found: Result) -> str:
+def markdown(result: Result) -> str:
     """The command, the machine, a row for each figure, and below what is quoted."""
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    head = f"{found['date']}, {found['machine']}, load {found['load']}, {versions}; n = {found['n']}"
-    rows = [(name, value) for name, value in flat(found["figures"]) if value not in (None, [])]
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    head = f"{result['date']}, {result['machine']}, load {result['load']}, {versions}; n = {result['n']}"
+    rows = [(name, value) for name, value in flat(result["figures"]) if value not in (None, [])]
     table = [f"| {name} | {value} |" for name, value in rows if not _is_text(value)]
     quoted = [line for _, value in rows if _is_text(value) for line in value]
-    lines = [f"`{found['command']}`", "", head, "", "| figure | value |", "|---|---|", *table, ""]
-    lines += [f"Missed: {found['missed']}", ""] if found.get("missed") else []
+    lines = [f"`{result['command']}`", "", head, "", "| figure | value |", "|---|---|", *table, ""]
+    lines += [f"Missed: {result['missed']}", ""] if result.get("missed") else []
     return "\n".join([*lines, "```text", *quoted, "```", ""] if quoted else lines)
 
 
@@ -141,16 +135,16 @@ def in_turn(
 
     A turn that warms up goes before, and does not count.
     """
-    found: dict[str, list[float]] = {name: [] for name in arms}
+    values: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(0 if warm_up else 1, turns + 1):
         for name, arm in arms.items():
             if before:
                 before()
             value = arm()
             if turn:
-                found[name].append(value)
+                values[name].append(value)
             print(f"{name}: {value:.4g} ({f'turn {turn} of {turns}' if turn else 'warm-up'})", file=sys.stderr)
-    return found
+    return values
 
 
 def existing(data: Path) -> Path:
@@ -160,15 +154,19 @@ def existing(data: Path) -> Path:
     return data
 
 
+def unpacked(archive: Path, folder: Path) -> Path:
+    """The folder, with the contents of a tar in it."""
+    with tarfile.open(existing(archive)) as packed:
+        packed.extractall(folder, filter="data")
+    return folder
+
+
 def photographs(data: Path, count: int, folder: Path) -> list[Path]:
     """`count` colour JPEG files in `folder`, copies of the photographs in `data`, a tar or a folder; 0: each once."""
     from PIL import Image
 
-    source = existing(data)
-    if not data.is_dir():
-        source = folder.parent.with_name(folder.parent.name + "_source")  # not among the class folders
-        with tarfile.open(data) as packed:
-            packed.extractall(source, filter="data")
+    # Not among the class folders.
+    source = data if data.is_dir() else unpacked(data, folder.parent.with_name(folder.parent.name + "_source"))
     files = sorted(file for file in source.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
     files = [file for file in files if Image.open(file).mode == "RGB"]
     if not files:
@@ -254,9 +252,9 @@ def together(method: str, peers: Iterable[Peer], *arguments: object) -> list[Any
 
 def free_port() -> int:
     """A port of this machine that nothing listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
 
 
 _peer: Any = None

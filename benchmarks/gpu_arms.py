@@ -116,16 +116,16 @@ def machine(setting: Setting) -> Figures:
     if device.type == "cuda" and not torch.cuda.is_available():
         session.best_device()  # names a driver that is too old, or a card without kernels
         raise BackendUnavailable(f"torch {torch.__version__} finds no CUDA device here")
-    found: dict[str, Any] = {"name": str(device), "cores": cores()}
+    facts: dict[str, Any] = {"name": str(device), "cores": cores()}
     if device.type == "cuda":
-        own = torch.cuda.get_device_properties(device)
-        found |= {"name": own.name, "memory_gib": _gib(own.total_memory), "capability": f"{own.major}.{own.minor}"}
-        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "peak_tflops": peak_of(device)}
+        card = torch.cuda.get_device_properties(device)
+        facts |= {"name": card.name, "memory_gib": _gib(card.total_memory), "capability": f"{card.major}.{card.minor}"}
+        facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "peak_tflops": peak_of(device)}
     versions = {}
     for name in ("torch", "timm"):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
-    yield found | {"precision": resolved("auto", device), "versions": versions}
+    yield facts | {"precision": resolved("auto", device), "versions": versions}
 
 
 def peak_of(device: torch.device) -> float | None:
@@ -161,8 +161,8 @@ def train(setting: Setting, name: str, compiled: bool) -> Figures:
 
 
 def _rates(rates: dict[str, list[float]], work: float, device: torch.device) -> dict[str, Any]:
-    best = {side: max(found) for side, found in rates.items() if found}
-    spread = {side: round(1 - min(found) / max(found), 3) for side, found in rates.items() if found}
+    best = {side: max(turns) for side, turns in rates.items() if turns}
+    spread = {side: round(1 - min(turns) / max(turns), 3) for side, turns in rates.items() if turns}
     peak = peak_of(device)
     mfu = {side: round(work * rate / peak, 3) for side, rate in best.items()} if peak else None
     ratio = round(best["tandem"] / best["timm"], 3) if "timm" in best else None
@@ -310,17 +310,17 @@ def jpegs(setting: Setting) -> list[Path]:
     folder = Path(setting.folder) / "images" / "class"
     distinct, files = (8, 64) if setting.tiny else (_DISTINCT, _FILES)
     if not folder.exists():
-        draw, made = np.random.default_rng(0), folder.with_name("partial")
-        made.mkdir(parents=True)
+        draw, unfinished = np.random.default_rng(0), folder.with_name("partial")
+        unfinished.mkdir(parents=True)
         for number in range(distinct):
             coarse = Image.fromarray(draw.integers(0, 256, (9, 12, 3), np.uint8)).resize(
                 (1000, 750), Image.Resampling.BICUBIC
             )
             fine = np.asarray(coarse, np.int16) + draw.integers(-12, 13, (750, 1000, 1), np.int16)
-            Image.fromarray(fine.clip(0, 255).astype(np.uint8)).save(made / f"{number:05}.jpg", quality=90)
+            Image.fromarray(fine.clip(0, 255).astype(np.uint8)).save(unfinished / f"{number:05}.jpg", quality=90)
         for number in range(distinct, files):
-            os.link(made / f"{number % distinct:05}.jpg", made / f"{number:05}.jpg")
-        made.rename(folder)
+            os.link(unfinished / f"{number % distinct:05}.jpg", unfinished / f"{number:05}.jpg")
+        unfinished.rename(folder)
     return sorted(folder.iterdir())
 
 
@@ -347,9 +347,9 @@ def _shown(rates: dict[str, float]) -> dict[str, Any]:
     return {"images_per_second": {name: rounded(rate) for name, rate in rates.items()}}
 
 
-def _assert_on(found: str, device: torch.device) -> None:
-    if found != device.type:
-        raise RuntimeError(f"computes on {found}, not on {device.type}")
+def _assert_on(used: str, device: torch.device) -> None:
+    if used != device.type:
+        raise RuntimeError(f"computes on {used}, not on {device.type}")
 
 
 def _peak(device: torch.device, less: int = 0) -> float | None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -64,15 +63,14 @@ Network = tuple[torch.nn.Module, Input]  # and how pixels become its input
     option("--size", type=int, default=160, help="image size in pixels"),
     option("--members", type=int, default=5),
 )
-def infer(arguments: argparse.Namespace) -> Result:
+def infer(arguments: argparse.Namespace, folder: Path) -> Result:
     """Seconds of each arm, the median of its turns, and their ratios."""
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as folder:
-        place, size = Path(folder), arguments.size
-        paths = photographs(arguments.data, arguments.images, place / "images" / "class")
-        members = [checkpoint_of(arguments.model, size, place, seed) for seed in range(arguments.members)]
-        turns, predictions = measured(members, paths, size)
-        engines = by_engine(members[0], pixels(paths[:BATCH], size), place / "member.onnx")
+    size = arguments.size
+    paths = photographs(arguments.data, arguments.images, folder / "images" / "class")
+    members = [checkpoint_of(arguments.model, size, folder, seed) for seed in range(arguments.members)]
+    turns, predictions = measured(members, paths, size)
+    engines = by_engine(members[0], pixels(paths[:BATCH], size), folder / "member.onnx")
     seconds = {name: statistics.median(taken) for name, taken in turns.items()}
     difference = {name: np.abs(rows - predictions["runner"]).max() for name, rows in predictions.items()}
     figures = {
@@ -94,7 +92,7 @@ def measured(members: list[Path], paths: list[Path], size: int) -> tuple[dict[st
         return lambda: common.seconds(lambda: predictions.update({name: predict()}))
 
     def run() -> Rows:
-        return np.concatenate([part.probabilities for part in runner.run(paths, BATCH, WORKERS)])
+        return np.concatenate([chunk.probabilities for chunk in runner.run(paths, BATCH, WORKERS)])
 
     opened = Runner(ensemble_of([f"{member}@torch" for member in members], VIEWS))
     with opened as runner, Peer(Others, members, paths, size) as others:
@@ -175,14 +173,14 @@ def by_engine(member: Path, batch: NDArray[np.uint8], file: Path) -> dict[str, f
         "torch compiled": partial(runtimes.open, member, "torch", device="cpu", compile=True),
         "onnxruntime": partial(runtimes.open, file, "onnx", providers=("cpu",)),
     }
-    found = {}
+    figures = {}
     for name, start in opened.items():
         predictor = start()
         predict = partial(predictor.logits, batch)
         predict()
-        found[name] = round(1000 * min(common.seconds(predict) for _ in range(TURNS)) / len(batch), 3)
+        figures[name] = round(1000 * min(common.seconds(predict) for _ in range(TURNS)) / len(batch), 3)
         predictor.close()
-    return found
+    return figures
 
 
 def pixels(paths: list[Path], size: int) -> NDArray[np.uint8]:
@@ -191,9 +189,9 @@ def pixels(paths: list[Path], size: int) -> NDArray[np.uint8]:
     return np.stack([transform(decode(path)) for path in paths])
 
 
-def checkpoint_of(model: str, size: int, place: Path, seed: int) -> Path:
+def checkpoint_of(model: str, size: int, root: Path, seed: int) -> Path:
     """A checkpoint of fresh weights, drawn from `seed`."""
-    folder = place / f"member_{seed}"
+    folder = root / f"member_{seed}"
     folder.mkdir()
     _, card, weights = common.fresh(model, size, seed=seed)
     card = replace(card, preprocessing=Preprocessing(size=size))

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -60,35 +59,32 @@ Epoch = Callable[[int], Iterable[int]]  # the images of the epoch of that number
     common.PHOTOGRAPHS,
     option("--repeats", type=int, default=6, help="turns of each arm"),
 )
-def loader(arguments: argparse.Namespace) -> Result:
+def loader(arguments: argparse.Namespace, folder: Path) -> Result:
     """CPU milliseconds an image of each arm, the ratios to timm's, and what else the module says."""
     repeats = arguments.repeats
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        paths = common.photographs(arguments.data, 0, folder / "images" / "class")
-        raw, jpegs = caches(paths, folder)
-        with Peer(Epochs, others, folder / "images") as peer:
-            spent = turns(
-                {
-                    "files": ours(paths, Images(0), WORKERS),
-                    "processes": ours(paths, Images(0), WORKERS, WORKERS),
-                    "cached": ours(paths, raw, WORKERS),
-                    "jpegs": ours(paths, jpegs, WORKERS),
-                    "timm": lambda number: peer("epoch", "timm", number),
-                    "torchvision": lambda number: peer("epoch", "torchvision", number),
-                },
-                repeats,
-            )
-        best = {name: min(values) for name, values in spent.items()}
-        figures = {
-            "cpu_ms": {name: round(value, 4) for name, value in best.items()},
-            "spread": {name: common.spread(values) for name, values in spent.items()},
-            **{f"ratio_{arm}": round(best["timm"] / best[arm], 2) for arm in ("files", "cached", "jpegs")},
-            "ratio_torchvision": round(best["torchvision"] / best["files"], 2),
-            "first_batch_s": round(first_batch(paths), 3),
-            "threads": scaling(paths, raw, folder, repeats),
-            "memory_mib": memory(paths),
-        }
+    paths = common.photographs(arguments.data, 0, folder / "images" / "class")
+    raw, jpegs = caches(paths, folder)
+    with Peer(Epochs, others, folder / "images") as peer:
+        spent = turns(
+            {
+                "files": ours(paths, Images(0), WORKERS),
+                "processes": ours(paths, Images(0), WORKERS, WORKERS),
+                "cached": ours(paths, raw, WORKERS),
+                "jpegs": ours(paths, jpegs, WORKERS),
+                **{name: partial(peer, "epoch", name) for name in ("timm", "torchvision")},
+            },
+            repeats,
+        )
+    best = {name: min(values) for name, values in spent.items()}
+    figures = {
+        "cpu_ms": {name: round(value, 4) for name, value in best.items()},
+        "spread": {name: common.spread(values) for name, values in spent.items()},
+        **{f"ratio_{arm}": round(best["timm"] / best[arm], 2) for arm in ("files", "cached", "jpegs")},
+        "ratio_torchvision": round(best["torchvision"] / best["files"], 2),
+        "first_batch_s": round(first_batch(paths), 3),
+        "threads": scaling(paths, raw, folder, repeats),
+        "memory_mib": memory(paths),
+    }
     return common.result(figures, repeats, "timm", "torchvision", "opencv-python-headless")
 
 
@@ -108,7 +104,7 @@ def turns(arms: dict[str, Epoch], repeats: int) -> dict[str, list[float]]:
 def cpu_seconds() -> float:
     """CPU time of this process and, in hundredths, of its children that are alive."""
     children = psutil.Process().children(recursive=True)
-    return time.process_time() + sum(sum(one.cpu_times()[:2]) for one in children)
+    return time.process_time() + sum(sum(child.cpu_times()[:2]) for child in children)
 
 
 def transform(preprocessing: Preprocessing) -> Training:
@@ -138,13 +134,18 @@ def ours(paths: list[Path], source: Source, workers: int, processes: int = 0) ->
 
 def caches(paths: list[Path], folder: Path) -> tuple[Source, Source]:
     """A cache with room for raw pixels, and one whose room is too little for them and enough for JPEGs."""
-    taken, found = 1e12, []
+    room, sources = 1e12, []
     for name in ("raw", "jpeg"):
-        data = Data(root=folder, cache_gb=0.9 * taken / 1e9, cache_dir=folder / name)
-        with contextlib.redirect_stdout(sys.stderr):
-            found.append(disk.sources(data, Preprocessing(size=SIZE), paths, Images(0), lambda: False).train)
-        taken = sum(store.size(folder) for folder in disk.folders(folder / name))
-    return found[0], found[1]
+        sources.append(cache(paths, SIZE, folder, name, 0.9 * room / 1e9))
+        room = sum(store.size(folder) for folder in disk.folders(folder / name))
+    return sources[0], sources[1]
+
+
+def cache(paths: list[Path], size: int, folder: Path, name: str, gb: float) -> Source:
+    """The cache of decoded images in `folder/name`, with room for so many GB, filled."""
+    data = Data(root=folder, cache_gb=gb, cache_dir=folder / name)
+    with contextlib.redirect_stdout(sys.stderr):
+        return disk.sources(data, Preprocessing(size=size), paths, Images(0), lambda: False).train
 
 
 class Epochs:
@@ -162,12 +163,11 @@ def others(root: Path) -> dict[str, Epoch]:
     """The other libraries' loaders over the same files."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    loaders = {"timm": timms(root, WORKERS), "torchvision": torchvisions(root)}
-    return {name: partial(_counted, each) for name, each in loaders.items()}
 
+    def epochs(loader: Any) -> Epoch:
+        return lambda _: (len(images) for images, _ in loader)
 
-def _counted(loader: Any, _number: int) -> Iterator[int]:
-    return (len(images) for images, _ in loader)
+    return {"timm": epochs(timms(root, WORKERS)), "torchvision": epochs(torchvisions(root))}
 
 
 def single(paths: list[Path], folder: Path) -> dict[str, Epoch]:
@@ -187,6 +187,7 @@ def timms(root: Path, workers: int, **other: Any) -> Any:
 def torchvisions(root: Path) -> Any:
     """torchvision's v2 transforms, in torch's DataLoader, to uint8 as ours."""
     from torchvision.datasets import ImageFolder
+    from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms import v2
 
     change = v2.Compose(
@@ -196,16 +197,10 @@ def torchvisions(root: Path) -> Any:
             v2.ColorJitter(JITTER, JITTER, JITTER),
         ]
     )
-    dataset = ImageFolder(str(root), change, loader=_decoded)
+    dataset = ImageFolder(str(root), change, loader=partial(decode_image, mode=ImageReadMode.RGB))
     return torch.utils.data.DataLoader(
         dataset, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
     )
-
-
-def _decoded(path: str) -> torch.Tensor:
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
-
-    return decode_jpeg(read_file(path), ImageReadMode.RGB)
 
 
 def first_batch(paths: list[Path]) -> float:
@@ -219,27 +214,27 @@ def first_batch(paths: list[Path]) -> float:
 def scaling(paths: list[Path], raw: Source, folder: Path, repeats: int) -> dict[str, dict[str, float]]:
     """How much of one thread's speed per CPU second is left with 2, 4 and 8 threads, and with two processes, from files
     and from the cache."""
-    found = {}
-    with Peer(Epochs, single, paths, folder) as one, Peer(Epochs, single, paths, folder) as other:
+    figures = {}
+    with Peer(Epochs, single, paths, folder) as first, Peer(Epochs, single, paths, folder) as second:
         for name, source in (("files", Images(0)), ("cached", raw)):
 
             def both(number: int, name: str = name) -> list[int]:
-                return [count for counts in common.together("epoch", (one, other), name, number) for count in counts]
+                return [count for counts in common.together("epoch", (first, second), name, number) for count in counts]
 
             arms = {str(threads): ours(paths, source, threads) for threads in (1, 2, 4, 8)} | {"processes": both}
             best = {arm: min(values) for arm, values in turns(arms, repeats).items()}
-            found[name] = {arm: round(best["1"] / value, 3) for arm, value in best.items()}
-            found[name]["of_processes"] = round(best["processes"] / best["8"], 3)
-    return found
+            figures[name] = {arm: round(best["1"] / value, 3) for arm, value in best.items()}
+            figures[name]["of_processes"] = round(best["processes"] / best["8"], 3)
+    return figures
 
 
 def memory(paths: list[Path]) -> dict[str, float]:
     """Resident memory after the first batches of the images and of 100 times as many, MiB."""
-    found = {}
+    mib = {}
     for name, times in (("once", 1), ("hundred", 100)):
         many = opened(paths * times, Images(0), WORKERS)
         with contextlib.closing(many.epoch(np.arange(len(many.paths)))) as batches:
             for _ in zip(range(5), batches, strict=False):
                 pass
-        found[name] = round(psutil.Process().memory_info().rss / 2**20, 1)
-    return found
+        mib[name] = round(psutil.Process().memory_info().rss / 2**20, 1)
+    return mib

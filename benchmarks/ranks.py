@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ _UPDATES = 4  # of a turn
     option("--turns", type=int, default=5),
     option("--simulate", type=int, default=0, metavar="N", help="simulate one of N processes, and no more"),
 )
-def ranks(arguments: argparse.Namespace) -> Result:
+def ranks(arguments: argparse.Namespace, _folder: Path) -> Result:
     """Throughput of two processes, or one of many."""
     case = arguments.model, arguments.size, arguments.batch
     figures = simulated(*case, arguments.simulate) if arguments.simulate else throughput(*case, arguments.turns)
@@ -51,7 +52,7 @@ def ranks(arguments: argparse.Namespace) -> Result:
 
 
 class Rank:
-    """A process with its part of each batch; `messages` are (what, bytes) of the last update."""
+    """A process with its share of each batch; `messages` are (operation, bytes) of the last update."""
 
     def __init__(self, rank: int, count: int, port: int, threads: int):
         torch.set_num_threads(threads)
@@ -65,18 +66,18 @@ class Rank:
         self.group = group or session.join(self.launch)
         spec = registry.get(model, num_classes=CLASSES, image_size=size)
         self.session = session.open(spec, None, SessionConfig(compile=False), self.group)
-        whole = batch_of(pixels(batch, size))
-        self.batch = whole._replace(images=whole.images[: batch // self.group.world_size])
-        own, permutation = np.full(batch, 0.7, np.float32), np.random.default_rng(0).permutation(batch)
-        self.mix = MixPlan(permutation.astype(np.int32), own, np.zeros((batch, 4), np.int32), own)
+        everything = batch_of(pixels(batch, size))
+        self.batch = everything._replace(images=everything.images[: batch // self.group.world_size])
+        lam, permutation = np.full(batch, 0.7, np.float32), np.random.default_rng(0).permutation(batch)
+        self.mix = MixPlan(permutation.astype(np.int32), lam, np.zeros((batch, 4), np.int32), lam)
         for name in ("all_reduce", "all_gather_into_tensor", "all_gather"):
             setattr(dist, name, partial(self._counted, name, getattr(dist, name)))
         return 4 * sum(p.numel() for p in self.session._parameters.values())
 
-    def _counted(self, name: str, call: Callable[..., Any], *given: Any, **more: Any) -> Any:
-        sent = given[0] if name == "all_reduce" else given[1]
+    def _counted(self, name: str, call: Callable[..., Any], *tensors: Any, **more: Any) -> Any:
+        sent = tensors[0] if name == "all_reduce" else tensors[1]
         self.messages.append((name, sent.numel() * sent.element_size()))
-        return call(*given, **more)
+        return call(*tensors, **more)
 
     def updates(self, count: int, mixes: bool = False) -> float:
         """Seconds of one of `count` updates, with the exchange on the host that goes before each."""
@@ -111,7 +112,7 @@ def throughput(model: str, size: int, batch: int, turns: int) -> dict[str, Any]:
         sent = a("sent")
         together("updates", (a, b), 1, True)
         mixed = a("sent")
-    ratios = [one / two for one, two in zip(*seconds.values(), strict=True)]
+    ratios = [single / pair for single, pair in zip(*seconds.values(), strict=True)]
     return {
         "images_per_second": {name: common.rounded(batch / statistics.median(s)) for name, s in seconds.items()},
         "ratio": common.rounded(statistics.median(ratios)),

@@ -68,10 +68,10 @@ PEERS = {"torch": ("timm", "loop"), "mlx": ("mlx_image", "bare")}  # the arm of 
     option("--updates", type=int, help="updates of a turn"),
     option("--repeats", type=int, default=5, help="turns of each arm"),
 )
-def step(arguments: argparse.Namespace) -> Result:
+def step(arguments: argparse.Namespace, folder: Path) -> Result:
     """The ratios of each network; the aim is missed by those that `slower` names."""
     engine = arguments.engine
-    figures = summary(importlib.import_module(f"benchmarks.step_{engine}").run(arguments), engine)
+    figures = summary(importlib.import_module(f"benchmarks.step_{engine}").run(arguments, folder), engine)
     return common.result(figures, arguments.repeats, *PACKAGES[engine], missed=figures["slower"])
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ _VITS = {"vit_tiny": (192, 3, 12), "vit_base": (768, 12, 12)}
 _HYPERPARAMS = StepHyperparams(lr=1e-4, weight_decay=0.01, ema_decay=0.0, clip_norm=0.0)
 
 
-def run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def run(arguments: argparse.Namespace, _folder: Path) -> dict[str, dict[str, Any]]:
     """Seconds of an update and what belongs to them, for each network."""
     backends.require("mlx")
     if not backends.installed("mlxim"):

@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,8 +30,6 @@ from backends.torch.precision import autocast, resolved
 from benchmarks import common, loader, step
 from benchmarks.common import Peer, photographs
 from benchmarks.step import CLASSES
-from config.sections.data import Data
-from data.cache import disk
 from data.cache.images import Images, Source
 from data.cores import cores
 from data.loading.loader import Loader
@@ -65,17 +61,15 @@ class Case(NamedTuple):
         return time.process_time() + sum(times.user + times.system for times in workers)
 
 
-def run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def run(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
     """Seconds of an update and what belongs to them, for each network, on the CPU."""
     rows = {}
-    with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder) / "images" / "class"
-        paths = photographs(arguments.data, arguments.images, files) if arguments.data else []
-        for name in arguments.models or SMALL:
-            size, batch = SMALL.get(name, (224, 32))
-            size, batch, updates = arguments.size or size, arguments.batch or batch, arguments.updates or 6
-            case = Case(name, size, batch, updates, cores(), False, torch.device("cpu"))
-            rows[name] = measured(case, paths, arguments.repeats)
+    paths = photographs(arguments.data, arguments.images, folder / "images" / "class") if arguments.data else []
+    for name in arguments.models or SMALL:
+        size, batch = SMALL.get(name, (224, 32))
+        size, batch, updates = arguments.size or size, arguments.batch or batch, arguments.updates or 6
+        case = Case(name, size, batch, updates, cores(), False, torch.device("cpu"))
+        rows[name] = measured(case, paths, arguments.repeats)
     return rows
 
 
@@ -97,7 +91,8 @@ def measured(case: Case, paths: list[Path], repeats: int) -> dict[str, Any]:
         if paths:
             prep, updates = spec.preprocessing, min(case.updates, len(paths) // case.batch)
             arms["loop_files"] = loop(loader_of(case, prep, paths, Images(0)), updates)
-            arms["loop_cached"] = loop(loader_of(case, prep, paths, _cache(case, prep, paths)), updates)
+            cached = loader.cache(paths, case.size, paths[0].parents[1], f"cache_{case.size}", 1000.0)
+            arms["loop_cached"] = loop(loader_of(case, prep, paths, cached), updates)
             arms["timm_files"] = lambda: case.batch / timm("on_files")
 
         def warm() -> None:
@@ -134,14 +129,6 @@ def loader_of(case: Case, prep: Preprocessing, paths: list[Path], source: Source
     """Our loader with the changes of timm's defaults."""
     change = loader.transform(replace(prep, size=case.size))
     return Loader(paths, change, case.size, case.batch, case.workers, images=source, processes=processes)
-
-
-def _cache(case: Case, prep: Preprocessing, paths: list[Path]) -> Source:
-    """The cache of decoded images, beside the files."""
-    folder = paths[0].parent.parent / f"cache_{case.size}"
-    data, prep = Data(root=folder, cache_gb=1000.0, cache_dir=folder), replace(prep, size=case.size)
-    with contextlib.redirect_stdout(sys.stderr):
-        return disk.sources(data, prep, paths, Images(0), lambda: False).train
 
 
 def forward_operations(spec: ModelSpec) -> int:
@@ -187,25 +174,20 @@ class Timm:
 
     def _rate(self, loader: Any) -> float:
         """Images a second of an epoch of train.py's loop, not distributed, at most `updates` updates long."""
-        seen = 0
+        count = 0
         self.model.train()
         start = self.case.clock()
-        for number, (images, target) in enumerate(loader):
-            if number == self.case.updates:
-                break
-            seen += self._update(images, target)
-        return seen / (self.case.clock() - start)
-
-    def _update(self, images: torch.Tensor, target: torch.Tensor) -> int:
-        images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(self.precision, self.case.device):
-            loss = self.loss(self.model(images), target)
-        if self.scaler:
-            self.scaler(loss, self.optimizer, clip_grad=1.0, clip_mode="norm", parameters=self.model.parameters())
-        else:
-            loss.backward()
-            dispatch_clip_grad(self.model.parameters(), value=1.0, mode="norm")
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        loss.item()  # for its average of the losses
-        return len(images)
+        for images, target in itertools.islice(loader, self.case.updates):
+            images = images.contiguous(memory_format=torch.channels_last)
+            with autocast(self.precision, self.case.device):
+                loss = self.loss(self.model(images), target)
+            if self.scaler:
+                self.scaler(loss, self.optimizer, clip_grad=1.0, clip_mode="norm", parameters=self.model.parameters())
+            else:
+                loss.backward()
+                dispatch_clip_grad(self.model.parameters(), value=1.0, mode="norm")
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+            loss.item()  # for its average of the losses
+            count += len(images)
+        return count / (self.case.clock() - start)

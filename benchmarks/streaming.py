@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,7 +80,7 @@ def _epoch(table: sources.Table, order: np.ndarray, limit: int) -> dict[str, int
 
 
 @comparison("streaming")
-def streaming(_arguments: argparse.Namespace) -> Result:
+def streaming(_arguments: argparse.Namespace, folder: Path) -> Result:
     """The order of ImageNet, then shards of synthetic photographs over HTTP and from the disk."""
     start = time.perf_counter()
     order = StreamOrder(np.arange(IMAGENET) // 1000, 8, 8192)(np.arange(IMAGENET), 1024, 0, 0)
@@ -90,25 +89,24 @@ def streaming(_arguments: argparse.Namespace) -> Result:
         rows = order.reshape(-1, ranks, 1024 // ranks) // 1000
         read = [len(np.unique(rows[:, rank])) for rank in range(ranks)]
         figures[f"shards_of_1282_read_by_{ranks}_ranks"] = f"{min(read)} to {max(read)} each, {sum(read)} together"
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TANDEM_CACHE"] = f"{folder}/cache"
-        root = Path(folder, "shards")
-        root.mkdir()
-        _write(root)
-        size = sum(file.stat().st_size for file in root.iterdir())
-        with _served(root) as url:
-            data, start = Data(root=Path(url), streaming=True), time.perf_counter()
-            table = sources.load(data)
-            figures |= {"mb": round(size / 1e6), "index_s": round(time.perf_counter() - start, 1)}
-            start, before = time.perf_counter(), psutil.Process().memory_info().rss
-            again = sources.load(data)
-            grown = (psutil.Process().memory_info().rss - before) / len(again.ids)
-            figures |= {"index_again_s": round(time.perf_counter() - start, 2), "bytes_per_image": round(grown)}
-            order = StreamOrder(np.arange(len(table.ids)) // IMAGES, 8, 2048)(np.arange(len(table.ids)), 64, 0, 0)
-            figures["http"] = _epoch(table, order, int(0.6e9))
-        start = time.perf_counter()
-        local = sources.load(Data(root=root, streaming=True))
-        figures["headers_of_local_shards_s"] = round(time.perf_counter() - start, 2)
-        figures["local"] = _epoch(local, order, 1)
-        figures["local_shuffled"] = _epoch(local, np.random.default_rng(0).permutation(order), 1)
+    os.environ["TANDEM_CACHE"] = f"{folder}/cache"
+    root = folder / "shards"
+    root.mkdir()
+    _write(root)
+    size = sum(file.stat().st_size for file in root.iterdir())
+    with _served(root) as url:
+        data, start = Data(root=Path(url), streaming=True), time.perf_counter()
+        table = sources.load(data)
+        figures |= {"mb": round(size / 1e6), "index_s": round(time.perf_counter() - start, 1)}
+        start, before = time.perf_counter(), psutil.Process().memory_info().rss
+        again = sources.load(data)
+        grown = (psutil.Process().memory_info().rss - before) / len(again.ids)
+        figures |= {"index_again_s": round(time.perf_counter() - start, 2), "bytes_per_image": round(grown)}
+        order = StreamOrder(np.arange(len(table.ids)) // IMAGES, 8, 2048)(np.arange(len(table.ids)), 64, 0, 0)
+        figures["http"] = _epoch(table, order, int(0.6e9))
+    start = time.perf_counter()
+    local = sources.load(Data(root=root, streaming=True))
+    figures["headers_of_local_shards_s"] = round(time.perf_counter() - start, 2)
+    figures["local"] = _epoch(local, order, 1)
+    figures["local_shuffled"] = _epoch(local, np.random.default_rng(0).permutation(order), 1)
     return common.result(figures, 1, "numpy", "opencv-python-headless")
