@@ -11,6 +11,11 @@ from torch import Tensor
 from config.errors import UnsupportedOperation
 
 
+def integers(value: Tensor) -> list[int]:
+    """The elements of a tensor as Python integers, flat."""
+    return [int(n) for n in value.reshape(-1).tolist()]
+
+
 def conv(
     *,
     x: Tensor,
@@ -20,7 +25,7 @@ def conv(
     pad_type: str = "valid",
     pad: Tensor | None = None,
     dilations: Tensor | None = None,
-    groups: Tensor | None = None,
+    groups: Tensor | int = 1,
 ) -> Tensor:
     """Convolution of `[N, C, H, W]` with OIHW weights, or of `[N, C, L]` with OIL weights."""
     dims = x.ndim - 2
@@ -30,7 +35,7 @@ def conv(
     spans = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], spread, strict=True)]
     border = _border(pad_type, pad, x, spans, step)
     convolve = F.conv1d if dims == 1 else F.conv2d
-    return convolve(_padded(x, border, 0.0), weight, bias, step, 0, spread, 1 if groups is None else int(groups))
+    return convolve(_padded(x, border, 0.0), weight, bias, step, 0, spread, int(groups))
 
 
 def max_pool(
@@ -40,14 +45,13 @@ def max_pool(
     strides: Tensor | None = None,
     pad_type: str,
     pad: Tensor | None = None,
-    ceil_mode: Tensor | None = None,
+    ceil_mode: Tensor | bool = False,
 ) -> Tensor:
     """Maximum over windows; the border never wins."""
-    kernel, border = _window(kernel_sizes, 2), _given_border(pad_type, pad, 2)
-    up = ceil_mode is not None and bool(ceil_mode)
-    if up and any(border):
+    kernel, border = _window(kernel_sizes, 2), _explicit_border(pad_type, pad, 2)
+    if ceil_mode and any(border):
         raise UnsupportedOperation(f"max_pool with ceil_mode and padding {border}")
-    return F.max_pool2d(_padded(x, border, -float("inf")), kernel, _window(strides, 2), ceil_mode=up)
+    return F.max_pool2d(_padded(x, border, -float("inf")), kernel, _window(strides, 2), ceil_mode=bool(ceil_mode))
 
 
 def avg_pool(
@@ -57,26 +61,25 @@ def avg_pool(
     strides: Tensor | None = None,
     pad_type: str,
     pad: Tensor | None = None,
-    exclude_padding_from_average: Tensor | None = None,
-    ceil_mode: Tensor | None = None,
+    exclude_padding_from_average: Tensor | bool = False,
+    ceil_mode: Tensor | bool = False,
 ) -> Tensor:
     """Mean over windows, the border counted as zeros unless `exclude_padding_from_average`."""
-    kernel, (top, bottom, left, right) = _window(kernel_sizes, 2), _given_border(pad_type, pad, 2)
+    kernel, (top, bottom, left, right) = _window(kernel_sizes, 2), _explicit_border(pad_type, pad, 2)
     if (top, left) != (bottom, right):
         raise UnsupportedOperation(f"avg_pool with unequal padding {[top, bottom, left, right]}")
-    own_only = exclude_padding_from_average is not None and bool(exclude_padding_from_average)
-    up = ceil_mode is not None and bool(ceil_mode)
-    return F.avg_pool2d(x, kernel, _window(strides, 2), (top, left), ceil_mode=up, count_include_pad=not own_only)
+    count_pad = not exclude_padding_from_average
+    return F.avg_pool2d(x, kernel, _window(strides, 2), (top, left), bool(ceil_mode), count_include_pad=count_pad)
 
 
-def pad(*, x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Tensor | None = None) -> Tensor:
+def pad(*, x: Tensor, pad: Tensor, mode: str = "constant", constant_val: Tensor | float = 0.0) -> Tensor:
     """Padding of the last dimensions, (before, after) of each in order, with a constant or with mirrored values."""
     pairs = [(int(before), int(after)) for before, after in pad.reshape(-1, 2).tolist()]
     while pairs and pairs[0] == (0, 0):  # torch mirrors the last dimensions only
         del pairs[0]
     sides = [n for pair in reversed(pairs) for n in pair]
     if mode == "constant":
-        return F.pad(x, sides, value=0.0 if constant_val is None else float(constant_val))
+        return F.pad(x, sides, value=float(constant_val))
     if mode == "reflect":
         return F.pad(x, sides, mode="reflect") if sides else x
     raise UnsupportedOperation(f"pad with mode {mode!r}")
@@ -87,13 +90,13 @@ def _window(value: Tensor | None, dims: int) -> list[int]:
         return [1] * dims
     if value.numel() != dims:
         raise UnsupportedOperation(f"a window over {value.numel()} spatial dimensions, not {dims}")
-    return [int(n) for n in value.reshape(-1).tolist()]
+    return integers(value)
 
 
 def _border(pad_type: str, pad: Tensor | None, x: Tensor, spans: list[int], step: list[int]) -> list[int]:
     """(before, after) of each spatial dimension in order."""
     if pad_type not in ("same", "same_lower"):
-        return _given_border(pad_type, pad, len(spans))
+        return _explicit_border(pad_type, pad, len(spans))
     sides: list[int] = []
     for length, span, stride in zip(x.shape[2:], spans, step, strict=True):
         total = max((-(-length // stride) - 1) * stride + span - length, 0)
@@ -102,12 +105,12 @@ def _border(pad_type: str, pad: Tensor | None, x: Tensor, spans: list[int], step
     return sides
 
 
-def _given_border(pad_type: str, pad: Tensor | None, dims: int) -> list[int]:
+def _explicit_border(pad_type: str, pad: Tensor | None, dims: int) -> list[int]:
     if pad_type == "valid":
         return [0] * (2 * dims)
     if pad_type != "custom" or pad is None or pad.numel() != 2 * dims:
         raise UnsupportedOperation(f"padding of type {pad_type!r} over {dims} dimensions")
-    return [int(n) for n in pad.reshape(-1).tolist()]
+    return integers(pad)
 
 
 def _padded(x: Tensor, border: list[int], value: float) -> Tensor:
