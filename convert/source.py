@@ -16,6 +16,7 @@ from ensemble.calibration.maps import Isotonic
 from ensemble.ensemble_file import Ensemble
 from ensemble.fitted_params import FittedParams
 from infer import runtimes
+from infer.runtimes import checkpoint
 from models import manifest, pretrained, registry
 from models.card import Card, Preprocessing, check_classes, read_card
 from models.weights import loading as weights_file
@@ -129,8 +130,7 @@ def _part(path: Path, shown: str) -> Part:
     if registry.of_card(card, shown).family == registry.ZOO:
         raise ConvertError(f"{shown}: {card.model} is MLX's alone, no torch graph of it exists to convert")
     manifest.verify(path)
-    averaged = path / "ema.safetensors"
-    return Part(averaged if averaged.exists() else path / weights_file.MODEL_FILE, card)
+    return Part(checkpoint.weights_file(path), card)
 
 
 def _ensemble(path: Path) -> Source:

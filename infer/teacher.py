@@ -1,6 +1,6 @@
 """A teacher's predictions, made from finished runs: fold by fold, so that no student learns of its validation images.
 
-Their file is `ensemble.oof.teacher_file`; how a run learns from them stands in `training.run.distillation`.
+`ensemble.oof.teacher_file` writes them; `training.run.distillation` trains on them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def answer(
     mixture: Ensemble | None = None,
     on_bad_image: OnBad = "skip",
 ) -> TeacherPredictions:
-    """What each fold's members of `runs` say together of a folder's or CSV's images.
+    """Predictions of each fold's members of `runs` together for the images of a folder or CSV.
 
-    They count alike, or as `mixture` has them: an ensemble of the runs' best checkpoints, whose views and temperatures
+    All weigh the same, or as in `mixture`: an ensemble of the runs' best checkpoints, whose views and temperatures
     are taken too. Without `images` these are the runs' own training images, less those that validate the fold. An image
     that cannot be read has no answer, and a warning counts them (`skip`); `partial` takes what remains of truncated
     files, `error` stops. Raises `ConfigError` when the runs are not of one split or know different classes, `DataError`
@@ -46,20 +46,23 @@ def answer(
     """
     finished = [oof_files.read(run) for run in runs]
     check_classes([(str(run.path), run.class_names) for run in finished])
-    split = _split(runs)
-    table = _own(runs[0]) if images is None else sources.load_test(images, id_column)
-    parts, bad = [], dict[str, str]()
+    split = common_folds(runs, "train one of them with --folds.file of the other")
+    if images is None:
+        table = actions.load(load.read(runs[0] / "config.yaml").data).table
+    else:
+        table = sources.load_test(images, id_column)
+    rows_of_folds, bad = [], dict[str, str]()
     ensemble = mixture or Ensemble(members=tuple(m for _, some in _by_fold(finished) for m in some), views=tuple(views))
     for fold, members in _by_fold(finished):
-        chosen = members if mixture is None else _counted(mixture, members, fold)
+        chosen = members if mixture is None else _weighted(mixture, members, fold)
         asked = [i for i, name in enumerate(table.ids) if images is not None or split.get(name) != fold]
         inputs = of_paths([table.paths[i] for i in asked], [table.ids[i] for i in asked])
         with Runner(ensemble.model_copy(update={"members": chosen})) as runner:
             predictions, errors = _predicted(runner, inputs, batch_size, workers, on_bad_image)
         bad |= {inputs.ids[row]: text for row, text in errors.items()}
         good = [row for row in range(len(inputs)) if row not in errors]
-        parts.append((np.array(inputs.ids)[good], predictions[good], np.full(len(good), fold, dtype=np.int64)))
-    ids, predictions, fold_of = (np.concatenate(column) for column in zip(*parts, strict=True))
+        rows_of_folds.append((np.array(inputs.ids)[good], predictions[good], np.full(len(good), fold, dtype=np.int64)))
+    ids, predictions, fold_of = (np.concatenate(column) for column in zip(*rows_of_folds, strict=True))
     if not len(ids):
         raise DataError(f"none of the {len(bad)} images can be read; the first: {next(iter(bad.values()))}")
     if bad:
@@ -92,14 +95,13 @@ def _predicted(
     return predictions, errors
 
 
-def _split(runs: Sequence[Path]) -> dict[str, int]:
-    """The fold of each image, the same in all runs."""
+def common_folds(runs: Sequence[Path], remedy: str) -> dict[str, int]:
+    """The fold of each image; `ConfigError`, with the remedy, where two runs have other folds."""
     splits = [_folds(run / "folds.csv") for run in runs]
     for run, split in zip(runs, splits, strict=True):
         if split != splits[0]:
             raise ConfigError(
-                f"{run}: its folds.csv differs from that of {runs[0]}, so that no fold is unseen by both; "
-                "train one of them with --folds.file of the other"
+                f"{run}: its folds.csv differs from that of {runs[0]}, so that no fold is unseen by both; {remedy}"
             )
     return splits[0]
 
@@ -112,27 +114,17 @@ def _folds(path: Path) -> dict[str, int]:
     return {row.cells["ID"]: int(row.cells["fold"]) for row in rows}
 
 
-def _own(run: Path) -> sources.Table:
-    data = load.read(run / "config.yaml").data
-    return actions.load(data).table
-
-
 def _by_fold(runs: Sequence[oof_files.Run]) -> Iterator[tuple[int, tuple[Member, ...]]]:
     """Each fold's number and best checkpoints."""
-    numbers = sorted({_number(fold) for run in runs for fold in run.folds})
-    for number in numbers:
-        folds = [fold for run in runs for fold in run.folds if _number(fold) == number]
-        yield number, tuple(Member(path=fold / oof_files.BEST) for fold in folds)
+    folds = [fold for run in runs for fold in run.folds]
+    for number in sorted(set(map(oof_files.number, folds))):
+        yield number, tuple(Member(path=fold / oof_files.BEST) for fold in folds if oof_files.number(fold) == number)
 
 
-def _counted(mixture: Ensemble, members: Sequence[Member], fold: int) -> tuple[Member, ...]:
+def _weighted(mixture: Ensemble, members: Sequence[Member], fold: int) -> tuple[Member, ...]:
     """The mixture's members among these, with their weights and temperatures; `ConfigError` where it has none."""
-    places = {member.path.resolve() for member in members}
-    counted = tuple(m for m in mixture.members if m.weight > 0 and m.path.resolve() in places)
-    if not counted:
+    paths = {member.path.resolve() for member in members}
+    weighted = tuple(m for m in mixture.members if m.weight > 0 and m.path.resolve() in paths)
+    if not weighted:
         raise ConfigError(f"the ensemble has no member of fold {fold}, so that no student of that fold could be taught")
-    return counted
-
-
-def _number(fold: Path) -> int:
-    return int(fold.name.removeprefix("fold_"))
+    return weighted

@@ -1,1 +1,3 @@
 """The commands of `python -m infer`, one file each."""
+
+INTERRUPTED = 130  # the exit code after Ctrl-C

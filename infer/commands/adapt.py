@@ -1,6 +1,6 @@
-"""`python -m infer adapt`: finds the margin under which an image needs all views and members, on OOF images.
+"""`python -m infer adapt`: fits the margin under which an image needs all views and members, on OOF images.
 
-Every image is answered by members that were not trained on it: those of its own fold, in each run of the ensemble. So
+Every image is predicted by members that were not trained on it: those of its own fold, in each run of the ensemble. So
 "all members" are fewer here than at inference, and the first of them is the strongest of that fold.
 """
 
@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from config import load
 from config.errors import ConfigError
 from config.program.parser import Parser, fraction
-from data import csvfile, sources
+from data import sources
 from data.audit import actions
 from ensemble import ensemble_file
 from ensemble.ensemble_file import Ensemble
 from ensemble.member import Member
-from infer import adaptive
+from ensemble.oof import oof_files
+from infer import adaptive, teacher
 from infer.adaptive import FittedMargin
 from infer.runner import OnBad, Runner
-
-Said = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
 
 
 def main(words: Sequence[str]) -> int:
@@ -53,30 +52,32 @@ def fit(chosen: Ensemble, loss: float = 0.0) -> FittedMargin:
     if chosen.layers:
         raise ConfigError(f"{chosen.layers}: a stacked or mapped ensemble needs all its members; adapt a plain one")
     runs = sorted({_run_of(member) for member in chosen.members})
-    folds = _folds(runs)
+    folds = teacher.common_folds(runs, "adapt an ensemble of one split")
     settings = load.read(runs[0] / "config.yaml").data
     table = actions.load(settings).table
-    parts = [
-        _answer(chosen, number, table, [folds.get(name) == number for name in table.ids], settings.on_bad_image)
-        for number in sorted({_number(member) for member in chosen.members})
+    predictions = [
+        _predictions(chosen, fold, table, [folds.get(name) == fold for name in table.ids], settings.on_bad_image)
+        for fold in sorted({oof_files.number(member.path.parent) for member in chosen.members})
     ]
-    first, full, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
+    first, full, targets = (np.concatenate(column) for column in zip(*predictions, strict=True))
     return adaptive.fit(first, full, targets, len(chosen.members) * len(chosen.views), loss)
 
 
-def _answer(chosen: Ensemble, number: int, table: sources.Table, asked: Sequence[bool], on_bad_image: OnBad) -> Said:
+def _predictions(
+    chosen: Ensemble, fold: int, table: sources.Table, validates: Sequence[bool], on_bad_image: OnBad
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Log probabilities of one pass and of all, and the targets, of the images that validate a fold; those that cannot
     be read are left out, as in the run."""
-    rows = np.flatnonzero(asked)
-    members = tuple(member for member in chosen.members if _number(member) == number)
+    rows = np.flatnonzero(validates)
+    members = tuple(member for member in chosen.members if oof_files.number(member.path.parent) == fold)
     ensemble = chosen.model_copy(update={"members": members})
     alone = members[adaptive.strongest(ensemble)].model_copy(update={"weight": 1.0})
     first = ensemble.model_copy(update={"members": (alone,), "views": chosen.views[:1], "temperature": 1.0})
     logs = []
-    for asking in (first, ensemble):
-        with Runner(asking) as runner:
-            answers = runner.run([table.paths[row] for row in rows], on_bad_image=on_bad_image)
-            logs.append(np.log(np.maximum(np.concatenate([batch.probabilities for batch in answers]), 1e-30)))
+    for tried in (first, ensemble):
+        with Runner(tried) as runner:
+            batches = runner.run([table.paths[row] for row in rows], on_bad_image=on_bad_image)
+            logs.append(np.log(np.maximum(np.concatenate([batch.probabilities for batch in batches]), 1e-30)))
     good = np.isfinite(logs[0]).all(axis=1)
     return logs[0][good], logs[1][good], table.labels[rows][good]
 
@@ -89,19 +90,3 @@ def _run_of(member: Member) -> Path:
             "adapt the ensemble of checkpoints, and copy its `adaptive` to the other file"
         )
     return run
-
-
-def _number(member: Member) -> int:
-    return int(member.path.parent.name.removeprefix("fold_"))
-
-
-def _folds(runs: Sequence[Path]) -> dict[str, int]:
-    """The fold of each image, the same in all runs."""
-    splits = [
-        {row.cells["ID"]: int(row.cells["fold"]) for row in csvfile.read(run / "folds.csv", ("ID", "fold"))}
-        for run in runs
-    ]
-    for run, split in zip(runs, splits, strict=True):
-        if split != splits[0]:
-            raise ConfigError(f"{run}: its folds.csv differs from that of {runs[0]}; adapt an ensemble of one split")
-    return splits[0]

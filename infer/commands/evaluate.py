@@ -1,4 +1,4 @@
-"""`python -m infer evaluate`: its arguments, and what it prints. What is scored stands in `evaluation`."""
+"""`python -m infer evaluate`: its arguments, and what it prints. `evaluation` computes the scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from config import load
 from config.program.parser import Parser, whole
 from config.text import counted, duration, plain
-from infer.commands import features, members
+from infer.commands import INTERRUPTED, features, members
 
 if TYPE_CHECKING:
     from config.sections.data import Data
@@ -28,7 +28,6 @@ _DATA = (
     " settings of the data may follow, such as --data.table, --data.target_column, --data.label_pattern or"
     " --data.classes; docs/reference/data_layouts.md has them."
 )
-_INTERRUPTED = 130
 _CLASSES_PRINTED = 20
 
 
@@ -36,7 +35,9 @@ def main(words: Sequence[str]) -> int:
     """Score as the arguments say, write the files and the page; returns the exit code."""
     parser = _parser()
     options, rest = parser.parse_known_args(words)
-    data = _data(parser, rest)
+    if not any(word.partition("=")[0] == "--data.root" for word in rest):
+        parser.error("the following arguments are required: --data.root")
+    data = load.parse(rest, "python -m infer evaluate").data
     from infer import adaptive
     from infer.evaluation import files
 
@@ -52,7 +53,7 @@ def main(words: Sequence[str]) -> int:
         return _evaluate(chosen, data, options, out, adaptively)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
     finally:
         if not any(out.iterdir()):
             out.rmdir()
@@ -86,13 +87,6 @@ def _parser() -> Parser:
     parser.add_argument("--batch_size", type=whole(1), help="images a batch (default: by the members' image size)")
     parser.add_argument("--workers", type=whole(0), default=0, help="decoding threads (default: one a core)")
     return parser
-
-
-def _data(parser: Parser, rest: Sequence[str]) -> Data:
-    """The settings of the data set, which are those of a training."""
-    if not any(word.partition("=")[0] == "--data.root" for word in rest):
-        parser.error("the following arguments are required: --data.root")
-    return load.parse(rest, "python -m infer evaluate").data
 
 
 def _evaluate(chosen: Ensemble, data: Data, options: argparse.Namespace, out: Path, adaptively: bool) -> int:
@@ -138,8 +132,10 @@ def text(evaluation: Evaluation) -> str:
     if evaluation.top5 is not None:
         lines.append(f"{'top-5':<12}{evaluation.top5:.4f}")
     lines += [f"{'macro-F1':<12}{span['macro_f1']}", f"{'log loss':<12}{span['log_loss']}"]
-    lines.append(f"{'ECE':<12}{evaluation.ece:.4f}   {_calibration(evaluation.temperature)}")
-    lines += [f"{'Brier':<12}{evaluation.brier:.4f}"]
+    verdict = "too sure" if evaluation.temperature > 1 else "too unsure"
+    best = f"a temperature of {evaluation.temperature:.2f} would fit these images best"
+    lines.append(f"{'ECE':<12}{evaluation.ece:.4f}   {best}: the probabilities are {verdict}")
+    lines.append(f"{'Brier':<12}{evaluation.brier:.4f}")
     lines += [f"{m.name}: accuracy {m.accuracy:.4f}, macro-F1 {m.macro_f1:.4f}" for m in evaluation.members]
     if len(evaluation.per_class) <= _CLASSES_PRINTED:
         width = max(5, *(len(plain(c.name)) for c in evaluation.per_class))
@@ -151,8 +147,3 @@ def text(evaluation: Evaluation) -> str:
         f"images: {len(evaluation.ids)}; views: {len(evaluation.views)}; predicted in {duration(evaluation.seconds)}"
     )
     return "\n".join(lines)
-
-
-def _calibration(temperature: float) -> str:
-    verdict = "too sure" if temperature > 1 else "too unsure"
-    return f"a temperature of {temperature:.2f} would fit these images best: the probabilities are {verdict}"

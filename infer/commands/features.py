@@ -24,7 +24,7 @@ HELP = (
     "write the pooled features before the classifier, for retrieval and linear probes: a new .npz or .parquet"
     " (one checkpoint, on torch or MLX)"
 )
-# What goes with predictions alone, and the value that means that it was not given.
+# Options that are for predictions only, and their defaults.
 _OF_PREDICTIONS = {
     **{"sample": None, "positive": None, "retry_deskewed": 0.0, "resume": False, "shard": None},
     **{"format": "submission", "merge": None},
@@ -46,7 +46,7 @@ def run(chosen: Ensemble, inputs: Inputs, options: argparse.Namespace, shared: R
 
 
 def check(chosen: Ensemble, path: Path) -> None:
-    """Everything that can be refused before a member is opened."""
+    """Refuse, before a member is opened, what has no features and a file that cannot be written."""
     features.check(chosen)
     features.check_file(path)
 
@@ -60,9 +60,9 @@ def write(
     batch_size: int | None = None,
     workers: int = 0,
 ) -> None:
-    """Compute the features of `inputs`, called `labels` where these are known, and write them to `path`.
+    """Compute the features of `inputs`, with their class `labels` where known, and write them to `path`.
 
-    Unreadable images are left out and told, unless `on_bad_image` is `error`; `partial` takes what remains of
+    Unreadable images are left out and reported, unless `on_bad_image` is `error`; `partial` takes what remains of
     truncated files. `DataError` where none can be read.
     """
     truncated: dict[int, str] = {}

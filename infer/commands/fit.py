@@ -1,4 +1,4 @@
-"""`python -m infer fit`: its arguments, and what it prints. What is fitted stands in `fit`."""
+"""`python -m infer fit`: its arguments, and what it prints. `ensemble.fit` fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from config.errors import ConfigError
 from config.program.parser import Parser, fraction, whole
 from config.text import counted
 from ensemble import views
-from infer.commands import members
+from infer.commands import INTERRUPTED, members
 
 if TYPE_CHECKING:
     from ensemble.ensemble_fit import Plan
@@ -22,7 +22,6 @@ _ABOUT = (
     "Fit an ensemble on the out-of-fold answers of finished runs: weights, temperatures, calibration, labels."
     " Every printed figure but that of the line `fitted` is nested: it comes from folds that nothing had seen."
 )
-_INTERRUPTED = 130
 _METHODS = ("convex", "equal", "fixed", "greedy", "stacking")
 _COMBINE = ("probabilities", "logits", "ranks")
 _MERGES = ("probabilities", "logits", "geometric", "max")
@@ -48,7 +47,7 @@ def main(words: Sequence[str]) -> int:
         )
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
     files = fit.write(options.out, fitted)
     print(fit.report(fitted))
     beside = ", ".join(file.name for file in files[1:])

@@ -1,4 +1,4 @@
-"""The options of a command line that name members, and say how they run and what they see."""
+"""The options of a command line that name members, and say how they run and with which views."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ADAPTIVE = "adaptive"
 
 
 def add_members(parser: argparse.ArgumentParser) -> None:
-    """The options that name members and say how they run, and what they see."""
+    """Add the options that name members, and say how they run and with which views."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--member", nargs="+", metavar="PATH", help=f"members of equal weight: each a {MEMBER}")
     source.add_argument(
@@ -61,7 +61,7 @@ def add_members(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(options: argparse.Namespace) -> Ensemble:
-    """The ensemble that the options ask for; `ConfigError` where there is none such."""
+    """The ensemble that the options name; `ConfigError` where it cannot be read."""
     from ensemble import ensemble_file
     from infer.member import ensemble_of
 
@@ -81,5 +81,5 @@ def with_overrides(chosen: Ensemble, texts: Sequence[str]) -> Ensemble:
 
 
 def shared_options(options: argparse.Namespace) -> RunOptions:
-    """What is given for all members."""
+    """The options for all members."""
     return given({name: getattr(options, name) for name in RunOptions.model_fields})

@@ -1,4 +1,4 @@
-"""`python -m infer oof`: its arguments, and what it prints. What is answered stands in `views_oof`."""
+"""`python -m infer oof`: its arguments, and what it prints. `views_oof` computes the predictions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from config.program.parser import Parser, whole
 from ensemble import views
+from infer.commands import INTERRUPTED
 
 _ABOUT = (
     "Answer each fold's own validation images with test-time augmentation, so that `infer fit --tta` calibrates what"
     " the views will give. What is there already is left as it is."
 )
-_INTERRUPTED = 130
 
 
 def main(words: Sequence[str]) -> int:
-    """Answer the folds of the runs; returns the exit code."""
+    """Predict the folds of the runs; returns the exit code."""
     parser = Parser("python -m infer oof", description=_ABOUT)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder with finished folds")
     parser.add_argument(
@@ -41,5 +41,5 @@ def main(words: Sequence[str]) -> int:
                 print(line, flush=True)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the next fold", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
     return 0

@@ -1,4 +1,4 @@
-"""What the prediction page asks for: the classes of one image, then the views of it and where the members looked."""
+"""The requests of the prediction page: the classes of one image, then its views and the Grad-CAM of each member."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m infer`: answers images with one model or an ensemble and writes what it says. The options and their texts.
+"""`python -m infer`: predicts images with one model or an ensemble and writes the results. The options and their texts.
 
 The work itself is `infer.job`; Python programs use `infer.load`.
 """
@@ -18,7 +18,7 @@ from config.errors import ConfigError, DataError
 from config.program import entry
 from config.program.parser import Parser, fraction, whole
 from config.text import counted, duration
-from infer.commands import features, members
+from infer.commands import INTERRUPTED, features, members
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,6 @@ _OUT = (
     "the submission: a new .csv, or a folder to name it in; or probabilities: a new .jsonl, .parquet or .npz"
     " (several are written at once)"
 )
-_INTERRUPTED = 130
 
 
 def main(words: Sequence[str]) -> int:
@@ -49,10 +48,10 @@ def main(words: Sequence[str]) -> int:
     options = _parser().parse_args(words)
     chosen = members.chosen(options)
     try:
-        return _features(chosen, options) if options.features else _predict(chosen, options)
+        return (_features if options.features else _predict)(chosen, options)
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on from here", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
 
 
 def _parser() -> Parser:
@@ -110,7 +109,7 @@ def _features(chosen: Ensemble, options: argparse.Namespace) -> int:
 
 
 def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
-    """Everything that can be refused is, before the first image is decoded."""
+    """Refuse all that can be refused before the first image is decoded, then predict."""
     from infer import adaptive
     from infer.io import outputs, shard, submission_writer
     from infer.io.collect import collect
@@ -137,25 +136,21 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
         )
         if planned.layout.note:
             print(planned.layout.note)
-        grid = runner.grid(len(images), options.batch_size)
+        out = options.out[0]
         work = Work(
             runner,
             images,
-            grid,
+            runner.grid(len(images), options.batch_size),
             share,
-            _folder(options.out[0]),
+            out.with_name(f"{out.name}.part") if out.suffix else out / "unfinished",
             options.workers,
             options.on_bad_image != "error",
             options.on_bad_image == "partial",
             options.retry_deskewed,
         )
         with closing(_Progress()) as progress:
-            done = answer(work, options.resume or share.of > 1, progress.say)
+            done = answer(work, options.resume or share.of > 1, progress.update)
         return _end(work, planned, options, done)
-
-
-def _folder(out: Path) -> Path:
-    return out.with_name(f"{out.name}.part") if out.suffix else out / "unfinished"
 
 
 def _end(work: Work, planned: SubmissionWriter, options: argparse.Namespace, done: Done) -> int:
@@ -171,13 +166,12 @@ def _end(work: Work, planned: SubmissionWriter, options: argparse.Namespace, don
             written = [path for out in options.out for path in _write(out, work, results, planned, options)]
     if not written:
         raise DataError(f"none of the {len(results.ids)} images can be read; the first: {results.errors[0]}")
-    _tell(work, results, done, written, options.on_bad_image)
+    _report(work, results, done, written, options.on_bad_image)
     return 0
 
 
 def _results(work: Work, probabilities: NDArray[np.float32], errors: Mapping[int, str], on_bad_image: str) -> Results:
-    """The results, unreadable images as the option says; `DataError` where it stops at one that an earlier start,
-    which this one resumes, passed over."""
+    """The results, unreadable images as the option says; `DataError` for one that was skipped before the resume."""
     from infer.io.outputs import Results
 
     if errors and on_bad_image == "error":
@@ -202,7 +196,7 @@ def _write(
     return planned.write(out, work.runner, results.probabilities, results.labels, errors)
 
 
-def _tell(work: Work, results: Results, done: Done, written: Sequence[Path], on_bad_image: str) -> None:
+def _report(work: Work, results: Results, done: Done, written: Sequence[Path], on_bad_image: str) -> None:
     from infer.io import prior, summary
 
     ensemble = work.runner.ensemble
@@ -231,20 +225,20 @@ def _tell(work: Work, results: Results, done: Done, written: Sequence[Path], on_
             + work.runner.clock.text(done.rows, len(ensemble.members), len(ensemble.views))
         )
     if results.errors:
-        held = "no prediction" if on_bad_image == "row" else work.runner.prior.text
-        print(f"warning: {prior.warning(results.errors, len(results.ids), held)}", file=sys.stderr)
+        content = "no prediction" if on_bad_image == "row" else work.runner.prior.text
+        print(f"warning: {prior.warning(results.errors, len(results.ids), content)}", file=sys.stderr)
     print(f"wrote {' and '.join(map(str, written))}")
 
 
 class _Progress:
-    """How far it is, in one line of a terminal; silent elsewhere."""
+    """The progress in one line of a terminal; silent elsewhere."""
 
     def __init__(self) -> None:
         self._start, self._first = time.perf_counter(), -1
         self._shown = False
 
-    def say(self, rows: int, total: int) -> None:
-        """`rows` of `total` images are answered."""
+    def update(self, rows: int, total: int) -> None:
+        """Show that `rows` of `total` images are predicted."""
         if self._first < 0:
             self._first = rows
         if not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""`python -m infer validate`: its arguments, and what it prints. What is checked stands in `validate`."""
+"""`python -m infer validate`: its arguments, and what it prints. `infer.io.validation` checks."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ def main(words: Sequence[str]) -> int:
     from data import csvfile
     from infer.io import validation
 
-    column, rows = options.target_column, []
-    if options.train:
-        rows = csvfile.read(options.train, (column,))
+    column = options.target_column
+    rows = csvfile.read(options.train, (column,)) if options.train else []
     labels = sorted({row.cells[column] for row in rows})
     if options.positive is not None and labels and options.positive not in labels:
         near = csvfile.near(options.positive, labels)

@@ -1,7 +1,7 @@
-"""Grad-CAM (Selvaraju et al. 2017): where a trained network looks when it answers a class. For checkpoints.
+"""Grad-CAM (Selvaraju et al. 2017): where a trained network looks when it predicts a class. For checkpoints.
 
-The engine gives the features that the head sees and the class score's gradient for them; what is made of these stands
-here, as in pytorch-grad-cam: gradients averaged over the places weigh the channels, negative sums are cut off.
+The engine gives the features that the head sees and the class score's gradient for them. They are combined here as in
+pytorch-grad-cam: gradients averaged over positions weight the channels, and negative sums are cut off.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-import backends
 from config.errors import ConfigError
 from infer import runtimes
+from infer.runtimes import checkpoint
 from infer.runtimes import images as pixels
-from models import manifest, registry
-from models.card import Card, read_card
+from models.card import Card
 from models.families import FAMILIES
 from models.geometry import patch_grid
 from models.registry import ModelSpec
-from models.weights import loading
 
 _BATCH = 8
 _TINY = 1e-7  # pytorch-grad-cam's
@@ -44,8 +42,8 @@ GradFn = Callable[[NDArray[np.uint8], NDArray[np.int64]], Activations]
 class Explainer:
     """A checkpoint that shows where it looks; `card` says what to feed it."""
 
-    def __init__(self, card: Card, feel: GradFn):
-        self.card, self._feel = card, feel
+    def __init__(self, card: Card, grad_fn: GradFn):
+        self.card, self._grad_fn = card, grad_fn
 
     def heatmaps(self, images: NDArray[np.uint8], classes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """float32 `[N, S, S]` in 0..1 for uint8 `[N, S, S, 3]` and one class number an image: 1 matters most.
@@ -58,13 +56,13 @@ class Explainer:
         maps = [np.zeros((0, size, size), np.float32)]
         for start in range(0, len(images), _BATCH):
             rows = slice(start, start + _BATCH)
-            felt = self._feel(images[rows], wanted[rows])
-            if felt.features.shape[1:3] == (1, 1):
+            activations = self._grad_fn(images[rows], wanted[rows])
+            if activations.features.shape[1:3] == (1, 1):
                 raise ConfigError(
                     f"model {self.card.model}: at {size} pixels its features are one place, so that Grad-CAM has "
                     "nothing to tell apart; it needs larger images"
                 )
-            maps.append(combine(felt, size))
+            maps.append(combine(activations, size))
         return np.concatenate(maps)
 
 
@@ -77,24 +75,19 @@ def open(path: Path, runtime: str | None = None) -> Explainer:
     chosen = runtimes.choose(path, runtime)
     if chosen not in ("torch", "mlx"):
         raise ConfigError(f"{path}: {chosen} gives no gradients for Grad-CAM; take the checkpoint, on torch or mlx")
-    backends.require(chosen)
-    card = read_card(path)
-    spec = registry.of_card(card, str(path))
+    card, spec, weights = checkpoint.read(path, chosen)
     if spec.family not in FAMILIES:
         raise ConfigError(
             f"model {spec.name}: Grad-CAM does not know where the {spec.family} family keeps its features"
         )
-    manifest.verify(path)
-    averaged = path / "ema.safetensors"
-    arrays, _ = loading.read(averaged if averaged.exists() else path / "model.safetensors")
     engine = importlib.import_module(f"infer.runtimes.gradcam_{chosen}")
-    return Explainer(card, engine.open(spec, arrays, FAMILIES[spec.family].gradcam))
+    return Explainer(card, engine.open(spec, weights, FAMILIES[spec.family].gradcam))
 
 
-def combine(felt: Activations, size: int) -> NDArray[np.float32]:
+def combine(activations: Activations, size: int) -> NDArray[np.float32]:
     """Heat maps float32 `[N, size, size]` in 0..1 of features and gradients."""
-    channel = felt.gradients.mean(axis=(1, 2))
-    small = np.maximum(np.einsum("nhwk,nk->nhw", felt.features, channel), 0)
+    weights = activations.gradients.mean(axis=(1, 2))
+    small = np.maximum(np.einsum("nhwk,nk->nhw", activations.features, weights), 0)
     maps = np.stack([cv2.resize(heatmap, (size, size)) for heatmap in small])
     maps = maps - maps.min(axis=(1, 2), keepdims=True)
     return np.asarray(maps / (_TINY + maps.max(axis=(1, 2), keepdims=True)), dtype=np.float32)

@@ -1,7 +1,7 @@
 """Images inside a tar or zip archive, one after another, without unpacking anything to disk.
 
-Only regular files whose name says image count; links, devices and hidden files are passed over. Names that lead out of
-the archive are refused, although nothing is ever written by them. What a file unpacks to is limited.
+Only regular files with the suffix of an image are read; links, devices and hidden files are skipped. Names that lead
+out of the archive are refused, although no file is written under them. The unpacked size of a file is limited.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple, cast
@@ -29,7 +30,7 @@ _PACKED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
     b"BZh": lambda file: cast(IO[bytes], bz2.BZ2File(file)),
     b"\xfd7zXZ\x00": lambda file: cast(IO[bytes], lzma.LZMAFile(file)),  # noqa: SIM115
 }
-# What the readers raise for damaged files; RuntimeError is zipfile's word for a password.
+# What the readers raise for damaged files; zipfile raises RuntimeError for a password.
 _DAMAGED = (
     OSError,
     EOFError,
@@ -46,7 +47,7 @@ _DAMAGED = (
 class Archive:
     """`ids` are the names of the images in the order of the archive, `read(n)` the bytes of the n-th.
 
-    Ask for them in ascending order: a packed tar is unpacked from its beginning for every step back. `read` may be
+    Read them in ascending order: a packed tar is unpacked from its beginning for every step back. `read` may be
     called from any thread, one at a time. It raises `DataError`.
     """
 
@@ -54,7 +55,7 @@ class Archive:
     read: Callable[[int], bytes]
 
 
-class _Place(NamedTuple):
+class _Entry(NamedTuple):
     name: str
     start: int
     size: int
@@ -85,40 +86,36 @@ def open(file: IO[bytes], name: str) -> Archive:
 
 
 def _tar(file: IO[bytes], name: str) -> Archive:
-    plain = _unpacked(file)
+    head = file.read(8)
+    file.seek(0)
+    plain = next((unpack(file) for magic, unpack in _PACKED.items() if head.startswith(magic)), file)
     with tarfile.open(fileobj=plain, mode="r:") as opened:
-        places = [entry for entry in _members(opened) if _counts(entry.name, name)]
-    one_at_a_time = threading.Lock()
+        entries = [entry for entry in _members(opened) if _counts(entry.name, name)]
+    lock = threading.Lock()
 
     def read(number: int) -> bytes:
-        entry = places[number]
+        entry = entries[number]
         _check_size(name, entry.name, entry.size)
-        with one_at_a_time, _faults(name, entry.name):
+        with lock, _faults(name, entry.name):
             plain.seek(entry.start)
             data = plain.read(entry.size)
             if len(data) < entry.size:
                 raise EOFError("it ends too soon")
             return data
 
-    return Archive([_id(entry.name) for entry in places], read)
+    return Archive([_id(entry.name) for entry in entries], read)
 
 
-def _members(opened: tarfile.TarFile) -> Iterator[_Place]:
+def _members(opened: tarfile.TarFile) -> Iterator[_Entry]:
     while (member := opened.next()) is not None:
         opened.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte for every file
         if member.isreg() and not member.issparse():
-            yield _Place(member.name, member.offset_data, member.size)
-
-
-def _unpacked(file: IO[bytes]) -> IO[bytes]:
-    head = file.read(8)
-    file.seek(0)
-    return next((unpack(file) for magic, unpack in _PACKED.items() if head.startswith(magic)), file)
+            yield _Entry(member.name, member.offset_data, member.size)
 
 
 def _zip(file: IO[bytes], name: str) -> Archive:
     opened = zipfile.ZipFile(file)
-    infos = [info for info in opened.infolist() if not info.is_dir() and not _is_link(info)]
+    infos = [info for info in opened.infolist() if not info.is_dir() and info.external_attr >> 28 != 0o12]  # no links
     infos = [info for info in infos if _counts(info.filename, name)]
 
     def read(number: int) -> bytes:
@@ -131,22 +128,13 @@ def _zip(file: IO[bytes], name: str) -> Archive:
     return Archive([_id(info.filename) for info in infos], read)
 
 
-def _is_link(info: zipfile.ZipInfo) -> bool:
-    return (info.external_attr >> 28) == 0o12
-
-
-class _faults:
-    """What goes wrong with one file of an archive, as a `DataError`."""
-
-    def __init__(self, archive: str, member: str):
-        self._place = f"{archive}: {member}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, _DAMAGED):
-            raise DataError(f"{self._place}: cannot be unpacked ({error}); pack it again") from error
+@contextmanager
+def _faults(archive: str, member: str) -> Iterator[None]:
+    """Raise what goes wrong with one file of an archive as a `DataError`."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise DataError(f"{archive}: {member}: cannot be unpacked ({error}); pack it again") from error
 
 
 def _check_size(archive: str, member: str, size: int) -> None:
@@ -155,7 +143,7 @@ def _check_size(archive: str, member: str, size: int) -> None:
 
 
 def _counts(member: str, archive: str) -> bool:
-    """Whether it is an image that is asked for; `DataError` for a name that leads out of the archive."""
+    """Whether it is a visible image file; `DataError` for a name that leads out of the archive."""
     path, windows = PurePosixPath(member), PureWindowsPath(member)
     if path.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
         raise DataError(f"{archive}: names {member!r}, outside of itself; pack it again with relative names")

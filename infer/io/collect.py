@@ -44,8 +44,7 @@ def collect(named: Sequence[str], id_column: str | None = None) -> Inputs:
     if path.suffix.lower() == ".txt":
         return _listed(path)
     if archive.is_archive(_head(path)):
-        file = path.open("rb")
-        return _from_archive(file, str(path))
+        return _from_archive(path.open("rb"), str(path))
     return _files(named, "--images")
 
 
@@ -59,11 +58,11 @@ def _head(path: Path) -> bytes:
 
 def _from_archive(file: IO[bytes], name: str) -> Inputs:
     packed = archive.open(file, name)
-    return Inputs(packed.ids, packed.read, ascending=True, kept=(file,))
+    return Inputs(packed.ids, packed.read, ascending=True, open_files=(file,))
 
 
 def _files(names: Sequence[str], source: str, base: Path | None = None) -> Inputs:
-    """Files by the names that they are given; `DataError` for one that is absent or stands twice."""
+    """Files by their names; `DataError` for one that is absent or stands twice."""
     paths = [(base or Path()) / name for name in names]
     absent = [str(path) for path in paths if not path.is_file()]
     if absent:
@@ -75,7 +74,7 @@ def _files(names: Sequence[str], source: str, base: Path | None = None) -> Input
 
 
 def _listed(path: Path) -> Inputs:
-    """One file a line, relative to the list's folder; blank lines are passed over."""
+    """One file a line, relative to the list's folder; blank lines are skipped."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

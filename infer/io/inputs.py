@@ -38,7 +38,7 @@ class Inputs:
     ids: list[str]
     read: Callable[[int], Source]
     ascending: bool = False
-    kept: tuple[IO[bytes], ...] = field(default=(), repr=False)  # files that must stay open for `read`
+    open_files: tuple[IO[bytes], ...] = field(default=(), repr=False)  # `read` needs them
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,7 +1,7 @@
-"""The answers of an unfinished run on disk, so that a run that dies goes on where it stopped, with the same bytes.
+"""The predictions of an unfinished run on disk, so that a stopped run can be resumed and gives the same bytes.
 
-A folder for each shard: `job.json` (what was asked), `answers.f32` (float32 `[rows, C]` in input order, appended),
-`errors.jsonl` (unreadable images), `done`. What is made of the answers in the end is `outputs`.
+A folder for each shard: `job.json` (the request), `answers.f32` (float32 `[rows, C]` in input order, appended),
+`errors.jsonl` (unreadable images), `done`. `outputs` writes the final files.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from config.errors import CheckpointError, ConfigError
 from config.places import atomic_write
 
-_JOB, _ANSWERS, _ERRORS, _DONE = "job.json", "answers.f32", "errors.jsonl", "done"
+ANSWERS = "answers.f32"
+_JOB, _ERRORS, _DONE = "job.json", "errors.jsonl", "done"
 
 
 class Journal:
-    """A shard's answers, held by one process at a time; a context manager.
+    """A shard's predictions, locked by one process at a time; a context manager.
 
-    `job` says what was asked: a journal that was begun for another is refused with what differs. `unit` rows are
-    answered together: what a killed run left behind is cut to whole units. `rows` counts those that are kept, `done`
-    says that none is missing. `ConfigError` for answers without `resume`, or while another process writes here.
+    `job` is the request: a journal of another one is refused with the keys that differ. `unit` rows are predicted
+    together: what a killed run left is cut to a multiple of it. `rows` counts the remaining rows, `done` says whether
+    the shard is complete. `ConfigError` for a journal with rows without `resume`, or while another process writes here.
     """
 
     def __init__(self, folder: Path, job: Mapping[str, Any], classes: int, unit: int, resume: bool):
@@ -45,20 +46,20 @@ class Journal:
         except BaseException:
             self._lock.release()
             raise
-        self._answers = (folder / _ANSWERS).open("ab")
+        self._answers = (folder / ANSWERS).open("ab")
         self._errors = (folder / _ERRORS).open("a", encoding="utf-8")
 
     def append(self, probabilities: NDArray[np.float32], errors: Mapping[int, str]) -> None:
-        """Add the next rows, float32 `[n, C]`; `errors` by the row's number in the whole input."""
+        """Add the next rows, float32 `[n, C]`; `errors` by the row's number in the input."""
         if errors:
-            self._errors.writelines(json.dumps({"row": row, "error": text}) + "\n" for row, text in errors.items())
+            self._errors.writelines(map(_error_line, errors.items()))
             self._errors.flush()
         self._answers.write(np.ascontiguousarray(probabilities, np.float32).tobytes())
         self._answers.flush()
         self.rows += len(probabilities)
 
     def finish(self) -> None:
-        """Say that the shard is complete."""
+        """Mark the shard as complete."""
         atomic_write(self.folder / _DONE, b"")
 
     def __enter__(self) -> Journal:
@@ -72,7 +73,7 @@ class Journal:
         self._lock.release()
 
     def _check(self, job: Mapping[str, Any], resume: bool) -> None:
-        file, answers = self.folder / _JOB, self.folder / _ANSWERS
+        file, answers = self.folder / _JOB, self.folder / ANSWERS
         if not file.exists() or not (is_done(self.folder) or (answers.exists() and answers.stat().st_size)):
             atomic_write(file, json.dumps(dict(job), indent=1).encode())
             return
@@ -90,21 +91,24 @@ class Journal:
             )
 
     def _cut(self, unit: int) -> int:
-        """Drop what follows the last whole unit, unless the shard is complete; the rows that are kept."""
-        answers, errors = self.folder / _ANSWERS, self.folder / _ERRORS
+        """Drop what follows the last complete unit, unless the shard is complete; return how many rows remain."""
+        answers, errors = self.folder / ANSWERS, self.folder / _ERRORS
         if self.done:
             return answers.stat().st_size // (4 * self._classes)
         size = answers.stat().st_size if answers.exists() else 0
-        rows_kept = size // (4 * self._classes) // unit * unit
+        rows = size // (4 * self._classes) // unit * unit
         if size:
             with answers.open("r+b") as file:
-                file.truncate(rows_kept * 4 * self._classes)
-        begin = _read(self.folder / _JOB)["first_row"]
-        kept_errors = {row: text for row, text in read_errors(self.folder).items() if row < begin + rows_kept}
+                file.truncate(rows * 4 * self._classes)
         if errors.exists():
-            lines = [json.dumps({"row": row, "error": text}) + "\n" for row, text in kept_errors.items()]
-            atomic_write(errors, "".join(lines).encode())
-        return rows_kept
+            end = _read(self.folder / _JOB)["first_row"] + rows
+            remaining = {row: text for row, text in read_errors(self.folder).items() if row < end}
+            atomic_write(errors, "".join(map(_error_line, remaining.items())))
+        return rows
+
+
+def _error_line(error: tuple[int, str]) -> str:
+    return json.dumps({"row": error[0], "error": error[1]}) + "\n"
 
 
 def is_done(folder: Path) -> bool:
@@ -113,15 +117,15 @@ def is_done(folder: Path) -> bool:
 
 
 def read_answers(folder: Path, classes: int) -> NDArray[np.float32]:
-    """float32 `[rows, C]` of a shard, mapped from the disk; what is written into it stays in memory."""
-    file = folder / _ANSWERS
+    """float32 `[rows, C]` of a shard, memory-mapped; changes of the array are not written to the file."""
+    file = folder / ANSWERS
     if not file.stat().st_size:
         return np.zeros((0, classes), np.float32)
     return np.memmap(file, np.float32, "c").reshape(-1, classes)
 
 
 def read_errors(folder: Path) -> dict[int, str]:
-    """Why an image could not be read, by its row in the whole input; a line that a killed run left short is dropped."""
+    """Why an image could not be read, by its row in the input; an incomplete last line of a killed run is dropped."""
     file = folder / _ERRORS
     if not file.exists():
         return {}

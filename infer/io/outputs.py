@@ -1,6 +1,6 @@
 """Files of results beside the submission: wide probabilities, JSON lines, Parquet, `.npz`. Each is written row by row.
 
-A file is written beside its place and renamed into it, and none is overwritten.
+A file is written under a temporary name and then renamed; none is overwritten.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Results:
 
 
 def check(paths: list[Path], table: Table) -> None:
-    """Everything that can be refused before the work: unknown kinds, taken names, missing libraries."""
+    """Refuse, before any prediction, unknown suffixes, existing files and missing libraries."""
     for path in paths:
         if path.suffix not in (*_WRITERS, ".csv", ""):
             raise ConfigError(f"--out {path}: give a folder or a name that ends in .csv, {', '.join(_WRITERS)}")
@@ -59,14 +59,8 @@ def check(paths: list[Path], table: Table) -> None:
         if is_submission(path, table):
             submission.prepare(path)
             continue
-        if path.exists():
-            raise ConfigError(f"{path}: exists already and is not overwritten; give another --out")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"--out {path}: {path.parent} is no folder and cannot be made one ({error.strerror})"
-            ) from error
+        submission.refuse_file(path)
+        submission.make_folder(path, path.parent)
     if len(set(paths)) < len(paths):
         raise ConfigError("--out: names a file twice; keep one of them")
 
@@ -80,8 +74,7 @@ def write(path: Path, results: Results) -> None:
     """Write a `.csv` of wide probabilities, a `.jsonl`, a `.parquet` or an `.npz`."""
     with atomic_path(path) as unfinished:
         {**_WRITERS, ".csv": _wide}[path.suffix](unfinished, results)
-        if path.exists():
-            raise ConfigError(f"{path}: exists already and is not overwritten; give another --out")
+        submission.refuse_file(path)
 
 
 def _wide(path: Path, results: Results) -> None:
@@ -99,19 +92,12 @@ def _json_lines(path: Path, results: Results) -> None:
     the class prior or alone."""
     with path.open("w", encoding="utf-8") as file:
         for name, row, best, error in results.rows():
-            record = {
-                "id": name,
-                "label": results.class_names[best],
-                "confidence": _short(row[best]),
-                "probabilities": dict(zip(results.class_names, map(_short, row), strict=True)),
-            }
-            record = {"id": name} if np.isnan(row[0]) else record
+            record: dict[str, object] = {"id": name}
+            if not np.isnan(row[0]):
+                values = [float(f"{value:.9g}") for value in row]  # the shortest decimals that give the float32 back
+                record |= {"label": results.class_names[best], "confidence": values[best]}
+                record["probabilities"] = dict(zip(results.class_names, values, strict=True))
             file.write(json.dumps(record | ({"error": error} if error else {}), ensure_ascii=False) + "\n")
-
-
-def _short(value: np.float32) -> float:
-    """The shortest decimal that gives the float32 back."""
-    return float(f"{value:.9g}")
 
 
 def _parquet(path: Path, results: Results) -> None:

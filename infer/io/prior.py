@@ -1,7 +1,7 @@
-"""The class prior: what an image that cannot be read gets in place of a prediction.
+"""The class prior: the prediction of an image that cannot be read.
 
-It is the share of each class among the training images, as the members' cards carry it: the first card that does, since
-members of one ensemble know the same classes. Where no card does, all classes are equally likely. Every class counts
+It is the share of each class among the training images, from the first card that holds it, since all members of an
+ensemble know the same classes. Where no card does, all classes are equally likely. Every class counts
 one image more than it has, so that none has probability 0.
 """
 
@@ -52,7 +52,7 @@ def of_cards(cards: Sequence[Card]) -> Prior:
     return Prior((smoothed / smoothed.sum()).astype(np.float32), "the classes' shares of the training images")
 
 
-def warning(errors: Mapping[int, str], count: int, held: str) -> str:
+def warning(errors: Mapping[int, str], count: int, content: str) -> str:
     """A line that names the first of `count` images that could not be read and says what their rows hold."""
     rows = f"the rows of {len(errors)} of {count} images hold" if len(errors) > 1 else "its row holds"
-    return f"the first unreadable image: {errors[min(errors)]}; {rows} {held}"
+    return f"the first unreadable image: {errors[min(errors)]}; {rows} {content}"

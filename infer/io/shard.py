@@ -1,6 +1,6 @@
-"""Which part of the images is this process's: by `--shard`, or by the rank that torchrun, mlx.launch or mpirun gave it.
+"""The shard of the images that this process predicts: by `--shard`, or by its rank under torchrun, mlx.launch or MPI.
 
-A shard is a run of whole batches, so that its answers are those of one process over all images, to the last bit.
+A shard consists of complete batches, so that its predictions are bit-equal to those of one process over all images.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from infer.prepare import Grid
 
 
 class Shard(NamedTuple):
-    """Part `number`, from 0, `of` so many."""
+    """Shard `number`, from 0, `of` so many."""
 
     number: int = 0
     of: int = 1
 
     def cut(self, grid: Grid, unit: int) -> Grid:
-        """Its batches of the grid; a cut falls on a multiple of `unit` batches only."""
+        """The shard's batches of the grid; shards begin at multiples of `unit` batches."""
         units = -(-len(grid.batches) // unit)
-        first, last = (units * part // self.of * unit for part in (self.number, self.number + 1))
+        first, last = (units * number // self.of * unit for number in (self.number, self.number + 1))
         return dataclasses.replace(grid, first=first, last=min(last, len(grid.batches)))
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ def parse(text: str) -> Shard:
 
 
 def of_rank(environment: Mapping[str, str]) -> Shard:
-    """The shard of this process's rank; the whole where nothing launched it as one of several."""
+    """The shard of this process's rank; all images where it was launched alone."""
     rank, size = environment.get("RANK"), environment.get("WORLD_SIZE")
     if "MLX_RANK" in environment:
         rank, size = environment["MLX_RANK"], environment.get("MLX_WORLD_SIZE") or _hosts(environment)

@@ -1,8 +1,8 @@
 """The submission file: the sample's own columns, row order and dtypes, and the probabilities beside it.
 
-Wide files (ID and one column a class) are told from files with one target column by their columns; whether that one
-holds labels or the probability of the positive one of two classes, by its cells. Nothing here overwrites a file.
-`validate` checks a finished file; `summary` describes what it says.
+The sample's columns say whether a file is wide (ID and one column a class) or has one target column; the cells of that
+column say whether it holds labels or the probability of the positive one of two classes. Nothing here overwrites a
+file. `validation` checks a finished file; `summary` describes its predictions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NEAR = 20_000  # names among which the nearest is looked for
 
 
 class Rows(NamedTuple):
-    """A CSV file as text: its header and its rows, as they stand in the file, which is how graders compare them."""
+    """A CSV file as text: its header and its rows, unchanged, as graders compare them."""
 
     header: list[str]
     rows: list[list[str]]
@@ -45,7 +45,7 @@ class Layout:
     """How a submission looks. `columns` and `ids` in order, as the sample has them; `kind` is the dtype of the target.
 
     `target` is None in a wide file, whose other columns are class names. With `positive`, one of two classes, the
-    target is the probability of that class and no label. `delimiter` parts the cells. `note` says what was decided.
+    target is the probability of that class, not a label. `delimiter` separates the cells. `note` says what was decided.
     """
 
     columns: tuple[str, ...]
@@ -65,7 +65,7 @@ def plain_layout(
     target_column: str = "target",
     positive: str | None = None,
 ) -> Layout:
-    """What is written where there is no sample: two columns, rows in the order of `ids`, class names as they are or
+    """The layout without a sample: two columns, rows in the order of `ids`, class names as they are or
     the probability of `positive`."""
     if positive is not None:
         _check_positive(positive, class_names)
@@ -117,20 +117,20 @@ def align(ids: Sequence[str], layout: Layout, source: str) -> NDArray[np.int64]:
     or not asked for.
     """
     have, asked = _matching(ids, layout.ids)
-    places = {name: column for column, name in enumerate(have)}
-    wanted = set(asked)
-    missing = [name for name, form in zip(layout.ids, asked, strict=True) if form not in places]
+    row_of = {name: row for row, name in enumerate(have)}
+    wanted, faults = set(asked), []
+    missing = [name for name, form in zip(layout.ids, asked, strict=True) if form not in row_of]
     extra = sorted(name for name, form in zip(ids, have, strict=True) if form not in wanted)
-    near = csvfile.near(missing[0], (extra or list(ids))[:_NEAR]) if missing else ""
-    faults = [f"{counted(len(missing), 'of its IDs has', 'of its IDs have')} no image ({_some(missing)}{near})"] * bool(
-        missing
-    )
-    faults += [f"{counted(len(extra), 'image is', 'images are')} not in it ({_some(extra)})"] * bool(extra)
-    if len(places) < len(ids) or len(set(asked)) < len(asked):
+    if missing:
+        near = csvfile.near(missing[0], (extra or list(ids))[:_NEAR])
+        faults.append(f"{counted(len(missing), 'of its IDs has', 'of its IDs have')} no image ({_some(missing)}{near})")
+    if extra:
+        faults.append(f"{counted(len(extra), 'image is', 'images are')} not in it ({_some(extra)})")
+    if len(row_of) < len(ids) or len(set(asked)) < len(asked):
         faults = ["IDs and file names match only without their extension, and then some are the same"]
     if faults:
         raise DataError(f"{source}: {'; '.join(faults)}; give --images and --sample of the same test set")
-    return np.array([places[name] for name in asked], dtype=np.int64)
+    return np.array([row_of[name] for name in asked], dtype=np.int64)
 
 
 def write(
@@ -159,28 +159,37 @@ def write(
     _write_rows(beside, [*header, *["error"] * (errors is not None)], with_errors)
     if layout.target is None:
         rows = _wide(layout.columns, layout, probabilities, class_names, aliases)
-    elif layout.positive is not None:
-        rows = _positive(layout, probabilities[:, class_names.index(layout.positive)])
     else:
-        rows = _labels(layout, probabilities, labels, class_names)
+        cells = _target_cells(layout, probabilities, labels, class_names)
+        order = 1 if layout.columns[0] == layout.id_column else -1
+        rows = ([name, cell][::order] for name, cell in zip(layout.ids, cells, strict=True))
     _write_rows(path, layout.columns, rows, layout.delimiter)
     return beside
 
 
 def probabilities_path(path: Path) -> Path:
-    """Where the probabilities of the submission `path` stand."""
+    """The file of the probabilities of the submission `path`."""
     return path.with_name(f"{path.stem}_probabilities.csv")
 
 
 def refuse_existing(path: Path) -> None:
     """`ConfigError` when the submission `path` or its probabilities exist."""
     for file in (path, probabilities_path(path)):
-        _refuse_existing(file)
+        refuse_file(file)
 
 
-def _refuse_existing(file: Path) -> None:
+def refuse_file(file: Path) -> None:
+    """`ConfigError` when the result file exists."""
     if file.exists():
         raise ConfigError(f"{file}: exists already and is not overwritten; give another --out")
+
+
+def make_folder(out: Path, folder: Path) -> None:
+    """Make the folder that `--out` needs; `ConfigError` when it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {folder} is no folder and cannot be made one ({error.strerror})") from error
 
 
 def prepare(out: Path) -> None:
@@ -188,10 +197,7 @@ def prepare(out: Path) -> None:
     if out.suffix == ".csv":
         refuse_existing(out)
     folder = out.parent if out.suffix == ".csv" else out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {folder} is no folder and cannot be made one ({error.strerror})") from error
+    make_folder(out, folder)
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"--out {out}: {folder} is not writable; change its permissions, or give another")
 
@@ -205,8 +211,8 @@ def destination(out: Path, models: Sequence[str], views: Sequence[str], now: dat
     if out.suffix == ".csv":
         return out
     model = models[0] if len(set(models)) == 1 else "mixed"
-    parts = [f"{now:%Y%m%d}", model, "ensemble" * (len(models) > 1), "tta" * (tuple(views) != ("original",))]
-    stem = "_".join([*filter(None, parts), f"{now:%H%M%S}"])
+    words = [f"{now:%Y%m%d}", model, "ensemble" * (len(models) > 1), "tta" * (tuple(views) != ("original",))]
+    stem = "_".join([*filter(None, words), f"{now:%H%M%S}"])
     path, number = out / f"{stem}.csv", 1
     while path.exists() or probabilities_path(path).exists():
         number += 1
@@ -317,35 +323,23 @@ def _column_fault(others: Sequence[str], class_names: Sequence[str]) -> str:
         return "has no target column"
     if len(missing) == len(class_names):
         return f"has the columns {_some(others)}, neither one target nor one for each class ({_some(class_names)})"
-    parts = [f"lacks the classes {_some(missing)}"] * bool(missing)
-    parts += [f"has columns that are no class: {_some(extra)}"] * bool(extra)
-    return " and ".join(parts)
+    faults = [f"lacks the classes {_some(missing)}"] * bool(missing)
+    faults += [f"has columns that are no class: {_some(extra)}"] * bool(extra)
+    return " and ".join(faults)
 
 
-def _labels(
+def _target_cells(
     layout: Layout, probabilities: Probabilities, chosen: NDArray[np.int64] | None, class_names: Sequence[str]
-) -> Iterable[list[str]]:
-    cells = [_label(name, layout.kind) for name in class_names]
-    first = layout.columns[0] == layout.id_column
+) -> list[str]:
+    """Labels, or the probabilities of the positive class, whose nine digits keep a float32 exactly."""
+    if layout.positive is not None:
+        values = probabilities[:, class_names.index(layout.positive)].tolist()
+        return [f"{value:.9g}" if math.isfinite(value) else "" for value in values]
     known = np.isfinite(probabilities[:, 0])
     best = probabilities.argmax(axis=1) if chosen is None else chosen
-    for name, label, answered in zip(layout.ids, best, known, strict=True):
-        cell = cells[label] if answered else ""
-        yield [name, cell] if first else [cell, name]
-
-
-def _positive(layout: Layout, probabilities: Probabilities) -> Iterable[list[str]]:
-    """Rows of the ID and the probability `[N]` of the positive class; nine digits keep a float32 exactly."""
-    first = layout.columns[0] == layout.id_column
-    for name, value in zip(layout.ids, probabilities.tolist(), strict=True):
-        cell = f"{value:.9g}" if math.isfinite(value) else ""
-        yield [name, cell] if first else [cell, name]
-
-
-def _label(name: str, kind: Kind) -> str:
-    if kind == "text":
-        return name
-    return str(int(float(name))) if kind == "int" else str(float(name))
+    printed: dict[Kind, Callable[[str], object]] = {"text": str, "float": float, "int": lambda name: int(float(name))}
+    cells = [str(printed[layout.kind](name)) for name in class_names]
+    return [cells[label] if predicted else "" for label, predicted in zip(best, known, strict=True)]
 
 
 def _wide(
@@ -376,7 +370,7 @@ def _write_rows(path: Path, header: Sequence[str], rows: Iterable[list[str]], de
             writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
             writer.writerow(header)
             writer.writerows(rows)
-        _refuse_existing(path)
+        refuse_file(path)
 
 
 def _stem(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A run's submission: its layout is decided before the first image is answered, its files are written after the last.
+"""A run's submission: its layout is decided before the first prediction, its files are written after the last.
 
 `infer` and the stages of a campaign share it. What the files look like is `submission`'s.
 """
@@ -65,7 +65,7 @@ def plan(
     sample: Path | None = None,
     positive: str | None = None,
 ) -> SubmissionWriter:
-    """The sheet for images `ids`: as the `sample` is, else two columns in the order of the input.
+    """The writer for images `ids`: laid out as the `sample`, else two columns in the order of the input.
 
     `positive` is as in `submission.sample_layout`. Raises `DataError` for a repeated ID, or a sample that does not fit
     the classes or the images, and `ConfigError` for a `positive` that does not.

@@ -1,4 +1,4 @@
-"""What a set of predictions says, as text for a terminal: the class distribution, and how sure the answers are."""
+"""A summary of predictions as text for a terminal: the class distribution and the confidence."""
 
 from __future__ import annotations
 

@@ -121,13 +121,13 @@ def _cells(name: str, cells: Sequence[str], want: Kind) -> list[str]:
 
 
 def _probabilities(rows: Rows, key: str, values: Sequence[str]) -> list[str]:
-    places = [rows.header.index(name) for name in values]
-    if kind_of(row[column] for row in rows.rows for column in places) == "text":
+    columns = [rows.header.index(name) for name in values]
+    if kind_of(row[column] for row in rows.rows for column in columns) == "text":
         return []
     faults = []
     for number, row in enumerate(rows.rows, start=2):
-        numbers = [float(row[column]) for column in places]
-        wrong = next((column for column, value in zip(places, numbers, strict=True) if not 0 <= value <= 1), None)
+        numbers = [float(row[column]) for column in columns]
+        wrong = next((column for column, value in zip(columns, numbers, strict=True) if not 0 <= value <= 1), None)
         if wrong is not None:
             which = "is negative" if float(row[wrong]) < 0 else "is above 1"
             cell = f"{row[wrong]} in column {rows.header[wrong]!r} {which}"

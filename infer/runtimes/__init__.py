@@ -47,7 +47,7 @@ RUNTIMES = _declared()
 
 
 class Predictor(Protocol):
-    """A model that is ready to answer. `card` says what to feed it, `runtime` what runs it."""
+    """A model that is ready to predict. `card` says what to feed it, `runtime` what runs it."""
 
     card: Card
     runtime: str
@@ -69,7 +69,7 @@ class Describes(Protocol):
 
 @runtime_checkable
 class GivesFeatures(Protocol):
-    """A predictor of a network whose pooled features can be had: those before the classifier."""
+    """A predictor of a network that also gives its pooled features: those before the classifier."""
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, D]` of uint8 `[N, S, S, 3]`, as timm's `forward_head(forward_features(x), pre_logits=True)`."""
@@ -98,7 +98,9 @@ def choose(path: Path, runtime: str | None = None) -> str:
     """The runtime that will run `path`; `ConfigError` when `runtime` is asked for and cannot."""
     possible = _possible(path)
     if runtime is None:
-        return _preferred(path, possible)
+        if not RUNTIMES[possible[0]].suffix:
+            return _engine(path, possible)
+        return possible[-1] if sys.platform == "darwin" else possible[0]
     if runtime not in RUNTIMES:
         near = difflib.get_close_matches(runtime, RUNTIMES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -111,22 +113,18 @@ def choose(path: Path, runtime: str | None = None) -> str:
 def _possible(path: Path) -> tuple[str, ...]:
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such checkpoint, {_suffixes()}")
-    of_folder = (path / _WEIGHTS).is_file()
-    suffix = "" if of_folder else path.suffix or "none"
+    suffix = "" if (path / _WEIGHTS).is_file() else path.suffix or "none"
     fitting = tuple(name for name, runtime in RUNTIMES.items() if runtime.suffix == suffix)
     if not fitting:
-        raise CheckpointError(f"{path}: is no checkpoint folder, {_suffixes()}{_below(path)}")
+        checkpoints = sorted(p.parent for p in path.glob(f"**/{_WEIGHTS}")) if path.is_dir() else []
+        named = [p for p in checkpoints if p.name == "best"] or checkpoints
+        hint = f"; it holds the checkpoints {', '.join(map(str, named[:3]))}" if checkpoints else ""
+        raise CheckpointError(f"{path}: is no checkpoint folder, {_suffixes()}{hint}")
     return fitting
 
 
 def _suffixes() -> str:
     return " or ".join(sorted({runtime.suffix for runtime in RUNTIMES.values()} - {""}, reverse=True))
-
-
-def _preferred(path: Path, possible: tuple[str, ...]) -> str:
-    if not RUNTIMES[possible[0]].suffix:
-        return _engine(path, possible)
-    return possible[-1] if sys.platform == "darwin" else possible[0]
 
 
 def _engine(path: Path, engines: tuple[str, ...]) -> str:
@@ -135,9 +133,3 @@ def _engine(path: Path, engines: tuple[str, ...]) -> str:
     if trained in engines and not backends.missing(trained):
         return trained
     return "torch" if not backends.missing("torch") or backends.missing("mlx") else "mlx"
-
-
-def _below(path: Path) -> str:
-    checkpoints = sorted(p.parent for p in path.glob(f"**/{_WEIGHTS}")) if path.is_dir() else []
-    named = [p for p in checkpoints if p.name == "best"] or checkpoints
-    return f"; it holds the checkpoints {', '.join(map(str, named[:3]))}" if checkpoints else ""

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import backends
+from backends.contract import Weights
 from infer.runtimes import RUNTIMES, Predictor
 from models import manifest, registry
-from models.card import read_card
+from models.card import Card, read_card
+from models.registry import ModelSpec
 from models.weights import loading
 
 
@@ -18,10 +20,20 @@ def open(path: Path, engine: str, **options: Any) -> Predictor:
 
     Every file is checked against the manifest first. Raises `CheckpointError`, `WeightsError`, `BackendUnavailable`.
     """
+    card, spec, weights = read(path, engine)
+    return cast(Predictor, importlib.import_module(RUNTIMES[engine].module).open(card, spec, weights, **options))
+
+
+def read(path: Path, engine: str) -> tuple[Card, ModelSpec, Weights]:
+    """What `engine` needs of a checkpoint; raises as `open` does."""
     backends.require(engine)
     card = read_card(path)
     spec = registry.of_card(card, str(path))
     manifest.verify(path)
-    averaged = path / "ema.safetensors"
-    arrays, _ = loading.read(averaged if averaged.exists() else path / "model.safetensors")
-    return cast(Predictor, importlib.import_module(RUNTIMES[engine].module).open(card, spec, arrays, **options))
+    return card, spec, loading.read(weights_file(path))[0]
+
+
+def weights_file(path: Path) -> Path:
+    """The EMA weights of a checkpoint folder where it has them, else its weights."""
+    averaged = path / loading.EMA_FILE
+    return averaged if averaged.exists() else path / loading.MODEL_FILE

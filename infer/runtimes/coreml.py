@@ -39,25 +39,21 @@ class CoreMLPredictor:
     def logits(self, *images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 `[N, C]` of uint8 `[N, S, S, 3]` for each input, the package's own `logits` output."""
         arrays = pixels.checked(images, self.card)
-        parts = zip(*(split(array, self._batches or (1,)) for array in arrays), strict=True)
-        rows = self._answers(list(parts))
+        blocks = list(zip(*(pixels.split(array, self._batches or (1,)) for array in arrays), strict=True))
+        rows = self._predict(blocks) if blocks else []
         return np.concatenate([np.zeros((0, len(self.card.class_names)), np.float32), *rows])[: len(arrays[0])]
 
-    def _answers(self, parts: list[tuple[NDArray[np.uint8], ...]]) -> list[NDArray[np.float32]]:
-        """The logits of each part; single images pass in one call, which Core ML overlaps."""
-        if not parts:
-            return []
+    def _predict(self, blocks: list[tuple[NDArray[np.uint8], ...]]) -> list[NDArray[np.float32]]:
+        """The logits of each block; single images pass in one call, which Core ML overlaps."""
+        names = pixels.names(self.card, "images" if self._batches else "image")
+        feeds = [dict(zip(names, block, strict=True)) for block in blocks]
         if self._batches:
-            named = [dict(zip(pixels.names(self.card), block, strict=True)) for block in parts]
-            answers = [
-                self._model.predict({n: one.astype(np.float32) for n, one in inputs.items()}) for inputs in named
-            ]
+            outputs = [self._model.predict({n: array.astype(np.float32) for n, array in f.items()}) for f in feeds]
         else:
-            named = [dict(zip(pixels.names(self.card, "image"), block, strict=True)) for block in parts]
-            answers = self._model.predict(
-                [{n: Image.fromarray(one[0]) for n, one in inputs.items()} for inputs in named]
-            )
-        return [np.asarray(a["logits"], np.float32).reshape(len(p[0]), -1) for a, p in zip(answers, parts, strict=True)]
+            outputs = self._model.predict([{n: Image.fromarray(array[0]) for n, array in f.items()} for f in feeds])
+        return [
+            np.asarray(o["logits"], np.float32).reshape(len(b[0]), -1) for o, b in zip(outputs, blocks, strict=True)
+        ]
 
     def close(self) -> None:
         """Free the model."""
@@ -74,7 +70,7 @@ def open(path: Path, compute_units: ComputeUnits = "ALL") -> CoreMLPredictor:
         raise BackendUnavailable(f"{path}: Core ML runs on macOS only; name it {path}@mil_reference to check it here")
     package = mil_package.read(path)
     ct = mil_package.coremltools()
-    units, compiled = ct.ComputeUnit[compute_units], _compiled_place(path)
+    units, compiled = ct.ComputeUnit[compute_units], _compiled_path(path)
     if not compiled.is_dir():
         _compile(ct, path, compiled)
     try:
@@ -85,7 +81,7 @@ def open(path: Path, compute_units: ComputeUnits = "ALL") -> CoreMLPredictor:
     return CoreMLPredictor(package.card, model, batch_sizes(package))
 
 
-def _compiled_place(path: Path) -> Path:
+def _compiled_path(path: Path) -> Path:
     digest = hashlib.sha256(platform.mac_ver()[0].encode())
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         digest.update(f"{file.relative_to(path)} {manifest.sha256(file)}\n".encode())
@@ -93,7 +89,7 @@ def _compiled_place(path: Path) -> Path:
 
 
 def _compile(ct: Any, path: Path, target: Path) -> None:
-    """Put the compiled package in its place, all or nothing."""
+    """Compile the package to `target`, all or nothing."""
     # What is compiled is the same for all compute units; loading is fastest on the CPU.
     model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit["CPU_ONLY"])
     # A model that does not load is a warning in coremltools, and an error at the first prediction only.
@@ -121,16 +117,3 @@ def batch_sizes(package: mil_package.Package) -> tuple[int, ...]:
     array = feature.multiArrayType
     shapes = [s.shape for s in array.enumeratedShapes.shapes] or [array.shape]
     return tuple(sorted(int(shape[0]) for shape in shapes))
-
-
-def split(images: NDArray[np.uint8], batches: tuple[int, ...]) -> list[NDArray[np.uint8]]:
-    """Cut `images` into parts of allowed sizes, the largest first; the last is padded with its last image."""
-    parts: list[NDArray[np.uint8]] = []
-    start = 0
-    while start < len(images):
-        left = len(images) - start
-        size = max((b for b in batches if b <= left), default=min(batches))
-        block = images[start : start + size]
-        parts.append(np.concatenate([block, np.repeat(block[-1:], size - len(block), axis=0)]))
-        start += size
-    return parts

@@ -21,17 +21,17 @@ from models.registry import ModelSpec
 
 
 def open(spec: ModelSpec, weights: Weights, module_name: str) -> GradFn:
-    """The function that gives features and gradients; `place` names the module, -1 in it the last of a list."""
+    """The function that gives features and gradients; -1 in the dotted `module_name` is the last of a list."""
     device = best_device()
     network = models.build(spec)
     models.load_canonical(network, weights, f"the weights for {spec.name}")
     network.eval().requires_grad_(False).to(device)
     prep = spec.preprocessing
     mean, std = (torch.tensor(v, dtype=torch.float32, device=device) for v in (prep.mean, prep.std))
-    prepare, module = Input(mean, std, spec.in_chans, "fp32"), find(network, module_name, spec.name)
+    prepare, module = Input(mean, std, spec.in_chans, "fp32"), _find(network, module_name, spec.name)
 
     @memory_errors()
-    def feel(images: NDArray[np.uint8], classes: NDArray[np.int64]) -> Activations:
+    def gradients(images: NDArray[np.uint8], classes: NDArray[np.int64]) -> Activations:
         activations: list[Tensor] = []
 
         def take(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -47,16 +47,16 @@ def open(spec: ModelSpec, weights: Weights, module_name: str) -> GradFn:
         gradient = torch.autograd.grad(score, activations[0])[0]
         return Activations(*(_canonical(t.float(), spec) for t in (activations[0].detach(), gradient)))
 
-    return feel
+    return gradients
 
 
-def find(network: nn.Module, module_name: str, name: str) -> nn.Module:
-    """The module that the dotted `place` means; `ConfigError` where the model called `name` has none."""
+def _find(network: nn.Module, module_name: str, model_name: str) -> nn.Module:
+    """The module of that name; `ConfigError` where the model has none."""
     module: Any = network
-    for part in module_name.split("."):
-        module = module[-1] if part == "-1" else getattr(module, part, None)
+    for segment in module_name.split("."):
+        module = module[-1] if segment == "-1" else getattr(module, segment, None)
         if module is None:
-            raise ConfigError(f"model {name}: has no {module_name}, where Grad-CAM looks for the features")
+            raise ConfigError(f"model {model_name}: has no {module_name}, where Grad-CAM looks for the features")
     return module
 
 

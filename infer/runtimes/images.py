@@ -1,8 +1,12 @@
-"""The one check of what a predictor is given, and what an artefact's inputs are called. `data` decodes and resizes."""
+"""What predictors take: the check of images, batches of fixed sizes, and the names of an artefact's inputs.
+
+`data` decodes and resizes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +28,19 @@ def checked(images: Sequence[Images], card: Card) -> tuple[Images, ...]:
     if len({len(i) for i in images}) > 1:
         raise ValueError(f"each input must have as many images, got {', '.join(str(len(i)) for i in images)}")
     return tuple(images)
+
+
+def split(images: NDArray[Any], batches: Sequence[int]) -> list[NDArray[Any]]:
+    """Cut `images` into batches of the allowed sizes, the largest first; the last is padded with its last image."""
+    blocks: list[NDArray[Any]] = []
+    start = 0
+    while start < len(images):
+        left = len(images) - start
+        size = max((b for b in batches if b <= left), default=min(batches))
+        block = images[start : start + size]
+        blocks.append(np.concatenate([block, np.repeat(block[-1:], size - len(block), axis=0)]))
+        start += size
+    return blocks
 
 
 def names(card: Card, stem: str = "images") -> tuple[str, ...]:

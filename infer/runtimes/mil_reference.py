@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from backends import installed
 from config.errors import BackendUnavailable, WeightsError
 from infer.runtimes import images as pixels
-from infer.runtimes.coreml import batch_sizes, split
+from infer.runtimes.coreml import batch_sizes
 from infer.runtimes.mil import package as mil_package
 from infer.runtimes.mil import program as mil_program
 from infer.runtimes.mil.program import Program
@@ -47,19 +47,21 @@ class MilReferencePredictor:
     def exact(self, *images: NDArray[np.uint8]) -> NDArray[np.floating]:
         """`logits` in the evaluator's own dtype: float64 in that mode."""
         arrays = pixels.checked(images, self.card)
-        parts = zip(*(split(array, self._batches or (1,)) for array in arrays), strict=True)
-        rows = [self._answer(block) for block in parts]
+        blocks = zip(*(pixels.split(array, self._batches or (1,)) for array in arrays), strict=True)
+        rows = [self._predict(block) for block in blocks]
         empty = np.zeros((0, len(self.card.class_names)), np.float32)
         return np.concatenate([empty.astype(rows[0].dtype if rows else np.float32), *rows])[: len(arrays[0])]
 
-    def _answer(self, block: tuple[NDArray[np.uint8], ...]) -> NDArray[np.floating]:
-        form = [array if self._batches else np.moveaxis(array, 3, 1) for array in block]
-        named = pixels.names(self.card, "images" if self._batches else "image")
-        feeds = {name: array.astype(np.float32) for name, array in zip(named, form, strict=True)}
+    def _predict(self, block: tuple[NDArray[np.uint8], ...]) -> NDArray[np.floating]:
+        arrays = [array if self._batches else np.moveaxis(array, 3, 1) for array in block]
+        names = pixels.names(self.card, "images" if self._batches else "image")
+        feeds = {name: array.astype(np.float32) for name, array in zip(names, arrays, strict=True)}
         logits = cast("Tensor", self._evaluator.run(feeds)["logits"]).reshape(len(block[0]), -1).numpy()
         if logits.shape[1] != len(self.card.class_names):
-            columns, classes = logits.shape[1], len(self.card.class_names)
-            raise WeightsError(f"its program gives {columns} logits, its card says {classes} classes; convert it again")
+            classes = len(self.card.class_names)
+            raise WeightsError(
+                f"its program gives {logits.shape[1]} logits, its card says {classes} classes; convert it again"
+            )
         return logits
 
     def close(self) -> None:

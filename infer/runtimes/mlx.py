@@ -1,4 +1,4 @@
-"""A checkpoint in MLX, for answers only: a session of the MLX engine on the device that was asked for."""
+"""A checkpoint in MLX, for inference only: a session of the MLX engine on the requested device."""
 
 from __future__ import annotations
 
@@ -56,15 +56,10 @@ def open(
 
     Raises `BackendUnavailable` for a device that is not there, `WeightsError` for weights that do not fit.
     """
-    metal = mx.metal.is_available()
     if device not in (None, "cpu", "gpu") or (device == "gpu" and mx.default_device().type != mx.DeviceType.gpu):
         raise BackendUnavailable(f"--device {device}: MLX has no such device here; use cpu, or leave it out")
-    device_chosen = (
-        mx.default_device()
-        if device is None
-        else mx.Device(mx.DeviceType.cpu if device == "cpu" else mx.DeviceType.gpu)
-    )
-    fast = metal and device_chosen.type == mx.DeviceType.gpu if compile is None else compile
+    device_chosen = mx.default_device() if device is None else mx.Device(getattr(mx.DeviceType, device))
+    fast = mx.metal.is_available() and device_chosen.type == mx.DeviceType.gpu if compile is None else compile
     with mx.stream(device_chosen):
         opened = session.open(spec, weights, SessionConfig(precision=precision, compile=fast))
     return MLXPredictor(card, opened, device_chosen)

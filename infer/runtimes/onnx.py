@@ -47,29 +47,20 @@ class OnnxPredictor:
         arrays = pixels.checked(images, self.card)
         if not len(arrays[0]):
             return np.zeros((0, len(self.card.class_names)), np.float32)
-        feeds = {name: self._form(array) for name, array in zip(pixels.names(self.card), arrays, strict=True)}
+        feeds: dict[str, NDArray[Any]] = dict(zip(pixels.names(self.card), arrays, strict=True))
+        if self._floats:
+            feeds = {name: np.moveaxis(array, 3, 1) / np.float32(255) for name, array in feeds.items()}
         if self.providers[0] == onnx_cuda.TENSORRT:
             starts = range(0, len(arrays[0]), onnx_cuda.TENSORRT_BATCH)
-            parts = [{n: a[i : i + onnx_cuda.TENSORRT_BATCH] for n, a in feeds.items()} for i in starts]
-            return np.concatenate([self._bound(block, "cuda") for block in parts])
+            chunks = [{n: a[i : i + onnx_cuda.TENSORRT_BATCH] for n, a in feeds.items()} for i in starts]
+            return np.concatenate([self._bound(chunk, "cuda") for chunk in chunks])
         if self.providers[0] == onnx_cuda.CUDA:
             return self._bound(feeds, "cuda")
-        if self._batch:
-            return self._in_parts(feeds, self._batch)
-        return np.asarray(self._session.run(["logits"], feeds)[0], np.float32)
-
-    def _form(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        return np.moveaxis(images, 3, 1) / np.float32(255) if self._floats else images
-
-    def _in_parts(self, feeds: dict[str, NDArray[Any]], batch: int) -> NDArray[np.float32]:
-        count, rows = len(next(iter(feeds.values()))), []
-        for start in range(0, count, batch):
-            block = {name: array[start : start + batch] for name, array in feeds.items()}
-            short = min(start + batch - count, batch)
-            if short > 0:
-                block = {n: np.concatenate([a, np.repeat(a[-1:], short, axis=0)]) for n, a in block.items()}
-            rows.append(np.asarray(self._session.run(["logits"], block)[0], np.float32))
-        return np.concatenate(rows)[:count]
+        if not self._batch:
+            return np.asarray(self._session.run(["logits"], feeds)[0], np.float32)
+        blocks = zip(*(pixels.split(array, (self._batch,)) for array in feeds.values()), strict=True)
+        rows = [self._session.run(["logits"], dict(zip(feeds, block, strict=True)))[0] for block in blocks]
+        return np.concatenate(rows)[: len(arrays[0])].astype(np.float32)
 
     def _bound(self, feeds: dict[str, NDArray[Any]], device: str) -> NDArray[np.float32]:
         """One run with its inputs and output bound to `device`: one copy there and one back."""
@@ -128,7 +119,9 @@ def _session(path: Path, providers: tuple[str, ...] | None) -> Any:
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
-    chosen = tuple(map(_whole, providers or (p for p in _PREFERRED if p in available)))
+    full_names = {provider.removesuffix("ExecutionProvider").lower(): provider for provider in PROVIDERS}
+    wanted = providers or [p for p in _PREFERRED if p in available]
+    chosen = tuple(full_names.get(name.lower(), name) for name in wanted)  # an unknown name stays as it is
     absent = [p for p in chosen if p not in available]
     if absent:
         what = f"{path}: ONNX Runtime has no {', '.join(absent)} here; it has {', '.join(available)}"
@@ -143,6 +136,8 @@ def _try(path: Path, chosen: tuple[str, ...]) -> Any:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
+    # What it raises for a damaged or foreign file; these have no common base.
+    faults = errors.InvalidProtobuf, errors.InvalidGraph, errors.InvalidArgument, errors.Fail, errors.NotImplemented
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     onnx_cuda.preload(chosen)
@@ -151,8 +146,9 @@ def _try(path: Path, chosen: tuple[str, ...]) -> Any:
         options.add_free_dimension_override_by_name("batch", _COREML_BATCH)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=configured)
-    except _cannot_load(errors) as error:
-        raise WeightsError(f"{path}: ONNX Runtime cannot load it ({_line(error)}); convert it again") from error
+    except faults as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path}: ONNX Runtime cannot load it ({reason}); convert it again") from error
 
 
 def _coreml_options() -> dict[str, str]:
@@ -162,30 +158,15 @@ def _coreml_options() -> dict[str, str]:
     return {"ModelFormat": "MLProgram", "RequireStaticInputShapes": "1", "ModelCacheDirectory": str(compiled)}
 
 
-def _whole(name: str) -> str:
-    """`cuda` or `CUDAExecutionProvider` to the latter; an unknown name stays as it is."""
-    short = {provider.removesuffix("ExecutionProvider").lower(): provider for provider in PROVIDERS}
-    return short.get(name.lower(), name)
-
-
-def _cannot_load(errors: Any) -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises for a damaged or foreign file; its errors have no common base."""
-    return errors.InvalidProtobuf, errors.InvalidGraph, errors.InvalidArgument, errors.Fail, errors.NotImplemented
-
-
 def _check_signature(session: Any, card: Card, path: Path) -> None:
     sizes, classes = [prep.size for prep in card.inputs], len(card.class_names)
     inputs = [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()]
-    named = list(zip(pixels.names(card), sizes, strict=True))
-    wanted = [(name, "tensor(uint8)", [size, size, 3]) for name, size in named]
-    floats = [(name, "tensor(float)", [3, size, size]) for name, size in named]
-    answers = [(o.name, o.shape[1:]) for o in session.get_outputs()]
+    size_of = dict(zip(pixels.names(card), sizes, strict=True))
+    wanted = [(name, "tensor(uint8)", [size, size, 3]) for name, size in size_of.items()]
+    floats = [(name, "tensor(float)", [3, size, size]) for name, size in size_of.items()]
+    outputs = [(o.name, o.shape[1:]) for o in session.get_outputs()]
     known = [("logits", [classes]), ("probabilities", [classes])]
-    if inputs not in (wanted, floats) or answers not in (known[:1], known):
+    if inputs not in (wanted, floats) or outputs not in (known[:1], known):
         raise WeightsError(
-            f"{path}: takes {inputs} and gives {answers}, its card says {wanted} and {classes} logits; convert it again"
+            f"{path}: takes {inputs} and gives {outputs}, its card says {wanted} and {classes} logits; convert it again"
         )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -17,7 +17,7 @@ from config.places import cache_folder
 
 TENSORRT, CUDA = "TensorrtExecutionProvider", "CUDAExecutionProvider"
 NVIDIA = (TENSORRT, CUDA)
-# TensorRT builds an engine for a range of batches, which takes minutes; larger batches pass in parts.
+# TensorRT builds an engine for a range of batches, which takes minutes; larger batches are split.
 TENSORRT_BATCH = 64
 _REMEDY = (
     "it needs onnxruntime-gpu in place of onnxruntime, with the CUDA and cuDNN that it was built for: "
@@ -78,12 +78,11 @@ def check(asked: Sequence[str], present: Sequence[str], explicit: bool, path: Pa
     `BackendUnavailable` where the user asked for one that did not load, a warning where it was the automatic choice.
     """
     absent = [provider for provider in asked if provider not in present]
-    if not absent:
-        return
     what = f"{path}: ONNX Runtime lists {', '.join(absent)}, which does not load here"
-    if explicit:
+    if absent and explicit:
         raise BackendUnavailable(f"{what}{remedy(absent)}")
-    warnings.warn(f"{what}: it runs on {present[0]}{remedy(absent)}", TandemWarning, stacklevel=2)
+    if absent:
+        warnings.warn(f"{what}: it runs on {present[0]}{remedy(absent)}", TandemWarning, stacklevel=2)
 
 
 def remedy(absent: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
-"""A checkpoint in torch, for answers only: no optimizer, any device, compiled or channels-last where asked.
+"""A checkpoint in torch, for inference only: no optimizer, any device, compiled or channels-last where asked.
 
-The network and its arithmetic are those of the torch engine's sessions (`backends.torch`), so that both answer alike.
+The network and its arithmetic are those of the torch engine's sessions (`backends.torch`), so that both predict alike.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class TorchPredictor:
         while start < len(images):
             chunk = images[start : start + self._chunk]
             try:
-                rows.append(self._answer(forward, chunk))
+                rows.append(self._run(forward, chunk))
             except OutOfMemory as error:
                 self._shrink(len(chunk), error)
                 continue
@@ -92,7 +92,7 @@ class TorchPredictor:
         return np.concatenate(rows)
 
     @memory_errors()
-    def _answer(self, forward: compiling.Forward, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _run(self, forward: compiling.Forward, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(images)
         if self._compiled:  # few shapes: every new one is compiled
             padded = min(self._chunk, 1 << (count - 1).bit_length())

@@ -36,9 +36,9 @@ def bits(packed: NDArray[np.uint8], width: int, count: int) -> NDArray[np.uint8]
 
 def _affine(quantized_data: Array, zero_point: Array, scale: Array, axis: Array) -> Array:
     def along(vector: Array) -> Array:
-        places = [1] * quantized_data.ndim
-        places[int(axis)] = -1
-        return vector.reshape(places) if vector.ndim else vector
+        sizes = [1] * quantized_data.ndim
+        sizes[int(axis)] = -1
+        return vector.reshape(sizes) if vector.ndim else vector
 
     shifted = quantized_data.astype(np.float32) - along(zero_point).astype(np.float32)
     return (shifted * along(scale).astype(np.float32)).astype(scale.dtype)
@@ -63,10 +63,6 @@ def _lookup_tables(indices: Array, lut: Array) -> Array:
     return lut.reshape(-1, entries)[numbers, indices]
 
 
-def _blockwise(data: Array, scale: Array) -> Array:
-    return (data.astype(np.float32) * _by_block(scale.astype(np.float32), data.shape)).astype(scale.dtype)
-
-
 def _by_block(values: Array, shape: tuple[int, ...]) -> Array:
     """One value for each block, repeated over its block in an array of `shape`."""
     if values.ndim != len(shape) or any(not n or d % n for n, d in zip(values.shape, shape, strict=True)):
@@ -82,6 +78,11 @@ KINDS: dict[tuple[str, frozenset[str]], Callable[..., Array]] = {
         ("constexpr_affine_dequantize", _affine),
         ("constexpr_lut_to_dense", _lookup),
         ("constexpr_lut_to_dense", _lookup_tables),
-        ("constexpr_blockwise_shift_scale", _blockwise),
+        (
+            "constexpr_blockwise_shift_scale",
+            lambda data, scale: (data.astype(np.float32) * _by_block(scale.astype(np.float32), data.shape)).astype(
+                scale.dtype
+            ),
+        ),
     )
 }

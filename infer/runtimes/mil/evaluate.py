@@ -1,4 +1,4 @@
-"""Executes the operations of a Core ML program one by one. Reading it is `program`'s, images `reference`'s.
+"""Executes the operations of a Core ML program one by one; `program` reads it, `mil_reference` feeds it images.
 
 Nothing is guessed: an operation, an argument, a mode or a shape that is not known raises `UnsupportedOperation`.
 "native" computes each operation in float32 and rounds its result to the declared dtype, as an engine with fp32
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from config.errors import UnsupportedOperation, WeightsError
 from infer.runtimes.mil.ops import OPERATIONS, Result, Value
-from infer.runtimes.mil.program import Argument, Constant, Declared, Named, Operation, Program
+from infer.runtimes.mil.program import Constant, Declared, Named, Operation, Program
 
 Mode = Literal["native", "float64"]
 
@@ -50,23 +50,21 @@ class Evaluator:
         return {name: self._lookup(name, values) for name in self.program.outputs}
 
     def _results(self, operation: Operation, values: Mapping[str, Result]) -> Sequence[Result]:
-        arguments = {name: self._argument(name, values_of, values) for name, values_of in operation.inputs.items()}
+        arguments: dict[str, object] = {}
+        for name, bound in operation.inputs.items():
+            results = [self._lookup(a.name, values) if isinstance(a, Named) else self._value(a) for a in bound]
+            arguments[name] = results if name == "values" else results[0]
         try:
             result = OPERATIONS[operation.kind](**arguments)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             where = operation.outputs[0].name
             raise UnsupportedOperation(f"{operation.kind} ({where}) cannot be computed: {error}") from error
-        many = isinstance(result, (tuple, list))
-        results: Sequence[Result] = result if many else [result]
-        if len(results) != len(operation.outputs):
+        outputs: Sequence[Result] = result if isinstance(result, (tuple, list)) else [result]
+        if len(outputs) != len(operation.outputs):
             raise UnsupportedOperation(
-                f"{operation.kind} gives {len(results)} values, the program declares {len(operation.outputs)}"
+                f"{operation.kind} gives {len(outputs)} values, the program declares {len(operation.outputs)}"
             )
-        return results
-
-    def _argument(self, name: str, bound: tuple[Argument, ...], values: Mapping[str, Result]) -> object:
-        results = [self._lookup(a.name, values) if isinstance(a, Named) else self._value(a) for a in bound]
-        return results if name == "values" else results[0]
+        return outputs
 
     def _lookup(self, name: str, values: Mapping[str, Result]) -> Result:
         if name in self._constants:

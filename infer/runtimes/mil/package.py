@@ -1,6 +1,6 @@
-"""Reads an `.mlpackage`: its specification, its card, the folder of its weights. Also the one door to coremltools.
+"""Reads an `.mlpackage`: its specification, its card, the folder of its weights. Also imports coremltools for all.
 
-Nothing here runs a model; `coreml` and `reference` do.
+Nothing here runs a model; `coreml` and `mil_reference` do.
 """
 
 from __future__ import annotations

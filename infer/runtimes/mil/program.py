@@ -136,7 +136,12 @@ class _Reader:
             raise UnsupportedOperation(
                 f"operation {operation.type} with {what} is not known to the reference evaluator"
             )
-        inputs = {name: tuple(map(self._argument, value.arguments)) for name, value in operation.inputs.items()}
+        inputs = {
+            name: tuple(
+                Named(a.name) if a.WhichOneof("binding") == "name" else self._value(a.value) for a in value.arguments
+            )
+            for name, value in operation.inputs.items()
+        }
         return Operation(operation.type, inputs, tuple(map(self.declared, operation.outputs)))
 
     def declared(self, named: Any) -> Declared:
@@ -144,9 +149,6 @@ class _Reader:
             return Declared(named.name, None, ())
         dtype, shape = self._tensor_type(named.type.tensorType)
         return Declared(named.name, dtype, shape)
-
-    def _argument(self, argument: Any) -> Argument:
-        return Named(argument.name) if argument.WhichOneof("binding") == "name" else self._value(argument.value)
 
     def _tensor_type(self, tensor: Any) -> tuple[np.dtype | None, tuple[int | None, ...]]:
         name = self._dtype_name(tensor.dataType)
