@@ -110,7 +110,7 @@ def analyse(
         metric=plan.metric,
         expected={name: scores.interval(name, judged, table.targets, table.classes, plan.seed) for name in METRICS},
         folds=_folds(table, evaluation),
-        histogram=_histogram(judged.confidence, judged.predicted == table.targets),
+        histogram=histogram(judged.confidence, judged.predicted == table.targets),
         mistakes=_mistakes(table, judged, class_names),
         confused=_confused(judged.predicted, table.targets, class_names),
         agreement=_agreement(table),
@@ -128,8 +128,8 @@ def _folds(table: Table, evaluation: Nested) -> list[dict[str, Any]]:
     return rows
 
 
-def _histogram(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> dict[str, list[float]]:
-    """How many right and wrong answers have a top-1 probability between each two `edges`."""
+def histogram(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> dict[str, list[float]]:
+    """How many right and wrong predictions have a top-1 probability between each two `edges`."""
     edges = np.linspace(0, 1, _HISTOGRAM + 1)
     right, wrong = (np.histogram(confidence[which], edges)[0] for which in (correct, ~correct))
     return {"edges": edges.tolist(), "right": right.tolist(), "wrong": wrong.tolist()}

@@ -1,5 +1,5 @@
-"""The command line: `python -m infer` answers images, `evaluate` scores members on labelled ones, `fit` fits an
-ensemble, `oof` answers out-of-fold images with TTA views, `validate` checks a submission, `teacher` writes what a
+"""The command line: `python -m infer` predicts images, `evaluate` scores members on labelled ones, `fit` fits an
+ensemble, `oof` predicts out-of-fold images with TTA views, `validate` checks a submission, `teacher` writes what a
 student learns from.
 
 Errors of `config.errors` become one line on standard error and an exit code; everything else is a bug.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from config.errors import ConfigError
@@ -18,6 +18,7 @@ from config.program.parser import Parser, whole
 from config.text import counted, nearest, shown
 
 # What a command needs is imported when it is called: --help does not wait for SciPy and scikit-learn.
+COMMANDS = ("evaluate", "fit", "oof", "validate", "adapt", "serve", "teacher")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,20 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if words and words[0] in COMMANDS:
-        return COMMANDS[words[0]](words[1:])
+        if words[0] == "teacher":
+            return _teacher(words[1:])
+        return int(importlib.import_module(f"infer.commands.{words[0]}").main(words[1:]))
     if words and not words[0].startswith("-"):
         raise ConfigError(
-            f"{shown(words[0])}: no such command{nearest(words[0], list(COMMANDS))} there are {', '.join(COMMANDS)}; "
+            f"{shown(words[0])}: no such command{nearest(words[0], COMMANDS)} there are {', '.join(COMMANDS)}; "
             "images to predict are given by --images; see python -m infer --help"
         )
     from infer.commands import predict
 
     return predict.main(words)
-
-
-def _command(name: str) -> Callable[[list[str]], int]:
-    """The `main` of a command's module, imported when it is called."""
-    return lambda words: int(importlib.import_module(f"infer.commands.{name}").main(words))
 
 
 def _teacher(words: list[str]) -> int:
@@ -72,24 +70,17 @@ def _teacher(words: list[str]) -> int:
     from infer import teacher
 
     ensemble_file.refuse_existing(asked.out)
-    seen = views.expand(asked.tta)
-    answers = teacher.answer(
-        *(asked.runs, asked.images, seen, asked.id_column, asked.batch_size, asked.workers),
+    predictions = teacher.answer(
+        *(asked.runs, asked.images, views.expand(asked.tta), asked.id_column, asked.batch_size, asked.workers),
         on_bad_image=asked.on_bad_image,
     )
-    teacher_file.write(asked.out, answers)
-    folds = np.unique(answers.fold)
+    teacher_file.write(asked.out, predictions)
+    folds, images = (len(np.unique(column)) for column in (predictions.fold, predictions.ids))
     print(
-        f"wrote {asked.out}: {counted(len(answers.ids), 'answer')} for {counted(len(folds), 'fold')}, "
-        f"{counted(len(np.unique(answers.ids)), 'image')}"
+        f"wrote {asked.out}: {counted(len(predictions.ids), 'answer')} for {counted(folds, 'fold')}, "
+        f"{counted(images, 'image')}"
     )
     return 0
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    **{name: _command(name) for name in ("evaluate", "fit", "oof", "validate", "adapt", "serve")},
-    "teacher": _teacher,
-}
 
 
 if __name__ == "__main__":

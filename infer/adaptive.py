@@ -1,7 +1,7 @@
 """Adaptive test-time augmentation: one member and one view for every image, all of them for those that are unsure.
 
 An image is unsure when the margin between its two greatest probabilities is under a threshold, which `fit` finds on
-answers to images that no answering member was trained on (OOF). How often that is right is said when it is fitted.
+out-of-fold (OOF) predictions. `FittedMargin` reports what it costs in accuracy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from infer.prepare import Prepared
 
 @dataclass(frozen=True)
 class FittedMargin:
-    """What a threshold does to N images: accuracies in [0, 1], and the mean number of `passes` an image costs."""
+    """The effect of a threshold on N images: accuracies in [0, 1], and the mean number of `passes` per image."""
 
     threshold: float
     rows: int
@@ -50,17 +50,16 @@ def margin(log_probabilities: ArrayLike) -> Floats:
 def fit(
     first: ArrayLike, full: ArrayLike, targets: NDArray[np.int64], full_passes: int, loss: float = 0.0
 ) -> FittedMargin:
-    """The smallest threshold whose accuracy is at most `loss` below that of the full answers.
+    """The smallest threshold whose accuracy is at most `loss` below that of the full predictions.
 
-    `first` and `full` are log probabilities `[N, C]` of one pass and of `full_passes`. Where accuracy rises above the
-    full one at first and falls later, the smallest threshold counts all the same: it is the cheapest.
+    `first` and `full` are log probabilities `[N, C]` of one pass and of `full_passes`. Where accuracy first rises above
+    the full one and falls later, the smallest threshold is still taken: it is the cheapest.
     """
     sure, first_label, all_of_them = margin(first), np.asarray(first).argmax(axis=1), np.asarray(full).argmax(axis=1)
     order = np.argsort(sure, kind="stable")
     gained = (all_of_them == targets)[order].astype(int) - (first_label == targets)[order]
-    correct = (
-        np.concatenate([[0], np.cumsum(gained)]) + (first_label == targets).sum()
-    )  # when the k least sure get everything
+    # Right predictions when the k least sure images get everything.
+    correct = np.concatenate([[0], np.cumsum(gained)]) + (first_label == targets).sum()
     wanted = (all_of_them == targets).sum() - loss * len(targets)
     edges = np.append(sure[order], np.inf)
     ends = np.flatnonzero(np.append(np.diff(edges) > 0, True))  # equal margins are sure or unsure together
@@ -89,29 +88,22 @@ class AdaptiveForward:
     first: int
 
     def answer(self, batches: Sequence[Prepared]) -> list[Predictions]:
-        """The answers to a round; where an image was sure, all members' votes are that of the first."""
-        logs = [self._first(batch) for batch in batches]
-        firsts = [log_softmax(logits, self._temperature) for logits in logs]
-        unsure = [self._unsure(batch, first) for batch, first in zip(batches, firsts, strict=True)]
+        """The predictions of a round; for a sure image all members' votes are that of the first."""
+        logs = [self.panel.once(self.first, batch.images) for batch in batches]
+        temperature = self.panel.ensemble.members[self.first].temperature
+        firsts = [log_softmax(logits, temperature) for logits in logs]
+        unsure = [
+            np.flatnonzero((margin(first)[: len(batch.rows)] < self.threshold) & ~np.isin(batch.rows, [*batch.errors]))
+            for batch, first in zip(batches, firsts, strict=True)
+        ]
         probabilities = [np.exp(first).astype(np.float32) for first in firsts]
         chosen = [np.repeat(first.argmax(axis=1)[:, None], len(self.panel.places), axis=1) for first in firsts]
         self._second(batches, logs, unsure, probabilities, chosen)
         more = len(self.panel.places) * len(self.panel.ensemble.views) - 1
         return [
-            finish(batch, rows, votes, len(batch.rows) + more * len(places))
-            for batch, rows, votes, places in zip(batches, probabilities, chosen, unsure, strict=True)
+            finish(batch, rows, votes, len(batch.rows) + more * len(positions))
+            for batch, rows, votes, positions in zip(batches, probabilities, chosen, unsure, strict=True)
         ]
-
-    @property
-    def _temperature(self) -> float:
-        return self.panel.ensemble.members[self.first].temperature
-
-    def _first(self, batch: Prepared) -> NDArray[np.float32]:
-        return self.panel.once(self.first, batch.images)
-
-    def _unsure(self, batch: Prepared, first: Floats) -> NDArray[np.int64]:
-        bad = np.isin(batch.rows, list(batch.errors))
-        return np.flatnonzero((margin(first)[: len(batch.rows)] < self.threshold) & ~bad)
 
     def _second(
         self,
@@ -121,21 +113,21 @@ class AdaptiveForward:
         probabilities: list[NDArray[np.float32]],
         chosen: list[NDArray[np.int64]],
     ) -> None:
-        """Answer the unsure images of the round in whole batches, and put the answers in their places."""
-        where = [(number, place) for number, places in enumerate(unsure) for place in places.tolist()]
+        """Predict the unsure images of the round in full batches, and put the results into their rows."""
+        where = [(number, row) for number, rows in enumerate(unsure) for row in rows.tolist()]
         size = len(batches[0].images[0])
         key = (self.first, self.panel.ensemble.views[0])
         for start in range(0, len(where), size):
             chunk = where[start : start + size]
             images = gather(batches, chunk, self.panel.sources)
             logits = np.zeros((size, logs[0].shape[1]), np.float32)
-            logits[: len(chunk)] = [logs[number][place] for number, place in chunk]
+            logits[: len(chunk)] = [logs[number][row] for number, row in chunk]
             known: Known = {key: [logits]}
             alone = self.panel.alone([images], known)[0]
-            mixed = self.panel.mix(alone)
-            for row, (number, place) in enumerate(chunk):
-                probabilities[number][place] = mixed[row]
-                chosen[number][place] = [answer[row].argmax() for answer in alone]
+            mixed = self.panel.finish.probabilities(alone)
+            for k, (number, row) in enumerate(chunk):
+                probabilities[number][row] = mixed[k]
+                chosen[number][row] = [rows[k].argmax() for rows in alone]
 
 
 def check(ensemble: Ensemble) -> float:
@@ -149,5 +141,5 @@ def check(ensemble: Ensemble) -> float:
 
 
 def strongest(ensemble: Ensemble) -> int:
-    """The member that answers first: the one of greatest weight."""
+    """The member that predicts first: the one of greatest weight."""
     return int(np.argmax([member.weight for member in ensemble.members]))

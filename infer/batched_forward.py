@@ -1,7 +1,7 @@
-"""From prepared batches to answers: every member, every view, merged and mixed. Runs in the members' own thread.
+"""From prepared batches to predictions: every member, every view, merged and mixed. Runs in the members' thread.
 
-A round is some batches in a row that are answered together: one where all members stay in memory, several where each is
-opened once for all of them, or where the unsure images of several batches get their extra views together.
+A round is a number of successive batches that are predicted together: one where all members stay in memory, several
+where each is opened once for all of them, or where the unsure images of several batches get their extra views together.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from ensemble.calibration.scaling import Floats
 from ensemble.ensemble_file import Ensemble
 from ensemble.member import Member
 from ensemble.postprocess import Postprocess
-from ensemble.weighting.average import Merge
 from infer.model_cache import ModelCache
 from infer.prepare import Prepared
 from infer.runtimes import Predictor
 from infer.timings import Timings
 
 Images = NDArray[np.uint8]
-# For (member, view), the logits of each batch: answers that are known already.
+# For (member, view), the logits of each batch that are already computed.
 Known = Mapping[tuple[int, str], Sequence[NDArray[np.float32]]]
 _ROUND_BYTES = 256 * 2**20
 
 
 class Predictions(NamedTuple):
-    """Answers to one batch of n images of M members.
+    """Predictions of M members for one batch of n images.
 
     `rows` int64 `[n]` is the images' positions in the input; `probabilities` float32 `[n, C]` are the ensemble's;
     `votes` int64 `[n, M]` is the class that each member alone, with all views, would choose. Of an image that `errors`
@@ -48,10 +47,10 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EnsembleForward:
-    """The members of an ensemble with what they are to see.
+    """The members of an ensemble and their inputs.
 
-    `places[m]` is the place of the ensemble's member m among the opened `members`, `inputs_of[m]` those of its pixels
-    in a `Prepared`.
+    `places[m]` is the index of the ensemble's member m among the opened `members`, `inputs_of[m]` are those of its
+    pixels in a `Prepared`.
     """
 
     ensemble: Ensemble
@@ -63,45 +62,41 @@ class EnsembleForward:
 
     @property
     def sources(self) -> set[int]:
-        """The places of all pixels that its members see."""
+        """The indices of all pixels that its members see."""
         return {source for sources in self.inputs_of for source in sources}
 
-    @property
-    def merge(self) -> Merge:
-        """How the views of a member merge."""
-        return self.ensemble.view_merge
-
     def answer(self, batches: Sequence[Prepared]) -> list[Predictions]:
-        """The answers to a round."""
+        """The predictions of a round."""
         alone = self.alone([batch.images for batch in batches])
         passes = len(self.places) * len(self.ensemble.views)  # of each image
         return [
-            finish(batch, self.mix(answers), votes(answers), passes * len(batch.rows))
-            for batch, answers in zip(batches, alone, strict=True)
+            finish(
+                batch,
+                self.finish.probabilities(logs),
+                np.stack([rows.argmax(axis=1) for rows in logs], axis=1),
+                passes * len(batch.rows),
+            )
+            for batch, logs in zip(batches, alone, strict=True)
         ]
 
     def alone(self, batches: Sequence[Sequence[Images]], known: Known | None = None) -> list[list[Floats]]:
         """For each batch and each member float64 `[B, C]`: its log probabilities with all views."""
-        merging = [[merge.start(self.merge) for _ in self.places] for _ in batches]
+        merging = [[merge.start(self.ensemble.view_merge) for _ in self.places] for _ in batches]
         for mine in self.members.groups(range(len(self.places))):
             for number, m, logits in self._pass(batches, mine, known or {}):
                 merging[number][m].add(logits, temperature=self.finish.view_temperature(self.ensemble.members[m]))
         return [[merger.log_probabilities() for merger in merged] for merged in merging]
 
     def once(self, m: int, images: Sequence[Images]) -> NDArray[np.float32]:
-        """float32 `[B, C]`: what member m says of the first view of a batch."""
+        """float32 `[B, C]`: the logits of member m for the first view of a batch."""
         forms = [views.apply(self.ensemble.views[0], images[source]) for source in self.inputs_of[m]]
         with self.members.held([self.places[m]]) as predictors:
             return self._logits(m, predictors[self.places[m]], forms)
 
-    def mix(self, alone: Sequence[Floats]) -> NDArray[np.float32]:
-        """float32 `[B, C]`: the ensemble's probabilities from its members' log probabilities."""
-        return self.finish.probabilities(alone)
-
     def _pass(
         self, batches: Sequence[Sequence[Images]], mine: Sequence[int], known: Known
     ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-        """(batch, member, logits) of members that are open together; each view of a batch is made once."""
+        """(batch, member, logits) of members that are open together; each view of a batch is computed once."""
         with self.members.held([self.places[m] for m in mine]) as predictors:
             for number, images in enumerate(batches):
                 for view in self.ensemble.views:
@@ -134,9 +129,9 @@ def finite(member: Member, what: str, rows: NDArray[np.float32]) -> NDArray[np.f
 
 
 def gather(batches: Sequence[Prepared], where: Sequence[tuple[int, int]], sources: Set[int]) -> list[Images]:
-    """Pixels of (batch, place) pairs, at most a batch of them: uint8 `[B, S, S, 3]`, black behind them.
+    """Pixels of (batch, row) pairs, at most a batch of them: uint8 `[B, S, S, 3]`, black after them.
 
-    Those of `sources` alone are gathered; the others stay those of the first batch.
+    Only those of `sources` are gathered; the others are those of the first batch.
     """
     images = list(batches[0].images)
     for source in sources:
@@ -147,13 +142,8 @@ def gather(batches: Sequence[Prepared], where: Sequence[tuple[int, int]], source
     return images
 
 
-def votes(alone: Sequence[Floats]) -> NDArray[np.int64]:
-    """int64 `[B, M]`: the class that each member chooses."""
-    return np.stack([answer.argmax(axis=1) for answer in alone], axis=1)
-
-
 def finish(batch: Prepared, probabilities: NDArray[np.float32], chosen: NDArray[np.int64], passes: int) -> Predictions:
-    """The answers to the batch's own images, without padding and without what unreadable ones would have got."""
+    """The predictions of the batch's images, without padding; those of unreadable images are NaN and -1."""
     count = len(batch.rows)
     probabilities, chosen = probabilities[:count].copy(), chosen[:count].copy()
     for row in batch.errors:
@@ -162,7 +152,7 @@ def finish(batch: Prepared, probabilities: NDArray[np.float32], chosen: NDArray[
 
 
 def batches_per_round(pixels: int, several: bool, most: int = 64) -> int:
-    """How many batches of `pixels` bytes are answered together: one, or `several`, within 256 MiB."""
+    """How many batches of `pixels` bytes are predicted together: one, or `several`, within 256 MiB."""
     return max(1, min(most, _ROUND_BYTES // max(pixels, 1))) if several else 1
 
 

@@ -1,11 +1,11 @@
-"""Pooled features before the classifier, for retrieval and linear probes: what has them, and the files they go to.
+"""Pooled features before the classifier, for retrieval and linear probes: which members give them, and their files.
 
 They are of one checkpoint on torch or MLX. The runner computes them (`Runner.features`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +58,7 @@ def check(ensemble: Ensemble) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Everything about the file that can be refused before the work."""
+    """Refuse an unknown suffix, an existing file, a missing library or folder before any prediction."""
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--features {path}: give a name that ends in {' or '.join(SUFFIXES)}")
     if path.suffix == ".parquet" and not installed("pyarrow"):
@@ -73,15 +73,9 @@ def check_file(path: Path) -> None:
         raise ConfigError(f"--features {path}: {path.parent} cannot be made a folder ({error.strerror})") from error
 
 
-def stacked(batches: Iterable[Pooled]) -> NDArray[np.float32]:
-    """float32 `[N, D]` of all batches; `[0, 0]` where there are none."""
-    rows = [batch.features for batch in batches]
-    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
-
-
 def write(path: Path, table: Table) -> None:
     """Write an `.npz` (`ids`, `features`, `labels` where known) or a Parquet file (`id`, `features`: a list of D
-    float32, `label`), beside its place and then renamed; `ConfigError` when it exists already."""
+    float32, `label`), atomically; `ConfigError` when it exists already."""
     with atomic_path(path) as unfinished:
         (_parquet if path.suffix == ".parquet" else _npz)(unfinished, table)
         if path.exists():

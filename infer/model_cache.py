@@ -1,4 +1,4 @@
-"""Which members are in memory: all of them, or one after another where they do not fit. One thread does all their work.
+"""Keeps members in memory: all of them, or one after another where they do not fit. One thread does all their work.
 
 Whether they fit is measured while they are opened. That one thread also makes a runner safe to use from many, since
 MLX's arrays belong to the thread that made them.
@@ -27,16 +27,26 @@ _Result = TypeVar("_Result")
 
 
 def free_memory() -> int:
-    """Bytes that this machine can still give without swapping."""
+    """Bytes that this machine can still allocate without swapping."""
     return int(psutil.virtual_memory().available)
 
 
 def choose_runtimes(members: Sequence[Member], shared: RunOptions = NONE_GIVEN) -> list[str]:
-    """The runtime of each member, after paths, runtimes and options of all were checked; nothing is opened."""
+    """The runtime of each member; nothing is opened.
+
+    `ConfigError` for a runtime or an option of a member that does not fit, and for a shared option that no runtime of
+    the members takes.
+    """
     chosen = [runtimes.choose(member.path, member.runtime) for member in members]
     for member, runtime in zip(members, chosen, strict=True):
         _options(str(member), runtime, member.options, shared)
-    _check_used(shared, chosen)
+    running = sorted(set(chosen))
+    for key in shared.given():
+        if not any(key in RUNTIMES[name].options for name in running):
+            fitting = " or ".join(name for name, runtime in RUNTIMES.items() if key in runtime.options)
+            raise ConfigError(
+                f"--{key}: is for members on {fitting}, and these run on {', '.join(running)}; leave it out"
+            )
     return chosen
 
 
@@ -48,27 +58,16 @@ def open_one(member: Member, shared: RunOptions = NONE_GIVEN) -> Predictor:
     return runtimes.open(member.path, member.runtime, **named)
 
 
-def _options(name: str, runtime: str, own: RunOptions, shared: RunOptions) -> dict[str, Any]:
-    """The options that the member `name` is opened with; its own win.
+def _options(name: str, runtime: str, local: RunOptions, shared: RunOptions) -> dict[str, Any]:
+    """The options that the member `name` is opened with; its `local` ones override the `shared` ones.
 
-    `ConfigError` for one of its own that its runtime does not take; shared ones that it does not take are left out.
+    `ConfigError` for a local option that its runtime does not take; shared ones that it does not take are left out.
     """
     takes = RUNTIMES[runtime].options
-    wrong = [key for key in own.given() if key not in takes]
+    wrong = [key for key in local.given() if key not in takes]
     if wrong:
         raise ConfigError(f"{name}: {runtime} takes no option {wrong[0]!r}; it takes {', '.join(takes) or 'none'}")
-    return {key: value for key, value in shared.given().items() if key in takes} | own.given()
-
-
-def _check_used(shared: RunOptions, names: Sequence[str]) -> None:
-    """`ConfigError` when an option is given for all members and no member's runtime takes it."""
-    running = sorted(set(names))
-    for key in shared.given():
-        if not any(key in RUNTIMES[name].options for name in running):
-            fitting = " or ".join(name for name, runtime in RUNTIMES.items() if key in runtime.options)
-            raise ConfigError(
-                f"--{key}: is for members on {fitting}, and these run on {', '.join(running)}; leave it out"
-            )
+    return {key: value for key, value in shared.given().items() if key in takes} | local.given()
 
 
 class ModelCache:
@@ -87,7 +86,7 @@ class ModelCache:
         self.described: list[str] = []
         self._thread, self._process = ThreadPoolExecutor(1, "tandem-compute"), os.getpid()
         try:
-            self.cards: list[Card] = self.run(lambda: self._look(keep))
+            self.cards: list[Card] = self.run(lambda: self._open_all(keep))
         except BaseException:
             self.close()
             raise
@@ -103,8 +102,8 @@ class ModelCache:
         return self._thread.submit(work).result()
 
     def check_process(self) -> None:
-        """`BackendUnavailable` in a process that was forked since: it lacks the members' thread and those of their
-        runtimes, and would wait for them for ever."""
+        """`BackendUnavailable` in a process that was forked since: it lacks the threads of the members and of their
+        runtimes, and would wait for them forever."""
         if os.getpid() != self._process:
             raise BackendUnavailable(
                 f"{self.members[0]}: was opened in process {self._process}, and this is process {os.getpid()}, forked "
@@ -112,7 +111,7 @@ class ModelCache:
             )
 
     def groups(self, places: Sequence[int]) -> list[list[int]]:
-        """`places` in parts whose members may be open together."""
+        """`places` in groups of members that may be open together."""
         return [list(places)] if self.resident else [[number] for number in places]
 
     @contextmanager
@@ -134,7 +133,7 @@ class ModelCache:
         self._thread.submit(self._release).result()
         self._thread.shutdown()
 
-    def _look(self, keep: Keep) -> list[Card]:
+    def _open_all(self, keep: Keep) -> list[Card]:
         """Open each member, leave open those that may stay, and return their cards."""
         cards: list[Card] = []
         staying, largest = keep != "one", 0
@@ -153,7 +152,7 @@ class ModelCache:
         return cards
 
     def _add(self, number: int, staying: bool, keep: Keep) -> bool:
-        """Open one more member, alone where the device has no room beside the others; False says that it was so."""
+        """Open one more member, alone where the device has no room beside the others; return False in that case."""
         try:
             self._open[number] = open_one(self.members[number], self._shared)
         except OutOfMemory:

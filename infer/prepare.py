@@ -1,12 +1,13 @@
 """From inputs to batches of pixels, prepared ahead by threads: each image is read and decoded once, whatever the number
 of members, and resized once for each distinct preprocessing.
 
-Batches have fixed places: image n stands in batch n // size at n % size, whatever else is read, skipped or unreadable.
-So the same images give the same batches for every number of threads, after a restart, and in every shard.
+Image n is always at position n % size of batch n // size, whatever else is read, skipped or unreadable. So the same
+images give the same batches for every number of threads, after a restart, and in every shard.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,7 @@ AHEAD = 2  # batches that are prepared while one is computed: each is shared out
 class Prepared(NamedTuple):
     """Batch `number`, the images `rows`, int64 `[n]`: for each preprocessing uint8 `[B, S, S, 3]`, n <= B.
 
-    Places behind the last image, and those of the unreadable ones that `errors` names by row, are black.
+    Positions after the last image, and those of the unreadable ones that `errors` names by row, are black.
     """
 
     number: int
@@ -71,7 +72,7 @@ def prepare(
     truncated: dict[int, str] | None = None,
 ) -> Iterator[Prepared]:
     """The batches of `grid` in order; `workers` 0 is one thread a core. At most `ahead` + 1 batches exist at a time.
-    With `truncated`, what remains of truncated files is taken, and that gets a line about each, by its row.
+    With `truncated`, what remains of truncated files is taken, and `truncated` gets a line about each, by its row.
 
     The threads end with the iterator: when it is used up, closed, dropped, or has raised.
     """
@@ -106,35 +107,29 @@ class _Work:
     def start(
         self, pool: ThreadPoolExecutor, reader: ThreadPoolExecutor, number: int
     ) -> tuple[Prepared, list[Future[None]]]:
-        """Hand a batch out to the threads."""
+        """Submit a batch to the threads."""
         rows = self.grid.rows(number)
         pixels = [np.zeros((self.grid.size, prep.size, prep.size, 3), np.uint8) for prep in self.preps]
         batch = Prepared(number, rows, pixels, {})
-        read = reader.submit(self._read, rows) if self.inputs.ascending else None
-        places = np.array_split(np.arange(len(rows)), min(self.threads, len(rows)))
-        return batch, [pool.submit(self._fill, batch, share.tolist(), read) for share in places]
-
-    def _read(self, rows: NDArray[np.int64]) -> list[Source | DataError]:
-        """The sources of a batch, one after another; an unreadable one is its error."""
-        return [self._source(row) for row in rows.tolist()]
+        read = reader.submit(lambda: list(map(self._source, rows.tolist()))) if self.inputs.ascending else None
+        shares = np.array_split(np.arange(len(rows)), min(self.threads, len(rows)))
+        return batch, [pool.submit(self._fill, batch, share.tolist(), read) for share in shares]
 
     def _source(self, row: int) -> Source | DataError:
+        """The source of an image; the error of an unreadable one."""
         try:
             return self.inputs.read(row)
         except DataError as error:
             return error
 
-    def _told(self, row: int) -> Callable[[str], None] | None:
-        truncated = self.truncated
-        return None if truncated is None else lambda text: truncated.__setitem__(row, text)
-
-    def _fill(self, batch: Prepared, places: list[int], read: Future[list[Source | DataError]] | None) -> None:
-        for place in places:
-            row = int(batch.rows[place])
+    def _fill(self, batch: Prepared, positions: list[int], read: Future[list[Source | DataError]] | None) -> None:
+        for position in positions:
+            row = int(batch.rows[position])
+            note = None if self.truncated is None else functools.partial(self.truncated.__setitem__, row)
             try:
-                image = opened(read.result()[place] if read else self._source(row), self._told(row))
+                image = opened(read.result()[position] if read else self._source(row), note)
                 for out, transform in zip(batch.images, self.transforms, strict=True):
-                    out[place] = transform(image(transform.shrink, transform.prep.icc_to_srgb))
+                    out[position] = transform(image(transform.shrink, transform.prep.icc_to_srgb))
             except DataError as error:
                 batch.errors[row] = names.of_path(str(error))  # it is written to files, whatever the path's bytes
             except Exception as error:
@@ -143,8 +138,8 @@ class _Work:
 
 
 def opened(source: Source | DataError, truncated: Callable[[str], None] | None = None) -> Pictured:
-    """A source as a function of the scale that is wanted and whether in sRGB; raises `DataError`. What remains of a
-    truncated file is taken where that is told to `truncated`."""
+    """A source as a function of the wanted scale and whether in sRGB; raises `DataError`. With `truncated`, a function
+    that takes a message, what remains of a truncated file is taken."""
     if isinstance(source, DataError):
         raise source
     if isinstance(source, (Path, bytes)):

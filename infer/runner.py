@@ -1,7 +1,7 @@
-"""An opened ensemble that answers images: from Python (`predict`), or a stream of any length in batches (`stream`).
+"""An opened ensemble that predicts images: from Python (`predict`), or a stream of any length in batches (`stream`).
 
-Decoding of the next batches goes on in threads while the members compute in one of their own. Rows come out in input
-order. Memory does not grow with the number of images, unless the caller keeps the answers.
+Threads decode the next batches while the members compute in a thread of their own. Rows come out in input
+order. Memory does not grow with the number of images, unless the caller keeps the predictions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from models.card import Preprocessing
 _Result = TypeVar("_Result")
 OnBad = Literal["error", "skip", "partial"]  # what is done about unreadable images, as `data.on_bad_image` has it
 
-# Pixels of an automatic batch: 64 images at 224, 16 at 448. More gains nothing and takes memory.
+# Pixels of an automatic batch: 64 images at 224, 16 at 448. More take memory and are not faster.
 _BATCH_PIXELS = 64 * 224 * 224
 _BATCH_MOST = 128
 
@@ -48,7 +48,7 @@ class Prediction(NamedTuple):
 
 
 class Runner:
-    """An ensemble that is ready to answer; a context manager, and safe to use from many threads.
+    """An ensemble that is ready to predict; a context manager, and safe to use from many threads.
 
     `options` are given to all members that take them, `keep` says which members stay in memory (see `ModelCache`).
     Raises what `ModelCache` raises: nothing is decoded before all members are open and fit together. `members` are
@@ -90,7 +90,7 @@ class Runner:
         workers: int = 0,
         on_bad_image: OnBad = "error",
     ) -> Iterator[Predictions]:
-        """Answer files batch by batch, in their order; as `stream`, with unreadable images as `data.on_bad_image`."""
+        """Predict files batch by batch, in their order; as `stream`, with unreadable images as `data.on_bad_image`."""
         truncated: dict[int, str] | None = {} if on_bad_image == "partial" else None
         grid = self.grid(len(paths), batch_size)
         return self.stream(of_paths(paths), grid, workers, on_bad_image != "error", truncated)
@@ -106,7 +106,7 @@ class Runner:
         return 1 << (max(1, min(fitting, _BATCH_MOST)).bit_length() - 1)
 
     def unit(self, grid: Grid) -> int:
-        """How many batches are answered together: work may be cut before every such number of batches, and resumed."""
+        """How many batches are predicted together: shards and resumed runs begin at multiples of it."""
         pixels = grid.size * sum(prep.size**2 * 3 for prep in self._inputs)
         # Adaptive: unsure images of several batches pass the other members together.
         return batches_per_round(pixels, self.adaptive or not self._members.resident, 16 if self.adaptive else 64)
@@ -119,15 +119,15 @@ class Runner:
         skip_bad: bool = False,
         truncated: dict[int, str] | None = None,
     ) -> Iterator[Predictions]:
-        """Answer the batches of `grid` in order; `workers` 0 means one decoding thread a core.
+        """Predict the batches of `grid` in order; `workers` 0 means one decoding thread per core.
 
-        An image that cannot be read is told in `Predictions.errors` with `skip_bad`, else it is a `DataError` with its
-        name. With `truncated` it takes what remains of truncated files, and tells each, by its row, in that. The
-        threads end with the iterator.
+        An image that cannot be read is reported in `Predictions.errors` with `skip_bad`, else it is a `DataError` with
+        its name. With `truncated`, what remains of truncated files is taken, and `truncated` gets a line about each, by
+        its row. The threads end with the iterator.
         """
         computed = self._computed(inputs, grid, workers, skip_bad, truncated, self.unit(grid), self._panel.answer)
-        for answers in computed:
-            yield from answers
+        for predictions in computed:
+            yield from predictions
 
     def _computed(
         self,
@@ -139,7 +139,7 @@ class Runner:
         unit: int,
         compute: Callable[[list[Prepared]], _Result],
     ) -> Iterator[_Result]:
-        """What `compute` makes, in the members' thread, of each `unit` of prepared batches; see `stream`."""
+        """The results of `compute`, in the members' thread, for each `unit` of prepared batches; see `stream`."""
         self._members.check_process()
         batches = prepare(inputs, self._inputs, grid, workers, AHEAD if unit == 1 else unit + 1, truncated)
         with closing(cast("Any", batches)):
@@ -172,7 +172,8 @@ class Runner:
         view; `ConfigError` for others."""
         pooled.check(self.ensemble)
         inputs = of_images(images)
-        return pooled.stacked(self.stream_features(inputs, self.grid(len(inputs))))
+        rows = [batch.features for batch in self.stream_features(inputs, self.grid(len(inputs)))]
+        return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
 
     def stream_features(
         self,
@@ -203,11 +204,11 @@ class Runner:
 
     def members(self) -> list[Runner]:
         """Each member alone, with all views. They share what this runner has opened, and end with its `close`."""
-        return [self._alone(m) for m in range(len(self.ensemble.members))]
-
-    def _alone(self, m: int) -> Runner:
-        member = self.ensemble.members[m].model_copy(update={"weight": 1.0})
-        return Runner(self.ensemble.alone(member), members=self._members, places=[self._places[m]])
+        ensembles = [self.ensemble.alone(m.model_copy(update={"weight": 1.0})) for m in self.ensemble.members]
+        return [
+            Runner(ensemble, members=self._members, places=[number])
+            for ensemble, number in zip(ensembles, self._places, strict=True)
+        ]
 
     @property
     def name(self) -> str:
@@ -232,6 +233,6 @@ class Runner:
 
 def _by_input(wanted: Sequence[Sequence[Preprocessing]]) -> tuple[list[Preprocessing], tuple[tuple[int, ...], ...]]:
     """The distinct pixels that members want, and which of them each wants; mean and std are applied by the member."""
-    bare = [[prep.pixels for prep in preps] for preps in wanted]
-    distinct = list(dict.fromkeys(prep for preps in bare for prep in preps))
-    return distinct, tuple(tuple(map(distinct.index, preps)) for preps in bare)
+    pixels = [[prep.pixels for prep in preps] for preps in wanted]
+    distinct = list(dict.fromkeys(prep for preps in pixels for prep in preps))
+    return distinct, tuple(tuple(map(distinct.index, preps)) for preps in pixels)

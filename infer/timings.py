@@ -1,4 +1,4 @@
-"""How long the networks took, and how long all members and views would have taken: what adaptive answering saves."""
+"""How long the networks took, and how long all members and views would have taken: what adaptive inference saves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Timings:
 
     @contextmanager
     def measured(self, member: int, images: int) -> Iterator[None]:
-        """Time what is done inside, one pass of `images` through a member."""
+        """Time the block, one pass of `images` through a member."""
         start = time.perf_counter()
         yield
         self.passes.setdefault(member, []).append((images, time.perf_counter() - start))

@@ -65,7 +65,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """What a request gets; `headers` replace the server's own of that name."""
+    """The response to a request; `headers` replace the server's defaults of that name."""
 
     body: bytes
     type: str = HTML
@@ -104,12 +104,12 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def handle_error(self, *_: Any) -> None:
-        """A browser that goes away in the middle is no fault."""
+        """Ignore a browser that closes the connection."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             traceback.print_exc()
 
     def run(self) -> int:
-        """Say where to look, and serve until Ctrl-C; the exit code."""
+        """Print the address and serve until Ctrl-C; returns the exit code."""
         host = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
         try:
             print(f"open http://{host}:{self.server_port} (Ctrl-C ends it)", flush=True)
@@ -144,10 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
             response = self.server.app(self._request(method))
         except Refused as error:
             self.close_connection = method == "POST"
-            if method == "POST":
-                response = as_json({"error": str(error)}, error.status)
-            else:
-                response = Response(str(error).encode(), TEXT, error.status)
+            plain = Response(str(error).encode(), TEXT, error.status)
+            response = as_json({"error": str(error)}, error.status) if method == "POST" else plain
         except Exception:
             traceback.print_exc()
             response = Response(b"an error of the program; the terminal shows it", TEXT, 500)

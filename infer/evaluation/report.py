@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.names import of_path
+from ensemble import analysis
 from infer.evaluation import files, scoring
 from infer.evaluation.scoring import Evaluation, Labelled, Split
 from infer.pages import figures, page, plots
@@ -15,7 +16,6 @@ from infer.pages.thumbnails import WORST, thumbnail
 from infer.runner import OnBad, Runner
 
 NAME = "report.html"
-_BARS = 20
 
 
 def evaluate(
@@ -35,14 +35,14 @@ def write(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write the confusion matrix, the reliability diagram and the page into `folder`; their paths."""
     names = [evaluation.class_names[number] for number in evaluation.shown]
     what = f"{evaluation.split} split" if evaluation.split != "all" else "all labelled images"
-    plots_made = {
+    plot_files = {
         "confusion.png": plots.confusion_figure(evaluation.confusion, names, f"Confusion matrix, {what}"),
         "reliability.png": plots.reliability_figure(evaluation.reliability, evaluation.ece, f"Reliability, {what}"),
     }
     (folder / "plots").mkdir(exist_ok=True)
-    for name, figure in plots_made.items():
+    for name, figure in plot_files.items():
         figure.savefig(folder / "plots" / name, dpi=120)
-    bins = evaluation.reliability._asdict()
+    bins, right = evaluation.reliability._asdict(), evaluation.predicted == evaluation.targets
     written = page.write(
         folder / NAME,
         "evaluation.html",
@@ -54,11 +54,11 @@ def write(evaluation: Evaluation, folder: Path) -> list[Path]:
         matrix=figures.matrix(evaluation.confusion, tuple(names)),
         pairs=figures.pairs(evaluation.confusion, tuple(names)),
         reliability=figures.bins({name: values.tolist() for name, values in bins.items()}),
-        bars=figures.bars(_histogram(evaluation)),
+        bars=figures.bars(analysis.histogram(evaluation.probabilities.max(axis=1), right)),
         mistakes=_mistakes(evaluation),
-        wrong=int((evaluation.predicted != evaluation.targets).sum()),
+        wrong=int((~right).sum()),
     )
-    return [*(folder / "plots" / name for name in plots_made), written]
+    return [*(folder / "plots" / name for name in plot_files), written]
 
 
 def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -68,18 +68,9 @@ def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [{**vars(score), "taken_for": other} for score, other in zip(evaluation.per_class, taken, strict=True)]
 
 
-def _histogram(evaluation: Evaluation) -> dict[str, list[float]]:
-    """How many predictions of each confidence are right, and how many are wrong."""
-    edges = np.linspace(0, 1, _BARS + 1)
-    confidence, right = evaluation.probabilities.max(axis=1), evaluation.predicted == evaluation.targets
-    counts = [np.histogram(confidence[which], edges)[0].tolist() for which in (right, ~right)]
-    return {"edges": edges.tolist(), "right": counts[0], "wrong": counts[1]}
-
-
 def _mistakes(evaluation: Evaluation) -> list[dict[str, Any]]:
     """The most confident mistakes, with thumbnails."""
-    here = np.arange(len(evaluation.ids))
-    confidence = evaluation.probabilities[here, evaluation.predicted]
+    confidence = evaluation.probabilities[np.arange(len(evaluation.ids)), evaluation.predicted]
     order = np.argsort(np.where(evaluation.predicted != evaluation.targets, -confidence, 1), kind="stable")
     worst = [row for row in order[:WORST].tolist() if evaluation.predicted[row] != evaluation.targets[row]]
     return [

@@ -169,7 +169,7 @@ class _Predicted:
 
 @dataclass(frozen=True, eq=False)
 class _Logs:
-    """Log probabilities, of which some rows are made at a time."""
+    """Log probabilities, computed for some rows at a time."""
 
     probabilities: NDArray[np.float32]
 
@@ -210,12 +210,14 @@ def _scored(
 ) -> Evaluation:
     listing = data.listing
     names, samples = runner.class_names, [listing.samples[row] for row in readable.tolist()]
-    one_of = _representatives(names, runner.ensemble.aliases)
+    first_alias = _representatives(names, runner.ensemble.aliases)
     rows = answers.probabilities if len(readable) == len(answers.probabilities) else answers.probabilities[readable]
-    probabilities, targets = _together(rows, one_of), one_of[targets[readable]]
-    predicted = one_of[runner.finish.labels(rows)]
+    probabilities, targets = _sum_aliases(rows, first_alias), first_alias[targets[readable]]
+    predicted = first_alias[runner.finish.labels(rows)]
     logs = _Logs(probabilities)
     judged = scores.judge(logs, targets)
+    of_target = probabilities[np.arange(len(targets)), targets]
+    in_top5 = (probabilities >= of_target[:, None]).sum(axis=1) <= 5  # a tie counts against it
     present, shown = np.unique(targets), np.union1d(targets, predicted)
     bins = scaling.reliability(judged.confidence, judged.predicted == targets)
     chosen = judged._replace(predicted=predicted)
@@ -237,14 +239,14 @@ def _scored(
         log_loss=intervals["log_loss"].value,
         ece=scaling.gap(bins),
         brier=scaling.brier(logs, targets),
-        top5=_top5(probabilities, targets) if len(names) >= TOP_FIVE_FROM else None,
+        top5=float(in_top5.mean()) if len(names) >= TOP_FIVE_FROM else None,
         temperature=scaling.temperature(logs, targets),
         intervals=intervals,
         reliability=bins,
         shown=shown,
         confusion=confusion_matrix(targets, predicted, labels=shown),
         per_class=_per_class(predicted, targets, shown, names),
-        members=_alone(runner, one_of[answers.votes[readable]], targets, present),
+        members=_alone(runner, first_alias[answers.votes[readable]], targets, present),
         unreadable={listing.samples[row].id: text for row, text in sorted(answers.errors.items())},
         truncated=[of_path(text) for _, text in sorted(answers.truncated.items())],
         notes=listing.notes,
@@ -254,26 +256,20 @@ def _scored(
 
 def _representatives(names: Sequence[str], aliases: Groups) -> Ints:
     """int64 `[C]`: for each class the first of those that are its aliases, or itself."""
-    one_of = np.arange(len(names))
+    first_alias = np.arange(len(names))
     for group in aliases:
         known = [names.index(name) for name in group if name in names]
-        one_of[known] = min(known, default=0)
-    return one_of
+        first_alias[known] = min(known, default=0)
+    return first_alias
 
 
-def _together(probabilities: NDArray[np.float32], one_of: Ints) -> NDArray[np.float32]:
-    """Probabilities whose aliases' are added to that of their first class."""
-    if (one_of == np.arange(len(one_of))).all():
+def _sum_aliases(probabilities: NDArray[np.float32], first_alias: Ints) -> NDArray[np.float32]:
+    """Probabilities where those of aliases are added to that of their first class."""
+    if (first_alias == np.arange(len(first_alias))).all():
         return probabilities
     summed = np.zeros_like(probabilities)
-    np.add.at(summed.T, one_of, probabilities.T)
+    np.add.at(summed.T, first_alias, probabilities.T)
     return summed
-
-
-def _top5(probabilities: NDArray[np.float32], targets: Ints) -> float:
-    """The share of images whose class is among the five likeliest; a tie counts against it."""
-    right = probabilities[np.arange(len(targets)), targets]
-    return float(((probabilities >= right[:, None]).sum(axis=1) <= 5).mean())
 
 
 def _per_class(predicted: Ints, targets: Ints, shown: Ints, names: Sequence[str]) -> tuple[ClassScore, ...]:
@@ -284,7 +280,7 @@ def _per_class(predicted: Ints, targets: Ints, shown: Ints, names: Sequence[str]
 
 
 def _alone(runner: Runner, votes: Ints, targets: Ints, present: Ints) -> tuple[MemberScore, ...]:
-    """What each of several members is worth by itself; adaptive runs do not ask each one for each image."""
+    """The scores of each of several members; none for adaptive runs, where not every member predicts every image."""
     members = runner.ensemble.members
     if len(members) == 1 or runner.adaptive:
         return ()

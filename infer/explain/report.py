@@ -1,10 +1,9 @@
-"""Why an ensemble says what it says of one image: what each member says, the views they saw, where they looked."""
+"""Explains the prediction of one image: the probabilities of each member, the views, and Grad-CAM heat maps."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,12 @@ from infer.io.inputs import Inputs
 from infer.io.summary import UNSURE
 from infer.runner import Runner
 
+_explainer = functools.lru_cache(maxsize=8)(gradcam.open)
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Of one image: the chosen class, float32 `[C]` of the ensemble and of each member by name, and each view, uint8
+    """One image: the chosen class, float32 `[C]` of the ensemble and of each member by name, and each view, uint8
     `[S, S, 3]`."""
 
     class_names: tuple[str, ...]
@@ -44,7 +45,7 @@ class Explanation:
 
     @property
     def agreeing(self) -> int:
-        """How many members alone choose the ensemble's class."""
+        """How many members choose the ensemble's class."""
         return sum(int(rows.argmax() == self.choice) for rows in self.members.values())
 
     def certainty(self) -> str:
@@ -57,7 +58,7 @@ class Explanation:
         )
 
     def as_json(self) -> dict[str, object]:
-        """What `POST /predict` answers."""
+        """The response of `POST /predict`."""
         return {
             "label": self.label,
             "confidence": float(self.probabilities[self.choice]),
@@ -70,7 +71,7 @@ class Explanation:
 
 
 def explain(runner: Runner, data: bytes, pixel_limit: int) -> Explanation:
-    """Answer one encoded image; `DataError` when it cannot be read or has more than `pixel_limit` pixels."""
+    """Predict one encoded image; `DataError` when it cannot be read or has more than `pixel_limit` pixels."""
     image = Picture(data, pixel_limit)
     inputs = Inputs(["0"], lambda _: image)
     probabilities = runner.predict_inputs(inputs).probabilities[0]
@@ -88,23 +89,18 @@ def looks(runner: Runner, data: bytes, pixel_limit: int, label: str) -> dict[str
     """
     image, number = Picture(data, pixel_limit), runner.class_names.index(label)
     heatmaps = {}
-    for member, runner_of_one in zip(runner.ensemble.members, runner.members(), strict=True):
-        shown = runner_of_one.pixels(image)
+    for member, alone in zip(runner.ensemble.members, runner.members(), strict=True):
+        shown = alone.pixels(image)
         try:
-            heat = runner.in_thread(lambda member=member, shown=shown: _heat(member, shown, number))  # type: ignore[misc]
+            heat = runner.in_thread(functools.partial(_heatmap, member, shown, number))
         except ConfigError:
             continue
-        heatmaps[runner_of_one.name] = gradcam.overlay(shown, heat)
+        heatmaps[alone.name] = gradcam.overlay(shown, heat)
     return heatmaps
 
 
-def _heat(member: Member, shown: Pixels, number: int) -> NDArray[np.float32]:
+def _heatmap(member: Member, shown: Pixels, number: int) -> NDArray[np.float32]:
     return _explainer(member.path, member.runtime).heatmaps(shown[None], [number])[0]
-
-
-@functools.lru_cache(maxsize=8)
-def _explainer(path: Path, runtime: str | None) -> gradcam.Explainer:
-    return gradcam.open(path, runtime)
 
 
 def _named(names: tuple[str, ...], values: NDArray[np.float32]) -> dict[str, float]:

@@ -35,5 +35,7 @@ def small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8 `[h, w, 3]` whose longer side has 112 pixels."""
     scale = _PIXELS / max(image.shape[:2])
     size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-    made: NDArray[np.uint8] = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
-    return made
+    resized: NDArray[np.uint8] = cv2.resize(
+        image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    )
+    return resized
