@@ -1,7 +1,6 @@
-"""From a checkpoint to ONNX and Core ML, and the proof that the result answers alike: `python -m convert`.
+"""Converts checkpoints to ONNX and Core ML, and verifies that they predict alike: `python -m convert`.
 
-`convert` is the way in from Python. `load` is the way to a format: its module, and so the frameworks it needs, is
-imported only then.
+`convert` is the Python function. `load` imports the module of a format, and with it the frameworks that it needs.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -19,28 +18,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    try:
-        _export(command.parser().parse_args(words))
-    except KeyboardInterrupt:
-        print("stopped; what was being written is taken away", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _export(options: argparse.Namespace) -> None:
+    options = command.parser().parse_args(words)
     if not options.to and options.distil is None:
         raise ConfigError("nothing to do; say --to onnx, --to coreml, or --distil DIR")
     kinds = pairs(options.to, options.precision) if options.to else []
     for target in options.to:
         convert.require(target)
-    if options.distil is not None:
-        from convert import distil
+    try:
+        if options.distil is not None:
+            from convert import distil
 
-        distil.prepare(options.path, options.distil, options.student)
-    if kinds:
-        from convert import export  # after --help, which must not wait for it
+            distil.prepare(options.path, options.distil, options.student)
+        if kinds:
+            from convert import export  # after --help, which must not wait for it
 
-        export.run(options, kinds)
+            export.run(options, kinds)
+    except KeyboardInterrupt:
+        print("stopped; what was being written is taken away", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The words of `python -m convert`: its options and their help. What they do is `__main__`'s."""
+"""The options of `python -m convert` and their help."""
 
 from __future__ import annotations
 

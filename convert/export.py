@@ -154,7 +154,7 @@ class Exporter:
                     faults = self._faults(job, path, mixed.open(compressed))
                 return not faults
 
-            layers = sensitivity.kept(losses, holds)
+            layers = sensitivity.layers_in_float(losses, holds)
         with atomic_artefact(job.out.with_name(f"{job.out.name}.sweep.md"), overwrite=True) as table:
             table.write_text(sensitivity.table(losses, layers), encoding="utf-8")
         message = f"{job.out.name}: {len(layers)} of {len(losses)} layers in float"
@@ -234,28 +234,28 @@ def export(source: Source, jobs: Sequence[Job], options: argparse.Namespace) -> 
         images = None
         if options.verify is not None:
             images = held.enter_context(pictures.opened(options.verify, source.card))
-        shop = Exporter(source, options)
+        exporter = Exporter(source, options)
         if options.sweep or any(job.precision == "int8" for job in jobs):
-            shop.calibration()
+            exporter.calibration()
         refused, written = [], []
         for job in jobs:
             try:
-                shop.make(job)
+                exporter.make(job)
                 written.append(job)
             except Refused as error:
                 refused.append(str(error))
-        _tell_speed(shop, written)
-        return refused + (_verified(shop, written, images) if written and images is not None else [])
+        _print_speed(exporter, written)
+        return refused + (_verified(exporter, written, images) if written and images is not None else [])
 
 
-def _tell_speed(shop: Exporter, jobs: Sequence[Job]) -> None:
+def _print_speed(exporter: Exporter, jobs: Sequence[Job]) -> None:
     """Say whether int8 pays on this machine, against the fp32 file, written for that where it is not wanted."""
     for job in (each for each in jobs if each.precision == "int8"):
         plain = next((each.out for each in jobs if (each.target, each.precision) == ("onnx", "fp32")), None)
         with tempfile.TemporaryDirectory() as folder:
             if plain is None:
                 plain = Path(folder) / "fp32.onnx"
-                shop.write(job._replace(precision="fp32"), plain)
+                exporter.write(job._replace(precision="fp32"), plain)
             print(speed.line(plain, job.out))
 
 
@@ -267,22 +267,22 @@ def _check(jobs: Sequence[Job], options: argparse.Namespace) -> None:
         raise ConvertError("--sweep measures packages with an image input; leave --batch out")
 
 
-def _verified(shop: Exporter, jobs: Sequence[Job], images: Table) -> list[str]:
+def _verified(exporter: Exporter, jobs: Sequence[Job], images: Table) -> list[str]:
     artefacts = [verify.Artefact(job.out, job.precision) for job in jobs]
-    comparisons = verify.compare(shop.source, shop.network, artefacts, images)
+    comparisons = verify.compare(exporter.source, exporter.network, artefacts, images)
     for comparison in comparisons:
         print(report.line(comparison))
     print(f"wrote {report.write(jobs[0].out.parent, comparisons)}")
-    return [_fault(shop, jobs, c, images) for c in comparisons if c.faults]
+    return [_fault(exporter, jobs, c, images) for c in comparisons if c.faults]
 
 
-def _fault(shop: Exporter, jobs: Sequence[Job], comparison: verify.Comparison, images: Table) -> str:
+def _fault(exporter: Exporter, jobs: Sequence[Job], comparison: verify.Comparison, images: Table) -> str:
     """What is wrong with an artefact, and where int8 and palettes lose it."""
     text = f"{comparison.artefact} on {comparison.runtime}: {', '.join(comparison.faults)}"
     if not lossy(comparison.precision) or math.isnan(comparison.torch_error):  # the latter gave no logits
         return text
     (job,) = (job for job in jobs if job.out.name == comparison.artefact)
-    some = next(iter(pictures.batches(images, shop.source.card)))
-    with shop.mixture(job, job.out) as mixed:
-        losses = sensitivity.rank(shop.network, mixed, some)
+    some = next(iter(pictures.batches(images, exporter.source.card)))
+    with exporter.mixture(job, job.out) as mixed:
+        losses = sensitivity.rank(exporter.network, mixed, some)
     return f"{text}; the layers that lose most: {sensitivity.worst(losses)}"

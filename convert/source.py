@@ -1,4 +1,4 @@
-"""What PATH may be: a checkpoint of either engine, a run with its folds, or an ensemble file. No framework here."""
+"""Reads what PATH names: a checkpoint of either engine, a run, or an ensemble file. No framework is imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from infer import runtimes
 from infer.runtimes import checkpoint
 from models import manifest, pretrained, registry
 from models.card import Card, Preprocessing, check_classes, read_card
-from models.weights import loading as weights_file
+from models.weights.loading import read as read_weights
 
 _BEST = "best"
 _OTHERWISE = "fit one without it, or convert the members one by one"
@@ -35,17 +35,18 @@ class Part:
 
     def weights(self) -> Weights:
         """The canonical weights, read anew: an ensemble's together may be more than the memory holds twice."""
-        return weights_file.read(self.file)[0]
+        return read_weights(self.file)[0]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What becomes one artefact. `card` is the artefact's own; `ensemble` is None for a single checkpoint.
+    """The source of one artefact. `card` is that of the artefact; `ensemble` is None for a single checkpoint.
 
     `pretrained` is a model's name or a weights file in place of a checkpoint.
 
-    The parts are the ensemble's members, `groups` the places of those of each run, `layers` what was fitted beyond
-    weights and temperatures. `resized` are the forms that the artefact makes itself of its one image (see `one_image`).
+    The parts are the ensemble's members, `groups` the indices of those of each run, `layers` the parameters fitted
+    beyond weights and temperatures. `resized` are the forms that the artefact computes from its one image (see
+    `one_image`).
     """
 
     path: Path
@@ -83,9 +84,10 @@ def read(path: Path) -> list[Source]:
     if path.suffix in (".yaml", ".yml"):
         return [_ensemble(path)]
     if pretrained.is_source(str(path)):
-        part = _part(pretrained.checkpoint(str(path)), str(path))
-        return [Source(path, part.card, (part,), pretrained=True)]
-    folds = sorted(path.glob(f"fold_*/{_BEST}"), key=lambda p: _number(p.parent.name))
+        network = _part(pretrained.checkpoint(str(path)), str(path))
+        return [Source(path, network.card, (network,), pretrained=True)]
+    numbers = {fold: fold.parent.name.removeprefix("fold_") for fold in path.glob(f"fold_*/{_BEST}")}
+    folds = sorted(numbers, key=lambda fold: int(numbers[fold]) if numbers[fold].isdecimal() else 0)
     if (path / "config.yaml").is_file() and folds:
         return [_checkpoint(fold) for fold in folds]
     if path.name.startswith("fold_") and (path / _BEST).is_dir():
@@ -117,8 +119,8 @@ def one_image(source: Source) -> Source:
 
 
 def _checkpoint(path: Path) -> Source:
-    part = _part(path, str(path))
-    return Source(path, part.card, (part,))
+    network = _part(path, str(path))
+    return Source(path, network.card, (network,))
 
 
 def _part(path: Path, shown: str) -> Part:
@@ -143,31 +145,21 @@ def _ensemble(path: Path) -> Source:
     ensemble = ensemble.model_copy(update={"members": tuple(members)})
     parts = tuple(_part(member.path, f"{path}: its member {member.path}") for member in members)
     check_classes([(str(m), p.card.class_names) for m, p in zip(members, parts, strict=True)])
-    inputs = list(dict.fromkeys(part.card.preprocessing.pixels for part in parts))
+    inputs = list(dict.fromkeys(p.card.preprocessing.pixels for p in parts))
     parts = tuple(dataclasses.replace(p, input=inputs.index(p.card.preprocessing.pixels)) for p in parts)
-    names = ", ".join(dict.fromkeys(part.card.model for part in parts))
+    names = ", ".join(dict.fromkeys(p.card.model for p in parts))
     first, *others = inputs
-    shown = f"ensemble of {len(parts)}: {names}"
-    card_of_first = parts[0].card
     card = Card(
-        shown,
-        card_of_first.class_names,
+        f"ensemble of {len(parts)}: {names}",
+        parts[0].card.class_names,
         first,
         further_inputs=tuple(others),
         views=len(ensemble.views),
-        class_counts=card_of_first.class_counts,
+        class_counts=parts[0].card.class_counts,
     )
-    groups = postprocess.groups(members)
-    return Source(path, card, parts, ensemble, groups=groups, layers=_layers(path, ensemble, card, len(groups)))
-
-
-def _layers(path: Path, ensemble: Ensemble, card: Card, groups: int) -> FittedParams:
-    fitted = fitted_params.read(ensemble.layers, len(card.class_names), groups) if ensemble.layers else FittedParams()
-    if isinstance(fitted.map, Isotonic):
+    groups, layers = postprocess.groups(members), FittedParams()
+    if ensemble.layers:
+        layers = fitted_params.read(ensemble.layers, len(card.class_names), len(groups))
+    if isinstance(layers.map, Isotonic):
         raise ConvertError(f"{path}: has isotonic calibration, which no artefact holds; {_OTHERWISE}")
-    return fitted
-
-
-def _number(name: str) -> int:
-    digits = name.removeprefix("fold_")
-    return int(digits) if digits.isdecimal() else 0
+    return Source(path, card, parts, ensemble, groups=groups, layers=layers)

@@ -1,6 +1,6 @@
-"""Ensembles: what is fitted on out-of-fold logits, and how it is applied. NumPy and SciPy only.
+"""Ensembles: fitted on out-of-fold logits, and applied. NumPy and SciPy only.
 
-`fit_ensemble` is the way in from Python, `python -m infer fit` the command line.
+`fit_ensemble` is the Python function, `python -m infer fit` the command.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names of one and the same class: where a label is chosen they count together, in a file they share the probability.
+"""Several names of one class: their probabilities are added where a label is chosen, and shared in a file.
 
 A name may be unknown to the members: a column that the sample asks for and no image was labelled with.
 """
@@ -39,24 +39,24 @@ def summed(probabilities: Probabilities, class_names: Sequence[str], groups: Gro
     if not groups:
         return probabilities
     together = probabilities.copy()
-    for _, places in _known(class_names, groups):
-        together[:, places] = probabilities[:, places].sum(axis=1, keepdims=True)
+    for _, known in _known(class_names, groups):
+        together[:, known] = probabilities[:, known].sum(axis=1, keepdims=True)
     return together
 
 
 def shared(
     probabilities: Probabilities, class_names: Sequence[str], groups: Groups, columns: Sequence[str]
 ) -> Probabilities:
-    """`[N, D]` for the names `columns`: those of a group have equal parts of its whole probability. A column must be a
-    class or an alias of one."""
+    """`[N, D]` for the names `columns`: those of a group have equal shares of its probability. A column must be a class
+    or an alias of one."""
     column_of = {name: column for column, name in enumerate(class_names)}
     wide = np.zeros((len(probabilities), len(columns)), dtype=np.float32)
     known = [column for column, name in enumerate(columns) if name in column_of]
     wide[:, known] = probabilities[:, [column_of[columns[column]] for column in known]]
-    for group, places in _known(class_names, groups):
+    for group, members in _known(class_names, groups):
         asked = [column for column, name in enumerate(columns) if name in group]
-        if places and asked:
-            wide[:, asked] = probabilities[:, places].sum(axis=1, keepdims=True) / len(asked)
+        if members and asked:
+            wide[:, asked] = probabilities[:, members].sum(axis=1, keepdims=True) / len(asked)
     return wide
 
 

@@ -1,7 +1,7 @@
-"""What the honest out-of-fold answers say in detail, as data for the report and as text for a terminal.
+"""Analyses nested out-of-fold predictions, as data for the report and as text for a terminal.
 
 Confidence histogram, most confident mistakes, most confused pairs, agreement between runs, reliability before and after
-calibration, each fold's scores, and the score to expect with its interval. The picture is `reliability`'s.
+calibration, each fold's scores, and the expected score with its interval. `reliability` draws the diagram.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Analysis:
-    """JSON-ready parts; probabilities in [0, 1], log loss in nats.
+    """JSON-ready fields; probabilities in [0, 1], log loss in nats.
 
-    `expected` maps each metric to its value and 95% interval over resampled images; `folds` are each part's scores.
-    `agreement` `[G, G]` is the share of common images of which two runs say the same, None without any.
+    `expected` maps each metric to its value and 95% interval over resampled images; `folds` are each fold's scores.
+    `agreement` `[G, G]` is the share of common images for which two runs predict the same, None without any.
     """
 
     runs: list[str]
@@ -53,13 +53,13 @@ class Analysis:
     reliability: dict[str, dict[str, list[float | None]]]
 
     def to_json(self, notes: Sequence[str] = ()) -> str:
-        """The whole, with the fit's `notes`."""
+        """The analysis as JSON, with the fit's `notes`."""
         document = {"version": _VERSION, **asdict(self), "notes": list(notes)}
         document["expected"] = {name: score._asdict() for name, score in self.expected.items()}
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
     def text(self) -> str:
-        """The gist, several lines."""
+        """A summary, several lines."""
         lines = ["expected on new images, 95% interval by resampling the images (each answered by one fold's members):"]
         for name, score in self.expected.items():
             spread = np.std([fold[name] for fold in self.folds], ddof=1) if len(self.folds) > 1 else float("nan")
@@ -73,7 +73,8 @@ class Analysis:
                 for row in self.mistakes[:_PRINTED]
             ]
         if self.confused:
-            lines.append("most confused: " + ", ".join(_pair(row) for row in self.confused[:_PRINTED]))
+            pairs = [f"{r['true']} for {r['predicted']} ({r['count']} of {r['of']})" for r in self.confused[:_PRINTED]]
+            lines.append(f"most confused: {', '.join(pairs)}")
         return "\n".join(lines)
 
     def _pairs(self) -> list[str]:
@@ -97,8 +98,8 @@ def analyse(
     plan: Plan,
     alone: Sequence[Score],
 ) -> Analysis:
-    """Analyse nested answers; `alone` are the scores to list beside them."""
-    judged = scores.judge(evaluation.kept, table.targets)._replace(predicted=evaluation.predicted)
+    """Analyse nested predictions; `alone` are the scores to list beside them."""
+    judged = scores.judge(evaluation.selected, table.targets)._replace(predicted=evaluation.predicted)
     return Analysis(
         runs=list(runs),
         scores=[asdict(score) for score in alone],
@@ -114,16 +115,16 @@ def analyse(
         mistakes=_mistakes(table, judged, class_names),
         confused=_confused(judged.predicted, table.targets, class_names),
         agreement=_agreement(table),
-        reliability={"before": _bins(evaluation.plain, table), "after": _bins(evaluation.kept, table)},
+        reliability={"before": _bins(evaluation.plain, table), "after": _bins(evaluation.selected, table)},
     )
 
 
 def _folds(table: Table, evaluation: Nested) -> list[dict[str, Any]]:
     rows = []
-    for number in range(int(evaluation.part.max(initial=0)) + 1):
-        mine = evaluation.part == number
+    for number in range(int(evaluation.split.max(initial=0)) + 1):
+        mine = evaluation.split == number
         name = f"fold {table.fold[mine][0]}" if len(np.unique(table.fold)) > 1 else f"part {number}"
-        score = scores.score(name, evaluation.kept[mine], table.targets[mine], evaluation.predicted[mine])
+        score = scores.score(name, evaluation.selected[mine], table.targets[mine], evaluation.predicted[mine])
         rows.append(asdict(score))
     return rows
 
@@ -154,21 +155,17 @@ def _mistakes(table: Table, judged: scores.Judged, class_names: Sequence[str]) -
 def _confused(predicted: Ints, targets: Ints, class_names: Sequence[str]) -> list[dict[str, Any]]:
     wrong = predicted != targets
     pairs, counts = np.unique(np.stack([targets[wrong], predicted[wrong]], axis=1), axis=0, return_counts=True)
-    there = np.bincount(targets, minlength=len(class_names))
+    images = np.bincount(targets, minlength=len(class_names))
     order = np.argsort(-counts, kind="stable")[:_SHOWN]
     return [
         {
             "true": class_names[pairs[i, 0]],
             "predicted": class_names[pairs[i, 1]],
             "count": int(counts[i]),
-            "of": int(there[pairs[i, 0]]),
+            "of": int(images[pairs[i, 0]]),
         }
         for i in order
     ]
-
-
-def _pair(row: dict[str, Any]) -> str:
-    return f"{row['true']} for {row['predicted']} ({row['count']} of {row['of']})"
 
 
 def _agreement(table: Table) -> list[list[float | None]]:
@@ -176,16 +173,16 @@ def _agreement(table: Table) -> list[list[float | None]]:
     for logits, present in zip(table.logits, table.present, strict=True):
         best = np.concatenate([logits[rows].argmax(axis=1) for rows in scaling.blocks(*logits.shape)])
         predictions.append(np.where(present, best, -1))
-    return [[_share(row, other) for other in predictions] for row in predictions]
+
+    def share(left: Ints, right: Ints) -> float | None:
+        both = (left >= 0) & (right >= 0)
+        return float((left[both] == right[both]).mean()) if both.any() else None
+
+    return [[share(left, right) for right in predictions] for left in predictions]
 
 
-def _share(left: Ints, other: Ints) -> float | None:
-    both = (left >= 0) & (other >= 0)
-    return float((left[both] == other[both]).mean()) if both.any() else None
-
-
-def _bins(answers: NDArray[np.float32], table: Table) -> dict[str, list[float | None]]:
-    judged = scores.judge(answers, table.targets)
+def _bins(predictions: NDArray[np.float32], table: Table) -> dict[str, list[float | None]]:
+    judged = scores.judge(predictions, table.targets)
     bins: Bins = scaling.reliability(judged.confidence, judged.predicted == table.targets)
     columns = {"images": bins.images, "confidence": bins.confidence, "accuracy": bins.accuracy}
     return {name: [None if np.isnan(x) else float(x) for x in column] for name, column in columns.items()}

@@ -1,8 +1,8 @@
-"""Which label a row of probabilities becomes, when macro-F1 judges: class multipliers fitted on out-of-fold answers.
+"""Labels from probabilities for a high macro-F1: class multipliers fitted on out-of-fold predictions.
 
-The most probable class is best for accuracy; macro-F1 gains when rare classes are said more often. Two ways: `prior`
-divides by the class's share to some power (logit adjustment, Menon et al. 2021), one parameter; `thresholds` gives each
-class a multiplier of its own by coordinate ascent on macro-F1.
+The most probable class is best for accuracy; macro-F1 gains when rare classes are predicted more often. `prior` divides
+by the class's share to some power (logit adjustment, Menon et al. 2021), one parameter; `thresholds` fits a multiplier
+for each class by coordinate ascent on macro-F1.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def _thresholds(logs: Logs, targets: Ints) -> Floats:
     """Each class in turn gets the multiplier of the best macro-F1, until none gains."""
     rows, values = _strongest(logs)
     state = _State(rows, values, targets, np.zeros(logs.shape[1]), _labels(rows, values))
-    where = _places(rows, logs.shape[1])
+    slots = _slots(rows, logs.shape[1])
     for _ in range(_SWEEPS):
-        if not sum(_improve(state, c, *where[c]) for c in range(logs.shape[1]) if len(where[c][0])):
+        if not sum(_improve(state, c, *slots[c]) for c in range(logs.shape[1]) if len(slots[c][0])):
             break
     return state.shifts
 
 
 class _State(NamedTuple):
-    """The candidates of each image, what they say, the target, the classes' shifts and the labels they give."""
+    """The candidate classes of each image and their log probabilities, the targets, the classes' shifts, the labels."""
 
     rows: Ints
     values: Floats
@@ -81,7 +81,7 @@ def _strongest(logs: Logs) -> tuple[Ints, Floats]:
     return rows, np.take_along_axis(logs, rows, axis=1).astype(np.float64)
 
 
-def _places(rows: Ints, classes: int) -> list[tuple[Ints, Ints]]:
+def _slots(rows: Ints, classes: int) -> list[tuple[Ints, Ints]]:
     """For each class its images and its slots there."""
     order = np.argsort(rows, axis=None, kind="stable")
     ends = np.searchsorted(rows.ravel()[order], np.arange(classes + 1))
@@ -98,10 +98,10 @@ def _improve(state: _State, c: int, image: Ints, slot: Ints) -> bool:
     turn = shifted[here, rival] - state.values[image, slot]  # c wins this image above this shift
     predicted, second = state.predicted.copy(), rows[here, rival]
     predicted[image] = np.where(turn < -_LIMIT, c, second)  # as if c's shift were the lowest
-    there, count_predicted = (
-        np.bincount(which, minlength=classes).astype(float) for which in (state.targets, predicted)
+    hits = state.targets[predicted == state.targets]
+    right, there, count_predicted = (
+        np.bincount(labels, minlength=classes).astype(float) for labels in (hits, state.targets, predicted)
     )
-    right = np.bincount(state.targets[predicted == state.targets], minlength=classes).astype(float)
     open_ = np.flatnonzero(np.abs(turn) <= _LIMIT)
     order = open_[np.argsort(turn[open_], kind="stable")]
     totals = _totals(c, second[order], state.targets[image[order]], right, count_predicted, there)

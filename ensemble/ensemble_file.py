@@ -1,7 +1,6 @@
 """An ensemble and its YAML file: members, views, how they are averaged.
 
-How the weights are found stands in `fit`; how members are fed, in `runner`; what a mixture goes through afterwards, in
-`postprocess`.
+`fit` fits the weights, `infer.runner` runs the members, `postprocess` applies what follows the average.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from ensemble.weighting.average import Combine, Merge, default_merge
 
 Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Left out of the file where not used.
-_OPTIONAL = ("tempered", "layers", "clip", "class_multipliers", "aliases")
+_OPTIONAL = ("merge", "adaptive", "tempered", "layers", "clip", "class_multipliers", "aliases")
 
 
 class Ensemble(BaseModel):
-    """Members, the views each of them sees, how all mix, and what the mixture goes through.
+    """Members, their views, how all are averaged, and how the average is postprocessed.
 
     `combine` is the weighted mean of probabilities, of logits, or of the classes' ranks over members; `merge` is how a
     member's views merge (see `merge`), where it is not given as `combine`, and for ranks by probabilities. A member's
@@ -76,10 +75,6 @@ class Ensemble(BaseModel):
         """How a member's views merge."""
         return self.merge or default_merge(self.combine)
 
-    def used(self) -> set[str]:
-        """The keys whose values are not their defaults."""
-        return set(self.model_dump(exclude_defaults=True))
-
     def alone(self, member: Member) -> Ensemble:
         """One member with all views, without what was fitted to the mixture."""
         return Ensemble(
@@ -87,8 +82,8 @@ class Ensemble(BaseModel):
         )
 
 
-def seen(ensemble: Ensemble, names: Sequence[str] | None, merge: str | None) -> Ensemble:
-    """The ensemble with other views or presets, or another merge of views; None leaves its own."""
+def with_views(ensemble: Ensemble, names: Sequence[str] | None, merge: str | None) -> Ensemble:
+    """The ensemble with other views or presets, or another merge of views; None leaves them unchanged."""
     changed: dict[str, Any] = {} if names is None else {"views": views.expand(names)}
     if merge is not None and merge not in get_args(Merge):
         raise ConfigError(f"merge {merge!r} is not known; there are {', '.join(get_args(Merge))}")
@@ -104,36 +99,41 @@ def read(path: Path) -> Ensemble:
     try:
         ensemble = Ensemble.model_validate(raw)
     except ValidationError as error:
-        faults = [fault for fault in error.errors() if not any(_is_within(other, fault) for other in error.errors())]
+        # A fault of a value also makes what contains it faulty: only the innermost ones are reported.
+        places = [fault["loc"] for fault in error.errors()]
+        faults = [
+            fault
+            for fault, loc in zip(error.errors(), places, strict=True)
+            if not any(len(inner) > len(loc) and inner[: len(loc)] == loc for inner in places)
+        ]
         raise ConfigError(f"{path}: {'; '.join(map(_fault, faults))}") from error
-    placed = tuple(m.model_copy(update={"path": path.parent / m.path}) for m in ensemble.members)
-    missing = [str(member.path) for member in placed if not member.path.exists()]
+    members = tuple(m.model_copy(update={"path": path.parent / m.path}) for m in ensemble.members)
+    missing = [str(member.path) for member in members if not member.path.exists()]
     if missing:
         raise ConfigError(f"{path}: names members that do not exist: {', '.join(missing)}")
     layers = path.parent / ensemble.layers if ensemble.layers else None
     if layers and not layers.is_file():
         raise ConfigError(f"{path}: its layers {layers} do not exist; keep that file beside it, or fit it again")
-    return ensemble.model_copy(update={"members": placed, "layers": layers})
+    return ensemble.model_copy(update={"members": members, "layers": layers})
 
 
 def write(path: Path, ensemble: Ensemble) -> None:
     """Write the YAML file, member paths relative to its folder; `ConfigError` when it exists already."""
     raw = ensemble.model_dump(mode="json")
-    raw = {key: value for key, value in raw.items() if key not in _OPTIONAL or key in ensemble.used()}
+    used = ensemble.model_dump(exclude_defaults=True)
+    raw = {key: value for key, value in raw.items() if key not in _OPTIONAL or key in used}
     if ensemble.layers:
         raw["layers"] = _relative(ensemble.layers, path)
     raw["members"] = [_entry(member, path) for member in ensemble.members]
-    raw = {key: value for key, value in raw.items() if key not in ("merge", "adaptive") or value is not None}
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, yaml.safe_dump(raw, sort_keys=False))
 
 
 def _entry(member: Member, file: Path) -> dict[str, Any]:
-    """A member as the file has it, without what is not given."""
+    """A member as in the file, without absent options."""
     entry = {**member.model_dump(mode="json"), "path": _relative(member.path, file), "options": member.options.given()}
-    absent = [key for key in ("runtime", "options") if not entry[key]]
-    return {key: value for key, value in entry.items() if key not in absent}
+    return {key: value for key, value in entry.items() if value or key not in ("runtime", "options")}
 
 
 def _relative(target: Path, file: Path) -> str:
@@ -167,8 +167,8 @@ def _fault(fault: ErrorDetails) -> str:
     if fault["type"] == "extra_forbidden":
         if fault["loc"][0] == "pairs":
             return "pairs: second heads for confused classes were removed; delete this key, or fit the ensemble again"
-        described: dict[int, type[BaseModel]] = {1: Ensemble, 3: Member}
-        keys = list(described.get(len(fault["loc"]), RunOptions).model_fields)
+        models: dict[int, type[BaseModel]] = {1: Ensemble, 3: Member}
+        keys = list(models.get(len(fault["loc"]), RunOptions).model_fields)
         near = difflib.get_close_matches(str(fault["loc"][-1]), keys, n=1)
         return f"{where}: unknown key; {f'did you mean {near[0]}?' if near else 'keys: ' + ', '.join(keys)}"
     if fault["type"] == "missing":
@@ -176,13 +176,5 @@ def _fault(fault: ErrorDetails) -> str:
     if fault["type"] == "value_error":
         text = fault["msg"].removeprefix("Value error, ")
         return f"{where}: {text}" if where else text
-    return f"{where}: found {shown(fault['input'])}; expected {_expected(fault)}"
-
-
-def _expected(fault: ErrorDetails) -> str:
-    return described.expected(Ensemble, fault["loc"]) + described.not_empty(fault)
-
-
-def _is_within(fault: ErrorDetails, other: ErrorDetails) -> bool:
-    """Whether a fault is one of an entry of what the other one is about, which follows from it."""
-    return len(fault["loc"]) > len(other["loc"]) and fault["loc"][: len(other["loc"])] == other["loc"]
+    expected = described.expected(Ensemble, fault["loc"]) + described.not_empty(fault)
+    return f"{where}: found {shown(fault['input'])}; expected {expected}"

@@ -1,7 +1,7 @@
-"""What is fitted on a table of out-of-fold answers, and its answers: weights or a stack, maps, the labels' rule.
+"""Fits weights or a stack, maps and the rule for labels on a table of out-of-fold predictions, and applies them.
 
 The order is that of `postprocess`: each run at its temperature, mixed or stacked, calibrated, clipped; then labels.
-What each part is stands in `weights`, `stacking`, `scaling`, `maps` and `decision`; honest scores in `nested`.
+`weights`, `stacking`, `scaling`, `maps` and `decision` fit the single steps; `nested` gives unbiased scores.
 """
 
 from __future__ import annotations
@@ -24,54 +24,39 @@ from ensemble.scores import Ints, Metric
 from ensemble.weighting import average, stacking, weights
 from ensemble.weighting.average import Combine
 from ensemble.weighting.stack import Stack
+from ensemble.weighting.weights import Method
 
 Kind = Literal["none", "temperature", "vector", "isotonic"]
-Method = Literal["convex", "equal", "fixed", "greedy", "stacking"]
 Predictions = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to fit. Of several `calibrations` the one with the lowest nested log loss is kept; of the `rules` for labels
-    the one with the highest nested macro-F1, if it is higher than that of the most probable class.
+class Plan(weights.WeightingRequest):
+    """What to fit. Of several `calibrations` the one with the lowest nested log loss is selected; of the `rules` for
+    labels the one with the highest nested macro-F1, if it is higher than that of the most probable class.
 
-    `given` are the weights of `fixed`, `rounds` those of `greedy`; `clip` asks for a lowest probability.
+    `clip` asks for a lowest probability.
     """
 
-    method: Method = "convex"
-    combine: Combine = "probabilities"
-    metric: Metric = "log_loss"
-    given: tuple[float, ...] = ()
-    rounds: int = 50
-    bags: int = 0
-    soften: float = 0.0
     calibrations: tuple[Kind, ...] = ("temperature",)
     clip: bool = False
     rules: tuple[Rule, ...] = ()
-    seed: int = 0
 
     def checked(self) -> Plan:
         """The plan itself; `ConfigError` for a name that is none of the choices."""
         choices = {"method": Method, "combine": Combine, "metric": Metric, "calibrations": Kind, "rules": Rule}
-        for name, known in choices.items():
-            value = getattr(self, name)
-            wrong = [one for one in ((value,) if isinstance(value, str) else value) if one not in get_args(known)]
+        for field_name, known in choices.items():
+            value = getattr(self, field_name)
+            wrong = [name for name in ((value,) if isinstance(value, str) else value) if name not in get_args(known)]
             if wrong:
-                raise ConfigError(f"{name}: found {wrong[0]!r}; there are {', '.join(get_args(known))}")
+                raise ConfigError(f"{field_name}: found {wrong[0]!r}; there are {', '.join(get_args(known))}")
         return self
 
     def candidates(self) -> tuple[Kind, ...]:
-        """The calibrations to choose from. A stack is fitted to the log loss itself, and too sure of the rows that it
-        saw, so that none at all is always one of its candidates."""
+        """The calibrations to choose from. A stack is fitted to the log loss itself and overconfident on its own rows:
+        no calibration is always one of its candidates."""
         always: tuple[Kind, ...] = ("none",) if self.method == "stacking" else ()
         return tuple(dict.fromkeys([*self.calibrations, *always]))
-
-    def weights(self) -> weights.WeightingRequest:
-        """What it says of weights; those of a stack play no part."""
-        method = "equal" if self.method == "stacking" else self.method
-        return weights.WeightingRequest(
-            method, self.combine, self.metric, self.given, self.rounds, self.bags, self.soften, self.seed
-        )
 
 
 class Pool(NamedTuple):
@@ -85,7 +70,7 @@ class Pool(NamedTuple):
 
 @dataclass(frozen=True)
 class EnsembleFit:
-    """All that is fitted. `temperature` is the mixture's, `layers` a stack and a map, `clip` the lowest probability,
+    """The fitted parameters. `temperature` is the mixture's, `layers` a stack and a map, `clip` the lowest probability,
     `shifts` the logarithms of the classes' multipliers where labels are chosen."""
 
     temperatures: tuple[float, ...]
@@ -116,13 +101,13 @@ def fit_pool(table: Table, plan: Plan) -> Pool:
     temperatures = (1.0,) * len(table.logits)
     if plan.calibrations != ("none",):
         temperatures = tuple(_temperature(table, g, present) for g, present in enumerate(table.present))
-    fitted = weights.find(table, temperatures, plan.weights())
+    fitted = weights.find(table, temperatures, plan)
     stack = stacking.fit(table, temperatures) if plan.method == "stacking" else None
     return Pool(temperatures, fitted, plan.combine, stack)
 
 
 def _temperature(table: Table, g: int, present: NDArray[np.bool_]) -> float:
-    """The temperature of run g; 1 where it answered none of the rows, as one that has a single fold without that."""
+    """The temperature of run g; 1 where it predicted none of the rows, such as a run of one fold without that fold."""
     if not present.any():
         return 1.0
     if present.all():
@@ -150,7 +135,7 @@ def fit_step(kind: Kind, logs: Predictions, targets: Ints, clip: bool) -> Step:
 
 
 def blended(pool: Pool, step: Step, shifts: Floats | None) -> EnsembleFit:
-    """The parts as one."""
+    """Pool, calibration and shifts as one."""
     layers = FittedParams(pool.stack, step.map)
     return EnsembleFit(pool.temperatures, pool.weights, step.temperature, pool.combine, layers, step.clip, shifts)
 

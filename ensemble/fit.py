@@ -1,8 +1,8 @@
-"""Fits an ensemble on out-of-fold (OOF) answers: temperatures, weights or a stack, calibration, the labels' rule.
+"""Fits an ensemble on out-of-fold (OOF) predictions: temperatures, weights or a stack, calibration, the labels' rule.
 
-A run's fold members share its weight. The figures that are reported as honest come from `nested`; what they say in more
-detail is `analysis`. OOF answers made with TTA views (`views_oof`) are taken where the runs have them, so that what is
-calibrated is what inference will give.
+A run's fold members share its weight. Unbiased scores come from `nested`, and `analysis` explains them. OOF predictions
+with TTA views (`infer.views_oof`) are taken where the runs have them, so that calibration is fitted to what inference
+will give.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = ["EnsembleFit", "Fitted", "Plan", "Score", "fit", "mix", "optimum", "r
 
 @dataclass(frozen=True)
 class Fitted:
-    """The ensemble and how it scores on OOF. `runs` and `equal` are before the fit, `fitted` saw its own rows,
-    `cross_fitted` did not: that is the honest figure. `found` is all that was scored that way, and
-    `notes` what the user should know."""
+    """The ensemble and its OOF scores. `runs` and `equal` are before the fit, `fitted` is on the rows of the fit,
+    `cross_fitted` on rows that each fit had not seen: the unbiased score. `nested` has all scores of that kind, `notes`
+    are warnings for the user."""
 
     ensemble: Ensemble
     blend: EnsembleFit
@@ -42,7 +42,7 @@ class Fitted:
     equal: Score
     fitted: Score
     cross_fitted: Score
-    found: Nested
+    nested: Nested
     plan: Plan
     analysis: analysis.Analysis
     notes: tuple[str, ...] = ()
@@ -57,34 +57,41 @@ def fit(
     aliases: tuple[tuple[str, ...], ...] = (),
     merge: Merge | None = None,
 ) -> Fitted:
-    """Fit the runs in `paths` as `plan` says; `replaced` maps `RUN/fold_K` to what stands for its checkpoint, and
+    """Fit the runs in `paths` as `plan` says; `replaced` maps `RUN/fold_K` to the replacement of its checkpoint, and
     `merge` is how a member's views merge.
 
     Raises `CheckpointError`, `DataError` or `ConfigError` for runs that cannot be read or do not fit together.
     """
-    weights.check(plan.weights(), len(paths))
+    weights.check(plan, len(paths))
     _refuse_twice(paths)
     merging = merge or default_merge(plan.combine)
     runs = _read(paths, views, merging)
     members = _members(runs, replaced or {})
-    table, names = oof_files.align(runs), _names(runs)
+    table, names = oof_files.align(runs), [run.path.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
     pool = ensemble_fit.fit_pool(table, plan)
     evaluation = nested.evaluate(table, plan)
     logs = ensemble_fit.mix_pool(table, pool)
     step = ensemble_fit.fit_step(evaluation.kind, logs, table.targets, plan.clip)
-    answers = step.apply(logs)
-    best = ensemble_fit.blended(pool, step, ensemble_fit.shifts(evaluation.rule, answers, table.targets))
-    predicted = ensemble_fit.decision.labels(answers, best.shifts)
-    honest = scores.score("cross-fitted", evaluation.kept, table.targets, evaluation.predicted)
-    alone = [_alone(name, table, g) for g, name in enumerate(names)]
+    predictions = step.apply(logs)
+    best = ensemble_fit.blended(pool, step, ensemble_fit.shifts(evaluation.rule, predictions, table.targets))
+    predicted = ensemble_fit.decision.labels(predictions, best.shifts)
+    honest = scores.score("cross-fitted", evaluation.selected, table.targets, evaluation.predicted)
+    count = len(runs)
+    equal = ensemble_fit.mix_pool(table, Pool((1.0,) * count, np.full(count, 1 / count)))
+    alone = []
+    for name, run_logits, rows in zip(names, table.logits, table.present, strict=True):
+        of_run = replace(table, logits=[run_logits], present=[rows]).take(rows)
+        alone.append(scores.score(name, ensemble_fit.mix_pool(of_run, Pool((1.0,), np.ones(1))), of_run.targets))
     return Fitted(
         _ensemble(best, runs, members, names).model_copy(
             update={"views": tuple(views), "aliases": aliases, "merge": merge}
         ),
         best,
         alone,
-        _equal(table),
-        scores.score("fitted", answers, table.targets, predicted),
+        scores.score("equal weights", equal, table.targets),
+        scores.score("fitted", predictions, table.targets, predicted),
         honest,
         evaluation,
         plan,
@@ -117,16 +124,9 @@ def write(path: Path, fitted: Fitted) -> list[Path]:
 
 def report(fitted: Fitted) -> str:
     """The scores as a table, with each run's weight and temperature, and what the analysis says in short."""
-    evaluation, plan = fitted.found, fitted.plan
-    shown = [
-        *fitted.runs,
-        fitted.equal,
-        evaluation.before,
-        *evaluation.after.values(),
-        *evaluation.ruled.values(),
-        fitted.fitted,
-    ]
-    width = max(len(score.name) for score in [*shown, fitted.cross_fitted])
+    evaluation, plan = fitted.nested, fitted.plan
+    unseen = [evaluation.before, *evaluation.after.values(), *evaluation.ruled.values(), fitted.cross_fitted]
+    width = max(len(score.name) for score in [*fitted.runs, fitted.equal, fitted.fitted, *unseen])
     lines = [
         f"{'':<{width}} {'images':>7} {'log loss':>9} {'macro-F1':>9} {'accuracy':>9} {'Brier':>7} {'ECE':>7}"
         f" {'weight':>7} {'temp.':>6}"
@@ -136,22 +136,13 @@ def report(fitted: Fitted) -> str:
         lines.append(f"{_line(score, width)} {counted:>7} {temperature:>6.3f}")
     lines += [_line(fitted.equal, width), f"{_line(fitted.fitted, width)} {'':>7} {fitted.blend.temperature:>6.3f}"]
     lines.append("each row answered by a fit that had not seen its fold:")
-    lines += [
-        _line(score, width) for score in (evaluation.before, *evaluation.after.values(), *evaluation.ruled.values())
-    ]
-    lines += [_line(score, width) for score in (fitted.cross_fitted,)]
-    lines += [_kept(fitted), *fitted.notes, "", fitted.analysis.text()]
-    return "\n".join(lines)
-
-
-def _kept(fitted: Fitted) -> str:
-    evaluation = fitted.found
+    lines += [_line(score, width) for score in unseen]
     words = [f"cross-fitted: calibration {evaluation.kind}"]
     if fitted.blend.clip:
         words.append(f"no probability under {fitted.blend.clip:.2g}")
     if evaluation.ruled:
         words.append(f"labels by {evaluation.rule or 'the most probable class, which no rule surpassed'}")
-    return ", ".join(words)
+    return "\n".join([*lines, ", ".join(words), *fitted.notes, "", fitted.analysis.text()])
 
 
 def _line(score: Score, width: int) -> str:
@@ -163,30 +154,18 @@ def _line(score: Score, width: int) -> str:
 
 def _refuse_twice(paths: Sequence[Path]) -> None:
     """`ConfigError` for a run that is named twice: it would count twice."""
-    places = [path.resolve() for path in paths]
-    twice = [path for number, path in enumerate(paths) if places[number] in places[:number]]
+    resolved = [path.resolve() for path in paths]
+    twice = [path for number, path in enumerate(paths) if resolved[number] in resolved[:number]]
     if twice:
         raise ConfigError(f"{twice[0]}: is named twice; give each run once, and --weights for one that counts more")
 
 
 def _read(paths: Sequence[Path], views: Sequence[str], merge: Merge) -> list[oof_files.Run]:
-    """The runs' answers with these views where all have such, else all of the original view."""
+    """The runs' predictions with these views where all have them, else those of the original view."""
     runs = [oof_files.read(path, views, merge) for path in paths]
     if len({run.views for run in runs}) > 1:
         return [run if run.views == oof_files.ORIGINAL else oof_files.read(run.path) for run in runs]
     return runs
-
-
-def _alone(name: str, table: oof_table.Table, g: int) -> Score:
-    rows = table.present[g]
-    alone = replace(table, logits=[table.logits[g]], present=[rows]).take(rows)
-    return scores.score(name, ensemble_fit.mix_pool(alone, Pool((1.0,), np.ones(1))), alone.targets)
-
-
-def _equal(table: oof_table.Table) -> Score:
-    count = len(table.logits)
-    answers = ensemble_fit.mix_pool(table, Pool((1.0,) * count, np.full(count, 1 / count)))
-    return scores.score("equal weights", answers, table.targets)
 
 
 def _ensemble(
@@ -221,7 +200,7 @@ def _ensemble(
 def _notes(
     runs: Sequence[oof_files.Run], names: Sequence[str], table: oof_table.Table, views: tuple[str, ...], plan: Plan
 ) -> tuple[str, ...]:
-    """What a reader of the figures has to know: runs that answered fewer images, and views that were not fitted."""
+    """Notes on the scores: runs that predicted fewer images, and views that were not fitted."""
     notes, total = [], len(table.ids)
     for name, run, present in zip(names, runs, table.present, strict=True):
         if not present.all():
@@ -244,23 +223,13 @@ def _notes(
     return tuple(notes)
 
 
-def _names(runs: Sequence[oof_files.Run]) -> list[str]:
-    """The runs' folder names, or their whole paths where two have one name."""
-    short = [run.path.resolve().name for run in runs]
-    return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
-
-
 def _members(runs: Sequence[oof_files.Run], replaced: Mapping[Path, Member]) -> list[list[Member]]:
-    """For each run its folds' members: the best checkpoint, or what stands for it."""
-    wanted = {_fold_of(path): member for path, member in replaced.items()}
+    """For each run its folds' members: the best checkpoint, or its replacement."""
+    paths = {path.resolve(): member for path, member in replaced.items()}
+    wanted = {path.parent if path.name == oof_files.BEST else path: member for path, member in paths.items()}
     folds = {fold.resolve() for run in runs for fold in run.folds}
     unknown = wanted.keys() - folds
     if unknown:
         known = ", ".join(str(fold) for run in runs for fold in run.folds)
         raise ConfigError(f"--replace {min(unknown)}: is no fold of these runs; they have {known}")
     return [[wanted.get(fold.resolve(), Member(path=fold / oof_files.BEST)) for fold in run.folds] for run in runs]
-
-
-def _fold_of(path: Path) -> Path:
-    resolved = path.resolve()
-    return resolved.parent if resolved.name == oof_files.BEST else resolved

@@ -1,7 +1,6 @@
-"""What was fitted to an ensemble beyond weights and temperatures, as plain arrays in a safetensors file.
+"""Parameters of an ensemble beyond weights and temperatures, as plain arrays in a safetensors file.
 
-`stack.*` is a `stack.Stack`, `vector.*` a `maps.Vector`, `isotonic.*` a `maps.Isotonic`. When they apply stands in
-`postprocess`.
+`stack.*` is a `stack.Stack`, `vector.*` a `maps.Vector`, `isotonic.*` a `maps.Isotonic`. `postprocess` applies them.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ from config.places import atomic_write
 from ensemble.calibration.maps import Isotonic, Vector
 from ensemble.weighting.stack import Stack
 
-Arrays = dict[str, NDArray[Any]]
-
 
 @dataclass(frozen=True)
 class FittedParams:
@@ -37,19 +34,12 @@ class FittedParams:
 
 def write(path: Path, layers: FittedParams) -> None:
     """Write the arrays; the file must not exist."""
-    arrays: Arrays = {}
-    if layers.stack:
-        arrays |= {"stack.coef": layers.stack.coef, "stack.intercept": layers.stack.intercept}
-    if isinstance(layers.map, Vector):
-        arrays |= {"vector.scale": layers.map.scale, "vector.bias": layers.map.bias}
+    arrays: dict[str, NDArray[Any]] = {}
+    for params in filter(None, (layers.stack, layers.map)):
+        kind = type(params).__name__.lower()
+        arrays |= {f"{kind}.{name}": np.atleast_1d(value) for name, value in vars(params).items()}
     if isinstance(layers.map, Isotonic):
-        isotonic = layers.map
-        arrays |= {
-            "isotonic.x": isotonic.x,
-            "isotonic.y": isotonic.y,
-            "isotonic.starts": isotonic.starts.astype(np.int64),
-        }
-        arrays["isotonic.floor"] = np.array([isotonic.floor])
+        arrays["isotonic.starts"] = layers.map.starts.astype(np.int64)
     atomic_write(path, safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
@@ -59,9 +49,13 @@ def read(path: Path, classes: int, groups: int) -> FittedParams:
         arrays = safetensors.numpy.load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f"{path}: is damaged or no safetensors file ({error}); fit the ensemble again") from error
-    kinds: dict[str, Callable[[Arrays], Any]] = {"stack": _stack, "vector": _vector, "isotonic": _isotonic}
+    makers: dict[str, Callable[[dict[str, NDArray[Any]]], Any]] = {
+        "stack": lambda a: Stack(a["coef"], a["intercept"]),
+        "vector": lambda a: Vector(a["scale"], a["bias"]),
+        "isotonic": lambda a: Isotonic(a["x"], a["y"], a["starts"], float(a["floor"][0])),
+    }
     by_kind: dict[str, Any] = {}
-    for kind, make in kinds.items():
+    for kind, make in makers.items():
         mine = {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(f"{kind}.")}
         try:
             by_kind[kind] = make(mine) if mine else None
@@ -70,18 +64,6 @@ def read(path: Path, classes: int, groups: int) -> FittedParams:
     layers = FittedParams(by_kind["stack"], by_kind["vector"] or by_kind["isotonic"])
     _check(path, layers, classes, groups)
     return layers
-
-
-def _stack(arrays: Arrays) -> Stack:
-    return Stack(arrays["coef"], arrays["intercept"])
-
-
-def _vector(arrays: Arrays) -> Vector:
-    return Vector(arrays["scale"], arrays["bias"])
-
-
-def _isotonic(arrays: Arrays) -> Isotonic:
-    return Isotonic(arrays["x"], arrays["y"], arrays["starts"], float(arrays["floor"][0]))
 
 
 def _check(path: Path, layers: FittedParams, classes: int, groups: int) -> None:

@@ -10,7 +10,7 @@ from ensemble.options import NONE_GIVEN, RunOptions
 
 
 class Member(BaseModel):
-    """One line of an ensemble: where the artefact is and what its answer counts.
+    """One line of an ensemble: the artefact and its weight.
 
     `runtime` None leaves the choice to `infer.runtimes`; `group` names the run whose folds belong together;
     `temperature` divides the logits before they mix; `options` are how this one is run.

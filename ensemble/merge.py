@@ -1,7 +1,7 @@
-"""How the answers of one member to several views of an image become one answer. How members mix is `ensemble`.
+"""Merges the predictions of one member for several views of an image. `postprocess` mixes members.
 
 The geometric mean of probabilities, once it sums to one again, is the softmax of the mean of the logits: both names
-are kept, since users of ttach know it as `gmean`. Its `max` and `gmean` do not sum to one; here every answer does.
+are accepted, since users of ttach know it as `gmean`. Its `max` and `gmean` do not sum to one; here all merges do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ensemble.weighting.average import Merge, WeightedAverage
 
 
 class Merging(Protocol):
-    """Answers to the same images, added view by view."""
+    """Predictions for the same images, added view by view."""
 
     def add(self, logits: ArrayLike, *, temperature: float = 1.0) -> None:
         """Add logits `[N, C]` of one view, divided by `temperature`."""

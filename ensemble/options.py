@@ -22,7 +22,7 @@ COMPUTE_UNITS: tuple[str, ...] = get_args(ComputeUnit)
 
 
 class RunOptions(BaseModel):
-    """What is given; None leaves the choice to the runtime.
+    """The options of a member; None leaves the choice to the runtime.
 
     `device`: torch's `cpu`, `cuda`, `cuda:1`, `mps`, or MLX's `cpu`, `gpu`. `compile`: torch.compile or mx.compile.
     `channels_last`: torch's memory format. `provider`: ONNX Runtime's, the preferred first, in short (`cuda`) or whole
@@ -65,7 +65,7 @@ def given(named: Mapping[str, Any], source: str = "options") -> RunOptions:
 
 
 def parse_overrides(texts: Sequence[str], count: int) -> dict[int, RunOptions]:
-    """`N:key=value[,key=value]` for members 1 to `count`, as places from 0; several values of `provider` by `+`.
+    """`N:key=value[,key=value]` for members 1 to `count`, as indices from 0; several values of `provider` by `+`.
 
     `ConfigError` for anything else.
     """
@@ -75,7 +75,7 @@ def parse_overrides(texts: Sequence[str], count: int) -> dict[int, RunOptions]:
         if not colon or not number.isdecimal() or not 1 <= int(number) <= count:
             raise ConfigError(f"--override {text!r}: expected N:key=value with N the number of a member, 1 to {count}")
         by_member.setdefault(int(number) - 1, {}).update(_pairs(text, rest))
-    return {number_of: given(named, f"--override {number_of + 1}") for number_of, named in by_member.items()}
+    return {member: given(named, f"--override {member + 1}") for member, named in by_member.items()}
 
 
 def _pairs(text: str, rest: str) -> dict[str, Any]:

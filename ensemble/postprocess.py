@@ -1,6 +1,6 @@
-"""From the members' answers to the ensemble's: mixed or stacked, calibrated, clipped; and which label a row becomes.
+"""From the members' predictions to the ensemble's: mixed or stacked, calibrated, clipped; and the label of each row.
 
-The runner calls this once a batch. What is applied here was found by `fit`, in the same order.
+The runner calls this for each batch. `fit` fits what is applied here, in the same order.
 """
 
 from __future__ import annotations
@@ -37,58 +37,58 @@ class Postprocess:
         self._shifts = _shifts(ensemble, class_names)
 
     def view_temperature(self, member: Member) -> float:
-        """What divides the logits of each of the member's views."""
+        """The temperature of the logits of each of the member's views."""
         return member.temperature if self.ensemble.tempered == "views" else 1.0
 
     def probabilities(self, answers: Sequence[Floats]) -> NDArray[np.float32]:
         """float32 `[N, C]` of the members' log probabilities, each `[N, C]`, in the order of the ensemble's members."""
-        logs: NDArray[np.floating] = self._together(answers)
+        logs: NDArray[np.floating] = self._mix(answers)
         if self._layers.map:
             logs = self._layers.map.apply(logs)
         return np.asarray(np.exp(maps.clip_logs(logs, self.ensemble.clip)), dtype=np.float32)
 
     def labels(self, probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
         """The class `[N]` that each row of probabilities becomes; names of one class count together."""
-        parts = [self._chosen(probabilities[rows]) for rows in scaling.blocks(*probabilities.shape)]
-        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+        blocks = [self._labels(probabilities[rows]) for rows in scaling.blocks(*probabilities.shape)]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *blocks])
 
     def likeliest(self, probabilities: NDArray[np.float32]) -> int:
         """The most probable class of float32 `[C]`; names of one class count together, multipliers do not count."""
         return int(aliases.summed(probabilities[None], self._class_names, self.ensemble.aliases)[0].argmax())
 
-    def _chosen(self, probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
+    def _labels(self, probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
         together = aliases.summed(probabilities, self._class_names, self.ensemble.aliases)
         if self._shifts is None:
             return np.asarray(together.argmax(axis=1))
         with np.errstate(divide="ignore"):
             return decision.labels(np.log(together, dtype=np.float64), self._shifts)
 
-    def _together(self, answers: Sequence[Floats]) -> Floats:
+    def _mix(self, answers: Sequence[Floats]) -> Floats:
         if self._layers.stack is None:
-            return self._mixed(answers, range(len(answers))).log_probabilities(self.ensemble.temperature)
-        runs = [self._mixed(answers, group).log_probabilities() for group in self._groups]
+            return self._average(answers, range(len(answers))).log_probabilities(self.ensemble.temperature)
+        runs = [self._average(answers, group).log_probabilities() for group in self._groups]
         logs = WeightedAverage("logits")
         logs.add(self._layers.stack.apply(runs))
         return logs.log_probabilities(self.ensemble.temperature)
 
-    def _mixed(self, answers: Sequence[Floats], places: Sequence[int]) -> WeightedAverage:
+    def _average(self, answers: Sequence[Floats], numbers: Sequence[int]) -> WeightedAverage:
         mixture = WeightedAverage(self.ensemble.combine)
-        for place in places:
-            member = self.ensemble.members[place]
+        for number in numbers:
+            member = self.ensemble.members[number]
             rest = member.temperature if self.ensemble.tempered == "mean" else 1.0
-            mixture.add(answers[place], member.weight, rest)
+            mixture.add(answers[number], member.weight, rest)
         return mixture
 
 
 def groups(members: Sequence[Member]) -> list[list[int]]:
-    """The places of the members of each run, in the order of the runs; a member without a group is its own."""
+    """The indices of the members of each run, in the order of the runs; a member without a group is a group."""
     names = [member.group or f"\0{number}" for number, member in enumerate(members)]
     order = sorted(range(len(names)), key=lambda number: names.index(names[number]))
-    return [list(places) for _, places in groupby(order, key=lambda number: names[number])]
+    return [list(numbers) for _, numbers in groupby(order, key=lambda number: names[number])]
 
 
 def _shifts(ensemble: Ensemble, class_names: Sequence[str]) -> Floats | None:
-    """What is added to the log probabilities where a label is chosen; None when nothing is."""
+    """The shifts of the log probabilities where a label is chosen, or None."""
     unknown = [name for name in ensemble.class_multipliers if name not in class_names]
     if unknown:
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""Scores of answers, and how sure a score is: log loss, Brier, accuracy, macro-F1, ECE, and a bootstrap over images.
+"""Scores of predictions and their intervals: log loss, Brier, accuracy, macro-F1, ECE, and a bootstrap over images.
 
-Answers are log probabilities `[N, C]`, targets and predicted classes integers `[N]`. Macro-F1 is over all classes; one
-that is neither there nor predicted counts 0, as scikit-learn's with `labels=range(C), zero_division=0`.
+Predictions are log probabilities `[N, C]`, targets and predicted classes integers `[N]`. Macro-F1 is over all classes;
+one that has no image and is never predicted counts 0, as scikit-learn's with `labels=range(C), zero_division=0`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Score:
-    """Log loss in nats, macro-F1 over all classes, ECE, accuracy and Brier score of answers to `rows` images."""
+    """Log loss in nats, macro-F1 over all classes, ECE, accuracy and Brier score of predictions for `rows` images."""
 
     name: str
     rows: int
@@ -55,13 +55,13 @@ class Judged(NamedTuple):
 
 
 def judge(log_probabilities: Rows, targets: Ints) -> Judged:
-    """What the scores of `[N, C]` answers are made of."""
-    parts = []
+    """What the scores of `[N, C]` predictions are computed from."""
+    blocks = []
     for block in scaling.blocks(*log_probabilities.shape):
         rows = np.asarray(log_probabilities[block])
         best, here = rows.argmax(axis=1), np.arange(len(rows))
-        parts.append((rows[here, targets[block]].astype(np.float64), np.exp(rows[here, best], dtype=np.float64), best))
-    return Judged(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        blocks.append((rows[here, targets[block]].astype(np.float64), np.exp(rows[here, best], dtype=np.float64), best))
+    return Judged(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
 
 
 def score(name: str, log_probabilities: Rows, targets: Ints, predicted: Ints | None = None) -> Score:
@@ -108,9 +108,7 @@ def interval(
         "macro_f1": lambda counts: macro_f1(judged.predicted, targets, classes, counts, among),
     }
     count, measure = len(targets), measures[metric]
-    drawn = []
-    for draw in range(_DRAWS):
-        drawn.append(measure(resampled(count, seed, draw)))
+    drawn = [measure(resampled(count, seed, draw)) for draw in range(_DRAWS)]
     tail = 100 * (1 - _COVERED) / 2
     low, high = np.percentile(drawn, [tail, 100 - tail])
     return Interval(measure(np.ones(count)), float(low), float(high))

@@ -1,7 +1,7 @@
 """Test-time-augmentation views: functions on whole batches of uint8 images `[N, S, S, 3]`, and presets of them.
 
-A view is given an image that is already decoded and resized, so that views cost no decoding; crops are enlarged to
-the model's size again. How the views' answers merge is `merge`. Flips and turns are those of ttach's `HorizontalFlip`,
+Views take images that are already decoded and resized, so that they cost no decoding; crops are enlarged to the
+model's size again. `merge` merges the predictions of the views. Flips and turns are those of ttach's `HorizontalFlip`,
 `VerticalFlip` and `Rotate90`, crops its `crop_lt` and the like, zooms its `scale`.
 """
 
@@ -41,14 +41,6 @@ CROPS = {
 }
 
 
-def _flip(images: Images, axes: tuple[int, ...]) -> Images:
-    return np.flip(images, axes)
-
-
-def _turn(images: Images, quarters: int) -> Images:
-    return np.rot90(images, quarters, axes=(1, 2))
-
-
 def _warp(images: Images, degrees: float, scale: float) -> Images:
     """Rotate counter-clockwise and enlarge about the centre, bilinear, mirrored at the border."""
     places, fractions = warp_map(images.shape[1], degrees, scale)
@@ -61,7 +53,7 @@ def _warp(images: Images, degrees: float, scale: float) -> Images:
 def warp_map(size: int, degrees: float, scale: float) -> tuple[NDArray[np.int16], NDArray[np.uint16]]:
     """Where a warped image of that size takes its pixels from: `[S, S, 2]` (x, y), and `[S, S]` 32 * fy + fx.
 
-    fx and fy are 32nds of a pixel right of and below that place: cv2's fixed-point maps. They are the same on every
+    fx and fy are 32nds of a pixel right of and below that position: cv2's fixed-point maps. They are the same on every
     machine, so that a graph can repeat the view, and on x86-64 they are those of `cv2.warpAffine`.
     """
     matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), degrees, scale)
@@ -74,12 +66,12 @@ def warp_map(size: int, degrees: float, scale: float) -> tuple[NDArray[np.int16]
 
 
 def _crop(images: Images, down: float, across: float) -> Images:
-    """A part of the image, enlarged to its size: 0 is the upper or left edge, 1 the lower or right one, 0.5 centred."""
+    """A crop of the image, enlarged to its size: 0 is the upper or left edge, 1 the lower or right one, 0.5 centred."""
     size = images.shape[1]
     side, top, left = crop_box(size, down, across)
-    parts = images[:, top : top + side, left : left + side]
+    crops = images[:, top : top + side, left : left + side]
     # Bilinear, with pixel centres at half integers: torch's interpolate without align_corners.
-    return np.stack([cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR_EXACT) for crop in parts])
+    return np.stack([cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR_EXACT) for crop in crops])
 
 
 def crop_box(size: int, down: float, across: float) -> tuple[int, int, int]:
@@ -98,14 +90,14 @@ def _shift(images: Images, axis: int, sign: int) -> Images:
 
 VIEWS: dict[str, View] = {
     "original": lambda images: images,
-    "hflip": partial(_flip, axes=(2,)),
-    "vflip": partial(_flip, axes=(1,)),
-    "hvflip": partial(_flip, axes=(1, 2)),
-    "rot90": partial(_turn, quarters=1),
-    "rot180": partial(_turn, quarters=2),
-    "rot270": partial(_turn, quarters=3),
-    "hflip_rot90": lambda images: _turn(_flip(images, (2,)), 1),
-    "hflip_rot270": lambda images: _turn(_flip(images, (2,)), 3),
+    "hflip": partial(np.flip, axis=2),
+    "vflip": partial(np.flip, axis=1),
+    "hvflip": partial(np.flip, axis=(1, 2)),
+    "rot90": partial(np.rot90, k=1, axes=(1, 2)),
+    "rot180": partial(np.rot90, k=2, axes=(1, 2)),
+    "rot270": partial(np.rot90, k=3, axes=(1, 2)),
+    "hflip_rot90": lambda images: np.rot90(np.flip(images, 2), 1, axes=(1, 2)),
+    "hflip_rot270": lambda images: np.rot90(np.flip(images, 2), 3, axes=(1, 2)),
     **{name: partial(_warp, degrees=degrees, scale=scale) for name, (degrees, scale) in WARPS.items()},
     "shift_left": partial(_shift, axis=2, sign=-1),
     "shift_right": partial(_shift, axis=2, sign=1),
@@ -132,7 +124,10 @@ def expand(names: Iterable[str]) -> tuple[str, ...]:
     names_of: dict[str, None] = {}
     for name in names:
         if name not in PRESETS and name not in VIEWS:
-            raise ConfigError(_unknown(name))
+            near = difflib.get_close_matches(name, [*PRESETS, *VIEWS], n=2)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            known = f"presets: {', '.join(PRESETS)}; views: {', '.join(VIEWS)}"
+            raise ConfigError(f"view {name!r} is not known; {hint}{known}")
         names_of.update(dict.fromkeys(PRESETS.get(name, (name,))))
     if not names_of:
         raise ConfigError("views: the list is empty; write `original` for no test-time augmentation")
@@ -142,9 +137,3 @@ def expand(names: Iterable[str]) -> tuple[str, ...]:
 def apply(name: str, images: Images) -> Images:
     """One view of uint8 `[N, S, S, 3]`: a contiguous array of the same shape and dtype."""
     return np.ascontiguousarray(VIEWS[name](images))
-
-
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, [*PRESETS, *VIEWS], n=2)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"view {name!r} is not known; {hint}presets: {', '.join(PRESETS)}; views: {', '.join(VIEWS)}"

@@ -43,7 +43,7 @@ def load(
     text = os.fspath(path)
     is_file = text.endswith((".yaml", ".yml"))
     loaded = ensemble_file.read(Path(text)) if is_file else ensemble_of([text])
-    return Runner(ensemble_file.seen(loaded, views, merge), given(options), keep)
+    return Runner(ensemble_file.with_views(loaded, views, merge), given(options), keep)
 
 
 def evaluate(

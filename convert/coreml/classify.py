@@ -23,12 +23,12 @@ def add_labels(spec: Any, class_names: tuple[str, ...]) -> None:
     block.operations.append(_operation(class_names))
     others = list(block.outputs)
     block.outputs[:] = [LABEL, TABLE, *others]
-    described = list(spec.description.output)
+    descriptions = list(spec.description.output)
     del spec.description.output[:]
     label, table = spec.description.output.add(name=LABEL), spec.description.output.add(name=TABLE)
     label.type.stringType.SetInParent()
     table.type.dictionaryType.stringKeyType.SetInParent()
-    spec.description.output.extend(described)
+    spec.description.output.extend(descriptions)
     spec.description.predictedFeatureName = LABEL
     spec.description.predictedProbabilitiesName = TABLE
 
@@ -49,7 +49,7 @@ def _operation(class_names: tuple[str, ...]) -> Any:
     table = operation.outputs.add(name=TABLE).type.dictionaryType
     table.keyType.tensorType.dataType = string
     table.valueType.tensorType.dataType = double
-    own_name = operation.attributes["name"]
-    own_name.type.tensorType.dataType = string
-    own_name.immediateValue.tensor.strings.values.append("classify")
+    attribute = operation.attributes["name"]
+    attribute.type.tensorType.dataType = string
+    attribute.immediateValue.tensor.strings.values.append("classify")
     return operation

@@ -32,21 +32,17 @@ def compressed(model: Any, precision: str, float_layers: tuple[str, ...] = (), m
         if bits:
             kind = {"granularity": "per_grouped_channel", "group_size": _GROUP_SIZE} if fine else {}
             how = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=_SMALLEST, **kind)
-            model = optimize.palettize_weights(model, optimize.OptimizationConfig(how, op_name_configs=left_in_float))
+            apply = optimize.palettize_weights
         else:
             kind = {"granularity": "per_block", "block_size": _BLOCK_SIZE} if fine else {}
             how = optimize.OpLinearQuantizerConfig(
                 mode="linear_symmetric", dtype="int8", weight_threshold=_SMALLEST, **kind
             )
-            model = optimize.linear_quantize_weights(
-                model, optimize.OptimizationConfig(how, op_name_configs=left_in_float)
-            )
+            apply = optimize.linear_quantize_weights
+        model = apply(model, optimize.OptimizationConfig(how, op_name_configs=left_in_float))
     return model
 
 
 def original(name: str) -> str | None:
-    """The name of the constant that a compressed one stands for; None for a name that is none."""
-    for suffix in SUFFIXES:
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return None
+    """The name of the constant before compression; None for one that is not compressed."""
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), None)

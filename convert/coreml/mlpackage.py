@@ -34,7 +34,7 @@ TARGETS = {13: "iOS16", 14: "iOS17", 15: "iOS18"}
 
 
 class _Result(NamedTuple):
-    """Among the arguments of `_replace`'s calls: what an earlier call gives; -1 is the one before."""
+    """An argument of `_replace`'s calls: the result of an earlier call; -1 is the previous one."""
 
     call: int
 
@@ -75,14 +75,19 @@ def converted(
     Its weights are a temporary file. Raises `ConvertError`, and `OSError` where there is no room for that.
     """
     ct = coremltools()
+    named = zip(pixels.names(card, "images" if batches else "image"), card.inputs, strict=True)
+    # One pass writes `x * weight + bias` (group norms) as a batch_norm without an epsilon, whose default of 1e-5 makes
+    # each such layer 5e-6 too small.
+    passes = ct.PassPipeline.DEFAULT
+    passes.remove_passes({"common::fuse_elementwise_to_batchnorm"})
     try:
         return ct.convert(
             _exported(network, card, batches),
-            inputs=_inputs(ct, card, batches),
+            inputs=[_input(ct, name, prep.size, batches) for name, prep in named],
             outputs=[ct.TensorType(name=name, dtype=np.float32) for name in ("logits", "probabilities")],
             minimum_deployment_target=getattr(ct.target, TARGETS[macos]),
             compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
-            pass_pipeline=_passes(ct),
+            pass_pipeline=passes,
             skip_model_load=True,
         )
     except (ValueError, NotImplementedError, RuntimeError) as error:
@@ -107,14 +112,13 @@ def layer_names(network: torch_network.Network, card: Card) -> dict[str, str]:
         if node.name in stored:
             names[node.name] = _layer(stored[node.name])
             continue
-        weights = [stored[node_in.name] for node_in in node.all_input_nodes if node_in.name in stored]
+        inputs = [source.name for source in node.all_input_nodes]
+        weights = [stored[name] for name in inputs if name in stored]
+        before = [names[name] for name in inputs if name in names and name not in stored]
         if weights and "batch_norm" not in node.name:
             names[node.name] = _layer(weights[0])
-        else:
-            before = [
-                names[node_in.name] for node_in in node.all_input_nodes if node_in.name in names.keys() - stored.keys()
-            ]
-            names.update({node.name: before[0]} if before else {})
+        elif before:
+            names[node.name] = before[0]
     return names
 
 
@@ -185,7 +189,9 @@ def rewrite(fx_graph: Any) -> None:
     """
     aten = torch.ops.aten
     for node in list(fx_graph.nodes):
-        if node.target == aten.alias.default or _resizes_nothing(node):
+        resizes = node.target in (aten._upsample_bicubic2d_aa.vec, aten._upsample_bicubic2d_aa.default)
+        same_size = resizes and node.meta["val"].shape == node.args[0].meta["val"].shape
+        if node.target == aten.alias.default or same_size:
             node.replace_all_uses_with(node.args[0])
             fx_graph.erase_node(node)
         elif node.target == aten.gelu.default:
@@ -195,11 +201,6 @@ def rewrite(fx_graph: Any) -> None:
             _replace(fx_graph, node, _rms_norm(*node.args))
         elif node.target == aten.addcmul.default:
             _replace(fx_graph, node, _addcmul(*node.args, **node.kwargs))
-
-
-def _resizes_nothing(node: Any) -> bool:
-    resizes = (torch.ops.aten._upsample_bicubic2d_aa.vec, torch.ops.aten._upsample_bicubic2d_aa.default)
-    return node.target in resizes and node.meta["val"].shape == node.args[0].meta["val"].shape
 
 
 def _gelu_tanh(x: Any) -> list[tuple[Any, ...]]:
@@ -246,7 +247,7 @@ def _rms_norm(x: Any, shape: list[int], weight: Any = None, eps: float | None = 
 
 
 def _replace(fx_graph: Any, node: Any, calls: Sequence[tuple[Any, ...]]) -> None:
-    """Put the calls in place of `node`: a function and its arguments each."""
+    """Replace `node` by the calls, each a function and its arguments."""
     results: list[Any] = []
     with fx_graph.inserting_before(node):
         for function, *arguments in calls:
@@ -255,19 +256,6 @@ def _replace(fx_graph: Any, node: Any, calls: Sequence[tuple[Any, ...]]) -> None
             results[-1].meta = dict(node.meta)
     node.replace_all_uses_with(results[-1])
     fx_graph.erase_node(node)
-
-
-def _passes(ct: Any) -> Any:
-    """All but the one that writes `x * weight + bias` (group norms) as a batch_norm without an epsilon: the default of
-    that, 1e-5, makes each such layer 5e-6 too small."""
-    pipeline = ct.PassPipeline.DEFAULT
-    pipeline.remove_passes({"common::fuse_elementwise_to_batchnorm"})
-    return pipeline
-
-
-def _inputs(ct: Any, card: Card, batches: tuple[int, ...]) -> list[Any]:
-    named = zip(pixels.names(card, "images" if batches else "image"), card.inputs, strict=True)
-    return [_input(ct, name, prep.size, batches) for name, prep in named]
 
 
 def _input(ct: Any, name: str, size: int, batches: tuple[int, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""A whole ensemble as one torch module: views, members and all that follows, equal to what `infer.runner` does."""
+"""An ensemble as one torch module: views, members and postprocessing, equal to `infer.runner`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def build(source: Source) -> Network:
     Raises `WeightsError` for weights that do not fit.
     """
     if source.ensemble is None:
-        (part,) = source.parts
-        return classifier(part.weights(), part.card)
+        (network,) = source.parts
+        return classifier(network.weights(), network.card)
     graph = EnsembleGraph(
-        [classifier(part.weights(), part.card) for part in source.parts],
-        [part.input for part in source.parts],
+        [classifier(network.weights(), network.card) for network in source.parts],
+        [network.input for network in source.parts],
         source.ensemble.views,
         EnsembleHead(source.ensemble, source.groups, source.layers),
         torch_resize.Resized(source.card.preprocessing, source.resized) if source.resized else None,
@@ -36,8 +36,8 @@ def build(source: Source) -> Network:
 class EnsembleGraph(nn.Module):
     """Float NCHW RGB pixels in [0, 255] to log probabilities `[N, C]`, normalised, fp32 (fp64 after `.double()`).
 
-    Member m sees the form `inputs[m]` of each image: these are given, or `resized` makes them of the one that is.
-    All views of a batch go through a member at once.
+    Member m gets the form `inputs[m]` of each image: these are the inputs, or `resized` computes them from the only
+    one. All views of a batch pass a member at once.
     """
 
     def __init__(

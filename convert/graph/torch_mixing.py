@@ -1,6 +1,6 @@
-"""From the members' logits to the ensemble's log probabilities, in a graph: what `merge` and `postprocess` do in NumPy.
+"""From the members' logits to the ensemble's log probabilities, in a graph: as `merge` and `postprocess` do in NumPy.
 
-All is done with log probabilities about their maxima, so that no precision underflows.
+All steps use log probabilities relative to their maxima, so that no precision underflows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ensemble.weighting.average import Merge
 
 
 class EnsembleHead(nn.Module):
-    """An ensemble's steps after its networks. `groups` are the places of the members of each run (see `postprocess`).
+    """An ensemble's steps after its networks. `groups` are the indices of the members of each run (see `postprocess`).
 
     `layers` may hold a stack and vector scaling; isotonic maps and means of ranks have no form here.
     """

@@ -23,7 +23,7 @@ from models.card import Card, Preprocessing
 
 
 class Network(Protocol):
-    """What the converters take; in truth an `nn.Module`."""
+    """The interface that the converters need of an `nn.Module`."""
 
     def __call__(self, *pixels: Tensor) -> Tensor:
         """float NCHW pixels in [0, 255], for each input of the card, to logits `[N, C]` of the same dtype."""
@@ -79,10 +79,10 @@ class _MixedExperts(CondConv2d):
         outputs = [
             convolve(x, kernel, None, self.stride, self.padding, self.dilation, self.groups) for kernel in kernels
         ]
-        parts = [routing_weights[:, number, None, None, None] * part for number, part in enumerate(outputs)]
+        terms = [routing_weights[:, number, None, None, None] * output for number, output in enumerate(outputs)]
         if self.bias is not None:
-            parts.append((routing_weights @ self.bias)[:, :, None, None])
-        return sum(parts[1:], parts[0])
+            terms.append((routing_weights @ self.bias)[:, :, None, None])
+        return sum(terms[1:], terms[0])
 
 
 class FromBytes(nn.Module):
@@ -134,7 +134,8 @@ def classifier(weights: Weights, card: Card) -> Classifier:
 @torch.no_grad()
 def once(network: Network, *images: NDArray[np.uint8], dtype: torch.dtype = torch.float32) -> NDArray:
     """Logits `[N, C]` of uint8 `[N, S, S, 3]` for each input, on the CPU; the network computes in `dtype`."""
-    return network(*(_pixels(batch).to(dtype) for batch in images)).numpy()
+    pixels = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(batch, 3, 1))) for batch in images)
+    return network(*(batch.to(dtype) for batch in pixels)).numpy()
 
 
 def size(network: Network) -> int:
@@ -147,8 +148,7 @@ def reference(
 ) -> tuple[NDArray, NDArray]:
     """The original's logits `[N, C]` of all batches, uint8 `[N, S, S, 3]` for each input: in float32 and in float64.
 
-    The network itself is widened for the second, since a large ensemble has no room twice, and narrowed again, which
-    loses nothing.
+    The network itself is converted to float64, since a large ensemble has no room twice, and back, which loses nothing.
     """
     single = np.concatenate([once(network, *batch) for batch in batches()])
     network.double()
@@ -156,7 +156,3 @@ def reference(
         return single, np.concatenate([once(network, *batch, dtype=torch.float64) for batch in batches()])
     finally:
         network.float()
-
-
-def _pixels(images: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, 3, 1)))

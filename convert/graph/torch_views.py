@@ -1,7 +1,7 @@
 """The TTA views of `ensemble.views` as torch functions of pixels `[N, 3, S, S]`, so that they can stand inside a graph.
 
-Warps and crops are cv2's fixed-point arithmetic: places and fractions are constants of the graph, since sizes are
-fixed, and all sums are exact in fp32. So a graph makes the same pixels, to the last level of 255.
+Warps and crops use cv2's fixed-point arithmetic: positions and fractions are constants of the graph, since sizes are
+fixed, and all sums are exact in fp32. So a graph gives exactly the same pixels.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def _shift(dim: int, sign: int) -> Callable[[Tensor], Tensor]:
 
 
 def _warp(degrees: float, scale: float) -> Callable[[Tensor], Tensor]:
-    """Each pixel from the four around its place, which the table of `ensemble.views` gives in 32nds of a pixel."""
+    """Each pixel from the four around its position, which the table of `ensemble.views` gives in 32nds of a pixel."""
 
     def warped(pixels: Tensor) -> Tensor:
         size = pixels.shape[-1]
         places, fractions = views.warp_map(size, degrees, scale)
         x, y = places[..., 0].astype(np.int64), places[..., 1].astype(np.int64)
-        right, below = (_constant(part / 32, pixels) for part in (fractions & 31, fractions >> 5))
+        right, below = (_constant(steps / 32, pixels) for steps in (fractions & 31, fractions >> 5))
         flat = pixels.flatten(2)
 
         def taken(down: int, across: int) -> Tensor:
@@ -67,7 +67,7 @@ def _warp(degrees: float, scale: float) -> Callable[[Tensor], Tensor]:
 
 
 def _crop(down: float, across: float) -> Callable[[Tensor], Tensor]:
-    """A part of the image enlarged as `cv2.INTER_LINEAR_EXACT` does: first along the rows, then along the columns."""
+    """A crop enlarged as `cv2.INTER_LINEAR_EXACT` does: first along the rows, then along the columns."""
 
     def cropped(pixels: Tensor) -> Tensor:
         size = pixels.shape[-1]
@@ -86,14 +86,14 @@ def _crop(down: float, across: float) -> Callable[[Tensor], Tensor]:
 
 
 def _enlarged(side: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each of `size` pixels the one of `part` on its left, and how many 256ths of a pixel it is right of that."""
+    """For each of `size` pixels the one of `side` on its left, and how many 256ths of a pixel it is right of that."""
     position = side / size * (np.arange(size) + 0.5) - 0.5
     near = np.floor(position)
     return near.astype(np.int64), np.rint((position - near) * 256)
 
 
 def _mirrored(places: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Places outside [0, size) reflected at the border pixels, as `cv2.BORDER_REFLECT_101`."""
+    """Positions outside [0, size) reflected at the border pixels, as `cv2.BORDER_REFLECT_101`."""
     period = 2 * (size - 1)
     inside = np.abs(places) % period
     return np.where(inside < size, inside, period - inside)

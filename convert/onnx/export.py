@@ -1,6 +1,6 @@
 """Writes ONNX files: images in, float32 `logits` `[N, C]` out, normalisation and card inside.
 
-int8 is `int8`'s work on what is exported here.
+`int8` quantizes what is exported here.
 """
 
 from __future__ import annotations
@@ -84,10 +84,12 @@ def exported(
     names = list(pixels.names(card))
     module = (torch_network.FromFloats if float_input else torch_network.FromBytes)(network, probabilities)
     batch = torch.export.Dim("batch")
+    dtype = torch.float32 if float_input else torch.uint8
+    shapes = [(3, p.size, p.size) if float_input else (p.size, p.size, 3) for p in card.inputs]
     try:
         program = torch.onnx.export(
             module.eval(),
-            tuple(_example(prep.size, float_input) for prep in card.inputs),
+            tuple(torch.zeros(2, *shape, dtype=dtype) for shape in shapes),
             dynamo=True,
             opset_version=opset,
             input_names=names,
@@ -98,9 +100,10 @@ def exported(
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
-        raise ConvertError(f"{card.model}: torch cannot export it to ONNX ({_line(error)})") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ConvertError(f"{card.model}: torch cannot export it to ONNX ({reason})") from error
     message = program.model_proto
-    (version,) = (one.version for one in message.opset_import if one.domain == "")
+    (version,) = (entry.version for entry in message.opset_import if entry.domain == "")
     if version != opset:  # torch leaves it at what it could reach, with a warning only
         raise ConvertError(
             f"{card.model}: cannot be written with opset {opset}, only with {version}; give --opset {version}"
@@ -140,12 +143,8 @@ def save(message: Any, path: Path) -> None:
         onnx.save_model(message, str(path))
 
 
-def _example(size: int, float_input: bool) -> torch.Tensor:
-    return torch.zeros(2, 3, size, size) if float_input else torch.zeros(2, size, size, 3, dtype=torch.uint8)
-
-
 def _try(path: Path) -> None:
-    """Answer one black image on each provider of this machine, and write into the file which they were."""
+    """Predict one black image on each provider of this machine, and record these in the file."""
     tried = {}
     for provider in runtime.available(path):
         opened = runtime.open(path, (provider,))
@@ -158,15 +157,8 @@ def _try(path: Path) -> None:
     onnx.save_model(message, str(path))
 
 
-def _strip(graph_message: Any) -> None:
-    """Take out the stack traces of this machine that torch attaches to every node."""
-    for node in graph_message.node:
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-    for value in (*graph_message.input, *graph_message.output, *graph_message.value_info, *graph_message.initializer):
-        value.ClearField("metadata_props")
-        value.ClearField("doc_string")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _strip(graph: Any) -> None:
+    """Remove the stack traces of this machine that torch attaches to every node."""
+    for item in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")

@@ -36,7 +36,7 @@ _SHARED = {"Conv": lambda rank: [0, *range(2, rank)], "Gemm": lambda _: [0]}
 
 
 def prepared(message: Any, folder: Path) -> Path:
-    """The model with its shapes inferred and its constants folded, as quantisation wants it, in a file of `folder`."""
+    """The model with its shapes inferred and its constants folded, as quantisation needs it, in a file of `folder`."""
     plain, ready = folder / "float.onnx", folder / "prepared.onnx"
     onnx.save_model(message, str(plain))
     quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
@@ -45,9 +45,9 @@ def prepared(message: Any, folder: Path) -> Path:
 
 
 class Quantizer:
-    """A model that is quantised whole or in part: its ranges and mean shifts are measured once, on `batches`.
+    """A model of which all or some layers are quantised: ranges and mean shifts are measured once, on `batches`.
 
-    `folder` takes what onnxruntime writes on its way; `close` takes it away.
+    `folder` is for the temporary files of onnxruntime; `close` deletes them.
     """
 
     def __init__(self, message: Any, batches: Sequence[Pixels], folder: Path):
@@ -76,7 +76,7 @@ class Quantizer:
 
 
 def quantized(message: Any, batches: Sequence[Pixels], folder: Path, float_layers: tuple[str, ...] = ()) -> Any:
-    """The model in int8; `folder` takes what onnxruntime writes on its way, and holds no new file afterwards."""
+    """The model in int8; `folder` is for temporary files and holds no new file afterwards."""
     int8_file = folder / "int8.onnx"
     with contextlib.closing(Quantizer(message, batches, folder)) as quantizer:
         quantizer.write(int8_file, [name for name in quantizer.layers if name not in float_layers])
@@ -88,7 +88,7 @@ def quantized(message: Any, batches: Sequence[Pixels], folder: Path, float_layer
 def layers(file: Path) -> dict[str, str]:
     """The nodes that are quantised, in the model's order, and what the layer of each is called in torch.
 
-    That is the name of its weight, or of the bias that is added behind; a node without either keeps its own.
+    That is the name of its weight, or of the bias that is added after it; a node without either keeps its name.
     Products of two activations, as in attention, stay in float: onnxruntime 1.31 gives wrong answers for them.
     """
     graph = onnx.load(str(file), load_external_data=False).graph
@@ -211,11 +211,11 @@ class _Reader(CalibrationDataReader):
         inputs = message.graph.input
         self._names = [node_arg.name for node_arg in inputs]
         self._floats = inputs[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-        self._left = iter(batches)
+        self._batches = iter(batches)
 
     def get_next(self) -> dict[str, NDArray] | None:
         """The next batch, None after the last."""
-        batch = next(self._left, None)
+        batch = next(self._batches, None)
         if batch is None:
             return None
         forms = [np.moveaxis(array, 3, 1) / np.float32(255) if self._floats else array for array in batch]

@@ -1,4 +1,4 @@
-"""The real images that conversions are proven and calibrated with, decoded and prepared as the runner does it."""
+"""The real images that conversions are verified and calibrated with, decoded and prepared as by the runner."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DEMO_IMAGES = 100
 def opened(images: Path, card: Card) -> Iterator[Table]:
     """The images to verify on: labelled ones where `images` has them, else as for `infer`.
 
-    `DEMO` stands for a hundred of the demo's own images, which are written for the time being. Raises `DataError`
+    `DEMO` stands for a hundred of the demo's images, which are written to a temporary folder. Raises `DataError`
     where there are none.
     """
     if images != DEMO:
@@ -62,7 +62,7 @@ def calibration(images: Path | None, source: Source) -> Table:
 
     Raises `ConvertError` where PATH lies in no run, or the run's images are gone.
     """
-    images_used = table(images, source.card) if images is not None else _own(source)
+    images_used = table(images, source.card) if images is not None else _training_images(source)
     return chosen(images_used, draw(images_used.labels, CALIBRATION))
 
 
@@ -106,7 +106,7 @@ def labels(images: Table, card: Card) -> NDArray[np.int64] | None:
     return matched if (matched >= 0).any() else None
 
 
-def _own(source: Source) -> Table:
+def _training_images(source: Source) -> Table:
     root = source.path.resolve()
     if source.ensemble is not None:
         root = source.ensemble.members[0].path.resolve()

@@ -1,10 +1,10 @@
-"""Keeps what a verification found beside the artefacts: `verify.json` for programs, `verify.md` for people."""
+"""Writes the results of a verification beside the artefacts: `verify.json` for programs, `verify.md` for people."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ _KEPT = {*_COLUMNS, "faults", "machine", "not_tried"}
 
 
 def write(folder: Path, comparisons: Sequence[Comparison]) -> Path:
-    """Write both files into `folder` and return the first; what they say of other artefacts there is kept."""
+    """Write both files into `folder` and return the first; rows about other artefacts there are preserved."""
     path = folder / "verify.json"
     named = {c.artefact for c in comparisons}
     rows = [r for r in _read(path) if r["artefact"] not in named] + [_plain(asdict(c)) for c in comparisons]
@@ -57,45 +57,31 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         verdict = "; ".join(row["faults"]) or "within the limits"
         lines.append("| " + " | ".join([_cell(key, row[key]) for key in _COLUMNS] + [verdict]) + " |")
-    lines += ["", f"Milliseconds: median of one image at a time on {'; '.join(_distinct(r['machine'] for r in rows))}."]
-    absent = _distinct(name for row in rows for name in row["not_tried"])
+    machines = dict.fromkeys(row["machine"] for row in rows)
+    lines += ["", f"Milliseconds: median of one image at a time on {'; '.join(machines)}."]
+    absent = dict.fromkeys(name for row in rows for name in row["not_tried"])
     lines += ["", f"Not tried, since the machine has none: {', '.join(absent)}."] if absent else []
     return "\n".join(lines) + "\n"
 
 
 def line(comparison: Comparison) -> str:
     """One comparison in one line, for a terminal."""
-    c = comparison
+    c, speed, ties, accuracy = comparison, "", "", ""
     if math.isnan(c.torch_error):
         return f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB: {'; '.join(c.faults)}"
+    if c.milliseconds is not None and c.milliseconds_checkpoint is not None:
+        speed = f", {c.milliseconds:.1f} ms an image (checkpoint on torch {c.milliseconds_checkpoint:.1f})"
+    if c.tied_flips:
+        flips = round((1 - c.top1_agreement) * c.images)
+        ties = f" ({c.tied_flips} of {flips} flips are ties, no faults)"
+    if c.accuracy is not None and c.accuracy_checkpoint is not None:
+        accuracy = f", accuracy {c.accuracy:.2%} ({c.accuracy_checkpoint:.2%})"
     return (
-        f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB{_speed(c)}: "
-        f"top-1 agreement {c.top1_agreement:.2%} of "
-        f"{counted(c.images, 'image')}{_flips(c)}{_accuracy(c)}, logits differ by "
+        f"{c.artefact} on {c.runtime}, {c.megabytes:.1f} MB{speed}: "
+        f"top-1 agreement {c.top1_agreement:.2%} of {counted(c.images, 'image')}{ties}{accuracy}, logits differ by "
         f"{c.max_logit_difference:.1e} at most (torch's own fp32 error {c.torch_error:.1e}), KL {c.kl_divergence:.1e}, "
         f"log loss {c.log_loss:.5f} ({c.log_loss_checkpoint:.5f}): {'; '.join(c.faults) or 'within the limits'}"
     )
-
-
-def _flips(c: Comparison) -> str:
-    flips = round((1 - c.top1_agreement) * c.images)
-    return f" ({c.tied_flips} of {flips} flips are ties, no faults)" if c.tied_flips else ""
-
-
-def _accuracy(c: Comparison) -> str:
-    if c.accuracy is None or c.accuracy_checkpoint is None:
-        return ""
-    return f", accuracy {c.accuracy:.2%} ({c.accuracy_checkpoint:.2%})"
-
-
-def _speed(c: Comparison) -> str:
-    if c.milliseconds is None or c.milliseconds_checkpoint is None:
-        return ""
-    return f", {c.milliseconds:.1f} ms an image (checkpoint on torch {c.milliseconds_checkpoint:.1f})"
-
-
-def _distinct(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
 
 
 def _cell(key: str, value: Any) -> str:

@@ -1,6 +1,6 @@
-"""Which layers lose most by int8 or by a palette: each alone is compressed, all others stay in float.
+"""Measures which layers lose most by int8 or by a palette: each alone is compressed, all others stay in float.
 
-What is run are the converters' own results, ONNX in ONNX Runtime, Core ML in the reference evaluator.
+The converted networks are run: ONNX in ONNX Runtime, Core ML in the reference evaluator.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from convert.coreml import compress, mlpackage
@@ -80,11 +79,12 @@ def rank(network: torch_network.Network, mixed: Mixture, images: Pixels) -> list
     losses = []
     for layer, name in mixed.layers.items():
         with contextlib.closing(mixed.open([layer])) as opened:
-            losses.append(Loss(layer, name, _kl(before, opened.logits(*images))))
+            after = log_softmax(opened.logits(*images).astype(np.float64), 1)
+        losses.append(Loss(layer, name, float((np.exp(before) * (before - after)).sum(1).mean())))
     return sorted(losses, key=lambda loss: -loss.kl_divergence)
 
 
-def kept(losses: Sequence[Loss], holds: Callable[[tuple[str, ...]], bool]) -> tuple[str, ...]:
+def layers_in_float(losses: Sequence[Loss], holds: Callable[[tuple[str, ...]], bool]) -> tuple[str, ...]:
     """The fewest of the worst layers (0, 1, 2, 4, ... at most half) that must stay in float.
 
     `holds(layers)` says whether the limits hold with these in float; where no number helps, the largest is returned.
@@ -108,11 +108,6 @@ def table(losses: Sequence[Loss], in_float: Sequence[str]) -> str:
     lines = ["| layer | KL with it alone compressed | kept in float |", "|---|---|---|"]
     lines += [f"| {x.name} | {x.kl_divergence:.3g} | {'yes' if x.layer in in_float else ''} |" for x in losses]
     return "\n".join(lines) + "\n"
-
-
-def _kl(before: NDArray, logits: NDArray) -> float:
-    after = log_softmax(logits.astype(np.float64), 1)
-    return float((np.exp(before) * (before - after)).sum(1).mean())
 
 
 class _Onnx:

@@ -54,9 +54,9 @@ class Artefact(NamedTuple):
     precision: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One artefact on one runtime against its checkpoint.
+    """One artefact on one runtime against its checkpoint; the defaults are those of an artefact that gave no logits.
 
     Logit differences are absolute; `torch_error` is the largest difference of torch's fp32 logits from its float64
     ones on the same images; `kl_divergence` is the mean of KL(checkpoint || artefact) in nats; log losses are of the
@@ -73,27 +73,27 @@ class Comparison:
     precision: str
     images: int
     labelled: bool
-    top1_agreement: float
-    max_logit_difference: float
-    mean_logit_difference: float
-    torch_error: float
-    kl_divergence: float
-    log_loss: float
-    log_loss_checkpoint: float
-    accuracy: float | None
-    accuracy_checkpoint: float | None
-    tied_flips: int
-    clear_agreement: float
+    top1_agreement: float = math.nan
+    max_logit_difference: float = math.nan
+    mean_logit_difference: float = math.nan
+    torch_error: float = math.nan
+    kl_divergence: float = math.nan
+    log_loss: float = math.nan
+    log_loss_checkpoint: float = math.nan
+    accuracy: float | None = None
+    accuracy_checkpoint: float | None = None
+    tied_flips: int = 0
+    clear_agreement: float = math.nan
     megabytes: float
-    milliseconds: float | None
-    milliseconds_checkpoint: float | None
+    milliseconds: float | None = None
+    milliseconds_checkpoint: float | None = None
     machine: str
     not_tried: tuple[str, ...]
     faults: tuple[str, ...]
 
 
 class Measured(NamedTuple):
-    """What one runtime said: logits `[N, C]`, and the milliseconds of one image."""
+    """The results of one runtime: logits `[N, C]`, and the milliseconds of one image."""
 
     runtime: str
     logits: NDArray[np.float32]
@@ -119,20 +119,15 @@ def compare(
     least = np.log(_LEAST_PROBABILITY) if source.ensemble is not None else -np.inf
     rows = []
     for artefact in artefacts:
-        for measured in _answers(artefact.path, images, source):
+        # An artefact that resizes images itself does not see the runner's pixels.
+        limits = PRECISIONS["fp16" if source.resized and artefact.precision == "fp32" else artefact.precision].limits
+        for measured in _run(artefact.path, images, source):
             if isinstance(measured, NotRun):
                 rows.append(not_run(artefact, measured, len(ours), labels is not None))
                 continue
             clipped = measured._replace(logits=np.maximum(measured.logits, least))
-            rows.append(
-                measure(artefact, clipped, np.maximum(ours, least), error, labels, before, _wider(artefact, source))
-            )
+            rows.append(measure(artefact, clipped, np.maximum(ours, least), error, labels, before, limits))
     return rows
-
-
-def _wider(artefact: Artefact, source: Source) -> Limits | None:
-    """fp16's limits for an fp32 artefact that resizes images itself: its pixels are not the runner's."""
-    return PRECISIONS["fp16"].limits if source.resized and artefact.precision == "fp32" else None
 
 
 def not_here(path: Path) -> tuple[str, ...]:
@@ -162,7 +157,8 @@ def measure(
     rows = np.arange(len(targets))
     difference = np.abs(logits.astype(np.float64) - reference)
     flipped = (logits.argmax(1) != top1) | ~np.isfinite(logits).all(1)
-    tied = _tied(wanted, limits, torch_error)
+    first, second = np.sort(wanted, axis=1)[:, :-3:-1].T
+    tied = first - second <= np.log1p(limits.ties) + 2 * limits.floors * torch_error
     clear = float(1 - flipped[~tied].mean()) if not tied.all() else 1.0
     accuracy, accuracy_before, lost = _accuracies(logits, reference, labels, tied)
     loss, loss_before = float(-answer[rows, targets].mean()), float(-wanted[rows, targets].mean())
@@ -192,12 +188,6 @@ def measure(
     )
 
 
-def _tied(log_probabilities: NDArray[np.float64], limits: Limits, torch_error: float) -> NDArray[np.bool_]:
-    """The images `[N]` that are ties, by the checkpoint's log probabilities `[N, C]`."""
-    first, second = np.sort(log_probabilities, axis=1)[:, :-3:-1].T
-    return first - second <= np.log1p(limits.ties) + 2 * limits.floors * torch_error
-
-
 def _accuracies(
     logits: NDArray[np.float32], reference: NDArray[np.float32], labels: NDArray[np.int64] | None, tied: NDArray
 ) -> tuple[float | None, float | None, float]:
@@ -213,25 +203,13 @@ def _accuracies(
 
 def not_run(artefact: Artefact, failure: NotRun, images: int, labelled: bool) -> Comparison:
     """The comparison of an artefact that gave no logits: its measures are NaN, its one fault says why."""
-    nothing = dict.fromkeys(
-        ("top1_agreement", "max_logit_difference", "mean_logit_difference", "torch_error", "kl_divergence"), math.nan
-    )
     return Comparison(
         artefact=artefact.path.name,
         runtime=failure.runtime,
         precision=artefact.precision,
         images=images,
         labelled=labelled,
-        **nothing,
-        log_loss=math.nan,
-        log_loss_checkpoint=math.nan,
-        accuracy=None,
-        accuracy_checkpoint=None,
-        tied_flips=0,
-        clear_agreement=math.nan,
         megabytes=size(artefact.path) / 1e6,
-        milliseconds=None,
-        milliseconds_checkpoint=None,
         machine=machine(),
         not_tried=not_here(artefact.path),
         faults=(f"cannot be executed: {failure.reason}",),
@@ -290,15 +268,12 @@ def _reference(source: Source, network: torch_network.Network, images: Table) ->
                 [a.probabilities for a in runner.run(images.paths, pictures.batch_size(source.card))]
             )
         ours = np.log(np.maximum(probabilities, _LEAST_PROBABILITY))
-    own_log_loss = ours
-    if source.ensemble is not None:
         exact = np.maximum(exact, np.log(_LEAST_PROBABILITY))
-    if source.resized:
-        own_log_loss = np.maximum(single, np.log(_LEAST_PROBABILITY))
-    return ours, float(np.abs(own_log_loss - exact).max()), milliseconds
+    rounded = np.maximum(single, np.log(_LEAST_PROBABILITY)) if source.resized else ours
+    return ours, float(np.abs(rounded - exact).max()), milliseconds
 
 
-def _answers(path: Path, images: Table, source: Source) -> Iterator[Measured | NotRun]:
+def _run(path: Path, images: Table, source: Source) -> Iterator[Measured | NotRun]:
     for name, opened in _runtimes(path):
         try:
             with contextlib.closing(opened()) as predictor:

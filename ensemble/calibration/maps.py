@@ -35,7 +35,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Isotonic:
-    """A rising step-free curve a class, then normalised (Zadrozny and Elkan 2002).
+    """A rising piecewise linear curve for each class, then normalised (Zadrozny and Elkan 2002).
 
     The knots of class c are `x` and `y` from `starts[c]` to `starts[c + 1]`. No probability is under `floor`, so that a
     class that was never right at some confidence is not impossible there.
@@ -57,7 +57,7 @@ class Isotonic:
 def vector(logs: Logs, targets: Ints) -> Vector:
     """The scales and biases of the lowest log loss, found by L-BFGS from the best temperature; scales are not negative.
 
-    Biases are determined but for a common summand: their mean is 0.
+    Biases are unique up to a common summand: their mean is 0.
     """
     count, classes = logs.shape
     ones = np.ones(classes)
@@ -77,7 +77,7 @@ def vector(logs: Logs, targets: Ints) -> Vector:
 
     start = np.concatenate([ones / scaling.temperature(logs, targets), 0 * ones])
     bounds = [(0.0, None)] * classes + [(None, None)] * classes
-    from scipy.optimize import minimize  # to answer with what was fitted needs none of it
+    from scipy.optimize import minimize  # inference does not need it
 
     result = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200, "ftol": 1e-9})
     scale, bias = result.x.reshape(2, classes)
@@ -86,7 +86,7 @@ def vector(logs: Logs, targets: Ints) -> Vector:
 
 def isotonic(logs: Logs, targets: Ints) -> Isotonic:
     """scikit-learn's isotonic regression of each class's own hits on its probability."""
-    from sklearn.isotonic import IsotonicRegression  # to answer with what was fitted needs none of it
+    from sklearn.isotonic import IsotonicRegression  # inference does not need it
 
     knots = []
     for c in range(logs.shape[1]):
@@ -111,7 +111,7 @@ def clip(logs: Logs, targets: Ints) -> float:
 
 
 def clip_logs(logs: Logs, lowest: float) -> Logs:
-    """Log probabilities none of which is under that of about `lowest`, and whose rows sum to one again."""
+    """Log probabilities raised to that of about `lowest`, with rows normalised again."""
     return np.asarray(np.log(clipped(np.exp(logs), lowest))) if lowest else logs
 
 

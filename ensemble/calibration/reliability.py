@@ -1,4 +1,4 @@
-"""The reliability diagram: accuracy against confidence before and after calibration, and how confident answers are."""
+"""The reliability diagram: accuracy against confidence before and after calibration, and the confidence histogram."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def draw(path: Path, analysis: Analysis) -> None:
 
 def _curves(axes: matplotlib.axes.Axes, analysis: Analysis) -> None:
     axes.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1, linestyle="--", label="perfect")
-    ece = {"before": analysis.before["ece"], "after": _kept(analysis)["ece"]}
+    selected = "no calibration" if analysis.calibration == "none" else analysis.calibration
+    after = next(score for score in analysis.after if score["name"] == selected)
+    ece = {"before": analysis.before["ece"], "after": after["ece"]}
     for name, colour in (("before", _BEFORE), ("after", _AFTER)):
         bins = analysis.reliability[name]
         shown = [i for i, count in enumerate(bins["images"]) if count]
@@ -49,9 +51,3 @@ def _histogram(axes: matplotlib.axes.Axes, analysis: Analysis) -> None:
         xlim=(0, 1), xlabel="confidence (top-1 probability)", ylabel="images", title="Confidence after calibration"
     )
     axes.legend(frameon=False, loc="best")
-
-
-def _kept(analysis: Analysis) -> dict[str, float]:
-    names = {"none": "no calibration"}
-    wanted = names.get(analysis.calibration, analysis.calibration)
-    return next(score for score in analysis.after if score["name"] == wanted)

@@ -1,8 +1,8 @@
 """From logits to calibrated probabilities: softmax, scores of probabilities, temperature.
 
-Logits are `[N, C]` arrays, or anything of that shape that gives rows when sliced (`oof_table.Gathered`); targets are
-integers `[N]`. Rows are worked on some at a time, so that memory does not grow with their number. Maps with a
-parameter for each class stand in `maps`, how members mix in `ensemble`.
+Logits are `[N, C]` arrays, or objects of that shape that give rows when sliced (`oof_table.Gathered`); targets are
+integers `[N]`. Rows are processed in blocks, so that memory does not grow with their number. `maps` has maps with a
+parameter for each class.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Floats = NDArray[np.float64]
 
 _COLDEST, _HOTTEST = 0.02, 50.0  # temperatures outside say that the logits are not a classifier's
 _FIRST = 2048
-_BLOCK = 1 << 19  # elements worked on at once: some MiB, which stay in the cache
+_BLOCK = 1 << 19  # elements of a block: some MiB, which stay in the cache
 
 
 class Rows(Protocol):
-    """`[N, C]` numbers of which some rows at a time are asked for."""
+    """`[N, C]` numbers that are read some rows at a time."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""Reading an `.npz` without copying it: large arrays of an uncompressed file are memory-mapped, after their checksum.
+"""Reads an `.npz` without copying it: large arrays of an uncompressed file are memory-mapped, after their checksum.
 
 `np.load` ignores `mmap_mode` for `.npz`; but `np.savez` stores arrays uncompressed, so that each is an ordinary `.npy`
-at some offset of the file. Compressed and small arrays are read. What the arrays mean stands elsewhere.
+at some offset of the file. Compressed and small arrays are read.
 """
 
 from __future__ import annotations

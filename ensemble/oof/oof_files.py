@@ -1,7 +1,7 @@
-"""The out-of-fold (OOF) answers of finished runs: read from their folders, checked, and aligned by image.
+"""The out-of-fold (OOF) predictions of finished runs: read from their folders, checked, and aligned by image.
 
-Logits stay memory-mapped in their files: what is made of them, in `fit`, takes some rows at a time. How answers with
-TTA views come about stands in `views_oof`.
+Logits stay memory-mapped in their files; `fit` reads some rows at a time. `infer.views_oof` writes those with TTA
+views.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from models.card import check_classes, read_card
 BEST = "best"
 OOF = "oof.npz"
 ORIGINAL = ("original",)
-# What NumPy and zipfile raise for damaged files; NotImplementedError and RuntimeError speak of zip features.
+# What NumPy and zipfile raise for damaged files; RuntimeError for unsupported zip features.
 _DAMAGED = (
     OSError,
     ValueError,
@@ -47,8 +46,8 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Run:
-    """One run's OOF answers: `logits` `[N, C]` of the images `ids`, `targets` int64 `[N]`, `fold` int64 `[N]`, and the
-    folders of its finished folds. `views` are those that the answers were made with."""
+    """One run's OOF predictions: `logits` `[N, C]` of the images `ids`, `targets` int64 `[N]`, `fold` int64 `[N]`, the
+    folders of its finished `folds`, and the TTA `views`."""
 
     path: Path
     folds: tuple[Path, ...]
@@ -61,28 +60,30 @@ class Run:
 
 
 def view_file(views: Sequence[str], merge: str = "probabilities") -> str:
-    """The name of the file of a fold's OOF answers with these views, merged by `merge`."""
+    """The name of the file of a fold's OOF predictions with these views, merged by `merge`."""
     return OOF if tuple(views) == ORIGINAL else f"oof_{merge}_{','.join(views)}.npz"
 
 
 def read(path: Path, views: Sequence[str] = ORIGINAL, merge: str = "probabilities") -> Run:
     """Read `RUN/fold_K/oof.npz` and the class names of `RUN/fold_K/best` of all finished folds.
 
-    Answers that were made with `views` are taken where all folds have them, else those of the original view.
-    `CheckpointError` when the run has none or one is damaged, `DataError` when two folds answer the same image of a
-    run whose folds are not repeated.
+    Predictions with `views` are taken where all folds have them, else those of the original view. `CheckpointError`
+    when the run has none or one is damaged, `DataError` when two folds predict the same image of a run whose folds are
+    not repeated.
     """
     folds = finished(path)
     cards = [(str(fold), read_card(fold / BEST).class_names) for fold in folds]
     check_classes(cards)
+    class_names = cards[0][1]
     name = view_file(views, merge)
     if not all((fold / name).is_file() for fold in folds):
         name, views = OOF, ORIGINAL
-    parts = [_load(fold / name, len(cards[0][1])) for fold in folds]
-    ids, part_of, row = _places([part_of[0] for part_of in parts], path)
-    targets, fold_of = _targets(parts, part_of, row, ids, path), np.array([number(fold) for fold in folds])
-    logits = Gathered([part_of[1] for part_of in parts], part_of, row)
-    return Run(path, tuple(folds), cards[0][1], ids, logits, targets, fold_of[part_of[0]], tuple(views))
+    ids_of, logits_of, targets_of = zip(*(_load(fold / name, len(class_names)) for fold in folds), strict=True)
+    ids, file, row = _locate(ids_of, path)
+    logits = Gathered(logits_of, file, row)
+    targets = _targets(targets_of, file, row, ids, path)
+    fold_of = np.array([number(fold) for fold in folds])[file[0]]
+    return Run(path, tuple(folds), class_names, ids, logits, targets, fold_of, tuple(views))
 
 
 def finished(path: Path) -> list[Path]:
@@ -121,34 +122,33 @@ def align(runs: Sequence[Run]) -> Table:
             )
         targets[rows] = run.targets
         fold_of[rows] = np.where(fold_of[rows] < 0, run.fold, fold_of[rows])
-        shape = (len(run.logits.part), len(ids))
-        part_of, row = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        part_of[:, rows], row[:, rows] = run.logits.part, run.logits.row
-        logits.append(Gathered(run.logits.parts, part_of, row))
-        present.append(part_of.max(axis=0) >= 0)
+        shape = (len(run.logits.file), len(ids))
+        file, row = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        file[:, rows], row[:, rows] = run.logits.file, run.logits.row
+        logits.append(Gathered(run.logits.files, file, row))
+        present.append(file.max(axis=0) >= 0)
     return Table(ids, targets, logits, present, fold_of)
 
 
-def _places(named: Sequence[NDArray[np.str_]], path: Path) -> tuple[NDArray[np.str_], Ints, Ints]:
-    """The distinct ids of all folds, in the order of their first appearance, and for each repeat and id its fold and
+def _locate(ids_of: Sequence[NDArray[np.str_]], path: Path) -> tuple[NDArray[np.str_], Ints, Ints]:
+    """The distinct ids of all files, in the order of their first appearance, and for each repeat and id its file and
     its row there."""
-    ids, rows = repeats.occurrences(np.concatenate(named))
+    ids, rows = repeats.occurrences(np.concatenate(ids_of))
     if len(rows) > 1:
-        twice = str(ids[rows[1] >= 0][0])
-        if not _has_repeats(path) or any(len(np.unique(ids_of_part)) < len(ids_of_part) for ids_of_part in named):
+        twice, table = str(ids[rows[1] >= 0][0]), path / "folds.csv"
+        repeated = table.is_file() and "fold_2" in csvfile.header(table)
+        if not repeated or any(len(np.unique(names)) < len(names) for names in ids_of):
             raise DataError(f"{path}: two folds both answer image {twice!r}; they are not of one split")
-    fold = np.repeat(np.arange(len(named)), [len(ids_of_part) for ids_of_part in named])
-    row = np.concatenate([np.arange(len(ids_of_part)) for ids_of_part in named])
-    return ids, np.where(rows >= 0, fold[rows], -1), np.where(rows >= 0, row[rows], 0)
+    file = np.repeat(np.arange(len(ids_of)), [len(names) for names in ids_of])
+    row = np.concatenate([np.arange(len(names)) for names in ids_of])
+    return ids, np.where(rows >= 0, file[rows], -1), np.where(rows >= 0, row[rows], 0)
 
 
-def _targets(
-    parts: Sequence[tuple[Any, Any, Ints]], part_of: Ints, row: Ints, ids: NDArray[np.str_], path: Path
-) -> Ints:
+def _targets(targets_of: Sequence[Ints], file: Ints, row: Ints, ids: NDArray[np.str_], path: Path) -> Ints:
     """int64 `[N]`; `DataError` when repeats disagree on the target of an image."""
-    labels = np.full(part_of.shape, -1, dtype=np.int64)
-    for number, (_, _, targets) in enumerate(parts):
-        labels[part_of == number] = targets[row[part_of == number]]
+    labels = np.full(file.shape, -1, dtype=np.int64)
+    for number, targets in enumerate(targets_of):
+        labels[file == number] = targets[row[file == number]]
     wrong = ((labels >= 0) & (labels != labels[0])).any(axis=0)
     if wrong.any():
         raise DataError(f"{path}: its folds disagree on the target of image {ids[wrong][0]!r}; train it again")
@@ -169,9 +169,3 @@ def _load(path: Path, classes: int) -> tuple[NDArray[np.str_], NDArray[np.float3
     if len(targets) and not (targets.min() >= 0 and targets.max() < classes):
         raise CheckpointError(f"{path}: holds targets outside 0..{classes - 1}; train the fold again")
     return ids, logits, targets
-
-
-def _has_repeats(run: Path) -> bool:
-    """Whether the folds of a run were drawn several times."""
-    file = run / "folds.csv"
-    return file.is_file() and "fold_2" in csvfile.header(file)

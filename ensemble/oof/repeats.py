@@ -1,4 +1,4 @@
-"""Repeated folds answer each image several times out of fold: the answers become one, as an ensemble's would."""
+"""Merges the out-of-fold predictions of repeated folds, which predict each image several times, as an ensemble does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ensemble.calibration.scaling import log_softmax
 
 
 class OofPredictions(NamedTuple):
-    """OOF answers: `ids` `[N]`, `logits` float32 `[N, C]`, `targets` int64 `[N]`."""
+    """OOF predictions: `ids` `[N]`, `logits` float32 `[N, C]`, `targets` int64 `[N]`."""
 
     ids: NDArray[np.str_]
     logits: NDArray[np.float32]
@@ -34,7 +34,7 @@ def occurrences(ids: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.int
 def mean(logits: NDArray[np.float32], there: NDArray[np.bool_]) -> NDArray[np.float32]:
     """float32 `[N, C]`: the logarithm of the mean of the probabilities of logits `[R, N, C]` that are `there` `[R, N]`.
 
-    Logits of an image that was answered once stay as they are; one that was not answered has zeros.
+    Logits of an image with one prediction are unchanged; one without predictions has zeros.
     """
     count = there.sum(axis=0)[:, None]
     probabilities = np.exp(log_softmax(logits)) * there[:, :, None]
@@ -43,7 +43,7 @@ def mean(logits: NDArray[np.float32], there: NDArray[np.bool_]) -> NDArray[np.fl
 
 
 def merged(answers: OofPredictions) -> OofPredictions:
-    """Each image once, in the order of its first answer; see `mean`."""
+    """Each image once, in the order of its first prediction; see `mean`."""
     ids, rows = occurrences(answers.ids)
     if len(rows) == 1:
         return answers

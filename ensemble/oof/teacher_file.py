@@ -1,8 +1,8 @@
-"""The file of a teacher's predictions, `.npz`: who predicted what, and which fold may learn from it.
+"""The file of a teacher's predictions, `.npz`: which fold's members predicted each row, and the split of the runs.
 
-Row by row it says which fold's members predicted, and beside the rows it holds the split of the runs: members of fold k
-never saw the images that validate fold k, so that a student of fold k may learn from them and from no others. That is
-so for images without labels too, since pseudo labels carry what their teacher saw. `infer.teacher` predicts.
+Members of fold k never saw the images that validate fold k, so that a student of fold k may learn from them and from no
+others. That holds for images without labels too, since pseudo labels carry what their teacher saw. `infer.teacher`
+predicts.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class TeacherPredictions:
 
     def rows(self, fold: int) -> dict[str, int]:
         """The row of each image that the members of a fold predicted; `DataError` when they predicted one twice."""
-        places = np.flatnonzero(self.fold == fold).tolist()
-        row_of = {str(self.ids[row]): row for row in places}
-        if len(row_of) < len(places):
+        rows = np.flatnonzero(self.fold == fold).tolist()
+        row_of = {str(self.ids[row]): row for row in rows}
+        if len(row_of) < len(rows):
             raise DataError(f"{self.source}: answers an image twice for fold {fold}; {WRITE}")
         return row_of
 
@@ -101,16 +101,14 @@ def _check(path: Path, arrays: Mapping[str, NDArray], predictions: NDArray) -> N
     if not fits or len(arrays["fold"]) != len(predictions) or len(arrays["split_ids"]) != len(arrays["split_fold"]):
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise DataError(f"{path}: its arrays do not fit each other ({shapes}); {WRITE}")
-    if not np.isfinite(predictions).all() or ("logits" not in arrays and not _sum_to_one(predictions)):
+    sums = predictions.sum(axis=1, dtype=np.float64)
+    probable = "logits" in arrays or bool((predictions >= 0).all() and np.allclose(sums, 1, atol=1e-3))
+    if not np.isfinite(predictions).all() or not probable:
         raise DataError(f"{path}: holds answers that are not finite or no probabilities; {WRITE}")
 
 
-def _sum_to_one(predictions: NDArray) -> bool:
-    return bool((predictions >= 0).all() and np.allclose(predictions.sum(axis=1, dtype=np.float64), 1, atol=1e-3))
-
-
 def logarithm(probabilities: NDArray) -> NDArray[np.float32]:
-    """float32 log probabilities, normalised; one of 0 is taken as the smallest that a float32 holds."""
+    """float32 log probabilities, normalised; 0 counts as the smallest normal float32."""
     return log_softmax(np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))).astype(
         np.float32
     )

@@ -1,7 +1,7 @@
 """Weighted averages of predictions: of probabilities, of logits, or of ranks.
 
-`WeightedAverage` takes predictions one by one; `mix` averages a whole table of memory-mapped out-of-fold predictions,
-some rows at a time, in float32. How weights and temperatures are found stands in `weights`.
+`WeightedAverage` takes predictions one by one; `mix` averages a table of memory-mapped out-of-fold predictions, some
+rows at a time, in float32. `weights` finds the weights.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ _SMALLEST = np.finfo(np.float64).tiny
 
 
 def default_merge(combine: Combine) -> Merge:
-    """How views merge where nothing else is said."""
+    """The default merge of views."""
     return "probabilities" if combine == "ranks" else combine
 
 
 class WeightedAverage:
-    """The weighted mean of answers to the same images, added one by one in any number.
+    """The weighted mean of predictions for the same images, added one by one in any number.
 
-    A weight is one number, or one for each row (0 where the answer is missing); each row is normalised by what it got.
+    A weight is one number, or one for each row (0 where the prediction is missing); each row is normalised by the sum
+    of its weights.
     """
 
     def __init__(self, combine: Combine = "probabilities"):
@@ -60,9 +61,9 @@ class WeightedAverage:
 
 
 def mix(table: Table, temperatures: Sequence[float], weights: Floats, combine: Combine) -> Predictions:
-    """Log probabilities float32 `[N, C]`; the weights of the runs that answered a row are normalised for it.
+    """Log probabilities float32 `[N, C]`; the weights of the runs that predicted a row are normalised for it.
 
-    A row that only runs of weight 0 answered takes those equally.
+    A row that only runs of weight 0 predicted takes those equally.
     """
     answers = np.empty((len(table.ids), table.classes), dtype=np.float32)
     present = np.stack(table.present, axis=1)

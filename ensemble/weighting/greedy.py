@@ -45,7 +45,7 @@ def select(regret: Regret, second: Regret, runs: int, rounds: int) -> Floats:
 
 
 def _choice(tried: Floats, counts: Floats, second: Callable[[int], float]) -> int:
-    """The run with the lowest regret; ties as the module's head says."""
+    """The run with the lowest regret; ties as in the module's docstring."""
     best = np.flatnonzero(np.isclose(tried, tried.min(), rtol=1e-12, atol=0))
     old = best[counts[best] > 0]
     best = old if len(old) else best
@@ -59,8 +59,8 @@ class Front:
     """Of each image the classes that can be the most probable one of some mixture.
 
     A class is left out when another one stands higher with every run: then it does in every weighted mean. `values`
-    float32 `[G, M]` are what the G runs say of the M classes kept, `classes` `[M]` which these are, and `starts` `[N]`
-    where the classes of an image begin.
+    float32 `[G, M]` are the predictions of the G runs for the M remaining classes, `classes` `[M]` their numbers, and
+    `starts` `[N]` where the classes of an image begin.
     """
 
     values: NDArray[np.float32]
@@ -77,7 +77,7 @@ class Front:
 
 
 def front(blocks: Iterable[NDArray[np.float32]]) -> Front:
-    """The front of answers that come as blocks float32 `[G, n, C]`, row after row."""
+    """The front of predictions in blocks float32 `[G, n, C]`, row after row."""
     values, classes, lengths = [], [], []
     for block in blocks:
         best = _undominated(block)

@@ -1,4 +1,4 @@
-"""A fitted stack (see `stacking`) as it is applied: plain arrays."""
+"""A fitted stack (see `stacking`), which inference applies: plain arrays."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Stacking: multinomial logistic regression on the logits of all runs (Wolpert 1992), kept as plain arrays.
+"""Stacking: multinomial logistic regression on the logits of all runs (Wolpert 1992), stored as plain arrays.
 
-The features of an image are each run's log probabilities less their mean: its logits, whatever constant a row of them
-carries. Its cost grows with the square of the number of classes; it is for tens of classes, not for hundreds.
+The features of an image are each run's log probabilities less their mean: its logits, whatever their constant. The cost
+grows with the square of the number of classes; it is for tens of classes, not for hundreds.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ _MOST = 5e9  # multiplications in one step of the regression
 
 
 def fit(table: Table, temperatures: Sequence[float]) -> Stack:
-    """Fit on the images that all runs answered; the penalty is the best of four on one fold held out."""
+    """Fit on the images that all runs predicted; the penalty is the best of four on one fold held out."""
     table = table.take(weights.shared(table))
-    _refuse_hopeless(table)
+    _check(table)
     runs = range(len(table.logits))
     rows = features(list(average.tempered(table, temperatures, slice(0, len(table.ids)), runs)))
     scale = float(rows.std()) or 1.0
     rows /= scale
-    strength = _strength(rows, table)
-    coef, intercept = _regression(rows, table.targets, table.classes, strength)
+    coef, intercept = _regression(rows, table.targets, table.classes, _strength(rows, table))
     return Stack(coef / scale, intercept)
 
 
-def _refuse_hopeless(table: Table) -> None:
+def _check(table: Table) -> None:
     """`ConfigError` where a regression would take hours, or has nothing to tell apart."""
     images, runs, classes = len(table.ids), len(table.logits), table.classes
     if len(np.unique(table.targets)) < 2:
@@ -52,7 +51,7 @@ def _refuse_hopeless(table: Table) -> None:
 
 
 def mix(table: Table, temperatures: Sequence[float], stack: Stack) -> NDArray[np.float32]:
-    """Log probabilities float32 `[N, C]` of all rows; a run that did not answer a row counts as undecided there."""
+    """Log probabilities float32 `[N, C]` of all rows; a run that did not predict a row counts as undecided there."""
     answers = np.empty((len(table.ids), table.classes), dtype=np.float32)
     runs = range(len(table.logits))
     for rows in scaling.blocks(len(table.ids), table.classes * len(runs)):
@@ -74,7 +73,7 @@ def _strength(rows: Floats, table: Table) -> float:
 
 def _regression(rows: Floats, targets: Ints, classes: int, strength: float) -> tuple[Floats, Floats]:
     """Coefficients `[C, F]` and intercepts `[C]`; a class without images gets the mean of the others' own weights."""
-    from sklearn.linear_model import LogisticRegression  # to answer with what was fitted needs none of it
+    from sklearn.linear_model import LogisticRegression  # inference does not need it
 
     model = LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(rows, targets)
     classes_seen = model.classes_

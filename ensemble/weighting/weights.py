@@ -1,13 +1,14 @@
-"""How much each run counts: equal or given weights, the log-loss optimum on the simplex, or greedy selection.
+"""Weights of the runs: equal or given ones, the log-loss optimum on the simplex, or greedy selection.
 
 Weights can be bagged (the mean over bootstrap samples of the images; greedy selection then also draws half of the runs,
-as Caruana et al. 2004 do) and softened (moved towards equal ones). Stacking stands in `stacking`.
+as Caruana et al. 2004 do) and softened (moved towards equal ones). `stacking` has the stack in place of weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,11 @@ from data.rng import philox
 from ensemble.calibration import scaling
 from ensemble.calibration.scaling import Floats
 from ensemble.oof.oof_table import Table
-from ensemble.scores import Ints, Metric, macro_f1, resampled
+from ensemble.scores import Metric, macro_f1, resampled
 from ensemble.weighting import average, greedy
 from ensemble.weighting.average import Combine
 
-Method = Literal["convex", "equal", "fixed", "greedy"]
+Method = Literal["convex", "equal", "fixed", "greedy", "stacking"]
 FittedWeights = Callable[[Floats, NDArray[np.bool_]], Floats]
 
 _NEGLIGIBLE = 1e-4  # a smaller weight is written as none
@@ -30,8 +31,9 @@ _TINY = float(np.finfo(float).tiny)
 _PRECISE, _ROUGH = 1e-12, 1e-7  # of the loss; the rough one where each step reads all logits
 
 
-class WeightingRequest(NamedTuple):
-    """How weights are to be found; `given` are those of `fixed`, `rounds` those of `greedy`."""
+@dataclass(frozen=True)
+class WeightingRequest:
+    """How weights are found; `given` are those of `fixed`, `rounds` those of `greedy`. A stack has equal ones."""
 
     method: Method = "convex"
     combine: Combine = "probabilities"
@@ -43,37 +45,36 @@ class WeightingRequest(NamedTuple):
     seed: int = 0
 
 
-def check(wish: WeightingRequest, runs: int) -> None:
-    """`ConfigError` for a wish that cannot be fulfilled for so many runs."""
-    if wish.method == "fixed" and len(wish.given) != runs:
-        raise ConfigError(f"--weights: {len(wish.given)} weights for {runs} runs; give one a run, in the same order")
-    if wish.method == "fixed" and (min(wish.given) < 0 or sum(wish.given) <= 0):
+def check(request: WeightingRequest, runs: int) -> None:
+    """`ConfigError` for a request that is impossible for so many runs."""
+    if request.method == "fixed" and len(request.given) != runs:
+        raise ConfigError(f"--weights: {len(request.given)} weights for {runs} runs; give one a run, in the same order")
+    if request.method == "fixed" and (min(request.given) < 0 or sum(request.given) <= 0):
         raise ConfigError("--weights: they must not be negative, and one must be positive")
-    if wish.method == "convex" and wish.combine == "ranks":
+    if request.method == "convex" and request.combine == "ranks":
         raise ConfigError("--combine ranks: has no convex optimum; take --method greedy, equal or fixed")
-    if wish.method == "greedy" and wish.combine != "probabilities" and wish.metric == "log_loss":
-        raise ConfigError(f"--method greedy for log_loss mixes probabilities only; take convex for {wish.combine}")
+    if request.method == "greedy" and request.combine != "probabilities" and request.metric == "log_loss":
+        raise ConfigError(f"--method greedy for log_loss mixes probabilities only; take convex for {request.combine}")
 
 
-def find(table: Table, temperatures: Sequence[float], wish: WeightingRequest) -> Floats:
+def find(table: Table, temperatures: Sequence[float], request: WeightingRequest) -> Floats:
     """Weights of the runs, `[G]`, that sum to one. All but the convex ones of probabilities need rows that all runs
-    answered, and learn from those."""
+    predicted, and are fitted on those."""
     runs = len(table.logits)
-    if wish.method == "equal" or runs == 1:
+    if request.method in ("equal", "stacking") or runs == 1:
         return np.full(runs, 1 / runs)
-    if wish.method == "fixed":
-        return np.array(wish.given) / sum(wish.given)
-    everywhere = wish.method == "convex" and wish.combine == "probabilities"
+    if request.method == "fixed":
+        return np.array(request.given) / sum(request.given)
+    everywhere = request.method == "convex" and request.combine == "probabilities"
     learnt = table if everywhere else table.take(shared(table))
-    makers = {"convex": _convex, "greedy": _greedy}
-    fit = makers[wish.method](learnt, temperatures, wish)
-    weights = _bagged(fit, len(learnt.ids), runs, wish)
+    fit = (_convex if request.method == "convex" else _greedy)(learnt, temperatures, request)
+    weights = _bagged(fit, len(learnt.ids), runs, request)
     weights = np.where(weights < _NEGLIGIBLE, 0.0, weights)
-    return np.asarray((1 - wish.soften) * weights / weights.sum() + wish.soften / runs)
+    return np.asarray((1 - request.soften) * weights / weights.sum() + request.soften / runs)
 
 
 def shared(table: Table) -> NDArray[np.bool_]:
-    """bool `[N]`: the images that all runs answered; `ConfigError` when there are none."""
+    """bool `[N]`: the images that all runs predicted; `ConfigError` when there are none."""
     common = table.common()
     if not common.any():
         raise ConfigError(
@@ -106,7 +107,7 @@ def optimum(true: Floats, present: NDArray[np.bool_], counts: Floats | None = No
 def _on_simplex(loss: Callable[[Floats], tuple[float, Floats]], runs: int, tolerance: float) -> Floats:
     if runs == 1:
         return np.ones(1)
-    from scipy.optimize import LinearConstraint, minimize  # to answer with what was fitted needs none of it
+    from scipy.optimize import LinearConstraint, minimize  # inference does not need it
 
     result = minimize(
         loss,
@@ -121,22 +122,22 @@ def _on_simplex(loss: Callable[[Floats], tuple[float, Floats]], runs: int, toler
     return np.asarray(weights / weights.sum())
 
 
-def _bagged(fit: FittedWeights, rows: int, runs: int, wish: WeightingRequest) -> Floats:
+def _bagged(fit: FittedWeights, rows: int, runs: int, request: WeightingRequest) -> Floats:
     everyone = np.ones(runs, dtype=bool)
-    if not wish.bags:
+    if not request.bags:
         return fit(np.ones(rows), everyone)
     total = np.zeros(runs)
-    for bag in range(wish.bags):
+    for bag in range(request.bags):
         allowed = everyone
-        if wish.method == "greedy":
-            drawn = philox(wish.seed, "runs of a bag", bag).permutation(runs)[: (runs + 1) // 2]
+        if request.method == "greedy":
+            drawn = philox(request.seed, "runs of a bag", bag).permutation(runs)[: (runs + 1) // 2]
             allowed = np.isin(np.arange(runs), drawn)
-        total += fit(resampled(rows, wish.seed, bag), allowed)
-    return total / wish.bags
+        total += fit(resampled(rows, request.seed, bag), allowed)
+    return total / request.bags
 
 
-def _convex(table: Table, temperatures: Sequence[float], wish: WeightingRequest) -> FittedWeights:
-    if wish.combine == "logits":
+def _convex(table: Table, temperatures: Sequence[float], request: WeightingRequest) -> FittedWeights:
+    if request.combine == "logits":
         return lambda counts, _: _on_simplex(_log_linear(table, temperatures, counts), len(table.logits), _ROUGH)
     true = np.exp(target_logs(table, temperatures))
     present = np.stack(table.present, axis=1)
@@ -176,36 +177,33 @@ def _log_linear(
     return loss
 
 
-def _greedy(table: Table, temperatures: Sequence[float], wish: WeightingRequest) -> FittedWeights:
-    logs = target_logs(table, temperatures)
-    true = np.exp(logs)
-    predicted = None if wish.metric == "log_loss" else greedy.front(_summands(table, temperatures, wish)).predicted
+def _greedy(table: Table, temperatures: Sequence[float], request: WeightingRequest) -> FittedWeights:
+    true = np.exp(target_logs(table, temperatures))
+    front = None
+    if request.metric != "log_loss":
+        runs, blocks = range(len(table.logits)), scaling.blocks(len(table.ids), table.classes)
+        logs = (average.tempered(table, temperatures, rows, runs) for rows in blocks)
+        front = greedy.front(average.summands(block, request.combine) for block in logs)
 
     def fit(counts: Floats, allowed: NDArray[np.bool_]) -> Floats:
-        places = np.flatnonzero(allowed)
+        drawn = np.flatnonzero(allowed)
 
-        def whole(weights: Floats) -> Floats:
-            full = np.zeros(len(allowed))
-            full[places] = weights
-            return full
+        def of_all_runs(weights: Floats) -> Floats:
+            expanded = np.zeros(len(allowed))
+            expanded[drawn] = weights
+            return expanded
 
         def loss(weights: Floats) -> float:
-            return float(-(counts @ np.log(true @ whole(weights) + _TINY)) / counts.sum())
+            return float(-(counts @ np.log(true @ of_all_runs(weights) + _TINY)) / counts.sum())
 
         def error(weights: Floats) -> float:
-            return 1 - _reward(predicted(whole(weights)), table, counts, wish.metric) if predicted else loss(weights)
+            if front is None:
+                return loss(weights)
+            predicted = front.predicted(of_all_runs(weights))
+            if request.metric == "macro_f1":
+                return 1 - macro_f1(predicted, table.targets, table.classes, counts)
+            return 1 - float(counts @ (predicted == table.targets) / counts.sum())
 
-        return whole(greedy.select(error, loss, len(places), wish.rounds))
+        return of_all_runs(greedy.select(error, loss, len(drawn), request.rounds))
 
     return fit
-
-
-def _reward(predicted: Ints, table: Table, counts: Floats, metric: Metric) -> float:
-    if metric == "macro_f1":
-        return macro_f1(predicted, table.targets, table.classes, counts)
-    return float(counts @ (predicted == table.targets) / counts.sum())
-
-
-def _summands(table: Table, temperatures: Sequence[float], wish: WeightingRequest) -> Iterator[NDArray[np.float32]]:
-    for rows in scaling.blocks(len(table.ids), table.classes):
-        yield average.summands(average.tempered(table, temperatures, rows, range(len(table.logits))), wish.combine)

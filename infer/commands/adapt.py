@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--loss", type=fraction, default=0.0, help="accuracy that may be lost (default: %(default)s)")
     options = parser.parse_args(words)
     ensemble_file.refuse_existing(options.out)
-    chosen = ensemble_file.seen(ensemble_file.read(options.file), options.tta, None)
+    chosen = ensemble_file.with_views(ensemble_file.read(options.file), options.tta, None)
     fitted = fit(chosen, options.loss)
     ensemble_file.write(options.out, chosen.model_copy(update={"adaptive": fitted.threshold}))
     print(fitted.text())

@@ -67,7 +67,7 @@ def chosen(options: argparse.Namespace) -> Ensemble:
 
     asked = ensemble_file.read(options.ensemble) if options.ensemble else ensemble_of(options.member)
     names = None if options.tta == [ADAPTIVE] else options.tta
-    return with_overrides(ensemble_file.seen(asked, names, options.merge), options.override)
+    return with_overrides(ensemble_file.with_views(asked, names, options.merge), options.override)
 
 
 def with_overrides(chosen: Ensemble, texts: Sequence[str]) -> Ensemble:

@@ -181,10 +181,10 @@ def test_layers_are_added_to_float_until_the_limits_hold() -> None:
         asked.append(len(layers))
         return len(layers) >= 2
 
-    assert sensitivity.kept(losses, holds) == ("l0", "l1")
+    assert sensitivity.layers_in_float(losses, holds) == ("l0", "l1")
     assert asked == [0, 1, 2]
     asked.clear()
-    assert len(sensitivity.kept([*losses, *losses], lambda layers: holds(layers) and False)) == 9
+    assert len(sensitivity.layers_in_float([*losses, *losses], lambda layers: holds(layers) and False)) == 9
     assert asked == [0, 1, 2, 4, 8, 9]
     assert "yes" in sensitivity.table(losses, ["l0"]).splitlines()[2]
 

@@ -105,7 +105,7 @@ def test_the_nested_answers_are_those_of_fits_without_the_fold():
     for seen, unseen in LeaveOneGroupOut().split(targets, groups=given.fold):
         alone = first_blend(given.take(seen), plan)
         expected = ensemble_fit.mix(alone, given.take(unseen))
-        assert np.allclose(found.answers["temperature"][unseen], expected, atol=1e-5)
+        assert np.allclose(found.predictions["temperature"][unseen], expected, atol=1e-5)
         assert np.array_equal(found.labels["prior"][unseen], ensemble_fit.decision.labels(expected, alone.shifts))
     assert len(np.unique(nested.parts(table(targets, answers, folds=1), 0))) == 5
 
