@@ -229,7 +229,10 @@ def run(options: argparse.Namespace, kinds: Sequence[tuple[str, str]]) -> list[P
 
 def export(source: Source, jobs: Sequence[Job], options: argparse.Namespace) -> list[str]:
     """Write and verify all jobs of a source; returns what is outside the limits, one sentence each."""
-    _check(jobs, options)
+    if options.sweep and not any(lossy(job.precision) for job in jobs):
+        raise ConvertError("--sweep is for int8, w8 and palettes; add one of them to --precision")
+    if options.sweep and options.batch:
+        raise ConvertError("--sweep measures packages with an image input; leave --batch out")
     with contextlib.ExitStack() as held:
         images = None
         if options.verify is not None:
@@ -257,14 +260,6 @@ def _print_speed(exporter: Exporter, jobs: Sequence[Job]) -> None:
                 plain = Path(folder) / "fp32.onnx"
                 exporter.write(job._replace(precision="fp32"), plain)
             print(speed.line(plain, job.out))
-
-
-def _check(jobs: Sequence[Job], options: argparse.Namespace) -> None:
-    """`ConvertError` for a wish that is found impossible without any work."""
-    if options.sweep and not any(lossy(job.precision) for job in jobs):
-        raise ConvertError("--sweep is for int8, w8 and palettes; add one of them to --precision")
-    if options.sweep and options.batch:
-        raise ConvertError("--sweep measures packages with an image input; leave --batch out")
 
 
 def _verified(exporter: Exporter, jobs: Sequence[Job], images: Table) -> list[str]:

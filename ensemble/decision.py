@@ -42,11 +42,9 @@ def _prior(logs: Logs, targets: Ints) -> Floats:
     classes = logs.shape[1]
     share = (np.bincount(targets, minlength=classes) + 1) / (len(targets) + classes)
     rows, values = _strongest(logs)
-    scored = []
-    for power in _POWERS:
-        shifts = -power * np.log(share)
-        scored.append(macro_f1(_labels(rows, values + shifts[rows]), targets, classes))
-    return -_POWERS[int(np.argmax(scored))] * np.log(share)
+    candidates = [-power * np.log(share) for power in _POWERS]
+    scored = [macro_f1(_labels(rows, values + shifts[rows]), targets, classes) for shifts in candidates]
+    return candidates[int(np.argmax(scored))]
 
 
 def _thresholds(logs: Logs, targets: Ints) -> Floats:

@@ -91,7 +91,7 @@ class Step(NamedTuple):
 
     def apply(self, logs: Predictions) -> Predictions:
         """Log probabilities `[N, C]` of the mixture's."""
-        cooled = average.log_softmax(logs / np.float32(self.temperature)) if self.temperature != 1 else logs
+        cooled = scaling.normalised(logs / np.float32(self.temperature)) if self.temperature != 1 else logs
         mapped = self.map.apply(cooled) if self.map else cooled
         return np.asarray(maps.clip_logs(mapped, self.clip), dtype=np.float32)
 

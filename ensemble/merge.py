@@ -6,8 +6,6 @@ are accepted, since users of ttach know it as `gmean`. Its `max` and `gmean` do 
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -15,18 +13,8 @@ from ensemble.calibration.scaling import Floats, log_softmax
 from ensemble.weighting.average import Merge, WeightedAverage
 
 
-class Merging(Protocol):
-    """Predictions for the same images, added view by view."""
-
-    def add(self, logits: ArrayLike, *, temperature: float = 1.0) -> None:
-        """Add logits `[N, C]` of one view, divided by `temperature`."""
-
-    def log_probabilities(self) -> Floats:
-        """float64 `[N, C]`: normalised log probabilities of all views together."""
-
-
 class Maximum:
-    """The greatest probability that any view gives to each class, normalised; see `Merging`."""
+    """The greatest probability that any view gives to each class, normalised; as `WeightedAverage`."""
 
     def __init__(self) -> None:
         self._best: Floats | None = None
@@ -41,7 +29,7 @@ class Maximum:
         return log_softmax(np.asarray(self._best))
 
 
-def start(how: Merge) -> Merging:
+def start(how: Merge) -> Maximum | WeightedAverage:
     """An empty merge of that kind; `probabilities` and `logits` are arithmetic means."""
     if how == "max":
         return Maximum()

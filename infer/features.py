@@ -6,7 +6,6 @@ They are of one checkpoint on torch or MLX. The runner computes them (`Runner.fe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,15 +29,6 @@ class Pooled(NamedTuple):
     rows: NDArray[np.int64]
     features: NDArray[np.float32]
     errors: Mapping[int, str]
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """`features` float32 `[N, D]` of the images `ids`, with their class `labels` where these are known."""
-
-    ids: Sequence[str]
-    features: NDArray[np.float32]
-    labels: Sequence[str] | None = None
 
 
 def check(ensemble: Ensemble) -> None:
@@ -73,30 +63,29 @@ def check_file(path: Path) -> None:
         raise ConfigError(f"--features {path}: {path.parent} cannot be made a folder ({error.strerror})") from error
 
 
-def write(path: Path, table: Table) -> None:
-    """Write an `.npz` (`ids`, `features`, `labels` where known) or a Parquet file (`id`, `features`: a list of D
-    float32, `label`), atomically; `ConfigError` when it exists already."""
+def write(path: Path, ids: Sequence[str], features: NDArray[np.float32], labels: Sequence[str] | None = None) -> None:
+    """Write float32 `[N, D]` to an `.npz` (`ids`, `features`, `labels` where known) or a Parquet file (`id`,
+    `features`: a list of D float32, `label`), atomically; `ConfigError` when it exists already."""
     with atomic_path(path) as unfinished:
-        (_parquet if path.suffix == ".parquet" else _npz)(unfinished, table)
+        if path.suffix == ".parquet":
+            _write_parquet(unfinished, ids, features, labels)
+        else:
+            arrays = {} if labels is None else {"labels": np.array(labels, dtype=np.str_)}
+            with unfinished.open("wb") as file:
+                np.savez(file, allow_pickle=False, ids=np.array(ids, np.str_), features=features, **arrays)
         if path.exists():
             raise ConfigError(f"{path}: exists already and is not overwritten; give another name")
 
 
-def _npz(path: Path, table: Table) -> None:
-    labels = {} if table.labels is None else {"labels": np.array(table.labels, dtype=np.str_)}
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, ids=np.array(table.ids, np.str_), features=table.features, **labels)
-
-
-def _parquet(path: Path, table: Table) -> None:
+def _write_parquet(path: Path, ids: Sequence[str], features: NDArray[np.float32], labels: Sequence[str] | None) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    flat = pa.array(np.ascontiguousarray(table.features).reshape(-1), pa.float32())
+    flat = pa.array(np.ascontiguousarray(features).reshape(-1), pa.float32())
     columns = {
-        "id": pa.array(table.ids, pa.string()),
-        "features": pa.FixedSizeListArray.from_arrays(flat, table.features.shape[1]),
+        "id": pa.array(ids, pa.string()),
+        "features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
     }
-    if table.labels is not None:
-        columns["label"] = pa.array(table.labels, pa.string())
+    if labels is not None:
+        columns["label"] = pa.array(labels, pa.string())
     parquet.write_table(pa.table(columns), path)

@@ -12,7 +12,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ class Grid:
     count: int
     size: int
     first: int = 0
-    last: int = field(default=-1)
+    last: int = -1
 
     @property
     def batches(self) -> range:

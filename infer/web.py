@@ -127,19 +127,11 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "Tandem", ""
     timeout = _PATIENCE
 
-    def do_GET(self) -> None:
-        self._respond("GET")
-
-    def do_HEAD(self) -> None:
-        self._respond("GET")
-
-    def do_POST(self) -> None:
-        self._respond("POST")
-
     def log_message(self, *_: Any) -> None:
         """The terminal stays quiet."""
 
-    def _respond(self, method: str) -> None:
+    def _respond(self) -> None:
+        method = "POST" if self.command == "POST" else "GET"
         try:
             response = self.server.app(self._request(method))
         except Refused as error:
@@ -153,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(response)
         if self.close_connection and method == "POST":
             self._discard_body()
+
+    do_GET = do_HEAD = do_POST = _respond
 
     def _request(self, method: str) -> Request:
         hosts, target = self.headers.get_all("Host", []), urlsplit(self.path)

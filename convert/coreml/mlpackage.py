@@ -137,14 +137,16 @@ def save(model: Any, card: Card, path: Path, labels: bool) -> None:
 
 
 def _exported(network: torch_network.Network, card: Card, batches: tuple[int, ...]) -> Any:
-    module = torch_network.WithProbabilities(network, channels_last=bool(batches)).eval()
+    module = torch_network.Exported(
+        network, lambda images: images.permute(0, 3, 1, 2) if batches else images, probabilities=True
+    ).eval()
     sizes = [prep.size for prep in card.inputs]
     shapes = [(size, size, 3) if batches else (3, size, size) for size in sizes]
     many = len(batches) > 1
     examples = tuple(torch.zeros(2 if many else (*batches, 1)[0], *shape) for shape in shapes)
     # A range of one length would be a constant, which torch refuses to call dynamic.
     batch = {0: torch.export.Dim("batch", min=1, max=max(*batches, 2))} if many else None
-    dynamic = {"pixels": tuple(batch for _ in sizes)} if many else None
+    dynamic = {"images": tuple(batch for _ in sizes)} if many else None
     exported = torch.export.export(module, examples, dynamic_shapes=dynamic).run_decompositions({})
     _fold_scalars(exported)
     rewrite(exported.graph)

@@ -85,43 +85,27 @@ class _MixedExperts(CondConv2d):
         return sum(terms[1:], terms[0])
 
 
-class FromBytes(nn.Module):
-    """A network of uint8 `[N, S, S, 3]` for each input, as the runner has its images; with the softmax if wanted."""
+class Exported(nn.Module):
+    """A network of an artefact's images: `pixels` converts them to float NCHW in [0, 255]; with softmax if wanted."""
 
-    def __init__(self, classifier: Network, probabilities: bool = False):
+    def __init__(self, classifier: Network, pixels: Callable[[Tensor], Tensor], probabilities: bool):
         super().__init__()
-        self.classifier, self.probabilities = classifier, probabilities
+        self.classifier, self.pixels, self.probabilities = classifier, pixels, probabilities
 
     def forward(self, *images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """float32 `[N, C]`, or two of them."""
+        """Logits, and probabilities where wanted, float32 `[N, C]` each."""
         logits = self.classifier(*map(self.pixels, images))
         return (logits, torch.softmax(logits, -1)) if self.probabilities else logits
 
-    def pixels(self, images: Tensor) -> Tensor:
-        """Float NCHW in [0, 255]."""
-        return images.permute(0, 3, 1, 2).float()
+
+def from_levels(images: Tensor) -> Tensor:
+    """Pixels of `[N, S, S, 3]` in [0, 255]."""
+    return images.permute(0, 3, 1, 2).float()
 
 
-class FromFloats(FromBytes):
-    """A network of float32 `[N, 3, S, S]` RGB in [0, 1]."""
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """Float NCHW in [0, 255]."""
-        return images * 255
-
-
-class WithProbabilities(nn.Module):
-    """A network that also gives the softmax of its logits; `channels_last` for pixels `[N, S, S, 3]`."""
-
-    def __init__(self, classifier: Network, channels_last: bool):
-        super().__init__()
-        self.classifier = classifier
-        self.channels_last = channels_last
-
-    def forward(self, *pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and probabilities, float32 `[N, C]` each."""
-        logits = self.classifier(*(image.permute(0, 3, 1, 2) if self.channels_last else image for image in pixels))
-        return logits, torch.softmax(logits, -1)
+def from_fractions(images: Tensor) -> Tensor:
+    """Pixels of `[N, 3, S, S]` in [0, 1]."""
+    return images * 255
 
 
 def classifier(weights: Weights, card: Card) -> Classifier:

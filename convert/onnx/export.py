@@ -82,7 +82,8 @@ def exported(
         network = copy.deepcopy(network)
         network.halve()
     names = list(pixels.names(card))
-    module = (torch_network.FromFloats if float_input else torch_network.FromBytes)(network, probabilities)
+    to_pixels = torch_network.from_fractions if float_input else torch_network.from_levels
+    module = torch_network.Exported(network, to_pixels, probabilities)
     batch = torch.export.Dim("batch")
     dtype = torch.float32 if float_input else torch.uint8
     shapes = [(3, p.size, p.size) if float_input else (p.size, p.size, 3) for p in card.inputs]

@@ -30,7 +30,7 @@ class Vector:
     def apply(self, logs: Logs) -> Logs:
         """Log probabilities `[N, C]` of log probabilities, in their own precision."""
         kind = logs.dtype.type
-        return _normalised(logs * self.scale.astype(kind) + self.bias.astype(kind))
+        return scaling.normalised(logs * self.scale.astype(kind) + self.bias.astype(kind))
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def vector(logs: Logs, targets: Ints) -> Vector:
         total, slope, offset = 0.0, np.zeros(classes), np.zeros(classes)
         for block in scaling.blocks(count, classes):
             rows, here = logs[block], np.arange(len(logs[block]))
-            mapped = _normalised(rows * scale + bias)
+            mapped = scaling.normalised(rows * scale + bias)
             total -= float(mapped[here, targets[block]].sum(dtype=np.float64))
             excess = np.exp(mapped)
             excess[here, targets[block]] -= 1
@@ -119,8 +119,3 @@ def clipped(probabilities: Logs, lowest: float) -> Logs:
     """Probabilities raised to `lowest` and normalised again."""
     raised = np.maximum(probabilities, probabilities.dtype.type(lowest))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True))
-
-
-def _normalised(rows: Logs) -> Logs:
-    rows = rows - rows.max(axis=1, keepdims=True)
-    return np.asarray(rows - np.log(np.exp(rows).sum(axis=1, keepdims=True)))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+_Float = TypeVar("_Float", bound=np.floating)
 
 _COLDEST, _HOTTEST = 0.02, 50.0  # temperatures outside say that the logits are not a classifier's
 _FIRST = 2048
@@ -50,9 +51,13 @@ def blocks(count: int, width: int) -> Iterator[slice]:
 
 def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
     """float64 `[N, C]`: log probabilities of `logits / temperature`; rows of `exp` of it sum to one."""
-    scaled = np.asarray(logits, dtype=np.float64) / temperature
-    scaled = scaled - scaled.max(axis=-1, keepdims=True)
-    return scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
+    return normalised(np.asarray(logits, dtype=np.float64) / temperature)
+
+
+def normalised(logits: NDArray[_Float]) -> NDArray[_Float]:
+    """Log softmax over the last axis, in the precision of the logits."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
 def log_loss(log_probabilities: ArrayLike, targets: NDArray[np.int64]) -> float:

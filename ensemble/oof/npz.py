@@ -11,13 +11,14 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 _SMALL = 1 << 16  # bytes; mapping less costs more than reading it
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _LOCAL_HEADER = struct.Struct("<26xHH")  # the lengths of name and extra field end a zip's local header
 
 
@@ -40,25 +41,15 @@ def _mapped(path: Path, info: zipfile.ZipInfo) -> NDArray[Any]:
         file.seek(info.header_offset)
         file.seek(sum(_LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))), 1)
         start = file.tell()
-        _check(file, start, info)
-        shape, fortran, dtype = _header(file)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as content:
+            checksum = zlib.crc32(content[start : start + info.file_size])
+        if checksum != info.CRC:
+            raise zipfile.BadZipFile(f"bad checksum of {info.filename}")
+        version = npy.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"format version {version} of its arrays is not known")
+        shape, fortran, dtype = _HEADERS[version](file)
         if dtype.hasobject:
             raise ValueError("holds Python objects")
         offset = file.tell()
     return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
-
-
-def _check(file: IO[bytes], start: int, info: zipfile.ZipInfo) -> None:
-    """`BadZipFile` unless the bytes are those that were written."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as content:
-        checksum = zlib.crc32(content[start : start + info.file_size])
-    if checksum != info.CRC:
-        raise zipfile.BadZipFile(f"bad checksum of {info.filename}")
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"format version {version} of its arrays is not known")
-    header = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
-    return header[0], header[1], header[2]

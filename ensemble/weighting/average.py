@@ -79,14 +79,7 @@ def mix(table: Table, temperatures: Sequence[float], weights: Floats, combine: C
 
 def tempered(table: Table, temperatures: Sequence[float], rows: slice, used: Iterable[int]) -> Predictions:
     """Log probabilities float32 `[U, n, C]` of the runs `used`, each at its temperature, for some rows."""
-    return np.stack([log_softmax(table.logits[g][rows] / np.float32(temperatures[g])) for g in used])
-
-
-def log_softmax(rows: Predictions) -> Predictions:
-    """Log probabilities of float32 logits over the last axis, in float32."""
-    rows = rows - rows.max(axis=-1, keepdims=True)
-    rows -= np.log(np.exp(rows).sum(axis=-1, keepdims=True))
-    return rows
+    return np.stack([scaling.normalised(table.logits[g][rows] / np.float32(temperatures[g])) for g in used])
 
 
 def summands(logs: Predictions, combine: Combine) -> Predictions:
@@ -103,8 +96,8 @@ def summands(logs: Predictions, combine: Combine) -> Predictions:
 def _mean(logs: Predictions, shares: Predictions, combine: Combine) -> Predictions:
     """Log probabilities `[n, C]` of the mean of `logs` `[U, n, C]` with `shares` `[U, n, 1]` that sum to one."""
     if combine != "probabilities":
-        return log_softmax((shares * summands(logs, combine)).sum(axis=0))
+        return scaling.normalised((shares * summands(logs, combine)).sum(axis=0))
     top = logs.max(axis=0)  # taken out first: what underflows is nothing beside the largest
     mean = (shares * np.exp(logs - top)).sum(axis=0)
     # A run of no weight may be the one with the largest answer.
-    return np.asarray(log_softmax(top + np.log(np.maximum(mean, np.finfo(np.float32).tiny))))
+    return scaling.normalised(top + np.log(np.maximum(mean, np.finfo(np.float32).tiny)))

@@ -167,7 +167,7 @@ def _log_linear(
         total, gradient = 0.0, np.zeros(len(weights))
         for rows in scaling.blocks(len(table.ids), table.classes):
             logs = np.stack([z[rows] / np.float32(t) for z, t in zip(table.logits, temperatures, strict=True)])
-            mixed = average.log_softmax(np.tensordot(weights.astype(np.float32), logs, axes=1))
+            mixed = scaling.normalised(np.tensordot(weights.astype(np.float32), logs, axes=1))
             here, targets = np.arange(mixed.shape[0]), table.targets[rows]
             total -= float(share[rows] @ mixed[here, targets])
             means = np.einsum("ij,gij->gi", np.exp(mixed), logs)

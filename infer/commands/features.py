@@ -82,10 +82,8 @@ def write(
     if not readable:
         raise DataError(f"none of the {len(inputs)} images can be read; the first: {errors[min(errors)]}")
     vectors = np.concatenate(rows)
-    table = features.Table(
-        [inputs.ids[row] for row in readable], vectors, None if labels is None else [labels[row] for row in readable]
-    )
-    features.write(path, table)
+    names = None if labels is None else [labels[row] for row in readable]
+    features.write(path, [inputs.ids[row] for row in readable], vectors, names)
     if truncated:
         print(f"truncated images: {len(truncated)}, taken as far as they go; the first: {truncated[min(truncated)]}")
     if errors:

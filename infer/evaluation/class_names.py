@@ -1,4 +1,4 @@
-"""Which of a member's classes each label of a data set means: by name, alias, or ImageNet's synsets and names."""
+"""Maps the labels of a data set to a member's classes: by name, alias, or ImageNet's synsets and names."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ def match(labels: Sequence[str], class_names: Sequence[str], aliases: Groups, so
     matched = {name: number_of.get(name, imagenets.get(imagenet.key(name))) for name in distinct}
     unknown = [name for name in distinct if matched[name] is None]
     if unknown:
-        raise DataError(_unknown(unknown, len(distinct), class_names, source))
+        near = csvfile.near(unknown[0], list(class_names))
+        remedy = "rename them"
+        if len(unknown) < len(distinct):
+            remedy += ", or name the known ones as --data.classes"
+        raise DataError(
+            f"{source}: {len(unknown)} of its {len(distinct)} classes are unknown to the member "
+            f"({_some(unknown)}{near}); it knows {len(class_names)} classes: {_some(class_names)}; {remedy}"
+        )
     return {name: number for name, number in matched.items() if number is not None}
 
 
-def _unknown(unknown: Sequence[str], count: int, class_names: Sequence[str], source: str) -> str:
-    shown = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
-    near = csvfile.near(unknown[0], list(class_names))
-    known = f"{len(class_names)} classes: " + ", ".join(map(repr, class_names[:_SHOWN]))
-    known += ", ..." if len(class_names) > _SHOWN else ""
-    remedy = "rename them" if len(unknown) == count else "rename them, or name the known ones as --data.classes"
-    return (
-        f"{source}: {len(unknown)} of its {count} classes are unknown to the member ({shown}{near}); "
-        f"it knows {known}; {remedy}"
-    )
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")

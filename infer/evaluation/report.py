@@ -39,6 +39,11 @@ def write(evaluation: Evaluation, folder: Path) -> list[Path]:
         "confusion.png": plots.confusion_figure(evaluation.confusion, names, f"Confusion matrix, {what}"),
         "reliability.png": plots.reliability_figure(evaluation.reliability, evaluation.ece, f"Reliability, {what}"),
     }
+    confused = evaluation.confusion - np.diag(np.diag(evaluation.confusion))
+    classes = [  # with the class that each is most often taken for
+        {**vars(score), "taken_for": evaluation.per_class[row.argmax()].name if row.any() else ""}
+        for score, row in zip(evaluation.per_class, confused, strict=True)
+    ]
     (folder / "plots").mkdir(exist_ok=True)
     for name, figure in plot_files.items():
         figure.savefig(folder / "plots" / name, dpi=120)
@@ -50,7 +55,7 @@ def write(evaluation: Evaluation, folder: Path) -> list[Path]:
         root=of_path(str(evaluation.root)),
         found=evaluation,
         what=what,
-        classes=_classes(evaluation),
+        classes=classes,
         matrix=figures.matrix(evaluation.confusion, tuple(names)),
         pairs=figures.pairs(evaluation.confusion, tuple(names)),
         reliability=figures.bins({name: values.tolist() for name, values in bins.items()}),
@@ -59,13 +64,6 @@ def write(evaluation: Evaluation, folder: Path) -> list[Path]:
         wrong=int((~right).sum()),
     )
     return [*(folder / "plots" / name for name in plot_files), written]
-
-
-def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The scores of each class, with the class that it is most often taken for."""
-    wrong = evaluation.confusion - np.diag(np.diag(evaluation.confusion))
-    taken = [evaluation.per_class[row.argmax()].name if row.any() else "" for row in wrong]
-    return [{**vars(score), "taken_for": other} for score, other in zip(evaluation.per_class, taken, strict=True)]
 
 
 def _mistakes(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -19,6 +19,14 @@ from config.places import atomic_write
 from config.text import counted
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_TEMPLATES),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["counted"] = counted
 
 
 def write(out: Path, template: str, **values: Any) -> Path:
@@ -44,8 +52,8 @@ def page(
 
 
 def fragment(template: str, **values: Any) -> str:
-    """A part of a page."""
-    return _templates().get_template(template).render(**values)
+    """A fragment of a page."""
+    return _ENVIRONMENT.get_template(template).render(**values)
 
 
 def prediction(title: str, views: Sequence[str], limit: int, post: str, back: str = "") -> bytes:
@@ -57,16 +65,3 @@ def prediction(title: str, views: Sequence[str], limit: int, post: str, back: st
 @functools.cache
 def _source(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
-
-
-@functools.cache
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["counted"] = counted
-    return environment

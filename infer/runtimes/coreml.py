@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from PIL import Image
 
 from config.errors import BackendUnavailable
 from config.places import cache_folder
+from ensemble.options import ComputeUnit
 from infer.runtimes import images as pixels
 from infer.runtimes.mil import package as mil_package
 from models import manifest
@@ -23,8 +24,6 @@ from models.card import Card
 
 SUFFIX = ".mlpackage"
 OPTIONS = ("compute_unit",)
-
-ComputeUnits = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
 
 
 class CoreMLPredictor:
@@ -60,7 +59,7 @@ class CoreMLPredictor:
         self._model = None
 
 
-def open(path: Path, compute_units: ComputeUnits = "ALL") -> CoreMLPredictor:
+def open(path: Path, compute_units: ComputeUnit = "ALL") -> CoreMLPredictor:
     """Load an `.mlpackage` on the given compute units; `BackendUnavailable` on anything but macOS, and with the reason
     where Core ML does not load it.
 

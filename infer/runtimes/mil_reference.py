@@ -6,7 +6,7 @@ What each operation does is in `evaluate` and `ops`; here it becomes a predictor
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,10 @@ from models.card import Card
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from infer.runtimes.mil.evaluate import Evaluator
+    from infer.runtimes.mil.evaluate import Evaluator, Mode
 
 SUFFIX = ".mlpackage"
 OPTIONS = ()
-
-Mode = Literal["native", "float64"]
 
 
 class MilReferencePredictor:

@@ -98,14 +98,12 @@ class TorchPredictor:
             padded = min(self._chunk, 1 << (count - 1).bit_length())
             images = np.concatenate([images, np.zeros((padded - count, *images.shape[1:]), np.uint8)])
         allow_tf32(self._prepare.precision, self.device)  # another member may have been opened with another one
-        with torch.inference_mode():
-            return np.array(step.evaluate(forward, self._prepare, self._send(images)).cpu().numpy()[:count])
-
-    def _send(self, images: NDArray[np.uint8]) -> torch.Tensor:
         tensor = torch.from_numpy(np.require(images, requirements=("C", "W")))
         if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+            tensor = tensor.pin_memory()
+        with torch.inference_mode():
+            tensor = tensor.to(self.device, non_blocking=self.device.type == "cuda")
+            return np.array(step.evaluate(forward, self._prepare, tensor).cpu().numpy()[:count])
 
     def _shrink(self, tried: int, error: OutOfMemory) -> None:
         if tried == 1:
