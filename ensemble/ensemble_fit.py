@@ -6,7 +6,7 @@ The order is that of `postprocess`: each run at its temperature, mixed or stacke
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -68,20 +68,6 @@ class Pool(NamedTuple):
     stack: Stack | None = None
 
 
-@dataclass(frozen=True)
-class EnsembleFit:
-    """The fitted parameters. `temperature` is the mixture's, `layers` a stack and a map, `clip` the lowest probability,
-    `shifts` the logarithms of the classes' multipliers where labels are chosen."""
-
-    temperatures: tuple[float, ...]
-    weights: Floats
-    temperature: float
-    combine: Combine = "probabilities"
-    layers: FittedParams = field(default_factory=FittedParams)
-    clip: float = 0.0
-    shifts: Floats | None = None
-
-
 class Step(NamedTuple):
     """A calibration of the mixture: a temperature, a map or neither, then a lowest probability."""
 
@@ -94,6 +80,20 @@ class Step(NamedTuple):
         cooled = scaling.normalised(logs / np.float32(self.temperature)) if self.temperature != 1 else logs
         mapped = self.map.apply(cooled) if self.map else cooled
         return np.asarray(maps.clip_logs(mapped, self.clip), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class EnsembleFit:
+    """The fitted parameters; `shifts` are the logarithms of the classes' multipliers where labels are chosen."""
+
+    pool: Pool
+    step: Step
+    shifts: Floats | None
+
+    @property
+    def layers(self) -> FittedParams:
+        """What the ensemble's file does not hold: the stack and the map."""
+        return FittedParams(self.pool.stack, self.step.map)
 
 
 def fit_pool(table: Table, plan: Plan) -> Pool:
@@ -110,8 +110,6 @@ def _temperature(table: Table, g: int, present: NDArray[np.bool_]) -> float:
     """The temperature of run g; 1 where it predicted none of the rows, such as a run of one fold without that fold."""
     if not present.any():
         return 1.0
-    if present.all():
-        return scaling.temperature(table.logits[g], table.targets)
     return scaling.temperature(table.logits[g].take(present), table.targets[present])
 
 
@@ -134,16 +132,9 @@ def fit_step(kind: Kind, logs: Predictions, targets: Ints, clip: bool) -> Step:
     return step._replace(clip=maps.clip(step.apply(logs), targets)) if clip else step
 
 
-def blended(pool: Pool, step: Step, shifts: Floats | None) -> EnsembleFit:
-    """Pool, calibration and shifts as one."""
-    layers = FittedParams(pool.stack, step.map)
-    return EnsembleFit(pool.temperatures, pool.weights, step.temperature, pool.combine, layers, step.clip, shifts)
-
-
 def mix(blend: EnsembleFit, table: Table) -> Predictions:
     """The blend's log probabilities float32 `[N, C]`."""
-    pool = Pool(blend.temperatures, blend.weights, blend.combine, blend.layers.stack)
-    return Step(blend.temperature, blend.layers.map, blend.clip).apply(mix_pool(table, pool))
+    return blend.step.apply(mix_pool(table, blend.pool))
 
 
 def shifts(rules: Rule | None, logs: Predictions, targets: Ints) -> Floats | None:

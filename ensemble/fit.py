@@ -65,7 +65,9 @@ def fit(
     weights.check(plan, len(paths))
     _refuse_twice(paths)
     merging = merge or default_merge(plan.combine)
-    runs = _read(paths, views, merging)
+    runs = [oof_files.read(path, views, merging) for path in paths]
+    if len({run.views for run in runs}) > 1:  # not all have these views
+        runs = [run if run.views == oof_files.ORIGINAL else oof_files.read(run.path) for run in runs]
     members = _members(runs, replaced or {})
     table, names = oof_files.align(runs), [run.path.resolve().name for run in runs]
     if len(set(names)) < len(names):
@@ -75,7 +77,7 @@ def fit(
     logs = ensemble_fit.mix_pool(table, pool)
     step = ensemble_fit.fit_step(evaluation.kind, logs, table.targets, plan.clip)
     predictions = step.apply(logs)
-    best = ensemble_fit.blended(pool, step, ensemble_fit.shifts(evaluation.rule, predictions, table.targets))
+    best = EnsembleFit(pool, step, ensemble_fit.shifts(evaluation.rule, predictions, table.targets))
     predicted = ensemble_fit.decision.labels(predictions, best.shifts)
     honest = scores.score("cross-fitted", evaluation.selected, table.targets, evaluation.predicted)
     count = len(runs)
@@ -107,15 +109,16 @@ def write(path: Path, fitted: Fitted) -> list[Path]:
     ensemble that is gone are replaced.
     """
     files = [path, *(path.with_name(f"{path.stem}{end}") for end in ("_analysis.json", "_reliability.png"))]
-    ensemble, arrays = fitted.ensemble, path.with_name(f"{path.stem}_layers.safetensors")
-    if fitted.blend.layers:
+    ensemble, layers = fitted.ensemble, fitted.blend.layers
+    arrays = path.with_name(f"{path.stem}_layers.safetensors")
+    if layers:
         files.append(arrays)
         ensemble = ensemble.model_copy(update={"layers": arrays})
     for file in (path, arrays):
         ensemble_file.refuse_existing(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if fitted.blend.layers:
-        fitted_params.write(arrays, fitted.blend.layers)
+    if layers:
+        fitted_params.write(arrays, layers)
     atomic_write(files[1], fitted.analysis.to_json(fitted.notes))
     reliability.draw(files[2], fitted.analysis)
     ensemble_file.write(path, ensemble)
@@ -124,22 +127,22 @@ def write(path: Path, fitted: Fitted) -> list[Path]:
 
 def report(fitted: Fitted) -> str:
     """The scores as a table, with each run's weight and temperature, and what the analysis says in short."""
-    evaluation, plan = fitted.nested, fitted.plan
+    evaluation, plan, pool, step = fitted.nested, fitted.plan, fitted.blend.pool, fitted.blend.step
     unseen = [evaluation.before, *evaluation.after.values(), *evaluation.ruled.values(), fitted.cross_fitted]
     width = max(len(score.name) for score in [*fitted.runs, fitted.equal, fitted.fitted, *unseen])
     lines = [
         f"{'':<{width}} {'images':>7} {'log loss':>9} {'macro-F1':>9} {'accuracy':>9} {'Brier':>7} {'ECE':>7}"
         f" {'weight':>7} {'temp.':>6}"
     ]
-    for score, weight, temperature in zip(fitted.runs, fitted.blend.weights, fitted.blend.temperatures, strict=True):
+    for score, weight, temperature in zip(fitted.runs, pool.weights, pool.temperatures, strict=True):
         counted = "stacked" if plan.method == "stacking" else f"{weight:.3f}"
         lines.append(f"{_line(score, width)} {counted:>7} {temperature:>6.3f}")
-    lines += [_line(fitted.equal, width), f"{_line(fitted.fitted, width)} {'':>7} {fitted.blend.temperature:>6.3f}"]
+    lines += [_line(fitted.equal, width), f"{_line(fitted.fitted, width)} {'':>7} {step.temperature:>6.3f}"]
     lines.append("each row answered by a fit that had not seen its fold:")
     lines += [_line(score, width) for score in unseen]
     words = [f"cross-fitted: calibration {evaluation.kind}"]
-    if fitted.blend.clip:
-        words.append(f"no probability under {fitted.blend.clip:.2g}")
+    if step.clip:
+        words.append(f"no probability under {step.clip:.2g}")
     if evaluation.ruled:
         words.append(f"labels by {evaluation.rule or 'the most probable class, which no rule surpassed'}")
     return "\n".join([*lines, ", ".join(words), *fitted.notes, "", fitted.analysis.text()])
@@ -160,14 +163,6 @@ def _refuse_twice(paths: Sequence[Path]) -> None:
         raise ConfigError(f"{twice[0]}: is named twice; give each run once, and --weights for one that counts more")
 
 
-def _read(paths: Sequence[Path], views: Sequence[str], merge: Merge) -> list[oof_files.Run]:
-    """The runs' predictions with these views where all have them, else those of the original view."""
-    runs = [oof_files.read(path, views, merge) for path in paths]
-    if len({run.views for run in runs}) > 1:
-        return [run if run.views == oof_files.ORIGINAL else oof_files.read(run.path) for run in runs]
-    return runs
-
-
 def _ensemble(
     best: EnsembleFit,
     runs: Sequence[oof_files.Run],
@@ -175,20 +170,21 @@ def _ensemble(
     names: Sequence[str],
 ) -> Ensemble:
     """A run's folds share its weight; runs of no weight are left out, unless a stack needs them."""
-    shares = np.ones(len(runs)) if best.layers.stack else best.weights
+    pool, step = best.pool, best.step
+    shares = np.ones(len(runs)) if pool.stack else pool.weights
     multipliers: dict[str, float] = {}
     if best.shifts is not None:
         factors = np.exp(best.shifts)
         multipliers = {name: float(factors[c]) for c, name in enumerate(runs[0].class_names)}
     return Ensemble(
-        combine=best.combine,
-        temperature=best.temperature,
+        combine=pool.combine,
+        temperature=step.temperature,
         tempered="views" if runs[0].views == oof_files.ORIGINAL else "mean",
-        clip=best.clip,
+        clip=step.clip,
         class_multipliers=multipliers,
         members=tuple(
             member.model_copy(
-                update={"group": name, "weight": float(share) / len(mine), "temperature": best.temperatures[g]}
+                update={"group": name, "weight": float(share) / len(mine), "temperature": pool.temperatures[g]}
             )
             for g, (name, share, mine) in enumerate(zip(names, shares, members, strict=True))
             for member in mine

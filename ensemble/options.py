@@ -74,15 +74,11 @@ def parse_overrides(texts: Sequence[str], count: int) -> dict[int, RunOptions]:
         number, colon, rest = text.partition(":")
         if not colon or not number.isdecimal() or not 1 <= int(number) <= count:
             raise ConfigError(f"--override {text!r}: expected N:key=value with N the number of a member, 1 to {count}")
-        by_member.setdefault(int(number) - 1, {}).update(_pairs(text, rest))
+        for pair in rest.split(","):
+            key, equals, value = pair.partition("=")
+            if not equals or not value or key not in RunOptions.model_fields:
+                raise ConfigError(
+                    f"--override {text!r}: expected key=value; the keys: {', '.join(RunOptions.model_fields)}"
+                )
+            by_member.setdefault(int(number) - 1, {})[key] = value.split("+") if key == "provider" else value
     return {member: given(named, f"--override {member + 1}") for member, named in by_member.items()}
-
-
-def _pairs(text: str, rest: str) -> dict[str, Any]:
-    pairs = [pair.partition("=") for pair in rest.split(",")]
-    for key, equals, value in pairs:
-        if not equals or not value or key not in RunOptions.model_fields:
-            raise ConfigError(
-                f"--override {text!r}: expected key=value; the keys: {', '.join(RunOptions.model_fields)}"
-            )
-    return {key: value.split("+") if key == "provider" else value for key, _, value in pairs}

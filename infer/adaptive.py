@@ -119,7 +119,7 @@ class AdaptiveForward:
         key = (self.first, self.panel.ensemble.views[0])
         for start in range(0, len(where), size):
             chunk = where[start : start + size]
-            images = gather(batches, chunk, self.panel.sources)
+            images = gather(batches, chunk, set().union(*self.panel.inputs_of))
             logits = np.zeros((size, logs[0].shape[1]), np.float32)
             logits[: len(chunk)] = [logs[number][row] for number, row in chunk]
             known: Known = {key: [logits]}

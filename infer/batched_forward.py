@@ -60,11 +60,6 @@ class EnsembleForward:
     finish: Postprocess
     clock: Timings = field(default_factory=Timings)
 
-    @property
-    def sources(self) -> set[int]:
-        """The indices of all pixels that its members see."""
-        return {source for sources in self.inputs_of for source in sources}
-
     def answer(self, batches: Sequence[Prepared]) -> list[Predictions]:
         """The predictions of a round."""
         alone = self.alone([batch.images for batch in batches])
@@ -82,7 +77,8 @@ class EnsembleForward:
     def alone(self, batches: Sequence[Sequence[Images]], known: Known | None = None) -> list[list[Floats]]:
         """For each batch and each member float64 `[B, C]`: its log probabilities with all views."""
         merging = [[merge.start(self.ensemble.view_merge) for _ in self.places] for _ in batches]
-        for mine in self.members.groups(range(len(self.places))):
+        numbers = range(len(self.places))
+        for mine in [numbers] if self.members.resident else [[m] for m in numbers]:
             for number, m, logits in self._pass(batches, mine, known or {}):
                 merging[number][m].add(logits, temperature=self.finish.view_temperature(self.ensemble.members[m]))
         return [[merger.log_probabilities() for merger in merged] for merged in merging]

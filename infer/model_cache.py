@@ -110,13 +110,9 @@ class ModelCache:
                 "from it, in which no network answers; call infer.load in each process, after the fork"
             )
 
-    def groups(self, places: Sequence[int]) -> list[list[int]]:
-        """`places` in groups of members that may be open together."""
-        return [list(places)] if self.resident else [[number] for number in places]
-
     @contextmanager
     def held(self, places: Sequence[int]) -> Iterator[dict[int, Predictor]]:
-        """The predictors of one of the `groups`, in the members' thread; those that do not stay are closed after it."""
+        """The predictors of these members, in the members' thread; those that do not stay are closed after it."""
         passing = {
             number: open_one(self.members[number], self._shared) for number in places if number not in self._open
         }

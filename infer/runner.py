@@ -95,14 +95,10 @@ class Runner:
         return self.stream(of_paths(paths), grid, workers, on_bad_image != "error", truncated)
 
     def grid(self, count: int, batch_size: int | None = None) -> Grid:
-        """The batches of `count` images; without a size the one that suits the members' largest images."""
-        return Grid(count, max(1, min(batch_size or self.batch_size, count)))
-
-    @property
-    def batch_size(self) -> int:
-        """The automatic number of images a batch: a power of two by the members' largest image, 128 at the most."""
-        fitting = _BATCH_PIXELS // self._most_pixels
-        return 1 << (max(1, min(fitting, _BATCH_MOST)).bit_length() - 1)
+        """The batches of `count` images; without a size a power of two by the members' largest image, at most 128."""
+        fitting = max(1, min(_BATCH_PIXELS // self._most_pixels, _BATCH_MOST))
+        size = batch_size or 1 << (fitting.bit_length() - 1)
+        return Grid(count, max(1, min(size, count)))
 
     def unit(self, grid: Grid) -> int:
         """How many batches are predicted together: shards and resumed runs begin at multiples of it."""

@@ -42,7 +42,10 @@ def write(folder: Path, comparisons: Sequence[Comparison]) -> Path:
     """Write both files into `folder` and return the first; rows about other artefacts there are preserved."""
     path = folder / "verify.json"
     named = {c.artefact for c in comparisons}
-    rows = [r for r in _read(path) if r["artefact"] not in named] + [_plain(asdict(c)) for c in comparisons]
+    rows = [row for row in _read(path) if row["artefact"] not in named]
+    for comparison in comparisons:  # JSON has no NaN: numbers that are not finite become null
+        items = asdict(comparison).items()
+        rows.append({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in items})
     for file, text in ((path, json.dumps(rows, indent=1) + "\n"), (folder / "verify.md", markdown(rows))):
         try:
             atomic_write(file, text)
@@ -92,11 +95,6 @@ def _cell(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return str(value)
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: numbers that are not finite become null."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import math
 import platform
 import statistics
 import sys
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -293,14 +293,8 @@ def _measured(name: str, predictor: Predictor, images: Table, source: Source) ->
 
 def _median(work: Callable[[], object]) -> float:
     """Milliseconds of one call: the median of a few after a first one, which counts where it takes seconds."""
-    first = _milliseconds(work)
-    return first if first > _LONG_MS else statistics.median(_milliseconds(work) for _ in range(_TIMED))
-
-
-def _milliseconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return (time.perf_counter() - start) * 1e3
+    first = 1e3 * timeit.timeit(work, number=1)
+    return first if first > _LONG_MS else 1e3 * statistics.median(timeit.repeat(work, number=1, repeat=_TIMED))
 
 
 def _runtimes(path: Path) -> Iterator[tuple[str, Callable[[], Predictor]]]:

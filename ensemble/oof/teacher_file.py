@@ -69,7 +69,11 @@ def read(path: Path) -> TeacherPredictions:
 
     `ConfigError` for a file that does not say which folds its predictions are for, `DataError` for a damaged one.
     """
-    arrays = _arrays(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read as an .npz of a teacher's answers ({error}); {WRITE}") from error
     predictions = arrays.get("logits", arrays.get("probabilities"))
     if predictions is None or "ids" not in arrays or "class_names" not in arrays:
         raise DataError(f"{path}: has the arrays {', '.join(arrays)}, not ids, class_names and probabilities; {WRITE}")
@@ -85,14 +89,6 @@ def read(path: Path) -> TeacherPredictions:
     unreadable = frozenset(arrays["unreadable"].astype(str).tolist()) if "unreadable" in arrays else frozenset()
     fold = arrays["fold"].astype(np.int64)
     return TeacherPredictions(str(path), arrays["ids"].astype(str), logarithms, names, fold, split, unreadable)
-
-
-def _arrays(path: Path) -> dict[str, NDArray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as an .npz of a teacher's answers ({error}); {WRITE}") from error
 
 
 def _check(path: Path, arrays: Mapping[str, NDArray], predictions: NDArray) -> None:

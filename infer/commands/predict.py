@@ -154,6 +154,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
 
 
 def _end(work: Work, planned: SubmissionWriter, options: argparse.Namespace, done: Done) -> int:
+    from infer.io import outputs
     from infer.job import merged
 
     written: list[Path] = []
@@ -163,7 +164,13 @@ def _end(work: Work, planned: SubmissionWriter, options: argparse.Namespace, don
             return 0
         results = _results(work, *joined, options.on_bad_image)
         if len(results.errors) < len(results.ids) or options.on_bad_image == "row":
-            written = [path for out in options.out for path in _write(out, work, results, planned, options)]
+            shown = results.errors if results.shows_errors else None
+            for out in options.out:
+                if outputs.is_submission(out, options.format):
+                    written += planned.write(out, work.runner, results.probabilities, results.labels, shown)
+                else:
+                    outputs.write(out, results)
+                    written.append(out)
     if not written:
         raise DataError(f"none of the {len(results.ids)} images can be read; the first: {results.errors[0]}")
     _report(work, results, done, written, options.on_bad_image)
@@ -182,18 +189,6 @@ def _results(work: Work, probabilities: NDArray[np.float32], errors: Mapping[int
     labels = prior.labels(finish, probabilities, errors)
     shown = on_bad_image == "row" or bool(errors)
     return Results(work.inputs.ids, work.runner.class_names, probabilities, labels, errors, shown)
-
-
-def _write(
-    out: Path, work: Work, results: Results, planned: SubmissionWriter, options: argparse.Namespace
-) -> list[Path]:
-    from infer.io import outputs
-
-    if not outputs.is_submission(out, options.format):
-        outputs.write(out, results)
-        return [out]
-    errors = results.errors if results.shows_errors else None
-    return planned.write(out, work.runner, results.probabilities, results.labels, errors)
 
 
 def _report(work: Work, results: Results, done: Done, written: Sequence[Path], on_bad_image: str) -> None:

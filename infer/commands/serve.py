@@ -18,7 +18,21 @@ from infer.runner import Runner
 
 def main(words: Sequence[str]) -> int:
     """Run the command until it is stopped; `TandemError`s are the caller's."""
-    options = _parser().parse_args(words)
+    about = "Try an ensemble on a page of this machine; the same process answers POST /predict (an image as the body)."
+    parser = Parser("python -m infer serve", description=about)
+    members.add_members(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, this machine)"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="the port, or 0 for any free one (default: %(default)s)")
+    parser.add_argument("--max_mib", type=whole(1), default=20, help="MiB of an upload (default: %(default)s)")
+    parser.add_argument(
+        "--max_pixels",
+        type=whole(1),
+        default=50_000_000,
+        help="pixels of an image (default: %(default)s)",
+    )
+    options = parser.parse_args(words)
     chosen = members.chosen(options)
     limits = Limits(options.max_mib * 2**20, options.max_pixels)
     if options.host not in web.LOOPBACK:
@@ -42,21 +56,3 @@ def app(runner: Runner, limits: Limits) -> web.App:
         raise web.Refused(404, "there is / and POST /predict")
 
     return respond
-
-
-def _parser() -> Parser:
-    about = "Try an ensemble on a page of this machine; the same process answers POST /predict (an image as the body)."
-    parser = Parser("python -m infer serve", description=about)
-    members.add_members(parser)
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, this machine)"
-    )
-    parser.add_argument("--port", type=int, default=7860, help="the port, or 0 for any free one (default: %(default)s)")
-    parser.add_argument("--max_mib", type=whole(1), default=20, help="MiB of an upload (default: %(default)s)")
-    parser.add_argument(
-        "--max_pixels",
-        type=whole(1),
-        default=50_000_000,
-        help="pixels of an image (default: %(default)s)",
-    )
-    return parser

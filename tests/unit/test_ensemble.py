@@ -162,7 +162,7 @@ def test_a_fit_finds_the_good_runs_and_reports_scikit_learns_scores(tmp_path):
     # Nearly as good on rows it did not see, and never better: the fitted figure flatters.
     assert found.fitted.log_loss < found.cross_fitted.log_loss < found.fitted.log_loss + 0.01
     # The answers are 4 (s t + noise), whose exact posterior is softmax(4 s / 4 (s t + noise)): temperature 4 / s.
-    assert found.blend.temperatures[:2] == pytest.approx((4 / 2, 4 / 1.5), rel=0.15)
+    assert found.blend.pool.temperatures[:2] == pytest.approx((4 / 2, 4 / 1.5), rel=0.15)
     assert found.cross_fitted.ece < 0.5 * found.runs[0].ece
 
 
@@ -172,8 +172,8 @@ def test_folds_share_the_weight_of_their_run(tmp_path):
     listed = found.ensemble.members
     assert [m.path for m in listed] == [run / f"fold_{k}" / "best" for run in runs[:2] for k in range(3)]
     assert [m.group for m in listed] == ["good"] * 3 + ["other"] * 3 and found.ensemble.views[1] == "shift_left"
-    assert np.allclose([m.weight for m in listed], np.repeat(found.blend.weights / 3, 3))
-    assert [m.temperature for m in listed] == [t for t in found.blend.temperatures for _ in range(3)]
+    assert np.allclose([m.weight for m in listed], np.repeat(found.blend.pool.weights / 3, 3))
+    assert [m.temperature for m in listed] == [t for t in found.blend.pool.temperatures for _ in range(3)]
     assert "at inference each member sees original, shift_left" in fit.report(found)
 
 
@@ -197,9 +197,9 @@ def test_runs_align_by_image_and_missing_rows_take_the_others(tmp_path):
     assert np.array_equal(table.targets, targets[order])
     assert np.array_equal(table.logits[0], answers[0][order].astype(np.float32))
     found = fit.fit(runs[:2])
-    alone = np.exp(log_softmax(answers[0][order] / found.blend.temperatures[0], axis=1))
+    alone = np.exp(log_softmax(answers[0][order] / found.blend.pool.temperatures[0], axis=1))
     mixed = np.exp(fit.mix(found.blend, table))
-    tempered = alone ** (1 / found.blend.temperature)
+    tempered = alone ** (1 / found.blend.step.temperature)
     tempered /= tempered.sum(axis=1, keepdims=True)
     assert np.allclose(mixed[~table.present[1]], tempered[~table.present[1]], atol=1e-5)
     assert len(found.ensemble.members) == 5

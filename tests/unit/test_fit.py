@@ -95,7 +95,7 @@ def first_blend(table, plan):
     logs = ensemble_fit.mix_pool(table, pool)
     step = ensemble_fit.fit_step(plan.calibrations[0], logs, table.targets, plan.clip)
     rule = plan.rules[0] if plan.rules else None
-    return ensemble_fit.blended(pool, step, ensemble_fit.shifts(rule, step.apply(logs), table.targets))
+    return ensemble_fit.EnsembleFit(pool, step, ensemble_fit.shifts(rule, step.apply(logs), table.targets))
 
 
 def test_the_nested_answers_are_those_of_fits_without_the_fold():
