@@ -1,7 +1,7 @@
-"""Prepares the training of one small student on an ensemble's probabilities: its answers, and a recipe.
+"""Prepares the training of one small student on an ensemble's probabilities: its predictions, and a recipe.
 
-The answers are `infer.teacher`'s, fold by fold, so that no student hears of its validation images. Training itself is
-`train_torch.py` and `train_mlx.py`, with the recipe that is written here.
+`infer.teacher` predicts, fold by fold, so that no student learns of its validation images. `train_torch.py` and
+`train_mlx.py` train with the recipe.
 """
 
 from __future__ import annotations
@@ -45,20 +45,19 @@ def prepare(path: Path, folder: Path, student: str) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise ConvertError(f"{folder}: is not empty; give --distil a new folder")
     settings = load.read(runs[0] / "config.yaml")
-    answers = teacher.answer(runs, None, mixture=mixture, on_bad_image=settings.data.on_bad_image)
+    predictions = teacher.predict(runs, None, mixture=mixture, on_bad_image=settings.data.on_bad_image)
     recipe = _recipe(settings, runs[0], folder.resolve(), student)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             unfinished = Path(scratch) / folder.name
-            teacher_file.write(unfinished / ANSWERS, answers)
+            teacher_file.write(unfinished / ANSWERS, predictions)
             (unfinished / RECIPE).write_text(_text(recipe, path), encoding="utf-8")
             unfinished.replace(folder)
     except OSError as error:
         raise ConvertError(f"{folder}: cannot be written ({error.strerror or error}); give another --distil") from error
-    print(
-        f"wrote {folder / ANSWERS}: {counted(len(answers.ids), 'answer')} of {counted(len(mixture.members), 'member')}"
-    )
+    members = counted(len(mixture.members), "member")
+    print(f"wrote {folder / ANSWERS}: {counted(len(predictions.ids), 'answer')} of {members}")
     print(f"wrote {folder / RECIPE}; train the student: python train_torch.py --config {folder / RECIPE}")
     return folder / RECIPE
 

@@ -182,7 +182,7 @@ def artefacts(
     options: Mapping[str, Any],
 ) -> list[Path]:
     """What `convert.convert` does; all of its other arguments are `options`."""
-    asked = command.parser().parse_args(["--", os.fspath(path)])
+    arguments = command.parser().parse_args(["--", os.fspath(path)])
     unknown = [name for name in options if name not in (*OPTIONS, "out", "overwrite", "verify")]
     if unknown:
         raise TypeError(f"convert: unknown option {unknown[0]!r}; there are {', '.join(OPTIONS)}")
@@ -192,11 +192,11 @@ def artefacts(
         if wrong or not wanted:
             raise ConfigError(f"convert: found {', '.join(wrong) or 'nothing'}; there are {', '.join(known)}")
     paths = {name: Path(options[name]) for name in ("out", "verify", "calibrate") if options.get(name) is not None}
-    vars(asked).update({**options, **paths}, to=targets, precision=precisions)
+    vars(arguments).update({**options, **paths}, to=targets, precision=precisions)
     kinds = pairs(targets, precisions)
     for target in targets:
         convert.require(target)
-    return run(asked, kinds)
+    return run(arguments, kinds)
 
 
 def run(options: argparse.Namespace, kinds: Sequence[tuple[str, str]]) -> list[Path]:

@@ -40,9 +40,9 @@ class Postprocess:
         """The temperature of the logits of each of the member's views."""
         return member.temperature if self.ensemble.tempered == "views" else 1.0
 
-    def probabilities(self, answers: Sequence[Floats]) -> NDArray[np.float32]:
+    def probabilities(self, predictions: Sequence[Floats]) -> NDArray[np.float32]:
         """float32 `[N, C]` of the members' log probabilities, each `[N, C]`, in the order of the ensemble's members."""
-        logs: NDArray[np.floating] = self._mix(answers)
+        logs: NDArray[np.floating] = self._mix(predictions)
         if self._layers.map:
             logs = self._layers.map.apply(logs)
         return np.asarray(np.exp(maps.clip_logs(logs, self.ensemble.clip)), dtype=np.float32)
@@ -63,20 +63,20 @@ class Postprocess:
         with np.errstate(divide="ignore"):
             return decision.labels(np.log(together, dtype=np.float64), self._shifts)
 
-    def _mix(self, answers: Sequence[Floats]) -> Floats:
+    def _mix(self, predictions: Sequence[Floats]) -> Floats:
         if self._layers.stack is None:
-            return self._average(answers, range(len(answers))).log_probabilities(self.ensemble.temperature)
-        runs = [self._average(answers, group).log_probabilities() for group in self._groups]
+            return self._average(predictions, range(len(predictions))).log_probabilities(self.ensemble.temperature)
+        runs = [self._average(predictions, group).log_probabilities() for group in self._groups]
         logs = WeightedAverage("logits")
         logs.add(self._layers.stack.apply(runs))
         return logs.log_probabilities(self.ensemble.temperature)
 
-    def _average(self, answers: Sequence[Floats], numbers: Sequence[int]) -> WeightedAverage:
+    def _average(self, predictions: Sequence[Floats], numbers: Sequence[int]) -> WeightedAverage:
         mixture = WeightedAverage(self.ensemble.combine)
         for number in numbers:
             member = self.ensemble.members[number]
             rest = member.temperature if self.ensemble.tempered == "mean" else 1.0
-            mixture.add(answers[number], member.weight, rest)
+            mixture.add(predictions[number], member.weight, rest)
         return mixture
 
 

@@ -62,22 +62,29 @@ def _teacher(words: list[str]) -> int:
         " of truncated files (default: %(default)s)",
     )
     parser.add_argument("--id_column", default="ID", help="the images' column in a CSV (default: %(default)s)")
-    asked = parser.parse_args(words)
+    options = parser.parse_args(words)
     import numpy as np
 
     from ensemble import ensemble_file, views
     from ensemble.oof import teacher_file
     from infer import teacher
 
-    ensemble_file.refuse_existing(asked.out)
-    predictions = teacher.answer(
-        *(asked.runs, asked.images, views.expand(asked.tta), asked.id_column, asked.batch_size, asked.workers),
-        on_bad_image=asked.on_bad_image,
+    ensemble_file.refuse_existing(options.out)
+    predictions = teacher.predict(
+        *(
+            options.runs,
+            options.images,
+            views.expand(options.tta),
+            options.id_column,
+            options.batch_size,
+            options.workers,
+        ),
+        on_bad_image=options.on_bad_image,
     )
-    teacher_file.write(asked.out, predictions)
+    teacher_file.write(options.out, predictions)
     folds, images = (len(np.unique(column)) for column in (predictions.fold, predictions.ids))
     print(
-        f"wrote {asked.out}: {counted(len(predictions.ids), 'answer')} for {counted(folds, 'fold')}, "
+        f"wrote {options.out}: {counted(len(predictions.ids), 'answer')} for {counted(folds, 'fold')}, "
         f"{counted(images, 'image')}"
     )
     return 0

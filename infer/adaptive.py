@@ -87,7 +87,7 @@ class AdaptiveForward:
     threshold: float
     first: int
 
-    def answer(self, batches: Sequence[Prepared]) -> list[Predictions]:
+    def predict(self, batches: Sequence[Prepared]) -> list[Predictions]:
         """The predictions of a round; for a sure image all members' votes are that of the first."""
         logs = [self.panel.once(self.first, batch.images) for batch in batches]
         temperature = self.panel.ensemble.members[self.first].temperature

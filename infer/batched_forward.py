@@ -60,7 +60,7 @@ class EnsembleForward:
     finish: Postprocess
     clock: Timings = field(default_factory=Timings)
 
-    def answer(self, batches: Sequence[Prepared]) -> list[Predictions]:
+    def predict(self, batches: Sequence[Prepared]) -> list[Predictions]:
         """The predictions of a round."""
         alone = self.alone([batch.images for batch in batches])
         passes = len(self.places) * len(self.ensemble.views)  # of each image

@@ -95,7 +95,7 @@ class Done:
     truncated: Mapping[int, str]
 
 
-def answer(work: Work, resume: bool, progress: Callable[[int, int], None]) -> Done:
+def predict_shard(work: Work, resume: bool, progress: Callable[[int, int], None]) -> Done:
     """Predict what the shard's journal lacks; `progress(rows, total)` is called now and then.
 
     Raises `ConfigError` as `Journal` does, `DataError` for an unreadable image when those are not skipped. A journal

@@ -31,13 +31,13 @@ def retry_deskewed(
     With `partial`, what remains of truncated files is taken.
     """
     unsure = np.flatnonzero(probabilities.max(axis=1) < below)
-    answers = probabilities.copy()
+    updated = probabilities.copy()
     for start in range(0, len(unsure), _AT_ONCE):
         rows = unsure[start : start + _AT_ONCE]
         taken = [_restored(images[row], partial) for row in rows.tolist()]
         again = predict(Inputs([str(row) for row in rows], taken.__getitem__))
-        answers[rows] = (answers[rows] + again) / 2
-    return answers, len(unsure)
+        updated[rows] = (updated[rows] + again) / 2
+    return updated, len(unsure)
 
 
 def _restored(source: Source, partial: bool) -> Pictured:

@@ -120,7 +120,7 @@ class Runner:
         its name. With `truncated`, what remains of truncated files is taken, and `truncated` gets a line about each, by
         its row. The threads end with the iterator.
         """
-        computed = self._computed(inputs, grid, workers, skip_bad, truncated, self.unit(grid), self._panel.answer)
+        computed = self._computed(inputs, grid, workers, skip_bad, truncated, self.unit(grid), self._panel.predict)
         for predictions in computed:
             yield from predictions
 

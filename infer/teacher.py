@@ -26,7 +26,7 @@ from infer.runner import OnBad, Runner
 from models.card import check_classes
 
 
-def answer(
+def predict(
     runs: Sequence[Path],
     images: Path | None,
     views: Sequence[str] = ("original",),
@@ -55,8 +55,8 @@ def answer(
     ensemble = mixture or Ensemble(members=tuple(m for _, some in _by_fold(finished) for m in some), views=tuple(views))
     for fold, members in _by_fold(finished):
         chosen = members if mixture is None else _weighted(mixture, members, fold)
-        asked = [i for i, name in enumerate(table.ids) if images is not None or split.get(name) != fold]
-        inputs = of_paths([table.paths[i] for i in asked], [table.ids[i] for i in asked])
+        rows = [i for i, name in enumerate(table.ids) if images is not None or split.get(name) != fold]
+        inputs = of_paths([table.paths[i] for i in rows], [table.ids[i] for i in rows])
         with Runner(ensemble.model_copy(update={"members": chosen})) as runner:
             predictions, errors = _predicted(runner, inputs, batch_size, workers, on_bad_image)
         bad |= {inputs.ids[row]: text for row, text in errors.items()}

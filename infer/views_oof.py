@@ -25,7 +25,7 @@ from infer.runner import Runner
 _TINY = np.finfo(np.float32).tiny
 
 
-def answer(run: Path, views: Sequence[str], merge: Merge, batch_size: int, workers: int) -> Iterator[str]:
+def predict(run: Path, views: Sequence[str], merge: Merge, batch_size: int, workers: int) -> Iterator[str]:
     """Write the predictions of each finished fold that has none yet; yields one line for each.
 
     `CheckpointError` for a run without finished folds, `DataError` when an image of its OOF predictions is missing.

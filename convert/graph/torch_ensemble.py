@@ -56,11 +56,11 @@ class EnsembleGraph(nn.Module):
         """float32 `[N, C]`."""
         forms = pixels if self.resized is None else self.resized(pixels[0])
         views_of = [torch.cat([torch_views.apply(view, form) for view in self.views]) for form in forms]
-        answers = []
+        predictions = []
         for m, (member, source) in enumerate(zip(self.members, self.inputs, strict=True)):
             logits = member(views_of[source])
-            answers.append(self.mixing.merged(m, logits.reshape(len(self.views), -1, logits.shape[-1])))
-        return torch.as_tensor(self.mixing(answers))
+            predictions.append(self.mixing.merged(m, logits.reshape(len(self.views), -1, logits.shape[-1])))
+        return torch.as_tensor(self.mixing(predictions))
 
     def halve(self) -> None:
         """Compute the members in half precision; the mixture stays as it is."""

@@ -47,14 +47,14 @@ class EnsembleHead(nn.Module):
         together = mixed(views, [1 / len(views)] * len(views), self.ensemble.view_merge)
         return together if after == 1 else normalised(together / after)
 
-    def forward(self, answers: Sequence[Tensor]) -> Tensor:
+    def forward(self, predictions: Sequence[Tensor]) -> Tensor:
         """Log probabilities `[N, C]` of the ensemble from those of its members."""
         if self.stacked:
-            runs = [self._mean(answers, group) for group in self.groups]
+            runs = [self._mean(predictions, group) for group in self.groups]
             features = torch.cat([rows - rows.mean(-1, keepdim=True) for rows in runs], -1)
             logs = normalised(nn.functional.linear(features, self.coef, self.intercept))
         else:
-            logs = self._mean(answers, range(len(answers)))
+            logs = self._mean(predictions, range(len(predictions)))
         logs = normalised(logs / self.ensemble.temperature)
         if self.scaled:
             logs = normalised(logs * self.scale + self.bias)
@@ -62,11 +62,11 @@ class EnsembleHead(nn.Module):
             logs = normalised(torch.maximum(logs, torch.tensor(math.log(self.ensemble.clip), dtype=logs.dtype)))
         return logs
 
-    def _mean(self, answers: Sequence[Tensor], places: Sequence[int]) -> Tensor:
-        weights = [self.ensemble.members[number].weight for number in places]
+    def _mean(self, predictions: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
+        weights = [self.ensemble.members[number].weight for number in numbers]
         shares = [weight / sum(weights) for weight in weights]
         how: Merge = "logits" if self.ensemble.combine == "logits" else "probabilities"
-        return mixed(torch.stack([answers[number] for number in places]), shares, how)
+        return mixed(torch.stack([predictions[number] for number in numbers]), shares, how)
 
 
 def mixed(together: Tensor, shares: Sequence[float], how: Merge) -> Tensor:

@@ -153,7 +153,7 @@ def measure(
     limits = limits or PRECISIONS[artefact.precision].limits
     logits, top1 = measured.logits, reference.argmax(1)
     targets = top1 if labels is None else np.where(labels >= 0, labels, top1)
-    answer, wanted = log_softmax(logits.astype(np.float64), 1), log_softmax(reference.astype(np.float64), 1)
+    logs, wanted = log_softmax(logits.astype(np.float64), 1), log_softmax(reference.astype(np.float64), 1)
     rows = np.arange(len(targets))
     difference = np.abs(logits.astype(np.float64) - reference)
     flipped = (logits.argmax(1) != top1) | ~np.isfinite(logits).all(1)
@@ -161,7 +161,7 @@ def measure(
     tied = first - second <= np.log1p(limits.ties) + 2 * limits.floors * torch_error
     clear = float(1 - flipped[~tied].mean()) if not tied.all() else 1.0
     accuracy, accuracy_before, lost = _accuracies(logits, reference, labels, tied)
-    loss, loss_before = float(-answer[rows, targets].mean()), float(-wanted[rows, targets].mean())
+    loss, loss_before = float(-logs[rows, targets].mean()), float(-wanted[rows, targets].mean())
     return Comparison(
         artefact=artefact.path.name,
         runtime=measured.runtime,
@@ -172,7 +172,7 @@ def measure(
         max_logit_difference=float(difference.max()),
         mean_logit_difference=float(difference.mean()),
         torch_error=torch_error,
-        kl_divergence=float((np.exp(wanted) * (wanted - answer)).sum(1).mean()),
+        kl_divergence=float((np.exp(wanted) * (wanted - logs)).sum(1).mean()),
         log_loss=loss,
         log_loss_checkpoint=loss_before,
         accuracy=accuracy,

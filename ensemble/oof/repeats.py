@@ -42,9 +42,9 @@ def mean(logits: NDArray[np.float32], there: NDArray[np.bool_]) -> NDArray[np.fl
     return np.where(count > 1, means, (logits * there[:, :, None]).sum(axis=0)).astype(np.float32)
 
 
-def merged(answers: OofPredictions) -> OofPredictions:
+def merged(predictions: OofPredictions) -> OofPredictions:
     """Each image once, in the order of its first prediction; see `mean`."""
-    ids, rows = occurrences(answers.ids)
+    ids, rows = occurrences(predictions.ids)
     if len(rows) == 1:
-        return answers
-    return OofPredictions(ids, mean(answers.logits[rows], rows >= 0), answers.targets[rows[0]])
+        return predictions
+    return OofPredictions(ids, mean(predictions.logits[rows], rows >= 0), predictions.targets[rows[0]])

@@ -65,7 +65,7 @@ def mix(table: Table, temperatures: Sequence[float], weights: Floats, combine: C
 
     A row that only runs of weight 0 predicted takes those equally.
     """
-    answers = np.empty((len(table.ids), table.classes), dtype=np.float32)
+    predictions = np.empty((len(table.ids), table.classes), dtype=np.float32)
     present = np.stack(table.present, axis=1)
     shares = (weights * present).astype(np.float32)
     shares = np.where(shares.sum(axis=1, keepdims=True) > 0, shares, present)
@@ -73,8 +73,8 @@ def mix(table: Table, temperatures: Sequence[float], weights: Floats, combine: C
     used = np.flatnonzero(shares.any(axis=0)).tolist()
     for rows in scaling.blocks(len(table.ids), table.classes):
         logs = tempered(table, temperatures, rows, used)
-        answers[rows] = _mean(logs, shares[rows][:, used].T[:, :, None], combine)
-    return answers
+        predictions[rows] = _mean(logs, shares[rows][:, used].T[:, :, None], combine)
+    return predictions
 
 
 def tempered(table: Table, temperatures: Sequence[float], rows: slice, used: Iterable[int]) -> Predictions:

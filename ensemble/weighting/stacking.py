@@ -52,11 +52,11 @@ def _check(table: Table) -> None:
 
 def mix(table: Table, temperatures: Sequence[float], stack: Stack) -> NDArray[np.float32]:
     """Log probabilities float32 `[N, C]` of all rows; a run that did not predict a row counts as undecided there."""
-    answers = np.empty((len(table.ids), table.classes), dtype=np.float32)
+    predictions = np.empty((len(table.ids), table.classes), dtype=np.float32)
     runs = range(len(table.logits))
     for rows in scaling.blocks(len(table.ids), table.classes * len(runs)):
-        answers[rows] = stack.apply(list(average.tempered(table, temperatures, rows, runs)))
-    return answers
+        predictions[rows] = stack.apply(list(average.tempered(table, temperatures, rows, runs)))
+    return predictions
 
 
 def _strength(rows: Floats, table: Table) -> float:

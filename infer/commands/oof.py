@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> int:
     shown = views.expand(options.tta)
     try:
         for run in options.runs:
-            for line in views_oof.answer(run, shown, options.merge, options.batch_size, options.workers):
+            for line in views_oof.predict(run, shown, options.merge, options.batch_size, options.workers):
                 print(line, flush=True)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the next fold", file=sys.stderr)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from config.errors import DataError, TandemError
 from data.pixels import data_uri
-from infer.explain.report import explain, looks
+from infer.explain.report import explain, gradcam_overlays
 from infer.runner import Runner
 from infer.web import Request, Response, as_json
 
@@ -30,8 +30,8 @@ def predict(runner: Runner, request: Request, limits: Limits, gradcam: bool = Tr
         explanation = explain(runner, data, limits.pixels)
         if "pictures" not in request.query:
             return as_json(explanation.as_json())
-        heatmaps = looks(runner, data, limits.pixels, explanation.label) if gradcam else {}
+        overlays = gradcam_overlays(runner, data, limits.pixels, explanation.label) if gradcam else {}
     except TandemError as error:
         return as_json({"error": str(error)}, 422 if isinstance(error, DataError) else 500)
-    pictures = {"views": explanation.views, "looks": heatmaps}
+    pictures = {"views": explanation.views, "looks": overlays}
     return as_json({key: {name: data_uri(image) for name, image in of.items()} for key, of in pictures.items()})

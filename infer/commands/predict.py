@@ -113,7 +113,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
     from infer import adaptive
     from infer.io import outputs, shard, submission_writer
     from infer.io.collect import collect
-    from infer.job import Work, answer
+    from infer.job import Work, predict_shard
     from infer.runner import Runner
 
     outputs.check(options.out, options.format)
@@ -149,7 +149,7 @@ def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:
             options.retry_deskewed,
         )
         with closing(_Progress()) as progress:
-            done = answer(work, options.resume or share.of > 1, progress.update)
+            done = predict_shard(work, options.resume or share.of > 1, progress.update)
         return _end(work, planned, options, done)
 
 

@@ -122,11 +122,11 @@ def evaluate(
     split_data = data if isinstance(data, Labelled) else labelled(data, split)
     inputs, targets = inputs_of(split_data, runner.class_names, runner.ensemble.aliases)
     start = time.perf_counter()
-    answers = _predicted(runner, inputs, on_bad_image, batch_size, workers)
-    readable = np.flatnonzero([row not in answers.errors for row in range(len(inputs))])
+    predictions = _predicted(runner, inputs, on_bad_image, batch_size, workers)
+    readable = np.flatnonzero([row not in predictions.errors for row in range(len(inputs))])
     if not len(readable):
-        raise DataError(f"none of the {len(inputs)} images can be read; the first: {answers.errors[0]}")
-    return _scored(runner, split_data, answers, readable, targets, time.perf_counter() - start)
+        raise DataError(f"none of the {len(inputs)} images can be read; the first: {predictions.errors[0]}")
+    return _scored(runner, split_data, predictions, readable, targets, time.perf_counter() - start)
 
 
 class Labelled(NamedTuple):
@@ -206,12 +206,16 @@ def _predicted(runner: Runner, inputs: Inputs, on_bad_image: OnBad, batch_size: 
 
 
 def _scored(
-    runner: Runner, data: Labelled, answers: _Predicted, readable: Ints, targets: Ints, seconds: float
+    runner: Runner, data: Labelled, predictions: _Predicted, readable: Ints, targets: Ints, seconds: float
 ) -> Evaluation:
     listing = data.listing
     names, samples = runner.class_names, [listing.samples[row] for row in readable.tolist()]
     first_alias = _representatives(names, runner.ensemble.aliases)
-    rows = answers.probabilities if len(readable) == len(answers.probabilities) else answers.probabilities[readable]
+    rows = (
+        predictions.probabilities
+        if len(readable) == len(predictions.probabilities)
+        else predictions.probabilities[readable]
+    )
     probabilities, targets = _sum_aliases(rows, first_alias), first_alias[targets[readable]]
     predicted = first_alias[runner.finish.labels(rows)]
     logs = _Logs(probabilities)
@@ -246,9 +250,9 @@ def _scored(
         shown=shown,
         confusion=confusion_matrix(targets, predicted, labels=shown),
         per_class=_per_class(predicted, targets, shown, names),
-        members=_alone(runner, first_alias[answers.votes[readable]], targets, present),
-        unreadable={listing.samples[row].id: text for row, text in sorted(answers.errors.items())},
-        truncated=[of_path(text) for _, text in sorted(answers.truncated.items())],
+        members=_alone(runner, first_alias[predictions.votes[readable]], targets, present),
+        unreadable={listing.samples[row].id: text for row, text in sorted(predictions.errors.items())},
+        truncated=[of_path(text) for _, text in sorted(predictions.truncated.items())],
         notes=listing.notes,
         seconds=seconds,
     )

@@ -82,7 +82,7 @@ def explain(runner: Runner, data: bytes, pixel_limit: int) -> Explanation:
     return Explanation(runner.class_names, probabilities, alone, shown_views, choice)
 
 
-def looks(runner: Runner, data: bytes, pixel_limit: int, label: str) -> dict[str, Pixels]:
+def gradcam_overlays(runner: Runner, data: bytes, pixel_limit: int, label: str) -> dict[str, Pixels]:
     """Where each member looks for the class `label` in an encoded image: uint8 `[S, S, 3]` with a heat map over it.
 
     By the members' names; one that has no Grad-CAM (an artefact without gradients, an image too small) is left out.

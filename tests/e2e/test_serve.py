@@ -19,7 +19,7 @@ from data.cache.images import Picture
 from infer import web
 from infer.commands.page import Limits
 from infer.commands.serve import app
-from infer.explain.report import explain, looks
+from infer.explain.report import explain, gradcam_overlays
 from tests import browser
 from tests.unit import members
 
@@ -92,7 +92,7 @@ def test_checkpoints_of_both_engines_show_where_they_look_and_others_are_left_ou
         )
     )
     with infer.load(file) as runner:
-        found = looks(runner, paths[0].read_bytes(), 10_000_000, members.CLASSES[1])
+        found = gradcam_overlays(runner, paths[0].read_bytes(), 10_000_000, members.CLASSES[1])
         assert [name.rpartition(" ")[2] for name in found] == ["(torch)", "(mlx)"]
         torchs, mlxs = (image.astype(int) for image in found.values())
         assert torchs.shape == (96, 96, 3) and np.abs(torchs - mlxs).max() <= 3

@@ -61,7 +61,7 @@ def test_inference_gives_what_was_fitted(campaign, tmp_path, plan, views):
     runs, paths, _ = campaign
     merge = {"logits": "logits", "ranks": "max"}.get(plan.combine) if len(views) > 1 else None
     if len(views) > 1:
-        [list(views_oof.answer(run, views, merge or "probabilities", 16, 1)) for run in runs]
+        [list(views_oof.predict(run, views, merge or "probabilities", 16, 1)) for run in runs]
     fitted = fit.fit(runs, views, plan=plan, merge=merge)
     files = fit.write(tmp_path / "e.yaml", fitted)
     assert all(file.exists() for file in files) and not any("fitted on the original" in n for n in fitted.notes)
@@ -231,7 +231,7 @@ def test_a_run_whose_images_are_gone_is_one_line(campaign, tmp_path):
     with pytest.raises((DataError, ConfigError)) as caught:
         (tmp_path / "config.yaml").write_text("data: {root: /nowhere}\n")
         (tmp_path / "fold_0").symlink_to(runs[0] / "fold_0")
-        list(views_oof.answer(tmp_path, ("original", "rot90"), "probabilities", 8, 1))
+        list(views_oof.predict(tmp_path, ("original", "rot90"), "probabilities", 8, 1))
     assert "/nowhere" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="no such run folder"):
         oof_files.finished(tmp_path / "nothing")

@@ -180,7 +180,7 @@ def fitted(campaign: Campaign) -> None:
     runs = [campaign.folder / "members" / name for name in folds]
     if seen != oof_files.ORIGINAL:
         for path in runs:
-            for line in views_oof.answer(path, seen, merge, _BATCH, campaign.settings.data.workers):
+            for line in views_oof.predict(path, seen, merge, _BATCH, campaign.settings.data.workers):
                 print(line, flush=True)
                 if campaign.stop_requested():
                     raise Interrupted(campaign.folder)
