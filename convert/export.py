@@ -248,7 +248,14 @@ def export(source: Source, jobs: Sequence[Job], options: argparse.Namespace) -> 
             except Refused as error:
                 refused.append(str(error))
         _print_speed(exporter, written)
-        return refused + (_verified(exporter, written, images) if written and images is not None else [])
+        if not written or images is None:
+            return refused
+        artefacts = [verify.Artefact(job.out, job.precision) for job in written]
+        comparisons = verify.compare(exporter.source, exporter.network, artefacts, images)
+        for comparison in comparisons:
+            print(report.line(comparison))
+        print(f"wrote {report.write(written[0].out.parent, comparisons)}")
+        return refused + [_fault(exporter, written, c, images) for c in comparisons if c.faults]
 
 
 def _print_speed(exporter: Exporter, jobs: Sequence[Job]) -> None:
@@ -260,15 +267,6 @@ def _print_speed(exporter: Exporter, jobs: Sequence[Job]) -> None:
                 plain = Path(folder) / "fp32.onnx"
                 exporter.write(job._replace(precision="fp32"), plain)
             print(speed.line(plain, job.out))
-
-
-def _verified(exporter: Exporter, jobs: Sequence[Job], images: Table) -> list[str]:
-    artefacts = [verify.Artefact(job.out, job.precision) for job in jobs]
-    comparisons = verify.compare(exporter.source, exporter.network, artefacts, images)
-    for comparison in comparisons:
-        print(report.line(comparison))
-    print(f"wrote {report.write(jobs[0].out.parent, comparisons)}")
-    return [_fault(exporter, jobs, c, images) for c in comparisons if c.faults]
 
 
 def _fault(exporter: Exporter, jobs: Sequence[Job], comparison: verify.Comparison, images: Table) -> str:

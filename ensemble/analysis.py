@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ensemble import scores
 from ensemble.calibration import scaling
-from ensemble.calibration.scaling import Bins
 from ensemble.ensemble_fit import Plan
 from ensemble.nested import Nested
 from ensemble.oof.oof_table import Table
@@ -183,6 +182,5 @@ def _agreement(table: Table) -> list[list[float | None]]:
 
 def _bins(predictions: NDArray[np.float32], table: Table) -> dict[str, list[float | None]]:
     judged = scores.judge(predictions, table.targets)
-    bins: Bins = scaling.reliability(judged.confidence, judged.predicted == table.targets)
-    columns = {"images": bins.images, "confidence": bins.confidence, "accuracy": bins.accuracy}
-    return {name: [None if np.isnan(x) else float(x) for x in column] for name, column in columns.items()}
+    bins = scaling.reliability(judged.confidence, judged.predicted == table.targets)
+    return {name: [None if np.isnan(x) else float(x) for x in column] for name, column in bins._asdict().items()}

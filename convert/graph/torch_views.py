@@ -73,7 +73,10 @@ def _crop(down: float, across: float) -> Callable[[Tensor], Tensor]:
         size = pixels.shape[-1]
         side, top, left = views.crop_box(size, down, across)
         for dim, start in ((3, left), (2, top)):
-            near, fraction = _enlarged(side, size)
+            # For each of `size` pixels the one of `side` on its left, and how many 256ths of a pixel it is right of it.
+            position = side / size * (np.arange(size) + 0.5) - 0.5
+            near = np.floor(position).astype(np.int64)
+            fraction = np.rint((position - near) * 256)
             shape = [-1, 1] if dim == 2 else [-1]
             first, second = (
                 pixels.index_select(dim, torch.tensor(start + np.clip(places, 0, side - 1)))
@@ -83,13 +86,6 @@ def _crop(down: float, across: float) -> Callable[[Tensor], Tensor]:
         return _rounded(pixels)
 
     return cropped
-
-
-def _enlarged(side: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each of `size` pixels the one of `side` on its left, and how many 256ths of a pixel it is right of that."""
-    position = side / size * (np.arange(size) + 0.5) - 0.5
-    near = np.floor(position)
-    return near.astype(np.int64), np.rint((position - near) * 256)
 
 
 def _mirrored(places: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -35,15 +35,6 @@ _CACHE = "ranges.json"
 _SHARED = {"Conv": lambda rank: [0, *range(2, rank)], "Gemm": lambda _: [0]}
 
 
-def prepared(message: Any, folder: Path) -> Path:
-    """The model with its shapes inferred and its constants folded, as quantisation needs it, in a file of `folder`."""
-    plain, ready = folder / "float.onnx", folder / "prepared.onnx"
-    onnx.save_model(message, str(plain))
-    quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
-    plain.unlink()
-    return ready
-
-
 class Quantizer:
     """A model of which all or some layers are quantised: ranges and mean shifts are measured once, on `batches`.
 
@@ -51,8 +42,13 @@ class Quantizer:
     """
 
     def __init__(self, message: Any, batches: Sequence[Pixels], folder: Path):
-        self._ready, self._cache = prepared(message, folder), folder / _CACHE
-        self._corrected = folder / "corrected.onnx"
+        self._ready, self._corrected = folder / "prepared.onnx", folder / "corrected.onnx"
+        self._cache = folder / _CACHE
+        plain = folder / "float.onnx"
+        onnx.save_model(message, str(plain))
+        # Infers shapes and folds constants, as quantisation needs it.
+        quant_pre_process(str(plain), str(self._ready), skip_symbolic_shape=True)
+        plain.unlink()
         self._batches = batches
         self.layers = layers(self._ready)
         float_file = folder / "whole.onnx"

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.calibration.scaling import log_softmax
-
-
-class OofPredictions(NamedTuple):
-    """OOF predictions: `ids` `[N]`, `logits` float32 `[N, C]`, `targets` int64 `[N]`."""
-
-    ids: NDArray[np.str_]
-    logits: NDArray[np.float32]
-    targets: NDArray[np.int64]
 
 
 def occurrences(ids: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
@@ -40,11 +30,3 @@ def mean(logits: NDArray[np.float32], there: NDArray[np.bool_]) -> NDArray[np.fl
     probabilities = np.exp(log_softmax(logits)) * there[:, :, None]
     means = np.log(np.maximum(probabilities.sum(axis=0) / np.maximum(count, 1), np.finfo(np.float32).tiny))
     return np.where(count > 1, means, (logits * there[:, :, None]).sum(axis=0)).astype(np.float32)
-
-
-def merged(predictions: OofPredictions) -> OofPredictions:
-    """Each image once, in the order of its first prediction; see `mean`."""
-    ids, rows = occurrences(predictions.ids)
-    if len(rows) == 1:
-        return predictions
-    return OofPredictions(ids, mean(predictions.logits[rows], rows >= 0), predictions.targets[rows[0]])

@@ -13,10 +13,10 @@ import numpy as np
 from config.errors import ConfigError, DataError
 from config.text import counted
 from infer import features
+from infer.commands import members
 
 if TYPE_CHECKING:
     from ensemble.ensemble_file import Ensemble
-    from ensemble.options import RunOptions
     from infer.io.inputs import Inputs
     from infer.runner import Runner
 
@@ -31,16 +31,19 @@ _OF_PREDICTIONS = {
 }
 
 
-def run(chosen: Ensemble, inputs: Inputs, options: argparse.Namespace, shared: RunOptions) -> int:
-    """Write the features of `inputs` as `python -m infer --images ... --features FILE` asks; returns the exit code."""
+def run(chosen: Ensemble, options: argparse.Namespace) -> int:
+    """Run `python -m infer --images ... --features FILE`; returns the exit code."""
+    from infer.io.collect import collect
     from infer.runner import Runner
 
+    check(chosen, options.features)
+    inputs = collect(options.images, options.id_column)
     unfit = [name for name, usual in _OF_PREDICTIONS.items() if getattr(options, name) != usual]
     if unfit:
         raise ConfigError(f"--{unfit[0]}: is for predictions, not for --features; leave it out")
     if options.on_bad_image == "row":
         raise ConfigError("--on_bad_image row: --features leaves an unreadable image out; choose partial or error")
-    with Runner(chosen, shared, options.in_memory) as runner:
+    with Runner(chosen, members.shared_options(options), options.in_memory) as runner:
         write(runner, inputs, options.features, options.on_bad_image, None, options.batch_size, options.workers)
     return 0
 

@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
     options = _parser().parse_args(words)
     chosen = members.chosen(options)
     try:
-        return (_features if options.features else _predict)(chosen, options)
+        return features.run(chosen, options) if options.features else _predict(chosen, options)
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on from here", file=sys.stderr)
         return INTERRUPTED
@@ -98,14 +98,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--shard", metavar="I/N", help="answer part I (from 0) of N; who ends last writes the files")
     return parser
-
-
-def _features(chosen: Ensemble, options: argparse.Namespace) -> int:
-    from infer.io.collect import collect
-
-    features.check(chosen, options.features)
-    images = collect(options.images, options.id_column)
-    return features.run(chosen, images, options, members.shared_options(options))
 
 
 def _predict(chosen: Ensemble, options: argparse.Namespace) -> int:

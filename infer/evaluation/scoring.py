@@ -223,6 +223,9 @@ def _scored(
     of_target = probabilities[np.arange(len(targets)), targets]
     in_top5 = (probabilities >= of_target[:, None]).sum(axis=1) <= 5  # a tie counts against it
     present, shown = np.unique(targets), np.union1d(targets, predicted)
+    scored = precision_recall_fscore_support(targets, predicted, labels=shown, zero_division=0)[:3]
+    images = np.bincount(targets, minlength=len(names))[shown]
+    columns = [column.tolist() for column in (images, *scored)]
     bins = scaling.reliability(judged.confidence, judged.predicted == targets)
     chosen = judged._replace(predicted=predicted)
     intervals = {m: scores.interval(m, chosen, targets, len(names), among=present) for m in METRICS}
@@ -249,7 +252,7 @@ def _scored(
         reliability=bins,
         shown=shown,
         confusion=confusion_matrix(targets, predicted, labels=shown),
-        per_class=_per_class(predicted, targets, shown, names),
+        per_class=tuple(ClassScore(names[number], *row) for number, *row in zip(shown, *columns, strict=True)),
         members=_alone(runner, first_alias[predictions.votes[readable]], targets, present),
         unreadable={listing.samples[row].id: text for row, text in sorted(predictions.errors.items())},
         truncated=[of_path(text) for _, text in sorted(predictions.truncated.items())],
@@ -274,13 +277,6 @@ def _sum_aliases(probabilities: NDArray[np.float32], first_alias: Ints) -> NDArr
     summed = np.zeros_like(probabilities)
     np.add.at(summed.T, first_alias, probabilities.T)
     return summed
-
-
-def _per_class(predicted: Ints, targets: Ints, shown: Ints, names: Sequence[str]) -> tuple[ClassScore, ...]:
-    scored = precision_recall_fscore_support(targets, predicted, labels=shown, zero_division=0)[:3]
-    images = np.bincount(targets, minlength=len(names))[shown]
-    columns = (images.tolist(), *(column.tolist() for column in scored))
-    return tuple(ClassScore(names[number], *row) for number, *row in zip(shown, *columns, strict=True))
 
 
 def _alone(runner: Runner, votes: Ints, targets: Ints, present: Ints) -> tuple[MemberScore, ...]:

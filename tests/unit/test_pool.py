@@ -6,6 +6,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from config.errors import ConfigError
 from ensemble import scores
+from ensemble.calibration import scaling
 from ensemble.oof import oof_table
 from ensemble.weighting import average, greedy, weights
 from ensemble.weighting.weights import WeightingRequest
@@ -68,7 +69,7 @@ def test_greedy_selection_takes_what_autogluon_takes(seed, rows, classes, sharps
 @pytest.mark.parametrize("combine", ["probabilities", "logits", "ranks"])
 def test_the_front_predicts_what_the_whole_mixture_predicts(combine):
     rng = np.random.default_rng(0)
-    block = average.summands(average.log_softmax(2 * rng.normal(size=(4, 200, 30)).astype(np.float32)), combine)
+    block = average.summands(scaling.normalised(2 * rng.normal(size=(4, 200, 30)).astype(np.float32)), combine)
     front = greedy.front([block[:, :150], block[:, 150:]])
     assert front.values.shape[1] < 0.6 * 200 * 30
     for weight in [*rng.dirichlet(np.ones(4), 20), np.array([1.0, 0, 0, 0])]:
@@ -143,7 +144,7 @@ def test_the_interval_is_scipys_bootstrap():
     from scipy.stats import bootstrap
 
     targets, (answer,) = problem(400, 4, 7, (1.5,))
-    judged = scores.judge(average.log_softmax(answer.astype(np.float32)), targets)
+    judged = scores.judge(scaling.normalised(answer.astype(np.float32)), targets)
     rng = np.random.default_rng(0)
     for metric, values in (("log_loss", -judged.true), ("accuracy", judged.predicted == targets)):
         reference = bootstrap((values,), np.mean, n_resamples=1000, method="percentile", rng=rng).confidence_interval
