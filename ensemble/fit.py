@@ -63,7 +63,10 @@ def fit(
     Raises `CheckpointError`, `DataError` or `ConfigError` for runs that cannot be read or do not fit together.
     """
     weights.check(plan, len(paths))
-    _refuse_twice(paths)
+    resolved = [path.resolve() for path in paths]
+    twice = [path for number, path in enumerate(paths) if resolved[number] in resolved[:number]]
+    if twice:
+        raise ConfigError(f"{twice[0]}: is named twice; give each run once, and --weights for one that counts more")
     merging = merge or default_merge(plan.combine)
     runs = [oof_files.read(path, views, merging) for path in paths]
     if len({run.views for run in runs}) > 1:  # not all have these views
@@ -153,14 +156,6 @@ def _line(score: Score, width: int) -> str:
         f"{score.name:<{width}} {score.rows:>7} {score.log_loss:>9.4f} {score.macro_f1:>9.4f} {score.accuracy:>9.4f}"
         f" {score.brier:>7.4f} {score.ece:>7.4f}"
     )
-
-
-def _refuse_twice(paths: Sequence[Path]) -> None:
-    """`ConfigError` for a run that is named twice: it would count twice."""
-    resolved = [path.resolve() for path in paths]
-    twice = [path for number, path in enumerate(paths) if resolved[number] in resolved[:number]]
-    if twice:
-        raise ConfigError(f"{twice[0]}: is named twice; give each run once, and --weights for one that counts more")
 
 
 def _ensemble(

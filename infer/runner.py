@@ -29,7 +29,6 @@ from infer.model_cache import Keep, ModelCache
 from infer.prepare import AHEAD, Grid, Prepared, prepare
 from infer.runtimes import GivesFeatures
 from infer.timings import Timings
-from models.card import Preprocessing
 
 _Result = TypeVar("_Result")
 OnBad = Literal["error", "skip", "partial"]  # what is done about unreadable images, as `data.on_bad_image` has it
@@ -70,7 +69,10 @@ class Runner:
         cards = [self._members.cards[number] for number in self._places]
         self._most_pixels = max(card.most_pixels for card in cards)
         self.class_names, self.models = cards[0].class_names, [card.model for card in cards]
-        self._inputs, inputs_of = _by_input([card.inputs for card in cards])
+        # The distinct pixels that members want, and which of them each wants; each member applies mean and std itself.
+        pixels = [[prep.pixels for prep in card.inputs] for card in cards]
+        self._inputs = list(dict.fromkeys(prep for preps in pixels for prep in preps))
+        inputs_of = tuple(tuple(map(self._inputs.index, preps)) for preps in pixels)
         self.finish, self.prior = Postprocess(ensemble, self.class_names), prior.of_cards(cards)
         self.adaptive = adaptive
         self.clock = Timings()
@@ -222,10 +224,3 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _by_input(wanted: Sequence[Sequence[Preprocessing]]) -> tuple[list[Preprocessing], tuple[tuple[int, ...], ...]]:
-    """The distinct pixels that members want, and which of them each wants; mean and std are applied by the member."""
-    pixels = [[prep.pixels for prep in preps] for preps in wanted]
-    distinct = list(dict.fromkeys(prep for preps in pixels for prep in preps))
-    return distinct, tuple(tuple(map(distinct.index, preps)) for preps in pixels)

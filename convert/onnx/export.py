@@ -109,7 +109,10 @@ def exported(
         raise ConvertError(
             f"{card.model}: cannot be written with opset {opset}, only with {version}; give --opset {version}"
         )
-    _strip(message.graph)
+    graph = message.graph  # torch attaches stack traces of this machine to every node
+    for item in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
     return message
 
 
@@ -156,10 +159,3 @@ def _try(path: Path) -> None:
     message = onnx.load(str(path), load_external_data=False)
     message.metadata_props.add(key=TRIED_KEY, value=json.dumps(tried, sort_keys=True))
     onnx.save_model(message, str(path))
-
-
-def _strip(graph: Any) -> None:
-    """Remove the stack traces of this machine that torch attaches to every node."""
-    for item in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        item.ClearField("metadata_props")
-        item.ClearField("doc_string")
