@@ -85,7 +85,7 @@ def _enlarge(settings: Settings, arguments: argparse.Namespace) -> None:
 def _cache(arguments: argparse.Namespace) -> None:
     from data.cache import disk, store
 
-    folder_of_cache = disk.place(arguments.dir)
+    folder_of_cache = disk.cache_root(arguments.dir)
     sizes = [(folder, store.size(folder)) for folder in disk.folders(folder_of_cache)]
     for folder, size in sizes:
         print(f"{size / 1e9:8.2f} GB  {folder}")

@@ -29,7 +29,7 @@ from data import file_hashes
 from data.augment.transforms import EvalTransform
 from data.cache import store
 from data.cache.images import Images, Source
-from data.cache.store import Encoding, Kept, Packed, Store
+from data.cache.store import Encoding, Packed, Record, Store
 from data.cores import cores
 from data.decode.image import Shrink, shrinkage, whole
 from data.pixels import Pixels
@@ -94,24 +94,24 @@ class Square(EvalTransform):
         return self.prep.size, self.prep.size
 
 
-class Part(NamedTuple):
-    """A form of the images and how it is kept."""
+class StoreSpec(NamedTuple):
+    """A form of the images and how it is stored."""
 
     form: Reduced | Square
     encoding: Encoding
 
-    def folder(self, place: Path) -> Path:
-        """Where below `place` it is kept; its name ends in a digest of all that its pixels depend on."""
+    def folder(self, root: Path) -> Path:
+        """The store's folder below `root`; its name ends in a digest of all that its pixels depend on."""
         form = asdict(self.form)
         prep = form.get("prep", {})
-        for unseen in ("mean", "std", "icc_to_srgb"):  # applied on the device; the last is part of an image's key
-            prep.pop(unseen, None)
+        for name in ("mean", "std", "icc_to_srgb"):  # applied on the device; the last is part of an image's key
+            prep.pop(name, None)
         if prep.get("resampling") == "area":  # older caches do not name it
             del prep["resampling"]
         name = type(self.form).__name__.lower()
         text = json.dumps([_VERSION, name, self.encoding, form], sort_keys=True)
         side = max(self.form.sides(2**30, 2**30))
-        return place / f"{name}_{side}_{self.encoding}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return root / f"{name}_{side}_{self.encoding}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def sources(
@@ -124,75 +124,74 @@ def sources(
     """
     if not data.cache_gb:
         return Sources(images, None)
-    where, workers = place(data.cache_dir), data.workers or cores()
-    with once_a_host(f"caching {counted(len(paths), 'image')} in {where}", f"{min(paths, default='')} {prep}", stop):
+    root, workers = cache_root(data.cache_dir), data.workers or cores()
+    with once_a_host(f"caching {counted(len(paths), 'image')} in {root}", f"{min(paths, default='')} {prep}", stop):
         with bar("looking", len(paths)) as progress:
             known = _known(paths, images, workers, progress)
         files = Images(0, images.pixel_limit, images.turns, images.to_srgb)
         reduced = Reduced(math.ceil(_MARGIN * prep.size), long=prep.fit == "letterbox")
         opened = {}
-        for part in _plan(data, where, known, files, (reduced, Square(prep))):
-            maker = _Maker(part, part.folder(where), files, workers, stop)
-            opened[type(part.form)] = _Cached(maker.filled(known), known, _Made(part.form, images))
+        for spec in _plan(data, root, known, files, (reduced, Square(prep))):
+            maker = _Maker(spec, spec.folder(root), files, workers, stop)
+            opened[type(spec.form)] = _Cached(maker.filled(known), known, _Made(spec.form, images))
     return Sources(opened.get(Reduced, images), opened.get(Square))
 
 
 def _known(paths: Sequence[Path], images: Images, workers: int, progress: Callable[[int], None]) -> dict[Path, Known]:
-    found = {}
+    known = {}
+    colours = "|srgb" if images.to_srgb else ""
     for path, (digest, height, width) in file_hashes.of(paths, workers, progress).items():
         turn = images.turns.get(path)
-        colours = "|srgb" if images.to_srgb else ""
         key = hashlib.blake2b(f"{digest}|{turn}{colours}".encode(), digest_size=16).digest()
-        found[path] = Known(key, width, height) if turn in _SIDEWAYS else Known(key, height, width)
-    return found
+        known[path] = Known(key, width, height) if turn in _SIDEWAYS else Known(key, height, width)
+    return known
 
 
 def _plan(
-    data: Data, place: Path, known: Mapping[Path, Known], files: Images, forms: tuple[Reduced, Square]
-) -> list[Part]:
-    """The best parts for which there is room; none, and a line that says so, where there is too little."""
+    data: Data, root: Path, known: Mapping[Path, Known], files: Images, forms: tuple[Reduced, Square]
+) -> list[StoreSpec]:
+    """The best stores for which there is room; none, and a line that says so, where there is too little."""
     reduced, judged = forms
-    kept = sum(store.size(folder) for folder in folders(place))
-    free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
-    room = min(data.cache_gb * 1e9 - kept, 0.95 * free)
-    wishes = [
-        [Part(reduced, "raw"), Part(judged, "raw")],
-        [Part(reduced, "jpeg"), Part(judged, "raw")],
-        [Part(reduced, "jpeg")],
-    ]
-    for parts in wishes:
-        needed = sum(_bytes(part, part.folder(place), known, files) for part in parts)
+    used = sum(store.size(folder) for folder in folders(root))
+    free = shutil.disk_usage(next(parent for parent in (root, *root.parents) if parent.exists())).free
+    room = min(data.cache_gb * 1e9 - used, 0.95 * free)
+    for specs in (
+        [StoreSpec(reduced, "raw"), StoreSpec(judged, "raw")],
+        [StoreSpec(reduced, "jpeg"), StoreSpec(judged, "raw")],
+        [StoreSpec(reduced, "jpeg")],
+    ):
+        needed = sum(_bytes(spec, spec.folder(root), known, files) for spec in specs)
         if needed <= room:
-            return parts
+            return specs
     print(
-        f"cache: {counted(len(known), 'image needs', 'images need')} {needed / 1e9:.2f} GB more as JPEGs, "
-        "there is room for "
-        f"{max(room, 0) / 1e9:.2f} GB; training decodes the files (raise data.cache_gb, or see: python -m data cache)"
+        f"cache: {counted(len(known), 'image needs', 'images need')} {needed / 1e9:.2f} GB more as JPEGs, there is "
+        f"room for {max(room, 0) / 1e9:.2f} GB; training decodes the files (raise data.cache_gb, or see: python -m "
+        "data cache)"
     )
     return []
 
 
-def _bytes(part: Part, folder: Path, known: Mapping[Path, Known], files: Images) -> float:
+def _bytes(spec: StoreSpec, folder: Path, known: Mapping[Path, Known], files: Images) -> float:
     """How much the images that a store lacks will take."""
-    there = Store(folder, part.encoding) if folder.exists() else ()
-    lacking = {image.key: (path, image) for path, image in known.items() if image.key not in there}
-    pixels = sum(3 * math.prod(part.form.sides(image.height, image.width)) for _, image in lacking.values())
-    if part.encoding == "raw" or not lacking:
+    stored = Store(folder, spec.encoding) if folder.exists() else ()
+    lacking = {image.key: (path, image) for path, image in known.items() if image.key not in stored}
+    pixels = sum(3 * math.prod(spec.form.sides(image.height, image.width)) for _, image in lacking.values())
+    if spec.encoding == "raw" or not lacking:
         return pixels
-    tried = [path for path, _ in list(lacking.values())[:: max(1, len(lacking) // _TRIED)]]
-    made = [image for path in tried if (image := _attempt(part.form, files, path)) is not None]
-    packed = sum(len(store.encode(image, "jpeg")) for image in made) / max(1, sum(image.size for image in made))
-    return 1.1 * packed * pixels
+    sample = [path for path, _ in list(lacking.values())[:: max(1, len(lacking) // _TRIED)]]
+    images = [image for path in sample if (image := _attempt(spec.form, files, path)) is not None]
+    ratio = sum(len(store.encode(image, "jpeg")) for image in images) / max(1, sum(image.size for image in images))
+    return 1.1 * ratio * pixels
 
 
-def place(wish: Path | None) -> Path:
-    """The folder of all stores: the one that is wished for, or the user's."""
-    return wish or cache_folder() / "images"
+def cache_root(cache_dir: Path | None) -> Path:
+    """The folder of all stores: `data.cache_dir`, or by default one in the user's cache folder."""
+    return cache_dir or cache_folder() / "images"
 
 
-def folders(place: Path) -> list[Path]:
-    """The stores below `place`."""
-    return sorted(file.parent for file in place.glob("*/index"))
+def folders(root: Path) -> list[Path]:
+    """The stores below `root`."""
+    return sorted(file.parent for file in root.glob("*/index"))
 
 
 def remove(folder: Path) -> None:
@@ -208,7 +207,7 @@ def remove(folder: Path) -> None:
 class _Maker:
     """Fills one store; one process at a time does."""
 
-    part: Part
+    spec: StoreSpec
     folder: Path
     files: Images
     workers: int
@@ -217,13 +216,13 @@ class _Maker:
     def filled(self, known: Mapping[Path, Known]) -> Store:
         """The store, with all of the images that can be read."""
         try:
-            opened = Store(self.folder, self.part.encoding)
+            opened = Store(self.folder, self.spec.encoding)
             if all(image.key in opened for image in known.values()):
                 return opened
             with self._alone():
-                opened = Store(self.folder, self.part.encoding)
+                opened = Store(self.folder, self.spec.encoding)
                 self._add(opened, {image.key: path for path, image in known.items() if image.key not in opened})
-            return Store(self.folder, self.part.encoding)
+            return Store(self.folder, self.spec.encoding)
         except OSError as error:
             raise DataError(
                 f"{self.folder}: cannot be written ({error.strerror}); make room, give another data.cache_dir, or "
@@ -243,27 +242,22 @@ class _Maker:
         wanted, before = list(missing.items()), len(opened)
         with bar("cache", len(wanted)) as progress, ThreadPoolExecutor(self.workers) as pool:
             for start in range(0, len(wanted), _TURN):
-                made = pool.map(self._one, wanted[start : start + _TURN])
-                opened.append([one for one in made if one])
+                opened.append([*filter(None, pool.map(self._encoded, wanted[start : start + _TURN]))])
                 progress(min(start + _TURN, len(wanted)))
                 if self.stop():
                     raise Stopped
         if len(opened) > before:
-            print(
-                f"cache: {counted(len(opened) - before, 'image')} into {self.folder} "
-                f"({store.size(self.folder) / 1e9:.2f} GB)"
-            )
+            added, size = counted(len(opened) - before, "image"), store.size(self.folder) / 1e9
+            print(f"cache: {added} into {self.folder} ({size:.2f} GB)")
 
-    def _one(self, item: tuple[bytes, Path]) -> tuple[bytes, tuple[int, int], bytes] | None:
+    def _encoded(self, item: tuple[bytes, Path]) -> tuple[bytes, tuple[int, int], bytes] | None:
         key, path = item
-        image = _attempt(self.part.form, self.files, path)
-        if image is None:
-            return None
-        return key, image.shape[:2], store.encode(image, self.part.encoding)
+        image = _attempt(self.spec.form, self.files, path)
+        return None if image is None else (key, image.shape[:2], store.encode(image, self.spec.encoding))
 
 
 def _attempt(form: Reduced | Square, files: Images, path: Path) -> Pixels | None:
-    """What is kept of a file; None where that cannot be read, which its use will say."""
+    """What is stored of a file; None where that cannot be read, which its use will say."""
     try:
         return form(files(path, form.shrink))
     except DataError:
@@ -272,7 +266,7 @@ def _attempt(form: Reduced | Square, files: Images, path: Path) -> Pixels | None
 
 @dataclass(frozen=True)
 class _Made:
-    """What a store keeps of a file, made of the file."""
+    """What a store holds of a file, made of the file."""
 
     form: Reduced | Square
     files: Images
@@ -290,13 +284,13 @@ class _Reader:
 
     def __call__(self, address: Any, shrink: Shrink = whole) -> Pixels:
         if isinstance(address[0], int):
-            return self.packed(Kept(*address))
+            return self.packed(Record(*address))
         return self.otherwise(of_address(address), shrink)
 
 
 @dataclass(frozen=True, eq=False)
 class _Cached:
-    """A store as a source by path, as `data.images.Shared`; `otherwise` for what it lacks."""
+    """A store as a source by path, as `data.cache.images.Shared`; `otherwise` for what it lacks."""
 
     store: Store
     known: Mapping[Path, Known] = field(repr=False)
@@ -304,17 +298,17 @@ class _Cached:
     mapped = True  # into memory: the loader's threads do not wait for files
 
     def __call__(self, path: Path, shrink: Shrink = whole) -> Pixels:
-        kept = self._kept(path)
-        return self.otherwise(path, shrink) if kept is None else self.store.packed(kept)
+        record = self._record(path)
+        return self.otherwise(path, shrink) if record is None else self.store.packed(record)
 
     def reader(self, workers: int) -> _Reader:
         """The same by address, for one of so many processes."""
         return _Reader(self.store.packed, replace(self.otherwise, files=self.otherwise.files.share(workers)))
 
-    def address(self, path: Path) -> Address | Kept:
+    def address(self, path: Path) -> Address | Record:
         """Where the reader finds it."""
-        return self._kept(path) or self.otherwise.files.address(path)
+        return self._record(path) or self.otherwise.files.address(path)
 
-    def _kept(self, path: Path) -> Kept | None:
+    def _record(self, path: Path) -> Record | None:
         image = self.known.get(path)
         return None if image is None else self.store.find(image.key)

@@ -6,13 +6,13 @@ import statistics
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import cv2
 
 from config.errors import DataError
 from config.sections.data import Data
-from data.cache.store import Kept
+from data.cache.store import Record
 from data.decode.image import PIXEL_LIMIT, Shrink, decode, whole
 from data.pixels import Pixels
 from data.sources import packed
@@ -34,7 +34,7 @@ class Shared(Protocol):
         """What gives the pixels of an address in one of so many processes; it can be pickled."""
         ...
 
-    def address(self, path: Path) -> packed.Address | Kept:
+    def address(self, path: Path) -> packed.Address | Record:
         """Where the reader finds a file's pixels: by its path, or in a store."""
         ...
 
@@ -59,15 +59,13 @@ class Picture:
 
     def __call__(self, shrink: Shrink = whole, to_srgb: bool = False) -> Pixels:
         """The pixels in the size that `shrink` wants."""
+        factor = 1
         if self._decoded:
             factor = shrink(*self._shape) if self._shape else 1
-            found = self._decoded.get((factor, to_srgb))
-            if found is not None:
-                return found
-        return self._decode(shrink, to_srgb)
-
-    def _decode(self, shrink: Shrink, to_srgb: bool) -> Pixels:
-        factor = 1
+            image = self._decoded.get((factor, to_srgb))
+            if image is not None:
+                return image
+            factor = 1
 
         def asked(height: int, width: int) -> int:
             nonlocal factor
@@ -119,9 +117,9 @@ class Images:
         """Files decoded as the settings say."""
         return cls(cache_bytes, data.pixel_limit, turns, data.icc_to_srgb, data.on_bad_image == "partial")
 
-    def reader(self, workers: int) -> ByAddress:
+    def reader(self, workers: int) -> Callable[..., Pixels]:
         """The same by address, for one of so many processes."""
-        return ByAddress(self.share(workers))
+        return self.share(workers).at
 
     def share(self, workers: int) -> Images:
         """The same for one of so many processes, which keep as much between them as this one would."""
@@ -135,36 +133,25 @@ class Images:
         return Images, (self._cache_bytes, self.pixel_limit, dict(self.turns), self.to_srgb, self.partial)
 
     def __call__(self, path: Path, shrink: Shrink = whole) -> Pixels:
-        """The pixels of one file, from memory where they are kept."""
-        picture = self._pictures.get(path) or self._picture(path)
+        """The pixels of one file, from memory where they are cached."""
+        picture = self._pictures.get(path)
+        if picture is None:
+            truncated = (lambda text: self.truncated.__setitem__(path, text)) if self.partial else None
+            picture = Picture(path, self.pixel_limit, self.turns.get(path), truncated)
         before = picture.nbytes
         image = picture(shrink, self.to_srgb)
-        if self._room > 0 and picture.nbytes > before:
-            self._keep(path, picture, picture.nbytes - before)
+        more = picture.nbytes - before
+        if self._room > 0 and more > 0:
+            with self._lock:
+                if self._room > 0 and self._pictures.setdefault(path, picture) is picture:
+                    self._room -= more
+                if self._room < 0:
+                    self._pictures.clear()
         return image
 
-    def _picture(self, path: Path) -> Picture:
-        told = (lambda text: self.truncated.__setitem__(path, text)) if self.partial else None
-        return Picture(path, self.pixel_limit, self.turns.get(path), told)
-
-    def _keep(self, path: Path, picture: Picture, more: int) -> None:
-        with self._lock:
-            if self._room <= 0:
-                return
-            if self._pictures.setdefault(path, picture) is picture:
-                self._room -= more
-            if self._room < 0:
-                self._pictures.clear()
-
-
-class ByAddress(NamedTuple):
-    """Images by the addresses of their paths."""
-
-    images: Images
-
-    def __call__(self, address: packed.Address, shrink: Shrink = whole) -> Pixels:
-        """The pixels of one file."""
-        return self.images(packed.of_address(address), shrink)
+    def at(self, address: packed.Address, shrink: Shrink = whole) -> Pixels:
+        """The pixels of the file at an address."""
+        return self(packed.of_address(address), shrink)
 
 
 def median_side(images: Callable[[Path], Pixels], paths: Sequence[Path]) -> int:

@@ -1,4 +1,4 @@
-"""The file format of the cache: many images in one file, found by keys of 16 bytes. What is kept is `data.cache`.
+"""The file format of the cache: many images in one file, found by keys of 16 bytes. What is stored: `data.cache.disk`.
 
 A store is a folder: `pixels`, the images one after another, and `index`, a record for each (little-endian: key, offset
 and length in `pixels`, height, width). Pixels are on the disk before their records are, so a store whose writer died is
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from config.places import atomic_write
 from data.pixels import Pixels
@@ -25,7 +24,7 @@ _RECORD = np.dtype([("key", "V16"), ("offset", "<u8"), ("length", "<u8"), ("heig
 _QUALITY = 95
 
 
-class Kept(NamedTuple):
+class Record(NamedTuple):
     """Where an image lies in `pixels`, and its sides."""
 
     offset: int
@@ -35,7 +34,7 @@ class Kept(NamedTuple):
 
 
 def encode(image: Pixels, encoding: Encoding) -> bytes:
-    """uint8 `[H, W, 3]` as it is kept: its bytes, or a JPEG of quality 95 with all of its colours."""
+    """uint8 `[H, W, 3]` as it is stored: its bytes, or a JPEG of quality 95 with all of its colours."""
     if encoding == "raw":
         return image.tobytes()
     options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
@@ -44,28 +43,31 @@ def encode(image: Pixels, encoding: Encoding) -> bytes:
 
 
 class Packed:
-    """The first `length` bytes of a `pixels` file, mapped into memory: `packed(kept)` is an image, uint8 `[H, W, 3]`.
+    """The first `length` bytes of a `pixels` file, mapped into memory: `packed(record)` is an image, uint8 `[H, W, 3]`.
 
     It is pickled by its name, so that other processes map the file themselves.
     """
 
     def __init__(self, file: Path, length: int, encoding: Encoding):
-        self._place = file, length, encoding
-        self._raw, self._pixels = encoding == "raw", _mapped(file, length)
+        self._arguments = file, length, encoding
+        self._raw, self._pixels = encoding == "raw", np.zeros(0, np.uint8)
+        if length:
+            with file.open("rb") as stream:
+                self._pixels = np.frombuffer(mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_READ), np.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Packed, self._place
+        return Packed, self._arguments
 
-    def __call__(self, kept: Kept) -> Pixels:
+    def __call__(self, record: Record) -> Pixels:
         """The image that lies there, read-only."""
-        data = self._pixels[kept.offset : kept.offset + kept.length]
+        data = self._pixels[record.offset : record.offset + record.length]
         if self._raw:
-            return data.reshape(kept.height, kept.width, 3)
+            return data.reshape(record.height, record.width, 3)
         return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
 
 
 class Store:
-    """An open store: `read(key)` is the image, uint8 `[H, W, 3]`, read-only; safe to share between threads.
+    """An open store: `packed(find(key))` is the image of a key; safe to share between threads.
 
     It holds what was there when it was opened; appending is for one process at a time, which opens it anew.
     """
@@ -75,28 +77,30 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         pixels = folder / "pixels"
         there = pixels.stat().st_size if pixels.exists() else 0
-        self._kept = {key: kept for key, kept in _records(folder / "index") if kept.offset + kept.length <= there}
-        self._end = max((kept.offset + kept.length for kept in self._kept.values()), default=0)
+        index = (folder / "index").read_bytes() if (folder / "index").exists() else b""
+        rows = np.frombuffer(index, _RECORD, len(index) // _RECORD.itemsize).tolist()
+        self._records = {key: Record(*row) for key, *row in rows if row[0] + row[1] <= there}
+        self._end = max((record.offset + record.length for record in self._records.values()), default=0)
         self.packed = Packed(pixels, self._end, encoding)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._kept
+        return key in self._records
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._records)
 
-    def read(self, key: bytes) -> Pixels:
-        """The image of a key that the store contains."""
-        return self.packed(self._kept[key])
-
-    def find(self, key: bytes) -> Kept | None:
+    def find(self, key: bytes) -> Record | None:
         """Where the image of a key lies."""
-        return self._kept.get(key)
+        return self._records.get(key)
 
     def append(self, images: Iterable[tuple[bytes, tuple[int, int], bytes]]) -> None:
         """Write (key, sides, the image as `encode` gives it) behind what is there; a torn end is cut off first."""
         rows, end = list[tuple[bytes, int, int, int, int]](), self._end
-        self._forget_lost()
+        index = self.folder / "index"
+        if index.exists() and index.stat().st_size != len(self._records) * _RECORD.itemsize:
+            # Torn records, or ones whose pixels are gone, would point at the pixels of the next images.
+            records = [(key, *record) for key, record in self._records.items()]
+            atomic_write(index, np.array(records, _RECORD).tobytes())
         with (self.folder / "pixels").open("ab") as file:
             file.truncate(end)
             for key, (height, width), encoded in images:
@@ -105,35 +109,14 @@ class Store:
                 end += len(encoded)
             file.flush()
             os.fsync(file.fileno())
-        with (self.folder / "index").open("ab") as file:
+        with index.open("ab") as file:
             file.write(np.array(rows, _RECORD).tobytes())
             file.flush()
             os.fsync(file.fileno())
-        self._kept |= {row[0]: Kept(*row[1:]) for row in rows}
+        self._records |= {row[0]: Record(*row[1:]) for row in rows}
         self._end = end
-
-    def _forget_lost(self) -> None:
-        """Write the index anew where it has more than what is kept: torn records, or ones whose pixels are gone, which
-        would point at those of the next images."""
-        index = self.folder / "index"
-        if not index.exists() or index.stat().st_size == len(self._kept) * _RECORD.itemsize:
-            return
-        atomic_write(index, np.array([(key, *kept) for key, kept in self._kept.items()], _RECORD).tobytes())
 
 
 def size(folder: Path) -> int:
     """Bytes of a store's files."""
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) if folder.is_dir() else 0
-
-
-def _records(file: Path) -> Iterator[tuple[bytes, Kept]]:
-    data = file.read_bytes() if file.exists() else b""
-    for row in np.frombuffer(data[: len(data) // _RECORD.itemsize * _RECORD.itemsize], _RECORD).tolist():
-        yield row[0], Kept(*row[1:])
-
-
-def _mapped(file: Path, length: int) -> NDArray[np.uint8]:
-    if not length:
-        return np.zeros(0, np.uint8)
-    with file.open("rb") as stream:
-        return np.frombuffer(mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_READ), np.uint8)

@@ -1,4 +1,4 @@
-"""From a file to RGB pixels, whatever the format. Resizing is `data.resize`, keeping pixels `data.images`.
+"""From a file to RGB pixels, whatever the format. Resizing is `data.resize`, caching pixels `data.cache`.
 
 cv2 reads JPEG, PNG and WebP, Pillow the header of everything and the pixels of the rest: palettes, CMYK, TIFF, GIF,
 AVIF, HEIC (by pi-heif), animations. One EXIF rule holds for both: the orientation is applied here, by what Pillow reads

@@ -1,9 +1,8 @@
 """From an order of samples to batches of fixed shape, prepared ahead by threads or by worker processes.
 
 The same (paths, transform, seed, order, epoch) gives the same batches for any number of either and from any batch on. A
-sample that stands several times in an order is augmented differently each time. The order itself is
-`data.loading.sampler`, the processes are `data.processes`, and `data.loading.pace` says which of the two prepares a
-batch.
+sample that stands several times in an order is augmented differently each time. The order itself is in `sampler`, the
+processes are in `processes`, and `pace` decides whether threads or processes prepare a batch.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ _AHEAD = 2
 class Loaded(NamedTuple):
     """One batch: images uint8 `[B, S, S, 3]` RGB, index int64 `[B]`, weight float32 `[B]`.
 
-    A short last batch is padded by repeating its own samples with weight 0; so is the place of an image that was left
-    out as unreadable, which keeps its index. A batch is the consumer's for as long as
-    it, or any array or tensor that shares its memory, is alive; the memory is reused afterwards.
+    A short last batch is padded by repeating its own samples with weight 0; so is the slot of an image that was left
+    out as unreadable, which keeps its index. A batch is the consumer's for as long as it, or any array or tensor that
+    shares its memory, is alive; the memory is reused afterwards.
     """
 
     images: Pixels
@@ -62,14 +61,14 @@ class Loader:
     core, which is the most that a source of `data.cache` gets. Pass one `Images` to several loaders to decode a small
     set only once among them, or such a source.
 
-    With `processes`, so many worker processes do it in place of threads. They start now, are shared by all loaders with
-    as many, and end with the last of these; `transform` must be picklable, the source a `data.images.Shared`. `auto`
+    With `processes`, that many worker processes replace the threads. They start now, are shared by all loaders with as
+    many, and end with the last of these; `transform` must be picklable, the source a `data.cache.images.Shared`. `auto`
     starts with threads and changes to processes where `data.loading.pace` finds that these are faster.
 
     Shards of a URL are fetched ahead as an epoch's order needs them, at most `shard_bytes` of them at one time.
 
-    With `part` (rank, world size) only that rank's rows of each batch are prepared, as they are in the whole one; the
-    world size divides the batch, and orders make whole batches.
+    With `rank` (rank, world size) only that rank's rows of each batch are prepared, as they are in the full batch; the
+    world size divides the batch, and orders make full batches.
     """
 
     def __init__(
@@ -84,14 +83,14 @@ class Loader:
         skip_bad: bool = False,
         processes: int | Literal["auto"] = 0,
         shard_bytes: int = shard_cache.LIMIT,
-        part: tuple[int, int] = (0, 1),
+        rank: tuple[int, int] = (0, 1),
     ):
         self.paths = list(paths)
         self._shards = RemoteShards(self.paths, shard_bytes)
         self.batch_size = batch_size
-        self._part = part
-        self._local = batch_size // part[1]
-        self._offset = part[0] * self._local
+        self._rank = rank
+        self._local = batch_size // rank[1]
+        self._offset = rank[0] * self._local
         self.bad: dict[Path, str] = {}
         self._images = images or Images()
         self._transform, self._seed, self._skip_bad = transform, seed, skip_bad
@@ -118,7 +117,7 @@ class Loader:
         prepare = Preparation(self._images, at_epoch(self._transform, epoch), self._seed, epoch)
         work = _Epoch(self.paths, order, occurrences(order), prepare, self.bad if self._skip_bad else None)
         numbers = iter(range(first_batch, self.batches(len(order))))
-        shards = self._shards.read_ahead(order, first_batch, self.batch_size, part=self._part)
+        shards = self._shards.read_ahead(order, first_batch, self.batch_size, *self._rank)
         with shards, ThreadPoolExecutor(self._threads, thread_name_prefix="tandem-loader") as pool:
             start = functools.partial(self._start, pool, work, shards)
             ahead = deque(map(start, itertools.islice(numbers, _AHEAD)))
@@ -146,18 +145,17 @@ class Loader:
         first = number * self.batch_size + self._offset
         mine = work.order[first : first + self._local]
         shards.wait(first + len(mine))
-        others = self._processes()
-        if others is not None:
-            workers, job = others
-            begun = workers.start(job, self._shape, work.prepare.epoch, work.rows(first, len(mine)))
-            return _InProcesses(work, mine, workers, begun)
+        registered = self._processes()
+        if registered is not None:
+            workers, job = registered
+            pending = workers.start(job, self._shape, work.prepare.epoch, work.rows(first, len(mine)))
+            return _InProcesses(work, mine, workers, pending)
         batch = Loaded(self._buffers.take(), mine, np.ones(len(mine), dtype=np.float32))
         shares = np.array_split(np.arange(len(mine)), min(self._threads, len(mine)))
         return _InThreads(batch, [pool.submit(work.fill, batch, first, share) for share in shares])
 
     def _processes(self) -> tuple[Workers, tuple[int, int]] | None:
-        """The processes that prepare the next batch, with what they know this loader's work by; None where threads
-        do."""
+        """The processes that prepare the next batch and this loader's job in them; None where threads prepare it."""
         workers = self._pace.workers()
         if workers is None:
             return None
@@ -169,20 +167,20 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """What the threads share: it prepares the image of any place in one epoch's order."""
+    """What the threads share: it prepares the image of any position in one epoch's order."""
 
     paths: list[Path]
     order: NDArray[np.int64]
-    seen: NDArray[np.int64]
+    repeats: NDArray[np.int64]
     prepare: Preparation
     bad: dict[Path, str] | None
 
     def fill(self, batch: Loaded, first: int, slots: NDArray[np.int64]) -> None:
-        """Fill the `slots` of a batch that starts at place `first` of the order; weight 0 where the image is bad."""
+        """Fill the `slots` of a batch that starts at position `first` of the order; weight 0 where the image is bad."""
         for slot in slots.tolist():
-            sample, seen = int(self.order[first + slot]), int(self.seen[first + slot])
+            sample, repeat = int(self.order[first + slot]), int(self.repeats[first + slot])
             try:
-                batch.images[slot] = self.prepare(self.paths[sample], sample, seen)
+                batch.images[slot] = self.prepare(self.paths[sample], sample, repeat)
             except DataError as error:
                 if self.bad is None:
                     raise
@@ -195,26 +193,26 @@ class _Epoch:
     def rows(self, first: int, count: int) -> list[Row]:
         """The same as tasks of worker processes."""
         source, samples = cast(Shared, self.prepare.source), self.order[first : first + count].tolist()
-        seen = self.seen[first : first + count].tolist()
-        return [(i, samples[i], seen[i], source.address(self.paths[samples[i]])) for i in range(count)]
+        repeats = self.repeats[first : first + count].tolist()
+        return [(i, samples[i], repeats[i], source.address(self.paths[samples[i]])) for i in range(count)]
 
 
 class _InThreads(NamedTuple):
     """A batch that threads prepare."""
 
     batch: Loaded
-    parts: list[Future[None]]
+    futures: list[Future[None]]
 
     def finish(self) -> Loaded:
         """Wait for it."""
-        for part in self.parts:
-            part.result()
+        for future in self.futures:
+            future.result()
         return self.batch
 
     def cancel(self) -> None:
         """Begin no more of it."""
-        for part in self.parts:
-            part.cancel()
+        for future in self.futures:
+            future.cancel()
 
 
 class _InProcesses(NamedTuple):
@@ -230,16 +228,15 @@ class _InProcesses(NamedTuple):
         self.workers.wait(self.pending)
         paths = [self.work.paths[i] for i in self.index]
         if self.pending.failed:
-            place = min(self.pending.failed)
-            error = self.pending.failed[place]
+            slot, error = min(self.pending.failed.items())
             if not isinstance(error, DataError):
-                error.add_note(f"while preparing {paths[place]}")
+                error.add_note(f"while preparing {paths[slot]}")
             raise error
         weight = np.ones(len(self.index), dtype=np.float32)
-        for place, fault in sorted(self.pending.bad.items()):
-            weight[place] = 0
+        for slot, fault in sorted(self.pending.bad.items()):
+            weight[slot] = 0
             if self.work.bad is not None:
-                self.work.bad[paths[place]] = fault
+                self.work.bad[paths[slot]] = fault
         return Loaded(self.pending.pixels, self.index, weight)
 
     def cancel(self) -> None:

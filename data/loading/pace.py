@@ -41,17 +41,14 @@ class Pace:
             self._pool = running(self._count) if self._auto else None  # another loader's
             if self._on and self._pool is None:
                 self._pool = workers(self._count)
-        return self._pool if self._pool and (not self._auto or self._started(self._pool)) else None
-
-    def _started(self, pool: Workers) -> bool:
-        """Whether processes that nobody asked for are there; where they cannot be, threads go on."""
         try:
-            return pool.ready
+            return self._pool if self._pool and (not self._auto or self._pool.ready) else None
         except DataError as error:
             self._stay(error)
-            return False
+            return None
 
     def _stay(self, error: DataError) -> None:
+        """Keep to threads, as processes that nobody asked for cannot be had."""
         print(f"data: {error} (training goes on with threads)")
         self._auto, self._on, self._pool = False, False, None
 
@@ -72,11 +69,11 @@ class Pace:
         """Start processes where the consumer waits, and not because all cores are busy."""
         busy = self._computed > _BUSY * self._threads * self._taken
         if self._waited > _WAITING * self._taken and not busy:
-            given, taken = self._images / self._taken, self._images / max(self._taken - self._waited, 1e-3)
+            loaded, possible = self._images / self._taken, self._images / max(self._taken - self._waited, 1e-3)
+            threads = counted(self._threads, "thread prepares", "threads prepare")
+            processes = counted(self._count, "worker process takes", "worker processes take")
             print(
-                f"data: {counted(self._threads, 'thread prepares', 'threads prepare')} {given:.0f} "
-                f"images/s, training could take {taken:.0f}; "
-                f"{counted(self._count, 'worker process takes', 'worker processes take')} over "
+                f"data: {threads} {loaded:.0f} images/s, training could take {possible:.0f}; {processes} over "
                 "(data.processes 0 keeps threads)"
             )
             try:

@@ -37,8 +37,7 @@ from data.pixels import Pixels
 _ROW_BYTES = 4352  # a path of the longest kind and its numbers; memory that is not written to takes none
 _LEAST = 4  # images of a task, so that messages cost little
 _PATIENCE = 5.0  # seconds for workers to end by themselves
-# From a row's place, sample and how often that stood before to what the source knows the image by.
-Row = tuple[int, int, int, Any]
+Row = tuple[int, int, int, Any]  # slot in the batch, sample, how often that stood before, the source's address of it
 _pools: weakref.WeakValueDictionary[int, Workers] = weakref.WeakValueDictionary()
 
 
@@ -98,9 +97,8 @@ class Workers:
         except OSError as error:
             self._end()
             raise DataError(
-                f"data.processes: {counted(count, 'worker process')} cannot be started "
-                f"({error.strerror}); set it lower, or to 0 "
-                "for threads"
+                f"data.processes: {counted(count, 'worker process')} cannot be started ({error.strerror}); set it "
+                "lower, or to 0 for threads"
             ) from error
         finally:
             os.close(reading)
@@ -125,13 +123,13 @@ class Workers:
     def register(
         self, transform: Transform | ByEpoch, shape: tuple[int, int, int, int], seed: int, skip_bad: bool, source: Any
     ) -> tuple[int, int]:
-        """Where the workers find a loader's job; `source` as `data.images.Shared`."""
+        """Where the workers find a loader's job; `source` as `data.cache.images.Shared`."""
         with self._lock:
-            place = next((place for known, place in self._sources if known is source), None)
-            if place is None:
-                place = self._memory.keep(pickle.dumps(source.reader(len(self))))
-                self._sources.append((source, place))
-            return self._memory.keep(pickle.dumps(Job(transform, shape, seed, skip_bad, *place)))
+            pickled = next((pickled for known, pickled in self._sources if known is source), None)
+            if pickled is None:
+                pickled = self._memory.keep(pickle.dumps(source.reader(len(self))))
+                self._sources.append((source, pickled))
+            return self._memory.keep(pickle.dumps(Job(transform, shape, seed, skip_bad, *pickled)))
 
     def start(self, job: tuple[int, int], shape: tuple[int, int, int, int], epoch: int, rows: Sequence[Row]) -> Pending:
         """Begin a batch of one image for each of `rows`, in memory of `shape`."""
@@ -149,7 +147,10 @@ class Workers:
             for table in encoded:
                 slot.memory[at : at + len(table)] = table
                 task = Task(self._number, epoch, slot.offset, len(slot.memory), at, len(table), *job)
-                self._submit(task.pack())
+                try:
+                    os.write(self._tasks, task.pack())
+                except BrokenPipeError:
+                    raise self._died(next(iter(self._processes))) from None
                 at += len(table)
             return pending
 
@@ -172,12 +173,6 @@ class Workers:
     def _require_open(self) -> None:
         if self.closed:
             raise DataError("the loader's worker processes have ended; start the epoch again")
-
-    def _submit(self, record: bytes) -> None:
-        try:
-            os.write(self._tasks, record)
-        except BrokenPipeError:
-            raise self._died(next(iter(self._processes))) from None
 
     def _receive(self, patience: float) -> None:
         """Take what the workers have answered."""
@@ -214,12 +209,12 @@ class Workers:
 def _start(tasks: int, memory: int) -> tuple[Connection, subprocess.Popen[bytes]]:
     ours, theirs = connection.Pipe(duplex=False)
     numbers = (tasks, memory, theirs.fileno())
-    places = [str(Path(__file__).parents[2]), *(place or str(Path.cwd()) for place in sys.path)]
+    paths = [str(Path(__file__).parents[2]), *(path or str(Path.cwd()) for path in sys.path)]
     alone = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # there are as many processes as cores
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "data.loading.worker", *map(str, numbers)],
         stdin=subprocess.DEVNULL,
-        env={**os.environ, **alone, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places))},
+        env={**os.environ, **alone, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
         pass_fds=numbers,
         process_group=0,
     )
@@ -290,8 +285,8 @@ class _Memory:
         return slot.offset, len(content)
 
     def _add(self, length: int) -> _Slot:
-        whole = -(-length // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
-        os.ftruncate(self.file, self._length + whole)
-        slot = _Slot(self._length, mmap.mmap(self.file, whole, offset=self._length))
-        self._length += whole
+        rounded = -(-length // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        os.ftruncate(self.file, self._length + rounded)
+        slot = _Slot(self._length, mmap.mmap(self.file, rounded, offset=self._length))
+        self._length += rounded
         return slot

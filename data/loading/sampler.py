@@ -14,10 +14,10 @@ def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def occurrences(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each place of an order how often its sample stood before: repeated samples are augmented differently."""
+    """For each position of an order how often its sample stood before: repeated samples are augmented differently."""
     by_sample = np.argsort(order, kind="stable")
     values = order[by_sample]
     starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-    seen = np.empty(len(order), np.int64)
-    seen[by_sample] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    return seen
+    repeats = np.empty(len(order), np.int64)
+    repeats[by_sample] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    return repeats

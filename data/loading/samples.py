@@ -1,4 +1,4 @@
-"""One image as a batch has it: read, decoded and transformed with the random numbers of its place in the order.
+"""One image as a batch has it: read, decoded and transformed with the random numbers of its position in the order.
 
 Threads (`data.loading.loader`) and worker processes (`data.loading.worker`) both prepare images here, so their batches
 are the same.
@@ -41,15 +41,9 @@ class Preparation:
     seed: int
     epoch: int
 
-    def __call__(self, address: Any, sample: int, seen: int) -> Pixels:
-        """uint8 `[size, size, 3]`, of a sample that stood `seen` times before in the order."""
-        image = self.source(address, functools.partial(self._shrink, sample, seen))
-        return self.transform(image, self._rng(sample, seen))
-
-    def _rng(self, sample: int, seen: int) -> np.random.Generator:
-        return philox(self.seed, "augment", self.epoch, sample, seen)
-
-    def _shrink(self, sample: int, seen: int, height: int, width: int) -> int:
-        """What the transform will leave of the image with the same random numbers."""
-        shrink = getattr(self.transform, "shrink", None)
-        return shrink(height, width, functools.partial(self._rng, sample, seen)) if shrink else 1
+    def __call__(self, address: Any, sample: int, repeat: int) -> Pixels:
+        """uint8 `[size, size, 3]`, of a sample that stood `repeat` times before in the order."""
+        new_rng = functools.partial(philox, self.seed, "augment", self.epoch, sample, repeat)
+        shrink = getattr(self.transform, "shrink", None)  # what the transform will leave with the same random numbers
+        image = self.source(address, lambda height, width: shrink(height, width, new_rng) if shrink else 1)
+        return self.transform(image, new_rng())

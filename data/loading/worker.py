@@ -64,7 +64,7 @@ class Job:
 
 
 class Answer(NamedTuple):
-    """What came of a task: unreadable images by their place in the batch, or an error at a place."""
+    """What came of a task: unreadable images by their slot in the batch, or an error at a slot."""
 
     batch: int
     bad: dict[int, str]
@@ -88,12 +88,12 @@ def main() -> None:
 
 
 class _Worker:
-    """Does tasks; keeps what it has mapped and unpickled."""
+    """Does tasks; caches what it has mapped and unpickled."""
 
     def __init__(self, memory: int):
         self._memory = memory
         self._mapped: dict[int, mmap.mmap] = {}
-        self._kept: dict[int, Any] = {}  # jobs and sources, by their place
+        self._objects: dict[int, Any] = {}  # jobs and sources, by their offset
         self._transforms: dict[int, tuple[int, Transform]] = {}  # of a job's last epoch
 
     def __call__(self, task: Task) -> Answer:
@@ -102,40 +102,33 @@ class _Worker:
         size = int(np.prod(job.shape))
         pixels: Pixels = np.frombuffer(slot, np.uint8, size).reshape(job.shape)
         rows = json.loads(slot[task.rows : task.rows + task.rows_bytes])
-        prepare = Preparation(self._source(job), self._transform(task, job), job.seed, task.epoch)
-        bad = dict[int, str]()
-        for place, sample, seen, address in rows:
-            if slot[size]:
-                break
-            try:
-                pixels[place] = prepare(address, sample, seen)
-            except Exception as error:
-                if not job.skip_bad or not isinstance(error, DataError):
-                    return Answer(task.batch, bad, place, _sendable(error))
-                bad[place] = str(error)
-        return Answer(task.batch, bad)
-
-    def _source(self, job: Job) -> Callable[..., Pixels]:
         source: Callable[..., Pixels] = self._unpickled(job.source, job.source_bytes)
-        return source
-
-    def _transform(self, task: Task, job: Job) -> Transform:
         epoch, transform = self._transforms.get(task.job, (-1, None))
         if transform is None or epoch != task.epoch:
             transform = at_epoch(job.transform, task.epoch)
             self._transforms[task.job] = task.epoch, transform
-        return transform
+        prepare = Preparation(source, transform, job.seed, task.epoch)
+        bad = dict[int, str]()
+        for row, sample, repeat, address in rows:
+            if slot[size]:
+                break
+            try:
+                pixels[row] = prepare(address, sample, repeat)
+            except Exception as error:
+                if not job.skip_bad or not isinstance(error, DataError):
+                    return Answer(task.batch, bad, row, _sendable(error))
+                bad[row] = str(error)
+        return Answer(task.batch, bad)
 
-    def _unpickled(self, place: int, length: int) -> Any:
-        if place not in self._kept:
-            self._kept[place] = pickle.loads(self._map(place, length)[:length])
-        return self._kept[place]
+    def _unpickled(self, offset: int, length: int) -> Any:
+        if offset not in self._objects:
+            self._objects[offset] = pickle.loads(self._map(offset, length)[:length])
+        return self._objects[offset]
 
-    def _map(self, place: int, length: int) -> mmap.mmap:
-        found = self._mapped.get(place)
-        if found is None:
-            found = self._mapped[place] = mmap.mmap(self._memory, length, offset=place)
-        return found
+    def _map(self, offset: int, length: int) -> mmap.mmap:
+        if offset not in self._mapped:
+            self._mapped[offset] = mmap.mmap(self._memory, length, offset=offset)
+        return self._mapped[offset]
 
 
 def _sendable(error: Exception) -> Exception:

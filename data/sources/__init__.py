@@ -146,11 +146,15 @@ class _Source:
         """The samples of the first reader that suits: what the settings name, a table, packed files, class folders."""
         if self.streamed:
             return shards.read_remote(self.streamed, self.data)
+        packed = [self.file] if splitext(self.file)[1].lower() in walk.PACKED else self.tree.packed
         if self.data.streaming:
-            return self._packed(self._shards())
+            if not packed or not all(name.endswith(".tar") for name in packed):
+                raise DataError(
+                    f"{self.data.root}: data.streaming reads tar shards (WebDataset) alone; set it to false"
+                )
+            return self._packed(packed)
         if self.data.label_pattern:
             return folders.by_pattern(self.tree, self.data.label_pattern)
-        packed = [self.file] if splitext(self.file)[1].lower() in walk.PACKED else self.tree.packed
         if packed and (self.file or not self.tree.images) and not self.data.table:
             return self._packed(packed)
         listed = self.tables.read()
@@ -166,10 +170,7 @@ class _Source:
 
     def test(self, labelled: Listing | None) -> Listing | None:
         """The samples to predict: of the labelled samples' own test split, of a test table, or of a test folder."""
-        samples = [sample for sample in labelled.samples if sample.split == "test"] if labelled else []
-        if labelled and samples:
-            return replace(labelled, samples=samples)
-        rows = self.tables.find_test()
+        rows = _of_splits(labelled, ["test"]) or self.tables.find_test()
         if rows:
             return rows
         for folder in folders.split_folders(self.tree, self.tree.base).get("test", []):
@@ -181,11 +182,8 @@ class _Source:
 
     def split(self, labelled: Listing | None, name: str) -> Listing | None:
         """The images of one split, or of `all` but test, with the labels that they have; None where it has none."""
-        wanted = ("train", "val") if name == "all" else (name,)
-        samples = [sample for sample in labelled.samples if sample.split in wanted] if labelled else []
-        if labelled and samples:
-            return replace(labelled, samples=samples)
-        return self._labelled_test(labelled) if name == "test" else None
+        rows = _of_splits(labelled, ["train", "val"] if name == "all" else [name])
+        return rows or (self._labelled_test(labelled) if name == "test" else None)
 
     def _labelled_test(self, labelled: Listing | None) -> Listing | None:
         """A test table with a column of labels, or class folders in a test folder."""
@@ -202,28 +200,22 @@ class _Source:
                 return Listing(self.tree.root / base, f"class folders in {base}", samples)
         return None
 
-    def _shards(self) -> list[str]:
-        """The tar shards that are to be streamed; `DataError` for any other kind of data set."""
-        if splitext(self.file)[1] == ".tar":
-            return [self.file]
-        if self.tree.packed and all(name.endswith(".tar") for name in self.tree.packed):
-            return self.tree.packed
-        raise DataError(f"{self.data.root}: data.streaming reads tar shards (WebDataset) alone; set it to false")
-
     def _packed(self, files: list[str]) -> Listing:
-        listed = self._of_kind(files)
+        root, kinds = self.tree.root, {splitext(name)[1].lower() for name in files}
+        if len(kinds) > 1:
+            raise DataError(f"{root}: holds {' and '.join(sorted(kinds))} files; set data.root to one of them")
+        if kinds == {".parquet"}:
+            listed = parquet.read(root, files, self.data)
+        elif kinds == {".tar"}:
+            listed = shards.read(root, files, self.data)
+        elif len(files) > 1:
+            raise DataError(f"{root}: holds {len(files)} .npz files; set data.root to one of them")
+        else:
+            listed = arrays.read(root / files[0])
         return replace(listed, used=frozenset(files))
 
-    def _of_kind(self, files: list[str]) -> Listing:
-        kinds = {splitext(name)[1].lower() for name in files}
-        if len(kinds) > 1:
-            raise DataError(
-                f"{self.tree.root}: holds {' and '.join(sorted(kinds))} files; set data.root to one of them"
-            )
-        if kinds == {".parquet"}:
-            return parquet.read(self.tree.root, files, self.data)
-        if kinds == {".tar"}:
-            return shards.read(self.tree.root, files, self.data)
-        if len(files) > 1:
-            raise DataError(f"{self.tree.root}: holds {len(files)} .npz files; set data.root to one of them")
-        return arrays.read(self.tree.root / files[0])
+
+def _of_splits(labelled: Listing | None, splits: list[str]) -> Listing | None:
+    """The samples of some splits; None where there are none."""
+    samples = [sample for sample in labelled.samples if sample.split in splits] if labelled else []
+    return replace(labelled, samples=samples) if labelled and samples else None

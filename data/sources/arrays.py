@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.lib.npyio import NpzFile
-from numpy.typing import NDArray
 
 from config.errors import DataError
 from data.sources import packed
@@ -37,30 +36,30 @@ def read(path: Path) -> Listing:
     samples = []
     for row, (name, label, _, _) in enumerate(unpacked.rows):
         split: Split = next(split for split, _, _ in _NAMES if name.startswith(f"{split}/"))
-        samples.append(Sample(name, unpacked.part(row), label, split))
+        samples.append(Sample(name, unpacked.path(row), label, split))
     return Listing(path.parent, f"arrays of {path.name}", samples)
 
 
 def _rows(path: Path) -> Iterable[tuple[str, str | None, bytes]]:
+    """The name, label and PNG (which is lossless) of each image."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             present = [entry for entry in _NAMES if entry[1] in arrays.files]
             if not any(split == "train" for split, _, _ in present):
                 raise DataError(f"{path}: its arrays are {', '.join(arrays.files[:8])}; {_WANTED}")
             for split, images, labels in present:
-                yield from _of_split(path, arrays, split, images, labels)
+                pixels = arrays[images]
+                if pixels.dtype != np.uint8 or (
+                    pixels.ndim != 3 and (pixels.ndim != 4 or pixels.shape[3] not in (1, 3))
+                ):
+                    raise DataError(f"{path}: {images} is {pixels.dtype} {list(pixels.shape)}; {_WANTED}")
+                targets = _labels(path, arrays, labels, len(pixels))
+                for number, (image, target) in enumerate(zip(pixels, targets, strict=True)):
+                    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 and image.shape[2] == 3 else image
+                    png = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+                    yield f"{split}/{number:06d}", target, bytes(png)
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as an .npz without pickles ({error}); {_WANTED}") from error
-
-
-def _of_split(
-    path: Path, arrays: NpzFile, split: Split, images: str, labels: str
-) -> Iterable[tuple[str, str | None, bytes]]:
-    pixels = arrays[images]
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3)):
-        raise DataError(f"{path}: {images} is {pixels.dtype} {list(pixels.shape)}; {_WANTED}")
-    for number, (image, label) in enumerate(zip(pixels, _labels(path, arrays, labels, len(pixels)), strict=True)):
-        yield f"{split}/{number:06d}", label, _encoded(image)
 
 
 def _labels(path: Path, arrays: NpzFile, name: str, count: int) -> list[str | None]:
@@ -75,9 +74,3 @@ def _labels(path: Path, arrays: NpzFile, name: str, count: int) -> list[str | No
             "wanted, several labels for an image are not supported"
         )
     return [str(label) for label in labels.tolist()]
-
-
-def _encoded(image: NDArray[np.uint8]) -> bytes:
-    """PNG, which is lossless."""
-    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 and image.shape[2] == 3 else image
-    return bytes(cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])

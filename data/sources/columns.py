@@ -82,18 +82,18 @@ def find(frame: Frame, asked_id: str | None, asked_target: str | None, is_image:
     The target is "" where there is no column that could be it.
     """
     id_column, hits = find_id(frame, asked_id, is_image)
-    split = next((name for name in frame.columns if name != id_column and _is_split(frame, name)), "")
-    fold = next((name for name in frame.columns if name not in (id_column, split) and _is_fold(frame, name)), "")
-    others = [name for name in frame.columns if name not in (id_column, split, fold)]
+    others = [name for name in frame.columns if name != id_column]
+    split = _usual(frame, others, _SPLITS, splits.of_name)
+    others = [name for name in others if name != split]
+    fold = _usual(frame, others, _FOLDS, lambda cell: cell.lstrip("-").isdigit())
+    others = [name for name in others if name != fold]
+    target, one_hot = min(others, key=lambda name: _rank(name, TARGETS), default=""), tuple[str, ...]()
     if asked_target:
-        return Columns(id_column, frame.require(asked_target, "data.target_column"), split, fold, (), hits)
-    usual = min(others, key=lambda name: _rank(name, TARGETS), default="")
-    if usual and _rank(usual, TARGETS) < len(TARGETS):
-        return Columns(id_column, usual, split, fold, (), hits)
-    one_hot = _one_hot(frame, others)
-    if one_hot:
-        return Columns(id_column, "", split, fold, one_hot, hits)
-    return Columns(id_column, _only_target(frame, others), split, fold, (), hits)
+        target = frame.require(asked_target, "data.target_column")
+    elif _rank(target, TARGETS) == len(TARGETS):
+        one_hot = _one_hot(frame, others)
+        target = "" if one_hot else _only_target(frame, others)
+    return Columns(id_column, target, split, fold, one_hot, hits)
 
 
 def _hits(cells: Sequence[str], is_image: Callable[[str], bool]) -> float:
@@ -106,12 +106,10 @@ def _rank(name: str, usual: Sequence[str]) -> int:
     return usual.index(plain) if plain in usual else len(usual)
 
 
-def _is_split(frame: Frame, name: str) -> bool:
-    return _rank(name, _SPLITS) < len(_SPLITS) and all(splits.of_name(cell) for cell in set(frame.cells[name]))
-
-
-def _is_fold(frame: Frame, name: str) -> bool:
-    return _rank(name, _FOLDS) < len(_FOLDS) and all(cell.lstrip("-").isdigit() for cell in set(frame.cells[name]))
+def _usual(frame: Frame, columns: Sequence[str], usual: Sequence[str], fits: Callable[[str], object]) -> str:
+    """The first column of a usual name whose cells all fit; "" for none."""
+    named = (name for name in columns if _rank(name, usual) < len(usual))
+    return next((name for name in named if all(map(fits, set(frame.cells[name])))), "")
 
 
 def _one_hot(frame: Frame, others: Sequence[str]) -> tuple[str, ...]:
@@ -131,20 +129,16 @@ def _one_hot(frame: Frame, others: Sequence[str]) -> tuple[str, ...]:
 
 def _only_target(frame: Frame, others: Sequence[str]) -> str:
     """The only column of few distinct cells; "" for none, `DataError` for several."""
-    few = [name for name in others if _is_class(frame, name)]
+    distinct = {name: set(frame.cells[name]) for name in others}
+    few = [
+        name
+        for name, cells in distinct.items()
+        if 2 <= len(cells) <= max(2, len(frame) // 2) and not any(map(_is_fraction, cells))
+    ]
     if len(few) > 1:
-        raise DataError(
-            f"{frame.path}: several of its columns could be the label: {', '.join(map(repr, few))}; set "
-            "data.target_column"
-        )
+        several = ", ".join(map(repr, few))
+        raise DataError(f"{frame.path}: several of its columns could be the label: {several}; set data.target_column")
     return few[0] if few else ""
-
-
-def _is_class(frame: Frame, name: str) -> bool:
-    distinct = set(frame.cells[name])
-    if not 2 <= len(distinct) <= max(2, len(frame) // 2):
-        return False
-    return not any(_is_fraction(cell) for cell in distinct)
 
 
 def _is_fraction(cell: str) -> bool:

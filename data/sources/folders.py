@@ -83,23 +83,20 @@ def by_pattern(tree: Tree, pattern: str) -> Listing:
     tree.check_links(base)
     samples = []
     for name in images:
-        folders = re.search(pattern, name if "/" in pattern else basename(name))
-        if folders and folders.group(1):
-            samples.append(Sample(names.of_path(name[len(base) :]), tree.root / name, names.of_path(folders.group(1))))
+        match = re.search(pattern, name if "/" in pattern else basename(name))
+        if match and match.group(1):
+            samples.append(Sample(names.of_path(name[len(base) :]), tree.root / name, names.of_path(match.group(1))))
     if not samples:
+        example = basename(images[0]) if images else "none"
         raise DataError(
-            f"data.label_pattern: {pattern!r} fits none of {counted(len(images), 'file name')} below "
-            f"{tree.root} (such as "
-            f"{basename(images[0]) if images else 'none'}); it is searched in the file name, or"
-            " in the path where it has a slash, and its one group is the label"
+            f"data.label_pattern: {pattern!r} fits none of {counted(len(images), 'file name')} below {tree.root} (such "
+            f"as {example}); it is searched in the file name, or in the path where it has a slash, and its one group "
+            "is the label"
         )
-    rest = len(images) - len(samples)
-    notes = (
-        (f"{counted(rest, 'file name does', 'file names do')} not fit data.label_pattern: left out",) if rest else ()
-    )
-    return Listing(
-        tree.root / base, "labels in file names", samples, used=frozenset(walked(tree, samples)), notes=notes
-    )
+    rest = counted(len(images) - len(samples), "file name does", "file names do")
+    notes = (f"{rest} not fit data.label_pattern: left out",) if len(images) > len(samples) else ()
+    used = frozenset(walked(tree, samples))
+    return Listing(tree.root / base, "labels in file names", samples, used=used, notes=notes)
 
 
 def unwrapped(tree: Tree, base: str) -> str:
@@ -140,9 +137,8 @@ def _of_splits(tree: Tree, base: str, train: str, roles: dict[str, Split]) -> Li
         if split == "val":
             samples += of_split
     origin = f"class folders in {train}" + (f" and {named['val']}" if "val" in named else "")
-    root = tree.root / train
     notes += _nested(tree, train)
-    return Listing(root, origin, samples, used=frozenset(walked(tree, samples)), notes=tuple(notes))
+    return Listing(tree.root / train, origin, samples, used=frozenset(walked(tree, samples)), notes=tuple(notes))
 
 
 def labelled(tree: Tree, folder: str, split: Split, relative_to: str) -> Iterable[Sample]:
@@ -196,21 +192,15 @@ def _nothing(tree: Tree, base: str) -> DataError:
 
 def _unlabelled(tree: Tree, folder: str) -> DataError:
     """What to do with images that lie in no class folder: a table, or a pattern where their names look like one."""
-    images = [name for name in tree.images if name.startswith(folder)]
-    hint = _pattern(images)
-    advice = f"set data.label_pattern '{hint}'" if hint else "set data.table to the file that has the labels"
+    images = [basename(name) for name in tree.images if name.startswith(folder)]
+    pattern = r"^(.+)[._ -]\d+\.[A-Za-z]+$"  # cat.0.jpg, Abyssinian_100.jpg
+    labels = [match.group(1) for name in images if (match := re.search(pattern, name))]
+    fits = len(labels) == len(images) and 2 <= len(set(labels)) <= max(2, len(labels) // 2)
+    advice = f"set data.label_pattern '{pattern}'" if fits else "set data.table to the file that has the labels"
     return DataError(
         f"{tree.root / folder}: no class folders, but {counted(len(images), 'image')} such as "
-        f"{names.of_path(basename(images[0]))}"
-        f", and no table names their labels; {advice}, or {HELP}"
+        f"{names.of_path(images[0])}, and no table names their labels; {advice}, or {HELP}"
     )
-
-
-def _pattern(images: Sequence[str]) -> str:
-    """A pattern for names such as cat.0.jpg and Abyssinian_100.jpg, where it finds a few classes; "" otherwise."""
-    pattern = r"^(.+)[._ -]\d+\.[A-Za-z]+$"
-    labels = [match.group(1) for name in images if (match := re.search(pattern, basename(name)))]
-    return pattern if len(labels) == len(images) and 2 <= len(set(labels)) <= max(2, len(labels) // 2) else ""
 
 
 def plain(tree: Tree, base: str) -> list[Sample]:

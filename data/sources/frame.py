@@ -28,10 +28,6 @@ class Frame:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def distinct(self, column: str) -> int:
-        """The number of different cells of a column."""
-        return len(set(self.cells[column]))
-
     def require(self, column: str, setting: str) -> str:
         """The column as the table spells it; `DataError` that names the nearest one where there is none."""
         if column in self.columns:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from config.errors import DataError
 from config.text import counted
 from data.decode import formats
-from data.sources import walk
 from data.sources.splits import Split
 from data.sources.table import Table, sort_classes
 from data.sources.walk import Tree
@@ -147,7 +146,9 @@ def _left_out(listing: Listing, tree: Tree, test_used: frozenset[str]) -> Iterab
     """What of the folder is not read, counted by folder and kind; what is split off within the listing counts too."""
     unused = [name for name in tree.images if name not in listing.used and name not in test_used]
     if unused:
-        yield some([f"{counted(count, 'image')} in {name}" for name, count in _by_folder(unused).items()])
+        by_folder = Counter("/".join(name.split("/")[:-1][:2]) for name in unused)
+        where = {folder: f"{folder}/" if folder else "the folder itself" for folder in by_folder}
+        yield some([f"{counted(count, 'image')} in {where[folder]}" for folder, count in by_folder.items()])
     other = sum(sample.split == "unused" for sample in listing.samples)
     if other:
         yield f"{counted(other, 'image')} of splits that are neither training, validation nor test"
@@ -157,20 +158,10 @@ def _left_out(listing: Listing, tree: Tree, test_used: frozenset[str]) -> Iterab
     files = [name for name in (*tree.tables, *tree.packed) if name not in listing.used and name not in test_used]
     kinds = Counter(splitext(name)[1].lower() or "without suffix" for name in (*files, *tree.others, *tree.archives))
     if kinds:
-        yield some([f"{counted(count, 'file')} {_named(kind)}" for kind, count in kinds.most_common()])
-    if tree.own:
-        yield f"Tandem's own {some(tree.own)}"
-
-
-def _named(suffix: str) -> str:
-    """A suffix, with what it is where that is an image of a kind that is not read."""
-    return f"{suffix} ({formats.PASSED_OVER[suffix]}: not read)" if suffix in formats.PASSED_OVER else suffix
-
-
-def _by_folder(images: Iterable[str]) -> Counter[str]:
-    """How many images lie in which folder, by the first two parts of their paths."""
-    folders = [walk.parent(name).split("/")[:-1][:2] for name in images]
-    return Counter("/".join(parts) + "/" if parts else "the folder itself" for parts in folders)
+        passed_over = {suffix: f"{suffix} ({image}: not read)" for suffix, image in formats.PASSED_OVER.items()}
+        yield some([f"{counted(count, 'file')} {passed_over.get(kind, kind)}" for kind, count in kinds.most_common()])
+    if tree.outputs:
+        yield f"Tandem's own {some(tree.outputs)}"
 
 
 def some(items: Sequence[str]) -> str:

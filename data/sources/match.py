@@ -40,10 +40,12 @@ class Files:
                 return self._exact(paths, base, name)
             if names.key(base) + wanted in self._others:
                 return [self._others[names.key(base) + wanted]]
+        keys = {image: names.key(image) for image in self._ends.get(basename(wanted), ())}
         ends = [
             image
-            for image in self._ends.get(basename(wanted), ())
-            if self._ends_with(names.key(image), wanted) and not image.startswith(tuple(avoid))
+            for image, key in keys.items()
+            if any(f"/{path}".endswith(f"/{wanted}") for path in (key, splitext(key)[0]))
+            and not image.startswith(tuple(avoid))
         ]
         return self._exact(ends, "", name)
 
@@ -53,17 +55,17 @@ class Files:
         windows = PureWindowsPath(relative)
         if relative.startswith("/") or windows.drive or windows.root or ".." in windows.parts:
             raise DataError(f"{table}: ID {name!r} leads out of the folder; name images by their path inside it")
-        path = self.find(name, bases, avoid)
-        if len(path) > 1:
-            folders = {walk.parent(image) for image in path}
+        images = self.find(name, bases, avoid)
+        if len(images) > 1:
+            folders = {walk.parent(image) for image in images}
             if len(folders) == 1:
-                shown, where, remedy = [basename(image) for image in path], self.tree.root / folders.pop(), "suffix"
+                shown, where, remedy = [basename(image) for image in images], self.tree.root / folders.pop(), "suffix"
             else:
-                shown, where, remedy = path, self.tree.root, "folder, or set data.images"
+                shown, where, remedy = images, self.tree.root, "folder, or set data.images"
             raise DataError(f"{table}: ID {name!r} fits {', '.join(shown[:3])} in {where}; write it with its {remedy}")
-        if not path:
+        if not images:
             self._check_links(relative, bases)
-        return path[0] if path else None
+        return images[0] if images else None
 
     def nearest(self, name: str) -> str:
         """The image whose name is nearest, "" where none is near."""
@@ -86,11 +88,6 @@ class Files:
                 key, wanted = names.key(link), names.key(base) + relative
                 if wanted in (key, splitext(key)[0]) or wanted.startswith(key + "/"):
                     raise walk.outside(self.tree.root / (base + relative), self.tree.root)
-
-    @staticmethod
-    def _ends_with(path: str, wanted: str) -> bool:
-        stem = splitext(path)[0]
-        return any(text == wanted or text.endswith("/" + wanted) for text in (path, stem))
 
     @staticmethod
     def _exact(paths: Sequence[str], base: str, name: str) -> list[str]:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from config.errors import DataError
 from config.places import atomic_path, cache_folder, once_a_host
@@ -74,9 +74,7 @@ class Part(_PATH):  # type: ignore[misc,valid-type]
         """Whether its file is there."""
         return self.file.exists()
 
-    def is_file(self, **_: bool) -> bool:
-        """As `exists`."""
-        return self.file.is_file()
+    is_file = exists
 
     def resolve(self, strict: bool = False) -> Part:
         """Itself, in its file without links."""
@@ -110,7 +108,7 @@ class Stored(NamedTuple):
     rows: list[tuple[str, str | None, int, int]]
     extra: dict[str, Any]
 
-    def part(self, row: int) -> Part:
+    def path(self, row: int) -> Part:
         """The image of a row."""
         name, _, offset, size = self.rows[row]
         return Part(self.data, name, offset, size)
@@ -146,21 +144,14 @@ def stored(source: Path, what: str, unpack: Unpack) -> Stored:
 
 @functools.lru_cache(maxsize=64)
 def _read(data: Path, index: Path) -> Stored:
-    index_of_file = json.loads(index.read_text())
-    return Stored(
-        data, [(str(n), label, int(o), int(s)) for n, label, o, s in index_of_file["rows"]], index_of_file["extra"]
-    )
+    content = json.loads(index.read_text())
+    rows = [(str(name), label, int(offset), int(size)) for name, label, offset, size in content["rows"]]
+    return Stored(data, rows, content["extra"])
 
 
 def _write(data: Path, index: Path, rows: Iterable[tuple[str, str | None, bytes]], extra: dict[str, Any]) -> None:
     """Both files, whole or not at all; the index appears last."""
     with atomic_path(index) as unfinished_index, atomic_path(data) as unfinished_data:
         with unfinished_data.open("wb") as stream:
-            table = [_append(stream, *row) for row in rows]
+            table = [(name, label, stream.tell(), stream.write(image)) for name, label, image in rows]
         unfinished_index.write_text(json.dumps({"rows": table, "extra": extra}))
-
-
-def _append(stream: IO[bytes], name: str, label: str | None, content: bytes) -> tuple[str, str | None, int, int]:
-    offset = stream.tell()
-    stream.write(content)
-    return name, label, offset, len(content)

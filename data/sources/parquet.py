@@ -6,7 +6,6 @@ import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from config.errors import BackendUnavailable, DataError
 from config.sections.data import Data
@@ -39,9 +38,9 @@ def read(root: Path, files: Sequence[str], data: Data) -> Listing:
         stored = packed.stored(path, f"parquet {image} {target}", lambda rows=rows: (rows(), {}))  # type: ignore[misc]
         split = splits.of_file(file)
         for row, (name, label, _, _) in enumerate(stored.rows):
-            text = names[int(label)] if names and label is not None and int(label) >= 0 else label
-            known = text if not names or (label is not None and int(label) >= 0) else None
-            samples.append(Sample(f"{file}/{name}" if len(files) > 1 else name, stored.part(row), known, split))
+            if names and label is not None:
+                label = names[int(label)] if int(label) >= 0 else None
+            samples.append(Sample(f"{file}/{name}" if len(files) > 1 else name, stored.path(row), label, split))
     origin = f"{counted(len(files), 'Parquet file')}, images in column {image!r}, labels in column {target!r}"
     return Listing(root, origin, samples, class_names=names, target_column=target or "target")
 
@@ -62,7 +61,11 @@ def _columns(path: Path, data: Data) -> tuple[str, str, tuple[str, ...]]:
             f"{', '.join(schema.names)}; set data.root to the folder of the images, and data.table to a CSV"
         )
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    named = {name: tuple(f["names"]) for name, f in features.items() if _is_class_label(f)}
+    named = {
+        name: tuple(feature["names"])
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
+    }
     others = [name for name in schema.names if name not in images]
     target = data.target_column or _target(path, others, list(named))
     if target and target not in others:
@@ -70,10 +73,6 @@ def _columns(path: Path, data: Data) -> tuple[str, str, tuple[str, ...]]:
             f"{path}: no column {target!r}, its columns are {', '.join(schema.names)}; set data.target_column"
         )
     return images[0], target, named.get(target, ())
-
-
-def _is_class_label(feature: Any) -> bool:
-    return isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
 
 
 def _target(path: Path, others: Sequence[str], named: Sequence[str]) -> str:

@@ -70,5 +70,5 @@ def expand(address: str) -> list[str]:
         inner = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     else:
         cuts = [start, *commas, index]
-        inner = [one for i, j in itertools.pairwise(cuts) for one in expand(address[i + 1 : j])]
-    return [address[:start] + one + rest for one in inner for rest in expand(address[index + 1 :])]
+        inner = [text for i, j in itertools.pairwise(cuts) for text in expand(address[i + 1 : j])]
+    return [address[:start] + text + rest for text in inner for rest in expand(address[index + 1 :])]

@@ -55,40 +55,37 @@ def read_remote(address: str, data: Data) -> Listing:
     A shard without SHARD.tar.index.json beside it is read through once; its index is kept in the user's cache folder.
     Raises `DataError` as `read`, and where a shard cannot be had.
     """
-    addresses = remote.expand(address)
-    kinds = {posixpath.splitext(one.partition("?")[0])[1].lower() for one in addresses}
+    urls = remote.expand(address)
+    kinds = {posixpath.splitext(url.partition("?")[0])[1].lower() for url in urls}
     if kinds & _OTHERS:
         raise DataError(f"{address}: data.streaming reads tar shards (WebDataset) alone; set it to false")
     if kinds != {".tar"}:
-        addresses = [file for one in addresses for file in transfer.tar_files(one)]
-    root, places = shard_cache.places(addresses, data.target_column or "")
-    known = {one: shard_cache.find(places[one], one) for one in addresses}
-    unknown = [one for one, index in known.items() if index is None]
+        urls = [file for url in urls for file in transfer.tar_files(url)]
+    root, paths = shard_cache.paths_of(urls, data.target_column or "")
+    known = {url: shard_cache.find(paths[url], url) for url in urls}
+    unknown = {url: paths[url] for url, index in known.items() if index is None}
     if unknown:
-        print(
-            f"data: indexing {counted(len(unknown), 'shard')}, each of which is read once; the index is kept in {root}"
-        )
-        known |= _indexed({one: places[one] for one in unknown}, data)
-    rows = {places[one].relative_to(root).as_posix(): index.rows for one, index in known.items() if index}
-    folder = addresses[0].partition("?")[0].rpartition("/")[0]
-    return _listing(root, addresses[0], rows, _class_names(root, folder))
+        shards = counted(len(unknown), "shard")
+        print(f"data: indexing {shards}, each of which is read once; the index is kept in {root}")
+        known |= _indexed(unknown, data)
+    rows = {paths[url].relative_to(root).as_posix(): index.rows for url, index in known.items() if index}
+    folder = urls[0].partition("?")[0].rpartition("/")[0]
+    return _listing(root, urls[0], rows, _class_names(root, folder))
 
 
 def _listing(root: Path, first: Path | str, rows: Mapping[str, Sequence[Row]], classes: str) -> Listing:
     """The samples of the shards `rows`, by their paths below `root`."""
     samples = [
-        Sample(names.of_path(f"{file}/{key}"), Part(place, name, offset, size), label, split)
-        for file, found in rows.items()
-        for place, split in [(root / file, splits.of_file(file))]
-        for key, name, offset, size, label in found
+        Sample(names.of_path(f"{file}/{key}"), Part(shard, name, offset, size), label, split)
+        for file, images in rows.items()
+        for shard, split in [(root / file, splits.of_file(file))]
+        for key, name, offset, size, label in images
     ]
     if not any(sample.label is not None for sample in samples):
         inside = f"{counted(len(samples), 'image')} and no KEY.cls or KEY.json beside them" if samples else "no images"
         raise DataError(f"{first}: holds {inside}; unpack an archive of class folders first")
-    cells = [file for file, found in rows.items() for _ in found]
-    return Listing(
-        root, f"{counted(len(rows), 'WebDataset shard')}", _named(classes, samples), columns={"shard": cells}
-    )
+    cells = [file for file, images in rows.items() for _ in images]
+    return Listing(root, counted(len(rows), "WebDataset shard"), _named(classes, samples), columns={"shard": cells})
 
 
 def _rows(shard: Path | str, opened: tarfile.TarFile, data: Data) -> list[Row]:
@@ -130,13 +127,13 @@ class _Stream:
         return piece
 
 
-def _indexed(places: Mapping[str, Path], data: Data) -> dict[str, Index]:
+def _indexed(paths: Mapping[str, Path], data: Data) -> dict[str, Index]:
     """The indices of shards by their addresses, several made at one time."""
     stopped, index_of = threading.Event(), dict[str, Index]()
     pool = ThreadPoolExecutor(_AT_A_TIME)
     try:
-        with bar("indexing", len(places), minimum=2) as progress:
-            for index in pool.map(lambda one: _index(one, places[one], data, stopped), places):
+        with bar("indexing", len(paths), minimum=2) as progress:
+            for index in pool.map(lambda url: _index(url, paths[url], data, stopped), paths):
                 index_of[index.url] = index
                 progress(len(index_of))
     finally:
@@ -145,12 +142,12 @@ def _indexed(places: Mapping[str, Path], data: Data) -> dict[str, Index]:
     return index_of
 
 
-def _index(address: str, place: Path, data: Data, stopped: threading.Event) -> Index:
-    """Index a shard, by what lies beside it or by reading it."""
-    path, mark, query = address.partition("?")
-    beside = transfer.small(f"{path}{shard_cache.INDEX}{mark}{query}")
-    if beside and (found := shard_cache.adopt(place, beside, address)):
-        return found
+def _index(address: str, path: Path, data: Data, stopped: threading.Event) -> Index:
+    """Index a shard, by the index file beside it or by reading it."""
+    file, mark, query = address.partition("?")
+    beside = transfer.small(f"{file}{shard_cache.INDEX}{mark}{query}")
+    if beside and (index := shard_cache.adopt(path, beside, address)):
+        return index
     stream = _Stream(address, stopped)
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=2**16) as opened:  # type: ignore[call-overload]
@@ -159,7 +156,7 @@ def _index(address: str, place: Path, data: Data, stopped: threading.Event) -> I
         raise _damaged(address, error) from error
     while stream.read(2**16):
         pass
-    return shard_cache.keep(place, Index(address, stream.size, stream.crc, rows))
+    return shard_cache.keep(path, Index(address, stream.size, stream.crc, rows))
 
 
 def _class_names(root: Path, folder: str) -> str:

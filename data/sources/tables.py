@@ -29,7 +29,7 @@ _SAMPLE = re.compile(r"sample.*sub|submission.*(sample|format)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class _Found:
+class _LabelTable:
     """A table that was read, its split where its name or folder says one, and its columns."""
 
     frame: Frame
@@ -87,21 +87,21 @@ class Tables:
 
     def find_test(self) -> Listing | None:
         """The images of the table that is called as a test set, None where there is none."""
-        name = next((name for name in self._here() if splits.of_name(splitext(basename(name))[0]) == "test"), None)
+        name = self._of_split("test")
         return self.read_test(name, strict=False) if name else None
 
     def read_labelled_test(self, target: str | None) -> Listing | None:
         """The images of the table that is called as a test set with their labels, which are in column `target` if that
         is given; None where there is no such table or column."""
-        name = next((name for name in self._here() if splits.of_name(splitext(basename(name))[0]) == "test"), None)
+        name = self._of_split("test")
         frame = self._frame(name) if name else None
-        if not name or not frame or (target and target not in frame.columns):
+        if not frame or (target and target not in frame.columns):
             return None
-        table = _Found(frame, "test", self.base, columns.find(frame, self.data.id_column, target, self._is_image))
-        if not table.columns.target and not table.columns.one_hot:
+        chosen = columns.find(frame, self.data.id_column, target, self._is_image)
+        if not chosen.target and not chosen.one_hot:
             return None
-        origin = f"{name}, images in column {table.columns.id!r}, labels in {table.columns.target_text}"
-        return Listing(frame.path.parent, origin, self._samples(table))
+        origin = f"{name}, images in column {chosen.id!r}, labels in {chosen.target_text}"
+        return Listing(frame.path.parent, origin, self._samples(_LabelTable(frame, "test", self.base, chosen)))
 
     def read_test(self, path: str, strict: bool = True) -> Listing:
         """The images that a table lists, without labels; `strict` for a table that must have `data.id_column`.
@@ -113,18 +113,20 @@ class Tables:
         column, _ = columns.find_id(frame, asked, self._is_image)
         rows = _distinct(frame, column)
         images = self._locate(frame, rows, "test", walk.parent(path))
-        id_column = self._submission_column(frame) or column
+        submission = self.sample_submission()
+        header = self._frame(submission).columns[0].casefold() if submission else None
+        id_column = next((name for name in frame.columns if name.casefold() == header), column)
         ids = _distinct(frame, id_column)
         samples = [Sample(name, image, None, "test") for name, image in zip(ids, images, strict=True)]
         origin = f"{self._name(frame.path)}, images in column {column!r}"
-        used = frozenset([*walked(self.tree, samples), path, self.sample_submission() or path])
+        used = frozenset([*walked(self.tree, samples), path, submission or path])
         return Listing(frame.path.parent, origin, samples, id_column=id_column, used=used)
 
     def sample_submission(self) -> str | None:
         """The sample submission among the tables, None where there is none."""
         return next((name for name in self._here() if _SAMPLE.search(basename(name))), None)
 
-    def _asked(self) -> list[_Found]:
+    def _asked(self) -> list[_LabelTable]:
         path = Path(str(self.data.table))
         name = path.as_posix() if (self.tree.root / path).is_file() else ""
         if not name and path.is_file():
@@ -132,17 +134,16 @@ class Tables:
         if not name:
             raise DataError(f"data.table: {path} is neither a file below {self.tree.root} nor one by itself")
         base = walk.parent(name) if name in self.tree.tables else ""
-        return [self._columns(self._frame(name), None, base, strict=True)]
+        return [self._columns(name, None, base, strict=True)]
 
-    def _search(self) -> list[_Found]:
+    def _search(self) -> list[_LabelTable]:
         """train.csv, else the first table that names images and their labels, with a table of the validation split."""
-        strict = [name for name in self._here() if basename(name).casefold() == TRAIN]
-        if strict:
-            return [self._columns(self._frame(strict[0]), None, self.base, strict=True), *self._validation()]
-        for name in self._candidates():
-            attempt = self._attempt(name, None, self.base)
-            if attempt:
-                return [attempt, *self._validation()]
+        train = next((name for name in self._here() if basename(name).casefold() == TRAIN), None)
+        attempts = (self._attempt(name, None, self.base) for name in self._candidates())
+        first = self._columns(train, None, self.base, strict=True) if train else next(filter(None, attempts), None)
+        if first:
+            name = self._of_split("val")
+            return [first, self._columns(name, "val", self.base, strict=True)] if name else [first]
         tables = [
             table
             for split, folders in self.folders.items()
@@ -153,33 +154,25 @@ class Tables:
         ]
         return tables if any(table.split == "train" for table in tables) else []
 
-    def _validation(self) -> list[_Found]:
-        """A table that is called as a validation split, beside that of the training images."""
-        for name in self._here():
-            if splits.of_name(splitext(basename(name))[0]) == "val":
-                return [self._columns(self._frame(name), "val", self.base, strict=True)]
-        return []
-
     def _here(self) -> list[str]:
         """The tables of the data set's folder."""
         return [name for name in self.tree.tables if walk.parent(name) == self.base and not name.endswith(".txt")]
 
+    def _of_split(self, split: Split) -> str | None:
+        """The first table that is called as a split, None where there is none."""
+        return next((name for name in self._here() if splits.of_name(splitext(basename(name))[0]) == split), None)
+
     def _candidates(self) -> list[str]:
         """Tables that may hold the labels, the likeliest by their names first."""
         stems = {name: splitext(basename(name))[0] for name in self._here()}
-        usable = [
-            name
-            for name, stem in stems.items()
-            if splits.of_name(stem) not in ("val", "test") and not _OTHERS.search(stem)
-        ]
-        return sorted(
-            usable, key=lambda name: (splits.of_name(stems[name]) != "train", not _LABELS.search(stems[name]))
-        )
+        split_of = {name: splits.of_name(stem) for name, stem in stems.items() if not _OTHERS.search(stem)}
+        usable = [name for name, split in split_of.items() if split not in ("val", "test")]
+        return sorted(usable, key=lambda name: (split_of[name] != "train", not _LABELS.search(stems[name])))
 
-    def _attempt(self, name: str, split: Split | None, base: str) -> _Found | None:
+    def _attempt(self, name: str, split: Split | None, base: str) -> _LabelTable | None:
         """A table that was not asked for, where most of its rows name images, each once, and it has labels."""
         try:
-            table = self._columns(self._frame(name), split, base, strict=False)
+            table = self._columns(name, split, base, strict=False)
         except DataError as error:
             self.reasons.append(f"{name} is not used: {str(error).removeprefix(f'{self.tree.root / name}: ')}")
             return None
@@ -188,30 +181,31 @@ class Tables:
                 share = f"{table.columns.id_hits:.0%} of its column {table.columns.id!r} name images"
                 self.reasons.append(f"{name} is not used: {share}; set data.table to use it")
             return None
-        if table.frame.distinct(table.columns.id) < len(table.frame):
+        if len(set(table.frame.cells[table.columns.id])) < len(table.frame):
             self.reasons.append(f"{name} is not used: it names images more than once; set data.table to use it")
             return None
         return table if table.columns.target or table.columns.one_hot else None
 
-    def _columns(self, frame: Frame, split: Split | None, base: str, *, strict: bool) -> _Found:
+    def _columns(self, name: str, split: Split | None, base: str, *, strict: bool) -> _LabelTable:
+        frame = self._frame(name)
         chosen = columns.find(frame, self.data.id_column, self.data.target_column, self._is_image)
         if strict and not chosen.target and not chosen.one_hot:
             raise DataError(
                 f"{frame.path}: no column 'target' or other that could be the label, its columns are "
                 f"{', '.join(map(repr, frame.columns))}; set data.target_column"
             )
-        return _Found(frame, split, base, chosen)
+        return _LabelTable(frame, split, base, chosen)
 
-    def _samples(self, table: _Found) -> list[Sample]:
+    def _samples(self, table: _LabelTable) -> list[Sample]:
         frame, chosen = table.frame, table.columns
         ids = _distinct(frame, chosen.id)
         labels = chosen.targets(frame)
-        parts = map(splits.of_name, frame.cells[chosen.split]) if chosen.split else [table.split] * len(ids)
+        split_of = map(splits.of_name, frame.cells[chosen.split]) if chosen.split else [table.split] * len(ids)
         folds = map(int, frame.cells[chosen.fold]) if chosen.fold else [None] * len(ids)
         images = self._locate(frame, ids, table.split or "train", table.base)
         return [
             Sample(name, image, label, split or "train", fold)
-            for name, image, label, split, fold in zip(ids, images, labels, parts, folds, strict=True)
+            for name, image, label, split, fold in zip(ids, images, labels, split_of, folds, strict=True)
         ]
 
     def _locate(self, frame: Frame, ids: Sequence[str], split: Split, base: str) -> list[Path]:
@@ -220,7 +214,8 @@ class Tables:
         Unless `on_bad_image` is error, one that has none stands where it would be, if there is any image at all.
         """
         bases = self._bases(split, base)
-        avoid = () if self.data.images else self._avoided(split)
+        others: list[Split] = ["train", "val"] if split == "test" else ["test"]
+        avoid = [] if self.data.images else [folder for other in others for folder in self.folders.get(other, [])]
         images = [self.files.locate(frame.path, name, bases, avoid) for name in ids]
         missing = [name for name, image in zip(ids, images, strict=True) if image is None]
         keeps = split == "train" and self.data.on_bad_image != "error" and len(missing) < len(ids)
@@ -231,18 +226,17 @@ class Tables:
             if image is not None and owner.setdefault(image, name) != name:
                 both = f"IDs {owner[image]!r} and {name!r} are both {self.tree.root / image}"
                 raise DataError(f"{frame.path}: {both}; keep one of them")
-        places = [bases[0] + name if image is None else image for name, image in zip(ids, images, strict=True)]
-        return [self.tree.root / path for path in places]
+        return [self.tree.root / (image or bases[0] + name) for name, image in zip(ids, images, strict=True)]
 
     def _absent(self, path: Path, missing: Sequence[str], count: int, bases: Sequence[str]) -> DataError:
-        places = " or ".join(str(self.tree.root / base) for base in bases)
+        folders = " or ".join(str(self.tree.root / base) for base in bases)
         near = self.files.nearest(missing[0])
         hint = f", {near} is there" if near else ""
         if not near and self.tree.images:
             hint = f"; images are in {self.tree.root / walk.parent(self.tree.images[0])}, such as {self.tree.images[0]}"
         return DataError(
-            f"{path}: {len(missing)} of {count} IDs have no image in {places} (first: {', '.join(missing[:3])}{hint}); "
-            "add the files, remove the lines, or set data.images to their folder"
+            f"{path}: {len(missing)} of {count} IDs have no image in {folders} (first: {', '.join(missing[:3])}{hint});"
+            " add the files, remove the lines, or set data.images to their folder"
         )
 
     def _bases(self, split: Split, base: str) -> list[str]:
@@ -251,11 +245,6 @@ class Tables:
             return [self._folder(name) for name in self.data.images]
         order: list[Split] = [split] if split == "test" else [split, "train", "val"]
         return list(dict.fromkeys([*(f for s in order for f in self.folders.get(s, [])), base]))
-
-    def _avoided(self, split: Split) -> list[str]:
-        """The folders of other splits, in which images are not looked for by their file name alone."""
-        other: list[Split] = ["train", "val"] if split == "test" else ["test"]
-        return [folder for each in other for folder in self.folders.get(each, [])]
 
     def _folder(self, name: str) -> str:
         folder = name.strip("/") + "/" if name.strip("./") else ""
@@ -268,14 +257,6 @@ class Tables:
 
     def _is_image(self, cell: str) -> bool:
         return bool(self.files.find(cell, self._bases("train", self.base) + self.folders.get("test", [])))
-
-    def _submission_column(self, frame: Frame) -> str:
-        """The first column of the sample submission, where the test table has it; "" otherwise."""
-        sample = self.sample_submission()
-        if not sample:
-            return ""
-        header = self._frame(sample).columns[0].casefold()
-        return next((name for name in frame.columns if name.casefold() == header), "")
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.tree.root).as_posix() if path.is_relative_to(self.tree.root) else str(path)

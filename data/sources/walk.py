@@ -16,9 +16,15 @@ from data.decode.formats import SUFFIXES
 TABLES = (".csv", ".tsv", ".jsonl", ".txt")
 PACKED = (".parquet", ".tar", ".npz")
 ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+_LIST_OF = {  # `Tree`'s list for files of a suffix
+    **dict.fromkeys(ARCHIVES, "archives"),
+    **dict.fromkeys(PACKED, "packed"),
+    **dict.fromkeys(TABLES, "tables"),
+    **dict.fromkeys(SUFFIXES, "images"),
+}
 _JUNK = frozenset(("__MACOSX", "__pycache__", "@eaDir", "Thumbs.db", "desktop.ini"))
 # Files that together say that a folder was written by Tandem.
-_OWN = (
+_OUTPUTS = (
     {"config.yaml", "environment.json"},
     {"config.yaml", "folds.csv"},
     {"config.yaml", ".lock"},
@@ -32,7 +38,7 @@ _OWN = (
 class Tree:
     """The files below `root`, as POSIX paths relative to it, in sorted order, folders and files together.
 
-    `outside` are links that lead out of `root`, `empty` folders that hold nothing at all, `own` those of Tandem.
+    `outside` are links that lead out of `root`, `empty` folders that hold nothing at all, `outputs` those of Tandem.
     `others` are files of no known kind.
     """
 
@@ -43,7 +49,7 @@ class Tree:
     archives: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
-    own: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     _below: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False)
 
@@ -107,7 +113,7 @@ def _walk(folder: str, prefix: str, tree: Tree, follow_links: bool, above: tuple
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
-    if prefix and any(names <= {entry.name for entry in entries} for names in _OWN):
+    if prefix and any(names <= {entry.name for entry in entries} for names in _OUTPUTS):
         return True
     files, folders, names = 0, 0, list[str]()
     for entry in entries:
@@ -128,27 +134,14 @@ def _walk(folder: str, prefix: str, tree: Tree, follow_links: bool, above: tuple
                 names.append(f"{name}/")
         else:
             files += 1
-            _add(tree, name)
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  # as above
+            getattr(tree, _LIST_OF.get(suffix, "others")).append(name)
     if prefix and names and len(names) == folders and not files:
         return True
-    tree.own += names
+    tree.outputs += names
     if not files and not folders:
         tree.empty.append(prefix)
     return False
-
-
-def _add(tree: Tree, name: str) -> None:
-    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  # as above
-    if suffix in SUFFIXES:
-        tree.images.append(name)
-    elif suffix in TABLES:
-        tree.tables.append(name)
-    elif suffix in PACKED:
-        tree.packed.append(name)
-    elif suffix in ARCHIVES:
-        tree.archives.append(name)
-    else:
-        tree.others.append(name)
 
 
 def top(name: str, base: str = "") -> str:

@@ -37,24 +37,19 @@ class StreamOrder:
         `batch` is a multiple of `streams`. What fills no batch is left out, as many samples of each stream.
         """
         shards = np.unique(self.shard)
-        place = np.empty(shards[-1] + 1, np.int64)
-        place[shards] = philox(seed, "shards", epoch).permutation(len(shards))
-        reading = drawn[np.lexsort((drawn, place[self.shard[drawn]]))]
+        position = np.empty(shards[-1] + 1, np.int64)
+        position[shards] = philox(seed, "shards", epoch).permutation(len(shards))
+        reading = drawn[np.lexsort((drawn, position[self.shard[drawn]]))]
         ends = np.arange(self.streams + 1) * len(reading) // self.streams
         steps, rows = len(reading) // batch, batch // self.streams
         order = np.empty((steps, self.streams, rows), np.int64)
         for number in range(self.streams):
-            part = reading[ends[number] : ends[number + 1]]
-            if number % 2:
-                part = self._backwards(part)
-            waits = max(1, self.buffer // self.streams) * philox(seed, "shuffle buffer", epoch, number).random(
-                len(part)
-            )
-            shuffled = part[np.argsort(np.arange(len(part)) + waits, kind="stable")]
+            stream = reading[ends[number] : ends[number + 1]]
+            if number % 2:  # shards in reverse order, so that two streams that share a shard read it at the same time
+                starts = np.flatnonzero(np.diff(self.shard[stream])) + 1
+                stream = np.concatenate(np.split(stream, starts)[::-1])
+            random = philox(seed, "shuffle buffer", epoch, number).random(len(stream))
+            waits = max(1, self.buffer // self.streams) * random
+            shuffled = stream[np.argsort(np.arange(len(stream)) + waits, kind="stable")]
             order[:, number] = shuffled[: steps * rows].reshape(steps, rows)
         return order.reshape(-1)
-
-    def _backwards(self, part: Index) -> Index:
-        """The shards in reverse order, each still front to back: two streams that share a shard read it at one time."""
-        ends = np.flatnonzero(np.diff(self.shard[part])) + 1
-        return np.concatenate(np.split(part, ends)[::-1])

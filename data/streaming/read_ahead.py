@@ -27,12 +27,10 @@ class RemoteShards:
         files = [packed.file_of(path) for path in paths] if numbers else []
         self._shard = np.array([numbers.get(file, -1) for file in files], np.int64)
 
-    def read_ahead(
-        self, order: NDArray[np.int64], first_batch: int, batch: int, part: tuple[int, int] = (0, 1)
-    ) -> ReadAhead:
-        """What fetches the shards that an order (positions in the paths) needs from a batch of `batch` places on: those
-        of all its rows, or of the rows that are a rank's `part` (rank, world size) of each batch."""
-        start, (rank, world) = first_batch * batch, part
+    def read_ahead(self, order: NDArray[np.int64], first_batch: int, batch: int, rank: int, world: int) -> ReadAhead:
+        """What fetches the shards that a rank's rows of each batch of an order (positions in the paths) need, from
+        batch `first_batch` on, of `batch` rows each."""
+        start = first_batch * batch
         if not self._files:
             return ReadAhead(np.empty(0, np.int64), start, [], [], self._limit)
         mine = np.arange(start, len(order)) % batch * world // batch == rank
@@ -43,7 +41,7 @@ class RemoteShards:
 class ReadAhead:
     """The shards of one order, fetched in the order of their first use. A context: at its end none is held any more.
 
-    `shard` int64 `[N]` numbers the shard of each place of the order from place `start` on, -1 for one that needs none;
+    `shard` int64 `[N]` numbers the shard of each position of the order from `start` on, -1 for one that needs none;
     `files` are the shards by number, `sizes` their bytes. Shards are fetched ahead while those that are held take at
     most `limit` bytes; one that is waited for is fetched all the same.
     """
@@ -78,10 +76,10 @@ class ReadAhead:
         for thread in self._threads:
             thread.join(_PATIENCE)  # one that a server keeps waiting ends with the process
 
-    def wait(self, place: int) -> None:
-        """Until every shard is here that the places before `place` need; raises what went wrong with one."""
+    def wait(self, end: int) -> None:
+        """Wait until every shard is here that positions before `end` need; raise what went wrong with one."""
         with self._changed:
-            self._wanted = max(self._wanted, int(np.searchsorted(self._first, place)))
+            self._wanted = max(self._wanted, int(np.searchsorted(self._first, end)))
             self._changed.notify_all()
             while not self._done[: self._wanted].all():
                 for number in sorted(self._faults):
@@ -89,10 +87,10 @@ class ReadAhead:
                         raise self._faults[number]
                 self._changed.wait()
 
-    def used(self, place: int) -> None:
-        """The places before `place` have been read."""
+    def used(self, end: int) -> None:
+        """Release the shards that only positions before `end` need."""
         with self._changed:
-            self._release([number for number in self._held if self._last[number] < place])
+            self._release([number for number in self._held if self._last[number] < end])
             self._changed.notify_all()
 
     def _release(self, numbers: list[int]) -> None:

@@ -52,7 +52,7 @@ def folder() -> Path:
     return cache_folder() / "shards"
 
 
-def places(addresses: Sequence[str], what: str) -> tuple[Path, dict[str, Path]]:
+def paths_of(addresses: Sequence[str], what: str) -> tuple[Path, dict[str, Path]]:
     """A folder, and where in it the shard of each address lies. `what` tells ways of indexing apart.
     `BackendUnavailable` on Windows."""
     if fcntl is None:
@@ -68,30 +68,30 @@ def belongs(file: Path) -> bool:
     return file.is_relative_to(folder())
 
 
-def find(place: Path, url: str = "") -> Index | None:
+def find(path: Path, url: str = "") -> Index | None:
     """The index of a shard, None where there is none; one that was made at another address than `url` is changed."""
     try:
-        found = _decoded(_index_file(place).read_bytes())
+        index = _decoded(_index_file(path).read_bytes())
     except FileNotFoundError:
         return None
-    return keep(place, found._replace(url=url)) if found and url and found.url != url else found
+    return keep(path, index._replace(url=url)) if index and url and index.url != url else index
 
 
 @functools.cache
-def size(place: Path) -> int:
+def size(path: Path) -> int:
     """The bytes of an indexed shard."""
-    return _indexed(place).size
+    return _indexed(path).size
 
 
-def adopt(place: Path, content: bytes, url: str) -> Index | None:
+def adopt(path: Path, content: bytes, url: str) -> Index | None:
     """Keep an index that lies beside the shard at `url`; None where it is none of this form."""
-    found = _decoded(content)
-    return keep(place, found._replace(url=url)) if found else None
+    index = _decoded(content)
+    return keep(path, index._replace(url=url)) if index else None
 
 
-def keep(place: Path, index: Index) -> Index:
+def keep(path: Path, index: Index) -> Index:
     """Keep the index of a shard. `DataError` where there is no room."""
-    file = _index_file(place)
+    file = _index_file(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps([_VERSION, *index]))
@@ -100,15 +100,15 @@ def keep(place: Path, index: Index) -> Index:
     return index
 
 
-def _index_file(place: Path) -> Path:
-    return place.with_name(place.name + INDEX)
+def _index_file(path: Path) -> Path:
+    return path.with_name(path.name + INDEX)
 
 
-def _indexed(place: Path) -> Index:
-    found = find(place)
-    if found is None:
-        raise DataError(f"{place}: its index is gone; start again, so that the shard is indexed anew")
-    return found
+def _indexed(path: Path) -> Index:
+    index = find(path)
+    if index is None:
+        raise DataError(f"{path}: its index is gone; start again, so that the shard is indexed anew")
+    return index
 
 
 def _decoded(content: bytes) -> Index | None:
@@ -119,7 +119,7 @@ def _decoded(content: bytes) -> Index | None:
     return Index(url, size, crc, [tuple(row) for row in rows]) if version == _VERSION else None
 
 
-def hold(place: Path, limit: int = LIMIT, stop: Callable[[], bool] = lambda: False) -> BufferedReader:
+def hold(path: Path, limit: int = LIMIT, stop: Callable[[], bool] = lambda: False) -> BufferedReader:
     """The open shard, fetched first where it is not there; it stays until the file is closed.
 
     Raises `DataError` where it cannot be fetched or kept, or is no longer what was indexed, `Stopped` where `stop`
@@ -127,35 +127,35 @@ def hold(place: Path, limit: int = LIMIT, stop: Callable[[], bool] = lambda: Fal
     """
     while True:
         try:
-            stream = place.open("rb")
+            stream = path.open("rb")
         except FileNotFoundError:
-            _fetch(place, limit, stop)
+            _fetch(path, limit, stop)
             continue
         fcntl.flock(stream, fcntl.LOCK_SH)
-        if _is_at(stream, place):
-            os.utime(place)  # what was used last goes last
+        if _is_at(stream, path):
+            os.utime(path)  # what was used last goes last
             return stream
         stream.close()  # removed before it was locked
 
 
-def _fetch(place: Path, limit: int, stop: Callable[[], bool]) -> None:
+def _fetch(path: Path, limit: int, stop: Callable[[], bool]) -> None:
     """Bring a shard here; processes that want the same one wait for the first of them."""
-    found = _indexed(place)
-    part = place.with_name(f".{place.name}{_PART}")
-    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "wb") as out:  # noqa: PTH123
+    index = _indexed(path)
+    unfinished = path.with_name(f".{path.name}{_PART}")
+    with open(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o644), "wb") as out:  # noqa: PTH123
         fcntl.flock(out, fcntl.LOCK_EX)
-        if not _is_at(out, part):  # another process has fetched it, or failed to
+        if not _is_at(out, unfinished):  # another process has fetched it, or failed to
             return
         try:
-            if not place.exists():
-                _reserve(out, found.size, limit)
-                _copy(found, out, stop)
-                part.replace(place)
+            if not path.exists():
+                _reserve(out, index.size, limit)
+                _copy(index, out, stop)
+                unfinished.replace(path)
         except OSError as error:
-            raise _not_kept(place, error) from error
+            raise _not_kept(path, error) from error
         finally:
-            if _is_at(out, part):
-                part.unlink()
+            if _is_at(out, unfinished):
+                unfinished.unlink()
 
 
 def _reserve(out: IO[bytes], size: int, limit: int) -> None:
@@ -211,7 +211,7 @@ def _is_at(stream: IO[bytes], path: Path) -> bool:
     return stat is not None and os.path.samestat(stat, os.fstat(stream.fileno()))
 
 
-def _not_kept(place: Path, error: OSError) -> DataError:
+def _not_kept(path: Path, error: OSError) -> DataError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "make room, or set data.shard_cache_gb lower" if full else "check its permissions"
-    return DataError(f"{place}: cannot be kept ({error.strerror}); {remedy}, or set TANDEM_CACHE to another folder")
+    return DataError(f"{path}: cannot be kept ({error.strerror}); {remedy}, or set TANDEM_CACHE to another folder")

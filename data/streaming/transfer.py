@@ -75,7 +75,7 @@ def tar_files(address: str) -> list[str]:
 
     try:
         fs, path = fsspec.core.url_to_fs(address, **_options(address))
-        found = sorted(name for name in fs.ls(path, detail=False) if name.endswith(".tar"))
+        files = sorted(name for name in fs.ls(path, detail=False) if name.endswith(".tar"))
     except ImportError as error:
         raise missing_library(address, error) from error
     except _faults() as error:
@@ -83,9 +83,9 @@ def tar_files(address: str) -> list[str]:
             f"{address}: cannot be listed ({error or type(error).__name__}); name the shards, as in "
             "https://host/{000..009}.tar"
         ) from error
-    if not found:
+    if not files:
         raise DataError(f"{address}: holds no .tar files; name the shards, as in https://host/{{000..009}}.tar")
-    return [str(fs.unstrip_protocol(name)) for name in found]
+    return [str(fs.unstrip_protocol(name)) for name in files]
 
 
 def missing_library(address: str, error: ImportError) -> BackendUnavailable:
@@ -123,9 +123,9 @@ def _options(address: str) -> dict[str, Any]:
     import aiohttp
     import fsspec
 
-    own = fsspec.config.conf.get(address.partition(":")[0], {}).get("client_kwargs", {})
+    configured = fsspec.config.conf.get(address.partition(":")[0], {}).get("client_kwargs", {})
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
-    return {"client_kwargs": {"timeout": timeout, "trust_env": True, **own}}
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True, **configured}}
 
 
 def _faults() -> tuple[type[Exception], ...]:

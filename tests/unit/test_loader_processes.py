@@ -109,7 +109,7 @@ def test_workers_map_the_cache_themselves_and_make_what_it_lacks(
     encoding: Any, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TANDEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(disk, "_plan", lambda *_: [disk.Part(disk.Reduced(20), encoding)])
+    monkeypatch.setattr(disk, "_plan", lambda *_: [disk.StoreSpec(disk.Reduced(20), encoding)])
     data = Data(root=tmp_path, cache_gb=1.0, workers=2)
     train = disk.sources(data, PREP, paths[:-3], Images(0), lambda: False).train
     expected = copies(loader(paths, 0, images=train).epoch(np.arange(COUNT)))

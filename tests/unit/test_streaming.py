@@ -166,7 +166,7 @@ def test_a_rank_fetches_the_shards_of_its_rows_alone(root: Path, cache: Path) ->
     fetched = []
     for rank in range(2):
         Store.reset()
-        with RemoteShards(table.paths, 10**9).read_ahead(order, 0, 8, (rank, 2)) as shards_of_rank:
+        with RemoteShards(table.paths, 10**9).read_ahead(order, 0, 8, rank, 2) as shards_of_rank:
             shards_of_rank.wait(len(order))
         fetched.append(set(Store.requests))
         rows = order.reshape(-1, 8)[:, 4 * rank : 4 * rank + 4]
