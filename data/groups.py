@@ -38,14 +38,18 @@ def read(table: Table, column: str, file: Path | None) -> NDArray[np.int64]:
 def joined(groupings: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """One grouping int64 `[N]` of several: images that share a group in any of them are together, transitively."""
     count = len(groupings[0])
-    rows, columns, first = [], [], count
+    pairs, first = [], count
     for groups in groupings:
-        rows.append(np.arange(count))
-        columns.append(groups + first)
+        pairs.append(np.stack([np.arange(count), groups + first], axis=1))
         first += int(groups.max()) + 1
-    rows_, columns_ = np.concatenate(rows), np.concatenate(columns)
-    graph = coo_array((np.ones(len(rows_), np.int8), (rows_, columns_)), shape=(first, first))
-    return np.asarray(connected_components(graph, directed=False)[1][:count], dtype=np.int64)
+    return connected(first, np.concatenate(pairs))[:count]
+
+
+def connected(count: int, pairs: Sequence[tuple[int, int]] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """The group int64 `[count]` of each item: what is connected by `pairs` shares a number, counted from 0."""
+    ends = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
 def _of_column(table: Table, column: str) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""The type of decoded images, and images as text for pages."""
+"""The type of decoded images, and images as JPEG."""
 
 import base64
 
@@ -10,7 +10,12 @@ Pixels = NDArray[np.uint8]  # [H, W, 3] RGB
 _QUALITY = 80
 
 
+def encode_jpeg(image: Pixels, quality: int, *options: int) -> NDArray[np.uint8]:
+    """The bytes uint8 `[N]` of an RGB image as a JPEG of `quality` (1 to 100); `options` are further ones of cv2."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality, *options])[1]
+
+
 def data_uri(image: Pixels) -> str:
     """An RGB image as a JPEG in a data URI."""
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image, _QUALITY).tobytes()).decode()

@@ -35,7 +35,7 @@ def resize(
     """
     if resampling == "pillow":
         return np.array(Image.fromarray(image).resize((width, height), _PILLOW[interpolation]))
-    image = _shrink(image, image.shape[0] // (4 * height), image.shape[1] // (4 * width))
+    image = shrink_blocks(image, image.shape[0] // (4 * height), image.shape[1] // (4 * width))
     rows, columns = min(image.shape[0], height), min(image.shape[1], width)
     if image.shape[:2] != (rows, columns):
         image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
@@ -49,7 +49,7 @@ def resample(image: Pixels, height: int, width: int) -> Pixels:
 
     Means of whole blocks of pixels, as large as leave enough of them, and bilinear between these.
     """
-    image = _shrink(image, image.shape[0] // height, image.shape[1] // width)
+    image = shrink_blocks(image, image.shape[0] // height, image.shape[1] // width)
     if image.shape[:2] == (height, width):
         return image
     # The same bits in five sixths of the time, conversions included: OpenCV's loop over four channels is vectorised.
@@ -95,7 +95,7 @@ def letterbox(
 ) -> Pixels:
     """The whole image, its aspect ratio kept, in the middle of a `[size, size, 3]` of one colour."""
     small = shrink_to_fit(image, size, interpolation, resampling)
-    return place(small, size, (size - small.shape[0]) // 2, (size - small.shape[1]) // 2, colour)
+    return paste(small, size, (size - small.shape[0]) // 2, (size - small.shape[1]) // 2, colour)
 
 
 def shrink_to_fit(
@@ -111,15 +111,15 @@ def fitted(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def place(image: Pixels, size: int, top: int, left: int, colour: Colour = (PAD, PAD, PAD)) -> Pixels:
+def paste(image: Pixels, size: int, top: int, left: int, colour: Colour) -> Pixels:
     """A `[size, size, 3]` of one colour with `image` at (top, left)."""
     canvas = np.full((size, size, 3), np.rint(colour), dtype=np.uint8)
     canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
     return canvas
 
 
-def _shrink(image: Pixels, down: int, across: int) -> Pixels:
-    """Means of whole `down` x `across` blocks: three times faster on large photographs.
+def shrink_blocks(image: Pixels, down: int, across: int) -> Pixels:
+    """Means of `down` x `across` blocks of uint8 `[H, W]` or `[H, W, 3]`: three times faster on large photographs.
 
     What fills no block is cut off evenly: less than half a block on each side.
     """

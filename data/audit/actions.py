@@ -54,11 +54,9 @@ def load(data: Data) -> Applied:
 
 def of_classes(table: sources.Table, names: Sequence[str]) -> sources.Table:
     """The images of these classes alone, in the table's order; `DataError` for fewer than two, or one that has none."""
-    unknown = [name for name in names if name not in table.class_names]
+    unknown = next((name for name in names if name not in table.class_names), None)
     if unknown:
-        near = difflib.get_close_matches(unknown[0], table.class_names, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(table.class_names[:8])}"
-        raise DataError(f"data.classes: {unknown[0]!r} is no class of {table.root}{hint}")
+        raise DataError(f"data.classes: {unknown!r} is no class of {table.root}{_hint(unknown, table.class_names)}")
     if len(names) < 2:
         raise DataError(f"data.classes: only {names[0]!r}; a classifier needs images of two or more classes")
     present = tuple(name for name in table.class_names if name in names)
@@ -95,16 +93,17 @@ def apply(table: sources.Table, steps: Sequence[Step], source: Path) -> Applied:
         raise DataError(f"{source}: line {gone[0].line} names {gone[0].id!r}, which is not in the data set; remove it")
     dropped = {step.id for step in steps if step.action == "drop"}
     labels = _decided(source, steps, "relabel")
-    _check_labels(source, steps, set(table.class_names))
+    for step in steps:
+        if step.action == "relabel" and step.value not in table.class_names:
+            hint = _hint(step.value, sorted(table.class_names))
+            raise DataError(f"{source}: line {step.line} relabels to {step.value!r}, which is no class{hint}")
     turned = {name: TURNS[value] for name, value in _decided(source, steps, "rotate").items()}
     rows = [i for i, name in enumerate(table.ids) if name not in dropped]
     targets = [labels.get(table.ids[i], table.class_names[table.labels[i]]) for i in rows]
     names = sources.sort_classes(targets)
     if len(names) < 2:
-        raise DataError(
-            f"{source}: leaves {counted(len(rows), 'image')} of {counted(len(names), 'class')}; take some "
-            "of its rows back"
-        )
+        left = f"{counted(len(rows), 'image')} of {counted(len(names), 'class')}"
+        raise DataError(f"{source}: leaves {left}; take some of its rows back")
     after = table.take(rows)
     after = replace(
         after,
@@ -143,12 +142,10 @@ def _decided(source: Path, steps: Sequence[Step], action: str) -> dict[str, str]
     return {name: step.value for name, step in decisions.items()}
 
 
-def _check_labels(source: Path, steps: Sequence[Step], classes: set[str]) -> None:
-    for step in steps:
-        if step.action == "relabel" and step.value not in classes:
-            near = difflib.get_close_matches(step.value, sorted(classes), n=1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(classes)[:8])}"
-            raise DataError(f"{source}: line {step.line} relabels to {step.value!r}, which is no class{hint}")
+def _hint(name: str, classes: Sequence[str]) -> str:
+    """The class that an unknown name is nearest to, or the first classes that there are."""
+    near = difflib.get_close_matches(name, classes, n=1)
+    return f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(classes[:8])}"
 
 
 def _groups(ids: Sequence[str], steps: Sequence[Step]) -> NDArray[np.int64] | None:

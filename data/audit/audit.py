@@ -64,7 +64,7 @@ def audit(
         images.classes(sides[0], least) + copies.find(entries, surveyed.facts, surveyed.pairs) + images.shifts(measures)
     )
     turned = {name for name, path in zip(train.ids, train.paths, strict=True) if path in train.turns}
-    findings = [one for one in findings if one.kind != "wrong_way_up" or one.id not in turned]  # seen to already
+    findings = [finding for finding in findings if finding.kind != "wrong_way_up" or finding.id not in turned]
     within = [pair for pair in surveyed.pairs if max(pair.first, pair.second) < count]
     return Audit(
         ordered(findings),

@@ -30,13 +30,9 @@ def run(data: Data, out: Path, least: int) -> Audit:
 
 def summary(audited: Audit) -> str:
     """A line for each kind of finding, and how long it took."""
-    lines = [*listed(audited.findings)]
-    images, cached = len(audited.paths), len(audited.paths) - audited.looked
-    lines.append(
-        f"audited {counted(images, 'image')} in {duration(audited.seconds)} ({cached} of them unchanged since "
-        "the last time)"
-    )
-    return "\n".join(lines)
+    images, cached = counted(len(audited.paths), "image"), len(audited.paths) - audited.looked
+    last = f"audited {images} in {duration(audited.seconds)} ({cached} of them unchanged since the last time)"
+    return "\n".join([*listed(audited.findings), last])
 
 
 def listed(findings: Sequence[Finding]) -> Iterator[str]:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.text import counted
-from data.audit.duplicates import Pair, groups
+from data.audit.duplicates import Pair
 from data.audit.findings import Action, Finding
 from data.audit.fingerprint import Turn
 from data.audit.image_stats import ImageStats
+from data.groups import connected
 
 _TEMPLATE = 4  # images up to which a group may be most of a class
 _OVERLAP, _SHARED = 0.2, 3  # share of the smaller class, and images, that two classes share to be told of
@@ -21,7 +22,7 @@ _OVERLAP, _SHARED = 0.2, 3  # share of the smaller class, and images, that two c
 
 @dataclass(frozen=True)
 class Entry:
-    """An image as it is told of: `target` is "" in the test set."""
+    """An image as findings name it: `target` is "" in the test set."""
 
     id: str
     split: str
@@ -30,12 +31,15 @@ class Entry:
 
 def grouped(facts: Sequence[ImageStats], pairs: Sequence[Pair]) -> NDArray[np.int64]:
     """The group int64 `[N]` of each image: copies of one picture, in whatever form, share a number."""
-    return groups(len(facts), [*_exact(facts), *((pair.first, pair.second) for pair in pairs)])
+    first: dict[str, int] = {}
+    readable = [(i, each.sha256) for i, each in enumerate(facts) if each.sha256 and not each.fault]
+    exact = [(first[digest], i) for i, digest in readable if first.setdefault(digest, i) != i]
+    return connected(len(facts), [*exact, *((pair.first, pair.second) for pair in pairs)])
 
 
 def usable(group_of: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Groups int64 `[N]` that folds can keep: one that has most of a class is taken apart again, as copies of a
-    template that no fold could be without."""
+    """Groups int64 `[N]` that folds can keep together: one that has most of a class is taken apart again, as copies of
+    a template that no fold could be without."""
     groups, next_group = group_of.copy(), int(group_of.max(initial=0)) + 1
     for group in np.flatnonzero(np.bincount(group_of) > _TEMPLATE).tolist():
         members = np.flatnonzero(group_of == group)
@@ -68,7 +72,7 @@ def find(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequence[
 
 @dataclass(frozen=True)
 class _Copies:
-    """Tells of the copies of one picture, given by position."""
+    """Findings about the copies of one picture, which are given by position."""
 
     entries: Sequence[Entry]
     facts: Sequence[ImageStats]
@@ -81,15 +85,19 @@ class _Copies:
     def conflicts(self, train: list[int]) -> Iterator[Finding]:
         """The majority's label for the others; without a majority, copies of one file are dropped, others grouped."""
         ranked = Counter(self.entries[i].target for i in train).most_common()
-        clear = ranked[0][1] > ranked[1][1]
+        majority = ranked[0][0] if ranked[0][1] > ranked[1][1] else None
+        one_file = len({self.facts[i].sha256 for i in train}) == 1
         for i in train:
             label = self.entries[i].target
             others = sorted((j for j in train if j != i), key=lambda j: self.entries[j].target == label)
             labels = ", ".join(sorted({self.entries[j].target for j in others} - {label}))
             text = f"labelled {label}, and {labels} as well: {self._form(i, others)}"
-            action, value = self._settled(i, train, ranked[0][0] if clear else None)
+            action: Action = "drop" if one_file else ""
+            if majority is not None:
+                action = "relabel" if label != majority else ""
+            value = str(majority) if action == "relabel" else ""
             yield self._finding("label_conflict", i, others, text, action, value)
-        if clear or len({self.facts[i].sha256 for i in train}) > 1:
+        if majority is not None or not one_file:
             yield from self.duplicates(train)
 
     def duplicates(self, members: list[int]) -> Iterator[Finding]:
@@ -104,12 +112,6 @@ class _Copies:
             others = [j for j in different if j != i]
             name = self.entries[different[0]].id
             yield self._finding("near_duplicate", i, others, self._form(i, others), "group", name)
-
-    def _settled(self, i: int, train: list[int], majority: str | None) -> tuple[Action, str]:
-        if majority is not None:
-            return ("", "") if self.entries[i].target == majority else ("relabel", majority)
-        alike = all(self.facts[j].sha256 == self.facts[i].sha256 for j in train)
-        return ("drop", "") if alike else ("", "")
 
     def _finding(
         self, kind: str, i: int, others: Sequence[int], text: str, action: Action = "", value: str = ""
@@ -132,13 +134,6 @@ class _Copies:
         return f"by way of another copy, {self.entries[others[0]].id}"
 
 
-def _exact(facts: Sequence[ImageStats]) -> Iterator[tuple[int, int]]:
-    first: dict[str, int] = {}
-    for i, each in enumerate(facts):
-        if each.sha256 and not each.fault and first.setdefault(each.sha256, i) != i:
-            yield first[each.sha256], i
-
-
 def _seen_from(pair: Pair, i: int) -> Turn:
     """How picture `i` of the pair has to be seen relative to the other one.
 
@@ -156,13 +151,11 @@ def _aliases(entries: Sequence[Entry], shared: Counter[frozenset[str]]) -> Itera
     for both, count in shared.most_common():
         smaller, other = sorted(both, key=lambda name: (sizes[name], name))
         if count >= _SHARED and count >= _OVERLAP * sizes[smaller]:
+            images = counted(sizes[smaller], "image")
             text = (
-                f"{count} pictures of {smaller} ({counted(sizes[smaller], 'image')}) are in {other} "
-                f"({sizes[other]}) too"
+                f"{count} pictures of {smaller} ({images}) are in {other} ({sizes[other]}) too; if they are one class"
             )
-            yield Finding(
-                "alias", f"{text}; if they are one class, relabel all of {smaller}", split="train", target=smaller
-            )
+            yield Finding("alias", f"{text}, relabel all of {smaller}", split="train", target=smaller)
 
 
 def _lying(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequence[Pair]) -> list[Finding]:
@@ -176,18 +169,14 @@ def _lying(entries: Sequence[Entry], facts: Sequence[ImageStats], pairs: Sequenc
         if not pair.turn.transpose or pair.turn.across == pair.turn.down:
             continue
         for i, j in ((pair.first, pair.second), (pair.second, pair.first)):
-            shapes = wide.get(entries[i].target, [])
+            entry, shapes = entries[i], wide.get(entries[i].target, [])
             is_wide = facts[i].width > facts[i].height
-            if (
-                entries[i].split != "train"
-                or facts[i].width == facts[i].height
-                or 2 * shapes.count(is_wide) >= len(shapes)
-            ):
+            if entry.split != "train" or facts[i].width == facts[i].height or 2 * shapes.count(is_wide) >= len(shapes):
                 continue
             degrees = {"turned by 90 degrees clockwise": "270"}.get(_seen_from(pair, i).name, "90")
-            shape = "wide" if is_wide else "tall"
-            text = f"is {shape}, unlike most of its class; {entries[j].id} is the same picture upright"
+            shape, other = "wide" if is_wide else "tall", entries[j].id
+            text = f"is {shape}, unlike most of its class; {other} is the same picture upright"
             by_image[i] = Finding(
-                "wrong_way_up", text, entries[i].id, "train", entries[i].target, (entries[j].id,), "rotate", degrees
+                "wrong_way_up", text, entry.id, "train", entry.target, (other,), action="rotate", value=degrees
             )
     return list(by_image.values())

@@ -6,15 +6,13 @@ What a pair means for a data set (a leak, a conflict of labels) is said in `data
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from data.audit.fingerprint import CROPS, SIDE, TURNS, Turn, crop_hashes, cropped, laid
 from data.pixels import Pixels
@@ -54,25 +52,22 @@ def find(pictures: Pixels, hashes: NDArray[np.uint64]) -> list[Pair]:
     the nearest in the order of the hashes are looked at. Then each picture is cropped by 5% in a few ways, and pictures
     within `_CROPPED` bits of that are looked for. Flat pictures, such as blank pages, have no pairs.
     """
-    blocks = (
-        pictures[start : start + _BLOCK] for start in range(0, len(pictures), _BLOCK)
-    )  # std makes float64 of them
+    count = len(pictures)
+    blocks = (pictures[start : start + _BLOCK] for start in range(0, count, _BLOCK))  # std makes float64 of them
     uneven = np.flatnonzero(np.concatenate([block.std(axis=(1, 2)) for block in blocks]) >= _FLAT)
     if len(uneven) < 2:
         return []
     upright = hashes[uneven, 0]
-    pairs = list(_proven(pictures, uneven, _candidates(hashes[uneven], upright, RADIUS), _laid))
-    crops = _candidates(np.stack([crop_hashes(pictures[i]) for i in uneven]), upright, _CROPPED)
+    candidates = _candidates(hashes[uneven], upright, RADIUS)
+    turned = _proven(pictures, uneven, candidates, lambda picture, i: (laid(picture, TURNS[i]), TURNS[i]))
+    pairs = list(turned)
     known = np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2)
-    pairs += _proven(pictures, uneven, _without(crops, uneven, known, len(pictures)), _cropped)
+    crops = _candidates(np.stack([crop_hashes(pictures[i]) for i in uneven]), upright, _CROPPED)
+    first, second = uneven[crops.first], uneven[crops.second]
+    keys = np.minimum(first, second) * count + np.maximum(first, second)
+    crops = crops.take(~np.isin(keys, known.min(axis=1, initial=count) * count + known.max(axis=1, initial=0)))
+    pairs += _proven(pictures, uneven, crops, lambda picture, i: (cropped(picture, CROPS[i]), TURNS[0]))
     return _without_templates(pictures, pairs)
-
-
-def groups(count: int, pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    """The group int64 `[count]` of each item: what is connected by `pairs` shares a number, counted from 0."""
-    ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
 class _Candidates(NamedTuple):
@@ -99,13 +94,6 @@ def _candidates(forms: NDArray[np.uint64], upright: NDArray[np.uint64], radius: 
     return _Candidates(first, second, form, distance).take(order[new])
 
 
-def _without(candidates: _Candidates, position: NDArray[np.int64], known: NDArray[np.int64], count: int) -> _Candidates:
-    """The candidates that are not among the `known` pairs `[K, 2]` of `count` pictures, at whose `place`s they are."""
-    left, other = position[candidates.first], position[candidates.second]
-    keys = np.minimum(left, other) * count + np.maximum(left, other)
-    return candidates.take(~np.isin(keys, known.min(axis=1, initial=count) * count + known.max(axis=1, initial=0)))
-
-
 def _by_chunk(
     forms: NDArray[np.uint64], upright: NDArray[np.uint64], radius: int, shift: np.uint64
 ) -> Iterator[_Candidates]:
@@ -114,11 +102,13 @@ def _by_chunk(
     order = np.argsort(rolled, kind="stable")
     rolled = rolled[order]
     starts = np.searchsorted(rolled >> np.uint64(48), np.arange(2**_CHUNK + 1, dtype=np.uint64))
+    bits = [1 << bit for bit in range(48, 48 + _CHUNK)]
+    flips = [flipped for count in range(radius // 4 + 1) for flipped in itertools.combinations(bits, count)]
     for form in range(forms.shape[1]):
         asked = _rolled(forms[:, form], shift)
-        for mask in _masks(radius):
-            rows, places = _bucket(asked ^ (mask << np.uint64(48)), rolled, starts)
-            columns = order[places]
+        for flipped in flips:
+            rows, positions = _bucket(asked ^ np.uint64(sum(flipped)), rolled, starts)
+            columns = order[positions]
             distance = np.bitwise_count(forms[rows, form] ^ upright[columns]).astype(np.int64)
             near = (distance <= radius) & (rows != columns)
             yield _Candidates(rows[near], columns[near], np.full(near.sum(), form), distance[near])
@@ -127,7 +117,7 @@ def _by_chunk(
 def _bucket(
     asked: NDArray[np.uint64], rolled: NDArray[np.uint64], starts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each of `asked` the places in the sorted `rolled` with the same 16 highest bits: (row, place) pairs."""
+    """For each of `asked` the positions in the sorted `rolled` with the same 16 highest bits: rows and positions."""
     chunk = (asked >> np.uint64(48)).astype(np.int64)
     low, high = starts[chunk], starts[chunk + 1]
     for row in np.flatnonzero(high - low > _MOST).tolist():
@@ -140,25 +130,9 @@ def _bucket(
     return rows, low[rows] + offsets
 
 
-def _masks(radius: int) -> list[np.uint64]:
-    """The numbers of 16 bits with at most a quarter of `radius` bits set."""
-    bits = [1 << bit for bit in range(_CHUNK)]
-    return [
-        np.uint64(sum(chosen)) for count in range(radius // 4 + 1) for chosen in itertools.combinations(bits, count)
-    ]
-
-
 def _rolled(values: NDArray[np.uint64], shift: np.uint64) -> NDArray[np.uint64]:
     """The bits rotated to the left."""
     return (values << shift) | (values >> (np.uint64(64) - shift)) if shift else values
-
-
-def _laid(picture: Pixels, form: int) -> tuple[Pixels, Turn]:
-    return laid(picture, TURNS[form]), TURNS[form]
-
-
-def _cropped(picture: Pixels, form: int) -> tuple[Pixels, Turn]:
-    return cropped(picture, CROPS[form]), TURNS[0]
 
 
 def _proven(
@@ -169,7 +143,7 @@ def _proven(
 ) -> Iterator[Pair]:
     """The candidates that are the same picture by their pixels, nearest hashes first.
 
-    Candidate i is the picture at `place[i]`; `formed` gives it in one of its forms, and how that is laid.
+    Candidate i is the picture at `position[i]`; `formed` gives it in one of its forms, and how that is laid.
     """
     left, order = _ALIGNMENTS, np.argsort(candidates.distance, kind="stable")
     for start in range(0, len(order), _BLOCK):

@@ -56,8 +56,8 @@ class Finding:
 
 def ordered(findings: list[Finding]) -> list[Finding]:
     """The gravest kinds first; within a kind as they were found."""
-    rank = {kind: number for number, kind in enumerate(KINDS)}
-    return sorted(findings, key=lambda finding: rank[finding.kind])
+    kinds = list(KINDS)
+    return sorted(findings, key=lambda finding: kinds.index(finding.kind))
 
 
 def counts(findings: list[Finding]) -> dict[str, int]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.pixels import Pixels
+from data.resize import shrink_blocks
 
 SIDE = 64  # of the small grey picture
 _DCT, _KEPT = 32, 8
@@ -51,13 +52,8 @@ _CUT = 0.05
 def small(image: Pixels) -> Pixels:
     """The picture in grey, squashed to uint8 `[SIDE, SIDE]` by means of areas."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    factor = min(grey.shape) // (2 * SIDE)
-    if factor > 1:  # whole factors are ten times as fast; what they cut off is less than half a pixel of the result
-        rows, columns = grey.shape[0] // factor, grey.shape[1] // factor
-        top, left = grey.shape[0] % factor // 2, grey.shape[1] % factor // 2
-        window = grey[top : top + rows * factor, left : left + columns * factor]
-        grey = cv2.resize(window, (columns, rows), interpolation=cv2.INTER_AREA)
-    return cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    factor = min(grey.shape) // (2 * SIDE)  # what whole factors cut off is less than half a pixel of the result
+    return cv2.resize(shrink_blocks(grey, factor, factor), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
 def hashes(picture: Pixels) -> NDArray[np.uint64]:
@@ -79,9 +75,9 @@ def laid(picture: Pixels, turn: Turn) -> Pixels:
 
 def cropped(picture: Pixels, crop: tuple[float, float]) -> Pixels:
     """`picture` `[S, S]` without 5% of its height and width, `crop` of `CROPS`, enlarged to `[S, S]` again."""
-    kept = 1 - _CUT
-    down, right = (kept / 2 - 0.5 + SIDE * _CUT * share for share in crop)  # of the first pixel's centre
-    motion = np.array([[kept, 0, right], [0, kept, down]], dtype=np.float32)
+    scale = 1 - _CUT
+    down, right = (scale / 2 - 0.5 + SIDE * _CUT * share for share in crop)  # of the first pixel's centre
+    motion = np.array([[scale, 0, right], [0, scale, down]], dtype=np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     moved = cv2.warpAffine(picture, motion, (SIDE, SIDE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(moved, dtype=np.uint8)

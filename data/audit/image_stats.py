@@ -10,17 +10,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from config.errors import DataError
 from data.audit import fingerprint
-from data.decode.image import PIXEL_LIMIT, decode
+from data.decode.image import DAMAGED, PIXEL_LIMIT, decode, orientation
 from data.pixels import Pixels
 
 _SIDE = 256  # sharpness and tilt are measured at this long side, so that they compare across sizes
 _AGAIN = 11  # pixels of the box that an image is blurred with again, as in Crete et al.
 _LEAST_SIDE = 3 * _AGAIN
-_HEADER_FAULTS = (OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -94,16 +93,9 @@ def _header(content: bytes) -> tuple[str, str, int, int]:
     try:
         with Image.open(io.BytesIO(content)) as header:
             frames = 1 if header.format == "MPO" else int(getattr(header, "n_frames", 1))
-            return header.format or "", header.mode, frames, _orientation(header)
-    except (*_HEADER_FAULTS, Image.DecompressionBombError):
+            return header.format or "", header.mode, frames, orientation(header)
+    except (*DAMAGED, Image.DecompressionBombError):
         return "", "", 1, 1
-
-
-def _orientation(header: Image.Image) -> int:
-    try:
-        return int(header.getexif().get(ExifTags.Base.Orientation, 1))
-    except _HEADER_FAULTS:  # unreadable EXIF beside good pixels
-        return 1
 
 
 def _measured(image: Pixels) -> tuple[float, ...]:

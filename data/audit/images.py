@@ -47,19 +47,11 @@ class Measure:
 
 def single(split: Split) -> list[Finding]:
     """The findings about each image by itself."""
-    read = [facts for facts in split.facts if not facts.fault]
-    if not read:
-        return [_of(split, i, kind, text) for i, facts in enumerate(split.facts) for kind, text in _damage(facts)]
-    side = float(np.median([min(facts.width, facts.height) for facts in read]))
-    blur = float(np.median([facts.blur for facts in read]))
-    highlights = float(np.median([facts.highlights for facts in read]))
+    read = [(min(facts.width, facts.height), facts.blur, facts.highlights) for facts in split.facts if not facts.fault]
+    side, blur, highlights = np.median(np.array(read or [(0, 0.0, 0.0)]), axis=0).tolist()
     findings = []
     for i, facts in enumerate(split.facts):
-        faults = list(_damage(facts)) or [
-            *_odd(split.ids[i], facts),
-            *_size(facts, side),
-            *_exposure(facts, blur, highlights),
-        ]
+        faults = _damage(facts) if facts.fault else _odd(split.ids[i], facts, side, blur, highlights)
         findings += [_of(split, i, kind, text) for kind, text in faults]
     for kind, (applies, text) in _PROPERTIES.items():
         findings += _property(split, kind, applies, text)
@@ -69,16 +61,14 @@ def single(split: Split) -> list[Finding]:
 def classes(split: Split, least: int = LEAST) -> list[Finding]:
     """Classes of fewer than `least` images, and pairs of names that differ in case, blanks and marks alone."""
     names, counts = np.unique(np.array(split.targets), return_counts=True)
-    findings = [
-        Finding(
-            "small_class", f"class {name} has {counted(count, 'image')}, fewer than {least}", split="train", target=name
-        )
-        for name, count in zip(names.tolist(), counts.tolist(), strict=True)
-        if count < least
-    ]
+    findings = []
+    for name, count in zip(names.tolist(), counts.tolist(), strict=True):
+        if count < least:
+            text = f"class {name} has {counted(count, 'image')}, fewer than {least}"
+            findings.append(Finding("small_class", text, split="train", target=name))
     spelled: dict[str, str] = {}
     for name in names.tolist():
-        number = _number(name)
+        number = float(name) if re.fullmatch(r"[+-]?\d+([.]\d*)?", name) else None  # 1 and 1.0 are one
         plain = re.sub(r"[\W_]+", "", name).casefold() if number is None else str(number)
         if plain and spelled.setdefault(plain, name) != name:
             how = "differ in case or marks alone" if number is None else "are the same number"
@@ -87,17 +77,12 @@ def classes(split: Split, least: int = LEAST) -> list[Finding]:
     return findings
 
 
-def _number(name: str) -> float | None:
-    """The value of a name that is a number, such as 1 and 1.0; None for others."""
-    return float(name) if re.fullmatch(r"[+-]?\d+([.]\d*)?", name) else None
-
-
 def shift(train: Split, test: Split) -> list[Measure]:
-    """What can be measured of the images, side by side; told apart by the two-sample Kolmogorov-Smirnov test."""
-    one, other = ([facts for facts in split.facts if not facts.fault] for split in (train, test))
-    if not one or not other:
+    """The measures of the images, compared by the two-sample Kolmogorov-Smirnov test."""
+    left, right = ([facts for facts in split.facts if not facts.fault] for split in (train, test))
+    if not left or not right:
         return []
-    return [_measure(name, [of(f) for f in one], [of(f) for f in other]) for name, of in _MEASURES.items()]
+    return [_measure(name, [of(f) for f in left], [of(f) for f in right]) for name, of in _MEASURES.items()]
 
 
 def shifts(measures: Sequence[Measure]) -> list[Finding]:
@@ -119,15 +104,15 @@ def _of(split: Split, i: int, kind: str, text: str) -> Finding:
 
 
 def _damage(facts: ImageStats) -> Iterator[tuple[str, str]]:
-    if not facts.fault:
-        return
     if facts.fault == "is empty":
         yield "empty", "the file has no bytes"
     else:
         yield ("truncated" if "truncated" in facts.fault.lower() else "unreadable"), facts.fault
 
 
-def _odd(name: str, facts: ImageStats) -> Iterator[tuple[str, str]]:
+def _odd(name: str, facts: ImageStats, side: float, blur: float, highlights: float) -> Iterator[tuple[str, str]]:
+    """What is odd about an image, by itself or beside the median short side, blur and highlights of its split: X-rays
+    are all dark, and enlarged pictures are all soft."""
     suffix = re.search(r"\.[^./]+$", name)
     expected = Image.registered_extensions().get(suffix[0].lower()) if suffix else None
     if expected and expected != facts.format and {expected, facts.format} != {"JPEG", "MPO"}:
@@ -135,28 +120,17 @@ def _odd(name: str, facts: ImageStats) -> Iterator[tuple[str, str]]:
     ratio = max(facts.width, facts.height) / min(facts.width, facts.height)
     if ratio >= _STRIP:
         yield "extreme_aspect", f"{facts.width} x {facts.height}, sides of 1 to {ratio:.1f}"
-    if facts.contrast < _BLANK:
+    blank = facts.contrast < _BLANK
+    if blank:
         yield "near_blank", f"standard deviation {facts.contrast:.1f} of 255 levels, mean {facts.brightness:.0f}"
-
-
-def _size(facts: ImageStats, side: float) -> Iterator[tuple[str, str]]:
     short = min(facts.width, facts.height)
     if short * _SIZES < side or short > side * _SIZES:
         yield "extreme_size", f"{facts.width} x {facts.height}, where a usual short side is {side:.0f}"
-
-
-def _exposure(facts: ImageStats, blur: float, highlights: float) -> Iterator[tuple[str, str]]:
-    """Blurry and dark beside the median of the split: X-rays are all dark, and enlarged pictures are all soft."""
-    if facts.contrast < _BLANK:
-        return
-    if facts.blur >= max(_BLUR, blur + _SOFTER):
+    if facts.blur >= max(_BLUR, blur + _SOFTER) and not blank:
         yield "blurry", f"blur {facts.blur:.2f} of 1, where a usual image has {blur:.2f}"
-    if facts.highlights <= min(_DARK, _DIMMER * highlights):
-        yield (
-            "dark",
-            f"19 of 20 pixels are no brighter than {facts.highlights:.0f} of 255, where a usual image has "
-            f"{highlights:.0f}",
-        )
+    if facts.highlights <= min(_DARK, _DIMMER * highlights) and not blank:
+        text = f"19 of 20 pixels are no brighter than {facts.highlights:.0f} of 255"
+        yield "dark", f"{text}, where a usual image has {highlights:.0f}"
 
 
 _PROPERTIES: dict[str, tuple[Callable[[ImageStats], bool], Callable[[ImageStats], str]]] = {

@@ -41,7 +41,7 @@ def _joint(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> ND
     """The estimated number of images `[C, C]` by given and true class; a row sums to the images of its label."""
     count, confident = probabilities.shape[1], suggested(probabilities, labels)
     sure = confident >= 0
-    counts = np.bincount(labels[sure] * count + confident[sure], minlength=count**2).reshape(count, count)
+    counts = taken_for(confident[sure], labels[sure], count)
     sizes = np.bincount(labels, minlength=count)
     return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * sizes[:, None], dtype=np.float64)
 
@@ -63,20 +63,13 @@ def find(
     ids: Sequence[str], probabilities: NDArray[np.floating], labels: NDArray[np.int64], names: Sequence[str]
 ) -> list[Finding]:
     """Likely label errors, the pairs of classes most confused, and classes that may be aliases of each other."""
-    best = probabilities.argmax(axis=1)
-    findings = [
-        Finding(
-            "label_error",
-            f"labelled {names[labels[i]]} ({probabilities[i, labels[i]]:.2f}), the model says {names[best[i]]} "
-            f"({probabilities[i, best[i]]:.2f})",
-            ids[i],
-            "train",
-            names[labels[i]],
-            action="relabel" if probabilities[i, best[i]] >= _SURE else "",
-            value=names[best[i]] if probabilities[i, best[i]] >= _SURE else "",
-        )
-        for i in errors(probabilities, labels).tolist()
-    ]
+    findings = []
+    for i in errors(probabilities, labels).tolist():
+        label, best = labels[i], probabilities[i].argmax()
+        model = f"the model says {names[best]} ({probabilities[i, best]:.2f})"
+        text = f"labelled {names[label]} ({probabilities[i, label]:.2f}), {model}"
+        decision = ("relabel", names[best]) if probabilities[i, best] >= _SURE else ("", "")
+        findings.append(Finding("label_error", text, ids[i], "train", names[label], (), *decision))
     return findings + confused(probabilities, labels, names)
 
 
@@ -88,18 +81,16 @@ def confused(probabilities: NDArray[np.floating], labels: NDArray[np.int64], nam
     for a, b in most_confused(matrix)[:_PAIRS]:
         if mixed[a, b] < _LEAST_PAIR:
             break
-        text = f"{matrix[a, b]} of {matrix[a].sum()} {names[a]} taken for {names[b]}, {matrix[b, a]} of "
-        findings.append(
-            Finding("confused", f"{text}{matrix[b].sum()} the other way round", split="train", target=names[a])
-        )
+        text = f"{matrix[a, b]} of {matrix[a].sum()} {names[a]} taken for {names[b]}"
+        text += f", {matrix[b, a]} of {matrix[b].sum()} the other way round"
+        findings.append(Finding("confused", text, split="train", target=names[a]))
     between = np.diag(matrix)[:, None] + np.diag(matrix)[None] + mixed
     apart = 1 - mixed / np.maximum(between, 1)
     sizes = np.minimum(matrix.sum(axis=1)[:, None], matrix.sum(axis=1)[None])
     for a, b in np.argwhere((apart <= _ALIKE) & (mixed >= _LEAST_PAIR) & (sizes >= _LEAST_ALIKE)).tolist():
         text = f"the model tells {names[a]} from {names[b]} in only {100 * apart[a, b]:.0f}% of their images"
-        findings.append(
-            Finding("alias", f"{text}; if they are one class, relabel one of them", split="train", target=names[a])
-        )
+        text += "; if they are one class, relabel one of them"
+        findings.append(Finding("alias", text, split="train", target=names[a]))
     return findings
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,38 +59,29 @@ def survey(
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Survey:
-    """Look at `paths`; `place`, the data set's folder, names the cache. `progress` is told how many are done.
+    """Look at `paths`; the data set's `folder` names the cache. `progress` gets the number of files that are done.
 
-    Raises `Stopped`, after writing the cache, where `stop` answers yes.
+    Raises `Stopped`, after writing the cache, where `stop` returns true.
     """
-    file = _file(folder)
+    resolved = folder.resolve()
+    name = f"{resolved.name or 'root'}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:16]}"
+    file = cache_folder() / "audit" / f"{name}.npz"
     with once_a_host(f"looking at the images of {folder}", str(file), stop):
-        return _survey(paths, file, pixel_limit, workers, stop, progress)
-
-
-def _survey(
-    paths: Sequence[Path],
-    file: Path,
-    pixel_limit: int,
-    workers: int,
-    stop: Callable[[], bool],
-    progress: Callable[[int], None],
-) -> Survey:
-    known, pairs_of = _read(file)
-    keys = [_key(path, pixel_limit) for path in paths]
-    missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
-    fresh: dict[Key, Look] = {}
-    try:
-        _look_at(missing, fresh, pixel_limit, workers, stop, progress)
-    finally:
-        known = known | fresh
-        if fresh:
-            _write(file, known, pairs_of)
-    looks = [known[key] for key in keys]
-    digest = hashlib.sha256(repr(keys).encode()).hexdigest()
-    if digest not in pairs_of:
-        pairs_of = {digest: _pairs(looks)}
-        _write(file, {key: known[key] for key in keys}, pairs_of)
+        known, pairs_of = _read(file)
+        keys = [_key(path, pixel_limit) for path in paths]
+        missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
+        fresh: dict[Key, Look] = {}
+        try:
+            _look_at(missing, fresh, pixel_limit, workers, stop, progress)
+        finally:
+            known = known | fresh
+            if fresh:
+                _write(file, known, pairs_of)
+        looks = [known[key] for key in keys]
+        digest = hashlib.sha256(repr(keys).encode()).hexdigest()
+        if digest not in pairs_of:
+            pairs_of = {digest: _pairs(looks)}
+            _write(file, {key: known[key] for key in keys}, pairs_of)
     pictures = np.stack([look.picture for look in looks])
     hashes = np.stack([look.hashes for look in looks])
     return Survey([look.facts for look in looks], pictures, hashes, pairs_of[digest], len(fresh))
@@ -104,15 +95,13 @@ def _look_at(
     stop: Callable[[], bool],
     progress: Callable[[int], None],
 ) -> None:
-    def one(item: tuple[Key, Path]) -> tuple[Key, Look] | None:
-        return None if stop() else (item[0], look(item[1], pixel_limit))
-
     pool = ThreadPoolExecutor(workers or cores())
     try:
-        for looked in pool.map(one, missing.items()):
-            if looked is None:
+        looks = pool.map(lambda path: None if stop() else look(path, pixel_limit), missing.values())
+        for key, result in zip(missing, looks, strict=True):
+            if result is None:
                 raise Stopped
-            fresh[looked[0]] = looked[1]
+            fresh[key] = result
             progress(len(fresh))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -143,11 +132,6 @@ def _key(path: Path, pixel_limit: int) -> Key:
     return f"{path}|{pixel_limit}", stat.st_size, stat.st_mtime_ns
 
 
-def _file(folder: Path) -> Path:
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return cache_folder() / "audit" / f"{folder.resolve().name or 'root'}_{name}.npz"
-
-
 def _read(file: Path) -> tuple[dict[Key, Look], dict[str, list[Pair]]]:
     """The looks by key and the pairs by the digest of all keys; empty where there is no cache or a damaged one."""
     try:
@@ -157,20 +141,18 @@ def _read(file: Path) -> tuple[dict[Key, Look], dict[str, list[Pair]]]:
         if text["version"] != VERSION:
             return {}, {}
         looks = {
-            (str(name), int(size), int(time)): Look(ImageStats(**facts), picture, own)
-            for (name, size, time), facts, picture, own in zip(
+            (str(name), int(size), int(time)): Look(ImageStats(**facts), picture, bits)
+            for (name, size, time), facts, picture, bits in zip(
                 text["keys"], text["facts"], pictures, hashes, strict=True
             )
         }
-        pairs = {digest: [_pair(row) for row in rows] for digest, rows in text["pairs"].items()}
+        pairs = {
+            digest: [Pair(first, second, fingerprint.TURNS[turn], *rest) for first, second, turn, *rest in rows]
+            for digest, rows in text["pairs"].items()
+        }
     except _DAMAGED:
         return {}, {}
     return looks, pairs
-
-
-def _pair(row: Sequence[float]) -> Pair:
-    first, second, turn, distance, likeness = row
-    return Pair(int(first), int(second), fingerprint.TURNS[int(turn)], int(distance), float(likeness))
 
 
 def _write(file: Path, looks: dict[Key, Look], pairs_of: dict[str, list[Pair]]) -> None:
@@ -185,16 +167,11 @@ def _write(file: Path, looks: dict[Key, Look], pairs_of: dict[str, list[Pair]]) 
     np.savez(
         packed,
         text=np.frombuffer(text.encode(), dtype=np.uint8),
-        pictures=_stacked((look.picture for look in looks.values()), (0, fingerprint.SIDE, fingerprint.SIDE), np.uint8),
-        hashes=_stacked((look.hashes for look in looks.values()), (0, len(fingerprint.TURNS)), np.uint64),
+        pictures=np.array([look.picture for look in looks.values()], np.uint8),
+        hashes=np.array([look.hashes for look in looks.values()], np.uint64),
     )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, packed.getvalue())
     except OSError as error:
         print(f"audit: not kept for the next time, {file}: {error.strerror}", file=sys.stderr)
-
-
-def _stacked(arrays: Iterable[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
-    rows = list(arrays)
-    return np.stack(rows) if rows else np.zeros(empty, dtype=dtype)

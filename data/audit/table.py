@@ -37,7 +37,7 @@ def write(folder: Path, findings: Sequence[Finding], earlier: Sequence[Finding] 
 
 def row(finding: Finding) -> tuple[str, ...]:
     """A finding as the columns of `HEADER`."""
-    related, more = finding.related[:_MOST_RELATED], len(finding.related) - _MOST_RELATED
-    listed = " | ".join(related) + (f" and {more} more" if more > 0 else "")
-    kind, of, by = finding.kind, finding.id, finding.detail
-    return of, finding.split, finding.target, kind, by, listed, finding.action, finding.value
+    more = len(finding.related) - _MOST_RELATED
+    related = " | ".join(finding.related[:_MOST_RELATED]) + (f" and {more} more" if more > 0 else "")
+    image = finding.id, finding.split, finding.target
+    return *image, finding.kind, finding.detail, related, finding.action, finding.value

@@ -20,26 +20,26 @@ _ROWS = 56
 
 
 class Map(NamedTuple):
-    """Each value becomes `own` times itself, plus `grey` times its pixel's luminance, plus `shift`."""
+    """Each value becomes `scale` times itself, plus `grey` times its pixel's luminance, plus `shift`."""
 
-    own: float
+    scale: float
     grey: float = 0.0
     shift: float = 0.0
 
     def then(self, other: Map) -> Map:
         """This map, and `other` after it."""
-        luminance = self.own + self.grey  # what this one makes of a luminance, beside its shift
+        luminance = self.scale + self.grey  # what this one makes of a luminance, beside its shift
         return Map(
-            other.own * self.own,
-            other.own * self.grey + other.grey * luminance,
-            (other.own + other.grey) * self.shift + other.shift,
+            other.scale * self.scale,
+            other.scale * self.grey + other.grey * luminance,
+            (other.scale + other.grey) * self.shift + other.shift,
         )
 
     def __call__(self, image: Pixels) -> Pixels:
         """uint8 `[H, W, 3]`."""
         if not self.grey:  # a diagonal matrix would take cv2.transform six times longer than a full one
-            return cv2.addWeighted(image, self.own, image, 0.0, self.shift)
-        return cv2.transform(image, self.own * _EACH + self.grey * _LUMINANCE + self.shift * _ALL)
+            return cv2.addWeighted(image, self.scale, image, 0.0, self.shift)
+        return cv2.transform(image, self.scale * _EACH + self.grey * _LUMINANCE + self.shift * _ALL)
 
 
 # (mean luminance of the image, rng, strength, limit) to a map; strength 0 changes nothing, 1 goes up to the limit
@@ -79,24 +79,9 @@ def saturation(_light: float, rng: np.random.Generator, strength: float, limit: 
 
 # What the settings know of them; see `data.augment.ops`.
 OPERATIONS = {
-    "brightness": (
-        "brightness",
-        {"limit": ("a factor from 1 / (1 + limit) to 1 + limit", 0, 10)},
-        0.5,
-        1.0,
-    ),
-    "contrast": (
-        "contrast",
-        {"limit": ("a factor from 1 / (1 + limit) to 1 + limit", 0, 10)},
-        0.5,
-        1.0,
-    ),
-    "saturation": (
-        "saturation",
-        {"limit": ("a factor from 1 / (1 + limit) to 1 + limit", 0, 10)},
-        0.5,
-        1.0,
-    ),
+    "brightness": ("brightness", {"limit": ("a factor from 1 / (1 + limit) to 1 + limit", 0, 10)}, 0.5, 1.0),
+    "contrast": ("contrast", {"limit": ("a factor from 1 / (1 + limit) to 1 + limit", 0, 10)}, 0.5, 1.0),
+    "saturation": ("saturation", {"limit": ("a factor from 1 / (1 + limit) to 1 + limit", 0, 10)}, 0.5, 1.0),
 }
 MAPS: dict[str, Draw] = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
 
@@ -115,7 +100,7 @@ def tint(
     light, combined = float(cv2.mean(cv2.cvtColor(some, cv2.COLOR_RGB2GRAY))[0]), Map(1.0)
     for name, strength in acting.items():
         drawn = MAPS[name](light, rng, strength, **(limits or {}).get(name, {}))
-        combined, light = combined.then(drawn), (drawn.own + drawn.grey) * light + drawn.shift
+        combined, light = combined.then(drawn), (drawn.scale + drawn.grey) * light + drawn.shift
     return combined(image)
 
 

@@ -39,10 +39,10 @@ def dilate(image: Pixels, reach: float) -> Pixels:
     return _morph(image, cv2.MORPH_DILATE, reach)
 
 
-def shade(image: Pixels, degrees: float, place: float, softness: float, light: float) -> Pixels:
+def shade(image: Pixels, degrees: float, position: float, softness: float, light: float) -> Pixels:
     """One side of a straight edge times `light` (0 to 1).
 
-    The edge runs across `degrees`, at `place` (-1 to 1) of the way from the middle to the farthest corner, and fades
+    The edge runs across `degrees`, at `position` (-1 to 1) on the way from the middle to the farthest corner, and fades
     over `softness` of that way.
     """
     height, width = image.shape[:2]
@@ -50,7 +50,7 @@ def shade(image: Pixels, degrees: float, place: float, softness: float, light: f
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     across = ((np.arange(width) - (width - 1) / 2) * (cos / half)).astype(np.float32)
     down = ((np.arange(height) - (height - 1) / 2) * (sin / half)).astype(np.float32)
-    covered = np.clip((across[None] + down[:, None] - place) / max(softness, 1e-3) + 0.5, 0, 1)
+    covered = np.clip((across[None] + down[:, None] - position) / max(softness, 1e-3) + 0.5, 0, 1)
     return np.rint(image * (1 - (1 - light) * covered)[..., None]).astype(np.uint8)
 
 
@@ -72,8 +72,8 @@ def dilation(image: Pixels, rng: np.random.Generator, strength: float, size: flo
 
 def shadow(image: Pixels, rng: np.random.Generator, strength: float, intensity: float = 0.5) -> Pixels:
     """A soft shadow from one side that takes up to `intensity` of the light."""
-    degrees, place, softness = rng.uniform(0, 360), rng.uniform(-0.5, 0.5), rng.uniform(0.05, 0.6)
-    return shade(image, degrees, place, softness, 1 - rng.uniform(0.4 * intensity, intensity) * strength)
+    degrees, position, softness = rng.uniform(0, 360), rng.uniform(-0.5, 0.5), rng.uniform(0.05, 0.6)
+    return shade(image, degrees, position, softness, 1 - rng.uniform(0.4 * intensity, intensity) * strength)
 
 
 def bleed_through(image: Pixels, rng: np.random.Generator, strength: float, opacity: float = 0.35) -> Pixels:
@@ -107,11 +107,6 @@ SWITCHES = frozenset({"rotate90"})
 
 def _morph(image: Pixels, kind: int, reach: float) -> Pixels:
     steps = int(reach)
-    lower, upper = (_morph_whole(image, kind, steps + extra) for extra in (0, 1))
+    sides = (steps + 1, steps + 2)
+    lower, upper = (cv2.morphologyEx(image, kind, np.ones((side, side), dtype=np.uint8)) for side in sides)
     return cv2.addWeighted(lower, 1 - (reach - steps), upper, reach - steps, 0)
-
-
-def _morph_whole(image: Pixels, kind: int, reach: int) -> Pixels:
-    if reach == 0:
-        return image
-    return cv2.morphologyEx(image, kind, np.ones((reach + 1, reach + 1), dtype=np.uint8))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.augment.ops import Op
 from data.pixels import Pixels
-from data.resize import PAD, Colour, place, resample, resize, shrink_to_fit
+from data.resize import PAD, Colour, paste, resample, resize, shrink_blocks, shrink_to_fit
 from models.card import Pad
 
 Quad = NDArray[np.float64]
@@ -166,7 +166,7 @@ def keep(
     rng: np.random.Generator,
     colour: Colour = (PAD, PAD, PAD),
 ) -> Placed:
-    """The whole image in the shape of `quad`, at a random place of a square of one colour.
+    """The whole image in the shape of `quad`, at a random position in a square of one colour.
 
     `area` is the share (0 to 1) of the square that the smallest square around the quad has.
     """
@@ -182,9 +182,9 @@ def keep(
 
 
 def affine_by(image: Pixels, matrix: NDArray[np.float64], fill: int) -> Pixels:
-    """`matrix` float64 `[2, 3]` takes a place (x, y, 1) in the result to its source, as PIL's Image.transform does.
+    """`matrix` float64 `[2, 3]` takes a point (x, y, 1) of the result to its source, as PIL's Image.transform does.
 
-    Places are counted from the corner of the first pixel; `fill` is the grey outside.
+    Points are counted from the corner of the first pixel; `fill` is the grey outside.
     """
     height, width = image.shape[:2]
     inward = matrix.copy()
@@ -200,12 +200,7 @@ def reduced(image: Pixels, side: int) -> Pixels:
     """
     height, width = image.shape[:2]
     factor = min(max(height, width) // side, height, width)
-    if factor < 2:
-        return image
-    rows, columns = height // factor, width // factor
-    top, left = height % factor // 2, width % factor // 2
-    window = image[top : top + rows * factor, left : left + columns * factor]
-    return cv2.resize(window, (columns, rows), interpolation=cv2.INTER_AREA)
+    return shrink_blocks(image, factor, factor)
 
 
 class Box(NamedTuple):
@@ -218,7 +213,7 @@ class Box(NamedTuple):
 
 
 def crop_box(height: int, width: int, rng: np.random.Generator, min_scale: float) -> Box:
-    """A random part of at least `min_scale` of an image, as torchvision's RandomResizedCrop draws it."""
+    """A random box of at least `min_scale` of an image, as torchvision's RandomResizedCrop draws it."""
     for _ in range(_TRIES):
         area = rng.uniform(min_scale, 1) * height * width
         shape = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
@@ -231,25 +226,25 @@ def crop_box(height: int, width: int, rng: np.random.Generator, min_scale: float
 
 
 def random_crop(image: Pixels, rng: np.random.Generator, size: int, min_scale: float) -> Pixels:
-    """A random part of at least `min_scale` of the image as `[size, size, 3]` (see `crop_box`)."""
-    return _part(image, crop_box(image.shape[0], image.shape[1], rng, min_scale), size)
+    """A random crop of at least `min_scale` of the image as `[size, size, 3]` (see `crop_box`)."""
+    return _crop(image, crop_box(image.shape[0], image.shape[1], rng, min_scale), size)
 
 
 def random_square(image: Pixels, rng: np.random.Generator, size: int) -> Pixels:
-    """The largest square at a random place along the long side, as `[size, size, 3]`."""
+    """The largest square at a random position along the long side, as `[size, size, 3]`."""
     side = min(image.shape[:2])
-    return _part(image, _anywhere(image.shape[0], image.shape[1], rng, side, side), size)
+    return _crop(image, _anywhere(image.shape[0], image.shape[1], rng, side, side), size)
 
 
 def random_letterbox(
     image: Pixels, rng: np.random.Generator, size: int, area: float, colour: Colour = (PAD, PAD, PAD)
 ) -> Placed:
-    """The whole image, its long side `sqrt(area)` of the square's, at a random place of a square of one colour."""
+    """The whole image, its long side `sqrt(area)` of the square's, at a random position in a square of one colour."""
     small = shrink_to_fit(image, max(1, round(size * math.sqrt(area))))
     top, left = rng.integers(size - small.shape[0] + 1), rng.integers(size - small.shape[1] + 1)
     padding = np.ones((size, size), dtype=np.bool_)
     padding[top : top + small.shape[0], left : left + small.shape[1]] = False
-    return Placed(place(small, size, top, left, colour), padding)
+    return Placed(paste(small, size, top, left, colour), padding)
 
 
 def _anywhere(height: int, width: int, rng: np.random.Generator, rows: int, columns: int) -> Box:
@@ -257,7 +252,7 @@ def _anywhere(height: int, width: int, rng: np.random.Generator, rows: int, colu
     return Box(int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns)
 
 
-def _part(image: Pixels, box: Box, size: int) -> Pixels:
+def _crop(image: Pixels, box: Box, size: int) -> Pixels:
     window = image[box.top : box.top + box.height, box.left : box.left + box.width]
     return resample(window, size, size)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from data.augment import tone
 from data.augment.colour import factor
-from data.pixels import Pixels
+from data.pixels import Pixels, encode_jpeg
 
 Op = Callable[..., Pixels]  # (image, rng, strength, **limits)
 
@@ -56,8 +56,7 @@ def blur_by(image: Pixels, sigma: float) -> Pixels:
 
 def compress(image: Pixels, quality: int) -> Pixels:
     """What a JPEG of `quality` (1 to 100) leaves of the image."""
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(cv2.imdecode(encode_jpeg(image, quality), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def gaussian_blur(image: Pixels, rng: np.random.Generator, strength: float, sigma: float = 0.01) -> Pixels:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import cv2
 import numpy as np
 
 from config.errors import DataError
@@ -18,6 +17,7 @@ from data import csvfile, sources
 from data.audit import actions
 from data.augment.corrupt import corrupt
 from data.cache.images import Images
+from data.pixels import encode_jpeg
 from data.rng import philox
 
 _HEADER = ("ID", "target", "group")
@@ -42,9 +42,8 @@ def oversample(data: Data, out: Path, min_per_class: int, seed: int = 0) -> dict
             source = members[number % len(members)]
             file = Path(rows[source][0])
             copy = file.with_name(f"{file.stem}__damaged_{number // len(members)}.jpg")
-            _write_jpeg(
-                out / "train" / copy, corrupt(images(table.paths[source]), philox(seed, "enlarge", source, number))
-            )
+            damaged = corrupt(images(table.paths[source]), philox(seed, "enlarge", source, number))
+            (out / "train" / copy).write_bytes(encode_jpeg(damaged, _QUALITY).tobytes())
             rows.append((copy.as_posix(), name, rows[source][2]))
             added[name] = added.get(name, 0) + 1
     csvfile.write(out / "train.csv", _HEADER, rows)
@@ -67,10 +66,5 @@ def _originals(table: sources.Table, out: Path) -> Iterator[tuple[str, str, str]
 def _file(name: str, suffix: str) -> str:
     """A path below a folder for an ID, which may be a Windows path, or an absolute one inside its data set."""
     windows = PureWindowsPath(name)
-    file = PurePosixPath(*(part for part in windows.relative_to(windows.anchor).parts if part != ".."))
+    file = PurePosixPath(*(segment for segment in windows.relative_to(windows.anchor).parts if segment != ".."))
     return file.as_posix() if file.suffix == suffix else f"{file.as_posix()}{suffix}"
-
-
-def _write_jpeg(path: Path, image: np.ndarray) -> None:
-    _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    path.write_bytes(content.tobytes())

@@ -75,7 +75,7 @@ def _up_to(reach: float, level: float, sign: int) -> float:
     return sign * reach * level
 
 
-def _whole_up_to(reach: float, level: float, sign: int) -> float:
+def _integer_up_to(reach: float, level: float, sign: int) -> float:
     return sign * int(reach * level)
 
 
@@ -108,8 +108,8 @@ TRIVIAL: dict[str, Argument] = {
     "identity": None,
     "shear_x": partial(_up_to, 0.99),
     "shear_y": partial(_up_to, 0.99),
-    "translate_x": partial(_whole_up_to, 32),
-    "translate_y": partial(_whole_up_to, 32),
+    "translate_x": partial(_integer_up_to, 32),
+    "translate_y": partial(_integer_up_to, 32),
     "rotate": partial(_up_to, 135),
     "brightness": _WIDE,
     "color": _WIDE,

@@ -48,30 +48,26 @@ def write(settings: Settings, out: Path, images: int = 8, columns: int = 8, ops:
     """
     if out.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{out}: a picture's name ends in {', '.join(SUFFIXES)}; choose another --out")
-    table, prep = _table(settings), _preprocessing(settings)
-    parts = _operations(settings, prep) if ops else _epochs(settings, prep, columns)
+    try:
+        table = sources.load(settings.data)
+    except DataError:  # no folder of training images: all images are shown
+        table = sources.load_test(settings.data)
+    name = _TYPICAL if settings.model == "auto" else settings.model
+    prep = registry.get(name, image_size=settings.data.image_size).preprocessing
+    prep = replace(prep, fit=settings.data.resize_mode or prep.fit, pad=settings.data.pad)
+    draws = _operations(settings, prep) if ops else _epochs(settings, prep, columns)
     chosen = np.sort(philox(settings.seed, "preview").permutation(len(table.paths))[:images])
-    cell = _cell(prep.size)
-    rows = {_label(table, i): _row(settings, table, i, parts, cell) for i in chosen.tolist()}
-    sheet = _sheet(rows, ["original", *(column.title for column in parts)], cell)
+    # Small images are enlarged a whole number of times, large ones shrunk.
+    cell = prep.size * -(-_LEAST_CELL // prep.size) if prep.size < _LEAST_CELL else min(prep.size, _MOST_CELL)
+    rows = {}
+    for i in chosen.tolist():
+        label = f"  ({table.class_names[table.labels[i]]})" if table.labels[i] >= 0 else ""
+        rows[f"{table.ids[i]}{label}"] = _row(settings, table, i, draws, cell)
+    sheet = _sheet(rows, ["original", *(column.title for column in draws)], cell)
     _, data = cv2.imencode(out.suffix, cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(out, data.tobytes())
     return out
-
-
-def _table(settings: Settings) -> sources.Table:
-    """The training images where the folder says which they are, otherwise all images below it."""
-    try:
-        return sources.load(settings.data)
-    except DataError:
-        return sources.load_test(settings.data)
-
-
-def _preprocessing(settings: Settings) -> Preprocessing:
-    name = _TYPICAL if settings.model == "auto" else settings.model
-    prep = registry.get(name, image_size=settings.data.image_size).preprocessing
-    return replace(prep, fit=settings.data.resize_mode or prep.fit, pad=settings.data.pad)
 
 
 def _epochs(settings: Settings, prep: Preprocessing, columns: int) -> list[Column]:
@@ -90,29 +86,16 @@ def _operations(settings: Settings, prep: Preprocessing) -> list[Column]:
     return [Column(name, transform, 0, 0) for name, transform in alone.items()]
 
 
-def _label(table: sources.Table, sample: int) -> str:
-    known = table.labels[sample] >= 0
-    return f"{table.ids[sample]}  ({table.class_names[table.labels[sample]]})" if known else table.ids[sample]
-
-
-def _row(settings: Settings, table: sources.Table, sample: int, parts: Sequence[Column], cell: int) -> list[Pixels]:
+def _row(settings: Settings, table: sources.Table, sample: int, columns: Sequence[Column], cell: int) -> list[Pixels]:
     image = decode(table.paths[sample], settings.data.pixel_limit, to_srgb=settings.data.icc_to_srgb)
-    draws = (
-        column.transform(image, philox(settings.seed, "augment", column.epoch, sample, column.again))
-        for column in parts
-    )
-    return [resize.letterbox(image, cell), *(_shown(draw, cell) for draw in draws)]
-
-
-def _cell(size: int) -> int:
-    """The side of a cell: small images a whole number of times, large ones shrunk."""
-    return size * -(-_LEAST_CELL // size) if size < _LEAST_CELL else min(size, _MOST_CELL)
-
-
-def _shown(image: Pixels, cell: int) -> Pixels:
-    if len(image) < cell:
-        return cv2.resize(image, (cell, cell), interpolation=cv2.INTER_NEAREST)
-    return resize.squash(image, cell)
+    cells = [resize.letterbox(image, cell)]
+    for column in columns:
+        drawn = column.transform(image, philox(settings.seed, "augment", column.epoch, sample, column.again))
+        enlarged = len(drawn) < cell
+        cells.append(
+            cv2.resize(drawn, (cell, cell), interpolation=cv2.INTER_NEAREST) if enlarged else resize.squash(drawn, cell)
+        )
+    return cells
 
 
 def _sheet(rows: Mapping[str, Sequence[Pixels]], titles: Sequence[str], cell: int) -> Pixels:

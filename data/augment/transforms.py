@@ -9,9 +9,8 @@ camera, the file.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from inspect import signature
 from typing import NamedTuple
 
@@ -202,11 +201,15 @@ class Training:
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
         """uint8 `[H, W, 3]` to `[prep.size, prep.size, 3]`."""
-        image = self._change(self._framed(image, rng), rng, self._on_paper)
+        image = self._change(self._framed(image, rng), rng, _ON_PAPER)
         image, padding = self._laid(image, rng)
         if self.policy is not None:
             image, padding = self.policy(image, rng), None  # it may have moved the padding
-        image = self._change(self._tinted(image, rng), rng, self._on_pixels)
+        tints = {name: act for name in colour.MAPS if (act := self._drawn(name, rng)) is not None}
+        if tints:
+            strengths = {name: act.strength for name, act in tints.items()}
+            image = colour.tint(image, rng, strengths, {name: act.limits for name, act in tints.items()})
+        image = self._change(image, rng, ops.OPS)
         if padding is not None and self.prep.pad == "grey":
             np.copyto(image, resize.PAD, where=padding[..., None])  # as evaluation has it, whatever the colours became
         return image
@@ -237,13 +240,12 @@ class Training:
         return shrinkage(min(box.height, box.width), size)
 
     def _laid(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, NDArray[np.bool_] | None]:
-        """All motions in one warp, and for a letterboxed image its place and its size on the square; with the padding
-        that this leaves, bool `[S, S]`."""
-        if self.prep.fit != "letterbox" and not self._motions:
-            return image, None
+        """All motions in one warp, and for a letterboxed image its position and its size on the square; with the
+        padding that this leaves, bool `[S, S]`."""
         quad = start = geometry.corners(*image.shape[:2])
-        for motion, act in self._motions:
-            if rng.random() < act.probability:
+        for name, motion in geometry.MOTIONS.items():
+            act = self._drawn(name, rng)
+            if act is not None:
                 quad = motion(quad, rng, act.strength, **act.limits)
         if self.prep.fit != "letterbox":
             return (image if quad is start else geometry.cover(image, quad)), None
@@ -253,31 +255,17 @@ class Training:
             return geometry.random_letterbox(image, rng, self.prep.size, area, fill)
         return geometry.keep(image, quad, self.prep.size, area, rng, fill)
 
-    def _tinted(self, image: Pixels, rng: np.random.Generator) -> Pixels:
-        acting = {name: act.strength for name, act in self._tints if rng.random() < act.probability}
-        return colour.tint(image, rng, acting, {name: act.limits for name, act in self._tints}) if acting else image
-
-    def _change(self, image: Pixels, rng: np.random.Generator, stage: Sequence[tuple[ops.Op, Act]]) -> Pixels:
-        for op, act in stage:
-            if rng.random() < act.probability:
+    def _change(self, image: Pixels, rng: np.random.Generator, stage: Mapping[str, ops.Op]) -> Pixels:
+        for name, op in stage.items():
+            act = self._drawn(name, rng)
+            if act is not None:
                 image = op(image, rng, act.strength, **act.limits)
         return image
 
-    @cached_property
-    def _on_paper(self) -> list[tuple[ops.Op, Act]]:
-        return [(op, self.acts[name]) for name, op in _ON_PAPER.items() if name in self.acts]
-
-    @cached_property
-    def _motions(self) -> list[tuple[geometry.Motion, Act]]:
-        return [(motion, self.acts[name]) for name, motion in geometry.MOTIONS.items() if name in self.acts]
-
-    @cached_property
-    def _tints(self) -> list[tuple[str, Act]]:
-        return [(name, self.acts[name]) for name in colour.MAPS if name in self.acts]
-
-    @cached_property
-    def _on_pixels(self) -> list[tuple[ops.Op, Act]]:
-        return [(op, self.acts[name]) for name, op in ops.OPS.items() if name in self.acts]
+    def _drawn(self, name: str, rng: np.random.Generator) -> Act | None:
+        """How an operation acts on this image; None where it does not."""
+        act = self.acts.get(name)
+        return act if act is not None and rng.random() < act.probability else None
 
 
 def limits(name: str) -> dict[str, float]:
@@ -294,7 +282,7 @@ def _acts(section: Augment, share: float) -> dict[str, Act]:
         wanted = section.ops.get(name)
         if wanted is False or (wanted is None and name not in of_level):
             continue
-        probability, strength, limits_of = _wished(name, level.operations.get(name, standard), wanted)
+        probability, strength, limits_of = _overridden(name, level.operations.get(name, standard), wanted)
         if probability > 0:
             often = probability * share if name in _SWITCHES else probability
             acts[name] = Act(often, strength * share, limits_of)
@@ -303,8 +291,8 @@ def _acts(section: Augment, share: float) -> dict[str, Act]:
     return acts
 
 
-def _wished(name: str, act: Act, wanted: bool | Mapping[str, float] | None) -> Act:
-    """`act` with the parameters that are given; the others of the operation keep the strength of `act`."""
+def _overridden(name: str, act: Act, wanted: bool | Mapping[str, float] | None) -> Act:
+    """`act` with the parameters of `wanted`; the others of the operation keep the strength of `act`."""
     values = dict(wanted) if isinstance(wanted, Mapping) else {}
     probability = values.pop(PROB, act.probability)
     if not values:
@@ -313,15 +301,9 @@ def _wished(name: str, act: Act, wanted: bool | Mapping[str, float] | None) -> A
 
 
 def _policy(section: Augment, share: float) -> Callable[[Pixels, np.random.Generator], Pixels] | None:
-    if section.policy == "rand":
-        return functools.partial(
-            policies.rand,
-            share=share,
-            operations=section.operations,
-            magnitude=section.magnitude,
-            magnitude_std=section.magnitude_std,
-        )
     if section.policy == "none":
         return None
-    policy = policies.trivial if section.policy == "trivial" else policies.three
-    return functools.partial(policy, share=share)
+    if section.policy == "rand":
+        options = {name: getattr(section, name) for name in ("operations", "magnitude", "magnitude_std")}
+        return functools.partial(policies.rand, share=share, **options)
+    return functools.partial(policies.trivial if section.policy == "trivial" else policies.three, share=share)

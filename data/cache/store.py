@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from config.places import atomic_write
-from data.pixels import Pixels
+from data.pixels import Pixels, encode_jpeg
 
 Encoding = Literal["raw", "jpeg"]
 _RECORD = np.dtype([("key", "V16"), ("offset", "<u8"), ("length", "<u8"), ("height", "<u4"), ("width", "<u4")])
@@ -37,9 +37,8 @@ def encode(image: Pixels, encoding: Encoding) -> bytes:
     """uint8 `[H, W, 3]` as it is stored: its bytes, or a JPEG of quality 95 with all of its colours."""
     if encoding == "raw":
         return image.tobytes()
-    options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
-    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    return encode_jpeg(image, _QUALITY, *sampling).tobytes()
 
 
 class Packed:

@@ -18,9 +18,8 @@ PASSED_OVER = {
     **dict.fromkeys(".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split(), "a raw photograph"),  # noqa: SIM905
 }
 
-_LFS = b"version https://git-lfs"
 _STARTS = (
-    (_LFS, "is a Git LFS pointer; run: git lfs pull"),
+    (b"version https://git-lfs", "is a Git LFS pointer; run: git lfs pull"),
     (b"<!doctype html", "is a web page, as a failed download leaves it; download it again"),
     (b"<html", "is a web page, as a failed download leaves it; download it again"),
     (b"<svg", "is an SVG drawing; save it as PNG"),

@@ -14,7 +14,7 @@ import math
 import struct
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -39,16 +39,12 @@ _PROFILE = b"ICC_PROFILE\0"  # as a JPEG has it
 _SHALLOW = {"L;2": 85, "L;4": 17}  # what a sample of these becomes 255 by
 _SCALABLE = ("JPEG", "MPO")
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_FLAGS = {
-    1: _RGB,
-    2: cv2.IMREAD_REDUCED_COLOR_2 | cv2.IMREAD_IGNORE_ORIENTATION,
-    4: cv2.IMREAD_REDUCED_COLOR_4 | cv2.IMREAD_IGNORE_ORIENTATION,
-    8: cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION,
-}
+_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_FLAGS = {1: _RGB, **{factor: flag | cv2.IMREAD_IGNORE_ORIENTATION for factor, flag in _REDUCED.items()}}
 _ON_THEIR_SIDE = (5, 6, 7, 8)
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"mif1")
 # What Pillow's readers raise for damaged files.
-_DAMAGED = (
+DAMAGED = (
     OSError,
     SyntaxError,
     ValueError,
@@ -82,7 +78,7 @@ class _Refused(Exception):
 
 
 @dataclass(frozen=True)
-class _How:
+class _Options:
     """How a file is decoded."""
 
     pixel_limit: int
@@ -107,16 +103,20 @@ def decode(
     `truncated`, what remains of a truncated JPEG, PNG, BMP or PNM is decoded, the rest grey, and that is called with a
     line about it.
     """
-    data, name = _read(source)
-    how = _How(pixel_limit, shrink, to_srgb)
     try:
-        return _decoded(data, how)
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise DataError(f"{source!s}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    name = f"image of {len(data)} bytes" if isinstance(source, bytes) else str(source)
+    options = _Options(pixel_limit, shrink, to_srgb)
+    try:
+        return _decoded(data, options)
     except _Refused as error:
         raise DataError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: has more pixels than Pillow opens; scale it down or remove it") from error
-    except _DAMAGED as error:
-        image = _repaired(data, how, name, truncated)
+    except DAMAGED as error:
+        image = _repaired(data, options, name, truncated)
         if image is not None:
             return image
         mistaken = formats.mistaken(data)
@@ -132,14 +132,14 @@ def of_pillow(image: Image.Image, to_srgb: bool = False) -> Pixels:
         raise DataError(f"Pillow image of mode {image.mode}: has 32-bit pixels and no known range; convert it to RGB")
     try:
         return _with_pillow(image, image.info.get("icc_profile") if to_srgb else None)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise DataError(f"Pillow image {image!r}: cannot be decoded ({error}); replace or remove it") from error
 
 
-def _decoded(data: bytes, how: _How) -> Pixels:
+def _decoded(data: bytes, options: _Options) -> Pixels:
     plain = plain_sides(data)
-    if plain and math.prod(plain) <= how.pixel_limit and not (how.to_srgb and _PROFILE in data):
-        image = _with_cv2(data, _FLAGS[how.shrink(*plain)])
+    if plain and math.prod(plain) <= options.pixel_limit and not (options.to_srgb and _PROFILE in data):
+        image = _with_cv2(data, _FLAGS[options.shrink(*plain)])
         if image is not None:
             return image
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
@@ -148,18 +148,17 @@ def _decoded(data: bytes, how: _How) -> Pixels:
     if reason:
         raise _Refused(reason)
     with Image.open(io.BytesIO(data)) as header:
-        _check_header(header, how.pixel_limit)
-        profile = header.info.get("icc_profile") if how.to_srgb else None
+        _check_header(header, options.pixel_limit)
+        profile = header.info.get("icc_profile") if options.to_srgb else None
         deep = jpeg2000.most(data) if header.format == "JPEG2000" and header.mode != "I;16" else 255
         if deep > 255:
             return _deep_jpeg2000(data, deep, profile)
         if not _suits_cv2(header):
             return _sound(data, header, profile)
-        orientation = _orientation(header)
         scaled = header.format in _SCALABLE
-        flags = _FLAGS[how.shrink(*_shown(header, orientation))] if scaled else cv2.IMREAD_UNCHANGED
+        flags = _FLAGS[options.shrink(*_shown_sides(header))] if scaled else cv2.IMREAD_UNCHANGED
         image = _with_cv2(data, flags, profile)
-        return _sound(data, header, profile) if image is None else _orient(image, orientation)
+        return _sound(data, header, profile) if image is None else _orient(image, orientation(header))
 
 
 def _sound(data: bytes, header: Image.Image, profile: bytes | None) -> Pixels:
@@ -168,21 +167,21 @@ def _sound(data: bytes, header: Image.Image, profile: bytes | None) -> Pixels:
     return _with_pillow(header, profile)
 
 
-def _repaired(data: bytes, how: _How, name: str, truncated: Callable[[str], None] | None) -> Pixels | None:
+def _repaired(data: bytes, options: _Options, name: str, truncated: Callable[[str], None] | None) -> Pixels | None:
     """The pixels of a damaged file where no pixel is damaged, or, if `truncated` is given, where some are left."""
-    how = _How(how.pixel_limit, whole, how.to_srgb)
+    options = replace(options, shrink=whole)
     try:
-        sound = repair.whole(data)
+        sound = repair.completed(data)
         if sound is not None:
-            return _decoded(sound, how)
-    except (*_DAMAGED, _Refused, Image.DecompressionBombError):
+            return _decoded(sound, options)
+    except (*DAMAGED, _Refused, Image.DecompressionBombError):
         pass
     if truncated is None:
         return None
     try:
-        left = repair.rest(data, how.pixel_limit)
-        image = None if left is None else _decoded(left, how)
-    except (*_DAMAGED, _Refused, Image.DecompressionBombError):
+        left = repair.rest(data, options.pixel_limit)
+        image = None if left is None else _decoded(left, options)
+    except (*DAMAGED, _Refused, Image.DecompressionBombError):
         return None
     if image is not None:
         truncated(f"{name}: is truncated; what is missing is grey")
@@ -195,14 +194,14 @@ def sides(data: bytes) -> tuple[int, int] | None:
         return plain
     try:
         with Image.open(io.BytesIO(data)) as header:
-            return _shown(header, _orientation(header))
-    except (*_DAMAGED, Image.DecompressionBombError):
+            return _shown_sides(header)
+    except (*DAMAGED, Image.DecompressionBombError):
         return None
 
 
-def _shown(header: Image.Image, orientation: int) -> tuple[int, int]:
+def _shown_sides(header: Image.Image) -> tuple[int, int]:
     width, height = header.size
-    return (width, height) if orientation in _ON_THEIR_SIDE else (height, width)
+    return (width, height) if orientation(header) in _ON_THEIR_SIDE else (height, width)
 
 
 def _open_heic(brand: bytes) -> None:
@@ -213,15 +212,6 @@ def _open_heic(brand: bytes) -> None:
         pi_heif.register_heif_opener()
     elif brand != b"mif1":
         raise _Refused('is HEIC, which needs pi-heif; run: pip install -e ".[heif]"')
-
-
-def _read(source: Path | bytes) -> tuple[bytes, str]:
-    if isinstance(source, bytes):
-        return source, f"image of {len(source)} bytes"
-    try:
-        return source.read_bytes(), str(source)
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def _check_header(header: Image.Image, pixel_limit: int) -> None:
@@ -253,10 +243,11 @@ def _stored(header: Image.Image) -> str:
     return str(header.tile[0][3]) if header.format == "PNG" and header.tile else ""  # type: ignore[attr-defined]
 
 
-def _orientation(header: Image.Image) -> int:
+def orientation(header: Image.Image) -> int:
+    """The EXIF orientation (1 to 8) of an opened image; 1 where it has none or one that cannot be read."""
     try:
         return int(header.getexif().get(ExifTags.Base.Orientation, 1))
-    except _DAMAGED:  # unreadable EXIF beside good pixels
+    except DAMAGED:  # unreadable EXIF beside good pixels
         return 1
 
 
@@ -271,11 +262,9 @@ def _with_cv2(data: bytes, flags: int = cv2.IMREAD_UNCHANGED, profile: bytes | N
     if image.ndim == 3 and image.shape[2] == 4:
         return _over_white(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA), profile)
     eight = _to_8_bits(image)
-    if flags == _RGB:
-        return _coloured(eight, profile)
-    if eight.ndim == 2:
-        return _coloured(cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB), profile)
-    return _coloured(cv2.cvtColor(eight, cv2.COLOR_BGR2RGB), profile)
+    if flags != _RGB:
+        eight = cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB if eight.ndim == 2 else cv2.COLOR_BGR2RGB)
+    return _coloured(eight, profile)
 
 
 def _deep_jpeg2000(data: bytes, most: int, profile: bytes | None) -> Pixels:
@@ -292,18 +281,18 @@ def _deep_jpeg2000(data: bytes, most: int, profile: bytes | None) -> Pixels:
 def _with_pillow(image: Image.Image, profile: bytes | None = None) -> Pixels:
     if _stored(image) in _SHALLOW and "transparency" in image.info:
         image.info["transparency"] *= _SHALLOW[_stored(image)]  # Pillow scales the samples and leaves this one
-    orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow itself turns a TIFF when it loads it
+    turn = 1 if image.format == "TIFF" else orientation(image)  # Pillow itself turns a TIFF when it loads it
     if image.mode in _DEEP_MODES or _is_deep_pgm(image):
         deep = np.asarray(image)
         eight = _to_8_bits(tiff.most(image) - deep if tiff.inverted(image) else deep, tiff.most(image))
         eight[deep == image.info.get("transparency", -1)] = 255
-        return _orient(_coloured(cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB), profile), orientation)
+        return _orient(_coloured(cv2.cvtColor(eight, cv2.COLOR_GRAY2RGB), profile), turn)
     if image.has_transparency_data:
-        return _orient(_over_white(np.array(image.convert("RGBA")), profile), orientation)
+        return _orient(_over_white(np.array(image.convert("RGBA")), profile), turn)
     if image.mode == "CMYK":
         coloured = icc.to_srgb(np.asarray(image), "CMYK", profile)
-        return _orient(np.array(image.convert("RGB")) if coloured is None else coloured, orientation)
-    return _orient(_coloured(np.array(image.convert("RGB")), profile), orientation)
+        return _orient(np.array(image.convert("RGB")) if coloured is None else coloured, turn)
+    return _orient(_coloured(np.array(image.convert("RGB")), profile), turn)
 
 
 def _coloured(rgb: Pixels, profile: bytes | None) -> Pixels:

@@ -56,4 +56,4 @@ def all_scans(data: bytes) -> bool:
                 for component in data[body + 1 : body + 1 + 2 * count : 2]:
                     complete.setdefault(component, set()).update(range(first, last + 1))
         at = end
-    return bool(components) and all(len(complete.get(one, ())) >= 64 for one in components)
+    return bool(components) and all(len(complete.get(component, ())) >= 64 for component in components)

@@ -30,7 +30,7 @@ _ROWS = (b"BM", b"P4", b"P5", b"P6")  # BMP and PNM
 _STEP, _PIECE = 4096, 2**20
 
 
-def whole(data: bytes) -> bytes | None:
+def completed(data: bytes) -> bytes | None:
     """The same picture as a file that decoders take; None where more is missing.
 
     A JPEG gets the end marker that it lacks, a PNG loses texts, colour profiles and damaged chunks that no pixel needs.
@@ -59,10 +59,9 @@ def _ended(data: bytes) -> bytes | None:
     stored = data.removesuffix(_END[:1])
     if stored.endswith(_END) or not jpeg.all_scans(stored):
         return None
-    ended = stored + _END
-    pixels = _pixels(ended)
-    complete = pixels is not None and all(_same(pixels, _pixels(stored + tail + _END)) for tail in _TAILS)
-    return ended if complete else None
+    pixels, others = _pixels(stored + _END), (_pixels(stored + tail + _END) for tail in _TAILS)
+    complete = pixels is not None and all(other is not None and np.array_equal(pixels, other) for other in others)
+    return stored + _END if complete else None
 
 
 def _started(data: bytes) -> bytes | None:
@@ -80,20 +79,13 @@ def _pixels(data: bytes) -> NDArray[np.uint8] | None:
         return None
 
 
-def _same(left: NDArray[np.uint8], other: NDArray[np.uint8] | None) -> bool:
-    return other is not None and np.array_equal(left, other)
-
-
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
     """Name, content and whether the checksum is right, of each chunk of a PNG; the last may be cut short."""
     at = len(_PNG)
     while at + 8 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4])
-        yield (
-            data[at + 4 : at + 8],
-            data[at + 8 : end],
-            zlib.crc32(data[at + 4 : end]).to_bytes(4) == data[end : end + 4],
-        )
+        sound = zlib.crc32(data[at + 4 : end]).to_bytes(4) == data[end : end + 4]
+        yield data[at + 4 : at + 8], data[at + 8 : end], sound
         at = end + 4
 
 
@@ -121,10 +113,10 @@ def damaged_pixels(data: bytes) -> bool:
 def _essential(data: bytes) -> bytes | None:
     """A PNG without the chunks that no pixel needs; None where there are none, or a needed one is damaged."""
     chunks = list(_chunks(data))
-    chunks_kept = [(name, content) for name, content, sound in chunks if name in _NEEDED or (sound and name in _SHOWN)]
-    if len(chunks_kept) == len(chunks) or not all(sound for name, _, sound in chunks if name in _NEEDED):
+    useful = [(name, content) for name, content, sound in chunks if name in _NEEDED or (sound and name in _SHOWN)]
+    if len(useful) == len(chunks) or not all(sound for name, _, sound in chunks if name in _NEEDED):
         return None
-    return _PNG + b"".join(_chunk(name, content) for name, content in chunks_kept)
+    return _PNG + b"".join(_chunk(name, content) for name, content in useful)
 
 
 def _filled(data: bytes, limit: int) -> bytes | None:
@@ -144,11 +136,9 @@ def _filled(data: bytes, limit: int) -> bytes | None:
     if not rows:
         return None
     packed = zlib.compress(pixels[: rows * len(row)] + row * (height - rows), 1)
-    header_chunks = [
-        (name, content) for name, content, sound in chunks if sound and name in (b"PLTE", b"tRNS", b"eXIf")
-    ]
-    parts = [(b"IHDR", header), *header_chunks, (b"IDAT", packed), (b"IEND", b"")]
-    return _PNG + b"".join(_chunk(name, content) for name, content in parts)
+    shown = [(name, content) for name, content, sound in chunks if sound and name in (b"PLTE", b"tRNS", b"eXIf")]
+    completed = [(b"IHDR", header), *shown, (b"IDAT", packed), (b"IEND", b"")]
+    return _PNG + b"".join(_chunk(name, content) for name, content in completed)
 
 
 def _grey_row(width: int, depth: int, colour: int, palette: bytes) -> bytes:

@@ -28,7 +28,8 @@ def refused(data: bytes) -> str | None:
     tags = _tags(data)
     if not tags:
         return None
-    photometric, bits = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0), _bits(tags)
+    photometric = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0)
+    bits = tuple(int(value) for value in _each(tags, TiffImagePlugin.BITSPERSAMPLE, 1))
     kind = _KINDS.get(_each(tags, _FORMAT, 1)[0])
     if kind:
         return f"its samples are {kind} of {bits[0]} bits and no known range; {_SAVE}"
@@ -64,10 +65,6 @@ def _bands(photometric: int, tags: Mapping[int, Any], bits: tuple[int, ...]) -> 
     if photometric != _RGB and any(sample in _ALPHA for sample in extra) and colours > 1:
         return f"its colours of print have transparency; {_SAVE}"
     return None
-
-
-def _bits(tags: Mapping[int, Any]) -> tuple[int, ...]:
-    return tuple(int(value) for value in _each(tags, TiffImagePlugin.BITSPERSAMPLE, 1))
 
 
 def _each(tags: Mapping[int, Any], tag: int, default: int) -> tuple[Any, ...]:

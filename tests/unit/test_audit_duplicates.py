@@ -11,6 +11,7 @@ from data.audit import duplicates
 from data.audit.fingerprint import TURNS, hashes, laid, small
 from data.audit.survey import survey
 from data.decode.image import decode
+from data.groups import connected
 
 COUNT = 60
 
@@ -113,4 +114,4 @@ def test_blank_pages_and_small_digits_are_not_copies_of_each_other(all_digits, t
 
 
 def test_groups_are_what_is_connected() -> None:
-    np.testing.assert_array_equal(duplicates.groups(5, [(0, 3), (3, 4)]), [0, 1, 2, 0, 0])
+    np.testing.assert_array_equal(connected(5, [(0, 3), (3, 4)]), [0, 1, 2, 0, 0])

@@ -137,11 +137,11 @@ def test_quarter_turns_are_numpys_and_each_is_as_likely(quarters):
 
 def test_a_shadow_darkens_one_side_only_and_its_edge_lies_where_it_is_told():
     white = np.full((100, 200, 3), 200, np.uint8)
-    shaded = documents.shade(white, degrees=0, place=0, softness=0.01, light=0.5)
+    shaded = documents.shade(white, degrees=0, position=0, softness=0.01, light=0.5)
     assert (shaded[:, :97] == 200).all() and (shaded[:, 103:] == 100).all()
-    shaded = documents.shade(white, degrees=90, place=0, softness=0.01, light=0.5)
+    shaded = documents.shade(white, degrees=90, position=0, softness=0.01, light=0.5)
     assert (shaded[:47] == 200).all() and (shaded[53:] == 100).all()
-    soft = documents.shade(white, degrees=180, place=0, softness=1.0, light=0.5)[50, :, 0].astype(int)
+    soft = documents.shade(white, degrees=180, position=0, softness=1.0, light=0.5)[50, :, 0].astype(int)
     assert (np.diff(soft) >= 0).all() and len(np.unique(soft)) > 40
 
 
