@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from config.program import entry
 from config.program.parser import Parser, whole
@@ -85,40 +85,46 @@ def _enlarge(settings: Settings, arguments: argparse.Namespace) -> None:
 def _cache(arguments: argparse.Namespace) -> None:
     from data.cache import disk, store
 
-    folder_of_cache = disk.cache_root(arguments.dir)
-    sizes = [(folder, store.size(folder)) for folder in disk.folders(folder_of_cache)]
+    root = disk.cache_root(arguments.dir)
+    sizes = [(folder, store.size(folder)) for folder in disk.folders(root)]
     for folder, size in sizes:
         print(f"{size / 1e9:8.2f} GB  {folder}")
         if arguments.clear:
             disk.remove(folder)
     done = "removed" if arguments.clear else "in all"
-    print(f"{sum(size for _, size in sizes) / 1e9:8.2f} GB  {done}" if sizes else f"{folder_of_cache} keeps no images")
+    print(f"{sum(size for _, size in sizes) / 1e9:8.2f} GB  {done}" if sizes else f"{root} keeps no images")
 
 
 def _parser() -> Parser:
     parser = Parser(prog=_PROG, description="What can be done with a data set before training.")
     entry.add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
-    look = commands.add_parser(
+
+    def command(name: str, run: Callable[..., None], summary: str, description: str, root: str = "the data set") -> Any:
+        epilog = f"{_SETTINGS}; train_torch.py --help lists them."
+        # Options that a command does not have pass as settings; `load` refuses those that are none.
+        added = commands.add_parser(
+            name, help=summary, description=description, epilog=epilog, passes=lambda _option: True
+        )
+        added.add_argument("--root", help=root)
+        added.set_defaults(run=run)
+        return added
+
+    command(
         "look",
-        help="tell what is understood of a data set, without opening its images",
-        description="Print where images, labels and splits come from, the classes with their counts, what is left out, "
-        "and the command that trains on it.",
-        epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
-        passes=_is_setting,
+        _look,
+        "tell what is understood of a data set, without opening its images",
+        "Print where images, labels and splits come from, the classes with their counts, what is left out, and the "
+        "command that trains on it.",
     )
-    look.add_argument("--root", help="the data set")
-    look.set_defaults(run=_look)
-    audit = commands.add_parser(
+    audit = command(
         "audit",
-        help="say which images and labels of a data set deserve a look",
-        description="Look at every image once (the next time only at those that changed): damaged and odd ones, "
-        "duplicates, leaks into the test set, conflicting labels, small and overlapping classes, and how training and "
-        "test images differ. Nothing is changed.",
-        epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
-        passes=_is_setting,
+        _audit,
+        "say which images and labels of a data set deserve a look",
+        "Look at every image once (the next time only at those that changed): damaged and odd ones, duplicates, leaks "
+        "into the test set, conflicting labels, small and overlapping classes, and how training and test images "
+        "differ. Nothing is changed.",
     )
-    audit.add_argument("--root", help="the data set")
     audit.add_argument(
         "--out", type=Path, default=Path("audit"), help="folder for audit.csv and audit.html (default: audit)"
     )
@@ -126,22 +132,18 @@ def _parser() -> Parser:
     audit.add_argument(
         "--min_per_class", type=whole(1, 1000), default=10, help="images that a class should have (default: 10)"
     )
-    audit.set_defaults(run=_audit)
-    more = commands.add_parser(
+    enlarge = command(
         "enlarge",
-        help="copy a data set, with damaged copies of the images of small classes",
-        description="Write a copy of the training set in which each class has at least so many images: copies are "
-        "skewed, turned, blurred, noisy or shaded, and keep the group of their original.",
-        epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
-        passes=_is_setting,
+        _enlarge,
+        "copy a data set, with damaged copies of the images of small classes",
+        "Write a copy of the training set in which each class has at least so many images: copies are skewed, turned, "
+        "blurred, noisy or shaded, and keep the group of their original.",
     )
-    more.add_argument("--root", help="the data set")
-    more.add_argument("--out", type=Path, required=True, help="the new folder")
-    more.add_argument(
+    enlarge.add_argument("--out", type=Path, required=True, help="the new folder")
+    enlarge.add_argument(
         "--min_per_class", type=whole(1, 1000), required=True, help="images that each class gets at least"
     )
-    more.add_argument("--seed", help="decides the damage (default: 0)")
-    more.set_defaults(run=_enlarge)
+    enlarge.add_argument("--seed", help="decides the damage (default: 0)")
     cache = commands.add_parser(
         "cache",
         help="show, or remove, the decoded images that data.cache_gb keeps",
@@ -149,14 +151,13 @@ def _parser() -> Parser:
     )
     cache.add_argument("--dir", type=Path, help="data.cache_dir, where that was set")
     cache.add_argument("--clear", action="store_true", help="remove it all; no training may be running on it")
-    sheet = commands.add_parser(
+    sheet = command(
         "preview",
-        help="write a picture of what training will see of some images",
-        description="Write a contact sheet: a row for each image, the original first.",
-        epilog=f"{_SETTINGS}; train_torch.py --help lists them.",
-        passes=_is_setting,
+        _preview,
+        "write a picture of what training will see of some images",
+        "Write a contact sheet: a row for each image, the original first.",
+        root="the data set, or any folder of images",
     )
-    sheet.add_argument("--root", help="the data set, or any folder of images")
     sheet.add_argument("--augment", metavar="LEVEL", help="none, minimal, moderate or hard")
     sheet.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture (default: preview.png)")
     sheet.add_argument("--images", type=whole(1, 1000), default=8, help="how many images (default: 8)")
@@ -164,13 +165,7 @@ def _parser() -> Parser:
     sheet.add_argument("--ops", action="store_true", help="a column for each operation, alone, in place of epochs")
     sheet.add_argument("--seed", help="decides the images and the draws (default: 0)")
     sheet.add_argument("--size", help="side of the model's input in pixels (default: the model's)")
-    sheet.set_defaults(run=_preview)
     return parser
-
-
-def _is_setting(_: str) -> bool:
-    """Every option that a command does not have; `load` refuses those that are no setting."""
-    return True
 
 
 if __name__ == "__main__":

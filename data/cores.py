@@ -21,7 +21,7 @@ def cores(root: Path = Path("/")) -> int:
     """Usable cores, at least 1; a quota of 2.5 counts as 3. `root` is where `proc` and `sys` are."""
     affinity = getattr(os, "sched_getaffinity", None)
     allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
-    usable = min(allowed, *(math.ceil(quota) for quota in _quotas(root)), allowed)
+    usable = min([allowed, *(math.ceil(quota) for quota in _quotas(root))])
     launch = Launch.of(os.environ)
     sharing = launch.local_world_size if launch.launcher in ("torchrun", "mlx.launch") else 1
     return max(usable // sharing, 1)

@@ -39,8 +39,20 @@ def read(path: Path, columns: Sequence[str]) -> list[Row]:
     if first is None:
         raise DataError(f"{path}: is empty; its first line must name the columns ({', '.join(columns)})")
     header = [names.normal(name) for name in first]
-    _check_header(path, header, columns)
-    rows = [_row(path, line, header, cells, columns) for line, cells in lines]
+    check_header(path, header)
+    for name in columns:
+        if name not in header:
+            raise DataError(
+                f"{path}: no column {name!r}, its columns are {', '.join(map(repr, header))}{near(name, header)}; "
+                "rename it, separate columns by commas, or set data.id_column and data.target_column"
+            )
+    rows = []
+    for line, cells in lines:
+        check_length(path, line, cells, header)
+        row = dict(zip(header, map(names.normal, cells), strict=True))
+        for name in columns:
+            check_cell(path, line, name, row[name])
+        rows.append(Row(line, row))
     if not rows:
         raise DataError(f"{path}: has a header but no rows; add one row for each image")
     return rows
@@ -130,25 +142,21 @@ def near(name: str, others: Sequence[str]) -> str:
     return f", perhaps you mean {folded[close[0]]!r}" if close else ""
 
 
-def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None:
+def check_header(path: Path, header: Sequence[str]) -> None:
+    """`DataError` where a column occurs twice."""
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(f"{path}: column {twice[0]!r} occurs twice; rename or remove one of them")
-    for name in columns:
-        if name not in header:
-            raise DataError(
-                f"{path}: no column {name!r}, its columns are {', '.join(map(repr, header))}{near(name, header)}; "
-                "rename it, separate columns by commas, or set data.id_column and data.target_column"
-            )
 
 
-def _row(path: Path, line: int, header: list[str], cells: list[str], columns: Sequence[str]) -> Row:
+def check_length(path: Path, line: int, cells: Sequence[str], header: Sequence[str]) -> None:
+    """`DataError` where a line has more or fewer cells than the header."""
     if len(cells) != len(header):
-        raise DataError(
-            f"{path}: line {line} has {counted(len(cells), 'cell')}, the header has {len(header)}; correct that line"
-        )
-    row = dict(zip(header, map(names.normal, cells), strict=True))
-    for name in columns:
-        if not row[name]:
-            raise DataError(f"{path}: line {line} has no {name!r}; fill it in or remove the line")
-    return Row(line, row)
+        count = counted(len(cells), "cell")
+        raise DataError(f"{path}: line {line} has {count}, the header has {len(header)}; correct that line")
+
+
+def check_cell(path: Path, line: int, column: str, cell: str) -> None:
+    """`DataError` where a cell that is needed is empty."""
+    if not cell:
+        raise DataError(f"{path}: line {line} has no {column!r}; fill it in or remove the line")

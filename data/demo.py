@@ -7,7 +7,6 @@ the test images are in hidden_answers.csv, for the demo's last step alone.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -36,15 +35,16 @@ def write(root: Path | str) -> Path:
     digits = load_digits()
     targets = np.asarray(digits.target, dtype=np.int64)
     names = [f"digit_{i:04d}.png" for i in range(len(targets))]
-    train, test = (np.sort(part) for part in _split(targets))
+    split = train_test_split(np.arange(len(targets)), test_size=0.25, stratify=targets, random_state=0)
+    train, test = map(np.sort, split)
     _claim(root, csvfile.encode(_HEADER, ((names[i], targets[i]) for i in train)))
-    for folder, part in (("train", train), ("test", test)):
+    for folder, rows in (("train", train), ("test", test)):
         (root / folder).mkdir(exist_ok=True)
-        for i in part:
+        for i in rows:
             _put(root / folder / names[i], _png(digits.images[i]))
-    _table(root / "test.csv", ("ID",), ((names[i],) for i in test))
-    _table(root / "sample_submission.csv", _HEADER, ((names[i], 0) for i in test))
-    _table(root / "hidden_answers.csv", _HEADER, ((names[i], targets[i]) for i in test))
+    _put(root / "test.csv", csvfile.encode(("ID",), ((names[i],) for i in test)))
+    _put(root / "sample_submission.csv", csvfile.encode(_HEADER, ((names[i], 0) for i in test)))
+    _put(root / "hidden_answers.csv", csvfile.encode(_HEADER, ((names[i], targets[i]) for i in test)))
     return root
 
 
@@ -60,11 +60,6 @@ def _run(words: list[str]) -> int:
     return 0
 
 
-def _split(targets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    train, test = train_test_split(np.arange(len(targets)), test_size=0.25, stratify=targets, random_state=0)
-    return train, test
-
-
 def _claim(root: Path, table: bytes) -> None:
     """Write train.csv first, so that a folder with another one, or with images and none, is seen to be foreign."""
     listed = root / "train.csv"
@@ -73,10 +68,6 @@ def _claim(root: Path, table: bytes) -> None:
         raise DataError(f"{root}: holds another data set; choose an empty or new folder for the demo")
     root.mkdir(parents=True, exist_ok=True)
     _put(listed, table)
-
-
-def _table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
-    _put(path, csvfile.encode(header, rows))
 
 
 def _png(image: NDArray[np.float64]) -> bytes:

@@ -36,8 +36,9 @@ def of(paths: Sequence[Path], workers: int, progress: Callable[[int], None] = la
         with once_a_host(f"reading {counted(len(fresh), 'image')}", f"{min(names.values())} {max(names.values())}"):
             known, fresh = _known(memory, stats, names)
             with ThreadPoolExecutor(workers) as pool:
-                for count, (name, seen) in enumerate(zip(fresh, pool.map(_look, fresh.values()), strict=True), start=1):
-                    known[name] = [*stats[fresh[name]], *seen]
+                contents = zip(fresh, pool.map(_look, fresh.values()), strict=True)
+                for count, (name, content) in enumerate(contents, start=1):
+                    known[name] = [*stats[fresh[name]], *content]
                     progress(count)
             if fresh:
                 _write(memory, known)
@@ -48,7 +49,10 @@ def _known(
     memory: Path, stats: Mapping[Path, list[int]], names: Mapping[Path, str]
 ) -> tuple[dict[str, list[Any]], dict[str, Path]]:
     """What is remembered, and the files, by their names, that were not seen or have changed."""
-    known = _read(memory)
+    try:
+        known = dict(json.loads(memory.read_bytes()))
+    except (OSError, ValueError):
+        known = {}
     return known, {names[path]: path for path, stat in stats.items() if known.get(names[path], [])[:2] != stat}
 
 
@@ -67,13 +71,6 @@ def _stat(path: Path) -> list[int] | None:
     except OSError:
         return None
     return [stat.st_size, stat.st_mtime_ns]
-
-
-def _read(memory: Path) -> dict[str, list[Any]]:
-    try:
-        return dict(json.loads(memory.read_bytes()))
-    except (OSError, ValueError):
-        return {}
 
 
 def _write(memory: Path, known: dict[str, list[Any]]) -> None:

@@ -66,15 +66,21 @@ def make(
     if kind == "stratified":
         return _numbered(len(labels), StratifiedKFold(count, shuffle=True, random_state=state).split(labels, labels))
     splits = list(RepeatedStratifiedKFold(n_splits=count, n_repeats=repeats, random_state=state).split(labels, labels))
-    parts = [_numbered(len(labels), splits[i : i + count], i) for i in range(0, len(splits), count)]
-    return np.stack(parts, axis=1)
+    columns = [_numbered(len(labels), splits[i : i + count], i) for i in range(0, len(splits), count)]
+    return np.stack(columns, axis=1)
 
 
 def _holdout(
     labels: NDArray[np.int64], val_fraction: float, state: int, class_names: Sequence[str]
 ) -> NDArray[np.int64]:
     _check_classes(labels, 2, "a hold-out", "", class_names)
-    _check_holdout(labels, val_fraction)
+    classes = len(np.unique(labels))
+    validation = int(np.ceil(val_fraction * len(labels)))
+    if min(validation, len(labels) - validation) < classes:
+        raise DataError(
+            f"folds.val_fraction {val_fraction} of {len(labels)} images is {validation} to validate on, "
+            f"both sides need {classes} (one of each class) or more; change it, or use folds.strategy stratified"
+        )
     splits = StratifiedShuffleSplit(1, test_size=val_fraction, random_state=state).split(labels, labels)
     return _numbered(len(labels), splits)
 
@@ -192,17 +198,11 @@ def with_vanished(path: Path, table: Table) -> Table:
     names = [row.cells["ID"] for row in rows]
     if set(names) <= set(table.ids) or not {row.cells["target"] for row in rows} <= set(table.class_names):
         return table
-    paths, number = dict(zip(table.ids, table.paths, strict=True)), {n: i for i, n in enumerate(table.class_names)}
+    path_of = dict(zip(table.ids, table.paths, strict=True))
+    paths = [path_of.get(name, table.root / name) for name in names]
+    number = {name: i for i, name in enumerate(table.class_names)}
     labels = np.array([number[row.cells["target"]] for row in rows], dtype=np.int64)
-    return replace(
-        table,
-        ids=names,
-        paths=[paths.get(n, table.root / n) for n in names],
-        labels=labels,
-        groups=None,
-        fold_of=None,
-        columns={},
-    )
+    return replace(table, ids=names, paths=paths, labels=labels, groups=None, fold_of=None, columns={})
 
 
 def _targets(table: Table) -> list[str]:
@@ -212,9 +212,8 @@ def _targets(table: Table) -> list[str]:
 def _fold(path: Path, row: csvfile.Row, column: str) -> int:
     text = row.cells[column]
     if text != str(TRAIN_ONLY) and not (text.isascii() and text.isdigit()):
-        raise DataError(
-            f"{path}: line {row.line} has {column} {text!r}; write 0, 1, ... or -1 for 'always in training'"
-        )
+        fault = f"line {row.line} has {column} {text!r}"
+        raise DataError(f"{path}: {fault}; write 0, 1, ... or -1 for 'always in training'")
     return int(text)
 
 
@@ -227,10 +226,8 @@ def _check_classes(
     what: str = "images",
 ) -> None:
     if (labels < 0).any():
-        raise DataError(
-            f"{counted(int((labels < 0).sum()), 'image has', 'images have')} no label; folds are made of "
-            "labelled images only"
-        )
+        unlabelled = counted(int((labels < 0).sum()), "image has", "images have")
+        raise DataError(f"{unlabelled} no label; folds are made of labelled images only")
     classes, counts = np.unique(labels, return_counts=True)
     few = int(counts.argmin())
     if counts[few] < least:
@@ -239,25 +236,13 @@ def _check_classes(
         raise DataError(f"class {name!r} has only {counts[few]} of the {least} {what} that {purpose} needs; {advice}")
 
 
-def _check_holdout(labels: NDArray[np.int64], val_fraction: float) -> None:
-    classes = len(np.unique(labels))
-    validation = int(np.ceil(val_fraction * len(labels)))
-    if min(validation, len(labels) - validation) < classes:
-        raise DataError(
-            f"folds.val_fraction {val_fraction} of {len(labels)} images is {validation} to validate on, "
-            f"both sides need {classes} (one of each class) or more; change it, or use folds.strategy stratified"
-        )
-
-
 def _check_ids(path: Path, listed: set[str], wanted: set[str]) -> None:
     for names, what in ((wanted - listed, "missing from it"), (listed - wanted, "not in the data set")):
         if names:
             first, others = sorted(names)[:3], sorted(listed if names <= wanted else wanted)
-            hint = csvfile.near(first[0], others)
+            count, hint = counted(len(names), "ID is", "IDs are"), csvfile.near(first[0], others)
             raise DataError(
-                f"{path}: {counted(len(names), 'ID is', 'IDs are')} {what} (first: "
-                f"{', '.join(first)}){hint}; the images changed since, make "
-                "new folds"
+                f"{path}: {count} {what} (first: {', '.join(first)}){hint}; the images changed since, make new folds"
             )
 
 

@@ -15,6 +15,8 @@ from data import sources
 from data.sources import Table, remote
 
 _SHOWN = 30  # classes that are listed one by one
+# Settings of `data` that decide what is understood of a data set.
+_SETTINGS = ("table", "images", "id_column", "target_column", "label_pattern", "follow_links", "classes", "streaming")
 
 
 def text(data: Data, root: str) -> str:
@@ -29,8 +31,8 @@ def text(data: Data, root: str) -> str:
 def _split(table: Table) -> Iterator[str]:
     if table.fold_of is not None:
         folds, counts = np.unique(table.fold_of, return_counts=True)
-        parts = [f"{n} always train" if k < 0 else f"{n} validate fold {k}" for k, n in zip(folds, counts, strict=True)]
-        yield f"folds: the data set's own: {', '.join(parts)}; --folds.strategy stratified draws new ones of all images"
+        uses = [f"{n} always train" if k < 0 else f"{n} validate fold {k}" for k, n in zip(folds, counts, strict=True)]
+        yield f"folds: the data set's own: {', '.join(uses)}; --folds.strategy stratified draws new ones of all images"
     else:
         yield "folds: a fifth of each class validates; --folds.strategy stratified trains a model for each of 5 folds"
     candidates = [name for name, cells in table.columns.items() if _groups(table, name, cells)]
@@ -67,23 +69,11 @@ def _classes(table: Table) -> Iterator[str]:
 
 def _commands(data: Data, root: str) -> Iterator[str]:
     """The commands that train on it and look closer, with the settings of data that were given."""
-    changed = {
-        name: getattr(data, name)
-        for name in (
-            "table",
-            "images",
-            "id_column",
-            "target_column",
-            "label_pattern",
-            "follow_links",
-            "classes",
-            "streaming",
-        )
-        if getattr(data, name) != Data.model_fields[name].default
-    }
     words = [f"--data.root {shlex.quote(remote.url(Path(root)) or root)}"]
-    for name, value in changed.items():
-        shown = f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
-        words.append(f"--data.{name} {shlex.quote(shown)}")
+    for name in _SETTINGS:
+        value = getattr(data, name)
+        if value != Data.model_fields[name].default:
+            shown = f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
+            words.append(f"--data.{name} {shlex.quote(shown)}")
     yield f"train on it:  python train_torch.py {' '.join(words)}   (on a Mac: train_mlx.py)"
     yield f"look closer:  python -m data audit {' '.join(words)}"

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from config.program import entry
 from config.program.parser import Parser
@@ -67,30 +66,22 @@ def _run(words: list[str]) -> int:
     if not options.json:
         print(f"{_version()} {host.commit()} in {host.home(str(host.ROOT))}\n", flush=True)
     with ThreadPoolExecutor(4) as pool:
-        for some in pool.map(lambda name: guarded(name, _CHECKS[name]), _CHECKS):
-            checks += some
-            for check in some if not options.json else ():
-                print(_lines(check), flush=True)
+        for results in pool.map(lambda name: guarded(name, _CHECKS[name]), _CHECKS):
+            checks += results
+            for check in results if not options.json else ():
+                remedy = f"\n{'':{_WIDTH + 8}}remedy: {check.remedy}" if check.remedy else ""
+                print(f"{check.status:4}  {check.name:{_WIDTH}}  {check.found}{remedy}", flush=True)
     able = [name for name in ("torch", "mlx") if any(c.name == name and "engine" in c.details for c in checks)]
-    print(json.dumps(_object(checks, able), indent=1) if options.json else _summary(checks, able))
-    return int(not able or any(check.status == BAD for check in checks))
-
-
-def _object(checks: Sequence[Check], able: Sequence[str]) -> dict[str, Any]:
-    rows = [{name: value for name, value in vars(check).items() if value} for check in checks]
-    return {"version": _version(), "commit": host.commit(), "engines": list(able), "checks": rows}
-
-
-def _lines(check: Check) -> str:
-    line = f"{check.status:4}  {check.name:{_WIDTH}}  {check.found}"
-    return f"{line}\n{'':{_WIDTH + 8}}remedy: {check.remedy}" if check.remedy else line
-
-
-def _summary(checks: Sequence[Check], able: Sequence[str]) -> str:
     bad, notes = (sum(check.status == status for check in checks) for status in (BAD, NOTE))
-    runs = " and ".join(f"train_{name}.py" for name in able)
-    verdict = f"{runs} can run" if able else "no engine can run: mend what is marked bad, or run make install"
-    return f"\n{verdict}; bad: {bad}, notes: {notes}\n{_REPORT}"
+    if options.json:
+        rows = [{name: value for name, value in vars(check).items() if value} for check in checks]
+        report = {"version": _version(), "commit": host.commit(), "engines": able, "checks": rows}
+        print(json.dumps(report, indent=1))
+    else:
+        runs = " and ".join(f"train_{name}.py" for name in able)
+        verdict = f"{runs} can run" if able else "no engine can run: mend what is marked bad, or run make install"
+        print(f"\n{verdict}; bad: {bad}, notes: {notes}\n{_REPORT}")
+    return int(not able or bad > 0)
 
 
 def _version() -> str:

@@ -55,7 +55,7 @@ complete -c python -c python3 -a '(__tandem_words)'"""
 
 def script(shell: str) -> str:
     """What bash, zsh or fish reads at its start. Files are completed where no option fits."""
-    table = sorted(options().items(), key=lambda item: item[0], reverse=True)  # subcommands before their command
+    table = sorted(options().items(), reverse=True)  # subcommands before their command
     if shell == "fish":
         lines = [
             f"        case '{command} {sub or '*'}' {command}\n            string split ' ' -- '{' '.join(words)}'"
@@ -76,27 +76,27 @@ def script(shell: str) -> str:
 
 def options() -> dict[tuple[str, str], list[str]]:
     """What may follow each command and subcommand ("" for none): options, and the names of subcommands."""
-    found: dict[tuple[str, str], list[str]] = {}
+    words: dict[tuple[str, str], list[str]] = {}
     for title, text in _SECTION.findall(_PAGE.read_text(encoding="utf-8")):
         flags = re.findall(r"(?:^  |, )(--[\w-]+)", text, re.MULTILINE)
         if title.startswith("train"):
-            found["train", ""] = [*flags, *(f"--{path}" for path in usage.leaves())]
+            words["train", ""] = [*flags, *(f"--{path}" for path in usage.leaves())]
             continue
         command, _, sub = title.removeprefix("python -m ").partition(" ")
-        found[command, sub] = list(dict.fromkeys([*flags, "--help", "--verbose", "--version"]))
+        words[command, sub] = list(dict.fromkeys([*flags, "--help", "--verbose", "--version"]))
         if sub:
-            found[command, ""].append(sub)
-    return found
+            words[command, ""].append(sub)
+    return words
 
 
 def choices() -> dict[tuple[str, str], list[str]]:
     """The values of options that take one of a few, by command and option; those of settings are `train`'s."""
-    found = {("train", "--mode"): list(usage.MODES)}
+    values = {("train", "--mode"): list(usage.MODES)}
     for path, leaf in usage.leaves().items():
         if few := re.findall(r"one of ([\w, .-]+)", leaf.accepts):
-            found["train", f"--{path}"] = re.split(r", ", few[0].partition(" or ")[0])
+            values["train", f"--{path}"] = few[0].partition(" or ")[0].split(", ")
     for title, text in _SECTION.findall(_PAGE.read_text(encoding="utf-8")):
         command = title.removeprefix("python -m ").partition(" ")[0]
         for flag, few in re.findall(r"^  (--[\w-]+) \{([^}\s]+)\}", text, re.MULTILINE):
-            found[command, flag] = few.split(",")
-    return found
+            values[command, flag] = few.split(",")
+    return values

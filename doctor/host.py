@@ -30,82 +30,80 @@ _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 def python() -> Iterator[Check]:
     """The interpreter's version, and whether it is of the machine's own architecture."""
     where = "in a virtual environment" if sys.prefix != sys.base_prefix else "not in a virtual environment"
-    found = f"{platform.python_version()}, {where} ({home(sys.executable)})"
+    text = f"{platform.python_version()}, {where} ({home(sys.executable)})"
     if not _OLDEST <= sys.version_info[:2] <= _NEWEST:
-        yield Check("python", BAD, found, "Tandem needs Python 3.11 to 3.13: make PYTHON=python3.12 install")
-    elif _asked("sysctl", "-n", "sysctl.proc_translated") == "1":
-        yield Check(
-            "python", BAD, f"{found}, an Intel build under Rosetta", "install an arm64 Python, then make install"
-        )
+        yield Check("python", BAD, text, "Tandem needs Python 3.11 to 3.13: make PYTHON=python3.12 install")
+    elif output("sysctl", "-n", "sysctl.proc_translated") == "1":
+        text += ", an Intel build under Rosetta"
+        yield Check("python", BAD, text, "install an arm64 Python, then make install")
     else:
-        yield Check("python", OK, found)
+        yield Check("python", OK, text)
 
 
 def system() -> Iterator[Check]:
     """Operating system and architecture."""
-    found = platform.platform()
+    text = platform.platform()
     if sys.platform == "darwin":
         release = platform.mac_ver()[0]
-        found = f"macOS {release} ({platform.machine()})"
+        text = f"macOS {release} ({platform.machine()})"
         if platform.machine() == "arm64" and int(release.partition(".")[0]) < 14:
-            yield Check("platform", BAD, found, "MLX needs macOS 14 or later; train_torch.py runs")
+            yield Check("platform", BAD, text, "MLX needs macOS 14 or later; train_torch.py runs")
             return
-    yield Check("platform", OK, found)
+    yield Check("platform", OK, text)
 
 
 def chip() -> Iterator[Check]:
     """The processor and how many of its cores this process may use."""
-    name = _asked("sysctl", "-n", "machdep.cpu.brand_string")
+    name = output("sysctl", "-n", "machdep.cpu.brand_string")
     if not name and Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Check(
-        "chip", OK, f"{name or platform.processor() or platform.machine()}, {cores} cores", details={"cores": cores}
-    )
+    name = name or platform.processor() or platform.machine()
+    yield Check("chip", OK, f"{name}, {cores} cores", details={"cores": cores})
 
 
 def memory() -> Iterator[Check]:
     """The machine's memory, or the container's where that is less."""
-    total = int(_asked("sysctl", "-n", "hw.memsize") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    total = int(output("sysctl", "-n", "hw.memsize") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         total = min(total, int(text))
     gib = total / 2**30
-    found, details = f"{gib:.1f} GiB", {"gib": round(gib, 1)}
-    if gib < _LITTLE_MEMORY:
-        yield Check("memory", NOTE, found, "train small models, with --train.micro_batch auto", details)
-    else:
-        yield Check("memory", OK, found, details=details)
+    few = gib < _LITTLE_MEMORY
+    remedy = "train small models, with --train.micro_batch auto" if few else ""
+    yield Check("memory", NOTE if few else OK, f"{gib:.1f} GiB", remedy, {"gib": round(gib, 1)})
 
 
 def compiler() -> Iterator[Check]:
     """The C and C++ compilers and Python.h, which torch.compile and MLX on a CPU need at run time."""
-    found = {"C": _program("CC", "cc", "gcc", "clang"), "C++": _program("CXX", "g++", "clang++")}
+    programs = {"C": _program("CC", "cc", "gcc", "clang"), "C++": _program("CXX", "g++", "clang++")}
     header = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
-    missing = [f"a {kind} compiler" for kind, path in found.items() if not path] + ["Python.h"] * (not header)
+    missing = [f"a {kind} compiler" for kind, path in programs.items() if not path] + ["Python.h"] * (not header)
     if missing:
-        remedy = (
-            "apt-get install g++ python3-dev, or the like" if sys.platform != "darwin" else "xcode-select --install"
-        )
+        mac = sys.platform == "darwin"
+        remedy = "xcode-select --install" if mac else "apt-get install g++ python3-dev, or the like"
         yield Check("compiler", NOTE, f"no {', no '.join(missing)}: train.compile needs them", remedy)
     else:
-        yield Check("compiler", OK, f"{', '.join(map(home, found.values()))}, Python.h")
+        yield Check("compiler", OK, f"{', '.join(map(home, programs.values()))}, Python.h")
 
 
 def disk() -> Iterator[Check]:
     """Free space where runs, pretrained weights and temporary files go."""
     weights = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    places = {"here": Path.cwd(), "weights": weights, "temporary files": Path(tempfile.gettempdir())}
-    free = {name: shutil.disk_usage(_existing(path)).free / 2**30 for name, path in places.items()}
-    found = ", ".join(
-        f"{gib:.0f} GiB free for {name}" if name != "here" else f"{gib:.0f} GiB free here" for name, gib in free.items()
-    )
-    details = {name.replace(" ", "_") + "_gib": round(gib, 1) for name, gib in free.items()}
-    few = min(free.values()) < _LITTLE_DISK
-    yield Check(
-        "disk", NOTE if few else OK, found, "free some space, or set --out, HF_HOME or TMPDIR" if few else "", details
-    )
+    free, details = [], {}
+    for what, path in (
+        ("here", Path.cwd()),
+        ("for weights", weights),
+        ("for temporary files", Path(tempfile.gettempdir())),
+    ):
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        gib = shutil.disk_usage(existing).free / 2**30
+        free.append(f"{gib:.0f} GiB free {what}")
+        details[what.removeprefix("for ").replace(" ", "_") + "_gib"] = round(gib, 1)
+    few = min(details.values()) < _LITTLE_DISK
+    remedy = "free some space, or set --out, HF_HOME or TMPDIR" if few else ""
+    yield Check("disk", NOTE if few else OK, ", ".join(free), remedy, details)
 
 
 def hub() -> Iterator[Check]:
@@ -136,15 +134,15 @@ def environment() -> Iterator[Check]:
 
 def home(path: str) -> str:
     """A path without the user's name, for reports that are shared."""
-    own = str(Path.home())
-    return path.replace(own, "~") if len(own) > 1 else path
+    folder = str(Path.home())
+    return path.replace(folder, "~") if len(folder) > 1 else path
 
 
 def commit() -> str:
     """The commit of this checkout, with `+` where files were changed; "" where there is no git."""
-    found = _asked("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
-    changed = found and _asked("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
-    return found + "+" * bool(changed)
+    head = output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    changed = head and output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    return head + "+" * bool(changed)
 
 
 def _program(variable: str, *usual: str) -> str:
@@ -153,13 +151,9 @@ def _program(variable: str, *usual: str) -> str:
     return next((path for path in map(shutil.which, names) if path), "")
 
 
-def _asked(*words: str) -> str:
+def output(*words: str) -> str:
     """What a program prints, "" where it is not there or fails."""
     try:
         return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

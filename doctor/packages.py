@@ -38,8 +38,8 @@ def required() -> Iterator[Check]:
     present = [wanted.name for wanted in _requirements(lines) if wanted.name in versions]
     modules = {name: _MODULES.get(name, name.replace("-", "_")) for name in present}
     if not probe.import_error(list(modules.values())):
-        found = {name: versions[name] for name in modules}
-        yield Check("packages", OK, f"all {len(modules)} can be imported", details=found)
+        details = {name: versions[name] for name in modules}
+        yield Check("packages", OK, f"all {len(modules)} can be imported", details=details)
         return
     for name, module in modules.items():
         if error := probe.import_error([module]):
@@ -49,19 +49,19 @@ def required() -> Iterator[Check]:
 
 def extras() -> Iterator[Check]:
     """Optional packages: which extras are complete, and versions that are refused."""
-    versions = installed()
-    whole: list[str] = []
+    versions, lines_of = installed(), _project()["optional-dependencies"]
+    complete: list[str] = []
     absent: list[str] = []
-    found: dict[str, str] = {}
-    for extra, lines in _project()["optional-dependencies"].items():
+    present: dict[str, str] = {}
+    for extra, lines in lines_of.items():
         names = [wanted.name for wanted in _requirements(lines)]
-        found |= {name: versions[name] for name in names if name in versions}
-        (whole if all(name in versions for name in names) else absent).append(extra)
-    lines = [line for some in _project()["optional-dependencies"].values() for line in some]
+        present |= {name: versions[name] for name in names if name in versions}
+        (complete if all(name in versions for name in names) else absent).append(extra)
+    lines = [line for lines in lines_of.values() for line in lines]
     yield from _outside(list(dict.fromkeys(lines)), versions, needed=False)
     remedy = f'where you need one: pip install -e ".[{absent[0]}]"' if absent else ""
-    text = f"installed: {', '.join(whole) or 'none'}; not installed: {', '.join(absent) or 'none'}"
-    yield Check("extras", OK, text, remedy, found)
+    text = f"installed: {', '.join(complete) or 'none'}; not installed: {', '.join(absent) or 'none'}"
+    yield Check("extras", OK, text, remedy, present)
 
 
 def combinations() -> Iterator[Check]:
@@ -84,18 +84,18 @@ def combinations() -> Iterator[Check]:
         yield Check("torchvision", BAD, what, remedy)
     has_wheel = sys.platform == "darwin" or (sys.platform == "linux" and platform.machine() == "x86_64")
     if "coremltools" not in versions and not has_wheel:
-        found = f"coremltools has no wheel for {sys.platform} {platform.machine()}, only for macOS and Linux x86-64"
-        yield Check("coremltools", NOTE, found, "convert to Core ML on one of those; ONNX works here")
+        text = f"coremltools has no wheel for {sys.platform} {platform.machine()}, only for macOS and Linux x86-64"
+        yield Check("coremltools", NOTE, text, "convert to Core ML on one of those; ONNX works here")
 
 
 def installed() -> dict[str, str]:
     """Every installed distribution and its version, by lower-case name with dashes."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
         if name:  # a broken installation leaves folders without one
-            found.setdefault(_name(name), distribution.version)
-    return found
+            versions.setdefault(_name(name), distribution.version)
+    return versions
 
 
 def _outside(lines: Sequence[str], versions: Mapping[str, str], needed: bool) -> Iterator[Check]:

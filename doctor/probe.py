@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,33 @@ _PATIENCE = 180.0  # seconds; a first import from a slow disk takes a minute
 
 
 def steps(wanted: Sequence[Callable[[], dict[str, Any]]]) -> None:
-    """Print what the steps find, one after the other, as a JSON line before each step and at the end.
+    """Print what the steps report, one after the other, as a JSON line before each step and at the end.
 
     `step` is the step that is begun, absent when all are done; `error` is that of the first step that fails.
     """
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for step in wanted:
         begun = {"step": step.__name__.strip("_")}
-        print(json.dumps(found | begun, default=str), flush=True)
+        print(json.dumps(report | begun, default=str), flush=True)
         try:
-            found |= step()
+            report |= step()
         except Exception as error:  # a broken framework raises anything
-            print(json.dumps(found | begun | {"error": f"{type(error).__name__}: {_line(str(error))}"}, default=str))
+            print(json.dumps(report | begun | {"error": f"{type(error).__name__}: {_line(str(error))}"}, default=str))
             return
-    print(json.dumps(found, default=str))
+    print(json.dumps(report, default=str))
 
 
 def run(module: str) -> dict[str, Any]:
     """The last line that the probe `module` prints (see `steps`), with an `error` where its process crashes."""
     done = process("-m", module)
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for line in done.stdout.splitlines():  # a library may print lines of its own
-        try:
+        with suppress(ValueError):
             value = json.loads(line)
-        except ValueError:
-            continue
-        found = value if isinstance(value, dict) else found
-    if done.returncode and "error" not in found:
-        found["error"] = _end(done)
-    return found
+            report = value if isinstance(value, dict) else report
+    if done.returncode and "error" not in report:
+        report["error"] = _end(done)
+    return report
 
 
 def process(*words: str) -> subprocess.CompletedProcess[str]:

@@ -27,19 +27,16 @@ def _device() -> dict[str, object]:
     product = torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)
     if float(product.sum()) != 512:
         raise ArithmeticError("a product of ones is wrong on this device")
-    found: dict[str, object] = {
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "remark": devices.remark(device),
-    }
+    report: dict[str, object] = {"device": str(device), "threads": torch.get_num_threads()}
+    report["remark"] = devices.remark(device)
     if device.type == "cuda":
         gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-        found["gpus"] = [
+        report["gpus"] = [
             {"name": gpu.name, "capability": f"{gpu.major}.{gpu.minor}", "gib": round(gpu.total_memory / 2**30, 1)}
             for gpu in gpus
         ]
-        found["cudnn"] = torch.backends.cudnn.version()
-    return found
+        report["cudnn"] = torch.backends.cudnn.version()
+    return report
 
 
 def _engine() -> dict[str, object]:

@@ -71,11 +71,19 @@ def steps(machine: str, folder: Path) -> list[Step]:
         _tests("Contract of the engines, on their best device", "tests/contract"),
         _tests("Parity with timm and torch", "tests/parity"),
     ]
-    return common + (_mac(folder) if machine == "mac" else _gpu(folder))
-
-
-def _mac(folder: Path) -> list[Step]:
+    if machine == "gpu":
+        return [
+            *common,
+            _tests("The torch engine", "tests/unit/test_torch_step.py", "tests/unit/test_torch_devices.py"),
+            _tests("torch.compile", "tests/unit/test_compiling.py"),
+            _tests("ONNX", "tests/convert/test_onnx.py"),
+            *_trained(folder, "torch"),
+            _converted("ONNX Runtime", folder, "onnx", "fp32 fp16 int8"),
+            _DEMO,
+            _make("Speed on this GPU", "bench-gpu"),
+        ]
     return [
+        *common,
         _tests("What Metal refuses, by the traced graph", "tests/metal"),
         _tests("Conversion and Core ML", "tests/convert"),
         Step("Faster gradients of this chip", ("-m", "backends", "tune", "--json"), ("-m", "backends", "--help")),
@@ -83,18 +91,6 @@ def _mac(folder: Path) -> list[Step]:
         _converted("Core ML on every compute unit, ONNX Runtime", folder, "onnx coreml", "fp32 fp16 int8 w8 palette4"),
         _DEMO,
         _make("Speed of the MLX step on Metal", "bench-metal"),
-    ]
-
-
-def _gpu(folder: Path) -> list[Step]:
-    return [
-        _tests("The torch engine", "tests/unit/test_torch_step.py", "tests/unit/test_torch_devices.py"),
-        _tests("torch.compile", "tests/unit/test_compiling.py"),
-        _tests("ONNX", "tests/convert/test_onnx.py"),
-        *_trained(folder, "torch"),
-        _converted("ONNX Runtime", folder, "onnx", "fp32 fp16 int8"),
-        _DEMO,
-        _make("Speed on this GPU", "bench-gpu"),
     ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from config.errors import DataError
+from data import csvfile
 from data.sources import splits
 from data.sources.frame import Frame
 
@@ -47,13 +48,10 @@ class Columns:
             return [self.one_hot[[float(cell) for cell in row].index(1.0)] for row in rows]
         cells = frame.cells[self.target]
         for line, cell in zip(frame.lines, cells, strict=True):
-            if not cell:
-                raise DataError(f"{frame.path}: line {line} has no {self.target!r}; fill it in or remove the line")
+            csvfile.check_cell(frame.path, line, self.target, cell)
             if cell.casefold() in _MISSING:
-                raise DataError(
-                    f"{frame.path}: line {line} has {self.target} {cell!r}, which is a missing value; fill it in or "
-                    "remove the line"
-                )
+                what = f"line {line} has {self.target} {cell!r}, which is a missing value"
+                raise DataError(f"{frame.path}: {what}; fill it in or remove the line")
         return cells
 
     @property

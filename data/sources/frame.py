@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.errors import DataError
-from config.text import counted
 from data import csvfile, names
 
 
@@ -52,18 +51,12 @@ def read(path: Path, is_image: Callable[[str], bool]) -> Frame:
     has_header = not any(cell and is_image(cell) for cell in first)
     columns = first if has_header else [f"column_{i}" for i in range(1, len(first) + 1)]
     columns = [name or f"column_{i}" for i, name in enumerate(columns, start=1)]  # pandas' index has no name
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: column {twice[0]!r} occurs twice; rename or remove one of them")
+    csvfile.check_header(path, columns)
     rows = lines[1:] if has_header else lines
     if not rows:
         raise DataError(f"{path}: has a header but no rows; add one row for each image")
     for line, cells in rows:
-        if len(cells) != len(columns):
-            raise DataError(
-                f"{path}: line {line} has {counted(len(cells), 'cell')}, the header has {len(columns)}; "
-                "correct that line"
-            )
+        csvfile.check_length(path, line, cells, columns)
     by_column = zip(*(cells for _, cells in rows), strict=True)
     table = {name: [names.normal(cell) for cell in column] for name, column in zip(columns, by_column, strict=True)}
     return Frame(path, columns, [line for line, _ in rows], table, has_header)

@@ -11,7 +11,7 @@ from posixpath import basename, splitext
 
 from config.errors import DataError
 from config.sections.data import Data
-from data import names
+from data import csvfile, names
 from data.sources import columns, frame, splits, walk
 from data.sources.columns import Columns
 from data.sources.folders import split_folders, walked
@@ -266,8 +266,7 @@ def _distinct(frame: Frame, column: str) -> list[str]:
     """The cells of a column of IDs; `DataError` for one that is empty or stands twice."""
     first: dict[str, int] = {}
     for line, name in zip(frame.lines, frame.cells[column], strict=True):
-        if not name:
-            raise DataError(f"{frame.path}: line {line} has no {column!r}; fill it in or remove the line")
+        csvfile.check_cell(frame.path, line, column, name)
         if name in first:
             raise DataError(f"{frame.path}: ID {name!r} on lines {first[name]} and {line}; keep one of them")
         first[name] = line
