@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from config.errors import DataError
 from data import csvfile
-from data.sources import Table
+from data.sources.table import Table
 
 COLUMN = "group"
 
