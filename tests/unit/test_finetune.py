@@ -1,4 +1,4 @@
-"""What differs on few images: a linear probe decides on BatchNorm's statistics and gives the new classifier."""
+"""What differs on few images: BatchNorm's statistics of enlarged images, and the classifier that a probe gives."""
 
 from __future__ import annotations
 
@@ -41,6 +41,17 @@ def test_a_probe_is_scikit_learns_regression_on_standardised_features(classes: i
     model = make_pipeline(StandardScaler(), LogisticRegression(C=found.strength, max_iter=1000)).fit(features, labels)
     got = softmax(features @ found.weight.T + found.bias, axis=1)
     np.testing.assert_allclose(got, model.predict_proba(features), atol=1e-3)
+
+
+def test_features_of_two_engines_give_the_same_classifier() -> None:
+    draw, labels = np.random.default_rng(0), np.arange(300) % 5
+    mixing = draw.normal(size=(40, 200)) * np.geomspace(1, 0.01, 40)[:, None]  # correlated, as those of a network
+    centres = draw.normal(size=(5, 40))
+    features = np.maximum((draw.normal(size=(300, 40)) + centres[labels]) @ mixing, 0).astype(np.float32)
+    rounded = features * (1 + 1e-6 * np.random.default_rng(9).normal(size=features.shape)).astype(np.float32)
+    here, there = (finetune.probe(each, labels, 5, seed=0) for each in (features, rounded))
+    assert here is not None and there is not None
+    np.testing.assert_allclose(here.weight, there.weight, atol=1e-5 * np.abs(here.weight).max())
 
 
 def test_a_class_without_images_is_the_least_likely_and_a_single_image_is_learnt() -> None:
