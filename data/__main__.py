@@ -1,6 +1,5 @@
-"""`python -m data`: `look` tells what is understood of a data set, `audit` what is wrong with it, `preview` draws what
-training will see of it, `enlarge` fills up its small classes, `cache` shows and clears the decoded images that are
-kept."""
+"""`python -m data`: `look` prints what is understood of a data set, `audit` what is wrong with it, `preview` draws what
+training will see of it, `enlarge` oversamples its small classes, `cache` lists and clears the cached images."""
 
 from __future__ import annotations
 

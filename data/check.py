@@ -16,26 +16,16 @@ _SHOWN = 5
 
 
 def bad_images(data: Data, paths: Sequence[Path], images: Images) -> None:
-    """Check all images before training, as `data.on_bad_image` says: see `readable` and `partial`."""
-    if data.on_bad_image == "error":
-        readable(paths, images, data.workers)
-    elif data.on_bad_image == "partial":
-        partial(paths, images, data.workers)
+    """Decode every image once before training, unless `data.on_bad_image` is skip; `images` may cache the pixels.
 
-
-def readable(paths: Sequence[Path], images: Callable[[Path], Pixels], workers: int = 0) -> None:
-    """Decode every image once through `images`, which may keep the pixels of a small set for the training to come.
-
-    A `DataError` lists the first unreadable ones and how many there are.
+    With error, a `DataError` lists the first unreadable ones and how many there are; with partial, the truncated ones
+    are printed.
     """
-    faults = [text for text in faults_of(paths, images, workers) if text]
-    if faults:
+    if data.on_bad_image == "skip":
+        return
+    faults = [text for text in faults_of(paths, images, data.workers) if text]
+    if faults and data.on_bad_image == "error":
         raise DataError(_some(faults))
-
-
-def partial(paths: Sequence[Path], images: Images, workers: int = 0) -> None:
-    """Decode every image once, and print which ones are truncated, if `images` takes what remains of those."""
-    faults_of(paths, images, workers)
     cut = [images.truncated[path] for path in paths if path in images.truncated]
     if cut:
         print(f"truncated images: {len(cut)}, trained on as far as they go: {_some(cut)}")

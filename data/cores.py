@@ -30,9 +30,8 @@ def cores(root: Path = Path("/")) -> int:
 def _quotas(root: Path) -> Iterator[float]:
     """The limits in cores, of every group that has one."""
     for folder in _groups(root):
-        text = (
-            _read(folder / "cpu.max") or f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
-        )
+        version_1 = f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
+        text = _read(folder / "cpu.max") or version_1
         try:
             quota, period = (int(word) for word in text.split())
         except ValueError:  # "max 100000", or no files

@@ -125,7 +125,7 @@ def _delimiter(text: str) -> str:
     head = list(itertools.islice((line for line in lines if line.strip()), _SNIFFED))
     try:
         counts = {mark: [len(cells) for cells in csv.reader(head, delimiter=mark)] for mark in _DELIMITERS}
-    except csv.Error:  # which the reader tells with its line
+    except csv.Error:  # `_lines` raises it with its line
         return ","
     even = {mark: matched[0] for mark, matched in counts.items() if len(set(matched)) == 1}
     first = {mark: matched[0] for mark, matched in counts.items() if matched}

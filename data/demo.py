@@ -11,7 +11,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -41,7 +40,9 @@ def write(root: Path | str) -> Path:
     for folder, rows in (("train", train), ("test", test)):
         (root / folder).mkdir(exist_ok=True)
         for i in rows:
-            _put(root / folder / names[i], _png(digits.images[i]))
+            digit = np.rint(digits.images[i] * (255 / 16)).astype(np.uint8)  # values are 0 to 16
+            enlarged = cv2.resize(digit, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+            _put(root / folder / names[i], cv2.imencode(".png", enlarged)[1].tobytes())
     _put(root / "test.csv", csvfile.encode(("ID",), ((names[i],) for i in test)))
     _put(root / "sample_submission.csv", csvfile.encode(_HEADER, ((names[i], 0) for i in test)))
     _put(root / "hidden_answers.csv", csvfile.encode(_HEADER, ((names[i], targets[i]) for i in test)))
@@ -61,20 +62,13 @@ def _run(words: list[str]) -> int:
 
 
 def _claim(root: Path, table: bytes) -> None:
-    """Write train.csv first, so that a folder with another one, or with images and none, is seen to be foreign."""
+    """Write train.csv first; `DataError` for a folder with another one, or with images and no train.csv."""
     listed = root / "train.csv"
     foreign = listed.read_bytes() != table if listed.exists() else (root / "train").exists() or (root / "test").exists()
     if foreign:
         raise DataError(f"{root}: holds another data set; choose an empty or new folder for the demo")
     root.mkdir(parents=True, exist_ok=True)
     _put(listed, table)
-
-
-def _png(image: NDArray[np.float64]) -> bytes:
-    """An 8 x 8 image of values 0 to 16 as PNG."""
-    small = np.rint(image * (255 / 16)).astype(np.uint8)
-    _, data = cv2.imencode(".png", cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC))
-    return data.tobytes()
 
 
 def _put(path: Path, content: bytes) -> None:

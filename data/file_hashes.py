@@ -27,9 +27,9 @@ class Content(NamedTuple):
 
 
 def of(paths: Sequence[Path], workers: int, progress: Callable[[int], None] = lambda _: None) -> dict[Path, Content]:
-    """The contents of the files that are images by their headers; `progress` is told how many have been seen."""
+    """The contents of the files that are images by their headers; `progress` gets the number of files read so far."""
     memory = cache_folder() / "contents.json"
-    stats = {path: stat for path in dict.fromkeys(paths) if (stat := _stat(path))}
+    stats = {path: stat for path in dict.fromkeys(paths) if (stat := size_and_time(path))}
     names = {path: str(path.resolve()) for path in stats}
     known, fresh = _known(memory, stats, names)
     if fresh:
@@ -65,7 +65,8 @@ def _look(path: Path) -> tuple[()] | Content:
     return Content(hashlib.sha256(data).hexdigest(), *shape) if shape else ()
 
 
-def _stat(path: Path) -> list[int] | None:
+def size_and_time(path: Path) -> list[int] | None:
+    """The bytes of a file and its time of change in nanoseconds; None where there is no file."""
     try:
         stat = path.stat()
     except OSError:

@@ -184,7 +184,11 @@ def read(path: Path, table: Table) -> NDArray[np.int64]:
                 f"{path}: line {row.line} has target {row.cells['target']!r} for {name!r}, the data set "
                 f"has {target!r}; the labels changed since, make new folds"
             )
-        folds[i] = [_fold(path, row, column) for column in names]
+        for column, text in enumerate(row.cells[fold] for fold in names):
+            if text != str(TRAIN_ONLY) and not (text.isascii() and text.isdigit()):
+                fault = f"line {row.line} has {names[column]} {text!r}"
+                raise DataError(f"{path}: {fault}; write 0, 1, ... or -1 for 'always in training'")
+            folds[i, column] = int(text)
     _check_numbers(path, folds)
     return folds if len(names) > 1 else folds[:, 0]
 
@@ -207,14 +211,6 @@ def with_vanished(path: Path, table: Table) -> Table:
 
 def _targets(table: Table) -> list[str]:
     return [table.class_names[label] for label in table.labels.tolist()]
-
-
-def _fold(path: Path, row: csvfile.Row, column: str) -> int:
-    text = row.cells[column]
-    if text != str(TRAIN_ONLY) and not (text.isascii() and text.isdigit()):
-        fault = f"line {row.line} has {column} {text!r}"
-        raise DataError(f"{path}: {fault}; write 0, 1, ... or -1 for 'always in training'")
-    return int(text)
 
 
 def _check_classes(

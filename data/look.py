@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +43,12 @@ def _split(table: Table) -> Iterator[str]:
         )
 
 
-def _groups(table: Table, name: str, cells: object) -> bool:
+def _groups(table: Table, name: str, cells: Sequence[str]) -> bool:
     """Whether a column could tell which images belong together: far more values than classes, each for few images."""
-    if name in (table.id_column, table.target_column) or not isinstance(cells, list):
+    usual = name.casefold().endswith(("id", "group", "patient", "lesion"))
+    if name in (table.id_column, table.target_column) or not usual:
         return False
-    distinct = len(set(cells))
-    return name.casefold().endswith(("id", "group", "patient", "lesion")) and (
-        2 * len(table.class_names) < distinct < 0.95 * len(cells)
-    )
+    return 2 * len(table.class_names) < len(set(cells)) < 0.95 * len(cells)
 
 
 def _classes(table: Table) -> Iterator[str]:

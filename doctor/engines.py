@@ -20,7 +20,7 @@ _REINSTALL = {
 
 
 def torch() -> Iterator[Check]:
-    """The torch engine: its device, and whether torch.compile can be had."""
+    """The torch engine: its device, and whether torch.compile works on it."""
     report = probe.run("doctor.probe_torch")
     if "error" in report:
         yield _failed("torch", report)

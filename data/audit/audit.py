@@ -46,7 +46,7 @@ def audit(
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Audit:
-    """Audit the images of `train` and `test`; classes under `least` images are told of. Raises `Stopped`."""
+    """Audit the images of `train` and `test`; classes under `least` images are findings. Raises `Stopped`."""
     started = time.monotonic()
     names = [train.class_names[label] if label >= 0 else "" for label in train.labels.tolist()]
     entries = [Entry(name, "train", target) for name, target in zip(train.ids, names, strict=True)]

@@ -17,7 +17,7 @@ from data.audit.image_stats import ImageStats
 from data.groups import connected
 
 _TEMPLATE = 4  # images up to which a group may be most of a class
-_OVERLAP, _SHARED = 0.2, 3  # share of the smaller class, and images, that two classes share to be told of
+_OVERLAP, _SHARED = 0.2, 3  # share of the smaller class, and images, that two classes of a finding share at least
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Which pictures are the same: pairs found by their hashes in far fewer than all comparisons, then proved by pixels.
 
-What a pair means for a data set (a leak, a conflict of labels) is said in `data.audit.findings`.
+What a pair means for a data set (a leak, a conflict of labels) is decided in `data.audit.copies`.
 """
 
 from __future__ import annotations

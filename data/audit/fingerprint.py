@@ -1,4 +1,4 @@
-"""What tells that two files show the same picture: a 64-bit DCT hash to search by, and a small picture to prove it.
+"""Fingerprints of pictures: a 64-bit DCT hash to search copies by, and a small grey picture to verify them.
 
 How the pairs are found among many is `data.audit.duplicates`.
 """
@@ -64,7 +64,7 @@ def hashes(picture: Pixels) -> NDArray[np.uint64]:
     odd frequencies and a transposed one exchanges their axes, so one transform gives all eight.
     """
     low = _lowest(picture)
-    return np.array([_bits(_laid(low, turn)) for turn in TURNS], dtype=np.uint64)
+    return np.array([_bits(_oriented(low, turn)) for turn in TURNS], dtype=np.uint64)
 
 
 def laid(picture: Pixels, turn: Turn) -> Pixels:
@@ -96,7 +96,7 @@ def _lowest(picture: Pixels) -> NDArray[np.float32]:
     return low
 
 
-def _laid(low: NDArray[np.float32], turn: Turn) -> NDArray[np.float32]:
+def _oriented(low: NDArray[np.float32], turn: Turn) -> NDArray[np.float32]:
     low = low.T if turn.transpose else low
     low = low * _ODD[None] if turn.across else low
     return low * _ODD[:, None] if turn.down else low

@@ -100,22 +100,17 @@ def _header(content: bytes) -> tuple[str, str, int, int]:
 
 def _measured(image: Pixels) -> tuple[float, ...]:
     """Brightness, contrast, saturation, sharpness, tilt, blur and highlights."""
-    reduced = _reduced(image)
-    grey = cv2.cvtColor(reduced, cv2.COLOR_RGB2GRAY)
+    factor = max(image.shape[:2]) / _SIDE
+    if factor > 1:
+        height, width = (max(1, round(side / factor)) for side in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     mean, deviation = cv2.meanStdDev(grey)
-    saturation = (reduced.max(axis=2) - reduced.min(axis=2)).mean()
+    saturation = (image.max(axis=2) - image.min(axis=2)).mean()
     sharpness = cv2.Laplacian(grey, cv2.CV_32F).std()
     highlights = np.searchsorted(np.bincount(grey.ravel(), minlength=256).cumsum(), 0.95 * grey.size)
     numbers = (mean[0, 0], deviation[0, 0], saturation, sharpness, _tilt(grey), _blur(grey), highlights)
     return tuple(round(float(number), 2) for number in numbers)
-
-
-def _reduced(image: Pixels) -> Pixels:
-    factor = max(image.shape[:2]) / _SIDE
-    if factor <= 1:
-        return image
-    height, width = (max(1, round(side / factor)) for side in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
 
 
 def _blur(grey: Pixels) -> float:

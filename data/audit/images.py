@@ -18,9 +18,9 @@ LEAST = 10  # images that a class should have
 _STRIP = 4.0  # ratio of the sides
 _SIZES = 4.0  # times the median side
 _BLANK = 3.0  # levels of standard deviation
-_BLUR, _SOFTER = 0.6, 0.15  # the least blur that is told, and how far it lies above the median
-_DARK, _DIMMER = 50.0, 0.5  # the most that highlights may have to be told, and their share of the median
-_COMMON = 0.2  # share of a split above which a harmless property is told once and not for every image
+_BLUR, _SOFTER = 0.6, 0.15  # the least blur of a blurry image, and its least distance above the median
+_DARK, _DIMMER = 50.0, 0.5  # the highest highlights of a dark image, and their largest share of the median
+_COMMON = 0.2  # share of a split above which a harmless property is one finding and not one for each image
 _SHIFT, _CHANCE = 0.2, 0.001  # Kolmogorov-Smirnov distance and p-value that make a shift worth telling
 
 
@@ -51,10 +51,22 @@ def single(split: Split) -> list[Finding]:
     side, blur, highlights = np.median(np.array(read or [(0, 0.0, 0.0)]), axis=0).tolist()
     findings = []
     for i, facts in enumerate(split.facts):
-        faults = _damage(facts) if facts.fault else _odd(split.ids[i], facts, side, blur, highlights)
-        findings += [_of(split, i, kind, text) for kind, text in faults]
+        if facts.fault == "is empty":
+            findings.append(_of(split, i, "empty", "the file has no bytes"))
+        elif facts.fault:
+            kind = "truncated" if "truncated" in facts.fault.lower() else "unreadable"
+            findings.append(_of(split, i, kind, facts.fault))
+        else:
+            odd = _odd(split.ids[i], facts, side, blur, highlights)
+            findings += [_of(split, i, kind, text) for kind, text in odd]
     for kind, (applies, text) in _PROPERTIES.items():
-        findings += _property(split, kind, applies, text)
+        having = [i for i, facts in enumerate(split.facts) if not facts.fault and applies(facts)]
+        if len(having) > _COMMON * len(split.ids):
+            example = text(split.facts[having[0]])
+            detail = f"{len(having)} of {len(split.ids)} {split.name} images: {example}"
+            findings.append(Finding(kind, detail, split=split.name))
+        else:
+            findings += [_of(split, i, kind, text(split.facts[i])) for i in having]
     return findings
 
 
@@ -82,32 +94,26 @@ def shift(train: Split, test: Split) -> list[Measure]:
     left, right = ([facts for facts in split.facts if not facts.fault] for split in (train, test))
     if not left or not right:
         return []
-    return [_measure(name, [of(f) for f in left], [of(f) for f in right]) for name, of in _MEASURES.items()]
+    measures = []
+    for name, of in _MEASURES.items():
+        values = [of(facts) for facts in left], [of(facts) for facts in right]
+        result = ks_2samp(*values)
+        low, high = (tuple(np.percentile(side, [5, 50, 95]).round(2).tolist()) for side in values)
+        shifted = bool(result.statistic >= _SHIFT and result.pvalue <= _CHANCE)
+        measures.append(Measure(name, low, high, round(float(result.statistic), 3), shifted))
+    return measures
 
 
 def shifts(measures: Sequence[Measure]) -> list[Finding]:
-    """The measures that differ enough to be told."""
-    return [
-        Finding(
-            "shift",
-            f"{m.name}: median {m.train[1]:g} in training, {m.test[1]:g} in the test set (distance {m.distance:.2f})",
-        )
-        for m in measures
-        if m.shifted
-    ]
+    """A finding for each measure whose distributions differ."""
+    text = "{0.name}: median {0.train[1]:g} in training, {0.test[1]:g} in the test set (distance {0.distance:.2f})"
+    return [Finding("shift", text.format(measure)) for measure in measures if measure.shifted]
 
 
 def _of(split: Split, i: int, kind: str, text: str) -> Finding:
     dropped = split.name == "train" and kind in ("unreadable", "truncated", "empty", "near_blank")
     action = "drop" if dropped else ""
     return Finding(kind, text, split.ids[i], split.name, split.targets[i], action=action)  # type: ignore[arg-type]
-
-
-def _damage(facts: ImageStats) -> Iterator[tuple[str, str]]:
-    if facts.fault == "is empty":
-        yield "empty", "the file has no bytes"
-    else:
-        yield ("truncated" if "truncated" in facts.fault.lower() else "unreadable"), facts.fault
 
 
 def _odd(name: str, facts: ImageStats, side: float, blur: float, highlights: float) -> Iterator[tuple[str, str]]:
@@ -133,23 +139,13 @@ def _odd(name: str, facts: ImageStats, side: float, blur: float, highlights: flo
         yield "dark", f"{text}, where a usual image has {highlights:.0f}"
 
 
+# Harmless properties: each image that has one is a finding, or all of them are one finding where they are many.
 _PROPERTIES: dict[str, tuple[Callable[[ImageStats], bool], Callable[[ImageStats], str]]] = {
     "animated": (lambda f: f.frames > 1, lambda f: f"{f.frames} frames, of which the first is used"),
     "cmyk": (lambda f: f.mode == "CMYK", lambda f: f"stored as {f.mode}"),
     "grey": (lambda f: f.saturation < 0.5 and f.contrast >= _BLANK, lambda f: f"no colour (stored as {f.mode})"),
     "exif_rotated": (lambda f: f.orientation != 1, lambda f: f"EXIF orientation {f.orientation}"),
 }
-
-
-def _property(
-    split: Split, kind: str, applies: Callable[[ImageStats], bool], text: Callable[[ImageStats], str]
-) -> list[Finding]:
-    """A harmless property: each image that has it, or one finding where many have it."""
-    having = [i for i, facts in enumerate(split.facts) if not facts.fault and applies(facts)]
-    if len(having) > _COMMON * len(split.ids):
-        text_of_split = f"{len(having)} of {len(split.ids)} {split.name} images: {text(split.facts[having[0]])}"
-        return [Finding(kind, text_of_split, split=split.name)]
-    return [_of(split, i, kind, text(split.facts[i])) for i in having]
 
 
 _MEASURES: dict[str, Callable[[ImageStats], float]] = {
@@ -164,10 +160,3 @@ _MEASURES: dict[str, Callable[[ImageStats], float]] = {
     "tilt in degrees": lambda f: f.tilt,
     "size of tilt in degrees": lambda f: abs(f.tilt),
 }
-
-
-def _measure(name: str, train: Sequence[float], test: Sequence[float]) -> Measure:
-    result = ks_2samp(train, test)
-    low, high = (np.percentile(values, [5, 50, 95]).round(2).tolist() for values in (train, test))
-    shifted = bool(result.statistic >= _SHIFT and result.pvalue <= _CHANCE)
-    return Measure(name, tuple(low), tuple(high), round(float(result.statistic), 3), shifted)

@@ -15,7 +15,7 @@ from data.audit.findings import Finding
 
 _SURE = 0.8  # probability from which the model's label is proposed
 _PAIRS, _LEAST_PAIR = 10, 3
-_ALIKE, _LEAST_ALIKE = 0.65, 10  # share told apart at most, images of each class at least, to be told as an alias
+_ALIKE, _LEAST_ALIKE = 0.65, 10  # of two aliases: largest share of images told apart, fewest images of each class
 
 
 def errors(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -25,7 +25,11 @@ def errors(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> ND
     classes (equation 3), says how many images labelled i belong to j; those of the largest margin p(j) - p(i) are
     taken (pruning by noise rate, section 3.2), save where the label is the model's own answer.
     """
-    joint = _joint(probabilities, labels)
+    count, confident = probabilities.shape[1], suggested(probabilities, labels)
+    sure, sizes = confident >= 0, np.bincount(labels, minlength=count)
+    counts = taken_for(confident[sure], labels[sure], count)
+    # The estimated number of images [C, C] by given and true class; a row sums to the images of its label.
+    joint = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * sizes[:, None]
     wrong = np.zeros(len(labels), dtype=np.bool_)
     for i, j in np.argwhere(joint > 0).tolist():
         if i != j:
@@ -35,15 +39,6 @@ def errors(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> ND
     suspects = np.flatnonzero(wrong & (probabilities.argmax(axis=1) != labels))
     confidence = probabilities[suspects, labels[suspects]]
     return suspects[np.argsort(confidence - probabilities[suspects].max(axis=1), kind="stable")]
-
-
-def _joint(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The estimated number of images `[C, C]` by given and true class; a row sums to the images of its label."""
-    count, confident = probabilities.shape[1], suggested(probabilities, labels)
-    sure = confident >= 0
-    counts = taken_for(confident[sure], labels[sure], count)
-    sizes = np.bincount(labels, minlength=count)
-    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * sizes[:, None], dtype=np.float64)
 
 
 def suggested(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.int64]:

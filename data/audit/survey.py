@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.places import atomic_write, cache_folder, once_a_host
+from data import file_hashes
 from data.audit import duplicates, fingerprint
 from data.audit.duplicates import Pair
 from data.audit.image_stats import ImageStats, Look, look
@@ -71,9 +72,16 @@ def survey(
         keys = [_key(path, pixel_limit) for path in paths]
         missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
         fresh: dict[Key, Look] = {}
+        pool = ThreadPoolExecutor(workers or cores())
         try:
-            _look_at(missing, fresh, pixel_limit, workers, stop, progress)
+            results = pool.map(lambda path: None if stop() else look(path, pixel_limit), missing.values())
+            for key, result in zip(missing, results, strict=True):
+                if result is None:
+                    raise Stopped
+                fresh[key] = result
+                progress(len(fresh))
         finally:
+            pool.shutdown(wait=True, cancel_futures=True)
             known = known | fresh
             if fresh:
                 _write(file, known, pairs_of)
@@ -85,26 +93,6 @@ def survey(
     pictures = np.stack([look.picture for look in looks])
     hashes = np.stack([look.hashes for look in looks])
     return Survey([look.facts for look in looks], pictures, hashes, pairs_of[digest], len(fresh))
-
-
-def _look_at(
-    missing: dict[Key, Path],
-    fresh: dict[Key, Look],
-    pixel_limit: int,
-    workers: int,
-    stop: Callable[[], bool],
-    progress: Callable[[int], None],
-) -> None:
-    pool = ThreadPoolExecutor(workers or cores())
-    try:
-        looks = pool.map(lambda path: None if stop() else look(path, pixel_limit), missing.values())
-        for key, result in zip(missing, looks, strict=True):
-            if result is None:
-                raise Stopped
-            fresh[key] = result
-            progress(len(fresh))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _pairs(looks: Sequence[Look]) -> list[Pair]:
@@ -125,11 +113,8 @@ def _pairs(looks: Sequence[Look]) -> list[Pair]:
 
 def _key(path: Path, pixel_limit: int) -> Key:
     """What a file is known by; the limit decides whether it counts as readable."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return f"{path}|{pixel_limit}", -1, -1
-    return f"{path}|{pixel_limit}", stat.st_size, stat.st_mtime_ns
+    size, time = file_hashes.size_and_time(path) or (-1, -1)
+    return f"{path}|{pixel_limit}", size, time
 
 
 def _read(file: Path) -> tuple[dict[Key, Look], dict[str, list[Pair]]]:
@@ -156,7 +141,7 @@ def _read(file: Path) -> tuple[dict[Key, Look], dict[str, list[Pair]]]:
 
 
 def _write(file: Path, looks: dict[Key, Look], pairs_of: dict[str, list[Pair]]) -> None:
-    """Replace the cache; where that cannot be written, say so and go on without."""
+    """Replace the cache; where it cannot be written, print a line and continue."""
     pairs = {
         digest: [(p.first, p.second, fingerprint.TURNS.index(p.turn), p.distance, p.likeness) for p in pairs]
         for digest, pairs in pairs_of.items()

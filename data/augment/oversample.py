@@ -54,17 +54,12 @@ def _originals(table: sources.Table, out: Path) -> Iterator[tuple[str, str, str]
     """Copy the bytes of every image under its ID. Those that the audit's actions turn stay unturned; their damaged
     copies are turned."""
     for name, path, label in zip(table.ids, table.paths, table.labels.tolist(), strict=True):
-        file = _file(name, path.suffix)
+        windows = PureWindowsPath(name)  # or any other path, which may be absolute inside its data set
+        inner = PurePosixPath(*(segment for segment in windows.relative_to(windows.anchor).parts if segment != ".."))
+        file = f"{inner}" if inner.suffix == path.suffix else f"{inner}{path.suffix}"
         copy = out / "train" / file
         if copy.exists():
             raise DataError(f"{copy}: would be a copy of two images, the second with ID {name!r}; rename one of them")
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())  # it may be a part of a larger file
         yield file, table.class_names[label], file
-
-
-def _file(name: str, suffix: str) -> str:
-    """A path below a folder for an ID, which may be a Windows path, or an absolute one inside its data set."""
-    windows = PureWindowsPath(name)
-    file = PurePosixPath(*(segment for segment in windows.relative_to(windows.anchor).parts if segment != ".."))
-    return file.as_posix() if file.suffix == suffix else f"{file.as_posix()}{suffix}"

@@ -83,42 +83,27 @@ def _around_1(reach: float, least: float, level: float, sign: int) -> float:
     return max(least, 1 + sign * reach * level)
 
 
-_ENHANCE = partial(_around_1, 0.9, 0.1)
 # timm's `rand-...-inc1`: every operation grows stronger with the magnitude.
 RAND: dict[str, Argument] = {
-    "autocontrast": None,
-    "equalize": None,
-    "invert": None,
+    **dict.fromkeys(("autocontrast", "equalize", "invert")),
     "rotate": partial(_up_to, 30),
     "posterize": lambda level, _: max(1, 4 - int(level * 4)),  # PIL, and so timm at magnitude 10, refuses 0
     "solarize": lambda level, _: 256 - int(level * 256),
     "solarize_add": lambda level, _: int(level * 110),
-    "color": _ENHANCE,
-    "contrast": _ENHANCE,
-    "brightness": _ENHANCE,
-    "sharpness": _ENHANCE,
-    "shear_x": partial(_up_to, 0.3),
-    "shear_y": partial(_up_to, 0.3),
-    "translate_x_share": partial(_up_to, 0.45),
-    "translate_y_share": partial(_up_to, 0.45),
+    **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), partial(_around_1, 0.9, 0.1)),
+    **dict.fromkeys(("shear_x", "shear_y"), partial(_up_to, 0.3)),
+    **dict.fromkeys(("translate_x_share", "translate_y_share"), partial(_up_to, 0.45)),
 }
-_WIDE = partial(_around_1, 0.99, 0.0)
 # The "wide" space of the paper, as torchvision has it.
 TRIVIAL: dict[str, Argument] = {
     "identity": None,
-    "shear_x": partial(_up_to, 0.99),
-    "shear_y": partial(_up_to, 0.99),
-    "translate_x": partial(_integer_up_to, 32),
-    "translate_y": partial(_integer_up_to, 32),
+    **dict.fromkeys(("shear_x", "shear_y"), partial(_up_to, 0.99)),
+    **dict.fromkeys(("translate_x", "translate_y"), partial(_integer_up_to, 32)),
     "rotate": partial(_up_to, 135),
-    "brightness": _WIDE,
-    "color": _WIDE,
-    "contrast": _WIDE,
-    "sharpness": _WIDE,
+    **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), partial(_around_1, 0.99, 0.0)),
     "posterize": lambda level, _: 8 - round(level * 6),
     "solarize": lambda level, _: 255 * (1 - level),
-    "autocontrast": None,
-    "equalize": None,
+    **dict.fromkeys(("autocontrast", "equalize")),
 }
 
 

@@ -14,12 +14,13 @@ from PIL import Image, ImageDraw, ImageFont
 from config.errors import ConfigError, DataError
 from config.places import atomic_write
 from config.schema import Settings
-from data import resize, sources
+from data import sources
 from data.augment import transforms
 from data.decode.image import decode
 from data.loading.sampler import occurrences
 from data.loading.samples import Transform
 from data.pixels import Pixels
+from data.resize import letterbox, squash
 from data.rng import philox
 from models import registry
 from models.card import Preprocessing
@@ -55,7 +56,7 @@ def write(settings: Settings, out: Path, images: int = 8, columns: int = 8, ops:
     name = _TYPICAL if settings.model == "auto" else settings.model
     prep = registry.get(name, image_size=settings.data.image_size).preprocessing
     prep = replace(prep, fit=settings.data.resize_mode or prep.fit, pad=settings.data.pad)
-    draws = _operations(settings, prep) if ops else _epochs(settings, prep, columns)
+    draws = _columns(settings, prep, None if ops else columns)
     chosen = np.sort(philox(settings.seed, "preview").permutation(len(table.paths))[:images])
     # Small images are enlarged a whole number of times, large ones shrunk.
     cell = prep.size * -(-_LEAST_CELL // prep.size) if prep.size < _LEAST_CELL else min(prep.size, _MOST_CELL)
@@ -70,31 +71,27 @@ def write(settings: Settings, out: Path, images: int = 8, columns: int = 8, ops:
     return out
 
 
-def _epochs(settings: Settings, prep: Preprocessing, columns: int) -> list[Column]:
-    epochs = np.linspace(0, settings.train.epochs - 1, columns).round().astype(np.int64)
-    changes = transforms.by_epoch(settings.augment, prep, settings.train.epochs)
+def _columns(settings: Settings, prep: Preprocessing, count: int | None) -> list[Column]:
+    """`count` epochs, or each operation alone."""
+    if count is None:
+        alone = transforms.alone(settings.augment, prep)
+        if not alone:
+            raise ConfigError("these settings let no operation act; set augment.level or augment.ops")
+        return [Column(name, transform, 0, 0) for name, transform in alone.items()]
+    epochs = np.linspace(0, settings.train.epochs - 1, count).round().astype(np.int64)
+    changes, repeats = transforms.by_epoch(settings.augment, prep, settings.train.epochs), occurrences(epochs).tolist()
     return [
-        Column(f"epoch {epoch + 1}", changes.at(epoch), epoch, again)
-        for epoch, again in zip(epochs.tolist(), occurrences(epochs).tolist(), strict=True)
+        Column(f"epoch {i + 1}", changes.at(i), i, again) for i, again in zip(epochs.tolist(), repeats, strict=True)
     ]
-
-
-def _operations(settings: Settings, prep: Preprocessing) -> list[Column]:
-    alone = transforms.alone(settings.augment, prep)
-    if not alone:
-        raise ConfigError("these settings let no operation act; set augment.level or augment.ops")
-    return [Column(name, transform, 0, 0) for name, transform in alone.items()]
 
 
 def _row(settings: Settings, table: sources.Table, sample: int, columns: Sequence[Column], cell: int) -> list[Pixels]:
     image = decode(table.paths[sample], settings.data.pixel_limit, to_srgb=settings.data.icc_to_srgb)
-    cells = [resize.letterbox(image, cell)]
+    cells = [letterbox(image, cell)]
     for column in columns:
         drawn = column.transform(image, philox(settings.seed, "augment", column.epoch, sample, column.again))
-        enlarged = len(drawn) < cell
-        cells.append(
-            cv2.resize(drawn, (cell, cell), interpolation=cv2.INTER_NEAREST) if enlarged else resize.squash(drawn, cell)
-        )
+        small = len(drawn) < cell
+        cells.append(cv2.resize(drawn, (cell, cell), interpolation=cv2.INTER_NEAREST) if small else squash(drawn, cell))
     return cells
 
 

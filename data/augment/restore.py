@@ -51,10 +51,10 @@ def skew(image: Pixels) -> float:
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     edges = np.abs(cv2.Laplacian(cv2.GaussianBlur(grey, (3, 3), 0), cv2.CV_32F))
     angles = np.arange(-_MOST, _MOST + _STEP / 2, _STEP)
-    return float(angles[int(np.argmax([_distinct(edges, -degrees) for degrees in angles.tolist()]))])
+    return float(angles[int(np.argmax([_projection_variance(edges, -degrees) for degrees in angles.tolist()]))])
 
 
-def _distinct(edges: np.ndarray, degrees: float) -> float:
+def _projection_variance(edges: np.ndarray, degrees: float) -> float:
     """How uneven the sums over rows and columns are once the edges are turned clockwise by `degrees`."""
     height, width = edges.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1)

@@ -79,22 +79,22 @@ def solarize_add(image: Pixels, amount: float) -> Pixels:
 
 def autocontrast(image: Pixels) -> Pixels:
     """Each channel stretched to the range 0 to 255, as PIL's ImageOps.autocontrast."""
-    return _each_channel(image, _stretched)
+
+    def stretched(counts: np.ndarray) -> np.ndarray:
+        low, high = np.flatnonzero(counts)[[0, -1]]
+        return _LEVELS if low == high else (_LEVELS - low) * (255 / (high - low))
+
+    return _each_channel(image, stretched)
 
 
 def equalize(image: Pixels) -> Pixels:
     """Each channel's histogram made flat, as PIL's ImageOps.equalize."""
-    return _each_channel(image, _equalized)
 
+    def equalized(counts: np.ndarray) -> np.ndarray:
+        step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
+        return _LEVELS if step == 0 else (step // 2 + np.cumsum(counts) - counts) // step
 
-def _stretched(counts: np.ndarray) -> np.ndarray:
-    low, high = np.flatnonzero(counts)[[0, -1]]
-    return _LEVELS if low == high else (_LEVELS - low) * (255 / (high - low))
-
-
-def _equalized(counts: np.ndarray) -> np.ndarray:
-    step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
-    return _LEVELS if step == 0 else (step // 2 + np.cumsum(counts) - counts) // step
+    return _each_channel(image, equalized)
 
 
 def _each_channel(image: Pixels, table: Callable[[np.ndarray], np.ndarray]) -> Pixels:

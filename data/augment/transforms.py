@@ -201,8 +201,8 @@ class Training:
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
         """uint8 `[H, W, 3]` to `[prep.size, prep.size, 3]`."""
-        image = self._change(self._framed(image, rng), rng, _ON_PAPER)
-        image, padding = self._laid(image, rng)
+        image = self._change(self._cropped(image, rng), rng, _ON_PAPER)
+        image, padding = self._warped(image, rng)
         if self.policy is not None:
             image, padding = self.policy(image, rng), None  # it may have moved the padding
         tints = {name: act for name in colour.MAPS if (act := self._drawn(name, rng)) is not None}
@@ -214,7 +214,7 @@ class Training:
             np.copyto(image, resize.PAD, where=padding[..., None])  # as evaluation has it, whatever the colours became
         return image
 
-    def _framed(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+    def _cropped(self, image: Pixels, rng: np.random.Generator) -> Pixels:
         """The square that shows what training sees; to be letterboxed, the whole image at a moderate size."""
         size = self.prep.size
         if self.prep.fit == "letterbox":
@@ -239,7 +239,7 @@ class Training:
         box = geometry.crop_box(height, width, new_rng(), self.least)
         return shrinkage(min(box.height, box.width), size)
 
-    def _laid(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, NDArray[np.bool_] | None]:
+    def _warped(self, image: Pixels, rng: np.random.Generator) -> tuple[Pixels, NDArray[np.bool_] | None]:
         """All motions in one warp, and for a letterboxed image its position and its size on the square; with the
         padding that this leaves, bool `[S, S]`."""
         quad = start = geometry.corners(*image.shape[:2])

@@ -1,9 +1,9 @@
-"""Images decoded once for all of a training: small enough to be read at once, large enough for every crop.
+"""A cache on disk of decoded images: small enough to be read at once, large enough for every crop.
 
-Two stores serve it (see `data.cache.store`): what it trains on, the short side 1.15 times the model's, and what judges
-it, the square that evaluation makes of each image, to the bit. Images are known by their content and by how they were
-made, so folds, members, data sets and machines share what they have in common. What a store lacks, such as a damaged
-file, comes from the file as it would without.
+It has two stores (see `data.cache.store`): images to train on, whose short side is 1.15 times the model's, and images
+to evaluate on, the squares that `EvalTransform` makes, bit-equal. The key of an image is its content and how it was
+made, so folds, members, data sets and machines share entries. What a store lacks, such as a damaged file, is read from
+the file.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def sources(
 ) -> Sources:
     """The sources for a training at up to `prep.size` pixels, judged by `prep`; `images` where there is no cache.
 
-    Makes what is missing of `paths`, which takes its time, and says so. Raises `Stopped` where `stop` answers yes, and
-    `DataError` where the cache cannot be written.
+    Fills the stores with what they lack of `paths`, behind a progress bar. Raises `Stopped` where `stop` returns true,
+    and `DataError` where the cache cannot be written.
     """
     if not data.cache_gb:
         return Sources(images, None)
@@ -133,7 +133,7 @@ def sources(
         opened = {}
         for spec in _plan(data, root, known, files, (reduced, Square(prep))):
             maker = _Maker(spec, spec.folder(root), files, workers, stop)
-            opened[type(spec.form)] = _Cached(maker.filled(known), known, _Made(spec.form, images))
+            opened[type(spec.form)] = _Cached(maker.filled(known), known, _FromFile(spec.form, images))
     return Sources(opened.get(Reduced, images), opened.get(Square))
 
 
@@ -219,7 +219,7 @@ class _Maker:
             opened = Store(self.folder, self.spec.encoding)
             if all(image.key in opened for image in known.values()):
                 return opened
-            with self._alone():
+            with self._locked():
                 opened = Store(self.folder, self.spec.encoding)
                 self._add(opened, {image.key: path for path, image in known.items() if image.key not in opened})
             return Store(self.folder, self.spec.encoding)
@@ -229,7 +229,7 @@ class _Maker:
                 "set data.cache_gb to 0"
             ) from error
 
-    def _alone(self) -> filelock.AcquireReturnProxy:
+    def _locked(self) -> filelock.AcquireReturnProxy:
         lock = filelock.FileLock(self.folder / "lock")
         while True:
             try:
@@ -265,7 +265,7 @@ def _attempt(form: Reduced | Square, files: Images, path: Path) -> Pixels | None
 
 
 @dataclass(frozen=True)
-class _Made:
+class _FromFile:
     """What a store holds of a file, made of the file."""
 
     form: Reduced | Square
@@ -280,7 +280,7 @@ class _Reader:
     """Images by where they lie in a store, and by the addresses of their paths what it lacks."""
 
     packed: Packed
-    otherwise: _Made
+    otherwise: _FromFile
 
     def __call__(self, address: Any, shrink: Shrink = whole) -> Pixels:
         if isinstance(address[0], int):
@@ -294,7 +294,7 @@ class _Cached:
 
     store: Store
     known: Mapping[Path, Known] = field(repr=False)
-    otherwise: _Made = field(repr=False)
+    otherwise: _FromFile = field(repr=False)
     mapped = True  # into memory: the loader's threads do not wait for files
 
     def __call__(self, path: Path, shrink: Shrink = whole) -> Pixels:

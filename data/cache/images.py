@@ -1,4 +1,4 @@
-"""Decoded images, kept in memory where the whole set is small. A cache on disk is `data.cache`."""
+"""Decoded images, cached in memory where the set is small. The cache on disk is `data.cache.disk`."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ class Images:
     """`images(path, shrink)` is the decoded file, uint8 `[H, W, 3]`, read-only. Safe to share between threads and
     loaders.
 
-    Decoded pixels are kept until they exceed `cache_bytes` in all; then the set is taken for a large one, the memory
-    is given back and every call decodes. `cache_bytes=0` suits a single pass. Files in `turns` are turned by that code
-    of OpenCV's. `shrink`, `to_srgb` and errors are as in `decode`. With `partial`, what remains of a truncated file is
-    decoded, and `truncated` has a line about it, by its path.
+    Decoded pixels are cached until they exceed `cache_bytes` in all; then the cache is cleared for good, and every call
+    decodes. `cache_bytes=0` suits a single pass. `turns` maps a file to OpenCV's rotate code for it. `shrink`,
+    `to_srgb` and errors are as in `decode`. With `partial`, what remains of a truncated file is decoded, and
+    `truncated` has a line about it, by its path.
     """
 
     def __init__(

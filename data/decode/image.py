@@ -143,12 +143,22 @@ def _decoded(data: bytes, options: _Options) -> Pixels:
         if image is not None:
             return image
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
-        _open_heic(data[8:12])
+        if importlib.util.find_spec("pi_heif"):
+            import pi_heif
+
+            pi_heif.register_heif_opener()
+        elif data[8:12] != b"mif1":  # which may be AVIF as well
+            raise _Refused('is HEIC, which needs pi-heif; run: pip install -e ".[heif]"')
     reason = tiff.refused(data)
     if reason:
         raise _Refused(reason)
     with Image.open(io.BytesIO(data)) as header:
-        _check_header(header, options.pixel_limit)
+        width, height = header.size
+        if width * height > options.pixel_limit:
+            limit = f"data.pixel_limit {options.pixel_limit}"
+            raise _Refused(f"{width} x {height} pixels, more than {limit}; scale it down or raise that")
+        if header.mode in _WIDE_MODES and not _is_deep_pgm(header):
+            raise _Refused("its pixels have 32 bits and no known range; save it with 8 or 16 bits a channel")
         profile = header.info.get("icc_profile") if options.to_srgb else None
         deep = jpeg2000.most(data) if header.format == "JPEG2000" and header.mode != "I;16" else 255
         if deep > 255:
@@ -202,26 +212,6 @@ def sides(data: bytes) -> tuple[int, int] | None:
 def _shown_sides(header: Image.Image) -> tuple[int, int]:
     width, height = header.size
     return (width, height) if orientation(header) in _ON_THEIR_SIDE else (height, width)
-
-
-def _open_heic(brand: bytes) -> None:
-    """Have Pillow read HEIC; `_Refused` where the library for it is not installed. `mif1` may be AVIF as well."""
-    if importlib.util.find_spec("pi_heif"):
-        import pi_heif
-
-        pi_heif.register_heif_opener()
-    elif brand != b"mif1":
-        raise _Refused('is HEIC, which needs pi-heif; run: pip install -e ".[heif]"')
-
-
-def _check_header(header: Image.Image, pixel_limit: int) -> None:
-    width, height = header.size
-    if width * height > pixel_limit:
-        raise _Refused(
-            f"{width} x {height} pixels, more than data.pixel_limit {pixel_limit}; scale it down or raise that"
-        )
-    if header.mode in _WIDE_MODES and not _is_deep_pgm(header):
-        raise _Refused("its pixels have 32 bits and no known range; save it with 8 or 16 bits a channel")
 
 
 def _is_deep_pgm(header: Image.Image) -> bool:

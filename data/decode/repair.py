@@ -51,7 +51,10 @@ def rest(data: bytes, limit: int) -> bytes | None:
         return _started(data)
     if data.startswith(_PNG):
         return _filled(data, limit)
-    return data + b"\x80" * _missing(data) if data[:2] in _ROWS else None
+    if data[:2] not in _ROWS:
+        return None
+    with Image.open(io.BytesIO(data)) as image:  # at least as many bytes as its rows can lack
+        return data + b"\x80" * (8 * math.prod(image.size) + 4 * image.size[1])
 
 
 def _ended(data: bytes) -> bytes | None:
@@ -167,9 +170,3 @@ def _inflated(stored: bytes, most: int) -> bytes:
         if size >= most:
             break
     return b"".join(pieces)
-
-
-def _missing(data: bytes) -> int:
-    """At least as many bytes as rows of a BMP or a PNM can lack."""
-    with Image.open(io.BytesIO(data)) as image:
-        return 8 * math.prod(image.size) + 4 * image.size[1]

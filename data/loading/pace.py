@@ -1,8 +1,7 @@
 """Whether threads or worker processes prepare a loader's batches.
 
-Threads start at once and share what is in memory, but all of them wait for one interpreter: it has an image for a tenth
-to a quarter of its time, so that more than about ten threads are no faster. Processes take a second to start and some
-memory each.
+Threads start at once and share memory, but an image holds the interpreter's lock for a tenth to a quarter of its time,
+so more than about ten threads are no faster. Processes take a second to start and some memory each.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ _BUSY = 0.85  # of what the threads could compute, above which the cores are the
 
 
 class Pace:
-    """How fast batches are made and taken. `wish` is `data.processes`, `threads` is `data.workers`."""
+    """Times how fast batches are prepared and consumed. `processes` is `data.processes`, `threads` `data.workers`."""
 
-    def __init__(self, wish: int | Literal["auto"], threads: int):
+    def __init__(self, processes: int | Literal["auto"], threads: int):
         self._threads = min(threads or cores(), cores())
-        self._auto = wish == "auto" and sys.platform == "linux" and self._threads > THREADS_DO
-        self._count = min(self._threads, _MOST) if wish == "auto" else int(wish)
-        self._on = bool(self._count) and wish != "auto"
+        self._auto = processes == "auto" and sys.platform == "linux" and self._threads > THREADS_DO
+        self._count = min(self._threads, _MOST) if processes == "auto" else int(processes)
+        self._on = bool(self._count) and processes != "auto"
         self._pool: Workers | None = None
         self._waited = self._taken = self._computed = self._clock = 0.0
         self._images = 0
 
     def workers(self) -> Workers | None:
-        """The processes to prepare the next batch; None for threads, which go on while processes are starting."""
+        """The processes to prepare the next batch; None for threads, which continue while processes are starting."""
         if self._pool is None or self._pool.closed:
             self._pool = running(self._count) if self._auto else None  # another loader's
             if self._on and self._pool is None:
@@ -48,7 +47,7 @@ class Pace:
             return None
 
     def _stay(self, error: DataError) -> None:
-        """Keep to threads, as processes that nobody asked for cannot be had."""
+        """Keep threads, as the processes of `auto` cannot be started."""
         print(f"data: {error} (training goes on with threads)")
         self._auto, self._on, self._pool = False, False, None
 

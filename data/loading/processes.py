@@ -31,7 +31,7 @@ import numpy as np
 from config.errors import ConfigError, DataError
 from config.text import counted
 from data.loading.samples import ByEpoch, Transform
-from data.loading.worker import Answer, Job, Task
+from data.loading.worker import RECORD, Answer, Job, Task
 from data.pixels import Pixels
 
 _ROW_BYTES = 4352  # a path of the longest kind and its numbers; memory that is not written to takes none
@@ -64,13 +64,6 @@ class Pending:
         self.pixels, self._cancelled, self.left = pixels, cancelled, tasks
         self.bad: dict[int, str] = {}
         self.failed: dict[int, Exception] = {}
-
-    def take(self, answer: Answer) -> None:
-        """Note what came of one of its tasks."""
-        self.left -= 1
-        self.bad |= answer.bad
-        if answer.error is not None:
-            self.failed[answer.failed] = answer.error
 
     def cancel(self) -> None:
         """Have the workers skip what is left of it; its memory is free once they have."""
@@ -148,7 +141,7 @@ class Workers:
                 slot.memory[at : at + len(table)] = table
                 task = Task(self._number, epoch, slot.offset, len(slot.memory), at, len(table), *job)
                 try:
-                    os.write(self._tasks, task.pack())
+                    os.write(self._tasks, RECORD.pack(*task))
                 except BrokenPipeError:
                     raise self._died(next(iter(self._processes))) from None
                 at += len(table)
@@ -180,14 +173,17 @@ class Workers:
         for key, _ in self._selector.select(patience):
             answers: Connection = key.fileobj  # type: ignore[assignment]
             try:
-                answer = answers.recv()
+                answer: Answer = answers.recv()
             except (EOFError, OSError):  # also in the middle of a message
                 raise self._died(answers) from None
             if answers in self._starting:
                 self._starting.remove(answers)
                 continue
             pending = self._pending[answer.batch]
-            pending.take(answer)
+            pending.left -= 1
+            pending.bad |= answer.bad
+            if answer.error is not None:
+                pending.failed[answer.failed] = answer.error
             if not pending.left:
                 del self._pending[answer.batch]
 
@@ -243,7 +239,7 @@ def _end(
             process.wait()
 
 
-def _anonymous() -> int:
+def _anonymous_file() -> int:
     """The number of an open file that has no name."""
     if sys.platform == "linux" and hasattr(os, "memfd_create"):
         with suppress(OSError):  # some sandboxes forbid it
@@ -263,7 +259,7 @@ class _Memory:
     """Anonymous memory that the workers map by its file, in slots that are used again once no array shares them."""
 
     def __init__(self) -> None:
-        self.file = _anonymous()
+        self.file = _anonymous_file()
         weakref.finalize(self, os.close, self.file)
         self._length = 0
         self._free: list[_Slot] = []

@@ -29,7 +29,7 @@ from data.loading.samples import ByEpoch, Preparation, Transform, at_epoch
 from data.pixels import Pixels
 
 # A record of the pipe. Its size divides a page, so that none is torn.
-_RECORD = struct.Struct("<8Q")
+RECORD = struct.Struct("<8Q")
 
 
 class Task(NamedTuple):
@@ -44,10 +44,6 @@ class Task(NamedTuple):
     rows_bytes: int
     job: int
     job_bytes: int
-
-    def pack(self) -> bytes:
-        """As one record of the pipe."""
-        return _RECORD.pack(*self)
 
 
 @dataclass(frozen=True)
@@ -81,8 +77,8 @@ def main() -> None:
     connection, worker = Connection(answers, readable=False), _Worker(memory)
     try:
         connection.send(os.getpid())
-        while record := os.read(tasks, _RECORD.size):
-            connection.send(worker(Task(*_RECORD.unpack(record))))
+        while record := os.read(tasks, RECORD.size):
+            connection.send(worker(Task(*RECORD.unpack(record))))
     except (BrokenPipeError, ConnectionResetError):  # the parent died
         pass
 

@@ -32,13 +32,13 @@ def split_folders(tree: Tree, base: str) -> dict[Split, list[str]]:
 
 
 def read(tree: Tree, classes: Sequence[str] = ()) -> Listing:
-    """The samples of class folders; `DataError` where the folder has none, or another layout that is said.
+    """The samples of class folders; `DataError` where the folder has none, or has another layout.
 
     Folders whose names are all among `classes`, which the user names, are classes whatever else they could be.
     """
     base, folders = tree.base, tree.below(tree.base)
     if not folders:
-        raise _nothing(tree, base)
+        raise _no_images(tree, base)
     roles = {} if classes and set(classes) <= set(folders) else splits.of_names(folders.keys() - {""})
     training = sorted(name for name, split in roles.items() if split == "train")
     if len(training) > 1:
@@ -180,7 +180,7 @@ def _check_inner_splits(tree: Tree, base: str, folders: dict[str, list[str]]) ->
         )
 
 
-def _nothing(tree: Tree, base: str) -> DataError:
+def _no_images(tree: Tree, base: str) -> DataError:
     if tree.archives:
         return DataError(f"{tree.root}: holds no images, but {some(tree.archives)}; unpack it first")
     if tree.outside:

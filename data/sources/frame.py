@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,17 +93,14 @@ def _of_json_lines(path: Path) -> Frame:
 
 def of_records(path: Path, rows: Sequence[tuple[int, dict[str, object]]]) -> Frame:
     """Records as a table: the columns of any of them, "" for what one lacks."""
-    columns = list(dict.fromkeys(key for _, row in rows for key, value in row.items() if _is_plain(value)))
-    cells = {name: [_cell(row.get(name)) for _, row in rows] for name in columns}
+    plain = [{key: value for key, value in row.items() if not isinstance(value, list | dict)} for _, row in rows]
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(plain)))
+    cells = {name: [_cell(row.get(name)) for row in plain] for name in columns}
     return Frame(path, columns, [number for number, _ in rows], cells)
 
 
-def _is_plain(value: object) -> bool:
-    return not isinstance(value, list | dict)
-
-
 def _cell(value: object) -> str:
-    if value is None or not _is_plain(value):
+    if value is None:
         return ""
     return names.normal(str(int(value) if isinstance(value, float) and value.is_integer() else value))
 

@@ -20,7 +20,7 @@ _VERSION = 1  # of what a store holds; raise it when that changes
 
 
 class PartStat(NamedTuple):
-    """What tells whether a part has changed: its size in bytes and when its file did."""
+    """The size of a part in bytes and the time of its file's last change."""
 
     st_size: int
     st_mtime_ns: int

@@ -19,7 +19,7 @@ _BATCH = 256  # rows that are unpacked at a time
 def read(root: Path, files: Sequence[str], data: Data) -> Listing:
     """The samples of Parquet files below `root`, unpacked once into the user's cache folder.
 
-    Splits are told by the names of the files (train-00000-of-00002.parquet) or of their folders. Raises
+    The names of the files (train-00000-of-00002.parquet) or of their folders are their splits. Raises
     `BackendUnavailable` where pyarrow is not installed, and `DataError` for files without images.
     """
     try:

@@ -53,7 +53,7 @@ def read_remote(address: str, data: Data) -> Listing:
     """The same of shards at a URL, such as `s3://bucket/{000..099}.tar` or a folder of shards, which stay there.
 
     A shard without SHARD.tar.index.json beside it is read through once; its index is kept in the user's cache folder.
-    Raises `DataError` as `read`, and where a shard cannot be had.
+    Raises `DataError` as `read`, and where a shard cannot be fetched.
     """
     urls = remote.expand(address)
     kinds = {posixpath.splitext(url.partition("?")[0])[1].lower() for url in urls}
@@ -69,8 +69,11 @@ def read_remote(address: str, data: Data) -> Listing:
         print(f"data: indexing {shards}, each of which is read once; the index is kept in {root}")
         known |= _indexed(unknown, data)
     rows = {paths[url].relative_to(root).as_posix(): index.rows for url, index in known.items() if index}
-    folder = urls[0].partition("?")[0].rpartition("/")[0]
-    return _listing(root, urls[0], rows, _class_names(root, folder))
+    folder, cached = urls[0].partition("?")[0].rpartition("/")[0], root / _NAMES[0]
+    if not cached.exists():  # an empty one where the folder has none, so that it is looked for once
+        class_names = (transfer.small(f"{folder}/{name}") for name in _NAMES)
+        atomic_write(cached, next(filter(None, class_names), b""))
+    return _listing(root, urls[0], rows, cached.read_text("utf-8"))
 
 
 def _listing(root: Path, first: Path | str, rows: Mapping[str, Sequence[Row]], classes: str) -> Listing:
@@ -85,7 +88,9 @@ def _listing(root: Path, first: Path | str, rows: Mapping[str, Sequence[Row]], c
         inside = f"{counted(len(samples), 'image')} and no KEY.cls or KEY.json beside them" if samples else "no images"
         raise DataError(f"{first}: holds {inside}; unpack an archive of class folders first")
     cells = [file for file, images in rows.items() for _ in images]
-    return Listing(root, counted(len(rows), "WebDataset shard"), _named(classes, samples), columns={"shard": cells})
+    return Listing(
+        root, counted(len(rows), "WebDataset shard"), _with_class_names(classes, samples), columns={"shard": cells}
+    )
 
 
 def _rows(shard: Path | str, opened: tarfile.TarFile, data: Data) -> list[Row]:
@@ -159,15 +164,6 @@ def _index(address: str, path: Path, data: Data, stopped: threading.Event) -> In
     return shard_cache.keep(path, Index(address, stream.size, stream.crc, rows))
 
 
-def _class_names(root: Path, folder: str) -> str:
-    """The list of class names in a folder at a URL, "" where it has none; cached, so that it is looked for once."""
-    cached = root / _NAMES[0]
-    if not cached.exists():
-        lists = (transfer.small(f"{folder}/{name}") for name in _NAMES)
-        atomic_write(cached, next(filter(None, lists), b""))
-    return cached.read_text("utf-8")
-
-
 def _label(shard: Path | str, opened: tarfile.TarFile, member: tarfile.TarInfo, data: Data) -> str | None:
     """The label in a file of a shard; None for a JSON object that has none."""
     stream = opened.extractfile(member)
@@ -183,7 +179,7 @@ def _label(shard: Path | str, opened: tarfile.TarFile, member: tarfile.TarInfo, 
     return None if value is None else names.normal(str(value))
 
 
-def _named(classes: str, samples: list[Sample]) -> list[Sample]:
+def _with_class_names(classes: str, samples: list[Sample]) -> list[Sample]:
     """The samples with class names in place of numbers, where there is a list of names that has all of them."""
     lines = [names.normal(line) for line in classes.splitlines() if line.strip()]
     numbers = {sample.label for sample in samples if sample.label is not None}

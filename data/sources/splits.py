@@ -41,7 +41,7 @@ def _words(name: str) -> list[str]:
 
 
 def _parts(name: str) -> tuple[Split | None, tuple[str, ...]]:
-    """The split that a name tells, and the other words of it that mean something."""
+    """The split in a name, and its other meaningful words."""
     words = _words(name)
     splits = [_WORDS[word] for word in words if word in _WORDS]
     rest = tuple(word for word in words if word not in _WORDS and word not in _FILLERS)
@@ -49,13 +49,13 @@ def _parts(name: str) -> tuple[Split | None, tuple[str, ...]]:
 
 
 def of_name(name: str) -> Split | None:
-    """The split that a single name tells, such as a file's or a cell's; None for another word beside it."""
+    """The split in a single name, such as a file's or a cell's; None where the name has another word."""
     split, rest = _parts(name)
     return split if not rest else None
 
 
 def of_file(file: str) -> Split:
-    """The split that a file's name or one of its folders tells, the nearest first; train where none does."""
+    """The split in a file's name or one of its folders, the nearest first; train where there is none."""
     for segment in reversed(Path(file).with_suffix("").parts):
         head = re.match(r"[A-Za-z_]+", segment)
         split = of_name(head.group(0)) if head else None

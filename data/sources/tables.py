@@ -57,7 +57,7 @@ class Tables:
 
         `DataError` for a table that was asked for, or that is called train.csv, and cannot be used.
         """
-        tables = self._asked() if self.data.table else self._search()
+        tables = self._requested() if self.data.table else self._search()
         if not tables:
             return None
         samples: list[Sample] = []
@@ -111,12 +111,12 @@ class Tables:
         frame = self._frame(path)
         asked = self.data.id_column if strict or self.data.id_column in frame.columns else None
         column, _ = columns.find_id(frame, asked, self._is_image)
-        rows = _distinct(frame, column)
+        rows = _unique_ids(frame, column)
         images = self._locate(frame, rows, "test", walk.parent(path))
         submission = self.sample_submission()
         header = self._frame(submission).columns[0].casefold() if submission else None
         id_column = next((name for name in frame.columns if name.casefold() == header), column)
-        ids = _distinct(frame, id_column)
+        ids = _unique_ids(frame, id_column)
         samples = [Sample(name, image, None, "test") for name, image in zip(ids, images, strict=True)]
         origin = f"{self._name(frame.path)}, images in column {column!r}"
         used = frozenset([*walked(self.tree, samples), path, submission or path])
@@ -124,9 +124,9 @@ class Tables:
 
     def sample_submission(self) -> str | None:
         """The sample submission among the tables, None where there is none."""
-        return next((name for name in self._here() if _SAMPLE.search(basename(name))), None)
+        return next((name for name in self._siblings() if _SAMPLE.search(basename(name))), None)
 
-    def _asked(self) -> list[_LabelTable]:
+    def _requested(self) -> list[_LabelTable]:
         path = Path(str(self.data.table))
         name = path.as_posix() if (self.tree.root / path).is_file() else ""
         if not name and path.is_file():
@@ -138,7 +138,7 @@ class Tables:
 
     def _search(self) -> list[_LabelTable]:
         """train.csv, else the first table that names images and their labels, with a table of the validation split."""
-        train = next((name for name in self._here() if basename(name).casefold() == TRAIN), None)
+        train = next((name for name in self._siblings() if basename(name).casefold() == TRAIN), None)
         attempts = (self._attempt(name, None, self.base) for name in self._candidates())
         first = self._columns(train, None, self.base, strict=True) if train else next(filter(None, attempts), None)
         if first:
@@ -154,17 +154,17 @@ class Tables:
         ]
         return tables if any(table.split == "train" for table in tables) else []
 
-    def _here(self) -> list[str]:
+    def _siblings(self) -> list[str]:
         """The tables of the data set's folder."""
         return [name for name in self.tree.tables if walk.parent(name) == self.base and not name.endswith(".txt")]
 
     def _of_split(self, split: Split) -> str | None:
         """The first table that is called as a split, None where there is none."""
-        return next((name for name in self._here() if splits.of_name(splitext(basename(name))[0]) == split), None)
+        return next((name for name in self._siblings() if splits.of_name(splitext(basename(name))[0]) == split), None)
 
     def _candidates(self) -> list[str]:
         """Tables that may hold the labels, the likeliest by their names first."""
-        stems = {name: splitext(basename(name))[0] for name in self._here()}
+        stems = {name: splitext(basename(name))[0] for name in self._siblings()}
         split_of = {name: splits.of_name(stem) for name, stem in stems.items() if not _OTHERS.search(stem)}
         usable = [name for name, split in split_of.items() if split not in ("val", "test")]
         return sorted(usable, key=lambda name: (split_of[name] != "train", not _LABELS.search(stems[name])))
@@ -198,7 +198,7 @@ class Tables:
 
     def _samples(self, table: _LabelTable) -> list[Sample]:
         frame, chosen = table.frame, table.columns
-        ids = _distinct(frame, chosen.id)
+        ids = _unique_ids(frame, chosen.id)
         labels = chosen.targets(frame)
         split_of = map(splits.of_name, frame.cells[chosen.split]) if chosen.split else [table.split] * len(ids)
         folds = map(int, frame.cells[chosen.fold]) if chosen.fold else [None] * len(ids)
@@ -242,15 +242,13 @@ class Tables:
     def _bases(self, split: Split, base: str) -> list[str]:
         """The folders that are looked through first for the images of a split."""
         if self.data.images:
-            return [self._folder(name) for name in self.data.images]
+            folders = [f"{name.strip('/')}/" if name.strip("./") else "" for name in self.data.images]
+            for name, folder in zip(self.data.images, folders, strict=True):
+                if not (self.tree.root / folder).is_dir():
+                    raise DataError(f"data.images: {name} is no folder of {self.tree.root}")
+            return folders
         order: list[Split] = [split] if split == "test" else [split, "train", "val"]
         return list(dict.fromkeys([*(f for s in order for f in self.folders.get(s, [])), base]))
-
-    def _folder(self, name: str) -> str:
-        folder = name.strip("/") + "/" if name.strip("./") else ""
-        if not (self.tree.root / folder).is_dir():
-            raise DataError(f"data.images: {name} is no folder of {self.tree.root}")
-        return folder
 
     def _frame(self, name: str) -> Frame:
         return frame.read(self.tree.root / name, self._is_image)
@@ -262,7 +260,7 @@ class Tables:
         return path.relative_to(self.tree.root).as_posix() if path.is_relative_to(self.tree.root) else str(path)
 
 
-def _distinct(frame: Frame, column: str) -> list[str]:
+def _unique_ids(frame: Frame, column: str) -> list[str]:
     """The cells of a column of IDs; `DataError` for one that is empty or stands twice."""
     first: dict[str, int] = {}
     for line, name in zip(frame.lines, frame.cells[column], strict=True):

@@ -53,7 +53,7 @@ def folder() -> Path:
 
 
 def paths_of(addresses: Sequence[str], what: str) -> tuple[Path, dict[str, Path]]:
-    """A folder, and where in it the shard of each address lies. `what` tells ways of indexing apart.
+    """A folder, and the path in it of the shard of each address. `what` distinguishes ways of indexing.
     `BackendUnavailable` on Windows."""
     if fcntl is None:
         raise BackendUnavailable("data.streaming from a URL needs Linux or macOS; download the shards")
@@ -96,7 +96,7 @@ def keep(path: Path, index: Index) -> Index:
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps([_VERSION, *index]))
     except OSError as error:
-        raise _not_kept(file, error) from error
+        raise _write_error(file, error) from error
     return index
 
 
@@ -123,7 +123,7 @@ def hold(path: Path, limit: int = LIMIT, stop: Callable[[], bool] = lambda: Fals
     """The open shard, fetched first where it is not there; it stays until the file is closed.
 
     Raises `DataError` where it cannot be fetched or kept, or is no longer what was indexed, `Stopped` where `stop`
-    answers yes.
+    returns true.
     """
     while True:
         try:
@@ -152,7 +152,7 @@ def _fetch(path: Path, limit: int, stop: Callable[[], bool]) -> None:
                 _copy(index, out, stop)
                 unfinished.replace(path)
         except OSError as error:
-            raise _not_kept(path, error) from error
+            raise _write_error(path, error) from error
         finally:
             if _is_at(out, unfinished):
                 unfinished.unlink()
@@ -167,12 +167,12 @@ def _reserve(out: IO[bytes], size: int, limit: int) -> None:
         there = [(stat.st_mtime_ns, stat.st_size, path) for path in paths if (stat := _stat(path))]
         total = size + sum(length for _, length, _ in there)
         for _, length, path in sorted(there):
-            if total > limit and _removed(path):
+            if total > limit and _try_remove(path):
                 total -= length
         out.truncate(size)
 
 
-def _removed(path: Path) -> bool:
+def _try_remove(path: Path) -> bool:
     """Whether a shard could be removed: nobody holds it or is fetching it."""
     try:
         with path.open("rb") as stream:
@@ -211,7 +211,7 @@ def _is_at(stream: IO[bytes], path: Path) -> bool:
     return stat is not None and os.path.samestat(stat, os.fstat(stream.fileno()))
 
 
-def _not_kept(path: Path, error: OSError) -> DataError:
+def _write_error(path: Path, error: OSError) -> DataError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "make room, or set data.shard_cache_gb lower" if full else "check its permissions"
     return DataError(f"{path}: cannot be kept ({error.strerror}); {remedy}, or set TANDEM_CACHE to another folder")

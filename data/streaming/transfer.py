@@ -23,8 +23,8 @@ _LASTING = (400, 401, 403, 404, 405, 410)  # statuses that no other attempt chan
 def blocks(address: str, size: int | None = None) -> Iterator[bytes]:
     """The bytes of a file at a URL, in pieces. Over HTTP one request brings all of it, elsewhere one request a `BLOCK`.
 
-    Where a connection breaks, or ends before `size` bytes, reading goes on at the same byte, after at most `ATTEMPTS`
-    attempts without progress. Raises `DataError` where the file cannot be had, `BackendUnavailable` where the library
+    Where a connection breaks, or ends before `size` bytes, reading continues at the same byte, after at most `ATTEMPTS`
+    attempts without progress. Raises `DataError` where the file cannot be read, `BackendUnavailable` where the library
     for that kind of URL is not installed.
     """
     done = failed = 0
