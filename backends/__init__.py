@@ -43,10 +43,10 @@ def require(name: str) -> None:
 
 def default() -> str:
     """The engine that is installed; of both, MLX on a Mac and else torch. `BackendUnavailable` where none is."""
-    found = [name for name in ("mlx", "torch") if not missing(name)]
-    if not found:
+    available = [name for name in ("mlx", "torch") if not missing(name)]
+    if not available:
         require("mlx" if sys.platform == "darwin" else "torch")
-    return found[0] if sys.platform == "darwin" else found[-1]
+    return available[0] if sys.platform == "darwin" else available[-1]
 
 
 def installed(module: str) -> bool:

@@ -6,7 +6,8 @@ timm's names in timm's layout (convolutions OIHW); logits float32 `[N, C]`. Noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from config.errors import ConfigError
 from config.launch import Launch
 from config.sections.train import Precision as Precision
 from models.registry import ModelSpec
+from models.weights.loading import check
 
 Weights = dict[str, NDArray[np.float32]]
 # How torch compiles: "reduce-overhead" replays CUDA graphs, "max-autotune" also tries out kernels.
@@ -45,6 +47,33 @@ class Batch(NamedTuple):
     images: NDArray[np.uint8]
     targets: NDArray[np.float32]
     weights: NDArray[np.float32]
+
+
+# Pixels of one evaluation chunk: 64 images at 224, 16 at 448. More gains nothing and takes memory.
+_CHUNK_PIXELS = 64 * 224 * 224
+_CHUNK_MOST = 64
+
+
+def chunks(images: NDArray[np.uint8], fixed_shape: bool) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """uint8 `[N, H, W, 3]` in the chunks that an evaluation passes at a time, each with its number of images; with
+    `fixed_shape` the last one is filled up with black images."""
+    size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
+    for start in range(0, len(images), size):
+        chunk = images[start : start + size]
+        count = len(chunk)
+        if fixed_shape and count < size:
+            chunk = np.concatenate([chunk, np.zeros((size - count, *chunk.shape[1:]), np.uint8)])
+        yield chunk, count
+
+
+def fitting(section: str, arrays: Weights, shapes: Mapping[str, tuple[int, ...]], strict: bool) -> Weights:
+    """The arrays of a state's section, without `strict` only those that `shapes` has; `WeightsError` where names or
+    shapes do not fit."""
+    if not strict:
+        arrays = {name: array for name, array in arrays.items() if name in shapes}
+        shapes = {name: shape for name, shape in shapes.items() if name in arrays}
+    check(arrays, shapes, f"{section} of the state")
+    return arrays
 
 
 class MixPlan(NamedTuple):

@@ -131,8 +131,10 @@ def make(spec: LossSpec, ops: Ops, class_weights: Callable[[Any], Any]) -> Calla
         raise ConfigError(f"loss {spec.name!r} is not known to the engines; choose {', '.join(LOSSES)}")
     takes = list(inspect.signature(LOSSES[spec.name]).parameters)[3:]
     if set(takes) != set(spec.options):
-        wanted, given = ", ".join(takes) or "none", ", ".join(spec.options) or "none"
-        raise ConfigError(f"loss {spec.name!r}: found the options {given}; give {wanted}")
+        raise ConfigError(
+            f"loss {spec.name!r}: found the options {', '.join(spec.options) or 'none'}; give "
+            f"{', '.join(takes) or 'none'}"
+        )
     loss = functools.partial(LOSSES[spec.name], ops, **spec.options)
     if not spec.class_weights:
         return loss

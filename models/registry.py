@@ -127,6 +127,18 @@ def tags(arch: str) -> list[str]:
     return list(_table(_index()[arch])[arch]["tags"])
 
 
+def timm_args(spec: ModelSpec) -> dict[str, Any]:
+    """The arguments with which timm's entry point builds `spec`: those that differ from the registry's row of its
+    architecture, the image size of networks that are fixed to one, and the pooling."""
+    usual = get(spec.name).args
+    args = {key: value for key, value in spec.args.items() if key not in usual or usual[key] != value}
+    if FAMILIES[spec.family].takes_img_size:
+        args["img_size"] = spec.preprocessing.size
+    if spec.global_pool:
+        args["global_pool"] = spec.global_pool
+    return args
+
+
 def modules(names: str | tuple[str, ...]) -> tuple[str, ...]:
     """The modules that a spec's `classifier` or `first_conv` names: one, several, or none."""
     return tuple(n for n in ((names,) if isinstance(names, str) else names) if n)

@@ -7,7 +7,6 @@ their assembly serve `mobilenetv3` too, which has another head.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +20,10 @@ from ports.common.conv import conv, draw_fan_out, halve, make_divisible
 from ports.common.layers import Conv2d, DropPath, Linear, classifier, pooling
 from ports.common.rows import means, over_pixels
 
-_DEFAULTS: dict[str, Any] = {
+# timm's defaults for both families, and for this one.
+DEFAULTS: dict[str, Any] = {
     "block_args": [],
     "num_features": 1280,
-    "stem_size": 32,
-    "stem_kernel_size": 3,
     "fix_stem": False,
     "pad_type": "",
     "act_layer": "ReLU",
@@ -34,6 +32,7 @@ _DEFAULTS: dict[str, Any] = {
     "se_layer": {"name": "SqueezeExcite"},
     "round_chs_fn": "round_channels",
 }
+_DEFAULTS = {**DEFAULTS, "stem_size": 32, "stem_kernel_size": 3}
 _ANTI_ALIAS = {"": "", "avg": "avg", "AvgPool2d": "avg", "blur": "blur", "BlurPool2d": "blur", "blurpc": "blurpc"}
 Fields = Mapping[str, Any]
 
@@ -143,8 +142,8 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, block: Fields, drop: float, style: Style):
         super().__init__()
-        wanted = block["skip"] if "skip" in block else not block["noskip"]
-        self._skip = wanted and block["stride"] == 1 and inputs == outputs
+        skip = block["skip"] if "skip" in block else not block["noskip"]
+        self._skip = skip and block["stride"] == 1 and inputs == outputs
         self._act = style.act
         self._aa = style.aa if block["stride"] > 1 else ""
         self._stride = 1 if self._aa else block["stride"]
@@ -289,18 +288,7 @@ def _gate(spec: ModelSpec, value: str | Fields) -> Callable[[int, float, Activat
         raise unsupported(spec, "se_layer", value)
     reduced = _rounding(spec, "se_layer.rd_round_fn", rounding) if rounding else round
     forced_act = activation(spec, forced) if forced else None
-    return functools.partial(_squeeze, reduced=reduced, forced=forced_act, gate=gate)
-
-
-def _squeeze(
-    channels: int,
-    ratio: float,
-    act: Activation,
-    reduced: Callable[[float], int],
-    forced: Activation | None,
-    gate: Activation,
-) -> nn.Module:
-    return SqueezeExcite(channels, reduced(channels * ratio), forced or act, gate)
+    return lambda channels, ratio, act: SqueezeExcite(channels, reduced(channels * ratio), forced_act or act, gate)
 
 
 def draw_weights(model: nn.Module) -> None:

@@ -31,6 +31,7 @@ from ports.common.transformer import (
     pool_tokens,
     split_heads,
     token_pooling,
+    with_tokens,
 )
 
 
@@ -177,17 +178,15 @@ class Attention(nn.Module):
         if "q_proj" in self:
             return [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
         q, k, v = mx.split(self.qkv(x), 3, axis=-1)
-        return (
-            [q + over_rows(self.q_bias, q.shape), k, v + over_rows(self.v_bias, v.shape)]
-            if "q_bias" in self
-            else [q, k, v]
-        )
+        if "q_bias" in self:
+            q, v = q + over_rows(self.q_bias, q.shape), v + over_rows(self.v_bias, v.shape)
+        return [q, k, v]
 
     def __call__(self, x: mx.array, angles: mx.array | None) -> mx.array:
         """`[N, L, dim]` to the same shape."""
-        q, k, v = (split_heads(part, self._heads) for part in self._qkv(x))
+        q, k, v = (split_heads(projected, self._heads) for projected in self._qkv(x))
         if angles is not None:
-            q, k = (rotate(part, angles, self._prefix, self._half) for part in (q, k))
+            q, k = (rotate(heads, angles, self._prefix, self._half) for heads in (q, k))
         return self.proj(self.norm(attend(q, k, v)))
 
 
@@ -270,19 +269,9 @@ class Eva(nn.Module):
         self.head_drop = nn.Dropout(spec.drop_rate)
         self.head = classifier(dim, spec)
 
-    def _tokens(self, x: mx.array) -> mx.array:
-        x = self.patch_embed(x)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
-        extra = [self[name] for name in ("cls_token", "reg_token") if name in self]
-        pos_embed = self.pos_embed if "pos_embed" in self else None
-        if pos_embed is not None and not self._embed_all:
-            x = x + pos_embed
-        x = mx.concatenate([mx.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in extra] + [x], axis=1)
-        return x + pos_embed if pos_embed is not None and self._embed_all else x
-
     def __call__(self, x: mx.array) -> mx.array:
         """Images `[N, size, size, in_chans]` to logits `[N, num_classes]`."""
-        x = self.norm_pre(self._tokens(x))
+        x = self.norm_pre(with_tokens(self, self.patch_embed(x), self._embed_all))
         for i, block in enumerate(self.blocks):
             x = block(x, self.rope(i) if "rope" in self else None)
         x = self.norm(x)

@@ -6,8 +6,6 @@ in `efficientnet`; here are the universal inverted bottleneck and the head, whic
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -15,23 +13,9 @@ from models.registry import ModelSpec
 from ports.common.arguments import arguments
 from ports.common.conv import ConvNormAct, conv, make_divisible
 from ports.common.layers import ACTIVATIONS, classifier, pooling
-from ports.efficientnet import BLOCKS, Fields, Residual, Style, draw_weights, trunk
+from ports.efficientnet import BLOCKS, DEFAULTS, Fields, Residual, Style, draw_weights, trunk
 
-_DEFAULTS: dict[str, Any] = {
-    "block_args": [],
-    "num_features": 1280,
-    "stem_size": 16,
-    "fix_stem": False,
-    "head_bias": True,
-    "head_norm": False,
-    "pad_type": "",
-    "act_layer": "ReLU",
-    "norm_layer": "BatchNorm2d",
-    "aa_layer": "",
-    "se_layer": {"name": "SqueezeExcite"},
-    "se_from_exp": True,
-    "round_chs_fn": "round_channels",
-}
+_DEFAULTS = {**DEFAULTS, "stem_size": 16, "head_bias": True, "head_norm": False, "se_from_exp": True}
 
 
 def build(spec: ModelSpec) -> nn.Module:
@@ -77,7 +61,7 @@ class UniversalInvertedResidual(Residual):
 
     def __init__(self, inputs: int, outputs: int, block: Fields, drop: float, style: Style):
         super().__init__(inputs, outputs, block, drop, style)
-        start, middle, end = (block[f"dw_kernel_size_{place}"] for place in ("start", "mid", "end"))
+        start, middle, end = (block[f"dw_kernel_size_{position}"] for position in ("start", "mid", "end"))
         stride, group_size = block["stride"], block.get("group_size", 1)
         width = make_divisible(inputs * block["exp_ratio"])
 

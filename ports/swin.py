@@ -5,6 +5,7 @@ The trunk here serves `swinv2` too. Window sizes follow from the image size in `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -152,15 +153,21 @@ class Swin(nn.Module):
         return self.head(self.norm(x))
 
 
-def build(spec: ModelSpec) -> nn.Module:
-    """The Swin Transformer of `spec`, freshly initialised as timm's."""
-    args = read_args(Args, spec)
+def assemble(
+    spec: ModelSpec, args: Args, block_of: Callable[[int], Callable[..., nn.Module]], merging: type[nn.Module]
+) -> Swin:
+    """The network of blocks that `block_of` makes for a stage's number, with `merging` between the stages."""
     rates = drop_path_rates(spec.drop_path_rate, args.depths)
     stages = []
     for i, stage in enumerate(swin_stages(spec)):
-        dim, heads = args.embed_dim * 2**i, args.num_heads[i]
-        blocks = [Block(dim, heads, stage, stage.shift * (j % 2), rates[i][j]) for j in range(args.depths[i])]
-        stages.append(SwinStage(PatchMerging(dim // 2) if i else nn.Identity(), blocks))
+        dim, heads, block = args.embed_dim * 2**i, args.num_heads[i], block_of(i)
+        blocks = [block(dim, heads, stage, stage.shift * (j % 2), drop_path=rate) for j, rate in enumerate(rates[i])]
+        stages.append(SwinStage(merging(dim // 2) if i else nn.Identity(), blocks))
     model = Swin(spec, args.embed_dim, args.patch_size, stages)
     init_linears(model)
     return model
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """The Swin Transformer of `spec`, freshly initialised as timm's."""
+    return assemble(spec, read_args(Args, spec), lambda _: Block, PatchMerging)

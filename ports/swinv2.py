@@ -6,6 +6,7 @@ norms after the branches. So its weights do not depend on the window size.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -14,30 +15,25 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from models.geometry import Stage, swin_stages
+from models.geometry import Stage
 from models.registry import ModelSpec
+from ports import swin
 from ports.common.arguments import read_args
 from ports.common.gradients import gelu
-from ports.common.layers import DropPath, LayerNorm, Linear, drop_path_rates
+from ports.common.layers import DropPath, LayerNorm, Linear
 from ports.common.rows import over_rows
-from ports.common.transformer import FeedForward, init_linears
+from ports.common.transformer import FeedForward
 from ports.common.windows import relative_index, split_window_qkv, take_offsets, window_attention
-from ports.swin import Swin, SwinStage, gather_2x2, shift_mask, windowed
+from ports.swin import gather_2x2, shift_mask, windowed
 
 _MAX_LOG_SCALE = math.log(100.0)
 
 
 @dataclass(frozen=True)
-class Args:
-    """timm's constructor arguments that occur; an unknown one is refused."""
+class Args(swin.Args):
+    """Those of Swin, and one more."""
 
-    patch_size: int = 4
-    window_size: int | list[int] = 7
-    embed_dim: int = 96
-    depths: list[int] = field(default_factory=lambda: [2, 2, 6, 2])
-    num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])
     pretrained_window_sizes: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    img_size: int = 224
 
 
 def log_offsets(window: int, pretrained: int) -> mx.array:
@@ -128,16 +124,9 @@ class PatchMerging(nn.Module):
 def build(spec: ModelSpec) -> nn.Module:
     """The Swin Transformer V2 of `spec`, freshly initialised as timm's: every residual branch starts at zero."""
     args = read_args(Args, spec)
-    rates = drop_path_rates(spec.drop_path_rate, args.depths)
-    stages = []
-    for i, stage in enumerate(swin_stages(spec)):
-        dim, heads, pretrained = args.embed_dim * 2**i, args.num_heads[i], args.pretrained_window_sizes[i]
-        blocks = [
-            Block(dim, heads, stage, stage.shift * (j % 2), pretrained, rates[i][j]) for j in range(args.depths[i])
-        ]
-        stages.append(SwinStage(PatchMerging(dim // 2) if i else nn.Identity(), blocks))
-    model = Swin(spec, args.embed_dim, args.patch_size, stages)
-    init_linears(model)
+    model = swin.assemble(
+        spec, args, lambda i: functools.partial(Block, pretrained=args.pretrained_window_sizes[i]), PatchMerging
+    )
     for stage_module in model.layers:
         for block in stage_module.blocks:
             block.norm1.weight, block.norm2.weight = (mx.zeros_like(n.weight) for n in (block.norm1, block.norm2))

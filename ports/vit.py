@@ -29,6 +29,7 @@ from ports.common.transformer import (
     pool_tokens,
     split_qkv,
     token_pooling,
+    with_tokens,
 )
 
 
@@ -243,17 +244,9 @@ class VisionTransformer(nn.Module):
         self._embed_all = not args.no_embed_class
         self._pool, self._prefix = kind, 0 if args.pool_include_prefix else tokens
 
-    def _tokens(self, x: mx.array) -> mx.array:
-        x = self.patch_embed(x)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
-        extra = [self[name] for name in ("cls_token", "reg_token") if name in self]
-        x = x if self._embed_all else x + self.pos_embed
-        x = mx.concatenate([mx.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in extra] + [x], axis=1)
-        return x + self.pos_embed if self._embed_all else x
-
     def __call__(self, x: mx.array) -> mx.array:
         """Images `[N, size, size, in_chans]` to logits `[N, num_classes]`."""
-        x = self.norm_pre(self._tokens(x))
+        x = self.norm_pre(with_tokens(self, self.patch_embed(x), self._embed_all))
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)

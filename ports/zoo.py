@@ -68,7 +68,11 @@ def _rebuild(value: Any, spec: ModelSpec, most: float) -> Any:
     """`value` with the layers in it replaced; `most` is the largest rate of stochastic depth that mlx-image sets."""
     kind = type(value).__name__
     if kind in _LAYERS:
-        return _LAYERS[kind](value)
+        layer = _LAYERS[kind](value)
+        for key, array in value.items():
+            if isinstance(array, mx.array):
+                layer[key] = array
+        return layer
     if kind == "StochasticDepth":
         return DropPath(spec.drop_path_rate * value.p / most if most else 0.0)
     if kind == "Dropout":
@@ -85,40 +89,17 @@ def _rebuild(value: Any, spec: ModelSpec, most: float) -> Any:
 def _conv(old: Any) -> Conv2d:
     out, kernel, _, inputs = old.weight.shape
     geometry = (old.stride[0], tuple(old.padding), old.dilation if isinstance(old.dilation, int) else old.dilation[0])
-    new = Conv2d(inputs * old.groups, out, kernel, *geometry, groups=old.groups, bias="bias" in old)
-    return _with_arrays(new, old)
+    return Conv2d(inputs * old.groups, out, kernel, *geometry, groups=old.groups, bias="bias" in old)
 
 
-def _batch_norm(old: Any) -> BatchNorm2d:
-    return _with_arrays(BatchNorm2d(old.num_features, eps=old.eps, momentum=old.momentum), old)
-
-
-def _layer_norm(old: Any) -> LayerNorm:
-    return _with_arrays(LayerNorm(old.dims, eps=old.eps, affine="weight" in old, bias="bias" in old), old)
-
-
-def _max_pool(old: Any) -> MaxPool2d:
-    return MaxPool2d(old._kernel_size[0], old._stride[0], old._padding[0][0])
-
-
-def _linear(old: Any) -> Linear:
-    outputs, inputs = old.weight.shape
-    return _with_arrays(Linear(inputs, outputs, bias="bias" in old), old)
-
-
+# The layer of `layers` in place of each of mlx-image's, whose arrays it then gets.
 _LAYERS: dict[str, Callable[[Any], nn.Module]] = {
     "Conv2d": _conv,
-    "BatchNorm": _batch_norm,
-    "LayerNorm": _layer_norm,
-    "Linear": _linear,
-    "MaxPool2d": _max_pool,
+    "BatchNorm": lambda old: BatchNorm2d(old.num_features, eps=old.eps, momentum=old.momentum),
+    "LayerNorm": lambda old: LayerNorm(old.dims, eps=old.eps, affine="weight" in old, bias="bias" in old),
+    "Linear": lambda old: Linear(old.weight.shape[1], old.weight.shape[0], bias="bias" in old),
+    "MaxPool2d": lambda old: MaxPool2d(old._kernel_size[0], old._stride[0], old._padding[0][0]),
 }
-
-
-def _with_arrays(new: Any, old: nn.Module) -> Any:
-    for key, value in old.items():
-        new[key] = value
-    return new
 
 
 def _hide_constants(module: nn.Module) -> None:

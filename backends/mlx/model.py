@@ -105,18 +105,6 @@ def to_canonical(network: Network, arrays: Arrays) -> Weights:
     return {name: layers.timm_layout(*network.homes[name], value) for name, value in arrays.items()}
 
 
-def from_canonical(network: Network, name: str, value: np.ndarray) -> mx.array:
-    """One canonical array that belongs to the parameter `name`, in MLX's layout."""
-    return mx.array(layers.mlx_layout(*network.homes[name], value))
-
-
-def canonical_shape(network: Network, name: str, value: mx.array) -> tuple[int, ...]:
-    """The shape that `value`, the array called `name`, has in timm's layout."""
-    owner, key = network.homes[name]
-    turned = isinstance(owner, layers.Conv2d) and key == "weight"
-    return tuple(value.shape[i] for i in (0, 3, 1, 2)) if turned else tuple(value.shape)
-
-
 @contextmanager
 def seeded(seed: int, purpose: str, count: int) -> Iterator[None]:
     """MLX's random numbers keyed by (seed, purpose, count) inside, and as they were afterwards."""

@@ -40,11 +40,11 @@ def fresh(spec: OptimSpec, parameters: Arrays) -> Moments:
     unknown = sorted(spec.named - parameters.keys())
     if unknown:
         raise ConfigError(f"the optimizer's settings name {unknown[0]!r}, which is no parameter of this model")
-    kept: Moments = {}
+    moments: Moments = {}
     for name, parameter in parameters.items():
         for slot in slots(spec, name):
-            kept.setdefault(slot, {})[name] = mx.zeros_like(parameter)
-    return kept
+            moments.setdefault(slot, {})[name] = mx.zeros_like(parameter)
+    return moments
 
 
 def update(
@@ -66,22 +66,22 @@ def update(
     rule_of = _rules(spec, counts, dtype, taken)
     rates = (mx.where(taken, rates[0], 0.0), mx.where(taken, rates[1], 0.0))
     new: Arrays = {}
-    kept: Moments = {slot: dict(arrays) for slot, arrays in moments.items()}
+    new_moments: Moments = {slot: dict(arrays) for slot, arrays in moments.items()}
     for name, gradient in gradients.items():
         rate, decay = spec.multipliers.get(name, (1.0, 1.0))
         before = {slot: moments[slot][name] for slot in slots(spec, name)}
         new[name], after = rule_of(name)(parameters[name], gradient, before, rates[0] * rate, rates[1] * decay)
         for slot, value in after.items():
-            kept[slot][name] = value
-    return new, kept
+            new_moments[slot][name] = value
+    return new, new_moments
 
 
 def _rules(
     spec: OptimSpec, counts: tuple[mx.array, mx.array], dtype: mx.Dtype, taken: mx.array
 ) -> Callable[[str], rules.Rule]:
     if spec.name in ("sgd", "lion"):
-        one = rules.sgd(spec, taken) if spec.name == "sgd" else rules.lion(spec, taken)
-        return lambda _: one
+        rule = rules.sgd(spec, taken) if spec.name == "sgd" else rules.lion(spec, taken)
+        return lambda _: rule
     head, rest = (rules.adamw(spec, count, taken) for count in counts)
     muon = rules.muon(spec, dtype, taken)
     matrices = spec.matrices if spec.name == "muon" else frozenset()

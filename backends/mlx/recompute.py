@@ -53,17 +53,17 @@ class Checkpoint(nn.Module):
         """What the block gives for the same arguments."""
         if not self.training:
             return self.block(x, *rest)
-        places = [i for i, r in enumerate(rest) if r is not None]
+        present = [i for i, r in enumerate(rest) if r is not None]
         self._masks.drawn = []
         again = False
 
         def compute(x: mx.array, *arrays: mx.array) -> mx.array:
             nonlocal again
             others: list[mx.array | None] = [None] * len(rest)
-            for place, value in zip(places, arrays, strict=False):
-                others[place] = value
+            for i, value in zip(present, arrays, strict=False):
+                others[i] = value
             before = [owner[key] for owner, key in (*self._parameters, *self._buffers)]
-            _put(self._parameters, arrays[len(places) :])
+            _put(self._parameters, arrays[len(present) :])
             self._masks.begin(again)
             y: mx.array = self.block(x, *others)
             _put((*self._parameters, *(self._buffers if again else ())), before)
@@ -77,14 +77,14 @@ class Checkpoint(nn.Module):
 
 def _checkpoint(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
     """`function` with a gradient that computes it again, in its turn (see above)."""
-    kept = mx.custom_function(function)
+    custom = mx.custom_function(function)
 
-    @kept.vjp
+    @custom.vjp
     def _gradients(primals: Any, cotangent: mx.array, _output: mx.array) -> tuple[mx.array, ...]:
         _, slopes = mx.vjp(function, mx.depends(list(primals), [cotangent]), [cotangent])
         return (*mx.depends(slopes[:1], slopes[1:]), *slopes[1:])
 
-    return cast(Callable[..., mx.array], kept)
+    return cast(Callable[..., mx.array], custom)
 
 
 def _put(homes: Iterable[tuple[nn.Module, str]], arrays: Iterable[mx.array]) -> None:
@@ -127,15 +127,15 @@ class Masked(nn.Module):
         return x if mask is None else x * mask
 
     def _draw(self, x: mx.array) -> mx.array | None:
-        whole = isinstance(self.module, DropPath)  # one number a sample
-        ones = mx.ones((x.shape[0],) + (1,) * (x.ndim - 1) if whole else x.shape, x.dtype)
+        by_sample = isinstance(self.module, DropPath)  # one number a sample
+        ones = mx.ones((x.shape[0],) + (1,) * (x.ndim - 1) if by_sample else x.shape, x.dtype)
         mask = self.module(ones)
         return None if mask is ones else mask
 
 
 def _at(module: Any, path: str) -> Any:
-    for part in path.split("."):
-        module = module[int(part)] if isinstance(module, list) else module[part]
+    for key in path.split("."):
+        module = module[int(key)] if isinstance(module, list) else module[key]
     return module
 
 

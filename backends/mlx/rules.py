@@ -36,21 +36,21 @@ def adamw(spec: OptimSpec, count: mx.array, taken: mx.array) -> Rule:
     correction1 = -mx.expm1(t * math.log(beta1)) if beta1 else 1.0
     correction2 = mx.sqrt(-mx.expm1(t * math.log(beta2))) if beta2 else 1.0
 
-    def one(p: mx.array, g: mx.array, m: Arrays, lr: mx.array, decay: mx.array) -> tuple[mx.array, Arrays]:
+    def rule(p: mx.array, g: mx.array, m: Arrays, lr: mx.array, decay: mx.array) -> tuple[mx.array, Arrays]:
         p = p * (1 - lr * decay)
         first = keep1 * m["exp_avg"] + (1 - beta1) * g
         second = keep2 * m["exp_avg_sq"] + (1 - beta2) * mx.square(g)
         p = p - (lr / correction1) / (mx.sqrt(second) / correction2 + spec.eps) * first
         return p, {"exp_avg": first, "exp_avg_sq": second}
 
-    return one
+    return rule
 
 
 def sgd(spec: OptimSpec, taken: mx.array) -> Rule:
     """SGD with momentum, Nesterov's or the plain one; weight decay is added to the gradient."""
     keep = mx.where(taken, spec.momentum, 1.0)
 
-    def one(p: mx.array, g: mx.array, m: Arrays, lr: mx.array, decay: mx.array) -> tuple[mx.array, Arrays]:
+    def rule(p: mx.array, g: mx.array, m: Arrays, lr: mx.array, decay: mx.array) -> tuple[mx.array, Arrays]:
         g = g + decay * p
         if not spec.momentum:
             return p - lr * g, {}
@@ -58,7 +58,7 @@ def sgd(spec: OptimSpec, taken: mx.array) -> Rule:
         step = g + spec.momentum * buffer if spec.nesterov else buffer
         return p - lr * step, {"momentum_buffer": buffer}
 
-    return one
+    return rule
 
 
 def lion(spec: OptimSpec, taken: mx.array) -> Rule:
@@ -66,12 +66,12 @@ def lion(spec: OptimSpec, taken: mx.array) -> Rule:
     beta1, beta2 = spec.betas
     new = mx.where(taken, 1 - beta2, 0.0)
 
-    def one(p: mx.array, g: mx.array, m: Arrays, lr: mx.array, decay: mx.array) -> tuple[mx.array, Arrays]:
+    def rule(p: mx.array, g: mx.array, m: Arrays, lr: mx.array, decay: mx.array) -> tuple[mx.array, Arrays]:
         average = m["exp_avg"]
         p = p * (1 - lr * decay) - lr * mx.sign(average + (1 - beta1) * (g - average))
         return p, {"exp_avg": average + new * (g - average)}
 
-    return one
+    return rule
 
 
 def muon(spec: OptimSpec, dtype: mx.Dtype, taken: mx.array) -> Rule:
@@ -82,7 +82,7 @@ def muon(spec: OptimSpec, dtype: mx.Dtype, taken: mx.array) -> Rule:
     """
     new = mx.where(taken, 1 - spec.momentum, 0.0)
 
-    def one(p: mx.array, g: mx.array, m: Arrays, lr: mx.array, decay: mx.array) -> tuple[mx.array, Arrays]:
+    def rule(p: mx.array, g: mx.array, m: Arrays, lr: mx.array, decay: mx.array) -> tuple[mx.array, Arrays]:
         buffer = m["momentum_buffer"] + new * (g - m["momentum_buffer"])
         step = g + spec.momentum * (buffer - g) if spec.nesterov else buffer
         rows = p.shape[0]
@@ -90,7 +90,7 @@ def muon(spec: OptimSpec, dtype: mx.Dtype, taken: mx.array) -> Rule:
         turned = orthogonal(step.reshape(rows, -1), dtype).reshape(p.shape)
         return p * (1 - lr * decay) - (lr * scale) * turned, {"momentum_buffer": buffer}
 
-    return one
+    return rule
 
 
 def orthogonal(x: mx.array, dtype: mx.Dtype) -> mx.array:

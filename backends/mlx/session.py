@@ -6,7 +6,6 @@ What is computed stands in `step`; here arrays cross the border, calls are count
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import platform
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -30,6 +29,8 @@ from backends.contract import (
     TrainState,
     Weights,
     Which,
+    chunks,
+    fitting,
 )
 from backends.group import ALONE, Group, train_purpose
 from backends.mlx import losses, metal, model, profile, recompute, statistics, step, tune
@@ -39,11 +40,8 @@ from backends.mlx.memory import memory_errors
 from backends.mlx.metal import hardware as hardware
 from config.errors import ConfigError
 from models.registry import ModelSpec
-from models.weights.loading import check
+from ports.common import layers
 
-# Pixels of one evaluation chunk: 64 images at 224, 16 at 448. More gains nothing and takes memory.
-_CHUNK_PIXELS = 64 * 224 * 224
-_CHUNK_MOST = 64
 Evaluate = Callable[[model.Arrays, mx.array], mx.array]  # (arrays, uint8 images) to float32 rows
 # (state, batch, mix, knobs) to (state, report)
 Update = Callable[[step.State, model.Arrays, model.Arrays, mx.array], tuple[step.State, step.Report]]
@@ -88,7 +86,12 @@ class Session:
         plan = {name: mx.array(value) for name, value in (mix or _identity(len(batch.weights)))._asdict().items()}
         arrays = {name: mx.array(value) for name, value in batch._asdict().items()}
         if self._replicas.count > 1:
-            arrays["partners"] = self._partners(arrays["images"], plan["permutation"]) if mix else arrays["images"]
+            # The images that this process's are mixed with are those of all processes.
+            arrays["partners"] = (
+                self._replicas.gather(arrays["images"])[self._replicas.mine(plan["permutation"])]
+                if mix
+                else arrays["images"]
+            )
         if knobs.frozen not in self._updates:
             self._updates[knobs.frozen] = self._update(knobs.frozen)
         with self._replicas.waiting():
@@ -121,31 +124,31 @@ class Session:
 
     def begin_logits(self, images: NDArray[np.uint8], which: Which = "live") -> Callable[[], NDArray[np.float32]]:
         """As `logits`; nothing goes on beside the caller."""
-        found = self.logits(images, which)
-        return lambda: found
+        logits = self.logits(images, which)
+        return lambda: logits
 
     @memory_errors()
     def recalibrate(self, batches: Iterable[NDArray[np.uint8]]) -> None:
         """Take BatchNorm's running statistics of the live weights anew, as torch's `swa_utils.update_bn` does."""
-        kept = {} if self._config.optim.fixed_statistics else self._state["buffers"]
+        means = {} if self._config.optim.fixed_statistics else self._state["buffers"]
         of_batch = self._fast(statistics.of_batch(self._network))
-        for count, images in enumerate(batches if kept else (), start=1):
-            kept = statistics.mean(kept, of_batch(self._arrays("live"), mx.array(images)), count)
+        for count, images in enumerate(batches if means else (), start=1):
+            means = statistics.mean(means, of_batch(self._arrays("live"), mx.array(images)), count)
             with self._replicas.waiting():
-                mx.eval(kept)
-        if kept:
-            kept = self._replicas.average(kept)
-            self._replicas.wait(kept)
-        self._state = {**self._state, "buffers": kept or self._state["buffers"]}
+                mx.eval(means)
+        if means:
+            means = self._replicas.average(means)
+            self._replicas.wait(means)
+        self._state = {**self._state, "buffers": means or self._state["buffers"]}
 
     def state(self) -> TrainState:
         """A copy of the whole state in canonical form; waits for the device. Of a group rank 0 alone has the arrays."""
         self._replicas.wait(self._state)
-        out = {slot: self._canonical(kept) for slot, kept in self._state["moments"].items()}
+        moments = {slot: self._canonical(arrays) for slot, arrays in self._state["moments"].items()}
         return TrainState(
             weights=self._canonical(self._arrays("live")),
             ema=self._canonical(self._state["ema"]) if self._config.optim.ema else None,
-            optimizer={f"{slot}.{name}": value for slot, kept in out.items() for name, value in kept.items()},
+            optimizer={f"{slot}.{name}": value for slot, arrays in moments.items() for name, value in arrays.items()},
             step=int(self._state["step"].item()),
             calls=self._calls,
             frozen_steps=int(self._state["frozen_steps"].item()),
@@ -158,15 +161,15 @@ class Session:
         model lacks is left out; a wrong shape is an error in both.
         """
         live = self._fitted("weights", state.weights, self._arrays("live"), strict)
-        held = {f"{slot}.{n}": v for slot, kept in self._state["moments"].items() for n, v in kept.items()}
+        held = {f"{slot}.{n}": v for slot, arrays in self._state["moments"].items() for n, v in arrays.items()}
         moments = self._fitted("optimizer", state.optimizer, held, strict)
-        given = state.ema if state.ema is not None or strict else state.weights
-        ema = self._fitted("ema", given or {}, self._state["ema"], strict)
+        average = state.ema if state.ema is not None or strict else state.weights
+        ema = self._fitted("ema", average or {}, self._state["ema"], strict)
         self._state = {
             "parameters": {name: live[name] for name in self._state["parameters"]},
             "buffers": {name: live[name] for name in self._state["buffers"]},
             "ema": ema,
-            "moments": {s: {n: moments[f"{s}.{n}"] for n in kept} for s, kept in self._state["moments"].items()},
+            "moments": {s: {n: moments[f"{s}.{n}"] for n in names} for s, names in self._state["moments"].items()},
             "step": mx.array(state.step, mx.int32),
             "frozen_steps": mx.array(state.frozen_steps, mx.int32),
         }
@@ -212,12 +215,8 @@ class Session:
         if not self._config.memory.micro_batch and self._replicas.count == 1:
             return self._fast(step.train_step(context))
         parts = step.train_step_in_parts(context)
-        fast = {name: self._fast(part) for name, part in parts._asdict().items() if name != "reduce"}
+        fast = {name: self._fast(function) for name, function in parts._asdict().items() if name != "reduce"}
         return _in_parts(parts._replace(**fast), self._config.memory)
-
-    def _partners(self, images: mx.array, permutation: mx.array) -> mx.array:
-        """The images that this process's are mixed with, of all processes' ones."""
-        return self._replicas.gather(images)[self._replicas.mine(permutation)]
 
     def _canonical(self, arrays: model.Arrays) -> Weights:
         return model.to_canonical(self._network, arrays) if self.group.rank == 0 else {}
@@ -241,29 +240,21 @@ class Session:
     def _in_chunks(
         self, function: Evaluate, arrays: model.Arrays, images: NDArray[np.uint8], width: int
     ) -> NDArray[np.float32]:
-        """float32 `[N, width]`; a compiled function gets whole chunks, filled up with black images."""
-        size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
+        """float32 `[N, width]`; a compiled function gets chunks of one shape."""
         rows = []
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            count = len(part)
-            if self._compiled and count < size:
-                part = np.concatenate([part, np.zeros((size - count, *part.shape[1:]), np.uint8)])
-            found = function(arrays, mx.array(part))
-            self._replicas.wait(found)
-            rows.append(np.array(found)[:count])
+        for chunk, count in chunks(images, self._compiled):
+            results = function(arrays, mx.array(chunk))
+            self._replicas.wait(results)
+            rows.append(np.array(results)[:count])
         return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
 
-    def _fitted(self, part: str, given: Weights, held: model.Arrays, strict: bool) -> model.Arrays:
-        """The arrays of `held` taken from `given`; keys end in parameter names."""
-        names = {key: key.partition(".")[2] if part == "optimizer" else key for key in held}
-        shapes = {key: model.canonical_shape(self._network, names[key], value) for key, value in held.items()}
-        if not strict:
-            given = {key: value for key, value in given.items() if key in held}
-            shapes = {key: shape for key, shape in shapes.items() if key in given}
-        check(given, shapes, f"{part} of the state")
+    def _fitted(self, section: str, weights: Weights, held: model.Arrays, strict: bool) -> model.Arrays:
+        """The arrays of `held` taken from `weights`; keys end in parameter names."""
+        homes = {key: self._network.homes[key.partition(".")[2] if section == "optimizer" else key] for key in held}
+        shapes = {key: layers.timm_shape(*homes[key], value) for key, value in held.items()}
+        weights = fitting(section, weights, shapes, strict)
         return {
-            key: model.from_canonical(self._network, names[key], given[key]) if key in given else value
+            key: mx.array(layers.mlx_layout(*homes[key], weights[key])) if key in weights else value
             for key, value in held.items()
         }
 
@@ -281,10 +272,10 @@ def _in_parts(parts: step.Parts, memory: MemorySpec) -> Update:
         size = memory.size(count)
         inputs, sums, each = parts.prepare(batch, mix), parts.none(state), []
         for start in range(0, count, size):
-            part = {name: value[start : start + size] for name, value in inputs.items()}
-            sums, losses_of_part = parts.add(state["parameters"], sums, part)
-            mx.async_eval(sums, losses_of_part)
-            each.append(losses_of_part)
+            chunk = {name: value[start : start + size] for name, value in inputs.items()}
+            sums, losses_of_chunk = parts.add(state["parameters"], sums, chunk)
+            mx.async_eval(sums, losses_of_chunk)
+            each.append(losses_of_chunk)
         sums, losses_of_batch = parts.reduce(sums, mx.concatenate(each))
         state, total, finite = parts.apply(state, sums, knobs)
         return state, (losses_of_batch, total, finite)

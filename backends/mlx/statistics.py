@@ -21,9 +21,9 @@ def of_batch(network: Network) -> Callable[[Arrays, mx.array], Arrays]:
     return statistics
 
 
-def mean(kept: Arrays, new: Arrays, count: int) -> Arrays:
-    """The mean of `count` batches' statistics, where `kept` is that of those before."""
-    return {name: value + (new[name] - value) / count for name, value in kept.items()}
+def mean(before: Arrays, new: Arrays, count: int) -> Arrays:
+    """The mean of `count` batches' statistics, `before` being that of those before."""
+    return {name: value + (new[name] - value) / count for name, value in before.items()}
 
 
 @contextmanager

@@ -88,12 +88,12 @@ def mixup(
 ) -> tuple[mx.array, mx.array]:
     """Mixup and CutMix of `contract.MixPlan`, without its permutation: float images `[N, H, W, C]` and targets
     `[N, classes]` of images and of their partners."""
-    blend, own = mix["blend"][:, None, None, None], mix["own"][:, None]
+    share, label_share = mix["blend"][:, None, None, None], mix["own"][:, None]
     top, bottom, left, right = (mix["box"][:, i, None] for i in range(4))
     rows, columns = mx.arange(images.shape[1])[None], mx.arange(images.shape[2])[None]
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
-    images = mx.where(inside[..., None], other, blend * images + (1 - blend) * other)
-    return images, own * targets + (1 - own) * other_targets
+    images = mx.where(inside[..., None], other, share * images + (1 - share) * other)
+    return images, label_share * targets + (1 - label_share) * other_targets
 
 
 def gradients_of(context: StepContext, parameters: Arrays, buffers: Arrays, inputs: Inputs) -> tuple[Sums, mx.array]:
@@ -198,18 +198,18 @@ def features(network: Network, classifier: str) -> Callable[[Arrays, mx.array], 
     """float32 pooled features `[N, D]`, the input of the last linear layer, as a function of (arrays, uint8 images).
 
     They are what timm's `forward_head(forward_features(x), pre_logits=True)` gives. `classifier` is that layer's dotted
-    place, where a number is a position in a list.
+    path, where a number is a position in a list.
     """
-    *path, last = (int(part) if part.isdecimal() else part for part in classifier.split("."))
+    *path, last = (int(key) if key.isdecimal() else key for key in classifier.split("."))
     owner: Any = network.module
-    for part in path:
-        owner = owner[part]
+    for key in path:
+        owner = owner[key]
 
     def pooled(arrays: Arrays, images: mx.array) -> mx.array:
-        layer, seen = owner[last], list[mx.array]()
+        layer, inputs = owner[last], list[mx.array]()
 
         def take(x: mx.array) -> mx.array:
-            seen.append(x)
+            inputs.append(x)
             return layer(x)
 
         owner[last] = take
@@ -217,6 +217,6 @@ def features(network: Network, classifier: str) -> Callable[[Arrays, mx.array], 
             forward(network, arrays, normalise(network, images), training=False)
         finally:
             owner[last] = layer
-        return seen[0].astype(mx.float32)
+        return inputs[0].astype(mx.float32)
 
     return pooled

@@ -62,19 +62,19 @@ def choice_of(file: Path) -> Choice:
 
 def faster(seconds: Seconds) -> dict[str, str]:
     """The faster way for each key; for what was not measured the default."""
-    found = {key: min(both, key=lambda way: both[way]) for key, both in seconds.items()}
-    return {key: found.get(key, default) for key, default in gradients.DEFAULTS.items()}
+    fastest = {key: min(both, key=lambda way: both[way]) for key, both in seconds.items()}
+    return gradients.DEFAULTS | {key: way for key, way in fastest.items() if key in gradients.DEFAULTS}
 
 
 def measure(budget: float, keys: Collection[str] = gradients.KEYS) -> Seconds:
     """The seconds of each way, forwards and backwards, the least of three; ends early after `budget` seconds."""
     size, channels = _GPU if on_gpu() else _CPU
-    end, found = time.perf_counter() + budget, Seconds()
+    end, seconds = time.perf_counter() + budget, Seconds()
     for key in sorted(keys):
         if time.perf_counter() > end:
             break
-        found[key] = {way: _seconds(*_case(key, way, size, channels)) for way in WAYS}
-    return found
+        seconds[key] = {way: _seconds(*_case(key, way, size, channels)) for way in WAYS}
+    return seconds
 
 
 def _case(key: str, way: str, size: int, channels: int) -> tuple[Callable[..., list[mx.array]], list[mx.array]]:
@@ -84,10 +84,10 @@ def _case(key: str, way: str, size: int, channels: int) -> tuple[Callable[..., l
     arrays = [mx.ones((batch, size, size, channels)), mx.ones((channels, kernel, kernel, 1))]
     forward = functools.partial(gradients.depthwise_conv, stride=stride, low=padding, high=padding)
 
-    def slopes(*given: mx.array) -> list[mx.array]:
+    def slopes(*primals: mx.array) -> list[mx.array]:
         with _chosen(key, way):
-            y = forward(*given)
-            return list(mx.vjp(forward, list(given), [mx.ones_like(y)])[1])
+            y = forward(*primals)
+            return list(mx.vjp(forward, list(primals), [mx.ones_like(y)])[1])
 
     return (mx.compile(slopes) if on_gpu() else slopes), arrays
 
@@ -95,12 +95,12 @@ def _case(key: str, way: str, size: int, channels: int) -> tuple[Callable[..., l
 def _seconds(function: Callable[..., list[mx.array]], arrays: list[mx.array]) -> float:
     mx.eval(arrays)
     mx.eval(function(*arrays))
-    found = []
+    seconds = []
     for _ in range(_REPEATS):
         start = time.perf_counter()
         mx.eval(function(*arrays))
-        found.append(time.perf_counter() - start)
-    return min(found)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 @contextmanager

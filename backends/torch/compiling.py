@@ -38,13 +38,13 @@ _WITHOUT_GRAPHS: dict[CompileMode, str] = {
 }
 
 
-def mode(wish: bool | CompileMode, device: torch.device, memory: MemorySpec) -> str:
+def mode(requested: bool | CompileMode, device: torch.device, memory: MemorySpec) -> str:
     """torch's name of the mode to compile with, "" for none; `True` is the default mode on CUDA, and none elsewhere.
 
     Where a mode is named and cannot be had, raises `ConfigError` for the kind of device, and `BackendUnavailable` where
     what the compiler needs is not installed.
     """
-    if wish is False or (wish is True and device.type != "cuda"):
+    if requested is False or (requested is True and device.type != "cuda"):
         return ""
     if device.type not in ("cuda", "cpu"):
         raise ConfigError(
@@ -52,11 +52,11 @@ def mode(wish: bool | CompileMode, device: torch.device, memory: MemorySpec) -> 
             "set it to off"
         )
     reason = refusal(device)
-    if reason and wish is True:
+    if reason and requested is True:
         return ""
     if reason:
         raise BackendUnavailable(f"train.compile: {reason}; or set it to off")
-    named: CompileMode = "default" if wish is True else wish
+    named: CompileMode = "default" if requested is True else requested
     return _WITHOUT_GRAPHS[named] if memory.micro_batch or device.type != "cuda" else named
 
 
@@ -84,19 +84,15 @@ def _tried(device: torch.device) -> str:
         )
     ones = torch.ones(16, device=device)
     try:
-        works = bool((torch.compile(_doubled, dynamic=False)(ones) == 2).all())
+        works = bool((torch.compile(lambda x: x * 2, dynamic=False)(ones) == 2).all())
     except Exception as error:  # whatever the compiler, Triton or the loader of its library raises
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        found = next((line for line in lines if "compiler" in line or "Python.h" in line), [*lines, repr(error)][0])
+        cause = next((line for line in lines if "compiler" in line or "Python.h" in line), [*lines, repr(error)][0])
         return (
-            f"torch.compile cannot build a kernel here ({found[:160]}): install a C compiler and Python's headers (gcc "
+            f"torch.compile cannot build a kernel here ({cause[:160]}): install a C compiler and Python's headers (gcc "
             "and python3-dev)"
         )
     return "" if works else "torch.compile builds a kernel here that gives wrong numbers: update the driver and torch"
-
-
-def _doubled(x: Tensor) -> Tensor:
-    return x * 2
 
 
 _last_spec: list[ModelSpec] = []

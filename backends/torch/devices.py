@@ -102,20 +102,21 @@ def _cuda_starts() -> bool:
 
 def _supported(device: torch.device) -> torch.device:
     """The device; `BackendUnavailable` where torch has no kernels for its architecture."""
-    built, own = torch.cuda.get_arch_list(), capability(device)
-    if torch.version.hip or not built or any(_runs(architecture, own) for architecture in built):
+    built, (major, minor) = torch.cuda.get_arch_list(), capability(device)
+    if torch.version.hip or not built or any(_runs(architecture, (major, minor)) for architecture in built):
         return device
     raise BackendUnavailable(
-        f"{device} is a {torch.cuda.get_device_name(device)} of compute capability {own[0]}.{own[1]}, for which torch "
+        f"{device} is a {torch.cuda.get_device_name(device)} of compute capability {major}.{minor}, for which torch "
         f"{torch.__version__} has no kernels (it has {', '.join(built)}); install a torch release that still supports "
         f"the card, or set {DEVICE_VARIABLE}=cpu"
     )
 
 
-def _runs(architecture: str, own: tuple[int, int]) -> bool:
-    """Whether code for an architecture runs on a capability: binaries within the major version, PTX from its own on."""
-    found = _ARCHITECTURE.match(architecture)
-    if not found:
+def _runs(architecture: str, device: tuple[int, int]) -> bool:
+    """Whether code for an architecture runs on a device's capability: binaries within the major version, PTX from its
+    own on."""
+    match = _ARCHITECTURE.match(architecture)
+    if not match:
         return False
-    built = int(found[2]), int(found[3])
-    return built <= own and (found[1] == "compute" or built[0] == own[0])
+    built = int(match[2]), int(match[3])
+    return built <= device and (match[1] == "compute" or built[0] == device[0])

@@ -46,7 +46,7 @@ def _is_full() -> bool:
     if not torch.cuda.is_available():
         return False
     try:
-        free, whole = torch.cuda.mem_get_info()
+        free, total = torch.cuda.mem_get_info()
     except RuntimeError:  # the device answers nothing any more: the first error tells why
         return False
-    return bool(free < _FULL * whole)
+    return bool(free < _FULL * total)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from backends.contract import Weights
 from config.errors import ConfigError
 from models import registry
-from models.families import FAMILIES
 from models.registry import ModelSpec
 from models.weights.loading import check, pool_power
 
@@ -28,11 +27,9 @@ def build(spec: ModelSpec) -> nn.Module:
     """
     if spec.family == registry.ZOO:
         raise ConfigError(f"model {spec.name}: mlx-image's models are MLX's alone; train it with train_mlx.py")
-    options = dict(registry_overrides(spec))
-    if FAMILIES[spec.family].takes_img_size:
-        options["img_size"] = spec.preprocessing.size
-    if spec.global_pool:
-        options["global_pool"] = "avg" if spec.global_pool == "gem" else spec.global_pool
+    options = registry.timm_args(spec)
+    if spec.global_pool == "gem":
+        options["global_pool"] = "avg"
     model = timm.create_model(
         spec.arch,
         pretrained=False,
@@ -43,12 +40,6 @@ def build(spec: ModelSpec) -> nn.Module:
         **options,
     )
     return _with_gem(model, spec) if spec.global_pool == "gem" else model
-
-
-def registry_overrides(spec: ModelSpec) -> dict[str, object]:
-    """The constructor arguments in which `spec` differs from the registry's row of its architecture."""
-    usual = registry.get(spec.name).args
-    return {key: value for key, value in spec.args.items() if key not in usual or usual[key] != value}
 
 
 class GeM(nn.Module):
@@ -80,7 +71,7 @@ def local(tensor: Tensor) -> Tensor:
 def to_arrays(tensors: dict[str, Tensor]) -> Weights:
     """Copies as contiguous float32 arrays, from a GPU in few large copies into pinned memory and one wait. The arrays
     are views of these copies."""
-    found: dict[str, NDArray[np.float32]] = {}
+    arrays: dict[str, NDArray[np.float32]] = {}
     copies: list[tuple[list[tuple[str, Tensor]], Tensor]] = []
     for group in _grouped(tensors):
         flat = torch.cat([tensor.detach().reshape(-1).float() for _, tensor in group])
@@ -88,10 +79,9 @@ def to_arrays(tensors: dict[str, Tensor]) -> Weights:
     if any(tensor.device.type == "cuda" for tensor in tensors.values()):
         torch.cuda.current_stream(next(iter(tensors.values())).device).synchronize()
     for group, host in copies:
-        parts = host.numpy()
-        places = np.cumsum([tensor.numel() for _, tensor in group])[:-1]
-        found |= {n: part.reshape(t.shape) for (n, t), part in zip(group, np.split(parts, places), strict=True)}
-    return found
+        ends = np.cumsum([tensor.numel() for _, tensor in group])[:-1]
+        arrays |= {n: rows.reshape(t.shape) for (n, t), rows in zip(group, np.split(host.numpy(), ends), strict=True)}
+    return arrays
 
 
 def _grouped(tensors: dict[str, Tensor]) -> Iterable[list[tuple[str, Tensor]]]:
@@ -124,9 +114,9 @@ def copy_into(tensors: dict[str, Tensor], arrays: Weights) -> None:
 
 
 def _with_gem(model: nn.Module, spec: ModelSpec) -> nn.Module:
-    place = pool_power(spec).removesuffix(".p")
-    if place not in dict(model.named_modules()):
+    path = pool_power(spec).removesuffix(".p")
+    if path not in dict(model.named_modules()):
         raise ConfigError(f"model {spec.name}: has no pooling that gem could replace; leave global_pool unset")
-    parent = model.get_submodule(place.rpartition(".")[0])
-    parent.global_pool = GeM(model.get_submodule(place))
+    parent = model.get_submodule(path.rpartition(".")[0])
+    parent.global_pool = GeM(model.get_submodule(path))
     return model

@@ -61,9 +61,9 @@ def _made(kind: str, parameters: Parameters, spec: OptimSpec, dtype: torch.dtype
         optimizer = rules.Muon(rows, spec.momentum, spec.nesterov, dtype)
     else:
         raise ConfigError(f"optimizer {kind!r} is not known to the torch engine; choose {', '.join(_MOMENTS)}")
-    kept = () if kind == "sgd" and spec.momentum == 0 else _MOMENTS[kind]
+    slots = () if kind == "sgd" and spec.momentum == 0 else _MOMENTS[kind]
     for parameter in parameters.values():
-        optimizer.state[parameter] = {slot: torch.zeros_like(parameter) for slot in kept}
+        optimizer.state[parameter] = {slot: torch.zeros_like(parameter) for slot in slots}
         if kind == "adamw":
             optimizer.state[parameter]["step"] = torch.zeros((), device=parameter.device)
     return optimizer
@@ -107,16 +107,16 @@ def update(optimizers: list[torch.optim.Optimizer], lr: float, weight_decay: flo
             group["lr"] = lr * group["lr_mult"]
             group["weight_decay"] = weight_decay * group["wd_mult"]
         # What torch.amp.GradScaler hands to a fused optimizer: 1.0 skips the update inside the kernel.
-        own = isinstance(optimizer, rules.Lion | rules.Muon)
-        optimizer.found_inf = (~finite).float() if fused or own else None
+        takes_flag = fused or isinstance(optimizer, rules.Lion | rules.Muon)
+        optimizer.found_inf = (~finite).float() if takes_flag else None
         optimizer.step()
 
 
 def limit_(
-    parameters: Parameters, spec: OptimSpec, norm: Tensor, clip_norm: float, whole: Callable[[Tensor], Tensor]
+    parameters: Parameters, spec: OptimSpec, norm: Tensor, clip_norm: float, reduce: Callable[[Tensor], Tensor]
 ) -> None:
     """Bring the gradients, whose global norm is `norm`, within the limits of `spec`, then of `clip_norm` (0: any).
-    `whole` gives the norm of all gradients of that of these."""
+    `reduce` makes the norm of this process's gradients that of all."""
     if spec.clip_factor:
         adaptive_clip_grad([p for n, p in parameters.items() if n not in spec.head], spec.clip_factor)
     if spec.clip_value:
@@ -124,7 +124,7 @@ def limit_(
     if clip_norm <= 0:
         return
     if spec.clip_factor or spec.clip_value:
-        norm = whole(total_norm(parameters))
+        norm = reduce(total_norm(parameters))
     nn.utils.clip_grads_with_norm_(parameters.values(), clip_norm, norm)
 
 
@@ -153,8 +153,8 @@ class Average:
         if share.device.type in _IN_BULK:
             # Views of one small array that stays in the cache: 3 passes over the weights, where separate operations of
             # subtracting, scaling and adding take 8, and a 0-d share one kernel for each tensor.
-            whole = share.repeat(max(average.numel() for average in averages))
-            shares = [whole.as_strided(average.size(), average.stride()) for average in averages]
+            repeated = share.repeat(max(average.numel() for average in averages))
+            shares = [repeated.as_strided(average.size(), average.stride()) for average in averages]
         torch._foreach_lerp_(averages, live, shares)
 
 
@@ -162,18 +162,18 @@ class Statistics:
     """The running statistics of a model's normalisation, which a step that is skipped must not have moved."""
 
     def __init__(self, model: nn.Module):
-        own = dict(model.named_parameters())
-        self.tensors = [t for n, t in canonical_tensors(model).items() if n not in own]
+        parameters = dict(model.named_parameters())
+        self.tensors = [t for n, t in canonical_tensors(model).items() if n not in parameters]
 
-    def kept(self) -> Tensor | None:
+    def copy(self) -> Tensor | None:
         """A copy of them all."""
         return torch.cat([t.flatten() for t in self.tensors]) if self.tensors else None
 
     @torch.no_grad()
-    def restore(self, kept: Tensor | None, moved: Tensor) -> None:
+    def restore(self, before: Tensor | None, moved: Tensor) -> None:
         """Put the copy back where `moved` (bool, 0-d) is false."""
-        now = self.kept()
-        if kept is None or now is None:
+        now = self.copy()
+        if before is None or now is None:
             return
-        chosen = torch.where(moved, now, kept).split([t.numel() for t in self.tensors])
+        chosen = torch.where(moved, now, before).split([t.numel() for t in self.tensors])
         torch._foreach_copy_(self.tensors, [v.view_as(t) for t, v in zip(self.tensors, chosen, strict=True)])

@@ -5,7 +5,6 @@ What is computed stands in `step`; here arrays cross the border, calls are count
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from collections.abc import Callable, Iterable
@@ -19,7 +18,7 @@ import timm
 import torch
 import torch.utils.deterministic
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import record_function
 
 from backends.contract import (
@@ -33,6 +32,8 @@ from backends.contract import (
     TrainState,
     Weights,
     Which,
+    chunks,
+    fitting,
 )
 from backends.group import ALONE, Group, train_purpose
 from backends.torch import compiling, losses, model, optim, profile, statistics, step
@@ -48,11 +49,6 @@ from backends.torch.precision import LossScale, resolved, tf32
 from backends.torch.transfer import Pending, Transfer, arrived
 from config.errors import ConfigError
 from models.registry import ModelSpec
-from models.weights.loading import check
-
-# Pixels of one evaluation chunk: 64 images at 224, 16 at 448. More gains nothing and takes memory.
-_CHUNK_PIXELS = 64 * 224 * 224
-_CHUNK_MOST = 64
 
 
 @memory_errors()
@@ -158,11 +154,13 @@ class Session:
         network, forward = self._weights_of(which)
         self._set = None
         network.eval()
-        size = max(1, min(_CHUNK_MOST, _CHUNK_PIXELS // math.prod(images.shape[1:3])))
-        parts = [self._chunk(forward, images[i : i + size], size) for i in range(0, len(images), size)]
-        if not parts:
+        rows = [
+            step.evaluate(forward, self._input, self._transfer.send([chunk])[0])[:count]
+            for chunk, count in chunks(images, fixed_shape=bool(self._mode))
+        ]
+        if not rows:
             return lambda: np.zeros((0, self._classes), np.float32)
-        pending = self._transfer.returning(torch.cat(parts), None)
+        pending = self._transfer.returning(torch.cat(rows), None)
         return memory_errors()(lambda: arrived(pending)[0])
 
     @lost()
@@ -201,16 +199,17 @@ class Session:
         average = self._context.average
         held = {"weights": self._tensors, "ema": average.tensors if average else {}, "optimizer": self._moments}
         absent = {} if strict else state.weights
-        given = {
+        arrays = {
             "weights": state.weights,
             "ema": absent if state.ema is None else state.ema,
             "optimizer": state.optimizer,
         }
         replicas = self._context.replicas
-        shapes = {part: {n: replicas.shape(n, t) for n, t in tensors.items()} for part, tensors in held.items()}
-        fitting = {part: _fitting(part, given[part], shapes[part], strict) for part in held}
-        for part, tensors in held.items():
-            replicas.copy_(tensors, fitting[part])
+        for section, tensors in held.items():
+            shapes = {name: replicas.shape(name, tensor) for name, tensor in tensors.items()}
+            arrays[section] = fitting(section, arrays[section], shapes, strict)
+        for section, tensors in held.items():
+            replicas.copy_(tensors, arrays[section])
         self._context.count.fill_(state.step)
         self._context.frozen_count.fill_(state.frozen_steps)
         optim.set_step(self._context.optimizers, self._parameters, self._config.optim, state.step, state.frozen_steps)
@@ -225,14 +224,16 @@ class Session:
 
     def describe(self) -> dict[str, Any]:
         """Device, precision, memory in bytes, library versions."""
+        on_cuda = self._device.type == "cuda"
+        name = torch.cuda.get_device_name(self._device) if on_cuda else platform.processor() or platform.machine()
         return {
             "engine": "torch",
-            "device": self._device_name(),
+            "device": f"{self._device}: {name}",
             "precision": self._precision,
             "processes": self.group.world_size,
             "compiled": bool(self._mode),
             "compile_mode": self._mode,
-            "compiles": self._device.type == "cuda",
+            "compiles": on_cuda,
             "deterministic": self._config.deterministic,
             "remark": remark(self._device),
             "tf32": tf32(self._device),
@@ -284,17 +285,6 @@ class Session:
             )
         return self._context.average.model, self._evaluate_average
 
-    def _chunk(self, forward: compiling.Forward, images: NDArray[np.uint8], size: int) -> Tensor:
-        count = len(images)
-        if self._mode and count < size:
-            images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
-        return step.evaluate(forward, self._input, self._transfer.send([images])[0])[:count]
-
-    def _device_name(self) -> str:
-        if self._device.type == "cuda":
-            return f"{self._device}: {torch.cuda.get_device_name(self._device)}"
-        return f"{self._device}: {platform.processor() or platform.machine()}"
-
     def _memory(self) -> dict[str, int]:
         if self._device.type == "cuda":
             active, peak = torch.cuda.memory_allocated(self._device), torch.cuda.max_memory_allocated(self._device)
@@ -302,12 +292,3 @@ class Session:
         if self._device.type == "mps":
             return {"active": torch.mps.current_allocated_memory()}
         return {"active": psutil.Process().memory_info().rss}
-
-
-def _fitting(part: str, given: Weights, held: dict[str, tuple[int, ...]], strict: bool) -> Weights:
-    """The arrays of `given` that `held` has, by its shapes; `WeightsError` when they do not fit."""
-    if not strict:
-        given = {name: array for name, array in given.items() if name in held}
-    expected = {name: shape for name, shape in held.items() if strict or name in given}
-    check(given, expected, f"{part} of the state")
-    return given

@@ -75,16 +75,16 @@ def train_step(
     An update that is not finite changes nothing: weights, moments, running statistics, average and counts stay. Of a
     batch that several processes share the images are this one's; all else of it, and the result, is the whole batch's.
     """
-    kept = context.statistics.kept()
+    before = context.statistics.copy()
     for optimizer in context.optimizers:
         optimizer.zero_grad(set_to_none=True)
     pixels, targets, share = prepare_inputs(prepare, batch, plan, context.replicas)
     size = context.memory.size(len(pixels))
-    parts = [*zip(pixels.split(size), targets.split(size), context.replicas.mine(share).split(size), strict=True)]
-    losses = torch.cat([gradients_of(context, prepare.precision, *part, last=part is parts[-1]) for part in parts])
+    chunks = [*zip(pixels.split(size), targets.split(size), context.replicas.mine(share).split(size), strict=True)]
+    losses = torch.cat([gradients_of(context, prepare.precision, *c, last=c is chunks[-1]) for c in chunks])
     context.replicas.reduce_()
     losses = context.replicas.gather(losses)
-    norm, finite = apply_update(context, (share * losses).sum(), rates, frozen, kept)
+    norm, finite = apply_update(context, (share * losses).sum(), rates, frozen, before)
     return torch.cat([losses, norm[None], finite[None].float()])
 
 
@@ -107,8 +107,7 @@ def mixup(
 ) -> tuple[Tensor, Tensor]:
     """Mixup and CutMix of `contract.MixPlan`, without its permutation: pixels `[N, C, H, W]` and targets `[N, classes]`
     of images and of their partners."""
-    blend, box, own = plan
-    share, own = blend[:, None, None, None], own[:, None]
+    share, box, label_share = plan[0][:, None, None, None], plan[1], plan[2][:, None]
     top, bottom, left, right = (box[:, i, None] for i in range(4))
     rows = torch.arange(pixels.shape[2], device=pixels.device)
     columns = torch.arange(pixels.shape[3], device=pixels.device)
@@ -116,7 +115,7 @@ def mixup(
         :, None, None
     ]
     pixels = torch.where(inside, other, share * pixels + (1 - share) * other)
-    return pixels, own * targets + (1 - own) * other_targets
+    return pixels, label_share * targets + (1 - label_share) * other_targets
 
 
 def gradients_of(
@@ -125,24 +124,20 @@ def gradients_of(
     """The losses of a part of the batch; its gradients are added to those that are there, with the `last` part those of
     all processes."""
     with context.replicas.waiting(last):
-        return _gradients_of(context, precision, pixels, targets, share)
-
-
-def _gradients_of(context: StepContext, precision: Precision, pixels: Tensor, targets: Tensor, share: Tensor) -> Tensor:
-    with autocast(precision, pixels.device):
-        logits = context.replicas(pixels)
-    losses = context.loss(logits, targets)
-    # Computing a block again for its gradient moves its running statistics once more.
-    once = context.statistics.kept() if context.memory.recompute else None
-    mean = (share * losses).sum()
-    (mean if context.scale is None else mean * context.scale.value).backward()
-    if once is not None:
-        context.statistics.restore(once, torch.zeros((), dtype=torch.bool, device=once.device))
-    return losses.detach()
+        with autocast(precision, pixels.device):
+            logits = context.replicas(pixels)
+        losses = context.loss(logits, targets)
+        # Computing a block again for its gradient moves its running statistics once more.
+        once = context.statistics.copy() if context.memory.recompute else None
+        mean = (share * losses).sum()
+        (mean if context.scale is None else mean * context.scale.value).backward()
+        if once is not None:
+            context.statistics.restore(once, torch.zeros((), dtype=torch.bool, device=once.device))
+        return losses.detach()
 
 
 def apply_update(
-    context: StepContext, mean: Tensor, rates: Rates, frozen: bool, kept: Tensor | None
+    context: StepContext, mean: Tensor, rates: Rates, frozen: bool, before: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Move everything by the gradients that are there, or nothing where they or the `mean` loss are not finite; the
     gradients' norm, and whether all was finite as `train_step` reports it."""
@@ -156,7 +151,7 @@ def apply_update(
     optim.update(context.optimizers, rates.lr, rates.weight_decay, finite)
     if not frozen and not context.spec.fixed_statistics:
         context.replicas.average_(context.statistics.tensors)
-    context.statistics.restore(kept, finite)
+    context.statistics.restore(before, finite)
     if context.average is not None:
         context.average.update(rates.ema_decay, finite)
     if context.scale is not None:

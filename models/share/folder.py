@@ -9,8 +9,6 @@ from typing import Any
 from config.errors import ConfigError
 from config.places import atomic_folder
 from models import registry
-from models.families import FAMILIES
-from models.registry import ModelSpec
 from models.share import readme
 from models.share.trained import Trained
 from models.weights import files
@@ -45,7 +43,7 @@ def config(trained: Trained) -> dict[str, Any]:
         "architecture": spec.arch,
         "num_classes": len(names),
         "label_names": list(names),
-        "model_args": _model_args(spec),
+        "model_args": registry.timm_args(spec),
         "pretrained_cfg": {
             "tag": "tandem",
             "custom_load": False,
@@ -61,14 +59,3 @@ def config(trained: Trained) -> dict[str, Any]:
             "classifier": spec.classifier,
         },
     }
-
-
-def _model_args(spec: ModelSpec) -> dict[str, Any]:
-    """The arguments with which timm's entry point builds the network that was trained."""
-    usual = registry.get(spec.name).args
-    args = {key: value for key, value in spec.args.items() if key not in usual or usual[key] != value}
-    if FAMILIES[spec.family].takes_img_size:
-        args["img_size"] = spec.preprocessing.size
-    if spec.global_pool:
-        args["global_pool"] = spec.global_pool
-    return args

@@ -271,16 +271,15 @@ def load_canonical(model: nn.Module, weights: dict[str, np.ndarray], source: str
     `num_batches_tracked` and other entries that only torch keeps must be left out by the caller.
     """
     homes = places(model)
-    check(weights, {name: timm_shape(module, key) for name, (module, key) in homes.items()}, source)
+    check(weights, {name: timm_shape(module, key, module[key]) for name, (module, key) in homes.items()}, source)
     for name, (module, key) in homes.items():
         module[key] = mx.array(mlx_layout(module, key, weights[name]))
 
 
-def timm_shape(module: nn.Module, key: str) -> tuple[int, ...]:
-    """The shape of `module`'s array `key` in timm's layout."""
-    shape = tuple(module[key].shape)
+def timm_shape(module: nn.Module, key: str, value: mx.array) -> tuple[int, ...]:
+    """The shape in timm's layout of an array of `module`'s parameter `key`."""
     turned = isinstance(module, Conv2d) and key == "weight"
-    return tuple(shape[i] for i in (0, 3, 1, 2)) if turned else shape
+    return tuple(value.shape[i] for i in (0, 3, 1, 2)) if turned else tuple(value.shape)
 
 
 def mlx_layout(module: nn.Module, key: str, value: np.ndarray) -> np.ndarray:

@@ -53,8 +53,8 @@ def split_heads(x: mx.array, heads: int) -> mx.array:
 def split_qkv(qkv: mx.array, heads: int) -> tuple[mx.array, mx.array, mx.array]:
     """`[N, L, 3 * heads * d]`, thirds first, to three of `[N, heads, L, d]`."""
     # Cut into heads before it is split, so that its gradient is put together in one copy.
-    parts = mx.split(qkv.reshape(*qkv.shape[:2], 3, heads, -1), 3, axis=2)
-    q, k, v = (part.squeeze(2).transpose(0, 2, 1, 3) for part in parts)
+    thirds = mx.split(qkv.reshape(*qkv.shape[:2], 3, heads, -1), 3, axis=2)
+    q, k, v = (third.squeeze(2).transpose(0, 2, 1, 3) for third in thirds)
     return q, k, v
 
 
@@ -151,6 +151,18 @@ class AttentionPool(nn.Module):
         k, v = (split_heads(half, self._heads) for half in mx.split(self.kv(x), 2, axis=-1))
         y = self.proj(attend(mx.broadcast_to(q, (x.shape[0], *q.shape[1:])), k, v))
         return (y + self.mlp(self.norm(y)))[:, 0]
+
+
+def with_tokens(model: nn.Module, x: mx.array, embed_all: bool) -> mx.array:
+    """Patches `[N, h, w, C]` to tokens `[N, L, C]`: the model's class and register tokens first, and its position
+    embeddings, if any, added to all (`embed_all`) or to the patches alone."""
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    extra = [model[name] for name in ("cls_token", "reg_token") if name in model]
+    pos_embed = model.get("pos_embed")
+    if pos_embed is not None and not embed_all:
+        x = x + pos_embed
+    x = mx.concatenate([mx.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in extra] + [x], axis=1)
+    return x + pos_embed if pos_embed is not None and embed_all else x
 
 
 def token_pooling(spec: ModelSpec, default: str) -> str:

@@ -69,8 +69,8 @@ def take_offsets(table: mx.array, index: mx.array, window: int) -> mx.array:
 def split_window_qkv(qkv: mx.array, heads: int) -> tuple[mx.array, mx.array, mx.array]:
     """`[N, windows, L, 3 * C]` to three of `[N, windows, heads, L, d]`."""
     # Split before it is transposed, so that its gradient is put together in one copy.
-    parts = mx.split(qkv.reshape(*qkv.shape[:3], 3, heads, -1), 3, axis=3)
-    q, k, v = (part.squeeze(3).transpose(0, 1, 3, 2, 4) for part in parts)
+    thirds = mx.split(qkv.reshape(*qkv.shape[:3], 3, heads, -1), 3, axis=3)
+    q, k, v = (third.squeeze(3).transpose(0, 1, 3, 2, 4) for third in thirds)
     return q, k, v
 
 

@@ -12,7 +12,6 @@ import pytest
 import timm.models.efficientnet
 import timm.models.mobilenetv3
 
-from backends.torch import model as torch_model
 from models import registry
 from models.registry import ModelSpec
 
@@ -23,10 +22,8 @@ Stages = list[list[dict[str, Any]]]
 def spec(patch: pytest.MonkeyPatch, arch: str, size: int = 72, act: str | None = None, **options: Any) -> ModelSpec:
     """The shallow `arch` for five classes on `size` pixels, which `patch` makes timm build in this test too."""
     full = registry.get(arch, image_size=size, **{"num_classes": 5, **options})
-    overrides = torch_model.registry_overrides
-    patch.setattr(
-        torch_model, "registry_overrides", lambda s: {k: v for k, v in overrides(s).items() if k != "block_args"}
-    )
+    timm_args = registry.timm_args
+    patch.setattr(registry, "timm_args", lambda s: {k: v for k, v in timm_args(s).items() if k != "block_args"})
     for module in _BUILDERS:
         patch.setattr(module, "build_model_with_cfg", _shortening(module.build_model_with_cfg))
     args = {**full.args, "block_args": _first_blocks(full.args["block_args"])}

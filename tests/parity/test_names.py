@@ -28,7 +28,7 @@ PROMISED = {
 def mlx_shapes(arch: str) -> dict[str, tuple[int, ...]]:
     """Canonical name to shape in timm's layout; nothing is computed, since MLX is lazy."""
     places = layers.places(ports.create(registry.get(arch, num_classes=7)))
-    return {name: layers.timm_shape(module, key) for name, (module, key) in places.items()}
+    return {name: layers.timm_shape(module, key, module[key]) for name, (module, key) in places.items()}
 
 
 def torch_shapes(arch: str) -> dict[str, tuple[int, ...]]:

@@ -68,7 +68,7 @@ def _meeting(launch: Launch) -> Iterator[None]:
     """Around MLX's wait for the others, in which no Python runs: signals end the process, so does the time limit."""
     if launch.rank == 0:
         print(f"waiting for {launch.world_size} processes, {_MEET / 60:.0f} minutes at most", flush=True)
-    kept = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     with Path(os.devnull).open("w") as nowhere:
         faulthandler.dump_traceback_later(_MEET, exit=True, file=nowhere)
         try:
@@ -79,7 +79,7 @@ def _meeting(launch: Launch) -> Iterator[None]:
             ) from error
         finally:
             faulthandler.cancel_dump_traceback_later()
-            for number, handler in kept.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
 
 
@@ -111,22 +111,22 @@ class Group:
         """The rows of all ranks, one rank after another."""
         if even:
             mine = np.ascontiguousarray(rows)
-            found = self._gathered(mine.reshape(-1).view(np.uint8))
-            return found.reshape(-1).view(mine.dtype).reshape(-1, *mine.shape[1:])
+            gathered = self._gathered(mine.reshape(-1).view(np.uint8))
+            return gathered.reshape(-1).view(mine.dtype).reshape(-1, *mine.shape[1:])
         packed = np.frombuffer(pickle.dumps(rows), np.uint8)
         sizes = self.gather(np.array([len(packed)]), even=True)
         every = self._gathered(np.pad(packed, (0, int(sizes.max()) - len(packed))))
-        parts = [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
-        return np.concatenate([part for part in parts if len(part)] or parts[:1])
+        arrays = [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
+        return np.concatenate([array for array in arrays if len(array)] or arrays[:1])
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's `value`."""
         packed = np.frombuffer(pickle.dumps(value) if self.rank == 0 else b"", np.uint8)
         size = int(self.gather(np.array([len(packed)]), even=True)[0])
-        told = packed if self.rank == 0 else np.zeros(size, np.uint8)
-        sums = [mx.distributed.all_sum(part, group=self.group) for part in _messages(told)]
+        sent = packed if self.rank == 0 else np.zeros(size, np.uint8)
+        sums = [mx.distributed.all_sum(message, group=self.group) for message in _messages(sent)]
         self.wait(sums)
-        return pickle.loads(b"".join(np.array(part).tobytes() for part in sums))
+        return pickle.loads(b"".join(np.array(message).tobytes() for message in sums))
 
     def close(self) -> None:
         """Leave the group, after all is done."""
@@ -153,15 +153,15 @@ class Group:
         """`[world_size, n]` of `[n]`."""
         if not mine.size:
             return np.zeros((self.world_size, 0), np.uint8)
-        parts = [mx.distributed.all_gather(part[None], group=self.group) for part in _messages(mine)]
-        self.wait(parts)
-        return np.concatenate([np.array(part) for part in parts], axis=1)
+        gathered = [mx.distributed.all_gather(message[None], group=self.group) for message in _messages(mine)]
+        self.wait(gathered)
+        return np.concatenate([np.array(rows) for rows in gathered], axis=1)
 
     def _disconnect(self) -> None:
         """End a wait, which nothing in Python can: as its connections close, MLX raises. Where it has none, exit."""
         for number in self._sockets:
-            with suppress(OSError), socket.socket(fileno=os.dup(number)) as one:  # a closed one, or one that listens
-                one.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError), socket.socket(fileno=os.dup(number)) as copy:  # a closed one, or one that listens
+                copy.shutdown(socket.SHUT_RDWR)
         timer = threading.Timer(0 if not self._sockets else 60, self._leave)
         timer.daemon = True
         timer.start()
@@ -177,11 +177,9 @@ def _messages(data: NDArray[np.uint8]) -> list[mx.array]:
 
 def _sockets() -> set[int]:
     """The numbers of this process's open sockets."""
-    found = set()
+    sockets = set()
     for path in Path("/dev/fd").iterdir():
-        try:
+        with suppress(OSError):  # that of the listing itself
             if stat.S_ISSOCK(os.fstat(int(path.name)).st_mode):
-                found.add(int(path.name))
-        except OSError:  # that of the listing itself
-            continue
-    return found
+                sockets.add(int(path.name))
+    return sockets

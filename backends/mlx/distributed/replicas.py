@@ -77,7 +77,7 @@ class Replicas:
 
     def _summed(self, arrays: Sequence[mx.array]) -> list[mx.array]:
         """The float32 sums over all processes."""
-        found: list[mx.array] = []
+        sums: list[mx.array] = []
         before: list[mx.array] = []
         for bucket in _buckets(arrays):
             flat = mx.concatenate([array.reshape(-1).astype(mx.float32) for array in bucket])
@@ -86,9 +86,9 @@ class Replicas:
             before = [mx.distributed.all_sum(flat, group=self._group.group if self._group else None)]
             at = 0
             for array in bucket:
-                found.append(before[0][at : at + array.size].reshape(array.shape))
+                sums.append(before[0][at : at + array.size].reshape(array.shape))
                 at += array.size
-        return found
+        return sums
 
 
 def _buckets(arrays: Sequence[mx.array]) -> list[list[mx.array]]:

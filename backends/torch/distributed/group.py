@@ -93,22 +93,22 @@ class Group:
         """The rows of all ranks, one rank after another."""
         if even:
             mine = np.ascontiguousarray(rows)
-            found = np.empty((self.world_size, *mine.shape), mine.dtype)
-            parts = list(torch.from_numpy(found.view(np.uint8).reshape(self.world_size, -1)))
+            gathered = np.empty((self.world_size, *mine.shape), mine.dtype)
+            buffers = list(torch.from_numpy(gathered.view(np.uint8).reshape(self.world_size, -1)))
             with lost():
-                dist.all_gather(parts, torch.from_numpy(mine.view(np.uint8).reshape(-1)), group=self._host)
-            return found.reshape(-1, *mine.shape[1:])
+                dist.all_gather(buffers, torch.from_numpy(mine.view(np.uint8).reshape(-1)), group=self._host)
+            return gathered.reshape(-1, *mine.shape[1:])
         every: list[Any] = [None] * self.world_size
         with lost():
             dist.all_gather_object(every, rows, group=self._host)
-        return np.concatenate([part for part in every if len(part)] or every[:1])
+        return np.concatenate([array for array in every if len(array)] or every[:1])
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's `value`."""
-        told = [value if self.rank == 0 else None]
+        values = [value if self.rank == 0 else None]
         with lost():
-            dist.broadcast_object_list(told, src=0, group=self._host)
-        return told[0]
+            dist.broadcast_object_list(values, src=0, group=self._host)
+        return values[0]
 
     def close(self) -> None:
         """Leave the group, after all is done."""

@@ -87,8 +87,8 @@ class Replicas:
             return
         flat = torch.cat([t.flatten() for t in held])
         dist.all_reduce(flat)
-        parts = (flat / self.count).split([t.numel() for t in held])
-        torch._foreach_copy_(held, [part.view_as(t) for t, part in zip(held, parts, strict=True)])
+        means = (flat / self.count).split([t.numel() for t in held])
+        torch._foreach_copy_(held, [mean.view_as(t) for t, mean in zip(held, means, strict=True)])
 
     def norm(self, norm: Tensor) -> Tensor:
         """The norm of the gradients, of that of those which this process holds: all of them."""
