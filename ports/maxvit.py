@@ -123,8 +123,7 @@ class BiasTable(nn.Module):
 
     def __init__(self, window: int, heads: int, tensorflow: bool):
         super().__init__()
-        side, self._area, self._tensorflow = 2 * window - 1, window**2, tensorflow
-        self._window = window
+        side, self._window, self._tensorflow = 2 * window - 1, window, tensorflow
         self.relative_position_bias_table = normal((heads, side, side) if tensorflow else (side * side, heads))
         self._index = relative_index(window)
 
@@ -132,11 +131,9 @@ class BiasTable(nn.Module):
         """`[heads, L, L]`, queries first; TensorFlow's offsets go from the query to the key."""
         table = self.relative_position_bias_table
         if not self._tensorflow:
-            return self._pairs(table).transpose(2, 0, 1)
-        return self._pairs(table.reshape(table.shape[0], -1).T).transpose(2, 1, 0)
-
-    def _pairs(self, table: mx.array) -> mx.array:
-        return take_offsets(table, self._index, self._window).reshape(self._area, self._area, -1)
+            return take_offsets(table, self._index, self._window).transpose(2, 0, 1)
+        table = table.reshape(table.shape[0], -1).T
+        return take_offsets(table, self._index, self._window).transpose(2, 1, 0)
 
 
 class BiasMlp(nn.Module):
@@ -149,14 +146,13 @@ class BiasMlp(nn.Module):
         line = np.arange(1 - window, window, dtype=np.float32)
         line = np.sign(line) * np.log1p(np.abs(line))
         self._offsets = mx.array(np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2))
-        self._index, self._window, self._area = relative_index(window), window, window**2
+        self._index, self._window = relative_index(window), window
 
     def __call__(self) -> mx.array:
         """`[heads, L, L]`, queries first."""
         offsets = self._offsets.astype(self.mlp["fc1"].weight.dtype)
         table = self.mlp["fc2"](self.drop(nn.relu(self.mlp["fc1"](offsets))))
-        bias = take_offsets(table, self._index, self._window)
-        return bias.reshape(self._area, self._area, -1).transpose(2, 0, 1)
+        return take_offsets(table, self._index, self._window).transpose(2, 0, 1)
 
 
 class Attention(nn.Module):

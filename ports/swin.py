@@ -66,7 +66,7 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = normal(((2 * stage.window - 1) ** 2, heads))
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
-        self._heads, self._window, self._area = heads, stage.window, stage.window**2
+        self._heads, self._window = heads, stage.window
         self._index = relative_index(stage.window)
         self._mask = shift_mask(stage) if shift else None
 
@@ -74,8 +74,7 @@ class WindowAttention(nn.Module):
         """`[N, windows, L, C]` to the same shape."""
         q, k, v = split_window_qkv(self.qkv(x), self._heads)
         scores = (q @ k.swapaxes(-1, -2)) * q.shape[-1] ** -0.5
-        bias = take_offsets(self.relative_position_bias_table, self._index, self._window)
-        bias = bias.reshape(self._area, self._area, self._heads).transpose(2, 0, 1)
+        bias = take_offsets(self.relative_position_bias_table, self._index, self._window).transpose(2, 0, 1)
         return self.proj(window_attention(scores, v, bias, self._mask))
 
 

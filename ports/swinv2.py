@@ -67,7 +67,7 @@ class WindowAttention(nn.Module):
         self.q_bias = mx.zeros((dim,))
         self.v_bias = mx.zeros((dim,))
         self.proj = Linear(dim, dim)
-        self._heads, self._window, self._area = heads, stage.window, stage.window**2
+        self._heads, self._window = heads, stage.window
         self._index = relative_index(stage.window)
         self._offsets = log_offsets(stage.window, pretrained)
         self._mask = shift_mask(stage) if shift else None
@@ -85,9 +85,7 @@ class WindowAttention(nn.Module):
         table = self._offsets.astype(self.cpb_mlp[0].weight.dtype)
         for layer in self.cpb_mlp:
             table = layer(table)
-        pairs = take_offsets(table, self._index, self._window)
-        bias = pairs.reshape(self._area, self._area, self._heads).transpose(2, 0, 1)
-        return 16 * mx.sigmoid(bias)
+        return 16 * mx.sigmoid(take_offsets(table, self._index, self._window).transpose(2, 0, 1))
 
 
 class Block(nn.Module):

@@ -40,11 +40,11 @@ def pages(train: int = TRAIN, test: int = TEST, seed: int = 0) -> Iterator[Page]
         for i in range(max(train // _FEW, 1) if layout in _SMALL else train):
             yield Page(f"train_{number:02}_{i:03}.jpg", layout, "train", page(layout, philox(seed, "page", number, i)))
         for i in range(test):
-            place = (number * test + i) * 7919 % (len(LAYOUTS) * test)  # so that names tell nothing
+            shuffled = (number * test + i) * 7919 % (len(LAYOUTS) * test)  # so that names tell nothing
             image = page(layout, philox(seed, "test page", number, i))
-            yield Page(f"test_{place:04}.jpg", layout, "clean", image)
+            yield Page(f"test_{shuffled:04}.jpg", layout, "clean", image)
             damaged = corrupt(image, philox(seed, "damage", number, i))
-            yield Page(f"test_{place + len(LAYOUTS) * test:04}.jpg", layout, "corrupted", damaged)
+            yield Page(f"test_{shuffled + len(LAYOUTS) * test:04}.jpg", layout, "corrupted", damaged)
 
 
 def write(root: Path, train: int = TRAIN, test: int = TEST, seed: int = 0) -> Path:
@@ -52,12 +52,12 @@ def write(root: Path, train: int = TRAIN, test: int = TEST, seed: int = 0) -> Pa
     if root.exists() and any(root.iterdir()):
         raise DataError(f"{root}: is not empty; choose a new folder for the documents")
     rows = []
-    for made in pages(train, test, seed):
-        folder = root / ("train" if made.half == "train" else "test")
+    for name, target, half, image in pages(train, test, seed):
+        folder = root / ("train" if half == "train" else "test")
         folder.mkdir(parents=True, exist_ok=True)
-        _, content = cv2.imencode(".jpg", cv2.cvtColor(made.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
-        (folder / made.name).write_bytes(content.tobytes())
-        rows.append((made.name, made.target, made.half))
+        _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+        (folder / name).write_bytes(content.tobytes())
+        rows.append((name, target, half))
     tested = sorted(row for row in rows if row[2] != "train")
     csvfile.write(root / "train.csv", ("ID", "target"), (row[:2] for row in rows if row[2] == "train"))
     csvfile.write(root / "test.csv", ("ID",), (row[:1] for row in tested))
@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--train", type=int, default=TRAIN, help=f"training pages of a layout (default: {TRAIN})")
     parser.add_argument("--test", type=int, default=TEST, help=f"clean test pages of a layout (default: {TEST})")
     parser.add_argument("--seed", type=int, default=0, help="decides every page (default: 0)")
-    asked = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     try:
-        print(f"wrote {len(LAYOUTS)} layouts to {write(asked.root, asked.train, asked.test, asked.seed)}")
+        print(f"wrote {len(LAYOUTS)} layouts to {write(options.root, options.train, options.test, options.seed)}")
     except TandemError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -80,8 +80,8 @@ class Sheet:
             left = x
             for column, width in enumerate(widths):
                 self.box(left, y, width, height)
-                said = self.words(2) if column == 0 or row == 0 or not numbers else self.money()
-                self.text(left + 3, y + height * 0.2, said[: int(width / height * 1.9)], height * 0.55, bold=row == 0)
+                cell = self.words(2) if column == 0 or row == 0 or not numbers else self.money()
+                self.text(left + 3, y + height * 0.2, cell[: int(width / height * 1.9)], height * 0.55, bold=row == 0)
                 left += width
             y += height
         return y

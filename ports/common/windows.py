@@ -51,7 +51,7 @@ def _pairs_of_offsets(window: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def take_offsets(table: mx.array, index: mx.array, window: int) -> mx.array:
-    """A table `[offsets, heads]` at `relative_index(window)`, `[window**4, heads]`.
+    """A table `[offsets, heads]` at `relative_index(window)`: of each pair of tokens, `[window**2, window**2, heads]`.
 
     MLX's gradient of a gather is a scatter-add, which on Metal is not the same twice; this one is a gather and
     a product.
@@ -63,7 +63,7 @@ def take_offsets(table: mx.array, index: mx.array, window: int) -> mx.array:
         ones = mx.array(there[:, None].astype(np.float32)).astype(g.dtype)
         return (ones @ g[mx.array(pairs)]).squeeze(1)
 
-    return cast(mx.array, taken(table))
+    return cast(mx.array, taken(table)).reshape(window**2, window**2, -1)
 
 
 def split_window_qkv(qkv: mx.array, heads: int) -> tuple[mx.array, mx.array, mx.array]:

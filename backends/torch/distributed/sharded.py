@@ -64,22 +64,22 @@ class Sharded(Replicas):
 
     def arrays(self, tensors: dict[str, Tensor]) -> Weights:
         """Whole arrays on rank 0, and none on the others; one after the other."""
-        found: Weights = {}
+        arrays: Weights = {}
         for name, tensor in tensors.items():
-            whole = tensor.detach()
+            values = tensor.detach()
             if self._parameter(name) in self.parameters:
-                whole = self._whole(whole, self.shape(name, tensor))
+                values = self._gathered(values, self.shape(name, tensor))
             if self._rank == 0:
-                found[name] = whole.float().cpu().numpy().copy()
-        return found
+                arrays[name] = values.float().cpu().numpy().copy()
+        return arrays
 
-    def _whole(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        sizes = [len(part) for part in _parts(shape[0], self.count)]
+    def _gathered(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        sizes = [len(share) for share in _shares(shape[0], self.count)]
         padded = rows.new_zeros((sizes[0], *shape[1:]))
         padded[: len(rows)] = rows
         every = padded.new_empty((self.count * sizes[0], *shape[1:]))
         dist.all_gather_into_tensor(every, padded)
-        return torch.cat([part[:size] for part, size in zip(every.split(sizes[0]), sizes, strict=True)])
+        return torch.cat([share[:size] for share, size in zip(every.split(sizes[0]), sizes, strict=True)])
 
     @torch.no_grad()
     def copy_(self, tensors: dict[str, Tensor], arrays: Weights) -> None:
@@ -87,11 +87,11 @@ class Sharded(Replicas):
         for name, array in arrays.items():
             mine: NDArray[np.float32] = array
             if self._parameter(name) in self.parameters:
-                mine = array[_parts(len(array), self.count)[self._rank]]
+                mine = array[_shares(len(array), self.count)[self._rank]]
             tensors[name].copy_(torch.from_numpy(np.ascontiguousarray(mine, dtype=np.float32)))
 
 
-def _parts(rows: int, count: int) -> list[NDArray[np.int64]]:
+def _shares(rows: int, count: int) -> list[NDArray[np.int64]]:
     """The rows of each process, as `torch.chunk` shares them out; the last may have none."""
     size = -(-rows // count)
     return [np.arange(min(i * size, rows), min((i + 1) * size, rows)) for i in range(count)]
