@@ -21,7 +21,6 @@ from config.errors import ConfigError
 from config.launch import Launch
 from config.sections.train import Precision as Precision
 from models.registry import ModelSpec
-from models.weights.loading import check
 
 Weights = dict[str, NDArray[np.float32]]
 # How torch compiles: "reduce-overhead" replays CUDA graphs, "max-autotune" also tries out kernels.
@@ -64,16 +63,6 @@ def chunks(images: NDArray[np.uint8], fixed_shape: bool) -> Iterator[tuple[NDArr
         if fixed_shape and count < size:
             chunk = np.concatenate([chunk, np.zeros((size - count, *chunk.shape[1:]), np.uint8)])
         yield chunk, count
-
-
-def fitting(section: str, arrays: Weights, shapes: Mapping[str, tuple[int, ...]], strict: bool) -> Weights:
-    """The arrays of a state's section, without `strict` only those that `shapes` has; `WeightsError` where names or
-    shapes do not fit."""
-    if not strict:
-        arrays = {name: array for name, array in arrays.items() if name in shapes}
-        shapes = {name: shape for name, shape in shapes.items() if name in arrays}
-    check(arrays, shapes, f"{section} of the state")
-    return arrays
 
 
 class MixPlan(NamedTuple):

@@ -30,7 +30,6 @@ from backends.contract import (
     Weights,
     Which,
     chunks,
-    fitting,
 )
 from backends.group import ALONE, Group, train_purpose
 from backends.mlx import losses, metal, model, profile, recompute, statistics, step, tune
@@ -40,6 +39,7 @@ from backends.mlx.memory import memory_errors
 from backends.mlx.metal import hardware as hardware
 from config.errors import ConfigError
 from models.registry import ModelSpec
+from models.weights.loading import fitting
 from ports.common import layers
 
 Evaluate = Callable[[model.Arrays, mx.array], mx.array]  # (arrays, uint8 images) to float32 rows

@@ -33,7 +33,6 @@ from backends.contract import (
     Weights,
     Which,
     chunks,
-    fitting,
 )
 from backends.group import ALONE, Group, train_purpose
 from backends.torch import compiling, losses, model, optim, profile, statistics, step
@@ -49,6 +48,7 @@ from backends.torch.precision import LossScale, resolved, tf32
 from backends.torch.transfer import Pending, Transfer, arrived
 from config.errors import ConfigError
 from models.registry import ModelSpec
+from models.weights.loading import fitting
 
 
 @memory_errors()

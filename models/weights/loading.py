@@ -20,11 +20,12 @@ from models import registry
 from models.registry import ModelSpec
 from models.weights import hub
 from models.weights import source as weights_source
-from models.weights.files import Weights, read, write
+from models.weights.files import Weights as Weights
+from models.weights.files import read as read
+from models.weights.files import write as write
 from models.weights.resample import resample
-from models.weights.source import EMA_FILE, MODEL_FILE
-
-__all__ = ["EMA_FILE", "MODEL_FILE", "Resolved", "Weights", "check", "fit", "pool_power", "read", "resolve", "write"]
+from models.weights.source import EMA_FILE as EMA_FILE
+from models.weights.source import MODEL_FILE as MODEL_FILE
 
 # The standard deviation of a fresh classifier: small, so that training starts from nearly equal logits.
 _HEAD_STD = 0.02
@@ -110,6 +111,16 @@ def check(
         raise WeightsError(
             f"{source}: does not fit the model ({'; '.join(faults)}); name the model that these weights are of"
         )
+
+
+def fitting(section: str, arrays: Weights, shapes: Mapping[str, tuple[int, ...]], strict: bool) -> Weights:
+    """The arrays of a state's section, without `strict` only those that `shapes` has; `WeightsError` where names or
+    shapes do not fit."""
+    if not strict:
+        arrays = {name: array for name, array in arrays.items() if name in shapes}
+        shapes = {name: shape for name, shape in shapes.items() if name in arrays}
+    check(arrays, shapes, f"{section} of the state")
+    return arrays
 
 
 def _fit_first_conv(weights: Weights, spec: ModelSpec) -> list[str]:
