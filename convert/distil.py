@@ -24,7 +24,7 @@ from infer import teacher
 from models import registry
 
 ANSWERS, RECIPE = "teacher.npz", "student.yaml"
-# What of a run's settings says how its images look; the student sees them alike.
+# The settings of a run that determine its images; the student gets the same.
 _DATA = (
     *("root", "table", "images", "id_column", "target_column", "label_pattern", "follow_links"),
     *("resize_mode", "image_size", "on_bad_image", "icc_to_srgb", "pixel_limit"),
@@ -34,7 +34,7 @@ _LONGER = 3
 
 
 def prepare(path: Path, folder: Path, student: str) -> Path:
-    """Write the answers of an ensemble file or a run, and the student's recipe, into `folder`, new or empty.
+    """Write the predictions of an ensemble file or a run, and the student's recipe, into `folder`, new or empty.
 
     Every member must be a run's best checkpoint, all runs of one split. Raises `ConfigError`, `ConvertError` or
     `CheckpointError`; then nothing is left.
@@ -100,7 +100,7 @@ def _recipe(settings: Settings, run: Path, folder: Path, student: str) -> dict[s
 
 
 def _text(recipe: dict[str, Any], path: Path) -> str:
-    """The recipe as YAML, proven to be one."""
+    """The recipe as YAML, checked by loading it."""
     comment = f"# One small student, taught by {path}; its answers are in {ANSWERS}. See docs/guide/teacher.md.\n"
     text = comment + yaml.safe_dump({k: v for k, v in recipe.items() if v}, sort_keys=False)
     with tempfile.TemporaryDirectory() as scratch:

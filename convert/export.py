@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 
 def names(source: Source, kinds: Sequence[tuple[str, str]], out: Path | None) -> list[Job]:
-    """What is written where: `fold_0/best` becomes `fold_0_best.onnx`, `fold_0_best_fp16.mlpackage`, ...
+    """The jobs with their paths: `fold_0/best` becomes `fold_0_best.onnx`, `fold_0_best_fp16.mlpackage`, ...
 
     Beside the checkpoint's folder, or in the folder `out`.
     """
@@ -181,7 +181,7 @@ def artefacts(
     precision: str | Sequence[str],
     options: Mapping[str, Any],
 ) -> list[Path]:
-    """What `convert.convert` does; all of its other arguments are `options`."""
+    """Implements `convert.convert`, whose other arguments are `options`."""
     arguments = command.parser().parse_args(["--", os.fspath(path)])
     unknown = [name for name in options if name not in (*OPTIONS, "out", "overwrite", "verify")]
     if unknown:
@@ -270,7 +270,7 @@ def _print_speed(exporter: Exporter, jobs: Sequence[Job]) -> None:
 
 
 def _fault(exporter: Exporter, jobs: Sequence[Job], comparison: verify.Comparison, images: Table) -> str:
-    """What is wrong with an artefact, and where int8 and palettes lose it."""
+    """The faults of an artefact, and the layers where int8 and palettes lose most."""
     text = f"{comparison.artefact} on {comparison.runtime}: {', '.join(comparison.faults)}"
     if not lossy(comparison.precision) or math.isnan(comparison.torch_error):  # the latter gave no logits
         return text

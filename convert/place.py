@@ -1,4 +1,4 @@
-"""Puts an artefact in its place whole or not at all: written in a folder beside it, then renamed."""
+"""Writes artefacts atomically: in a folder beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def atomic_artefact(target: Path, overwrite: bool, also: tuple[str, ...] = ()) -
     """Yields a path of the target's name in a temporary folder beside it; moved to `target` when all went well.
 
     `target` may become a file or a folder; what lies beside it under its name and a suffix of `also` goes along, first.
-    Raises `ConvertError` when it exists and may not be replaced, or when the place cannot be written; what was there
-    before stays until the new one is whole.
+    Raises `ConvertError` when it exists and may not be replaced, or when the place cannot be written; an older
+    one stays until the new one is complete.
     """
     refuse_existing(target, overwrite)
     try:
@@ -45,8 +45,8 @@ def atomic_artefact(target: Path, overwrite: bool, also: tuple[str, ...] = ()) -
 
 @contextlib.contextmanager
 def temporaries(folder: Path) -> Iterator[None]:
-    """What this process puts into temporary files meanwhile goes into `folder`: of large models that is a lot, and
-    libraries leave some of it behind."""
+    """Within it, temporary files of this process go into `folder`: large models need much space, and libraries leave
+    files behind."""
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield

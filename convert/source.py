@@ -70,7 +70,7 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Where artefacts go by default: the folder that the source lies in."""
+        """The default folder of artefacts: the one that holds the source."""
         if self.pretrained and not self.path.exists():
             return Path()
         return self.path.parent if self.path.name else self.path.resolve().parent

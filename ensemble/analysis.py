@@ -129,7 +129,7 @@ def _folds(table: Table, evaluation: Nested) -> list[dict[str, Any]]:
 
 
 def histogram(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> dict[str, list[float]]:
-    """How many right and wrong predictions have a top-1 probability between each two `edges`."""
+    """The numbers of right and wrong predictions with a top-1 probability between each two `edges`."""
     edges = np.linspace(0, 1, _HISTOGRAM + 1)
     right, wrong = (np.histogram(confidence[which], edges)[0] for which in (correct, ~correct))
     return {"edges": edges.tolist(), "right": right.tolist(), "wrong": wrong.tolist()}

@@ -92,7 +92,7 @@ class EnsembleFit:
 
     @property
     def layers(self) -> FittedParams:
-        """What the ensemble's file does not hold: the stack and the map."""
+        """The arrays beside the ensemble's file: the stack and the map."""
         return FittedParams(self.pool.stack, self.step.map)
 
 

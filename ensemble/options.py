@@ -1,4 +1,4 @@
-"""How a member is run: device, precision, compute units, execution providers.
+"""Run options of a member: device, precision, compute units, execution providers.
 
 An option is given for all members that take it (`--device`), or for one of them (`options` of a member in the
 ensemble's file, `--override`), which wins.

@@ -55,7 +55,7 @@ class Judged(NamedTuple):
 
 
 def judge(log_probabilities: Rows, targets: Ints) -> Judged:
-    """What the scores of `[N, C]` predictions are computed from."""
+    """The intermediate values of the scores of `[N, C]` predictions."""
     blocks = []
     for block in scaling.blocks(*log_probabilities.shape):
         rows = np.asarray(log_probabilities[block])
@@ -115,6 +115,6 @@ def interval(
 
 
 def resampled(count: int, seed: int, draw: int) -> Floats:
-    """How often each of `count` images stands in a bootstrap sample of them, `[count]`."""
+    """The number of times each of `count` images occurs in a bootstrap sample of them, `[count]`."""
     rng = philox(seed, "bootstrap", draw)
     return np.bincount(rng.integers(count, size=count), minlength=count).astype(np.float64)

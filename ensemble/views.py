@@ -51,7 +51,7 @@ def _warp(images: Images, degrees: float, scale: float) -> Images:
 
 @lru_cache(maxsize=16)
 def warp_map(size: int, degrees: float, scale: float) -> tuple[NDArray[np.int16], NDArray[np.uint16]]:
-    """Where a warped image of that size takes its pixels from: `[S, S, 2]` (x, y), and `[S, S]` 32 * fy + fx.
+    """The source positions of the pixels of a warped image of that size: `[S, S, 2]` (x, y), and `[S, S]` 32 * fy + fx.
 
     fx and fy are 32nds of a pixel right of and below that position: cv2's fixed-point maps. They are the same on every
     machine, so that a graph can repeat the view, and on x86-64 they are those of `cv2.warpAffine`.

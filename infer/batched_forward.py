@@ -148,7 +148,7 @@ def finish(batch: Prepared, probabilities: NDArray[np.float32], chosen: NDArray[
 
 
 def batches_per_round(pixels: int, several: bool, most: int = 64) -> int:
-    """How many batches of `pixels` bytes are predicted together: one, or `several`, within 256 MiB."""
+    """The number of batches of `pixels` bytes that are predicted together: one, or `several`, within 256 MiB."""
     return max(1, min(most, _ROUND_BYTES // max(pixels, 1))) if several else 1
 
 

@@ -63,7 +63,7 @@ class Work:
         return self.journals[self.shard.number]
 
     def job(self) -> dict[str, Any]:
-        """What the predictions depend on, as JSON: a run can be resumed only with the same."""
+        """All that the predictions depend on, as JSON: a run can be resumed only with the same."""
         ensemble = self.runner.ensemble
         members = [
             {**member.model_dump(mode="json", exclude={"path", "group"}), "content": _fingerprint(member.path)}
@@ -85,7 +85,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Done:
-    """What this process predicted: `rows` images in `seconds`, with `passes` of images through single networks. `again`
+    """The work of this process: `rows` images in `seconds`, with `passes` of images through single networks. `again`
     counts the images predicted twice, `truncated` has a line about each truncated one, by its row."""
 
     rows: int

@@ -45,7 +45,7 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """The batches of `count` images in `size`s, and which of them are asked for: from `first` to before `last`."""
+    """The batches of `count` images in `size`s, and which of them to prepare: from `first` to before `last`."""
 
     count: int
     size: int
@@ -54,7 +54,7 @@ class Grid:
 
     @property
     def batches(self) -> range:
-        """The numbers of the batches that are asked for."""
+        """The numbers of the batches to prepare."""
         batches = -(-self.count // self.size)
         return range(self.first, batches if self.last < 0 else min(self.last, batches))
 
@@ -95,7 +95,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Work:
-    """What the threads share."""
+    """The state that the threads share."""
 
     inputs: Inputs
     preps: Sequence[Preprocessing]

@@ -1,4 +1,4 @@
-"""A second look at images that an ensemble is not sure of: skew taken out, contrast restored, both answers averaged."""
+"""Predicts uncertain images again, deskewed and with restored contrast, and averages both predictions."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def retry_deskewed(
     below: float,
     partial: bool = False,
 ) -> tuple[NDArray[np.float32], int]:
-    """The probabilities float32 `[N, C]` of `images` with unsure images looked at again, and how many these are.
+    """The probabilities float32 `[N, C]` of `images` with unsure images predicted again, and how many these are.
 
-    An image is unsure where its likeliest class has less than `below`; its new answer is the mean of that to the image
-    as it is and that to `data.augment.restore.restored` of it, so that a restoration that harms does not decide alone.
+    An image is unsure where its likeliest class has less than `below`; its new prediction is the mean of those of the
+    image and of its `data.augment.restore.restored` form, so that a harmful restoration does not decide alone.
     With `partial`, what remains of truncated files is taken.
     """
     unsure = np.flatnonzero(probabilities.max(axis=1) < below)

@@ -31,7 +31,7 @@ from infer.runtimes import GivesFeatures
 from infer.timings import Timings
 
 _Result = TypeVar("_Result")
-OnBad = Literal["error", "skip", "partial"]  # what is done about unreadable images, as `data.on_bad_image` has it
+OnBad = Literal["error", "skip", "partial"]  # unreadable images, as `data.on_bad_image`
 
 # Pixels of an automatic batch: 64 images at 224, 16 at 448. More take memory and are not faster.
 _BATCH_PIXELS = 64 * 224 * 224
@@ -103,7 +103,7 @@ class Runner:
         return Grid(count, max(1, min(size, count)))
 
     def unit(self, grid: Grid) -> int:
-        """How many batches are predicted together: shards and resumed runs begin at multiples of it."""
+        """The number of batches that are predicted together: shards and resumed runs begin at multiples of it."""
         pixels = grid.size * sum(prep.size**2 * 3 for prep in self._inputs)
         # Adaptive: unsure images of several batches pass the other members together.
         return batches_per_round(pixels, self.adaptive or not self._members.resident, 16 if self.adaptive else 64)

@@ -1,4 +1,4 @@
-"""How long the networks took, and how long all members and views would have taken: what adaptive inference saves."""
+"""Times the networks and estimates the time of all members and views: adaptive inference saves the difference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Timings:
         return images * views * sum(pace)
 
     def text(self, images: int, members: int, views: int) -> str:
-        """What was spent, and what that saved, for people."""
+        """The time spent and saved, as text."""
         everything = self.everything(images, members, views)
         if not everything:
             return f"{self.spent:.1f} s in the networks; members that no image needed were not measured"

@@ -34,7 +34,7 @@ def predict(run: Path, views: Sequence[str], merge: Merge, batch_size: int, work
     if name == oof_files.OOF:
         raise ConfigError("--tta: the original view alone is what training has answered already; name more views")
     folds = oof_files.finished(run)
-    oof_files.read(run)  # every file is whole, before the first image is decoded
+    oof_files.read(run)  # checks every file before the first image is decoded
     data = load.read(run / "config.yaml").data
     paths: dict[str, Path] = {}
     if not all((fold / name).exists() for fold in folds):

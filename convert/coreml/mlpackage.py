@@ -99,7 +99,7 @@ def converted(
 
 
 def layer_names(network: torch_network.Network, card: Card) -> dict[str, str]:
-    """Which layer of the network each weight or value of the program belongs to, by its name without `_cast_fp16`.
+    """The layer of the network that each weight or value of the program belongs to, by its name without `_cast_fp16`.
 
     It is the layer whose weights make the value, or the nearest one before: coremltools folds BatchNorm into the
     convolution before it and then calls the weights by a number.

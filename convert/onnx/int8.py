@@ -117,7 +117,7 @@ def _with_fused(file: Path, names: list[str]) -> list[str]:
 
 
 def _shifts(message: Any, quantized: Any, batches: Sequence[Pixels], names: Sequence[str]) -> dict[str, NDArray]:
-    """How much rounding its weights moves the mean of each layer's outputs, float32 `[channels]`, by node.
+    """The shift of the mean of each layer's outputs from rounding its weights, float32 `[channels]`, by node.
 
     The layer is computed with the difference of its weights alone, on the float network's activations. A MatMul is
     left out: its bias is an addition behind it.

@@ -9,7 +9,7 @@ from config.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """What an artefact may differ.
+    """The allowed differences of an artefact.
 
     `floors`: logits, in multiples of torch's own fp32 error (0: any). `top1_agreement` is of the images that are no
     ties, `accuracy` the share of right predictions that may be lost on them. A tie: the checkpoint's first class is at

@@ -28,14 +28,14 @@ from infer.runtimes.mil.evaluate import Evaluator
 from infer.runtimes.mil_reference import MilReferencePredictor
 from models.card import CARD_KEY, Card
 
-# A sweep runs the whole network once a layer.
+# A sweep runs the network once per layer.
 IMAGES = 32
 
 
 class Loss(NamedTuple):
-    """What compressing one layer alone costs: the mean of KL(float || compressed) in nats.
+    """The loss from compressing one layer alone: the mean of KL(float || compressed) in nats.
 
-    `layer` is its node or constant, `name` what a person calls it.
+    `layer` is its node or constant, `name` its name in the network.
     """
 
     layer: str
@@ -44,7 +44,7 @@ class Loss(NamedTuple):
 
 
 class Mixture(Protocol):
-    """A network of which any layers can be compressed; `layers` gives each node or constant a person's name for it."""
+    """A network with any of its layers compressed; `layers` maps each node or constant to its name in the network."""
 
     layers: dict[str, str]
 

@@ -1,4 +1,4 @@
-"""How fast ONNX files answer on this machine, measured in turn, so that other work on it weighs on all alike."""
+"""Measures the speed of ONNX files on this machine, in turn, so that other load affects all alike."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def in_turn(paths: Sequence[Path], count: int) -> list[float]:
 
 
 def line(plain: Path, small: Path) -> str:
-    """How much faster the int8 file `small` is than `plain` in fp32, and whether that pays."""
+    """The speed of the int8 file `small` relative to `plain` in fp32, and whether that pays, as text."""
     card = onnx_runtime.open(small, ("CPUExecutionProvider",)).card
     ratios, texts = [], []
     for count in sorted({1, pictures.batch_size(card)}):

@@ -1,1 +1,1 @@
-"""How much each run counts: convex weights, greedy selection, stacking, weighted averages."""
+"""Weights of the runs: convex weights, greedy selection, stacking, weighted averages."""

@@ -83,7 +83,7 @@ def tempered(table: Table, temperatures: Sequence[float], rows: slice, used: Ite
 
 
 def summands(logs: Predictions, combine: Combine) -> Predictions:
-    """What the mean is taken of: probabilities, log probabilities, or the classes' ranks, C for the most probable."""
+    """The averaged values: probabilities, log probabilities, or the classes' ranks, C for the most probable."""
     if combine == "probabilities":
         return np.exp(logs)
     if combine == "logits":

@@ -33,7 +33,7 @@ _PRECISE, _ROUGH = 1e-12, 1e-7  # of the loss; the rough one where each step rea
 
 @dataclass(frozen=True)
 class WeightingRequest:
-    """How weights are found; `given` are those of `fixed`, `rounds` those of `greedy`. A stack has equal ones."""
+    """The method for weights; `given` are those of `fixed`, `rounds` those of `greedy`. A stack has equal ones."""
 
     method: Method = "convex"
     combine: Combine = "probabilities"

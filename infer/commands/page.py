@@ -13,7 +13,7 @@ from infer.web import Request, Response, as_json
 
 @dataclass(frozen=True)
 class Limits:
-    """What an upload may be: bytes of a file, pixels of an image."""
+    """Limits of an upload: bytes of a file, pixels of an image."""
 
     size: int = 20 * 2**20
     pixels: int = 50_000_000

@@ -65,7 +65,7 @@ def write(folder: Path, evaluation: Evaluation) -> list[Path]:
 
 
 def metrics(evaluation: Evaluation) -> dict[str, Any]:
-    """What `metrics.json` holds: all scores and what they are of, without the single predictions."""
+    """The content of `metrics.json`: all scores and their data set, without single predictions."""
     same = ("accuracy", "macro_f1", "log_loss", "ece", "brier", "top5", "temperature")
     bins = evaluation.reliability
     return {

@@ -49,7 +49,7 @@ class Explanation:
         return sum(int(rows.argmax() == self.choice) for rows in self.members.values())
 
     def certainty(self) -> str:
-        """How sure it is, in words."""
+        """The confidence, in words."""
         best = float(self.probabilities[self.choice])
         word = "unsure" if best < UNSURE else "sure"
         return (
@@ -83,7 +83,7 @@ def explain(runner: Runner, data: bytes, pixel_limit: int) -> Explanation:
 
 
 def gradcam_overlays(runner: Runner, data: bytes, pixel_limit: int, label: str) -> dict[str, Pixels]:
-    """Where each member looks for the class `label` in an encoded image: uint8 `[S, S, 3]` with a heat map over it.
+    """Grad-CAM of each member for the class `label` of an encoded image: uint8 `[S, S, 3]` with the heat map over it.
 
     By the members' names; one that has no Grad-CAM (an artefact without gradients, an image too small) is left out.
     """

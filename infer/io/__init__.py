@@ -1,1 +1,1 @@
-"""What goes into inference and what comes out: images, archives, journals, submissions."""
+"""Input and output of inference: images, archives, journals, submissions."""

@@ -1,4 +1,4 @@
-"""What `--images` names, in one order: a folder, a CSV, a list, a tar or zip archive, files, or standard input.
+"""Collects the images of `--images` in order: a folder, a CSV, a list, a tar or zip archive, files, or standard input.
 
 Nothing is decoded here, and of archives only the names are read.
 """
@@ -26,7 +26,7 @@ _TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".npz")
 
 
 def collect(named: Sequence[str], id_column: str | None = None) -> Inputs:
-    """What `--images` names: one folder, CSV, `.txt` list, archive or `-` for standard input, or any number of files.
+    """The images of `--images`: a folder, CSV, `.txt` list, archive or `-` for standard input, or any number of files.
 
     IDs are those of the CSV, the lines of the list, or names below the folder or within the archive. Raises `DataError`
     for what cannot be read or names an image twice.

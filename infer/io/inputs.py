@@ -22,7 +22,7 @@ from data.pixels import Pixels
 # Pixels by the scale that is wanted and whether in sRGB: see `data.images.Picture`.
 Pictured = Callable[[Shrink, bool], Pixels]
 Source = Path | bytes | NDArray | Pictured
-# What `Runner.predict` takes for an image: a path, an encoded image, one of Pillow's, uint8 `[H, W, 3]` RGB.
+# An image for `Runner.predict`: a path, an encoded image, one of Pillow's, uint8 `[H, W, 3]` RGB.
 Image = str | PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image | NDArray[np.uint8]
 _TAKEN = "a path, encoded bytes, a PIL image or a uint8 array of shape (height, width, 3)"
 
@@ -32,7 +32,7 @@ class Inputs:
     """`ids` in their order; `read(n)` is the n-th image as a path, as encoded bytes, as uint8 `[H, W, 3]` pixels,
     or as a function that gives such.
 
-    `ascending` says that `read` is to be called one by one in order, as archives want it.
+    `ascending` says that `read` must be called one by one in order, as for archives.
     """
 
     ids: list[str]
@@ -82,7 +82,7 @@ def _source(image: Image, lock: Lock) -> Source:
 def _pictured(image: PIL.Image.Image, lock: Lock) -> Pictured:
     @functools.cache
     def pixels(to_srgb: bool) -> Pixels:
-        with lock:  # a list may hold one image twice, and Pillow reads its file when it is asked for the pixels
+        with lock:  # a list may hold one image twice, and Pillow reads its file lazily
             return of_pillow(image, to_srgb)
 
     return lambda _shrink, to_srgb: pixels(to_srgb)

@@ -19,14 +19,14 @@ from models.card import Card
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """`probabilities` float32 `[C]`, their sum one, and `source`: what they are, in words."""
+    """`probabilities` float32 `[C]`, their sum one, and their `source`, in words."""
 
     probabilities: NDArray[np.float32]
     source: str
 
     @property
     def text(self) -> str:
-        """What it is, for a warning."""
+        """Its name and source, for a warning."""
         return f"the class prior ({self.source})"
 
     def fill(self, probabilities: NDArray[np.float32], rows: Collection[int]) -> None:

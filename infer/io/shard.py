@@ -58,7 +58,7 @@ def of_rank(environment: Mapping[str, str]) -> Shard:
 
 
 def _hosts(environment: Mapping[str, str]) -> str:
-    """How many processes the ring of mlx.launch has: the entries of its host file."""
+    """The number of processes in the ring of mlx.launch: the entries of its host file."""
     file = environment.get("MLX_HOSTFILE", "")
     try:
         return str(len(json.loads(Path(file).read_text(encoding="utf-8"))))

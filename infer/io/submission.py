@@ -42,7 +42,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a submission looks. `columns` and `ids` in order, as the sample has them; `kind` is the dtype of the target.
+    """The layout of a submission: `columns` and `ids` in the sample's order; `kind` is the dtype of the target.
 
     `target` is None in a wide file, whose other columns are class names. With `positive`, one of two classes, the
     target is the probability of that class, not a label. `delimiter` separates the cells. `note` says what was decided.
@@ -114,7 +114,7 @@ def align(ids: Sequence[str], layout: Layout, source: str) -> NDArray[np.int64]:
 
     IDs are compared in their normal form; where not all are found, without regard to case, kind of slash, folder or
     file extension, if that finds more. `DataError` with counts, examples and the nearest name when images are missing
-    or not asked for.
+    or superfluous.
     """
     have, asked = _matching(ids, layout.ids)
     row_of = {name: row for row, name in enumerate(have)}

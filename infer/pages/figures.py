@@ -51,7 +51,7 @@ def bins(columns: dict[str, list[float | None]]) -> dict[str, Any]:
 
 
 def bars(histogram: dict[str, list[float]]) -> list[dict[str, float]]:
-    """Right and wrong answers of each bar, and both as shares of the tallest."""
+    """Right and wrong predictions of each bar, and both as shares of the tallest."""
     most = max((right + wrong for right, wrong in zip(histogram["right"], histogram["wrong"], strict=True)), default=0)
     rows = zip(histogram["edges"], histogram["edges"][1:], histogram["right"], histogram["wrong"], strict=False)
     return [

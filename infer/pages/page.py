@@ -30,7 +30,7 @@ _ENVIRONMENT.filters["counted"] = counted
 
 
 def write(out: Path, template: str, **values: Any) -> Path:
-    """Write a page with these values, whole or not at all; its path."""
+    """Write a page with these values atomically; returns its path."""
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(out, page(template, **values))
     return out

@@ -1,6 +1,6 @@
-"""Anything that gives logits, behind one interface: checkpoints on an engine, ONNX files, Core ML packages.
+"""Everything that gives logits, behind one interface: checkpoints on an engine, ONNX files, Core ML packages.
 
-`open` chooses the runtime by what the path is; each runtime's module, and so its framework, is imported only then. A
+`open` chooses the runtime by the kind of path; each runtime's module, and so its framework, is imported only then. A
 module of this folder that declares `SUFFIX`, of the artefacts that it opens ("" for checkpoint folders), and `OPTIONS`,
 those of `ensemble.options.RunOptions` that it takes, is a runtime.
 """
@@ -26,7 +26,7 @@ _WEIGHTS = "model.safetensors"
 
 
 class Runtime(NamedTuple):
-    """What a runtime's `module` declares. `suffix` "" is an engine's, which runs checkpoint folders."""
+    """The declarations of a runtime's `module`; an engine, which runs checkpoint folders, has the `suffix` ""."""
 
     suffix: str
     options: tuple[str, ...]
@@ -95,7 +95,7 @@ def open(path: Path, runtime: str | None = None, **options: Any) -> Predictor:
 
 
 def choose(path: Path, runtime: str | None = None) -> str:
-    """The runtime that will run `path`; `ConfigError` when `runtime` is asked for and cannot."""
+    """The runtime that will run `path`; `ConfigError` when a requested `runtime` cannot."""
     possible = _possible(path)
     if runtime is None:
         if not RUNTIMES[possible[0]].suffix:

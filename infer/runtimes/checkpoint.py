@@ -25,7 +25,7 @@ def open(path: Path, engine: str, **options: Any) -> Predictor:
 
 
 def read(path: Path, engine: str) -> tuple[Card, ModelSpec, Weights]:
-    """What `engine` needs of a checkpoint; raises as `open` does."""
+    """The card, the spec and the weights of a checkpoint, for `engine`; raises as `open` does."""
     backends.require(engine)
     card = read_card(path)
     spec = registry.of_card(card, str(path))

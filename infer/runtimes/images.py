@@ -1,4 +1,4 @@
-"""What predictors take: the check of images, batches of fixed sizes, and the names of an artefact's inputs.
+"""The images that predictors take: their check, batches of fixed sizes, and the names of an artefact's inputs.
 
 `data` decodes and resizes.
 """
@@ -44,9 +44,9 @@ def split(images: NDArray[Any], batches: Sequence[int]) -> list[NDArray[Any]]:
 
 
 def names(card: Card, stem: str = "images") -> tuple[str, ...]:
-    """What an artefact calls the card's inputs: the stem, or where there are several `images_480`, `images_224`, ...
+    """The names of the card's inputs in an artefact: the stem, or, of several, `images_480`, `images_224`, ...
 
-    A size that stands there already gets a number: `images_224_2`.
+    A size that occurs again gets a number: `images_224_2`.
     """
     if not card.further_inputs:
         return (stem,)

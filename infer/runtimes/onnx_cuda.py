@@ -1,7 +1,7 @@
 """NVIDIA's providers of ONNX Runtime: their options, the libraries they need, and whether a session really has them.
 
-ONNX Runtime lists a provider that its wheel was built with and falls back to the CPU without a word where the
-provider's libraries do not load. Not run on a GPU.
+ONNX Runtime lists each provider that its wheel was built with, and falls back to the CPU silently where the provider's
+libraries do not load. Not run on a GPU.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def _shapes(path: Path) -> dict[str, list[int]]:
 
 
 def check(asked: Sequence[str], present: Sequence[str], explicit: bool, path: Path) -> None:
-    """Compare the providers that were asked for with those that the session has.
+    """Compare the requested providers with those of the session.
 
-    `BackendUnavailable` where the user asked for one that did not load, a warning where it was the automatic choice.
+    `BackendUnavailable` where the user named one that did not load, a warning where it was the automatic choice.
     """
     absent = [provider for provider in asked if provider not in present]
     what = f"{path}: ONNX Runtime lists {', '.join(absent)}, which does not load here"
@@ -86,5 +86,5 @@ def check(asked: Sequence[str], present: Sequence[str], explicit: bool, path: Pa
 
 
 def remedy(absent: Sequence[str]) -> str:
-    """What to install where one of NVIDIA's providers is absent, to end a message with."""
+    """The end of a message: what to install where one of NVIDIA's providers is absent."""
     return f"; {_REMEDY}" if any(provider in NVIDIA for provider in absent) else ""

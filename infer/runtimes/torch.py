@@ -25,12 +25,12 @@ from models.registry import ModelSpec
 SUFFIX = ""
 OPTIONS = ("device", "precision", "compile", "channels_last")
 
-# Pixels of one forward pass: 64 images at 224. Larger ones gain nothing on the CPU, and less memory is asked for.
+# Pixels of one forward pass: 64 images at 224. Larger ones are not faster on the CPU and need more memory.
 _CHUNK_PIXELS = 64 * 224 * 224
 
 
 class _Pooled(nn.Module):
-    """timm's model up to what its classifier is given."""
+    """timm's model without its classifier."""
 
     def __init__(self, network: nn.Module):
         super().__init__()

@@ -1,9 +1,8 @@
 """Executes the operations of a Core ML program one by one; `program` reads it, `mil_reference` feeds it images.
 
-Nothing is guessed: an operation, an argument, a mode or a shape that is not known raises `UnsupportedOperation`.
+An unknown operation, argument, mode or shape raises `UnsupportedOperation`.
 "native" computes each operation in float32 and rounds its result to the declared dtype, as an engine with fp32
-accumulators does; "float64" computes all in double precision from the stored weights, so that only what the program
-says remains, not the rounding.
+accumulators does; "float64" computes all in double precision from the stored weights: the program without rounding.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What each MIL operation computes, in torch on the CPU: the ones that the model families need, no others.
+"""The MIL operations in torch on the CPU: those that the model families need, no others.
 
-Every function takes the operation's own argument names, so that an unknown argument cannot pass unseen; their defaults
+Every function takes the operation's own argument names, so that an unknown argument is refused; their defaults
 are those of MIL. `UnsupportedOperation` is raised for a mode that is not known. Integers are int64 throughout; rounding
 floats to the declared dtype is the evaluator's work.
 Source of the definitions: the operation reference of coremltools (`converters/mil/mil/ops/defs`, iOS 15 to 17).

@@ -38,7 +38,7 @@ Constant = NDArray[Any] | str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Declared:
-    """What the program says of a value: `dtype` None for strings and dictionaries, `shape` with None for any length."""
+    """The declaration of a value: `dtype` None for strings and dictionaries, `shape` with None for any length."""
 
     name: str
     dtype: np.dtype | None
@@ -66,7 +66,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Program:
-    """A whole program: `constants` by name, `operations` in order without them, `outputs` by name."""
+    """A program: `constants` by name, `operations` in order without them, `outputs` by name."""
 
     inputs: tuple[Declared, ...]
     constants: dict[str, Constant]
