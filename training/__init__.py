@@ -1,4 +1,4 @@
-"""The training loop and everything around a run. Engines apply; what is decided, is decided here.
+"""The training loop and everything around a run. All decisions are made here; the engines apply them.
 
 `train` and `load_run` are the ways in from Python, `python -m training` and `train_ENGINE.py` the command lines. No
 framework is imported here, and nothing else that is slow before it is used.

@@ -20,8 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     parser = _parser()
     if "worker" in words[:1]:  # which takes settings, too
-        arguments, rest = parser.parse_known_args(words)
-        return _worker(arguments, rest)
+        from training import cli
+
+        arguments, settings = parser.parse_known_args(words)
+        return cli.work_on(arguments.campaign, arguments.engine, settings)
     arguments = parser.parse_args(words)
     return int(arguments.run(arguments))
 
@@ -30,7 +32,14 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m training", description="What can be done with runs after training.")
     entry.add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
-    _checkpoint_options(commands.add_parser("checkpoint", help="look at checkpoints, verify them, remove old ones"))
+    checkpoints = commands.add_parser("checkpoint", help="look at checkpoints, verify them, remove old ones")
+    checkpoints.add_argument("action", choices=("info", "verify", "prune"), help="what to do")
+    checkpoints.add_argument("path", type=Path, metavar="PATH", help="a checkpoint, a fold folder or a run")
+    from config.sections.train import Checkpoint  # pydantic, which takes a third of a second
+
+    keep = Checkpoint().keep
+    checkpoints.add_argument("--keep", type=whole(1), default=keep, help=f"how many prune leaves (default {keep})")
+    checkpoints.set_defaults(run=_checkpoint)
     page = commands.add_parser("report", help="write report.html about one or more finished runs")
     page.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or campaigns")
     page.add_argument("--ensemble", type=Path, help="an ensemble file made of these runs")
@@ -41,7 +50,11 @@ def _parser() -> Parser:
         "--no-gradcam", action="store_true", help="leave out where the networks looked (saves opening them)"
     )
     _leaderboard_options(commands.add_parser("leaderboard", help="rank runs, and say in which settings they differ"))
-    _board_options(commands.add_parser("board", help="a page on this machine about all runs, live while they train"))
+    board = commands.add_parser("board", help="a page on this machine about all runs, live while they train")
+    folders = "folders that hold runs and campaigns (default: runs)"
+    board.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], metavar="DIR", help=folders)
+    board.add_argument("--port", type=int, default=7870, help="the port, or 0 for any free one (default: %(default)s)")
+    board.set_defaults(run=_board)
     worker = commands.add_parser(
         "worker", help="take folds or trials of a campaign until none is left", passes=lambda _: True
     )
@@ -50,16 +63,6 @@ def _parser() -> Parser:
     mixed.add_argument("fold", type=Path, metavar="RUN/fold_K", help="a trained fold; its `soup` is written there")
     mixed.set_defaults(run=_soup)
     return parser
-
-
-def _checkpoint_options(parser: Parser) -> None:
-    parser.add_argument("action", choices=("info", "verify", "prune"), help="what to do")
-    parser.add_argument("path", type=Path, metavar="PATH", help="a checkpoint, a fold folder or a run")
-    from config.sections.train import Checkpoint  # pydantic, which takes a third of a second
-
-    default = Checkpoint().keep
-    parser.add_argument("--keep", type=whole(1), default=default, help=f"how many prune leaves (default {default})")
-    parser.set_defaults(run=_checkpoint)
 
 
 def _leaderboard_options(parser: Parser) -> None:
@@ -72,19 +75,6 @@ def _leaderboard_options(parser: Parser) -> None:
         help="what ranks (default macro_f1)",
     )
     parser.set_defaults(run=_leaderboard)
-
-
-def _board_options(parser: Parser) -> None:
-    parser.add_argument(
-        "runs",
-        nargs="*",
-        type=Path,
-        default=[Path("runs")],
-        metavar="DIR",
-        help="folders that hold runs and campaigns (default: runs)",
-    )
-    parser.add_argument("--port", type=int, default=7870, help="the port, or 0 for any free one (default: %(default)s)")
-    parser.set_defaults(run=_board)
 
 
 def _worker_options(parser: Parser) -> None:
@@ -102,12 +92,6 @@ def _worker_options(parser: Parser) -> None:
     )
 
 
-def _worker(arguments: argparse.Namespace, settings: list[str]) -> int:
-    from training import cli
-
-    return cli.work_on(arguments.campaign, arguments.engine, settings)
-
-
 def _checkpoint(arguments: argparse.Namespace) -> int:
     """The exit code is 1 when a checkpoint is damaged."""
     from training.run import inventory  # after --help, which must not wait for these imports
@@ -117,9 +101,9 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
             print(f"removed {path}")
         return 0
     entries = [inventory.look(path) for path in inventory.find(arguments.path)]
-    for found in entries:
-        print(inventory.line(found) if arguments.action == "info" else found.fault or f"{found.path}: whole")
-    return int(any(found.fault for found in entries))
+    for saved in entries:
+        print(inventory.line(saved) if arguments.action == "info" else saved.fault or f"{saved.path}: whole")
+    return int(any(saved.fault for saved in entries))
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -127,8 +111,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
     out = arguments.out or arguments.runs[0] / "report.html"
     runs = [run for path in arguments.runs for run in report.runs_in(path)]
-    found = report.made_of(arguments.runs[0]) if len(arguments.runs) == 1 else (None, None)
-    ensemble, submission = arguments.ensemble or found[0], arguments.submission or found[1]
+    ensemble, submission = report.made_of(arguments.runs[0]) if len(arguments.runs) == 1 else (None, None)
+    ensemble, submission = arguments.ensemble or ensemble, arguments.submission or submission
     report.write(runs, out, ensemble, submission, explain=not arguments.no_gradcam)
     print(out)
     return 0
@@ -140,8 +124,7 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
     if bool(arguments.runs) == bool(arguments.diff):
         raise ConfigError("leaderboard: give RUN... to rank them, or --diff A B to compare two")
     if arguments.diff:
-        one, other = (leaderboard.only(path) for path in arguments.diff)
-        print(leaderboard.versus(one, other))
+        print(leaderboard.versus(*(leaderboard.only(path) for path in arguments.diff)))
     else:
         entries = leaderboard.ranked(leaderboard.read(arguments.runs), arguments.metric)
         print(leaderboard.table(entries, arguments.metric))
@@ -159,9 +142,9 @@ def _soup(arguments: argparse.Namespace) -> int:
     from training.loop import checkpoint
     from training.run import inventory, train_run
 
-    made = train_run.soup(arguments.fold)
-    print(inventory.line(inventory.look(made)))
-    print(f"ingredients: {', '.join(checkpoint.read_state(made)['members'])}")
+    soup = train_run.soup(arguments.fold)
+    print(inventory.line(inventory.look(soup)))
+    print(f"ingredients: {', '.join(checkpoint.read_state(soup)['members'])}")
     return 0
 
 

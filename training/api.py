@@ -1,4 +1,4 @@
-"""Training from Python: `train` makes a run or goes on with one, `Run` is what can be done with it afterwards.
+"""Training from Python: `train` makes or resumes a run, `Run` evaluates, exports and uses it.
 
 The public names are those of `training`. Settings, files and lines are those of the command line.
 """
@@ -23,7 +23,6 @@ import backends
 from config import load
 from config.errors import BackendUnavailable, CheckpointError, DataError, Interrupted
 from config.schema import Settings
-from config.sections.data import Data
 from convert import export
 from data.names import of_path
 from ensemble.options import given
@@ -56,7 +55,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Run:
-    """Train a model, or go on with a run, and return the finished run. What is not given is as on the command line.
+    """Train a model, or resume a run, and return the finished run. What is not given is as on the command line.
 
     `data` is `data.root`; `epochs`, `image_size`, `batch_size` and `lr` are `train.epochs`, `data.image_size`,
     `train.batch_size` and `optim.lr`; `folds` trains so many stratified folds. All other settings go by their names, in
@@ -83,9 +82,11 @@ def train(
     split = {"strategy": "stratified", "n_splits": folds} if isinstance(folds, int) else folds
     named = {name: value for name, value in {**daily, "folds": split}.items() if value is not None}
     wanted = load.of_values([*named.items(), *(settings or {}).items(), *more.items()], config, _WHERE)
+    if engine is not None and engine not in backends.ENGINES:
+        raise BackendUnavailable(f"engine {engine!r} is not known; there are torch and mlx")
     with _stop_on_interrupt() as stop_requested:
         try:
-            return Run.open(train_run.run_all(_engine(engine), wanted, stop_requested))
+            return Run.open(train_run.run_all(engine or backends.default(), wanted, stop_requested))
         except Interrupted as stopped:
             text = f"{outcome.stopped(stopped.folder)}. Go on with: train(resume={str(stopped.folder)!r})"
             raise KeyboardInterrupt(text) from None
@@ -114,7 +115,7 @@ class Run:
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The classes, one for each column of the probabilities."""
-        return results.class_names(self.folder)
+        return results.card(self.folder).class_names
 
     @property
     def results(self) -> dict[str, Any]:
@@ -159,11 +160,11 @@ class Run:
         with self.load(views, **options) as runner:
             blank = np.zeros((0, len(runner.class_names)), np.float32)
             rows = runner.grid(len(wanted))
-            parts = list(runner.stream(wanted, rows, skip_bad=on_bad_image == "skip")) if len(wanted) else []
-        skipped = {wanted.ids[row]: reason for part in parts for row, reason in part.errors.items()}
-        kept = [row for part in parts for row in part.rows.tolist() if row not in part.errors]
-        probabilities = np.concatenate([blank, *(part.probabilities for part in parts)])
-        return Predictions([wanted.ids[row] for row in kept], runner.class_names, probabilities[kept], skipped)
+            chunks = list(runner.stream(wanted, rows, skip_bad=on_bad_image == "skip")) if len(wanted) else []
+        skipped = {wanted.ids[row]: reason for chunk in chunks for row, reason in chunk.errors.items()}
+        readable = [row for chunk in chunks for row in chunk.rows.tolist() if row not in chunk.errors]
+        probabilities = np.concatenate([blank, *(chunk.probabilities for chunk in chunks)])
+        return Predictions([wanted.ids[row] for row in readable], runner.class_names, probabilities[readable], skipped)
 
     def evaluate(
         self,
@@ -181,17 +182,21 @@ class Run:
         folds were trained on, `results` has the honest scores. `out` is a new folder for the report page and the files
         of the scores.
         """
-        found = scoring.labelled(self._data(data), split)
-        if data is None and split is None and found.split == "all":
+        source = self.settings.data
+        if data is not None:
+            values = data if isinstance(data, Mapping) else {"root": data}
+            source = load.of_values([("data", values)], None, "evaluate()").data
+        labelled = scoring.labelled(source, split)
+        if data is None and split is None and labelled.split == "all":
             raise DataError(
-                f"{found.listing.root}: has no labelled test or validation split; `results` has the out-of-fold scores "
-                "of its images, and evaluate(DATA) those of others"
+                f"{labelled.listing.root}: has no labelled test or validation split; `results` has the out-of-fold "
+                "scores of its images, and evaluate(DATA) those of others"
             )
         with self.load(views, **options) as runner:
-            return evaluation.evaluate(runner, found, None, on_bad_image, Path(out) if out is not None else None)
+            return evaluation.evaluate(runner, labelled, None, on_bad_image, Path(out) if out is not None else None)
 
     def report(self) -> Path:
-        """Write `report.html` of the run anew, and return its path."""
+        """Write `report.html` of the run again, and return its path."""
         return report.write([self.folder], self.folder / "report.html")
 
     def export(
@@ -215,13 +220,6 @@ class Run:
         `options` are those of `models.share.share`: `fold`, `evaluation`, `dataset`, `license`, `private`.
         """
         print(*share(self.folder, repo, Path(out) if out is not None else None, **options), sep="\n")
-
-    def _data(self, data: str | os.PathLike[str] | Mapping[str, Any] | None) -> Data:
-        if data is None:
-            return self.settings.data
-        return load.of_values(
-            {"data": data if isinstance(data, Mapping) else {"root": data}}.items(), None, "evaluate()"
-        ).data
 
     def __fspath__(self) -> str:
         """A run stands for its folder wherever a path is taken."""
@@ -274,12 +272,6 @@ class Predictions:
 
     def _further(self) -> list[str]:
         return [f"... {len(self) - _ROWS_SHOWN} more"] if len(self) > _ROWS_SHOWN else []
-
-
-def _engine(name: str | None) -> str:
-    if name is not None and name not in backends.ENGINES:
-        raise BackendUnavailable(f"engine {name!r} is not known; there are torch and mlx")
-    return name or backends.default()
 
 
 def _inputs(images: inputs.Image | Iterable[inputs.Image]) -> inputs.Inputs:

@@ -1,5 +1,4 @@
-"""The command line of both entry points and of workers: settings in, a run out, one line for each thing that a user can
-mend."""
+"""The command line of both entry points and of workers; an error that a user can fix is one line."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ REQUEUE = 75  # the exit code after SIGUSR1, EX_TEMPFAIL of sysexits.h: start th
 
 
 class StopSignal:
-    """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request that the loop honours; a second one leaves at once,
-    unless a launcher may have sent both: torchrun repeats to its processes what the terminal sent to all."""
+    """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a second one ends the process at once, unless
+    a launcher may have sent both: torchrun repeats to its processes what the terminal sent to all."""
 
     def __init__(self, launch: Launch, leave_at_once: Callable[[int], None]) -> None:
         self.received = 0
@@ -45,8 +44,8 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """What tells how the process was stopped."""
-        # Of a group another process may have received it.
+        """The exit code for the signal that stopped the process."""
+        # In a group another process may have received it.
         return REQUEUE if self.received == getattr(signal, "SIGUSR1", None) else 128 + (self.received or signal.SIGTERM)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -85,11 +84,11 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
 
 
 def work_on(folder: Path, engine: str, words: Sequence[str]) -> int:
-    """Train, or search, what is left in a campaign's folder, which is all that a worker knows; the exit code as `main`.
+    """Train, or search, what is left in a campaign's folder; the exit code as `main`.
 
-    What that is stands in the folder's `request.yaml`, which each start of the campaign's own commands leaves. `engine`
-    "" is the one that is installed. `words` are options of `train_ENGINE.py`, such as `--data.root` where the images
-    lie elsewhere on this machine.
+    The folder's `request.yaml`, which the campaign's own commands write, says which of the two. `engine` "" is the one
+    that is installed. `words` are options of `train_ENGINE.py`, such as `--data.root` where the images lie elsewhere on
+    this machine.
     """
     import backends
     from training.campaign.pipeline import LEFT_OUT
@@ -114,12 +113,12 @@ def _work_left(folder: Path, words: Sequence[str]) -> load.Command:
         )
     wish = members.requested(folder)
     asked = ["--mode", wish.mode, *["--member", wish.member] * bool(wish.member), "--spread", "folds"]
-    found = load.parse_command(["--resume", str(folder), *asked, *words], prog="python -m training worker")
-    return replace(found, wish=replace(found.wish, tune=wish.tune))
+    command = load.parse_command(["--resume", str(folder), *asked, *words], prog="python -m training worker")
+    return replace(command, wish=replace(command.wish, tune=wish.tune))
 
 
 def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequest, Path], str]) -> int:
-    """Do what a command line asks for; the exit code as `main`. `again` is what to type to go on in a folder.
+    """Run a command line; the exit code as `main`. `again` returns the command that resumes a folder.
 
     `TandemError`s are the caller's.
     """
@@ -132,16 +131,11 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
         return _run(engine, replace(command, wish=replace(command.wish, spread=alone)), again, launch)
     except TandemError:
         if launch.local_rank and not alone:
-            _wait_for_first()
+            # The first process of this host prints an error that all of them find; then the launcher ends this one.
+            for name in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(name, signal.SIG_DFL)
+            time.sleep(_FIRST)
         raise
-
-
-def _wait_for_first() -> None:
-    """Let the first process of this host say an error that it finds, too: a launcher ends this process after it. Where
-    it has not, the error is this process's own."""
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_DFL)
-    time.sleep(_FIRST)
 
 
 def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path], str], launch: Launch) -> int:
@@ -179,7 +173,7 @@ def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path],
     except Exception as error:
         if isinstance(error, TandemError) or not stop.received:
             raise
-        # A library's answer to the signal, or that of a compiler that it had started: Ctrl-C goes to all of them.
+        # A library or a compiler that it started was interrupted, too: Ctrl-C reaches all processes.
         print("stopped; what was saved is kept. Go on with the same command")
         return stop.exit_code
     return 0
@@ -223,19 +217,14 @@ def _in_group(engine: str, settings: Settings, launch: Launch, stop: StopSignal)
 
 
 def _again(prog: str, wish: RunRequest) -> str:
-    """The command that goes on with the same wish, but for the folder; a single run knows its folds itself."""
+    """The command that resumes the same request, without the folder; a single run knows its folds itself."""
+    from config.launch import Launch
+
     words = [f"--mode {wish.mode}"] * bool(wish.mode) + ["--tune"] * wish.tune
     if wish.mode:
         words += [f"--member {wish.member}"] * bool(wish.member) + [f"--fold {wish.fold}"] * (wish.fold is not None)
         words += ["--spread folds"] * wish.spread
-    return " ".join([_started_by(), prog, *words])
-
-
-def _started_by() -> str:
-    """What stands before the script: torchrun for the processes of one host, else python; a run resumes with either."""
-    from config.launch import Launch
-
     launch = Launch.of(os.environ)
-    if launch.several and launch.launcher == "torchrun" and launch.local_world_size == launch.world_size:
-        return f"torchrun --nproc_per_node {launch.world_size}"
-    return "python"
+    one_host = launch.several and launch.launcher == "torchrun" and launch.local_world_size == launch.world_size
+    start = f"torchrun --nproc_per_node {launch.world_size}" if one_host else "python"  # a run resumes with either
+    return " ".join([start, prog, *words])

@@ -62,7 +62,7 @@ def _run(words: list[str]) -> int:
 def images() -> str:
     """Write the images, as a competition would give them."""
     command(["-m", "data.demo", str(DIGITS)])
-    counts = [len(list((DIGITS / part).iterdir())) for part in ("train", "test")]
+    counts = [len(list((DIGITS / split).iterdir())) for split in ("train", "test")]
     return f"{counts[0]} to train on, {counts[1]} to predict"
 
 
@@ -90,8 +90,8 @@ def convert() -> str:
     verified = ["--out", str(ONNX.parent), "--verify", str(DIGITS / "test")]
     wanted = [
         ["-m", "convert", str(TORCH / f"fold_{number}" / "best"), "--to", kind, *verified]
-        for number, kind, made in ((1, "onnx", ONNX), (2, "coreml", COREML))
-        if not made.exists()
+        for number, kind, artefact in ((1, "onnx", ONNX), (2, "coreml", COREML))
+        if not artefact.exists()
     ]
     command(*wanted)
     return "fold 1 to ONNX, fold 2 to Core ML; both predict as their checkpoints"
@@ -99,9 +99,9 @@ def convert() -> str:
 
 def fit() -> str:
     """Ensemble weights and a temperature on the out-of-fold logits; two folds are run by their converted forms."""
-    for made in (ENSEMBLE, SUBMISSION):
-        made.unlink(missing_ok=True)
-    swaps = [f"{TORCH / f'fold_{k}' / 'best'}={made}" for k, made in ((1, ONNX), (2, COREML))]
+    for file in (ENSEMBLE, SUBMISSION):
+        file.unlink(missing_ok=True)
+    swaps = [f"{TORCH / f'fold_{k}' / 'best'}={artefact}" for k, artefact in ((1, ONNX), (2, COREML))]
     command(["-m", "infer", "fit", str(TORCH), str(MLX), "--out", str(ENSEMBLE), "--replace", *swaps])
     from ensemble import ensemble_file
 
@@ -148,8 +148,8 @@ def picture() -> None:
     for axis, key in zip(figure.subplots(*_SHOWN).flat, hardest, strict=False):
         wrong = predicted[key] != answers[key]
         axis.imshow(cv2.imread(str(DIGITS / "test" / key), cv2.IMREAD_GRAYSCALE), cmap="gray_r")
-        said = f"{predicted[key]}, is {answers[key]}" if wrong else f"{predicted[key]}  {certain[key]:.0%}"
-        axis.set_title(said, fontsize=9, color="crimson" if wrong else "black")
+        title = f"{predicted[key]}, is {answers[key]}" if wrong else f"{predicted[key]}  {certain[key]:.0%}"
+        axis.set_title(title, fontsize=9, color="crimson" if wrong else "black")
         axis.set_axis_off()
     figure.savefig(PICTURE, dpi=100)
 
@@ -165,24 +165,24 @@ def command(*lines: Sequence[str]) -> None:
     threads = str(max(cores() // 2, 1))
     running = []
     for number, words in enumerate(lines):
-        part = OUT / f"log_{number}.txt"
-        with part.open("w") as stream:
+        log = OUT / f"log_{number}.txt"
+        with log.open("w") as stream:
             stream.write(f"\n$ python {' '.join(words)}\n")
             stream.flush()
             environment = {**os.environ, "OMP_NUM_THREADS": threads}
             words = [sys.executable, *words]
-            running.append((part, subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, env=environment)))
+            running.append((log, subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, env=environment)))
     failed = 0
     try:
         codes = [process.wait() for _, process in running]
     finally:  # Ctrl-C goes to them, too: they save, and the next start finds nobody at work
         for _, process in running:
             process.wait()
-    for (part, _), code in zip(running, codes, strict=True):
-        text = part.read_text()
+    for (log, _), code in zip(running, codes, strict=True):
+        text = log.read_text()
         with LOG.open("a") as stream:
             stream.write(text)
-        part.unlink()
+        log.unlink()
         if code:
             print(f"failed; the end of {LOG}:", *text.splitlines()[-_TAIL:], sep="\n", file=sys.stderr)
         failed = failed or code

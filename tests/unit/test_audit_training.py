@@ -17,7 +17,7 @@ from data import sources
 from tests.unit.test_audit_duplicates import scene
 from tests.unit.test_campaign import NEVER, settings
 from training.report import summary
-from training.run import run_dir, train_run
+from training.run import prepare, run_dir, train_run
 
 PLAIN = ("--sampling.oversample_classes", "[]", "--mining.cap", "0", "--train.epochs", "1")
 
@@ -83,7 +83,7 @@ def test_what_the_user_decided_is_applied_and_kept(root: Path, tmp_path: Path, c
     page = (folder / "audit.html").read_text()
     assert "1 drop, 1 relabel, 2 group, 1 rotate" in page
     assert "% of them their label." in page and "may be its own" in page, "a model that was hardly trained"
-    found = train_run.prepare(audited(root, tmp_path, *PLAIN, "--data.audit_actions", str(file)))[2]
+    found = prepare.prepare(audited(root, tmp_path, *PLAIN, "--data.audit_actions", str(file)))[2]
     turned = train_run.Images(turns=found.turns)(root / "c" / "2.png")
     np.testing.assert_array_equal(turned, np.rot90(scene(202, 60, 80), -1))
 

@@ -14,7 +14,7 @@ from config.errors import ConfigError, Interrupted, OutOfMemory
 from tests.numpy_engine import session
 from tests.unit.test_campaign import NEVER, final, settings
 from training.loop import memory
-from training.run import train_run
+from training.run import prepare, train_run
 
 PLAIN = ("--folds.train", "[0]", "--mining.cap", "0", "--sampling.oversample_to", "0", "--sampling.kind", "plain")
 LONG = (*PLAIN, "--train.epochs", "21", "--checkpoint.every_epochs", "7")  # 105 updates
@@ -91,8 +91,8 @@ def test_halves_divide_the_batch(size: int, batch: int, expected: int) -> None:
 def test_batch_size_auto_is_the_models_own_batch_in_parts_that_fit(digits: Path, tmp_path: Path) -> None:
     words = ["--data.root", str(digits), "--out", str(tmp_path), "--model", "test_convnext"]
     words += ["--train.batch_size", "auto"]
-    resolved, spec, _ = train_run.prepare(load.parse(words, prog="test"))
-    plain, _, _ = train_run.prepare(load.parse(words[:-2], prog="test"))
+    resolved, spec, _ = prepare.prepare(load.parse(words, prog="test"))
+    plain, _, _ = prepare.prepare(load.parse(words[:-2], prog="test"))
     assert resolved.train.batch_size == plain.train.batch_size
     assert resolved.train.micro_batch == "auto"
     assert spec.name

@@ -12,8 +12,7 @@ from timm.scheduler import CosineLRScheduler
 from config.sections.data import Mix
 from training.policy import groups, mix, schedule
 from training.policy.plateau import Plateau
-from training.policy.stopping import Stopping
-from training.policy.watch import overfitting
+from training.policy.stopping import Stopping, overfitting
 
 
 def test_cosine_with_warmup_is_torchs() -> None:

@@ -88,7 +88,7 @@ def lesson(
     fold_of = folds.read(run / "folds.csv", table)
     teaching, train = distillation.read(wanted, table), np.flatnonzero(fold_of != fold)
     distillation.check(teaching, table, fold_of, [fold])
-    found = distillation.lesson(teaching, table, train, fold)
+    found = distillation.training_targets(teaching, table, train, fold)
     rows = found.targets[np.arange(len(found.labels))[::-1]][::-1]
     return found._replace(targets=rows), table, train
 

@@ -186,7 +186,7 @@ def test_wandb_is_offline_unless_logged_in_and_keeps_its_id(tmp_path: Path, monk
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(trackers.KINDS, "wandb", trackers.Kind("no_such_package", "wandb"))
+    monkeypatch.setitem(trackers.PACKAGES, "wandb", "no_such_package")
     with pytest.raises(BackendUnavailable, match=r'track\.wandb: .*pip install -e "\.\[wandb\]"'):
         trackers.require(Track(wandb=True))
     trackers.require(Track())

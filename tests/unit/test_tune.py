@@ -200,7 +200,7 @@ def test_an_entry_of_a_space_replaces_the_files_as_a_whole(words: list[str]) -> 
 
 
 def test_without_optuna_it_names_the_install(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "installed", lambda _: False)
+    monkeypatch.setattr(pipeline, "installed", lambda _: False)
     with pytest.raises(BackendUnavailable, match=r'pip install -e "\.\[tune\]"'):
         searched(words, lambda: False)
 

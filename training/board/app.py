@@ -42,25 +42,23 @@ _SANDBOX = (
 
 def app(roots: Sequence[Path]) -> App:
     """The board about what lies below `roots`; `CheckpointError` where one of them is no folder."""
-    board = _Board(Runs(roots))
-
-    def respond(request: Request) -> Response:
-        try:
-            return board.respond(request)
-        except Refused as error:
-            if request.method == "POST":
-                raise
-            text = _page("message.html", "Not found" if error.status == 404 else "Refused", text=str(error))
-            return Response(text.encode(), status=error.status)
-
-    return respond
+    return _Board(Runs(roots))
 
 
 class _Board:
     def __init__(self, runs: Runs):
         self.runs, self.predictors = runs, Predictors()
 
-    def respond(self, request: Request) -> Response:
+    def __call__(self, request: Request) -> Response:
+        try:
+            return self._respond(request)
+        except Refused as error:
+            if request.method == "POST":
+                raise
+            text = _page("message.html", "Not found" if error.status == 404 else "Refused", text=str(error))
+            return Response(text.encode(), status=error.status)
+
+    def _respond(self, request: Request) -> Response:
         if request.method == "POST":
             if request.path != "/predict":
                 raise Refused(405, "the board is read-only")
@@ -75,11 +73,19 @@ class _Board:
             case "/run":
                 return Response(self._run_page(self._run(request)).encode())
             case "/live":
-                return self._live(self._run(request))
+                run = self._run(request)
+                if run.fault:
+                    raise Refused(404, f"{run.key}: {run.fault}")
+                status, panels = self._status(run)
+                return as_json({"status": status, "panels": panels, "state": run.state})
             case "/file":
                 return _file(self._run(request), request.query.get("file", ""))
             case "/predict":
-                return self._prediction_page(self._run(request))
+                run = self._run(request)
+                if not artefacts(run):
+                    raise Refused(404, f"{run.key}: has no finished fold with weights to predict with yet")
+                query = urlencode({"run": run.key})
+                return Response(page.prediction(run.key, (), Limits().size, f"predict?{query}", f"run?{query}"))
         raise Refused(404, f"there is no page {request.path}")
 
     def _run(self, request: Request) -> Run:
@@ -120,25 +126,25 @@ class _Board:
         members, trials = (self.runs.members(run, kind) for kind in ("run", "trial"))
         return {
             "run": run,
-            "rows": tables.rows(tables.ranked([one for one in members if not one.fault])),
-            "searches": tables.searches([one for one in trials if not one.fault]),
-            "live": [tables.live(one) for one in (*members, *trials) if one.state == "training"],
-            "broken": [one for one in (*members, *trials) if one.fault],
+            "rows": tables.rows(tables.ranked([member for member in members if not member.fault])),
+            "searches": tables.searches([trial for trial in trials if not trial.fault]),
+            "live": [tables.live(each) for each in (*members, *trials) if each.state == "training"],
+            "broken": [each for each in (*members, *trials) if each.fault],
         }
 
     def _command(self, run: Run) -> str:
-        """What to type to go on with a run or campaign that has stopped."""
-        engines = [one.engine for one in (run, *self.runs.members(run)) if one.engine in ("torch", "mlx")]
+        """The command that resumes a run or campaign that has stopped."""
+        engines = [each.engine for each in (run, *self.runs.members(run)) if each.engine in ("torch", "mlx")]
         if run.campaign or not engines or run.state not in ("interrupted", "failed"):
             return ""
         mode = "--mode full " if run.kind == "campaign" else ""
         return f"python train_{engines[0]}.py {mode}--resume {shlex.quote(str(run.path))}"
 
     def _best(self, run: Run) -> Run | None:
-        """The best run of the same kind and place, unless it is this one."""
-        beside = [one for one in self.runs.all().values() if (one.kind, one.campaign) == (run.kind, run.campaign)]
-        ranked = [one for one in tables.ranked(beside) if one.done]
-        return ranked[0] if ranked and ranked[0].key != run.key else None
+        """The best run of the same kind and campaign, unless it is this one."""
+        others = [each for each in self.runs.all().values() if (each.kind, each.campaign) == (run.kind, run.campaign)]
+        best = next((each for each in tables.ranked(others) if each.done), run)
+        return best if best.key != run.key else None
 
     def _status(self, run: Run) -> tuple[str, list[dict[str, Any]]]:
         """What changes while a run trains: the part above its curves, and the curves."""
@@ -150,20 +156,8 @@ class _Board:
         values = {"run": run, "live": tables.live(run), "folds": tables.folds(run), "fault": fault}
         return page.fragment("board_status.html", **values), panels
 
-    def _live(self, run: Run) -> Response:
-        if run.fault:
-            raise Refused(404, f"{run.key}: {run.fault}")
-        status, panels = self._status(run)
-        return as_json({"status": status, "panels": panels, "state": run.state})
-
-    def _prediction_page(self, run: Run) -> Response:
-        if not artefacts(run):
-            raise Refused(404, f"{run.key}: has no finished fold with weights to predict with yet")
-        post, back = f"predict?{urlencode({'run': run.key})}", f"run?{urlencode({'run': run.key})}"
-        return Response(page.prediction(run.key, (), Limits().size, post, back))
-
     def _predicted(self, request: Request, run: Run) -> Response:
-        idle = all(one.state != "training" for one in self.runs.all().values())
+        idle = all(each.state != "training" for each in self.runs.all().values())
         try:
             with self.predictors.runner(run) as runner:
                 return predict(runner, request, Limits(), gradcam=idle)
@@ -190,7 +184,7 @@ def _files(run: Run) -> list[dict[str, str]]:
 def _file(run: Run, name: str) -> Response:
     here = run.path.resolve()
     path = (here / name).resolve()
-    if name not in [one["name"] for one in _files(run)] or not path.is_relative_to(here) or not path.is_file():
+    if name not in [file["name"] for file in _files(run)] or not path.is_relative_to(here) or not path.is_file():
         raise Refused(404, f"{run.key}: there is no {name!r} to show")
     policy = {"Content-Security-Policy": _SANDBOX} if path.suffix == ".html" else {}
     return Response(path.read_bytes(), _TYPES.get(path.suffix, TEXT), headers=policy)

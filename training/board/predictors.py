@@ -40,7 +40,10 @@ class Predictors:
                 self._open[1].close()
                 self._open = None
             if self._open is None:
-                self._open = wanted, _opened(files)
+                paths = list(map(str, files))
+                ensemble: Ensemble = ensemble_file.read(files[0]) if files[0].is_file() else ensemble_of(paths)
+                on_cpu = any("device" in RUNTIMES[runtime].options for runtime in choose_runtimes(ensemble.members))
+                self._open = wanted, Runner(ensemble, RunOptions(device="cpu") if on_cpu else NONE_GIVEN)
             yield self._open[1]
 
 
@@ -49,11 +52,5 @@ def artefacts(run: Run) -> list[Path]:
     if run.kind == "campaign":
         chosen, _ = report.made_of(run.path)
         return [chosen] if chosen else []
-    folders = [run.path / f"fold_{one.number}" / checkpoint.BEST for one in run.done]
+    folders = [run.path / f"fold_{fold.number}" / checkpoint.BEST for fold in run.done]
     return [folder for folder in folders if (folder / manifest.NAME).exists()]
-
-
-def _opened(files: list[Path]) -> Runner:
-    asked: Ensemble = ensemble_file.read(files[0]) if files[0].is_file() else ensemble_of(list(map(str, files)))
-    on_cpu = any("device" in RUNTIMES[runtime].options for runtime in choose_runtimes(asked.members))
-    return Runner(asked, RunOptions(device="cpu") if on_cpu else NONE_GIVEN)

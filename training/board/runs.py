@@ -1,6 +1,6 @@
 """The runs and campaigns below some folders, read again only where a file has changed.
 
-What cannot be read, such as a half-copied run, is kept with one line that says why.
+A run that cannot be read, such as a half-copied one, has a line that says why.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +31,6 @@ from training.run.outcome import FAILED
 
 _Parsed = TypeVar("_Parsed")
 Kind = Literal["run", "trial", "campaign"]
-SCORES = ("macro_f1", "accuracy", "log_loss")
 _FOLDS = "folds.csv"
 _KILLED = "its process was killed, or the machine stopped; start the same command again"
 _DEPTH = 4  # folders between one that was given and a run
@@ -81,21 +81,21 @@ class Run:
     @property
     def done(self) -> list[Fold]:
         """The folds that have a result."""
-        return [one for one in self.folds if one.state == "finished"]
+        return [fold for fold in self.folds if fold.state == "finished"]
 
     @property
     def scored(self) -> list[Fold]:
         """The folds whose scores count: the finished ones, without any those that have an epoch."""
-        return self.done or [one for one in self.folds if one.result]
+        return self.done or [fold for fold in self.folds if fold.result]
 
     def mean(self, metric: str) -> float:
         """Over the scored folds; NaN without one."""
-        values = [float(one.result[metric]) for one in self.scored]
+        values = [float(fold.result[metric]) for fold in self.scored]
         return float(np.mean(values)) if values else float("nan")
 
     def spread(self, metric: str) -> float:
         """Standard deviation over the scored folds (n - 1); NaN below two."""
-        values = [float(one.result[metric]) for one in self.scored]
+        values = [float(fold.result[metric]) for fold in self.scored]
         return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
     def when(self) -> str:
@@ -107,7 +107,7 @@ class Run:
 
     def seconds(self) -> float:
         """Training time of the finished folds together."""
-        return float(sum(one.result["seconds"] for one in self.done))
+        return float(sum(fold.result["seconds"] for fold in self.done))
 
 
 class Runs:
@@ -125,8 +125,8 @@ class Runs:
         """Runs, trials and campaigns as they are now, at most a second old."""
         with self._lock:
             if time.monotonic() - self._scan[0] > _FRESH:
-                found = {run.key: run for root in self.roots for run in self._below(root)}
-                self._scan = (time.monotonic(), found)
+                runs = {run.key: run for root in self.roots for run in self._below(root)}
+                self._scan = (time.monotonic(), runs)
             return self._scan[1]
 
     def members(self, campaign: Run, kind: Kind = "run") -> list[Run]:
@@ -134,10 +134,10 @@ class Runs:
         return [run for run in self.all().values() if run.campaign == campaign.key and run.kind == kind]
 
     def _below(self, root: Path) -> Iterator[Run]:
-        names = [one.resolve().name for one in self.roots]
+        names = [folder.resolve().name for folder in self.roots]
         name = root.resolve().name if names.count(root.resolve().name) == 1 else str(root)
         prefix = f"{of_path(name)}/" if len(self.roots) > 1 else ""
-        for path in _found(root, _DEPTH):
+        for path in _run_folders(root, _DEPTH):
             inside = path.relative_to(root).as_posix()
             key = prefix + of_path(path.resolve().name if inside == "." else inside)
             if (path / load.CAMPAIGN).exists():
@@ -146,12 +146,11 @@ class Runs:
                 yield self._run(path, key)
 
     def _campaign(self, path: Path, key: str) -> Iterator[Run]:
-        members = [self._run(one, f"{key}/{of_path(one.name)}", "run", key) for one in _runs(path.glob("members/*"))]
+        members = [self._run(run, f"{key}/{of_path(run.name)}", "run", key) for run in _runs(path.glob("members/*"))]
         trials = [
-            self._run(one, f"{key}/{of_path(one.parent.name)}/{one.name}", "trial", key)
-            for one in _runs(path.glob("tune/*/*"))
+            self._run(run, f"{key}/{of_path(run.parent.name)}/{run.name}", "trial", key)
+            for run in _runs(path.glob("tune/*/*"))
         ]
-        folds = tuple(one for member in members for one in member.folds)
         at_work = [run.state for run in (*members, *trials) if run.state == "training"]
         planned, fault = 0, ""
         try:
@@ -163,7 +162,7 @@ class Runs:
             *(key, path, "campaign"),
             state=state.of_run(ended, [*at_work, *(member.state for member in members)]),
             fault=fault,
-            folds=folds,
+            folds=tuple(fold for member in members for fold in member.folds),
             planned=planned or len(members),
             changed=max((run.changed for run in (*members, *trials)), default=0.0),
         )
@@ -184,22 +183,29 @@ class Runs:
             raise CheckpointError(f"{run_dir.CONFIG} is missing")
         settings, deciding = config
         starts = self._read(path / "environment.json", _json) or [{"engine": ""}]
-        numbers = sorted(int(found[1]) for one in path.iterdir() if (found := _FOLD.fullmatch(one.name)))
+        numbers = sorted(int(match[1]) for entry in path.iterdir() if (match := _FOLD.fullmatch(entry.name)))
         folds = tuple(self._fold(path / f"fold_{k}", k) for k in numbers)
-        split = path / _FOLDS
-        finished = (path / run_dir.FINISHED).exists() or (
-            run.kind == "trial" and any(one.state == "finished" for one in folds)
-        )
+        finished = (path / run_dir.FINISHED).exists()
+        finished |= run.kind == "trial" and any(fold.state == "finished" for fold in folds)
+        planned = len(folds)
+        if not finished:  # as far as it is known
+            wanted = settings.get("folds.train")
+            planned = len(wanted) if wanted else max(self._read(path / _FOLDS, _numbers) or 0, len(folds))
+        changed = 0.0
+        histories = (path / f"fold_{k}" / "history.jsonl" for k in numbers)
+        for file in (path / run_dir.CONFIG, path / run_dir.FINISHED, *histories):
+            with suppress(FileNotFoundError):
+                changed = max(changed, file.stat().st_mtime)
         return replace(
             run,
-            state=state.of_run(finished, [one.state for one in folds]),
+            state=state.of_run(finished, [fold.state for fold in folds]),
             settings=settings,
             deciding=deciding,
             engine=starts[-1]["engine"],
             folds=folds,
-            planned=len(folds) if finished else self._planned(path, settings, len(folds)),
-            split=self._read(split, leaderboard.split_digest) or "",
-            changed=max(map(_mtime, (path / run_dir.CONFIG, path / run_dir.FINISHED, *_histories(path, numbers)))),
+            planned=planned,
+            split=self._read(path / _FOLDS, leaderboard.split_digest) or "",
+            changed=changed,
         )
 
     def _fold(self, path: Path, number: int) -> Fold:
@@ -218,12 +224,6 @@ class Runs:
             return replace(so_far, state="training" if curve else "waiting")
         reason = str(failed["reason"]) if failed else _KILLED if now.exists() else ""
         return replace(so_far, state="failed", reason=reason) if reason else so_far
-
-    def _planned(self, path: Path, settings: dict[str, Any], there: int) -> int:
-        """How many folds the run will have, as far as it is known."""
-        if settings.get("folds.train"):
-            return len(settings["folds.train"])
-        return max(self._read(path / _FOLDS, _numbers) or 0, there)
 
     def _read(self, path: Path, parse: Callable[[Path], _Parsed]) -> _Parsed | None:
         """The parsed file, from memory where it has not changed; None where there is none.
@@ -244,7 +244,7 @@ class Runs:
         return known[1]
 
 
-def _found(path: Path, depth: int) -> Iterator[Path]:
+def _run_folders(path: Path, depth: int) -> Iterator[Path]:
     """Folders that are runs, campaigns, or look like a damaged run; links are not followed."""
     try:
         names = {entry.name: entry for entry in os.scandir(path)}
@@ -255,15 +255,11 @@ def _found(path: Path, depth: int) -> Iterator[Path]:
         return
     for name in sorted(names) if depth else ():
         if not name.startswith(".") and names[name].is_dir(follow_symlinks=False):
-            yield from _found(path / name, depth - 1)
+            yield from _run_folders(path / name, depth - 1)
 
 
-def _runs(places: Iterator[Path]) -> list[Path]:
-    return sorted(path for path in places if path.is_dir() and not path.is_symlink())
-
-
-def _histories(path: Path, numbers: Sequence[int]) -> list[Path]:
-    return [path / f"fold_{k}" / "history.jsonl" for k in numbers]
+def _runs(paths: Iterator[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.is_dir() and not path.is_symlink())
 
 
 def _settings(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -275,7 +271,7 @@ def _settings(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _result(path: Path) -> dict[str, Any]:
     """What is shown of a `result.yaml`."""
     row = results.read_yaml(path)
-    scores = {name: float(row[name]) for name in SCORES}
+    scores = {name: float(row[name]) for name in leaderboard.METRICS}
     return {**scores, "seconds": float(row["seconds"]), **{name: int(row[name]) for name in ("best_epoch", "epochs")}}
 
 
@@ -289,7 +285,7 @@ def _best_so_far(history: Path) -> tuple[dict[str, Any], tuple[float, ...]]:
     """The scores of the best epoch so far, and the macro-F1 of each epoch."""
     rows = [json.loads(line) for line in history.read_text().splitlines()]
     best: dict[str, Any] = next((row for row in reversed(rows) if row.get("best")), {})
-    scores = {**{name: best[name] for name in SCORES}, "best_epoch": int(best["epoch"])} if best else {}
+    scores = {**{name: best[name] for name in leaderboard.METRICS}, "best_epoch": int(best["epoch"])} if best else {}
     return scores, tuple(row["macro_f1"] for row in rows)
 
 
@@ -303,13 +299,6 @@ def _numbers(folds: Path) -> int:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text())
-
-
-def _mtime(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What state a fold and a run are in, by the files and the lock notes in their folders. No lock is taken."""
+"""The state of a fold and of a run, by the files and the lock notes in their folders. No lock is taken."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
@@ -46,10 +46,7 @@ def _owner(note: Path) -> str:
     """The text of a lock note, or the `owner` in a `progress.json`; "" where it is gone."""
     try:
         text = note.read_text()
-        return str(_mapping(json.loads(text)).get("owner", "")) if note.suffix == ".json" else text
+        progress = json.loads(text) if note.suffix == ".json" else {"owner": text}
     except (OSError, ValueError):
         return ""
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    return str(progress.get("owner", "")) if isinstance(progress, dict) else ""

@@ -36,23 +36,19 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "scores": [run.mean(name) for name in leaderboard.METRICS],
             "spread": run.spread("macro_f1"),
             "so_far": bool(run.scored) and not run.done,
-            "epochs": round(float(np.mean([one.epochs for one in run.scored]))) if run.scored else 0,
+            "epochs": round(float(np.mean([fold.epochs for fold in run.scored]))) if run.scored else 0,
             "time": duration(run.seconds()) if run.done else "",
-            **_different(runs[0], run),
+            "different": changed[:_DIFFERENT],
+            "more": changed[_DIFFERENT:],
         }
         for run in runs
+        for changed in [differences(runs[0], run)]
     ]
-
-
-def _different(best: Run, run: Run) -> dict[str, Any]:
-    found = differences(best, run) if best is not run else []
-    return {"different": found[:_DIFFERENT], "more": found[_DIFFERENT:]}
 
 
 def differences(best: Run, run: Run) -> list[tuple[str, str, str]]:
     """The settings that change the result and differ: name, value of `run`, value of `best`."""
-    one, other = (leaderboard.Entry(each.key, (), each.deciding, each.split) for each in (best, run))
-    keys = leaderboard.different(one, other)
+    keys = leaderboard.different(best.deciding, run.deciding)
     return [(key, _shown(run.deciding.get(key, "")), _shown(best.deciding.get(key, ""))) for key in keys]
 
 
@@ -66,32 +62,31 @@ def live(run: Run) -> dict[str, Any]:
     """How far a run is: the share that is done, words for it, and a small curve of the folds that train now."""
     wanted = run.settings.get("train.epochs")
     epochs = wanted if isinstance(wanted, int) else 0
-    active = [one for one in run.folds if one.state == "training"]
-    active = active or [one for one in run.folds if one.state == "waiting"][:1]
+    active = [fold for fold in run.folds if fold.state == "training"]
+    active = active or [fold for fold in run.folds if fold.state == "waiting"][:1]
     planned = max(run.planned, len(run.folds), 1)
-    done = sum(1.0 if one.state == "finished" else min(_part(one, epochs), 1.0) for one in run.folds)
+    done = sum(1.0 if fold.state == "finished" else min(_done_share(fold, epochs), 1.0) for fold in run.folds)
     return {
         "run": run,
         "share": done / planned,
         "folds": f"{len(run.done)} of {planned} folds done",
-        "active": [{"number": one.number, "words": _words(one, epochs)} for one in active],
-        "curves": [_curve(one.curve) for one in active if len(one.curve) > 1],
+        "active": [{"number": fold.number, "words": _words(fold, epochs)} for fold in active],
+        "curves": [_curve(fold.curve) for fold in active if len(fold.curve) > 1],
     }
 
 
-def _part(one: Fold, epochs: int) -> float:
-    """The share of a fold's epochs that is done."""
-    if one.now.get("updates"):
-        return float(one.now["update"]) / float(one.now["updates"])
-    return one.epochs / epochs if epochs else 0.0
+def _done_share(fold: Fold, epochs: int) -> float:
+    if fold.now.get("updates"):
+        return float(fold.now["update"]) / float(fold.now["updates"])
+    return fold.epochs / epochs if epochs else 0.0
 
 
-def _words(one: Fold, epochs: int) -> str:
-    now = one.now
-    if one.state == "waiting":
+def _words(fold: Fold, epochs: int) -> str:
+    now = fold.now
+    if fold.state == "waiting":
         return "is being prepared"
     if not now:
-        return f"epoch {one.epochs + 1} of {epochs}"
+        return f"epoch {fold.epochs + 1} of {epochs}"
     parts = [f"epoch {now['epoch']} of {epochs}", f"update {now['update']} of {now['updates']}"]
     parts += [f"loss {now['loss']:.4f}"] if now.get("loss") is not None else []
     parts += [f"{now['images_per_second']:.0f} images/s"]
@@ -111,18 +106,18 @@ def folds(run: Run) -> list[dict[str, Any]]:
     """A row a fold."""
     return [
         {
-            "fold": one,
-            "scores": [one.result.get(name) for name in leaderboard.METRICS],
-            "best": one.result.get("best_epoch"),
-            "time": duration(one.result["seconds"]) if "seconds" in one.result else "",
+            "fold": fold,
+            "scores": [fold.result.get(name) for name in leaderboard.METRICS],
+            "best": fold.result.get("best_epoch"),
+            "time": duration(fold.result["seconds"]) if "seconds" in fold.result else "",
         }
-        for one in run.folds
+        for fold in run.folds
     ]
 
 
 def campaign(run: Run, members: Sequence[Run]) -> dict[str, Any]:
     """A row of a campaign: how many of its members are trained, and the best of them."""
-    best = [one for one in ranked(members) if one.done][:1]
+    best = [fold for fold in ranked(members) if fold.done][:1]
     finished = sum(member.state == "finished" for member in members)
     return {"run": run, "finished": finished, "planned": run.planned, "best": best[0] if best else None}
 
@@ -136,7 +131,7 @@ def trials(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "run": run,
             "score": run.mean("macro_f1"),
             "so_far": not run.done,
-            "epochs": max((one.epochs for one in run.folds), default=0),
+            "epochs": max((fold.epochs for fold in run.folds), default=0),
             "values": [(key, _shown(run.deciding.get(key))) for key in keys],
         }
         for run in ordered

@@ -1,4 +1,4 @@
-"""What a campaign does about a fold that cannot be trained: a second try in smaller portions, then it is left out."""
+"""A campaign's handling of a fold that fails: a second try with a smaller micro-batch, then it is left out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from training.policy import optimizer
 from training.run import fold, results, run_dir
 from training.run.outcome import FAILED
 
-# Faults of one member. Others, such as an image that vanished or a full disk, would stop the next one too.
-ITS_OWN = (OutOfMemory, Diverged, WeightsError)
+# Faults of one member. Others, such as a missing image or a full disk, would stop the next one too.
+_MEMBER_FAULTS = (OutOfMemory, Diverged, WeightsError)
 
 
 def attempt(job: fold.Job, number: int) -> None:
-    """Train one fold, or leave it out where that fails by a fault of its own.
+    """Train one fold; leave it out where it fails by a fault of its own.
 
-    Where the memory runs out, `fold` halves the micro-batch as often as it can. A fold that diverges goes on once from
+    Where memory runs out, `fold` halves the micro-batch as often as it can. A fold that diverges is resumed once from
     its last checkpoint at half the micro-batch.
     """
     folder = job.folder / f"fold_{number}"
@@ -28,7 +28,7 @@ def attempt(job: fold.Job, number: int) -> None:
         try:
             fold.train(job, number)
             return
-        except ITS_OWN as error:
+        except _MEMBER_FAULTS as error:
             if first and isinstance(error, Diverged) and _halve(job, number, folder):
                 continue
             run_dir.write_yaml(folder / FAILED, {**results.read_yaml(folder / FAILED), "left_out": True})
@@ -37,7 +37,7 @@ def attempt(job: fold.Job, number: int) -> None:
 
 
 def _halve(job: fold.Job, number: int, folder: Path) -> bool:
-    """Have the fold go on at half the micro-batch; False where the network cannot train on fewer images."""
+    """Halve the fold's micro-batch; False where the network cannot train on fewer images."""
     stages = fold.load_data(job, number).stages
     batch = math.gcd(*(stage.batch for stage in stages))
     size = memory.remembered(folder) or optimizer.memory(job.settings.train).size(batch)

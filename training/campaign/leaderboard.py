@@ -1,4 +1,4 @@
-"""Runs beside each other: their scores, the spread over their folds, their time, and the settings in which they differ.
+"""Runs compared: their scores, the spread over their folds, their time, and the settings in which they differ.
 
 Only files of the runs are read, so that runs of other machines and of older versions can be compared.
 """
@@ -50,8 +50,13 @@ def read(paths: Sequence[Path]) -> list[Entry]:
 
     Runs without a trained fold are left out; `CheckpointError` where none is left.
     """
-    found = {path.resolve(): path for given in paths for path in _runs(given)}
-    entries = [_entry(path) for path in found.values() if _results(path)]
+    runs = {run.resolve(): run for path in paths for run in _runs(path)}
+    entries = []
+    for run in runs.values():
+        if files := results.fold_files(run, run_dir.RESULT):
+            folds, split = tuple(map(results.read_yaml, files)), run / "folds.csv"
+            decisive = deciding(settings(run / run_dir.CONFIG))
+            entries.append(Entry(short_name(run), folds, decisive, split_digest(split) if split.exists() else ""))
     if not entries:
         raise CheckpointError(f"{', '.join(map(str, paths))}: no run with a trained fold; give run folders")
     return entries
@@ -91,33 +96,32 @@ def table(entries: Sequence[Entry], metric: str) -> str:
     ]
     lines = _aligned([titles, *rows], left=(1,))
     if others:
-        keys = sorted({key for entry in others for key in different(best, entry)})
-        lines += ["", "settings that differ"] + [f"1  {_said(best, keys)}"] * bool(keys)
-        lines += [f"{rank}  {_said(e, different(best, e)) or 'as 1'}" for rank, e in enumerate(others, start=2)]
+        keys = sorted({key for entry in others for key in different(best.settings, entry.settings)})
+        lines += ["", "settings that differ"] + [f"1  {_listed(best, keys)}"] * bool(keys)
+        for rank, entry in enumerate(others, start=2):
+            lines.append(f"{rank}  {_listed(entry, different(best.settings, entry.settings)) or 'as 1'}")
     if len({entry.split for entry in entries}) > 1:
         lines += ["", "not all runs have the same folds.csv: part of their distance is the luck of the split"]
     return "\n".join(lines)
 
 
-def versus(one: Entry, other: Entry) -> str:
+def versus(left: Entry, right: Entry) -> str:
     """Two runs side by side: scores, time, and every setting that differs."""
-    rows = [["", one.name, other.name]]
-    for metric, title in METRICS.items():
-        rows.append([title, *(f"{e.mean(metric):.4f} ± {_spread(e, metric)}" for e in (one, other))])
-    rows.append(["folds", *(str(len(e.folds)) for e in (one, other))])
-    rows.append(["time", *(duration(e.seconds()) for e in (one, other))])
-    keys = different(one, other)
-    rows += [[key, shown_value(one, key), shown_value(other, key)] for key in keys]
-    lines = _aligned(rows, left=(0, 1, 2))
-    lines += [] if keys else ["no setting differs"]
-    lines += ["the folds are not the same"] if one.split != other.split else []
-    return "\n".join(lines)
+    keys, pair = different(left.settings, right.settings), (left, right)
+    rows = [
+        ["", *(entry.name for entry in pair)],
+        *([title, *(f"{e.mean(name):.4f} ± {_spread(e, name)}" for e in pair)] for name, title in METRICS.items()),
+        ["folds", *(str(len(entry.folds)) for entry in pair)],
+        ["time", *(duration(entry.seconds()) for entry in pair)],
+        *([key, *(shown_value(entry, key) for entry in pair)] for key in keys),
+    ]
+    lines = _aligned(rows, left=(0, 1, 2)) + ["no setting differs"] * (not keys)
+    return "\n".join(lines + ["the folds are not the same"] * (left.split != right.split))
 
 
-def different(one: Entry, other: Entry) -> list[str]:
+def different(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
     """The names of the settings in which two runs differ."""
-    keys = sorted(one.settings.keys() | other.settings.keys())
-    return [key for key in keys if one.settings.get(key) != other.settings.get(key)]
+    return [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
 
 
 def _runs(path: Path) -> list[Path]:
@@ -128,24 +132,10 @@ def _runs(path: Path) -> list[Path]:
     return sorted(file.parent for file in path.rglob(run_dir.CONFIG))
 
 
-def _results(path: Path) -> list[Path]:
-    return sorted(path.glob("fold_*/result.yaml"), key=lambda p: (len(p.parent.name), p.parent.name))
-
-
-def _entry(path: Path) -> Entry:
-    split = path / "folds.csv"
-    return Entry(
-        short_name(path),
-        tuple(results.read_yaml(file) for file in _results(path)),
-        deciding(settings(path / run_dir.CONFIG)),
-        split_digest(split) if split.exists() else "",
-    )
-
-
 def settings(config: Path) -> dict[str, Any]:
-    """All settings of a run's `config.yaml` by dotted name; those that it does not have yet are as by default.
+    """All settings of a run's `config.yaml` by dotted name; those that it lacks have their defaults.
 
-    Not checked as `load.read` does: a run whose settings today's version refuses is ranked all the same.
+    They are not checked as in `load.read`, so that a run whose settings today's version refuses is ranked, too.
     """
     return {**_defaults(), **dict(flat(renamed.upgrade_values(results.read_yaml(config))))}
 
@@ -156,7 +146,7 @@ def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_digest(folds: Path) -> str:
-    """What tells one `folds.csv` from another."""
+    """A digest that identifies a `folds.csv`."""
     return hashlib.sha256(folds.read_bytes()).hexdigest()
 
 
@@ -167,11 +157,11 @@ def _defaults() -> dict[str, Any]:
 
 def short_name(path: Path) -> str:
     """The run's name, with its campaign's before it."""
-    whole = path.resolve()
-    return f"{whole.parents[1].name}/{whole.name}" if whole.parent.name == "members" else whole.name
+    run = path.resolve()
+    return f"{run.parents[1].name}/{run.name}" if run.parent.name == "members" else run.name
 
 
-def _said(entry: Entry, keys: Sequence[str]) -> str:
+def _listed(entry: Entry, keys: Sequence[str]) -> str:
     return "  ".join(f"{key}={shown_value(entry, key)}" for key in keys)
 
 

@@ -1,7 +1,7 @@
 """The stages of a campaign: audit, train, fit, predict, report, each by itself or all in order (`full`).
 
-A stage finds what the stages before it left. What it made from the same inputs is not made again; what it made from
-other ones is renamed, never overwritten. `train_members` trains, `tune` searches for settings, `infer` predicts.
+A stage reads what earlier stages wrote. It does not repeat work on the same inputs; files made from other inputs are
+renamed, never overwritten. `train_members` trains, `tune` searches for settings, `infer` predicts.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from backends import installed
 from config import members as listed
 from config.command import SHARED_MODES, RunRequest
-from config.errors import CheckpointError, ConfigError, DataError, Interrupted
+from config.errors import BackendUnavailable, CheckpointError, ConfigError, DataError, Interrupted
 from config.places import atomic_write
 from config.text import counted
 from data import sources
@@ -36,9 +36,9 @@ from infer.io import prior, submission, submission_writer, summary
 from infer.io.inputs import of_paths
 from infer.runner import Runner
 from training import report
-from training.campaign import preflight, queue, train_members, trial, tune
+from training.campaign import preflight, queue, train_members, trial
 from training.campaign.members import Campaign, remember
-from training.run import run_dir
+from training.run import results, run_dir
 from training.trackers import broadcast
 
 AUDIT = "audit"
@@ -48,8 +48,9 @@ REPORT = "report.html"
 _DONE = "stages.yaml"
 _FEW = 10  # images that a class should have
 _BATCH = 64
+_INSTALL = 'tuning needs optuna, not installed here; run: pip install -e ".[tune]"'
 START_MODES = ("full", "audit", "tune", "train")  # the modes that a campaign may begin with
-LEFT_OUT = 3  # the exit code that tells of folds that were left out
+LEFT_OUT = 3  # the exit code where folds were left out
 
 
 class NothingToPredict(DataError):
@@ -57,9 +58,9 @@ class NothingToPredict(DataError):
 
 
 def work(campaign: Campaign, wish: RunRequest) -> int:
-    """Do what `wish.mode` says; the exit code, which is 3 where a fold was left out.
+    """Run the stages of `wish.mode`; the exit code, which is 3 where a fold was left out.
 
-    Raises `Interrupted` where a stop was asked for, and the `TandemError` of the stage that cannot go on.
+    Raises `Interrupted` where a stop was requested, and the `TandemError` of the stage that fails.
     """
     if wish.mode == "audit":
         audited(campaign)
@@ -67,28 +68,29 @@ def work(campaign: Campaign, wish: RunRequest) -> int:
     if wish.mode in SHARED_MODES:
         remember(campaign, wish)
     if wish.mode == "full":
-        _look_ahead(campaign)
+        _check_inputs(campaign)
     if wish.mode == "tune":
-        tuned(campaign, wish, go_on=False)
+        tuned(campaign, wish, adopt=False)
         return 0
     if wish.tune:
-        tuned(campaign, wish, go_on=True)
-    campaign = _in_effect(campaign)
+        tuned(campaign, wish, adopt=True)
+    if values := _done(campaign).get("tuned", {}).get("values", {}):
+        members = (replace(m, settings=trial.applied(m.settings, values.get(m.name, {}))) for m in campaign.members)
+        campaign = replace(campaign, members=tuple(members))
     if wish.mode in ("full", "train"):
         train_members.train(campaign, wish)
     stages = {"fit": [fitted], "predict": [predicted], "report": [reported], "full": [fitted, predicted, reported]}
     if wish.mode in stages:
-        _afterwards(campaign, stages[wish.mode])
+        _run_stages(campaign, stages[wish.mode])
     left_out = train_members.given_up(campaign)
     for row in left_out:
         print(f"left out: fold {row['fold']} of {row['member']}: {row['reason']}")
     return LEFT_OUT if left_out else 0
 
 
-def _look_ahead(campaign: Campaign) -> None:
-    """The audit, and what prediction will need, before anything is trained."""
-    for line in preflight.check(campaign.settings, campaign.folder / SUBMISSIONS):
-        print(line)
+def _check_inputs(campaign: Campaign) -> None:
+    """The audit, and the check of what prediction will need, before anything is trained."""
+    print(*preflight.check(campaign.settings, campaign.folder / SUBMISSIONS), sep="\n")
     data = campaign.settings.data
     if data.audit and not data.streaming and not (campaign.folder / AUDIT / page.NAME).exists():
         audited(campaign)
@@ -97,8 +99,8 @@ def _look_ahead(campaign: Campaign) -> None:
             print(f"warning: {line}", file=sys.stderr)
 
 
-def _afterwards(campaign: Campaign, stages: Sequence[Callable[[Campaign], None]]) -> None:
-    """What one process does alone; the others wait for it and find it done."""
+def _run_stages(campaign: Campaign, stages: Sequence[Callable[[Campaign], None]]) -> None:
+    """Run stages in one process; the others wait for it and find them done."""
     with _alone(campaign):
         for stage in stages:
             if campaign.stop_requested():
@@ -117,45 +119,38 @@ def audited(campaign: Campaign) -> None:
         look.run(campaign.settings.data, campaign.folder / AUDIT, _FEW)
 
 
-def tuned(campaign: Campaign, wish: RunRequest, go_on: bool) -> None:
+def tuned(campaign: Campaign, wish: RunRequest, adopt: bool) -> None:
     """Search for better settings of all members, or of the one that `wish` names, and write them as a file.
 
-    With `go_on` the campaign has them from now on.
+    With `adopt` the campaign is trained with them from now on.
     """
     listed.check(campaign.members, wish.member)
     wanted = [member for member in campaign.members if wish.member in ("", member.name)]
-    key = tune.key(wanted)
-    if go_on and "tuned" not in _done(campaign) and any(campaign.run(member).exists() for member in wanted):
+    key = trial.key(wanted)
+    if adopt and "tuned" not in _done(campaign) and any(campaign.run(member).exists() for member in wanted):
         raise ConfigError(
             f"{campaign.folder}: is being trained with settings that were not searched; go on without --tune, or begin "
             "a new campaign with --resume never"
         )
     if not _is_done(campaign, "tune", key):
-        found = tune.search(campaign, wanted)
+        if not installed("optuna"):
+            raise BackendUnavailable(_INSTALL)
+        from training.campaign import tune
+
+        best = tune.search(campaign, wanted)
         with _alone(campaign):
             if not _is_done(campaign, "tune", key):  # else another process was first
-                values = {one.member.name: one.values for one in found}
-                _note(campaign, "tune", key, [tune.write(campaign, found)], values)
+                _note(campaign, "tune", key, [tune.write(campaign, best)], {b.member.name: b.values for b in best})
     noted = _done(campaign)["tune"]
     print(f"tuned settings: {campaign.folder / noted['files'][0]}")
-    if go_on and _done(campaign).get("tuned") != noted:
+    if adopt and _done(campaign).get("tuned") != noted:
         with _alone(campaign):
             run_dir.write_yaml(campaign.folder / _DONE, {**_done(campaign), "tuned": noted})
 
 
-def _in_effect(campaign: Campaign) -> Campaign:
-    """The campaign with the tuned settings that it was told to go on with, if any."""
-    values = _done(campaign).get("tuned", {}).get("values", {})
-    members = tuple(
-        replace(member, settings=trial.applied(member.settings, values.get(member.name, {})))
-        for member in campaign.members
-    )
-    return replace(campaign, members=members) if values else campaign
-
-
 @contextmanager
 def _alone(campaign: Campaign) -> Iterator[None]:
-    """What one process does at a time; the others wait for it. `Interrupted` where a stop is asked for meanwhile."""
+    """Hold the campaign's stages; other processes wait. `Interrupted` where a stop is requested meanwhile."""
     with queue.alone(campaign.folder / ".stages", campaign.stop_requested) as claim:
         if claim is None:
             raise Interrupted(campaign.folder)
@@ -163,37 +158,36 @@ def _alone(campaign: Campaign) -> Iterator[None]:
 
 
 def fitted(campaign: Campaign) -> None:
-    """`ensemble.yaml`: weights and temperatures on the out-of-fold answers of all trained folds."""
+    """`ensemble.yaml`: weights and temperatures on the out-of-fold predictions of all trained folds."""
     folds = train_members.trained(campaign)
     if not folds:
         reasons = "; ".join(row["reason"] for row in train_members.given_up(campaign))
-        found = f"all folds were left out ({reasons})" if reasons else "no fold is trained"
-        raise CheckpointError(f"{campaign.folder}: {found}; first: {campaign.command('--mode train')}")
-    seen, plan = _views(campaign), _plan(campaign, list(folds))
-    merge = average.default_merge(plan.combine)
-    answered = [path for found in folds.values() for path in found]
-    inputs = [path / name for path in answered for name in ("oof.npz", "best/manifest.json")]
-    key, out = _key(inputs, str(seen), str(plan)), campaign.folder / ENSEMBLE
+        cause = f"all folds were left out ({reasons})" if reasons else "no fold is trained"
+        raise CheckpointError(f"{campaign.folder}: {cause}; first: {campaign.command('--mode train')}")
+    tta_views, plan = _views(campaign), _plan(campaign, list(folds))
+    inputs = [path / name for paths in folds.values() for path in paths for name in ("oof.npz", "best/manifest.json")]
+    key, out = _key(inputs, str(tta_views), str(plan)), campaign.folder / ENSEMBLE
     if _is_done(campaign, "fit", key):
         print(f"{out} is made of these folds already")
         return
     runs = [campaign.folder / "members" / name for name in folds]
-    if seen != oof_files.ORIGINAL:
+    if tta_views != oof_files.ORIGINAL:
+        merge = average.default_merge(plan.combine)
         for path in runs:
-            for line in views_oof.predict(path, seen, merge, _BATCH, campaign.settings.data.workers):
+            for line in views_oof.predict(path, tta_views, merge, _BATCH, campaign.settings.data.workers):
                 print(line, flush=True)
                 if campaign.stop_requested():
                     raise Interrupted(campaign.folder)
-    made = fit.fit(runs, seen, plan=plan)
-    _make_room(campaign.folder)
-    files = fit.write(out, made)
-    print(fit.report(made))
-    print(f"wrote {out}: {counted(len(made.ensemble.members), 'member')}")
+    result = fit.fit(runs, tta_views, plan=plan)
+    _rename_earlier(campaign.folder)
+    files = fit.write(out, result)
+    print(fit.report(result))
+    print(f"wrote {out}: {counted(len(result.ensemble.members), 'member')}")
     _note(campaign, "fit", key, files)
 
 
 def _plan(campaign: Campaign, names: list[str]) -> fit.Plan:
-    """What the settings ask for; labels are fitted to macro-F1 where that is what counts."""
+    """The settings of the fit; labels are fitted to macro-F1 where that is the metric."""
     wish, metric = campaign.settings.ensemble, campaign.settings.stopping.metric
     weights = {member.name: member.weight for member in campaign.members}
     return fit.Plan(
@@ -232,7 +226,7 @@ def predicted(campaign: Campaign) -> None:
 def _submit(
     campaign: Campaign, chosen: ensemble_file.Ensemble, table: sources.Table, sample: Path | None
 ) -> list[Path]:
-    """Everything that can be refused is, before the first image is decoded."""
+    """Write the submission; everything that can be refused is refused before the first image is decoded."""
     data, out = campaign.settings.data, campaign.folder / SUBMISSIONS
     submission.prepare(out)
     with Runner(chosen) as runner:
@@ -242,17 +236,17 @@ def _submit(
         )
         if planned.layout.note:
             print(planned.layout.note)
-        answers, unread = [], dict[int, str]()
+        chunks, unread = [], dict[int, str]()
         inputs, grid = of_paths(table.paths, table.ids), runner.grid(len(table.paths))
         skip, cut = data.on_bad_test_image == "prior", dict[int, str]()
-        for part in runner.stream(inputs, grid, data.workers, skip, cut if data.on_bad_image == "partial" else None):
-            answers.append(part.probabilities)
-            unread |= part.errors
+        for chunk in runner.stream(inputs, grid, data.workers, skip, cut if data.on_bad_image == "partial" else None):
+            chunks.append(chunk.probabilities)
+            unread |= chunk.errors
             if campaign.stop_requested():
                 raise Interrupted(campaign.folder)
         if cut:
             print(f"truncated test images: {len(cut)}, predicted as far as they go, the first: {cut[min(cut)]}")
-        probabilities = np.concatenate(answers)
+        probabilities = np.concatenate(chunks)
         if len(unread) == len(table.ids):
             raise DataError(f"none of the {len(table.ids)} test images can be read; the first: {unread[0]}")
         runner.prior.fill(probabilities, unread)
@@ -260,47 +254,46 @@ def _submit(
         written = planned.write(out, runner, probabilities, labels, unread or None)
         print(summary.text(probabilities, classes, table.ids, labels=labels))
     if unread:
-        told = prior.warning(unread, len(table.ids), runner.prior.text)
-        print(f"warning: {counted(len(unread), 'test image')} cannot be read; {told}", file=sys.stderr)
+        fill = prior.warning(unread, len(table.ids), runner.prior.text)
+        print(f"warning: {counted(len(unread), 'test image')} cannot be read; {fill}", file=sys.stderr)
     print(f"wrote {written[0]} and {written[1]}")
     return written
 
 
 def reported(campaign: Campaign) -> None:
-    """`report.html` of the whole campaign, with the ensemble and the newest submission where they are there."""
-    folds = train_members.trained(campaign)
-    runs = [campaign.folder / "members" / name for name in folds]
-    whole = [path for path in runs if (path / run_dir.FINISHED).exists()]
-    if not whole:
+    """`report.html` of the whole campaign, with the ensemble and the newest submission where they exist."""
+    runs = [campaign.folder / "members" / name for name in train_members.trained(campaign)]
+    finished = [path for path in runs if (path / run_dir.FINISHED).exists()]
+    if not finished:
         raise CheckpointError(f"{campaign.folder}: no member is trained; first: {campaign.command('--mode train')}")
     train_members.given_up(campaign)
-    made, done = campaign.folder / ENSEMBLE, _done(campaign)
+    ensemble, done = campaign.folder / ENSEMBLE, _done(campaign)
     sent = campaign.folder / done["predict"]["files"][0] if "predict" in done else None
     out = campaign.folder / REPORT
-    report.write(whole, out, made if made.exists() else None, sent if sent and sent.exists() else None)
+    report.write(finished, out, ensemble if ensemble.exists() else None, sent if sent and sent.exists() else None)
     print(f"wrote {out}")
 
 
 def _views(campaign: Campaign) -> tuple[str, ...]:
-    """The views that all members of the ensemble see; `ConfigError` where these or other wishes for it differ."""
+    """The TTA views of all members; `ConfigError` where members differ in settings of the ensemble."""
     first = campaign.members[0]
     for member in campaign.members:
-        one, other = (each.settings for each in (first, member))
-        if (one.ensemble, one.stopping.metric) != (other.ensemble, other.stopping.metric):
+        expected, actual = first.settings, member.settings
+        if (expected.ensemble, expected.stopping.metric) != (actual.ensemble, actual.stopping.metric):
             raise ConfigError(
                 f"ensemble, stopping.metric: {member.name} has others than {first.name}; there is one ensemble, write "
                 "them above the members"
             )
-        if member.settings.tta != first.settings.tta:
+        if actual.tta != expected.tta:
             raise ConfigError(
-                f"tta.views: {member.name} has {list(member.settings.tta.views)}, {first.name} has "
-                f"{list(first.settings.tta.views)}; an ensemble has the same for all, write them above the members"
+                f"tta.views: {member.name} has {list(actual.tta.views)}, {first.name} has "
+                f"{list(expected.tta.views)}; an ensemble has the same for all, write them above the members"
             )
     return views.expand(first.settings.tta.views)
 
 
 def _key(files: Iterable[Path], *words: str) -> str:
-    """SHA-256 of what a stage starts from: the contents of files, and words."""
+    """SHA-256 of a stage's inputs: the contents of files, and words."""
     total = hashlib.sha256()
     for path in files:
         with path.open("rb") as stream:
@@ -312,7 +305,7 @@ def _key(files: Iterable[Path], *words: str) -> str:
 def _done(campaign: Campaign) -> dict[str, dict]:
     """What each stage noted; files are relative to the campaign's folder."""
     file = campaign.folder / _DONE
-    return dict(yaml.safe_load(file.read_text())) if file.exists() else {}
+    return dict(results.read_yaml(file)) if file.exists() else {}
 
 
 def _is_done(campaign: Campaign, stage: str, key: str) -> bool:
@@ -332,12 +325,11 @@ def _note(
     run_dir.write_yaml(campaign.folder / _DONE, {**_done(campaign), stage: noted})
 
 
-def _make_room(folder: Path) -> None:
-    """Rename what was made of other inputs: `ensemble.yaml` and what belongs to it become `ensemble_1.yaml`, ..."""
+def _rename_earlier(folder: Path) -> None:
+    """Rename what was made of other inputs: `ensemble.yaml` and the files beside it become `ensemble_1.yaml`, ..."""
     stem = Path(ENSEMBLE).stem
-    old = [path for path in folder.glob(f"{stem}*") if not re.match(rf"{stem}_\d", path.name)]
-    number = 1 + sum(1 for _ in folder.glob(f"{stem}_[0-9]*.yaml"))
-    for path in old:
+    number = 1 + len(list(folder.glob(f"{stem}_[0-9]*.yaml")))
+    for path in [path for path in folder.glob(f"{stem}*") if not re.match(rf"{stem}_\d", path.name)]:
         new = path.with_name(f"{stem}_{number}{path.name.removeprefix(stem)}")
         path.rename(new)
         if new.suffix == ".yaml":

@@ -1,8 +1,7 @@
 """`--dry_run`: what a run or a campaign will take, measured by a few updates of each member.
 
-The updates are those of the real loop, in a temporary folder that is removed afterwards: no run folder is written. What
-is reported is an estimate; early stopping may end a fold sooner, and the audit before and the report after the training
-are not counted.
+The updates are those of the real loop, in a temporary folder that is removed afterwards: no run folder is written. The
+figures are estimates: early stopping may end a fold sooner, and the audit and the report are not counted.
 """
 
 from __future__ import annotations
@@ -92,10 +91,10 @@ class Pace:
         return len(steady) > _FEWEST and steady[-1][1] - steady[0][1] > _SECONDS
 
     def seconds(self) -> float:
-        """The median time of an update within an epoch, which another program's work moves less than the mean; of any
-        two, where no epoch has two of them."""
+        """The median time of an update within an epoch, which other programs disturb less than the mean; across epochs
+        where none has two updates."""
         steady = self.updates[_WARM:] if len(self.updates) > _WARM + 1 else self.updates
-        within = [b - a for (one, a), (other, b) in pairwise(steady) if one == other]
+        within = [b - a for (epoch, a), (next_epoch, b) in pairwise(steady) if epoch == next_epoch]
         return statistics.median(within or [b - a for (_, a), (_, b) in pairwise(steady)] or [0.0])
 
     def epoch_seconds(self) -> float | None:
@@ -114,21 +113,21 @@ def lines(engine: str, command: load.Command) -> list[str]:
         refuse(chosen.settings, engine)
         settings, _, table = prepare(chosen.settings, chosen.table)
         print(*describe(settings, table), sep="\n")
-        found = run_dir.existing(settings, engine)
-        return _run_lines(_estimate(engine, settings, table, found or run_dir.new(settings, engine), found is not None))
+        run = run_dir.existing(settings, engine)
+        return _run_lines(_estimate(engine, settings, table, run or run_dir.new(settings, engine), run is not None))
     return _campaign_lines(engine, start.with_models(engine, command.members)[0], wish)
 
 
 def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> list[str]:
-    found = members.existing(listed)
-    campaign = members.named(engine, found or members.new(listed), listed)
+    resumed = members.existing(listed)
+    campaign = members.named(engine, resumed or members.new(listed), listed)
     able = train_members.trainable(campaign, wish)
     table = actions.load(campaign.settings.data).table
     print(*describe(campaign.settings, table), sep="\n")
     report = []
     if wish.mode == "full":
-        with tempfile.TemporaryDirectory() as place:
-            report += preflight.check(campaign.settings, Path(place))
+        with tempfile.TemporaryDirectory() as folder:
+            report += preflight.check(campaign.settings, Path(folder))
     estimates = {}
     for member in able:
         print(f"measuring {member.name}", flush=True)
@@ -142,17 +141,19 @@ def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> 
         estimates[member.name] = _estimate(engine, settings, table, run, run.exists())
     width = max(len("member"), *map(len, estimates))
     report.append(f"{'member':{width}}  folds  updates      time  device memory       disk")
-    for name, one in estimates.items():
-        report.append(
-            f"{name:{width}}  {len(one.folds):5}  {one.updates:7,}  {duration(one.seconds):>8}  "
-            f"{_gib(one.device_memory or one.process_memory):>13}  {_gib(one.disk):>9}"
-        )
-    disk = sum(one.disk for one in estimates.values())
-    report.append(f"time     in all, on this machine alone: {_about(sum(one.seconds for one in estimates.values()))}")
-    report.append(_disk_line(disk, campaign.folder))
-    kept = "resumed" if found else "a new folder"
-    report.append(f"writes   {campaign.folder}, {kept}: campaign.yaml, folds.csv, members/NAME (a run each)")
-    return [*report, "nothing was written; leave out --dry_run to start"]
+    report += [
+        f"{name:{width}}  {len(member.folds):5}  {member.updates:7,}  {duration(member.seconds):>8}  "
+        f"{_gib(member.device_memory or member.process_memory):>13}  {_gib(member.disk):>9}"
+        for name, member in estimates.items()
+    ]
+    return [
+        *report,
+        f"time     in all, on this machine alone: {_about(sum(member.seconds for member in estimates.values()))}",
+        _disk_line(sum(member.disk for member in estimates.values()), campaign.folder),
+        f"writes   {campaign.folder}, {'resumed' if resumed else 'a new folder'}: campaign.yaml, folds.csv, "
+        "members/NAME (a run each)",
+        "nothing was written; leave out --dry_run to start",
+    ]
 
 
 def _estimate(engine: str, settings: Settings, table: sources.Table, path: Path, resumed: bool) -> Estimate:
@@ -165,15 +166,15 @@ def _estimate(engine: str, settings: Settings, table: sources.Table, path: Path,
         fold_of = draw_folds(settings, table)
         shared = SharedData(table, images, fold_of, fold_numbers(settings, fold_of))
     numbers = shared.numbers
-    with tempfile.TemporaryDirectory(prefix="tandem_dry_run_") as place:
-        job = fold.job_of(engine, settings.model_copy(update={"data": data}), shared, Path(place))
+    with tempfile.TemporaryDirectory(prefix="tandem_dry_run_") as folder:
+        job = fold.job_of(engine, settings.model_copy(update={"data": data}), shared, Path(folder))
         distillation.check(job.teaching, shared.table, shared.fold_of, numbers)
         left = {k: _epochs_left(path / f"fold_{k}", job.settings.train.epochs) for k in numbers}
-        (Path(place) / f"fold_{numbers[0]}").mkdir()
+        (Path(folder) / f"fold_{numbers[0]}").mkdir()
         try:
             return _measured(job, numbers[0], path, resumed, left)
         except Diverged as error:  # which names a folder that is gone by then
-            raise Diverged(str(error).replace(place, str(path))) from None
+            raise Diverged(str(error).replace(folder, str(path))) from None
 
 
 def _epochs_left(folder: Path, epochs: int) -> int:
@@ -206,8 +207,11 @@ def _measured(job: fold.Job, number: int, path: Path, resumed: bool, left: dict[
             checkpoint.save(folder, job.card, session.state(), {})
         described = session.describe()
         update = pace.seconds() or alone
-        whole = pace.epoch_seconds() or course.last_steps * update + _validation(session, data)
-    epoch_seconds = [whole * share for share in _shares(course, settings.train.epochs)]
+        full_epoch = pace.epoch_seconds() or course.last_steps * update + _validation(session, data)
+    # The epochs of other stages take longer or shorter by the pixels that they train on.
+    stages = [course.stages[course.number(epoch)] for epoch in range(settings.train.epochs)]
+    pixels = [course.steps(epoch) * stage.batch * stage.size**2 for epoch, stage in enumerate(stages)]
+    epoch_seconds = [full_epoch * count / pixels[-1] for count in pixels]
     ahead = [epochs for epochs in left.values() if epochs]
     return Estimate(
         path=path,
@@ -227,16 +231,6 @@ def _measured(job: fold.Job, number: int, path: Path, resumed: bool, left: dict[
         process_memory=psutil.Process().memory_info().rss,
         disk=len(ahead) * _fold_bytes(folder, settings),
     )
-
-
-def _shares(course: ResizeSchedule, epochs: int) -> list[float]:
-    """How long each epoch takes beside one of the last stage, by the pixels that it trains on."""
-
-    def pixels(epoch: int) -> int:
-        stage = course.stages[course.number(epoch)]
-        return course.steps(epoch) * stage.batch * stage.size**2
-
-    return [pixels(epoch) / pixels(epochs - 1) for epoch in range(epochs)]
 
 
 def _tried(job: fold.Job, number: int, ahead: Ahead, micro: int) -> tuple[Session, float]:
@@ -261,44 +255,39 @@ def _validation(session: Session, data: FoldData) -> float:
 def _fold_bytes(folder: Path, settings: Settings) -> int:
     """What a fold's checkpoints take at most: those that are kept, one that is being written, and the best."""
     newest = checkpoint.steps(folder)[-1]
-    whole, model = _bytes(newest), (newest / "model.safetensors").stat().st_size
-    extra = 1 if settings.soup or settings.swa.epochs else 0
-    return (settings.checkpoint.keep + 1) * whole + (1 + extra) * model
+    size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
+    copies = 2 if settings.soup or settings.swa.epochs else 1
+    return (settings.checkpoint.keep + 1) * size + copies * (newest / "model.safetensors").stat().st_size
 
 
-def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _run_lines(one: Estimate) -> list[str]:
-    ahead = [epochs for epochs in one.folds.values() if epochs]
+def _run_lines(run: Estimate) -> list[str]:
+    ahead = [epochs for epochs in run.folds.values() if epochs]
     if not ahead:
-        return [f"{one.path} is finished already; nothing is left to train"]
-    done = f"; {len(one.folds) - len(ahead)} finished" if len(ahead) < len(one.folds) else ""
-    numbers = ", ".join(str(k) for k, epochs in one.folds.items() if epochs)
-    limit = f" of {_gib(one.device_limit)}" if one.device_limit else ""
-    on_device = f"{_gib(one.device_memory)}{limit} on the device, " if one.device_memory else ""
-    whole = _gib(psutil.virtual_memory().total)
-    kept = "resumed" if one.resumed else "a new folder"
+        return [f"{run.path} is finished already; nothing is left to train"]
+    done = f"; {len(run.folds) - len(ahead)} finished" if len(ahead) < len(run.folds) else ""
+    numbers = ", ".join(str(k) for k, epochs in run.folds.items() if epochs)
+    limit = f" of {_gib(run.device_limit)}" if run.device_limit else ""
+    on_device = f"{_gib(run.device_memory)}{limit} on the device, " if run.device_memory else ""
     return [
-        f"device   {one.started}",
-        f"folds    {len(ahead)} ({numbers}) of {one.train_images:,} training and "
-        f"{counted(one.valid_images, 'validation image')}{done}",
-        f"updates  {one.updates:,} of {one.batch}; at most {counted(max(ahead), 'epoch')} a fold",
-        f"time     {_about(one.seconds)}; {one.update_seconds:.3g} s an update ({one.measured} measured), "
-        f"{one.waiting:.0%} of it waiting for data",
-        f"memory   {on_device}{_gib(one.process_memory)} of {whole} in this process",
-        _disk_line(one.disk, one.path),
-        f"writes   {one.path}, {kept}: config.yaml, folds.csv, fold_K (checkpoints, history.csv, oof.npz), report.html",
+        f"device   {run.started}",
+        f"folds    {len(ahead)} ({numbers}) of {run.train_images:,} training and "
+        f"{counted(run.valid_images, 'validation image')}{done}",
+        f"updates  {run.updates:,} of {run.batch}; at most {counted(max(ahead), 'epoch')} a fold",
+        f"time     {_about(run.seconds)}; {run.update_seconds:.3g} s an update ({run.measured} measured), "
+        f"{run.waiting:.0%} of it waiting for data",
+        f"memory   {on_device}{_gib(run.process_memory)} of {_gib(psutil.virtual_memory().total)} in this process",
+        _disk_line(run.disk, run.path),
+        f"writes   {run.path}, {'resumed' if run.resumed else 'a new folder'}: config.yaml, folds.csv, fold_K "
+        "(checkpoints, history.csv, oof.npz), report.html",
         "nothing was written; leave out --dry_run to start",
     ]
 
 
 def _disk_line(disk: int, path: Path) -> str:
-    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    folder = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
     short = "; TOO LITTLE: free some, or lower checkpoint.keep" if disk > free else ""
-    return f"disk     {_gib(disk)} at most for checkpoints; {_gib(free)} are free at {there}{short}"
+    return f"disk     {_gib(disk)} at most for checkpoints; {_gib(free)} are free at {folder}{short}"
 
 
 def _gib(count: float) -> str:

@@ -34,9 +34,9 @@ def check(settings: Settings, submissions: Path) -> list[str]:
 
 
 def images(settings: Settings, audit: Path) -> list[str]:
-    """A line that names the test images that cannot be read, which their rows of the submission survive.
+    """A line about the test images that cannot be read; the submission has rows for them all the same.
 
-    They are those of the table `audit`, where it exists, that a second look cannot read either; else every test image
+    Where the table `audit` exists, the damaged images in it are decoded again; else every test image
     is decoded. Raises `DataError` for all where there is no readable one, or where one is to stop the prediction.
     """
     data = settings.data
@@ -47,16 +47,14 @@ def images(settings: Settings, audit: Path) -> list[str]:
     if audit.exists():
         rows = [row.cells for row in csvfile.read(audit, ())] if len(csvfile.read_lines(audit)) > 1 else []
         named = {row["ID"] for row in rows if row["split"] == "test" and row["finding"] in _DAMAGE}
-        suspects = [place for place, name in enumerate(test.ids) if name in named]
-    found = readable.faults_of([test.paths[i] for i in suspects], Images(0, data.pixel_limit), data.workers)
-    errors = {place: text for place, text in zip(suspects, found, strict=True) if text}
+        suspects = [row for row, name in enumerate(test.ids) if name in named]
+    faults = readable.faults_of([test.paths[row] for row in suspects], Images(0, data.pixel_limit), data.workers)
+    errors = {row: fault for row, fault in zip(suspects, faults, strict=True) if fault}
     if errors and (data.on_bad_test_image == "error" or len(errors) == len(test.ids)):
         raise DataError(
             f"test images: {len(errors)} of {len(test.ids)} cannot be read, the first: {errors[min(errors)]}"
         )
     if not errors:
         return []
-    return [
-        f"{counted(len(errors), 'test image')} cannot be read; "
-        f"{prior.warning(errors, len(test.ids), 'the class prior')}"
-    ]
+    warning = prior.warning(errors, len(test.ids), "the class prior")
+    return [f"{counted(len(errors), 'test image')} cannot be read; {warning}"]

@@ -1,13 +1,13 @@
-"""Who works on what in a folder that processes and machines share: nothing is done twice, the dead are replaced.
+"""Who works on what in a folder that processes and machines share: nothing is done twice, ended processes are replaced.
 
-An item is a folder. Whoever takes it holds two things: a file lock, which the operating system ends with its process,
-and the newest of the item's numbered claims. A claim's file is made by exclusive creation, so that of two that want
-it one fails; the newest one holds, whatever older ones say. While its owner lives it changes: its beat is counted up.
+An item is a folder. Its owner holds two things: a file lock, which the operating system releases with the process, and
+the newest of the item's numbered claims. A claim's file is made by exclusive creation, so that one of two processes
+fails; only the newest claim counts. While its owner lives, the file changes: its beat is counted up.
 
-On one host the lock decides: free means that the owner of the claim has ended. Another host's claim is taken over, by
+On one host the lock decides: a free lock means that the owner has ended. The claim of another host is taken over, by
 making the next one, when it has not changed for `PATIENCE` seconds of this process's clock; no two clocks are compared.
-An owner that was only slow, such as a laptop that slept, sees the newer claim at its next beat and is told to stop.
-What this asks of a shared folder: exclusive creation and rename are atomic, and a change is seen within `PATIENCE`.
+An owner that was only slow, such as a laptop that slept, sees the newer claim at its next beat and stops.
+A shared folder must create exclusively and rename atomically, and show a change within `PATIENCE`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 
@@ -59,9 +58,7 @@ class Claim:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         self._owner = replace(self._owner, held=False)
@@ -72,7 +69,7 @@ class Claim:
             self._lock.release()
 
     def beat(self) -> None:
-        """Show that this process lives, and see whether the item is still its own."""
+        """Show that this process lives, and check whether it still holds the item."""
         self.lost = self.lost or _newest(self.folder) > self._number
         if not self.lost:
             self._owner = replace(self._owner, beat=self._owner.beat + 1)
@@ -90,7 +87,7 @@ class Claim:
 
 
 class Worklist:
-    """Items in the order in which they are taken; `done` says of one whether there is nothing left to do."""
+    """Items in the order in which they are taken; `done` says whether an item is finished."""
 
     def __init__(
         self,
@@ -101,7 +98,7 @@ class Worklist:
     ):
         self.folders, self.done = list(folders), done
         self._clock, self._pause = clock, pause
-        self._seen: dict[Path, tuple[int, Owner, float]] = {}
+        self._last_beats: dict[Path, tuple[int, Owner, float]] = {}
 
     def left(self) -> list[Path]:
         """The items that are not done."""
@@ -109,20 +106,16 @@ class Worklist:
 
     def take(self) -> Claim | None:
         """The first item that is neither done nor held by a living process, as a claim to enter; None for none."""
-        for folder in self.left():
-            claim = self._try(folder)
-            if claim:
-                return claim
-        return None
+        return next(filter(None, map(self._try, self.left())), None)
 
     def owners(self) -> dict[Path, str]:
         """Who holds the items that are not done, as far as they say."""
-        found = {folder: _read(folder, _newest(folder)) for folder in self.left()}
-        return {folder: owner.name for folder, owner in found.items() if owner.held and owner.name}
+        owners = {folder: _read(folder, _newest(folder)) for folder in self.left()}
+        return {folder: owner.name for folder, owner in owners.items() if owner.held and owner.name}
 
     def outlasted(self, stop_requested: Callable[[], bool]) -> bool:
-        """Take no item, and wait until others did them all, or none of them has worked for `PATIENCE` seconds; whether
-        all are done."""
+        """Wait until others have done all items, or none of them has worked for `PATIENCE` seconds; whether all are
+        done."""
         working = self._clock()
         while (left := self.left()) and self._clock() - working < PATIENCE and not stop_requested():
             if any(self._held(folder) for folder in left):
@@ -131,18 +124,18 @@ class Worklist:
         return not left
 
     def each(self, stop_requested: Callable[[], bool], quiet: bool = False) -> Iterator[Claim]:
-        """Claims, one after another, until all items are done; waits for those that others hold, and says so once
+        """Claims, one after another, until all items are done; waits for items that others hold, and prints that once
         unless `quiet`."""
-        said: dict[Path, str] = {}
+        announced: dict[Path, str] = {}
         while self.left() and not stop_requested():
             claim = self.take()
             if claim:
                 yield claim
                 continue
             for folder, owner in ({} if quiet else self.owners()).items():
-                if said.get(folder) != owner:
+                if announced.get(folder) != owner:
                     print(f"waiting for {folder}: {owner} works on it")
-                    said[folder] = owner
+                    announced[folder] = owner
             self._pause(POLL)
 
     def _try(self, folder: Path) -> Claim | None:
@@ -172,16 +165,16 @@ class Worklist:
         owner = _read(folder, number) if number else Owner("", "", held=False)
         if not owner.held or owner.host == _me().host:
             return False
-        now, seen = self._clock(), self._seen.get(folder)
-        if seen is None or seen[:2] != (number, owner):
-            self._seen[folder] = (number, owner, now)
+        now, last = self._clock(), self._last_beats.get(folder)
+        if last is None or last[:2] != (number, owner):
+            self._last_beats[folder] = (number, owner, now)
             return True
-        return now - seen[2] < PATIENCE
+        return now - last[2] < PATIENCE
 
 
 @contextmanager
 def alone(folder: Path, stop_requested: Callable[[], bool], quiet: bool = False) -> Iterator[Claim | None]:
-    """Hold `folder` after waiting for whoever does, which is said unless `quiet`; None where a stop was asked for
+    """Hold `folder` after waiting for its owner, which is printed unless `quiet`; None where a stop was requested
     meanwhile."""
     for claim in Worklist([folder], done=lambda _: False).each(stop_requested, quiet):
         with claim:

@@ -1,4 +1,4 @@
-"""The campaign that a command asks for, begun or resumed: its models chosen, its images read and audited, its folds."""
+"""The campaign of a command, new or resumed: its models chosen, its images audited, its folds drawn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from config.members import Member
 from data.audit import actions
 from data.cache.images import Images
 from models import auto
-from training.campaign.members import Campaign, fits, named, open_folder
+from training.campaign.members import Campaign, changes, named, open_folder
 from training.run import audit, auto_model, results, run_dir
 from training.run.prepare import FOLDS, SharedData, describe, split
 
@@ -22,9 +22,9 @@ def begin(
 ) -> Campaign:
     """The campaign that the members' settings ask for: resumed as `resume` says, or fresh; `campaign.yaml` inside.
 
-    `auto` takes the newest one of the same settings, `never` always makes a new folder, a path goes on with that one.
+    `auto` resumes the newest one of the same settings, `never` always makes a new folder, a path resumes that one.
     Raises `ConfigError` where a name is taken, or where a resumed one was begun with other settings, and
-    `CheckpointError` where there is none and it may not be a new one.
+    `CheckpointError` where there is none and a new one is not allowed.
     """
     members, chosen = with_models(engine, members)
     folder = open_folder(members, may_be_new)
@@ -38,36 +38,35 @@ def begin(
 
 
 def with_models(engine: str, members: Sequence[Member]) -> tuple[list[Member], dict[str, dict[str, Any]]]:
-    """The members, each with a model in place of auto, and what was chosen for which: what an earlier start of the same
-    command chose, where there is one to go on with."""
+    """The members, each with a model in place of auto, and the choices by member: those of an earlier start of the same
+    command, where it can be resumed."""
     settings = members[0].settings
     for path in run_dir.newest_first(settings, load.CAMPAIGN) if settings.resume == "auto" else ():
         if (path / auto_model.FILE).exists():
-            kept = results.read_yaml(path / auto_model.FILE)
-            begun = [_with(one, kept.get(one.name, {})) for one in members]
-            if fits(path, begun):
+            chosen = results.read_yaml(path / auto_model.FILE)
+            begun = [_with_model(member, chosen.get(member.name, {})) for member in members]
+            if not changes(path, begun):
                 print(f"models: chosen when {path} was started")
-                return begun, kept
-    found = {one.name: auto_model.resolve(one.settings, engine) for one in members}
-    chosen = {name: dict(one.values) for name, one in found.items() if one.values}
-    return [replace(one, settings=found[one.name].settings) for one in members], chosen
+                return begun, chosen
+    resolved = {member.name: auto_model.resolve(member.settings, engine) for member in members}
+    chosen = {name: dict(choice.values) for name, choice in resolved.items() if choice.values}
+    return [replace(member, settings=resolved[member.name].settings) for member in members], chosen
 
 
-def _with(member: Member, values: Mapping[str, Any]) -> Member:
-    """A member with what was chosen for it, where it has no model of its own."""
+def _with_model(member: Member, chosen: Mapping[str, Any]) -> Member:
+    """A member with what was chosen for it, where its model is auto."""
     if member.settings.model != auto.AUTO:
         return member
-    kept = auto_model.not_set(member.settings, values)
-    return replace(member, settings=load.changed(member.settings, kept, "model auto"))
+    values = auto_model.not_set(member.settings, chosen)
+    return replace(member, settings=load.changed(member.settings, values, "model auto"))
 
 
 def open_shared(
     campaign: Campaign, ended: Callable[[list[int]], bool] = lambda _: False, only: int | None = None
 ) -> SharedData:
-    """Read the images' table, audit it, and read the folds, which are drawn and kept where they are not there yet.
+    """Read the images' table, audit it, and read the folds, which are drawn and written where they are missing.
 
-    Where `ended` says of the folds' numbers that nothing is left to do, no image is looked at. With `only` that fold
-    alone is to be trained.
+    No image is read where `ended` returns True for the folds' numbers. With `only` that fold alone is to be trained.
     """
     settings, folder = campaign.settings, campaign.folder
     if only is not None:

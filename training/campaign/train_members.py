@@ -1,6 +1,6 @@
 """Training a campaign: every member on every fold, each by whichever process takes it first.
 
-The list that they share is `queue`; what is done about a fold that fails, `failures`; one fold, `fold`.
+`queue` shares out the folds, `failures` handles those that fail, `fold` trains one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import backends
+from config import load
 from config import members as listed
 from config.command import RunRequest
 from config.errors import ConfigError, Interrupted
@@ -23,9 +24,9 @@ from training.campaign.members import Campaign
 from training.campaign.queue import Claim, Worklist
 from training.campaign.start import open_shared
 from training.report import summary
-from training.run import distillation, fold, resume, run_dir
+from training.run import distillation, fold, results, resume, run_dir
 from training.run.outcome import FAILED, left_out
-from training.run.prepare import FOLDS, SharedData, refuse
+from training.run.prepare import FOLDS, refuse
 
 
 def train(campaign: Campaign, wish: RunRequest) -> None:
@@ -38,15 +39,18 @@ def train(campaign: Campaign, wish: RunRequest) -> None:
     able = trainable(campaign, wish)
     backends.require(campaign.engine)
     if wish.member:
-        for place in campaign.run(able[0]).glob("fold_*/"):
-            if wish.fold is None or place.name == f"fold_{wish.fold}":
-                (place / FAILED).unlink(missing_ok=True)
+        for folder in campaign.run(able[0]).glob("fold_*/"):
+            if wish.fold is None or folder.name == f"fold_{wish.fold}":
+                (folder / FAILED).unlink(missing_ok=True)
     shared = open_shared(
         campaign,
         lambda numbers: all(done(campaign.run(member) / f"fold_{k}") for member in able for k in numbers),
         wish.fold,
     )
-    jobs = [_job(campaign, member, shared) for member in able]
+    engine, stop = campaign.engine, campaign.stop_requested
+    jobs = [fold.job_of(engine, member.settings, shared, campaign.run(member), stop) for member in able]
+    for job in jobs:
+        distillation.check(job.teaching, shared.table, shared.fold_of, shared.numbers)
     _begin(campaign, jobs, shared.numbers)
     folders = [folder for job in jobs for folder in job.folds(shared.numbers)]
     work = Worklist(folders, done)
@@ -55,7 +59,7 @@ def train(campaign: Campaign, wish: RunRequest) -> None:
     if left:
         paths = dict.fromkeys(path for job in jobs for path in (*shared.doubtful, *job.teaching.paths()))
         check.bad_images(campaign.settings.data, list(paths), shared.images)
-        for claim in work.each(campaign.stop_requested):
+        for claim in work.each(stop):
             try:
                 _turn(campaign, jobs, shared.numbers, claim)
             except Exception as error:
@@ -68,8 +72,8 @@ def train(campaign: Campaign, wish: RunRequest) -> None:
 
 
 def _leave_to_others(campaign: Campaign, wish: RunRequest, work: Worklist, error: Exception) -> None:
-    """A process of a launcher that cannot train on waits for the others, as its end would end theirs; the error is
-    raised where they leave something undone."""
+    """Wait for the other processes of a launcher, which would end with this one; raise the error where they leave
+    something undone."""
     if not wish.spread or campaign.stop_requested():
         raise error
     print(f"error: {error}; this process stops, and waits for the others, which take its folds", file=sys.stderr)
@@ -78,9 +82,10 @@ def _leave_to_others(campaign: Campaign, wish: RunRequest, work: Worklist, error
 
 
 def _begin(campaign: Campaign, jobs: Sequence[fold.Job], numbers: Sequence[int]) -> None:
-    """Make the members' settings those of their runs, where something is trained with them."""
+    """Write the members' settings into their runs, where something is trained with them."""
     reasons = [resume.refusal(job.folder, job.settings, numbers) for job in jobs]
-    if members.training_changed(campaign) and all(reasons):
+    recorded = load.read_members(campaign.folder / load.CAMPAIGN)
+    if members.differences(recorded, campaign.listed, run_dir.PLACES) and all(reasons):
         raise ConfigError("; ".join(reasons))
     for job, reason in zip(jobs, reasons, strict=True):
         if not reason:
@@ -99,24 +104,19 @@ def done(folder: Path) -> bool:
 
 def trained(campaign: Campaign) -> dict[str, list[Path]]:
     """The folders of the trained folds of each member that has any, in the order of their numbers."""
-    found = {}
-    for member in campaign.members:
-        folds = [path.parent for path in campaign.run(member).glob(f"fold_*/{run_dir.RESULT}")]
-        if folds:
-            found[member.name] = sorted(folds, key=lambda path: (len(path.name), path.name))
-    return found
+    files = {member.name: results.fold_files(campaign.run(member), run_dir.RESULT) for member in campaign.members}
+    return {name: [path.parent for path in paths] for name, paths in files.items() if paths}
 
 
 def given_up(campaign: Campaign) -> list[dict[str, Any]]:
-    """The folds that were left out, with their reasons, which `failed.yaml` of the campaign holds where there are
-    any."""
+    """The folds that were left out, with their reasons; the campaign's `failed.yaml` is brought up to date."""
     begun = [path for member in campaign.members for path in sorted(campaign.run(member).glob("fold_*/"))]
-    found = [row for path in begun if (row := left_out(path))]
-    if found:
-        run_dir.write_yaml(campaign.folder / FAILED, found)
+    rows = [row for path in begun if (row := left_out(path))]
+    if rows:
+        run_dir.write_yaml(campaign.folder / FAILED, rows)
     else:
         (campaign.folder / FAILED).unlink(missing_ok=True)
-    return found
+    return rows
 
 
 def trainable(campaign: Campaign, wish: RunRequest) -> list[Member]:
@@ -136,14 +136,8 @@ def trainable(campaign: Campaign, wish: RunRequest) -> list[Member]:
     return able
 
 
-def _job(campaign: Campaign, member: Member, shared: SharedData) -> fold.Job:
-    job = fold.job_of(campaign.engine, member.settings, shared, campaign.run(member), campaign.stop_requested)
-    distillation.check(job.teaching, shared.table, shared.fold_of, shared.numbers)
-    return job
-
-
 def _turn(campaign: Campaign, jobs: Sequence[fold.Job], numbers: Sequence[int], claim: Claim) -> None:
-    """Train the fold of a claim; where another process has taken it over meanwhile, leave it to that one."""
+    """Train the fold of a claim, unless another process takes it over meanwhile."""
     job = next(job for job in jobs if job.folder == claim.folder.parent)
     number = int(claim.folder.name.removeprefix("fold_"))
     with claim:
@@ -158,7 +152,7 @@ def _turn(campaign: Campaign, jobs: Sequence[fold.Job], numbers: Sequence[int], 
 
 
 def _sum_up(job: fold.Job, numbers: Sequence[int]) -> None:
-    """The run's summary, plots and report once all its folds are done, where they do not tell of them yet."""
+    """Write the run's summary, plots and report once all its folds are done, unless they cover these already."""
     if not all(done(folder) for folder in job.folds(numbers)):
         return
     with queue.alone(job.folder, job.stop_requested) as claim:

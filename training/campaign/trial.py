@@ -5,9 +5,10 @@ Which trials there are and what is made of them stands in `tune`.
 
 from __future__ import annotations
 
-import csv
+import hashlib
+import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import load
+from config.members import Member
 from config.places import atomic_write
 from config.schema import Settings
 from data import folds, sources
 from data.rng import philox
 from training.loop import checkpoint
-from training.run import distillation, fold, run_dir
+from training.run import distillation, fold, results, run_dir
 from training.run.prepare import SharedData, prepare
 from training.run.progress import OnEpoch
 
+# Settings that no trial depends on, or that all of a campaign share.
+_ELSEWHERE = ("out", "name", "resume", "resume_anyway", "checkpoint", "tta", "folds", "track", "ensemble")
 # What is counted in epochs and follows a trial's number of them.
 _COUNTED = (
     "schedule.warmup_epochs",
@@ -47,10 +51,10 @@ def proxy(settings: Settings) -> Settings:
         values["data.image_size"] = tune.proxy_image_size
     if tune.proxy_epochs and tune.proxy_epochs != epochs:
         values["train.epochs"] = tune.proxy_epochs
-        whole = settings.model_dump()
+        values_now = settings.model_dump()
         for name in _COUNTED:
             section, key = name.split(".")
-            now = whole[section][key]
+            now = values_now[section][key]
             scaled = now * tune.proxy_epochs / epochs
             least = 1 if section == "mining" else 0
             values[name] = max(round(scaled), least) if isinstance(now, int) else scaled
@@ -65,15 +69,15 @@ def thinned(
     The share of those that validate fold `number` stays, and each side of it keeps one of each class that it has.
     """
     judged = folds.validates(fold_of, number)
-    kept = []
+    chosen = []
     for label in np.unique(table.labels):
         mine = table.labels == label
         share = min(per_class / mine.sum(), 1.0)
-        for part, side in enumerate((judged, ~judged)):
-            places = np.flatnonzero(mine & side)
-            drawn = philox(seed, "proxy", int(label), part).permutation(places)
-            kept.append(drawn[: max(round(share * len(places)), 1)])
-    rows = np.sort(np.concatenate(kept))
+        for side_number, side in enumerate((judged, ~judged)):
+            rows = np.flatnonzero(mine & side)
+            drawn = philox(seed, "proxy", int(label), side_number).permutation(rows)
+            chosen.append(drawn[: max(round(share * len(rows)), 1)])
+    rows = np.sort(np.concatenate(chosen))
     return replace(table.take(rows), groups=None), fold_of[rows]
 
 
@@ -85,9 +89,9 @@ def train(
     on_epoch: OnEpoch,
     stop_requested: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Train a trial in `folder`, or go on with it; the fold's result. What is large of it is removed at the end.
+    """Train a trial in `folder`, or resume it; the fold's result.
 
-    Epochs that an earlier start trained are told to `on_epoch` first. Raises as `fold.train`.
+    `on_epoch` first gets the epochs that an earlier start trained. Raises as `fold.train`.
     """
     number = settings.tune.fold
     table, fold_of = shared.table, shared.fold_of
@@ -96,31 +100,45 @@ def train(
     settings, spec, _ = prepare(settings, table)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / run_dir.CONFIG, load.to_yaml(settings))
-    teaching, part = distillation.read(settings, shared.table), replace(shared, table=table, fold_of=fold_of)
-    job = fold.Job(engine, settings, spec, part, teaching, folder, stop_requested, on_epoch)
+    teaching, data = distillation.read(settings, shared.table), replace(shared, table=table, fold_of=fold_of)
+    job = fold.Job(engine, settings, spec, data, teaching, folder, stop_requested, on_epoch)
     for row in history(folder / f"fold_{number}"):
         on_epoch(row, False)
     return fold.train(job, number)
 
 
-def history(place: Path) -> list[dict[str, float]]:
-    """The rows of a fold's `history.csv`, as far as its last checkpoint goes."""
-    file, last = place / "history.csv", checkpoint.newest(place)
-    if last is None or not file.exists():
+def history(fold_folder: Path) -> list[dict[str, float]]:
+    """The rows of a fold's `history.csv` up to its last checkpoint."""
+    last = checkpoint.newest(fold_folder)
+    if last is None:
         return []
-    with file.open(newline="") as stream:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+    rows = [{key: float(value) for key, value in row.items()} for row in results.history(fold_folder)]
     return [row for row in rows if row["epoch"] <= checkpoint.read_state(last)["loop"]["epoch"]]
 
 
 def clear(folder: Path) -> None:
     """Remove the checkpoints of a trial that has ended; its settings, history and result stay."""
-    for place in folder.glob("fold_*/"):
-        for path in (*checkpoint.steps(place), place / checkpoint.BEST):
+    for fold_folder in folder.glob("fold_*/"):
+        for path in (*checkpoint.steps(fold_folder), fold_folder / checkpoint.BEST):
             shutil.rmtree(path, ignore_errors=True)
-        (place / "oof.npz").unlink(missing_ok=True)
+        (fold_folder / "oof.npz").unlink(missing_ok=True)
 
 
 def applied(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """The settings with what a trial tries."""
+    """The settings with the values of a trial."""
     return load.changed(settings, values, "tune.space")
+
+
+def key(members: Sequence[Member]) -> str:
+    """A digest that identifies the searches of a campaign: settings, spaces and numbers of trials."""
+    searches = [[member.name, digest(member.settings), member.settings.tune.trials] for member in members]
+    return hashlib.sha256(json.dumps(searches).encode()).hexdigest()
+
+
+def digest(settings: Settings) -> str:
+    """A digest that identifies a study: all that changes a trial, not the number of trials or their storage."""
+    values = settings.model_dump(mode="json", exclude=set(_ELSEWHERE))
+    values["tune"] = {k: v for k, v in values["tune"].items() if k not in ("trials", "storage", "pruner")}
+    for key in ("root", "workers", "processes"):
+        del values["data"][key]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -19,16 +19,20 @@ def write(study: optuna.Study, metric: str, path: Path) -> None:
     """Draw the study into `path`, a PNG."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    done = [one for one in study.trials if one.value is not None and one.state == optuna.trial.TrialState.COMPLETE]
-    cut = [one for one in study.trials if one.state == optuna.trial.TrialState.PRUNED and one.intermediate_values]
+    done = [
+        trial for trial in study.trials if trial.value is not None and trial.state == optuna.trial.TrialState.COMPLETE
+    ]
+    cut = [
+        trial for trial in study.trials if trial.state == optuna.trial.TrialState.PRUNED and trial.intermediate_values
+    ]
     if cut:
-        last = [one.intermediate_values[max(one.intermediate_values)] for one in cut]
-        left.scatter([one.number for one in cut], last, marker="x", color="0.6", label="cut short")
+        last = [trial.intermediate_values[max(trial.intermediate_values)] for trial in cut]
+        left.scatter([trial.number for trial in cut], last, marker="x", color="0.6", label="cut short")
     if done:
-        scores = np.array([float(one.value or 0.0) for one in done])
+        scores = np.array([float(trial.value or 0.0) for trial in done])
         best = np.maximum.accumulate(scores) if HIGHER_IS_BETTER[metric] else np.minimum.accumulate(scores)
-        left.scatter([one.number for one in done], scores, label="trained to the end")
-        left.step([one.number for one in done], best, where="post", color="C1", label="best so far")
+        left.scatter([trial.number for trial in done], scores, label="trained to the end")
+        left.step([trial.number for trial in done], best, where="post", color="C1", label="best so far")
     left.set(title="History", xlabel="Trial", ylabel=metric)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)

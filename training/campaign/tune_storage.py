@@ -1,4 +1,4 @@
-"""The data base of a search: opened by its URL, with heartbeats, and its faults as one line."""
+"""The database of a search: opened by its URL, with heartbeats, its errors as one line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from backends import installed
 from config.errors import CheckpointError, ConfigError
 
-_BEAT, _GRACE = 60, 240  # seconds between two signs of life of a trial, and until another process takes it for dead
+_BEAT, _GRACE = 60, 240  # seconds between heartbeats of a trial, and without one until the trial counts as dead
 
 
 def opened(storage: str) -> optuna.storages.RDBStorage:
-    """The data base of a URL whose $VARIABLES are filled in. Trials whose process stopped beating are queued again.
+    """The database of a URL, with $VARIABLES expanded. Trials whose process sends no heartbeat are queued again.
 
     Raises `ConfigError` where it cannot be used; its text has the names of variables, which may be secret.
     """
@@ -43,18 +43,18 @@ def opened(storage: str) -> optuna.storages.RDBStorage:
 
 
 def fail_stale(study: optuna.Study) -> None:
-    """Queue again the trials of other hosts that stopped beating."""
+    """Queue trials of other hosts again whose heartbeat stopped."""
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         optuna.storages.fail_stale_trials(study)
 
 
 @contextmanager
 def lasting(storage: str) -> Iterator[None]:
-    """Faults of the data base while it is in use, as a `CheckpointError`."""
+    """Raise errors of the database while it is in use as a `CheckpointError`."""
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, UnboundLocalError) as error:
-        # Where the end of a trial cannot be written, Optuna 5.0 fails over a variable of its own, on top of the fault.
+        # Where the end of a trial cannot be written, Optuna 5.0 raises an UnboundLocalError on top of the error.
         fault = error.__context__ if isinstance(error, UnboundLocalError) else error
         if not isinstance(fault, SQLAlchemyError | StorageInternalError):
             raise
@@ -65,5 +65,5 @@ def lasting(storage: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what the data base's driver says, which Optuna hides behind a guess of its own."""
+    """The first line of the database driver's error, which Optuna hides behind a message of its own."""
     return str(error.__cause__ or error).strip().splitlines()[0]

@@ -1,1 +1,1 @@
-"""Several processes that train one run together: what they tell each other, where each prints, how it ended."""
+"""Several processes that train one run together: their decisions, their logs, and how the run ended."""

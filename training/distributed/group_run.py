@@ -1,4 +1,4 @@
-"""What the processes of a launcher leave of the run that they train together.
+"""Logs and status of the processes of a launcher that train a run together.
 
 Rank 0 prints on the terminal, each other one into `rank_R.log` in the run's folder. `status.json` there tells how the
 run ended, as the exit code of mlx.launch does not.
@@ -13,7 +13,6 @@ import socket
 import sys
 import traceback
 from pathlib import Path
-from types import TracebackType
 
 from config.errors import Diverged, GroupLost, Interrupted, TandemError, reason
 from config.launch import Launch
@@ -23,10 +22,10 @@ STATUS = "status.json"
 
 
 class GroupRun:
-    """A context around the training of one process of a group, which tells it the run's folder by `open`.
+    """A context around the training of one process of a group; `open` passes it the run's folder.
 
-    What a rank other than 0 prints before is kept in memory. An error that no other rank raises is also told on the
-    terminal. A process that fails ends at once: a device may wait for the others forever.
+    Until then, what a rank other than 0 prints is held in memory. An error that no other rank raises is also printed on
+    the terminal. A process that fails ends at once: a device may wait for the others forever.
 
     The `state` in `status.json` is "training", "finished", "interrupted" or "failed", then with the `error` of the
     first process that noted one. A run whose processes were all killed is left "training".
@@ -36,14 +35,14 @@ class GroupRun:
 
     def __init__(self, launch: Launch):
         GroupRun.joins = True
-        self._launch, self._kept = launch, io.StringIO()
+        self._launch, self._buffer = launch, io.StringIO()
         self._terminal = sys.stdout, sys.stderr
         self._folder: Path | None = None
         self._where = ""
 
     def __enter__(self) -> GroupRun:
         if self._launch.rank:
-            sys.stdout = sys.stderr = self._kept
+            sys.stdout = sys.stderr = self._buffer
         return self
 
     def open(self, folder: Path) -> None:
@@ -54,13 +53,11 @@ class GroupRun:
             return
         path = folder / f"rank_{self._launch.rank}.log"
         stream = path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
-        stream.write(self._kept.getvalue())
+        stream.write(self._buffer.getvalue())
         sys.stdout = sys.stderr = stream
         self._where = f" (see {path})"
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         known, first = isinstance(error, TandemError | Interrupted), self._launch.rank == 0
         if error is not None and not isinstance(error, Interrupted):
             self._fail(error)

@@ -1,5 +1,5 @@
-"""What the processes that train one fold together tell each other on the host: decisions, faults, and before each step
-the weights of their images and whether to stop. Alone, nothing here does anything.
+"""What the processes that train one fold together exchange on the host: decisions, errors, and before each step the
+weights of their images and whether to stop. With one process nothing is exchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from config.errors import ConfigError, Interrupted, TandemError
 from data.loading.loader import Loaded
 
 _Value = TypeVar("_Value")
-_STOP, _OVERDUE, _FAILED = range(3)  # what a process says beside the weights of its images
+_STOP, _OVERDUE, _FAILED = range(3)  # flags that a process sends beside the weights of its images
 
 
 def decided(group: Group, function: Callable[[], _Value]) -> _Value:
@@ -28,7 +28,7 @@ def decided(group: Group, function: Callable[[], _Value]) -> _Value:
     value, error = _attempted(function) if group.rank == 0 else (None, None)
     value, fault = group.broadcast((value, _described(error)))
     if error:
-        raise _told(error)
+        raise _mark_told(error)
     if fault:
         kind, text = fault
         raise _error(kind, text, 0)
@@ -61,8 +61,8 @@ def share(batch: int, group: Group) -> int:
 
 
 class Ranks:
-    """This process among those of `group`. `stop_requested` and `overdue` ask this one whether the user wants to stop
-    and whether a checkpoint is due by the clock; what any of them says before a step holds for all after it."""
+    """This process among those of `group`. `stop_requested` and `overdue` say whether the user wants to stop and
+    whether a checkpoint is due by the clock; a yes of any rank before a step holds for all ranks after it."""
 
     def __init__(self, group: Group, stop_requested: Callable[[], bool], overdue: Callable[[], bool]):
         self.group = group
@@ -87,9 +87,9 @@ class Ranks:
 
         `order` is that of all ranks, `size` the whole batch's. An error of one loader is raised on all ranks.
         """
-        return mine if self.group.world_size == 1 else self._shared(mine, order, first, size)
-
-    def _shared(self, mine: Iterator[Loaded], order: NDArray[np.int64], first: int, size: int) -> Iterator[Loaded]:
+        if self.group.world_size == 1:
+            yield from mine
+            return
         for start in range(first * size, len(order), size):
             loaded, error = _attempted(lambda: next(mine))
             weight = np.zeros(size // self.group.world_size, np.float32) if loaded is None else loaded.weight
@@ -118,7 +118,6 @@ def _gathered(group: Group, values: Sequence[Any]) -> list[Any]:
 
 
 def _attempted(function: Callable[[], _Value]) -> tuple[_Value | None, Exception | None]:
-    """What a function returns or raises."""
     try:
         return function(), None
     except Exception as error:
@@ -126,7 +125,7 @@ def _attempted(function: Callable[[], _Value]) -> tuple[_Value | None, Exception
 
 
 def _described(error: Exception | None) -> tuple[str, str] | None:
-    """The kind and the text of an error, as they travel."""
+    """The kind and the text of an error, to be sent to other ranks."""
     if error is None:
         return None
     if isinstance(error, Interrupted):
@@ -152,11 +151,11 @@ def _raise_first(group: Group, error: Exception | None) -> None:
         return
     rank, kind, text = faults[0]
     if error is not None and rank == group.rank:
-        raise _told(error)
+        raise _mark_told(error)
     raise _error(kind, text, rank) from error
 
 
-def _told(error: Exception) -> Exception:
+def _mark_told(error: Exception) -> Exception:
     if isinstance(error, TandemError):
         error.told = True
     return error

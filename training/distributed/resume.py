@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from training.loop import checkpoint
 
 def newest_checkpoint(group: Group, folder: Path, say: Callable[[str], None]) -> Path | None:
     """`checkpoint.newest` as rank 0 finds it; `CheckpointError` where another rank does not see it."""
-    name = decided(group, lambda: (found := checkpoint.newest(folder, say)) and found.name)
+    name = decided(group, lambda: (path := checkpoint.newest(folder, say)) and path.name)
     if name is None:
         return None
     require(group, folder / name)
@@ -24,9 +23,10 @@ def newest_checkpoint(group: Group, folder: Path, say: Callable[[str], None]) ->
 
 def require(group: Group, path: Path) -> None:
     """`CheckpointError` on all ranks where a host does not see a folder of rank 0's."""
-    together(group, functools.partial(_require, path))
 
+    def check() -> None:
+        if not path.is_dir():
+            host = socket.gethostname()
+            raise CheckpointError(f"{path}: {host} does not see it; --out is to be a folder of all hosts")
 
-def _require(path: Path) -> None:
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: {socket.gethostname()} does not see it; --out is to be a folder of all hosts")
+    together(group, check)

@@ -1,6 +1,6 @@
 """Averages of weights: over the ends of the last epochs (SWA), and over checkpoints (greedy soup).
 
-Arithmetic on canonical arrays and the order of trials; how weights are judged, and what is written, is the loop's.
+Arithmetic on canonical arrays and the order of trials; the trainer judges weights, and `candidates` writes them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PREFIX, _COUNT = "swa.", "swa_count"
 class Swa:
     """The mean of the weights at the ends of all epochs from `start` on (Izmailov et al. 2018), kept in checkpoints.
 
-    Running statistics are averaged too; they want recalibrating before use.
+    Running statistics are averaged too; recalibrate them before use.
     """
 
     start: int
@@ -33,7 +33,7 @@ class Swa:
     mean: Weights = field(default_factory=dict)
 
     def observe(self, weights: Weights) -> None:
-        """Take the weights of one more epoch's end, as torch's `AveragedModel` does."""
+        """Add the weights at the end of an epoch, as torch's `AveragedModel` does."""
         self.count += 1
         self.mean = with_another(self.mean, weights, self.count)
 
@@ -44,7 +44,7 @@ class Swa:
         return {_COUNT: np.array([self.count], np.float32), **{_PREFIX + n: w.copy() for n, w in self.mean.items()}}
 
     def restore(self, arrays: Weights) -> None:
-        """Take over what `arrays` made, or begin again where there is nothing of it."""
+        """Restore what `arrays` returned, or start anew where there is nothing of it."""
         self.count = int(arrays[_COUNT][0]) if _COUNT in arrays else 0
         self.mean = {n.removeprefix(_PREFIX): w.copy() for n, w in arrays.items() if n.startswith(_PREFIX)}
 
@@ -57,19 +57,20 @@ class Judged(NamedTuple):
     scores: dict[str, float]
 
 
-# (weights, whether they are an average whose running statistics are to be taken anew)
+# (weights, whether they are an average whose running statistics must be recalibrated)
 Judge = Callable[[Weights, bool], Judged]
 
 
 def soup(paths: Sequence[Path], judge: Judge, metric: str) -> tuple[Judged, list[Path]]:
-    """The greedy soup (Wortsman et al. 2022) of checkpoints, and its ingredients.
+    """The greedy soup (Wortsman et al. 2022) of checkpoints, by their EMA where they have one, and its ingredients.
 
-    Beginning with the one that scores best, each is added, in the order of its own score, if that does not make the
-    average worse. Checkpoints that answer alike are taken once.
+    Starting with the best, each is added, in the order of its own score, if that does not make the average worse. Of
+    checkpoints with the same logits one is taken.
     """
     single: dict[Path, Judged] = {}
     for path in paths:
-        judged = judge(_of(path), False)
+        ema = path / "ema.safetensors"
+        judged = judge(files.read(ema if ema.exists() else path / files.MODEL_FILE)[0], False)
         if not any(np.array_equal(judged.logits, other.logits) for other in single.values()):
             single[path] = judged
     ranked = sorted(single, key=lambda path: goodness(single[path].scores, metric), reverse=True)
@@ -96,9 +97,3 @@ def with_another(mean: Weights, weights: Weights, count: int) -> Weights:
     if count == 1:
         return {name: value.copy() for name, value in weights.items()}
     return {name: mean[name] + (value - mean[name]) / np.float32(count) for name, value in weights.items()}
-
-
-def _of(path: Path) -> Weights:
-    """The weights of a checkpoint that are meant for use: its EMA where it has one."""
-    average = path / "ema.safetensors"
-    return files.read(average if average.exists() else path / files.MODEL_FILE)[0]

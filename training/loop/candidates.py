@@ -1,6 +1,6 @@
-"""Averaged weights that may take the place of the best epoch's when a fold ends: judged, compared, written.
+"""Averaged weights that may replace the best epoch's at the end of a fold: judged, compared, written.
 
-How they are made is `averaging`; how weights are judged is the loop's, and handed in.
+`averaging` computes them; the trainer passes the function that judges weights.
 """
 
 from __future__ import annotations
@@ -37,48 +37,49 @@ class Candidates:
     say: Callable[[str], None]
 
     def compete(self, swa: Swa, with_soup: bool, stopping: Stopping, epochs: int) -> None:
-        """Put them in the place of the best epoch's weights where they score better; once for a training of `epochs`
-        epochs, as the best then says."""
+        """Replace the best epoch's weights by averages that score better; once for a training of `epochs` epochs, which
+        the state of the best then holds."""
         self.saver.wait()
-        place, metric = self.folder / checkpoint.BEST, stopping.metric
-        if decided(self.group, lambda: not place.exists() or _competed(checkpoint.read_state(place), epochs)):
+        metric = stopping.metric
+        if decided(self.group, lambda: self._has_competed(epochs)):
             return
-        made = {"swa": self.judge(swa.mean, True)} if swa.count else {}
+        averages = {"swa": self.judge(swa.mean, True)} if swa.count else {}
         if with_soup:
-            made["soup"] = self.soup(metric)
-        least = averaging.goodness({metric: stopping.best}, metric)
-        for name, judged in made.items():
-            reached = averaging.goodness(judged.scores, metric)
+            averages["soup"] = self.soup(metric)
+        best = averaging.goodness({metric: stopping.best}, metric)
+        for name, judged in averages.items():
+            goodness = averaging.goodness(judged.scores, metric)
             self.say(f"{name}: {metric} {judged.scores[metric]:.4f}, best epoch {stopping.best:.4f}")
-            if reached > least:
-                least = reached
-                said = {"epoch": stopping.best_epoch, "scores": judged.scores, "averaged": name, "epochs": epochs}
+            if goodness > best:
+                best = goodness
+                state = {"epoch": stopping.best_epoch, "scores": judged.scores, "averaged": name, "epochs": epochs}
                 if self.group.rank == 0:
-                    self.saver.save(functools.partial(self._write, said, judged))
+                    self.saver.save(functools.partial(self._write, state, judged))
 
     def soup(self, metric: str) -> Judged:
         """The greedy soup of the best and the kept ends of epochs, written as the checkpoint `soup`."""
         self.saver.wait()
-        names = decided(self.group, self._ingredients)
+
+        def ingredients() -> list[str]:
+            paths = [self.folder / checkpoint.BEST, *checkpoint.epoch_ends(self.folder)]
+            return [path.name for path in paths if not checkpoint.damage(path)]
+
+        names = decided(self.group, ingredients)
         judged, members = averaging.soup([self.folder / name for name in names], self.judge, metric)
         names = [path.name for path in members]
         if self.group.rank == 0:
-            said = {"scores": judged.scores, "members": names}
-            checkpoint.save_best(self.folder, self.card, judged.weights, said, checkpoint.SOUP)
+            state = {"scores": judged.scores, "members": names}
+            checkpoint.save_best(self.folder, self.card, judged.weights, state, checkpoint.SOUP)
         self.say(f"soup of {', '.join(names)}")
         return judged
 
-    def _ingredients(self) -> list[str]:
-        """The names of the whole checkpoints among them."""
-        paths = [self.folder / checkpoint.BEST, *checkpoint.epoch_ends(self.folder)]
-        return [path.name for path in paths if not checkpoint.damage(path)]
-
-    def _write(self, said: dict[str, Any], judged: Judged) -> None:
+    def _write(self, state: dict[str, Any], judged: Judged) -> None:
         self.write_oof(judged.logits)
-        checkpoint.save_best(self.folder, self.card, judged.weights, said)
+        checkpoint.save_best(self.folder, self.card, judged.weights, state)
 
-
-def _competed(best: dict[str, Any], epochs: int) -> bool:
-    """Whether the best weights are an average that was made at the end of so many epochs; of older ones it is not
-    known, and they stay."""
-    return "averaged" in best and best.get("epochs", epochs) == epochs
+    def _has_competed(self, epochs: int) -> bool:
+        """Whether the best weights are an average made after so many epochs; older ones do not say, and stay."""
+        if not (self.folder / checkpoint.BEST).exists():
+            return True
+        best = checkpoint.read_state(self.folder / checkpoint.BEST)
+        return "averaged" in best and best.get("epochs", epochs) == epochs

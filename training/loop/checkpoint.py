@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written beside their place and renamed into it, found again, verified, pruned.
+"""Checkpoints on disk: written to a temporary folder and renamed, listed, verified, pruned.
 
 A checkpoint is a folder of `model.safetensors`, `ema.safetensors` and `optimizer.safetensors` (canonical arrays),
 `state.json` (where the run stood) and `manifest.json` (SHA-256 of each). The loop decides when; this file only how.
@@ -6,6 +6,7 @@ A checkpoint is a folder of `model.safetensors`, `ema.safetensors` and `optimize
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -47,11 +48,9 @@ def save(folder: Path, card: Card, state: TrainState, loop: dict[str, Any], arra
     return path
 
 
-def save_best(folder: Path, card: Card, chosen: Weights, loop: dict[str, Any], name: str = BEST) -> Path:
-    """Write the weights that scored best as `folder/best` (or another name), in the place of an earlier one."""
-    path = folder / name
-    _publish(path, card, {"model": chosen}, loop)
-    return path
+def save_best(folder: Path, card: Card, chosen: Weights, loop: dict[str, Any], name: str = BEST) -> None:
+    """Write the weights that scored best as `folder/best` (or another name), replacing an earlier one."""
+    _publish(folder / name, card, {"model": chosen}, loop)
 
 
 def load(path: Path) -> tuple[TrainState, dict[str, Any]]:
@@ -97,13 +96,13 @@ def newest(folder: Path, say: Callable[[str], None] = print) -> Path | None:
     a `CheckpointError`, never a silent fresh start.
     """
     recover(folder)
-    found = steps(folder)
-    for path in reversed(found):
+    saved = steps(folder)
+    for path in reversed(saved):
         fault = damage(path)
         if not fault:
             return path
         say(f"{fault}; it is set aside as {set_aside(path)}")
-    if found or any(folder.glob(f"{_STEP}*.corrupt*")):
+    if saved or any(folder.glob(f"{_STEP}*.corrupt*")):
         raise CheckpointError(f"{folder}: no whole checkpoint is left; start afresh with --resume never")
     return None
 
@@ -126,17 +125,12 @@ def steps(folder: Path) -> list[Path]:
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged checkpoint so that it is never taken for a good one."""
-    target = path.with_name(path.name + ".corrupt")
-    number = 1
-    while target.exists():
-        number += 1
-        target = path.with_name(f"{path.name}.corrupt{number}")
-    path.rename(target)
-    return target
+    targets = (path.with_name(f"{path.name}.corrupt{number if number > 1 else ''}") for number in itertools.count(1))
+    return path.rename(next(target for target in targets if not target.exists()))
 
 
 def epoch_ends(folder: Path) -> list[Path]:
-    """The step checkpoints in which no epoch is half done, oldest first: those that a run without a stop has too."""
+    """The step checkpoints at the end of an epoch, oldest first: those that an uninterrupted run has too."""
     return [path for path in steps(folder) if _ends_epoch(path)]
 
 
@@ -159,7 +153,7 @@ def prune(folder: Path, keep: int, ends: int = 0) -> list[Path]:
 
 
 def recover(folder: Path) -> None:
-    """Finish the replacements of a checkpoint by one of the same name that a crash cut in two."""
+    """Finish replacements of a checkpoint by one of the same name that a crash interrupted."""
     for previous in folder.glob(f"*{_PREVIOUS}"):
         path = previous.with_name(previous.name.removesuffix(_PREVIOUS))
         if path.exists():
@@ -180,20 +174,21 @@ def _publish(path: Path, card: Card, files: dict[str, Weights], loop: dict[str, 
         (partial / "state.json").write_text(json.dumps(loop, indent=1, sort_keys=True))
         manifest.write(partial)
         _sync([*partial.iterdir(), partial])
-        _replace(partial, path)
+        previous = path.with_name(path.name + _PREVIOUS)
+        if path.exists():
+            path.rename(previous)
+        partial.rename(path)
+        _sync([path.parent])
+        if previous.exists():
+            shutil.rmtree(previous)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"{path}: could not be saved ({_reason(error, files)}") from error
-
-
-def _replace(partial: Path, path: Path) -> None:
-    previous = path.with_name(path.name + _PREVIOUS)
-    if path.exists():
-        path.rename(previous)
-    partial.rename(path)
-    _sync([path.parent])
-    if previous.exists():
-        shutil.rmtree(previous)
+        cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        need = max(sum(a.nbytes for arrays in files.values() for a in arrays.values()) / 2**20, 1)
+        raise CheckpointError(
+            f"{path}: could not be saved ({cause}); it needs {need:.0f} MiB free and a folder that may be written; "
+            "then start it again"
+        ) from error
 
 
 def _sync(paths: Iterable[Path]) -> None:
@@ -203,11 +198,3 @@ def _sync(paths: Iterable[Path]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _reason(error: OSError | SafetensorError, files: dict[str, Weights]) -> str:
-    found = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    need = sum(a.nbytes for arrays in files.values() for a in arrays.values())
-    return (
-        f"{found}); it needs {max(need / 2**20, 1):.0f} MiB free and a folder that may be written; then start it again"
-    )

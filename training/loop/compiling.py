@@ -1,13 +1,12 @@
 """A fold's session, compiled where the settings say so or where a short trial shows that it pays.
 
-What pays is decided in `policy.compiling`. The choice of `train.compile auto` is kept in the fold's folder: a resumed
-fold computes as it began.
+`policy.compiling` decides what pays. The choice of `train.compile auto` is written into the fold's folder, so that a
+resumed fold computes as before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from backends.contract import CompileMode, Session
 from config.errors import BackendUnavailable, ConfigError
@@ -33,17 +32,20 @@ def session(open: Open, engine: str, train: Train, ahead: Ahead | None, say: Cal
         return open(False)
     named = train.compile_mode if engine == "torch" else True
     if train.compile == "on":
-        return _insisted(open(named), engine)
+        compiled = open(named)
+        if not compiled.describe()["compiled"]:
+            compiled.close()
+            raise ConfigError(f"train.compile on: the {engine} engine does not compile on this device; set it to auto")
+        return compiled
     if engine != "torch":
         return open(True)
     eager = open(False)
     if ahead is None or not eager.describe()["compiles"]:
         return eager
-    chosen = _kept(ahead.folder)
-    if chosen is None:
-        chosen = _pays(eager, ahead, say)
-        _keep(ahead.folder, chosen)
-    if not chosen:
+    file = ahead.folder / _FILE
+    if not file.exists():
+        atomic_write(file, "on\n" if _pays(eager, ahead, say) else "off\n")
+    if file.read_text().strip() != "on":
         return eager
     eager.close()
     try:
@@ -59,22 +61,6 @@ def choice(open: Open, engine: str, train: Train, ahead: Ahead | None) -> bool |
     compiled = bool(opened.describe()["compiled"])
     opened.close()
     return compiled and (train.compile_mode if engine == "torch" else True)
-
-
-def _kept(fold: Path) -> bool | None:
-    file = fold / _FILE
-    return file.read_text().strip() == "on" if file.exists() else None
-
-
-def _keep(fold: Path, chosen: bool) -> None:
-    atomic_write(fold / _FILE, "on\n" if chosen else "off\n")
-
-
-def _insisted(opened: Session, engine: str) -> Session:
-    if not opened.describe()["compiled"]:
-        opened.close()
-        raise ConfigError(f"train.compile on: the {engine} engine does not compile on this device; set it to auto")
-    return opened
 
 
 def _pays(eager: Session, ahead: Ahead, say: Callable[[str], None]) -> bool:

@@ -1,4 +1,4 @@
-"""Answers to validation images, and the file that keeps them. How they are scored is `metrics`."""
+"""Logits of validation images, their scores, and the file that stores them. The metrics are those of `metrics`."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ def evaluate(session: Session, loader: Loader, count: int, which: Which = "live"
     """
     group = session.group
     mine = np.array_split(np.arange(count), group.world_size)[group.rank]
-    # As many on each, since networks that are spread over processes are evaluated by all at a time.
+    # The same number on each, since networks sharded over processes are evaluated by all together.
     order = np.minimum(np.arange(-(-count // group.world_size)) + (mine[0] if len(mine) else count), count - 1)
-    found = group.gather(together(group, lambda: _logits(session, loader, order, which))[: len(mine)])
-    if not answered(found).any():
+    logits = group.gather(together(group, lambda: _logits(session, loader, order, which))[: len(mine)])
+    if not answered(logits).any():
         raise DataError(f"none of the {count} validation images can be read; replace them, or change folds")
-    return found
+    return logits
 
 
 def _logits(session: Session, loader: Loader, order: NDArray[np.int64], which: Which) -> NDArray[np.float32]:
-    """The logits of the images of an order of rising numbers."""
-    found: NDArray[np.float32] | None = None
+    """The logits of the images of `order`, whose numbers rise."""
+    rows: NDArray[np.float32] | None = None
     for loaded, begun in _begun(session, loader, order, which):
-        logits, kept = begun(), loaded.weight > 0
-        if found is None:
-            found = np.full((len(order), logits.shape[1]), -np.inf, np.float32)
-        found[loaded.index[kept] - order[0]] = logits[kept]
-    return np.zeros((0, 0), np.float32) if found is None else found
+        logits, readable = begun(), loaded.weight > 0
+        if rows is None:
+            rows = np.full((len(order), logits.shape[1]), -np.inf, np.float32)
+        rows[loaded.index[readable] - order[0]] = logits[readable]
+    return np.zeros((0, 0), np.float32) if rows is None else rows
 
 
 def _begun(
     session: Session, loader: Loader, order: NDArray[np.int64], which: Which
 ) -> Iterator[tuple[Loaded, Callable[[], NDArray[np.float32]]]]:
-    """Each batch with its logits on their way, the next batch enqueued behind it."""
+    """Each batch with the function that waits for its logits, the next batches enqueued behind it."""
     ahead: deque[tuple[Loaded, Callable[[], NDArray[np.float32]]]] = deque()
     for loaded in loader.epoch(order, epoch=0):
         ahead.append((loaded, session.begin_logits(loaded.images, which)))
@@ -62,24 +62,14 @@ def answered(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.asarray(~np.isneginf(logits).all(axis=1))
 
 
-def corrupted_scores(
-    session: Session, loader: Loader | None, labels: NDArray[np.int64], which: Which = "live"
-) -> dict[str, float]:
-    """The scores on damaged validation images, as `corrupted_NAME`; none where there is no loader of them."""
-    if loader is None:
-        return {}
-    logits = evaluate(session, loader, len(labels), which)
-    kept = answered(logits)
-    return {f"corrupted_{name}": value for name, value in metrics.scores(logits[kept], labels[kept]).items()}
-
-
-def deciding(row: dict[str, float], metric: str, share: float) -> float:
-    """The score that picks the best epoch: the metric, `share` of it on damaged images."""
-    return (1 - share) * row[metric] + share * row[f"corrupted_{metric}"] if share else row[metric]
+def scores(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
+    """The metrics of logits `[N, C]` against labels int64 `[N]`, without images that could not be read."""
+    readable = answered(logits)
+    return metrics.scores(logits[readable], labels[readable])
 
 
 def write_oof(folder: Path, ids: Sequence[str], logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     """`oof.npz` of a fold: ids, logits and targets of the validation images that could be read."""
-    kept = answered(logits)
+    readable = answered(logits)
     with atomic_path(folder / "oof.npz") as unfinished, unfinished.open("wb") as file:
-        np.savez(file, ids=np.array(ids)[kept], logits=logits[kept], targets=labels[kept])
+        np.savez(file, ids=np.array(ids)[readable], logits=logits[readable], targets=labels[readable])

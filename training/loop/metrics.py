@@ -1,8 +1,7 @@
 """Scores of logits against integer targets: scikit-learn's, under the names that settings and files use.
 
 Logits are `[N, C]` arrays, or anything of that shape that gives rows when sliced (`ensemble.oof.oof_files.Gathered`).
-Some rows are worked on at a time: 50,000 images of 1,000 classes would be 400 MB of probabilities otherwise, several
-times over.
+They are processed in blocks of rows: 50,000 images of 1,000 classes would need several times 400 MB otherwise.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ def scores(logits: Rows, targets: NDArray[np.int64]) -> dict[str, float]:
     logits `[N, C]`, targets `[N]` in 0..C-1. Logits that are not finite give NaN scores. Probabilities are clipped as
     scikit-learn's `log_loss` does, to the float64 resolution off 0 and 1.
     """
-    predicted, given = np.empty(len(targets), np.int64), np.empty(len(targets), np.float64)
+    predicted, of_target = np.empty(len(targets), np.int64), np.empty(len(targets), np.float64)
     for rows in blocks(*logits.shape):
-        part = np.asarray(logits[rows], np.float64)
-        if not np.isfinite(part).all():
+        chunk = np.asarray(logits[rows], np.float64)
+        if not np.isfinite(chunk).all():
             return dict.fromkeys(("macro_f1", "accuracy", "log_loss"), float("nan"))
-        predicted[rows] = part.argmax(axis=1)
-        given[rows] = softmax(part, axis=1)[np.arange(len(part)), targets[rows]]
+        predicted[rows] = chunk.argmax(axis=1)
+        of_target[rows] = softmax(chunk, axis=1)[np.arange(len(chunk)), targets[rows]]
     labels = np.arange(logits.shape[1])
     return {
         "macro_f1": float(f1_score(targets, predicted, average="macro", labels=labels, zero_division=0)),
         "accuracy": float(accuracy_score(targets, predicted)),
-        "log_loss": float(-np.log(given.clip(_EPS, 1 - _EPS)).mean()),
+        "log_loss": float(-np.log(of_target.clip(_EPS, 1 - _EPS)).mean()),
     }
 
 

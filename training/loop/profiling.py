@@ -1,4 +1,4 @@
-"""`--profile N`: when the trace of N updates begins and ends. What a trace is stands with the engine."""
+"""`--profile N`: when the trace of N updates begins and ends. The engines write the traces."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ class Recorder:
         self._folder, self._say = folder / FOLDER, say
         self._trace: AbstractContextManager[None] | None = session.profile(self._folder) if updates else None
         self._first = max(0, min(_WARM, left - updates))
-        self._last, self._seen = self._first + updates, 0
+        self._last, self._updates = self._first + updates, 0
 
     def before_update(self) -> None:
         """To be called before each update."""
         if self._trace is None:
             return
-        if self._seen == self._first:
+        if self._updates == self._first:
             self._trace.__enter__()
-        if self._seen == self._last:
+        if self._updates == self._last:
             self.close()
-        self._seen += 1
+        self._updates += 1
 
     def close(self) -> None:
-        """End the trace where it runs, and tell where it is."""
+        """End a running trace, and print its path."""
         trace, self._trace = self._trace, None
         if trace is None:
             return
-        if self._seen <= self._first:
-            self._say(f"profile: no trace, as only {counted(self._seen, 'update was', 'updates were')} left")
+        if self._updates <= self._first:
+            self._say(f"profile: no trace, as only {counted(self._updates, 'update was', 'updates were')} left")
             return
         trace.__exit__(None, None, None)
         table = self._folder / _TABLE
-        self._say(f"profile of {counted(self._seen - self._first, 'update')}: {self._folder}")
+        self._say(f"profile of {counted(self._updates - self._first, 'update')}: {self._folder}")
         if table.exists():
             self._say(table.read_text())

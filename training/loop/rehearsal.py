@@ -1,4 +1,4 @@
-"""Updates that are taken back: whether a batch fits into the device's memory, and how long an update takes."""
+"""Updates on trial: whether a batch fits into the device's memory, and how long an update takes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from training.loop import memory
 
 @dataclass(frozen=True)
 class Ahead:
-    """What a training has before it: updates with `batch` images of `size` pixels in a process, and so many classes.
-    `folder` is the fold's, which keeps what is found out."""
+    """What is left to train: updates with `batch` images of `size` pixels in a process, and the number of classes. The
+    fold's `folder` gets the results of trials."""
 
     updates: int
     batch: int
@@ -25,7 +25,7 @@ class Ahead:
 
 
 def rehearse(session: Session, ahead: Ahead, updates: int = 1) -> list[float]:
-    """The seconds of each of some updates with empty images; the session is as before then.
+    """The seconds of each of some updates with empty images; the session's state is restored afterwards.
 
     Raises `OutOfMemory` where they do not fit, or take more than the device recommends.
     """

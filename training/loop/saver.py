@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 
 class Saver:
-    """A context around a fold's training. What it is given must hold no device array, as those are bound to threads.
+    """A context around a fold's training. Functions passed to it must hold no device array, as these are bound to
+    threads.
 
     An error of the writing thread is raised in the training thread: at the next save, by `wait`, or at the end of the
     context.
@@ -32,9 +32,7 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self.wait()
         finally:

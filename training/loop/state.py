@@ -1,4 +1,4 @@
-"""Where a fold's training stands: all that a checkpoint keeps beside the session's own state, and who is told."""
+"""The state of a fold's training that a checkpoint holds beside the session's, its timings, and its callbacks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Totals:
 
 @dataclass
 class Timings:
-    """Seconds that an epoch spent, and the images it trained on in them. No checkpoint keeps it and nothing is decided
-    by it: after a resume in the middle of an epoch it tells of the rest.
+    """Seconds that an epoch took, and its training images. Checkpoints do not hold them and no decision depends on
+    them: after a resume in the middle of an epoch they are those of the rest.
 
     `waited` is the host's time without a batch, `device` the seconds of updates as far as the engine can tell: a device
     that works on earlier updates meanwhile does not wait.
@@ -37,7 +37,7 @@ class Timings:
     images: int = 0
 
     def row(self) -> dict[str, float]:
-        """What `history.csv` tells of it."""
+        """Its columns of `history.csv`."""
         spent = max(self.waited + self.computed + self.saved, 1e-9)
         saving = self.saved / spent
         waiting = min(self.waited, max(0.0, spent - self.saved - self.device)) / spent
@@ -52,7 +52,7 @@ class Timings:
 
 @dataclass
 class TrainerState:
-    """`epoch` and `batch` are the next ones to train; `rate_scale` is what going back left of the learning rate."""
+    """`epoch` and `batch` are the next ones to train; `rate_scale` multiplies the learning rate after going back."""
 
     stopping: Stopping
     plateau: Plateau
@@ -84,18 +84,14 @@ class TrainerState:
         return TrainerState(**{key: parts[key](**value) if key in parts else value for key, value in raw.items()})
 
 
-def _ignore(*_: object) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Callbacks:
-    """What the loop tells whoever watches: a progress bar, a log, a tracker. Nothing they do changes the run.
+    """Called by the loop, for a progress bar, a log, or a tracker. They do not change the run.
 
     `step` gets the epoch from 0, the updates done and those of the whole training, the images of this one, and the
     epoch's mean loss so far; `epoch` its row of `history.csv` and whether it is the best.
     """
 
-    step: Callable[[int, int, int, int, float], None] = _ignore
-    epoch: Callable[[dict[str, float], bool], None] = _ignore
-    say: Callable[[str], None] = _ignore
+    step: Callable[[int, int, int, int, float], None] = lambda *_: None
+    epoch: Callable[[dict[str, float], bool], None] = lambda *_: None
+    say: Callable[[str], None] = lambda *_: None

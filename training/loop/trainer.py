@@ -1,5 +1,5 @@
-"""The only training loop. It decides nothing about arithmetic and knows no framework: it feeds a session what
-`policy` decided, follows the scores, and writes checkpoints from which it goes on exactly where it stood.
+"""The only training loop. It does no arithmetic of a network and knows no framework: it feeds a session what `policy`
+decided, follows the scores, and writes checkpoints from which training resumes exactly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.contract import Batch, MixPlan, Session, StepHyperparams, StepResult, TrainState, Weights, Which
+from backends.contract import Batch, Session, StepHyperparams, StepResult, TrainState, Weights, Which
 from config.errors import Diverged
 from config.schema import Settings
 from config.text import counted
@@ -23,13 +23,13 @@ from data.loading.loader import Loaded, Loader
 from models.card import Card
 from training.distributed.ranks import Ranks, together
 from training.distributed.resume import newest_checkpoint
-from training.loop import averaging, checkpoint, evaluation, metrics
+from training.loop import averaging, checkpoint, evaluation
 from training.loop.candidates import Candidates
 from training.loop.fold_data import FoldData
 from training.loop.profiling import Recorder
 from training.loop.saver import Saver
 from training.loop.state import Callbacks, Timings, Totals, TrainerState
-from training.policy import mix, sampling, schedule, watch
+from training.policy import mix, sampling, schedule, stopping
 from training.policy.mining import Mining
 from training.policy.resizing import ResizeSchedule, ResizeStage
 
@@ -66,7 +66,7 @@ class Trainer:
         self.pending: deque[tuple[Any, NDArray[np.int64], NDArray[np.bool_]]] = deque()
         self.saved_at = time.monotonic()
         self.saver = Saver()
-        self.named: set[Path] = set()  # unreadable images that were told of
+        self.named: set[Path] = set()  # unreadable images that were reported
         traced = settings.profile if self.ranks.leads else 0
         self.recorder = Recorder(traced, self.course.updates, session, folder, events.say)
 
@@ -76,7 +76,11 @@ class Trainer:
         When it returns, everything is on disk.
         """
         with self.saver:
-            self._announce()
+            first = 0
+            for stage in self.data.stages:
+                epochs, first = f"epochs {first + 1} to {first + stage.epochs}", first + stage.epochs
+                steps, images = counted(self.course.steps(first - 1), "step"), counted(stage.batch, "image")
+                self.events.say(f"{self.folder.name}, {epochs}: {steps} of {images} at {stage.size} pixels")
             if not self._resume():
                 self.save()
             try:
@@ -84,19 +88,13 @@ class Trainer:
             finally:
                 self.recorder.close()
             if self.loop.epoch == self.settings.train.epochs or self.loop.stopping.stop:
-                self._require_best()
+                if self.loop.stopping.best_epoch < 0:
+                    raise Diverged(
+                        f"{self.folder}: no validation score of {counted(len(self.loop.history), 'epoch')} is finite; "
+                        "lower optim.lr, or set train.precision fp32"
+                    )
                 self._candidates().compete(self.swa, self.settings.soup, self.loop.stopping, self.loop.epoch)
         return self.loop
-
-    def _announce(self) -> None:
-        first = 0
-        for stage in self.data.stages:
-            epochs, first = f"epochs {first + 1} to {first + stage.epochs}", first + stage.epochs
-            steps = (
-                f"{counted(self.course.steps(first - 1), 'step')} of {counted(stage.batch, 'image')} at "
-                f"{stage.size} pixels"
-            )
-            self.events.say(f"{self.folder.name}, {epochs}: {steps}")
 
     def _train(self) -> None:
         while self.loop.epoch < self.settings.train.epochs and not self.loop.stopping.stop:
@@ -109,32 +107,25 @@ class Trainer:
                 break
             self._close_epoch()
 
-    def _require_best(self) -> None:
-        if self.loop.stopping.best_epoch < 0:
-            raise Diverged(
-                f"{self.folder}: no validation score of {counted(len(self.loop.history), 'epoch')} is finite; lower "
-                "optim.lr, or set train.precision fp32"
-            )
-
     def suspects(self) -> list[int]:
         """Positions of the training samples whose loss stays highest, hardest first: labels worth a look."""
         return self.mining.suspects().tolist() if self.settings.mining.cap > 0 else []
 
     def _resume(self) -> bool:
         self.saver.wait()
-        found = newest_checkpoint(self.session.group, self.folder, self.events.say)
-        if found is None:
+        path = newest_checkpoint(self.session.group, self.folder, self.events.say)
+        if path is None:
             return False
-        state, raw = together(self.session.group, lambda: checkpoint.load(found))
+        state, raw = together(self.session.group, lambda: checkpoint.load(path))
         self.session.load(state)
         self.loop = TrainerState.from_json(raw["loop"])
-        arrays = checkpoint.load_arrays(found)
+        arrays = checkpoint.load_arrays(path)
         self.swa.restore(arrays)
         if self.settings.mining.cap > 0:
             self.mining.losses, self.mining.fresh = arrays["mining.losses"].copy(), arrays["mining.fresh"].copy()
         if self.loop.epoch or self.loop.batch:
-            self.events.say(f"going on from {found}: epoch {self.loop.epoch + 1}, batch {self.loop.batch}")
-        self._adapt(checkpoint.config(found) or self.settings)
+            self.events.say(f"going on from {path}: epoch {self.loop.epoch + 1}, batch {self.loop.batch}")
+        self._adapt(checkpoint.config(path) or self.settings)
         return True
 
     def _adapt(self, before: Settings) -> None:
@@ -152,16 +143,15 @@ class Trainer:
             loop.stopping.best = state["scores"][loop.stopping.metric]
         if loop.epoch < settings.train.epochs and loop.history:
             now, last = self._knobs(loop.batch).lr, loop.history[-1]["lr"]
+            epochs = counted(settings.train.epochs, "epoch")
             self.events.say(
-                f"{self.folder.name}: {counted(settings.train.epochs, 'epoch')} in place of {planned}; "
-                "the learning rate follows "
-                f"the {settings.schedule.name} schedule of {counted(settings.train.epochs, 'epoch')}, "
-                f"from {now:.2e} in epoch "
-                f"{loop.epoch + 1} ({last:.2e} at the end of epoch {loop.epoch})"
+                f"{self.folder.name}: {epochs} in place of {planned}; the learning rate follows the "
+                f"{settings.schedule.name} schedule of {epochs}, from {now:.2e} in epoch {loop.epoch + 1} ({last:.2e} "
+                f"at the end of epoch {loop.epoch})"
             )
 
     def _go_back(self) -> None:
-        """To the last checkpoint at half the rate."""
+        """Reload the last checkpoint and halve the learning rate."""
         rate, times = self.loop.rate_scale / 2, self.loop.went_back + 1
         self.pending.clear()
         self._resume()
@@ -173,18 +163,18 @@ class Trainer:
         return sampling.pool(self.data.train_labels, settings.sampling.kind, self.data.raise_to, settings.seed, epoch)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        """The epoch's samples in order, whole batches only: what is left over differs from epoch to epoch."""
+        """The epoch's samples in order, full batches only; the samples left out differ from epoch to epoch."""
         drawn, seed = self._pool(epoch), self.settings.seed
         order = sampling.order(drawn, self.mining.draw(len(drawn), seed, epoch), seed, epoch)
-        order = self._whole(order, epoch)
+        order = self._full_batches(order, epoch)
         if len(drawn) != len(np.unique(drawn)) or self.mining.share(epoch) > 0:
             names = self.card.class_names
             counts = np.bincount(self.data.train_labels[order], minlength=len(names))
-            said = "  ".join(f"{name}: {count}" for name, count in zip(names, counts, strict=True))
-            self.events.say(f"epoch {epoch + 1} draws  {said}")
+            draws = "  ".join(f"{name}: {count}" for name, count in zip(names, counts, strict=True))
+            self.events.say(f"epoch {epoch + 1} draws  {draws}")
         return order
 
-    def _whole(self, order: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+    def _full_batches(self, order: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         if self.data.stream_order:
             return self.data.stream_order(order, self._stage(epoch).batch, self.settings.seed, epoch)
         return order[: self.course.steps(epoch) * self._stage(epoch).batch]
@@ -196,7 +186,7 @@ class Trainer:
         return self.data.train[self.course.number(epoch)]
 
     def _train_epoch(self) -> None:
-        loop, spent = self.loop, self.clock
+        loop, spent, cadence = self.loop, self.clock, self.settings.checkpoint.every_steps
         self.recorder.before_update()
         clock = time.perf_counter()
         order, first, size = self._order(loop.epoch), loop.batch, self._stage(loop.epoch).batch
@@ -206,7 +196,8 @@ class Trainer:
             clock = time.perf_counter()
             self._step(loaded)
             spent.computed += time.perf_counter() - clock
-            if self._checkpoint_due():
+            due = cadence > 0 and loop.batch % cadence == 0
+            if due or self.ranks.overdue():
                 self.save()
             if self.ranks.stop_requested():
                 self.save()
@@ -217,11 +208,15 @@ class Trainer:
         spent.computed += time.perf_counter() - clock
 
     def _step(self, loaded: Loaded) -> None:
-        loop, data, plan = self.loop, self.data, self._mix()
-        kept = _kept(loaded, plan)
-        weights = mix.weights(plan, loaded.weight * data.train_weights[loaded.index]) * kept
+        loop, data, settings, stage = self.loop, self.data, self.settings, self._stage(self.loop.epoch)
+        update, epochs_left = self.course.update(loop.epoch, loop.batch), settings.train.epochs - loop.epoch
+        plan = mix.plan(settings.mix, stage.batch, stage.size, settings.seed, update, epochs_left)
+        trained = loaded.weight > 0
+        if plan is not None:  # an image that is mixed with an unreadable one does not train either
+            trained = trained & trained[plan.permutation]
+        weights = mix.weights(plan, loaded.weight * data.train_weights[loaded.index]) * trained
         batch = Batch(loaded.images, data.train_targets[loaded.index], weights)
-        self.pending.append((self.session.train_step(batch, plan, self._knobs(loop.batch)), loaded.index, kept))
+        self.pending.append((self.session.train_step(batch, plan, self._knobs(loop.batch)), loaded.index, trained))
         loop.totals.unreadable += int((loaded.weight == 0).sum())
         loop.batch += 1
         self.clock.images += len(loaded.index)
@@ -230,15 +225,6 @@ class Trainer:
         mean = loop.totals.loss / max(loop.totals.samples, 1)
         done = self.course.update(loop.epoch, loop.batch)
         self.events.step(loop.epoch, done, self.course.updates, len(loaded.index), mean)
-
-    def _mix(self) -> MixPlan | None:
-        settings, stage, left = (
-            self.settings,
-            self._stage(self.loop.epoch),
-            self.settings.train.epochs - self.loop.epoch,
-        )
-        update = self.course.update(self.loop.epoch, self.loop.batch)
-        return mix.plan(settings.mix, stage.batch, stage.size, settings.seed, update, left)
 
     def _knobs(self, batch: int) -> StepHyperparams:
         """What holds for a batch of the current epoch."""
@@ -249,21 +235,21 @@ class Trainer:
         return StepHyperparams(rate, optim.weight_decay, decay, optim.clip_norm, loop.epoch < optim.freeze_epochs)
 
     def _read_one(self) -> None:
-        pending, index, kept = self.pending.popleft()
+        pending, index, trained = self.pending.popleft()
         result: StepResult = self.session.read(pending)
         if not result.finite:
             self._skipped(index)
             return
         self.loop.skipped_in_a_row = 0
         self.clock.device += result.seconds
-        losses = result.losses[kept]
+        losses = result.losses[trained]
         self.loop.totals.loss += float(losses.sum(dtype=np.float64))
         self.loop.totals.samples += len(losses)
         if self.settings.mining.cap > 0:
-            self.mining.observe(index[kept], losses)
+            self.mining.observe(index[trained], losses)
 
     def _skipped(self, index: NDArray[np.int64]) -> None:
-        """An update that was not finite: counted and said, then reason to go back, then to stop."""
+        """Count and report an update that was not finite; too many in a row go back, and at last stop the training."""
         loop, dog = self.loop, self.settings.watchdog
         loop.totals.skipped += 1
         loop.skipped_in_a_row += 1
@@ -274,9 +260,9 @@ class Trainer:
             raise _GoBack
         files = ", ".join(str(self._loader(loop.epoch).paths[i]) for i in index[:_NAMED].tolist())
         raise Diverged(
-            f"{dog.max_skipped} updates in a row were not finite, after going back "
-            f"{counted(loop.went_back, 'time')} (epoch "
-            f"{loop.epoch + 1}, batch {loop.batch}, images {files}, ...); lower optim.lr, or set train.precision fp32"
+            f"{dog.max_skipped} updates in a row were not finite, after going back {counted(loop.went_back, 'time')} "
+            f"(epoch {loop.epoch + 1}, batch {loop.batch}, images {files}, ...); lower optim.lr, or set "
+            "train.precision fp32"
         )
 
     def _drain(self) -> None:
@@ -287,12 +273,23 @@ class Trainer:
         """Validate, follow the best, write the epoch's row and a checkpoint."""
         loop = self.loop
         which: Which = "ema" if self.settings.ema.decay > 0 else "live"
-        logits = evaluation.evaluate(self.session, self.data.valid, len(self.data.valid_labels), which)
-        row = self._row(self._scores(logits), len(logits) - int(evaluation.answered(logits).sum()))
-        row |= evaluation.corrupted_scores(self.session, self.data.corrupted, self.data.valid_labels, which)
+        labels, totals = self.data.valid_labels, loop.totals
+        logits = evaluation.evaluate(self.session, self.data.valid, len(labels), which)
+        row: dict[str, float] = {
+            "epoch": loop.epoch + 1,
+            "lr": self._knobs(self.course.steps(loop.epoch) - 1).lr,
+            "train_loss": totals.loss / totals.samples if totals.samples else math.nan,  # all updates were skipped
+            **evaluation.scores(logits, labels),
+            "skipped": totals.skipped,
+            "unreadable": totals.unreadable + len(logits) - int(evaluation.answered(logits).sum()),
+        }
+        if self.data.corrupted is not None:
+            damaged = evaluation.evaluate(self.session, self.data.corrupted, len(labels), which)
+            row |= {f"corrupted_{name}": value for name, value in evaluation.scores(damaged, labels).items()}
         loop.history.append(row)
-        deciding = evaluation.deciding(row, loop.stopping.metric, self.settings.stopping.robust_weight)
-        best = loop.stopping.update(deciding, loop.epoch)
+        metric, share = loop.stopping.metric, self.settings.stopping.robust_weight  # share of the damaged images' score
+        score = (1 - share) * row[metric] + share * row[f"corrupted_{metric}"] if share else row[metric]
+        best = loop.stopping.update(score, loop.epoch)
         write_best = functools.partial(self._write_best, {"epoch": loop.epoch, "scores": row}, logits)
         self.mining.close_epoch()
         if loop.epoch >= self.swa.start:
@@ -300,50 +297,33 @@ class Trainer:
         if self.settings.schedule.name == "plateau":
             loop.plateau.update(row[loop.plateau.metric])
         self.events.epoch({**row, **self.clock.row()}, best)
-        for fault in self._new_faults():
+        loaders = (*self.data.train, self.data.valid)
+        faults = {path: fault for loader in loaders for path, fault in loader.bad.items() if path not in self.named}
+        self.named |= faults.keys()
+        for fault in self.ranks.all_lines(list(faults.values())):
             self.events.say(f"  left out: {fault}")
-        if watch.overfitting(loop.history):
+        if stopping.overfitting(loop.history):
             self.events.say("  overfitting: the validation loss rises while the training loss falls")
         loop.epoch, loop.batch, loop.totals, self.clock = loop.epoch + 1, 0, Totals(), Timings()
         ends = loop.epoch == self.settings.train.epochs or loop.stopping.stop
         if best or ends or loop.epoch % self.settings.checkpoint.every_epochs == 0:
             self.save(write_best if best else None)
 
-    def _row(self, scores: dict[str, float], unreadable: int) -> dict[str, float]:
-        totals = self.loop.totals
-        return {
-            "epoch": self.loop.epoch + 1,
-            "lr": self._knobs(self.course.steps(self.loop.epoch) - 1).lr,
-            "train_loss": totals.loss / totals.samples if totals.samples else math.nan,  # all updates were skipped
-            **scores,
-            "skipped": totals.skipped,
-            "unreadable": totals.unreadable + unreadable,
-        }
-
-    def _new_faults(self) -> list[str]:
-        found = {path: fault for loader in (*self.data.train, self.data.valid) for path, fault in loader.bad.items()}
-        new = [fault for path, fault in found.items() if path not in self.named]
-        self.named |= found.keys()
-        return self.ranks.all_lines(new)
-
-    def _checkpoint_due(self) -> bool:
-        cadence = self.settings.checkpoint
-        by_steps = cadence.every_steps > 0 and self.loop.batch % cadence.every_steps == 0
-        return by_steps or self.ranks.overdue()
-
     def _overdue(self) -> bool:
         minutes = self.settings.checkpoint.every_minutes
         return minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
 
     def save(self, before: Callable[[TrainState], None] | None = None) -> None:
-        """Copy this moment to the host and write it in the background as a checkpoint, `before` ahead of it."""
+        """Copy the state to the host and write it in the background as a checkpoint, after a call of `before`."""
         clock = time.perf_counter()
         self._drain()
         self.clock.computed += time.perf_counter() - clock
         clock = time.perf_counter()
         state = self.session.state()
         if self.ranks.leads:
-            arrays = self._arrays()
+            arrays = self.swa.arrays()
+            if self.settings.mining.cap > 0:
+                arrays["mining.losses"], arrays["mining.fresh"] = self.mining.losses.copy(), self.mining.fresh.copy()
             loop = {"loop": self.loop.to_json(), "config": self.settings.model_dump(mode="json")}
 
             def write() -> None:
@@ -356,12 +336,6 @@ class Trainer:
             self.saver.save(write)
         self.clock.saved += time.perf_counter() - clock
         self.saved_at = time.monotonic()
-
-    def _arrays(self) -> Weights:
-        if self.settings.mining.cap <= 0:
-            return self.swa.arrays()
-        mining = {"mining.losses": self.mining.losses.copy(), "mining.fresh": self.mining.fresh.copy()}
-        return {**mining, **self.swa.arrays()}
 
     def _write_best(self, scores: dict[str, Any], logits: NDArray[np.float32], state: TrainState) -> None:
         chosen = state.ema if state.ema is not None else state.weights
@@ -376,31 +350,21 @@ class Trainer:
         group, say = self.session.group, self.events.say
         return Candidates(group, self.folder, self.card, self._judge, self._write_oof, self.saver, say)
 
-    def _judge(self, given: Weights, averaged: bool) -> averaging.Judged:
-        given = self.session.group.broadcast(given)
-        self.session.load(TrainState(given), strict=False)
+    def _judge(self, weights: Weights, averaged: bool) -> averaging.Judged:
+        weights = self.session.group.broadcast(weights)
+        self.session.load(TrainState(weights), strict=False)
         if averaged:
-            self.session.recalibrate(self._seen())
-            given = self.session.state().weights
+            self.session.recalibrate(self._calibration_images())
+            weights = self.session.state().weights
         logits = evaluation.evaluate(self.session, self.data.valid, len(self.data.valid_labels))
-        return averaging.Judged(given, logits, self._scores(logits))
+        return averaging.Judged(weights, logits, evaluation.scores(logits, self.data.valid_labels))
 
     def _write_oof(self, logits: NDArray[np.float32]) -> None:
         evaluation.write_oof(self.folder, self.data.valid_ids, logits, self.data.valid_labels)
 
-    def _scores(self, logits: NDArray[np.float32]) -> dict[str, float]:
-        kept = evaluation.answered(logits)
-        return metrics.scores(logits[kept], self.data.valid_labels[kept])
-
-    def _seen(self) -> Iterator[NDArray[np.uint8]]:
-        """Whole batches of training images as the last epoch augments them."""
+    def _calibration_images(self) -> Iterator[NDArray[np.uint8]]:
+        """Full batches of training images as the last epoch augments them."""
         epoch = self.settings.train.epochs - 1
         order = sampling.order(self._pool(epoch), np.zeros(0, np.int64), self.settings.seed, epoch)
-        for loaded in self._loader(epoch).epoch(self._whole(order, epoch), epoch):
+        for loaded in self._loader(epoch).epoch(self._full_batches(order, epoch), epoch):
             yield loaded.images
-
-
-def _kept(loaded: Loaded, plan: MixPlan | None) -> NDArray[np.bool_]:
-    """bool `[B]`: the samples that train; neither an unreadable image nor one that is mixed with it does."""
-    read = loaded.weight > 0
-    return read if plan is None else read & read[plan.permutation]

@@ -1,4 +1,4 @@
-"""What differs where a pretrained network is fine-tuned on few images: BatchNorm's statistics and the new classifier.
+"""Fine-tuning a pretrained network on few images: BatchNorm's statistics and the start of the new classifier.
 
 BatchNorm normally takes each batch's own statistics. With `optim.batch_norm: auto` the pretrained ones are kept where
 few images are enlarged, as a few updates with their own spoil the features (docs/engineering/accuracy.md). The
@@ -56,7 +56,9 @@ def probe(
     """
     if len(np.unique(labels)) < 2:
         return None
-    (inputs, mean, scale), parts = _standardised(features), _parts(labels, seed)
+    mean, scale = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    scale = np.where(scale > 1e-6, scale, 1.0)
+    inputs, parts = (features - mean) / scale, _parts(labels, seed)
     strength = min(_STRENGTHS, key=lambda c: _loss(inputs, labels, parts, c))
     # To the end, as both engines are to start alike: features that differ by 1e-6 give weights that differ by 2e-6.
     model = _regression(inputs, labels, strength, tol=1e-8, max_iter=1000)
@@ -71,17 +73,8 @@ def probe(
     return Head(weight.astype(np.float32), bias.astype(np.float32), strength)
 
 
-def _standardised(
-    features: NDArray[np.float32],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The features with mean 0 and deviation 1 in each column, and the means and deviations that they had."""
-    mean, scale = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
-    scale = np.where(scale > 1e-6, scale, 1.0)
-    return (features - mean) / scale, mean, scale
-
-
 def _parts(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """The part of each image, each class shared out evenly; -1, in none, for the only image of a class."""
+    """The cross-validation part of each image, classes spread evenly; -1, in none, for the only image of a class."""
     drawn, parts = philox(seed, "head").permutation(len(labels)), np.full(len(labels), -1)
     for label in np.unique(labels):
         members = drawn[labels[drawn] == label]
@@ -91,7 +84,7 @@ def _parts(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 
 def _loss(inputs: NDArray[np.float64], labels: NDArray[np.int64], parts: NDArray[np.int64], strength: float) -> float:
-    """The log loss, summed over the images that are in a part, of regressions on the parts that they are not in."""
+    """The cross-validated log loss, summed over the images that are in a part."""
     loss = 0.0
     for held_out in range(_PARTS):
         held = np.flatnonzero(parts == held_out)

@@ -1,6 +1,6 @@
 """Functions of the canonical parameter name and shape: rates of single layers, decay, the head, Muon's matrices.
 
-What they are combined to is in `optimizer`.
+`optimizer` combines them.
 """
 
 from __future__ import annotations
@@ -60,19 +60,18 @@ def layer_rates(names: Iterable[str], model: ModelSpec, decay: float) -> dict[st
             f"optim.layer_decay: the layers of the family {model.family} are not known; leave it 1, or choose a model "
             f"of {', '.join(FAMILIES)}"
         )
-    places = {name: _place(FAMILIES[model.family].layers, name) for name in names if not is_buffer(name)}
+    keys = {name: _layer_key(FAMILIES[model.family].layers, name) for name in names if not is_buffer(name)}
     # The tail, such as the last norm, shares the rate of the last block.
-    order = sorted({position for position in places.values() if position != _TAIL})
-    last = max((i for i, position in enumerate(order) if position < _TAIL), default=0)
-    index = {**{position: i for i, position in enumerate(order)}, _TAIL: last}
-    return {name: decay ** (len(order) - 1 - index[position]) for name, position in places.items()}
+    order = sorted(set(keys.values()) - {_TAIL})
+    last = max((i for i, key in enumerate(order) if key < _TAIL), default=0)
+    index = {**{key: i for i, key in enumerate(order)}, _TAIL: last}
+    return {name: decay ** (len(order) - 1 - index[key]) for name, key in keys.items()}
 
 
-Place = tuple[int, ...]
 _STEM, _BLOCK, _TAIL, _HEAD = (0,), 1, (2,), (3,)
 
 
-def _place(layers: LayerGroups, name: str) -> Place:
+def _layer_key(layers: LayerGroups, name: str) -> tuple[int, ...]:
     """A key that sorts parameters by their layer."""
     if re.match(layers.stem, name):
         return _STEM

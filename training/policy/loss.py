@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils.class_weight import compute_class_weight
 
 from backends.contract import LossSpec
 from config.errors import ConfigError
@@ -24,7 +25,9 @@ def class_weights(settings: Loss, labels: NDArray[np.int64], classes: int) -> tu
     if kind == "none":
         return ()
     if kind == "balanced":
-        return tuple(_balanced(labels, classes).tolist())
+        present, factors = np.unique(labels), np.zeros(classes)
+        factors[present] = compute_class_weight("balanced", classes=present, y=labels)
+        return tuple(factors.tolist())
     if kind == "effective_number":
         beta = CLASS_WEIGHTS_BETA if settings.class_weights_beta is None else settings.class_weights_beta
         return tuple(sampling.effective_number_weights(labels, classes, beta).tolist())
@@ -40,10 +43,3 @@ def check(settings: Loss, class_names: Sequence[str]) -> None:
             f"loss.class_weights: found {len(listed)} numbers; the data set has {len(class_names)} classes, "
             f"in this order: {', '.join(class_names[:5])}{more}"
         )
-
-
-def _balanced(labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """`N / (present classes * count)`, scikit-learn's "balanced": the images' mean weight is 1."""
-    counts = np.bincount(labels, minlength=classes)
-    present = counts > 0
-    return np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0)

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from config.sections import data as settings
 from data.rng import philox
+from training.policy import sampling
 
 _REMEMBER = 0.5  # weight of the older mean when a sample's newest loss arrives
 
 
 @dataclass
 class Mining:
-    """`losses` float32 `[N]` is the running mean of each sample's loss, NaN until it was seen; `fresh` is what the
-    current epoch adds. An epoch's draws rest on `losses` alone, so that they can be drawn again in its middle.
+    """`losses` float32 `[N]` is the running mean of each sample's loss, NaN before its first; `fresh` are the losses of
+    the current epoch. An epoch's draws depend on `losses` alone, so that a resume in its middle draws the same.
 
     The hardest `noise_share` of all samples are suspected of wrong labels: they are drawn once an epoch like the others
     and never mined. The next hardest `hard_share` are the pool that mined draws come from.
@@ -37,7 +38,7 @@ class Mining:
 
     @staticmethod
     def of(wish: settings.Mining, samples: int) -> Mining:
-        """The mining of the settings over `samples` samples, none of which it has seen yet."""
+        """The mining of the settings over `samples` samples, without any losses yet."""
         return Mining(samples, wish.start_epoch, wish.ramp_epochs, wish.cap, wish.hard_share, wish.noise_share)
 
     def __post_init__(self) -> None:
@@ -66,8 +67,7 @@ class Mining:
         count, pool = int(self.share(epoch) * total), self.hard()
         if not count or not len(pool):
             return np.zeros(0, np.int64)
-        rng = philox(seed, "mining", epoch)
-        return np.concatenate([rng.permutation(pool) for _ in range(-(-count // len(pool)))])[:count]
+        return sampling.draw(pool, count, philox(seed, "mining", epoch))
 
     def hard(self) -> NDArray[np.int64]:
         """The hard pool, hardest first, without the suspects."""

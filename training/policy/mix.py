@@ -23,46 +23,31 @@ def plan(settings: Mix, batch: int, size: int, seed: int, step: int, epochs_left
     if settings.mixup <= 0 and settings.cutmix <= 0:
         return None
     if epochs_left <= settings.off_epochs:
-        return _identity(batch)
+        ones = np.ones(batch, np.float32)
+        return MixPlan(np.arange(batch, dtype=np.int32), ones, np.zeros((batch, 4), np.int32), ones)
     rng = philox(seed, "mix", step)
     draws = batch if settings.mode == "elementwise" else 1
     mixes = rng.random(draws) < settings.prob
-    cuts = _cuts(settings, rng.random(draws))
-    lam = np.where(mixes, _shares(settings, cuts, rng), 1.0)
+    switch = rng.random(draws)
+    both = settings.mixup > 0 and settings.cutmix > 0
+    cuts = switch < settings.switch_prob if both else np.full(draws, settings.cutmix > 0)
+    alphas = settings.mixup, settings.cutmix
+    mixup, cutmix = (rng.beta(alpha, alpha, draws) if alpha > 0 else 1.0 for alpha in alphas)
+    lam = np.where(mixes, np.where(cuts, cutmix, mixup), 1.0)
     boxes = _boxes(np.where(cuts, lam, 1.0), size, rng.integers(0, size, (draws, 2)))
     area = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
-    own = np.where(cuts, 1 - area / size**2, lam)
+    shares = np.where(cuts, 1 - area / size**2, lam)
     return MixPlan(
         rng.permutation(batch).astype(np.int32),
         _each(np.where(cuts, 1.0, lam), batch, np.float32),
         _each(boxes, batch, np.int32),
-        _each(own, batch, np.float32),
+        _each(shares, batch, np.float32),
     )
 
 
 def weights(plan: MixPlan | None, each: NDArray[np.float32]) -> NDArray[np.float32]:
     """The weights float32 `[N]` of a batch after mixing: a pair weighs what its two shares weigh."""
     return each if plan is None else plan.own * each + (1 - plan.own) * each[plan.permutation]
-
-
-def _identity(batch: int) -> MixPlan:
-    own = np.ones(batch, np.float32)
-    return MixPlan(np.arange(batch, dtype=np.int32), own, np.zeros((batch, 4), np.int32), own)
-
-
-def _cuts(settings: Mix, draws: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where it is CutMix."""
-    if settings.mixup > 0 and settings.cutmix > 0:
-        return draws < settings.switch_prob
-    return np.full(len(draws), settings.cutmix > 0)
-
-
-def _shares(settings: Mix, cuts: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float64]:
-    """What an image keeps of itself, from the Beta distribution of its kind of mixing."""
-    mixup, cutmix = (
-        rng.beta(alpha, alpha, len(cuts)) if alpha > 0 else 1.0 for alpha in (settings.mixup, settings.cutmix)
-    )
-    return np.where(cuts, cutmix, mixup)
 
 
 def _boxes(lam: NDArray[np.float64], size: int, centres: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -73,5 +58,5 @@ def _boxes(lam: NDArray[np.float64], size: int, centres: NDArray[np.int64]) -> N
 
 
 def _each(values: NDArray[Any], batch: int, dtype: type) -> NDArray[Any]:
-    """One row for each image, also where one was drawn for all."""
+    """One row for each image, also where a single one was drawn for all."""
     return np.ascontiguousarray(np.broadcast_to(values, (batch, *values.shape[1:])), dtype=dtype)

@@ -1,6 +1,6 @@
 """Progressive resizing (Howard 2018; Tan and Le 2021): small images in large batches first, the full size at the end.
 
-Which size, batch and update stand where is decided here, as pure functions of the epoch and the batch in it.
+Size, batch and number of each update are pure functions of the epoch and the batch in it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which samples an epoch draws, and how often: plain, balanced, oversampled to a count, and mined.
 
-Everything is a function of (seed, epoch) and, for mining, of the saved state. Order only; pixels are the loader's.
+Everything is a function of (seed, epoch) and, for mining, of the saved state.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pool(labels: Index, kind: str, raise_to: Mapping[int, int], seed: int, epoch
         wanted = _apportion(share / share.sum(), len(labels))
     for label, count in raise_to.items():
         wanted[label] = max(wanted[label], count)
-    return np.concatenate([_draw(np.flatnonzero(labels == c), int(k), rng) for c, k in enumerate(wanted) if counts[c]])
+    return np.concatenate([draw(np.flatnonzero(labels == c), int(k), rng) for c, k in enumerate(wanted) if counts[c]])
 
 
 def raise_to(settings: Sampling, class_names: Sequence[str]) -> dict[int, int]:
@@ -45,11 +45,8 @@ def raise_to(settings: Sampling, class_names: Sequence[str]) -> dict[int, int]:
         raise ConfigError(
             f"sampling.oversample_classes: the data has no class {unknown[0]!r}; its classes are {shown}, ..."
         )
-    return {
-        list(class_names).index(name): settings.oversample_to
-        for name in settings.oversample_classes
-        if settings.oversample_to
-    }
+    count = settings.oversample_to
+    return {list(class_names).index(name): count for name in settings.oversample_classes if count}
 
 
 def order(drawn: Index, hard: Index, seed: int, epoch: int) -> Index:
@@ -69,7 +66,7 @@ def effective_number_weights(labels: Index, classes: int, beta: float = 0.999) -
     return (weights * (counts > 0).sum() / weights.sum()).astype(np.float32)
 
 
-def _draw(members: Index, count: int, rng: np.random.Generator) -> Index:
+def draw(members: Index, count: int, rng: np.random.Generator) -> Index:
     """`count` of the members, each as often as the others, give or take one."""
     rounds = [rng.permutation(members) for _ in range(-(-count // len(members)))]
     return np.concatenate(rounds)[:count] if rounds else members[:0]

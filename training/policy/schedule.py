@@ -78,8 +78,8 @@ def _restarts(schedule: Schedule, step: float, _length: int) -> float:
 
 
 def _one_cycle(schedule: Schedule, step: float, length: int) -> float:
-    """torch's OneCycleLR with its defaults: 30% up from peak / 25 and down to peak / 25e4, both as cosines; its floor
-    is its own."""
+    """torch's OneCycleLR with its defaults: 30% up from peak / 25 and down to peak / 25e4, both as cosines; `floor`
+    has no effect."""
     up = 0.3 * length - 1
     low, end = schedule.peak / 25, schedule.peak / 25e4
     if step <= up:

@@ -1,10 +1,13 @@
-"""The best epoch and early stopping: one small state machine, saved in every checkpoint."""
+"""The best epoch and early stopping, a small state machine saved in every checkpoint; the sign of overfitting."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+_OVERFITTING = 4  # epochs that show it
 HIGHER_IS_BETTER = {"macro_f1": True, "accuracy": True, "log_loss": False}
 
 
@@ -47,3 +50,11 @@ class Stopping:
         if math.isnan(than):
             return math.inf
         return score - than if HIGHER_IS_BETTER[self.metric] else than - score
+
+
+def overfitting(history: Sequence[dict[str, float]]) -> bool:
+    """Whether, over the last four epochs, the validation loss rose each time while the training loss fell."""
+    recent = history[-_OVERFITTING:]
+    return len(recent) == _OVERFITTING and all(
+        b["log_loss"] > a["log_loss"] and b["train_loss"] < a["train_loss"] for a, b in pairwise(recent)
+    )

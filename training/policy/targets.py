@@ -1,4 +1,4 @@
-"""From labels and a teacher's answers to the rows that the loss sees."""
+"""From labels and a teacher's predictions to the target rows of the loss."""
 
 from __future__ import annotations
 
@@ -20,16 +20,6 @@ def smoothed(labels: NDArray[np.int64], classes: int, smoothing: float = 0.0) ->
     return rows
 
 
-def softened(log_probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """A teacher's answers float32 `[N, C]`: the softmax of its logits divided by `temperature` (Hinton et al. 2015)."""
-    return np.exp(log_softmax(log_probabilities, temperature)).astype(np.float32)
-
-
-def blended(hard: NDArray[np.float32], soft: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
-    """`(1 - weight) * hard + weight * soft`, float32 `[N, C]`."""
-    return np.float32(1 - weight) * hard + np.float32(weight) * soft
-
-
 class Targets(Protocol):
     """Rows of targets by image: `targets[index]` is float32 `[B, C]` of the images `index`, int64 `[B]`."""
 
@@ -39,10 +29,10 @@ class Targets(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TargetRows:
-    """`Targets` that are made when they are asked for: all of them at once would take N x C x 4 bytes.
+    """`Targets` that are computed on use: all of them at once would take N x C x 4 bytes.
 
-    Smoothed one-hot rows of `labels` int64 `[N]`; with `soft`, a teacher's log probabilities float32 `[N, C]`, blended
-    with these by `weight`.
+    Smoothed one-hot rows of `labels` int64 `[N]`. With a teacher's log probabilities `soft` float32 `[N, C]` they are
+    `(1 - weight)` of these and `weight` of the teacher's softmax at `temperature` (Hinton et al. 2015).
     """
 
     labels: NDArray[np.int64]
@@ -53,11 +43,11 @@ class TargetRows:
     weight: float = 1.0
 
     def __getitem__(self, index: NDArray[np.int64], /) -> NDArray[np.float32]:
-        """float32 `[B, C]`."""
         hard = smoothed(self.labels[index], self.classes, self.smoothing)
         if self.soft is None:
             return hard
-        return blended(hard, softened(self.soft[index], self.temperature), self.weight)
+        soft = np.exp(log_softmax(self.soft[index], self.temperature)).astype(np.float32)
+        return np.float32(1 - self.weight) * hard + np.float32(self.weight) * soft
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +58,6 @@ class JoinedTargets:
     parts: Sequence[Targets]
 
     def __getitem__(self, index: NDArray[np.int64], /) -> NDArray[np.float32]:
-        """float32 `[B, C]`."""
         later = index >= self.first
         first, more = self.parts[0][index[~later]], self.parts[1][index[later] - self.first]
         rows = np.empty((len(index), first.shape[1]), np.float32)

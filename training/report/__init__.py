@@ -1,7 +1,7 @@
 """`report.html`: one self-contained page about one or more runs, and the ensemble made of them. Needs no network.
 
-The numbers are made in `figures`, the images in `pictures`, what other stages left is read in `findings` and `mixture`;
-the page itself is a template of `infer.pages`.
+`figures` computes the numbers, `pictures` the images; `findings` and `mixture` read what other stages wrote; the page
+is a template of `infer.pages`.
 """
 
 from __future__ import annotations

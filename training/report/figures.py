@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,23 @@ def curves(run: Path) -> list[dict[str, Any]]:
 
     `best` is the fold's best epoch, so far where it still trains, in the panels of what is validated.
     """
-    found, histories = [], _histories(run)
+    panels, histories = [], []
+    for path in results.fold_files(run, "history.csv"):
+        best = [int(row["epoch"]) for row in results.epochs(path.parent) if row.get("best")]
+        fold = path.parent.name.replace("_", " ")
+        histories.append((fold, results.history(path.parent), best[-1] if best else None))
     for title, columns in _PANELS:
         series = [
             {"name": f"{fold}{', training' if column == 'train_loss' else ''}", "colour": number, "x": epochs, "y": y}
-            | {"dashed": column == "train_loss", "best": best if column in _VALIDATION else None}
-            for number, (fold, rows, best) in enumerate(histories)
+            | {"dashed": column == "train_loss", "best": best_epoch if column in _VALIDATION else None}
+            for number, (fold, rows, best_epoch) in enumerate(histories)
             for column in columns
             for epochs, y in [_line(rows, column)]
             if epochs
         ]
         if series:
-            found.append({"title": title, "series": series})
-    return found
+            panels.append({"title": title, "series": series})
+    return panels
 
 
 def classes(counts: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -88,9 +91,9 @@ def reliability(logits: scaling.Rows, targets: NDArray[np.int64]) -> dict[str, A
 def distribution(
     names: tuple[str, ...], train: dict[str, int], predicted: NDArray[np.int64], test: dict[str, int]
 ) -> list[dict[str, Any]]:
-    """A row a class: images and share in the labels, in the OOF answers, and in the answers to the test images.
+    """A row a class: images and share in the labels, in the OOF predictions, and in those of the test images.
 
-    `said` int64 `[N]` are OOF class numbers; `test` may be empty. `widest` is the largest share of all, for drawing.
+    `predicted` int64 `[N]` are OOF class numbers; `test` may be empty. `bars` are shares of the largest share.
     """
     answers = np.bincount(predicted, minlength=len(names))
     totals = [max(sum(train.values()), 1), max(len(predicted), 1), max(sum(test.values()), 1)]
@@ -101,16 +104,6 @@ def distribution(
         rows.append({"name": name, "counts": counts, "shares": shares})
     widest = max((share for row in rows for share in row["shares"]), default=0) or 1
     return [{**row, "bars": [share / widest for share in row["shares"]]} for row in rows]
-
-
-def _histories(run: Path) -> list[tuple[str, list[dict[str, str]], int | None]]:
-    histories = []
-    for path in sorted(run.glob("fold_*/history.csv"), key=lambda p: (len(p.parent.name), p.parent.name)):
-        with path.open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        best = [int(row["epoch"]) for row in results.epochs(path.parent) if row.get("best")]
-        histories.append((path.parent.name.replace("_", " "), rows, best[-1] if best else None))
-    return histories
 
 
 def _line(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[float | None]]:

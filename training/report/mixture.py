@@ -1,4 +1,4 @@
-"""The ensemble's part of the page: who weighs how much, and what the honest out-of-fold analysis of the fit says."""
+"""The ensemble's section of the page: the members' weights, and the out-of-fold analysis of the fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def described(path: Path, path_of: dict[str, Path]) -> dict[str, Any]:
     """
     ensemble = ensemble_file.read(path)
     total = sum(member.weight for member in ensemble.members)
-    members = [
+    members: list[dict[str, Any]] = [
         {
             "path": os.path.relpath(member.path, path.parent),
             "group": member.group,
@@ -38,7 +38,7 @@ def described(path: Path, path_of: dict[str, Path]) -> dict[str, Any]:
         groups[member.group] = groups.get(member.group, 0.0) + member.weight / total
     return {
         "name": path.name,
-        "members": sorted(members, key=_share, reverse=True),
+        "members": sorted(members, key=lambda member: member["share"], reverse=True),
         "groups": sorted(groups.items(), key=lambda pair: -pair[1]) if set(groups) - {""} else [],
         "temperature": ensemble.temperature,
         "combine": ensemble.combine,
@@ -47,12 +47,8 @@ def described(path: Path, path_of: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-def _share(member: dict[str, Any]) -> float:
-    return float(member["share"])
-
-
 def _analysis(path: Path, path_of: dict[str, Path]) -> dict[str, Any] | None:
-    """What `python -m infer fit` found out of fold, arranged for the page; None for an ensemble that was not fitted."""
+    """The out-of-fold analysis of `python -m infer fit`, arranged for the page; None for an ensemble without a fit."""
     if not path.exists():
         return None
     raw = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The images of the page: thumbnails of what deserves a look, and where the network looked when it was wrong."""
+"""The images of the page: thumbnails of mistakes, and Grad-CAM pictures of where the network looked."""
 
 from __future__ import annotations
 
@@ -37,33 +37,26 @@ def paths(run: Path) -> dict[str, Path]:
 def mistakes(run: Path, path_of: dict[str, Path], names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The most confident out-of-fold mistakes: ids, classes, probabilities, the fold that was wrong, a thumbnail."""
     mistaken = []
-    for fold_answers in results.answers(run):
-        predicted = metrics.predictions(fold_answers.logits)
-        wrong = [
-            i for i in np.flatnonzero(predicted != fold_answers.targets).tolist() if fold_answers.ids[i] in path_of
-        ]
-        for rows in blocks(len(wrong), fold_answers.logits.shape[1]):
-            probabilities = softmax(fold_answers.logits[wrong[rows]].astype(np.float64), axis=1).max(axis=1).tolist()
-            mistaken += [
-                (p, fold_answers, i, int(predicted[i])) for p, i in zip(probabilities, wrong[rows], strict=True)
-            ]
+    for oof in results.answers(run):
+        predicted = metrics.predictions(oof.logits)
+        wrong = [i for i in np.flatnonzero(predicted != oof.targets).tolist() if oof.ids[i] in path_of]
+        for rows in blocks(len(wrong), oof.logits.shape[1]):
+            probabilities = softmax(oof.logits[wrong[rows]].astype(np.float64), axis=1).max(axis=1).tolist()
+            mistaken += [(p, oof, i, int(predicted[i])) for p, i in zip(probabilities, wrong[rows], strict=True)]
     mistaken.sort(key=lambda row: row[0])
-    hardest = {
-        fold_answers.ids[i]: (p, fold_answers, i, predicted) for p, fold_answers, i, predicted in mistaken
-    }  # once where folds are repeated
-    mistaken = sorted(hardest.values(), key=lambda row: -row[0])
+    hardest = {oof.ids[i]: (p, oof, i, label) for p, oof, i, label in mistaken}  # once where folds are repeated
     return [
         {
-            "id": fold_answers.ids[i],
-            "true": names[fold_answers.targets[i]],
-            "predicted": names[predicted],
-            "class": predicted,
+            "id": oof.ids[i],
+            "true": names[oof.targets[i]],
+            "predicted": names[label],
+            "class": label,
             "probability": probability,
-            "fold": fold_answers.fold,
-            "path": path_of[fold_answers.ids[i]],
-            "picture": thumbnail(path_of[fold_answers.ids[i]]),
+            "fold": oof.fold,
+            "path": path_of[oof.ids[i]],
+            "picture": thumbnail(path_of[oof.ids[i]]),
         }
-        for probability, fold_answers, i, predicted in mistaken[:WORST]
+        for probability, oof, i, label in sorted(hardest.values(), key=lambda row: -row[0])[:WORST]
     ]
 
 
@@ -71,17 +64,12 @@ def explain(rows: list[dict[str, Any]]) -> str:
     """Give each of the `mistakes` the picture `heat` of where its fold's network looked; else why there is none."""
     try:
         for fold in dict.fromkeys(row["fold"] for row in rows):
-            mine = [row for row in rows if row["fold"] == fold]
-            for row, picture in zip(mine, _heat(fold / "best", mine), strict=True):
-                row["heat"] = picture
+            explainer, mine = gradcam.open(fold / "best"), [row for row in rows if row["fold"] == fold]
+            transform = EvalTransform(explainer.card.preprocessing)
+            images = [transform(decode(row["path"]), philox(0, "report")) for row in mine]
+            maps = explainer.heatmaps(np.stack(images), [row["class"] for row in mine])
+            for row, image, heat in zip(mine, images, maps, strict=True):
+                row["heat"] = data_uri(small(gradcam.overlay(image, heat)))
     except TandemError as error:  # no gradients, no framework, no memory: the page is worth having without them
         return str(error)
     return ""
-
-
-def _heat(best: Path, rows: list[dict[str, Any]]) -> list[str]:
-    explainer = gradcam.open(best)
-    transform = EvalTransform(explainer.card.preprocessing)
-    images = np.stack([transform(decode(row["path"]), philox(0, "report")) for row in rows])
-    maps = explainer.heatmaps(images, [row["class"] for row in rows])
-    return [data_uri(small(gradcam.overlay(image, heat))) for image, heat in zip(images, maps, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from infer.pages.plots import confusion_figure
 from training.loop import metrics
-from training.run.results import class_names, oof
+from training.run import results
 
 _PANELS = (("log_loss", "Loss"), ("accuracy", "Accuracy"), ("macro_f1", "Macro-F1"))
 
@@ -20,7 +19,14 @@ def write(run: Path) -> list[Path]:
     """Write `plots/curves.png` and `plots/confusion.png` of a run folder; returns their paths."""
     folder = run / "plots"
     folder.mkdir(exist_ok=True)
-    plots = {"curves.png": curves(_histories(run)), "confusion.png": _confusion(run)}
+    _, logits, targets = results.oof(run)
+    confusion = confusion_figure(metrics.confusion(logits, targets), list(results.card(run).class_names))
+    histories = {
+        path.parent.name.replace("_", " "): {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+        for path in sorted(run.glob("fold_*/history.csv"))
+        for rows in [results.history(path.parent)]
+    }
+    plots = {"curves.png": curves(histories), "confusion.png": confusion}
     for name, figure in plots.items():
         figure.savefig(folder / name, dpi=120)
     return [folder / name for name in plots]
@@ -42,19 +48,3 @@ def curves(histories: dict[str, dict[str, NDArray[np.float64]]]) -> Figure:
     figure.axes[0].plot([], [], color="grey", ls=":", lw=1, label="training")
     figure.axes[0].legend(fontsize=8)
     return figure
-
-
-def _histories(run: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
-    histories = {}
-    for path in sorted(run.glob("fold_*/history.csv")):
-        with path.open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        histories[path.parent.name.replace("_", " ")] = {
-            key: np.array([float(r[key]) for r in rows]) for key in rows[0]
-        }
-    return histories
-
-
-def _confusion(run: Path) -> Figure:
-    _, logits, targets = oof(run)
-    return confusion_figure(metrics.confusion(logits, targets), list(class_names(run)))

@@ -1,7 +1,7 @@
 """`model: auto` in settings becomes a model: facts of the data, the device and the weights at hand, for `models.auto`.
 
-The choice is kept in the run's folder, so that the same command goes on with the same model when a fact has changed
-meanwhile, such as the network.
+The choice is written into the run's folder, so that the same command resumes with the same model when a fact has
+changed meanwhile, such as access to the network.
 """
 
 from __future__ import annotations
@@ -52,11 +52,21 @@ def resolve(settings: Settings, engine: str) -> Resolved:
         return Resolved(load.changed(settings, {"model": arch}, "model auto"), None, {"model": arch})
     backends.require(engine)
     table = actions.load(settings.data).table
-    kept = _kept(settings, engine, table)
-    if kept:
-        return Resolved(load.changed(settings, kept, "model auto"), table, kept)
+    if earlier := _earlier_choice(settings, engine, table):
+        return Resolved(load.changed(settings, earlier, "model auto"), table, earlier)
     weights, offline = at_hand.find(settings.weights)
-    situation = _situation(settings, engine, table, weights)
+    device = backends.load(engine).hardware()
+    situation = auto.Situation(
+        images=len(table.ids) * _folds(settings),
+        epochs=settings.train.epochs,
+        side=median_side(Images.of(settings.data, table.turns), table.paths),
+        device=f"{engine} cpu" if device.kind == "cpu" else device.kind,
+        memory=device.memory,
+        cores=cores(),
+        hours=settings.auto_hours,
+        weights=weights,
+        size=settings.data.image_size or 0,
+    )
     choice = auto.choose(situation)
     values = not_set(settings, choice.values)
     print(*_lines(choice, situation, offline), sep="\n")
@@ -69,46 +79,29 @@ def keep(folder: Path, values: Mapping[str, Any]) -> None:
         run_dir.write_yaml(folder / FILE, dict(values))
 
 
-def _kept(settings: Settings, engine: str, table: sources.Table) -> dict[str, Any]:
-    """What an earlier start of the same command chose; empty where there is none to go on with."""
+def _earlier_choice(settings: Settings, engine: str, table: sources.Table) -> dict[str, Any]:
+    """What an earlier start of the same command chose; empty where there is none to resume."""
     if settings.resume != "auto":
         return {}
     for path in run_dir.newest_first(settings, run_dir.CONFIG):
         if (path / FILE).exists():
             values = not_set(settings, results.read_yaml(path / FILE))
             begun = prepare(load.changed(settings, values, str(path / FILE)), table)[0]
-            if run_dir.fits(path, begun, engine):
+            if not run_dir.changes(path, begun, engine):
                 print(f"model {values['model']}: chosen when {path} was started")
                 return values
     return {}
 
 
 def not_set(settings: Settings, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the chosen values that the user did not set."""
-    return {name: value for name, value in values.items() if not _is_users(settings, name)}
-
-
-def _is_users(settings: Settings, name: str) -> bool:
-    """Whether the user set what auto would set; the model itself and its weights are auto's."""
-    if name in ("model", "weights"):
-        return False
-    section, _, key = name.partition(".")
-    return bool(getattr(getattr(settings, section), key) != type(getattr(settings, section)).model_fields[key].default)
-
-
-def _situation(settings: Settings, engine: str, table: sources.Table, weights: dict[str, str]) -> auto.Situation:
-    device = backends.load(engine).hardware()
-    return auto.Situation(
-        images=len(table.ids) * _folds(settings),
-        epochs=settings.train.epochs,
-        side=median_side(Images.of(settings.data, table.turns), table.paths),
-        device=f"{engine} cpu" if device.kind == "cpu" else device.kind,
-        memory=device.memory,
-        cores=cores(),
-        hours=settings.auto_hours,
-        weights=weights,
-        size=settings.data.image_size or 0,
-    )
+    """Those of the chosen values that the user did not set; the model and its weights are always chosen."""
+    chosen = {}
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        current = getattr(settings, section)
+        if not key or getattr(current, key) == type(current).model_fields[key].default:
+            chosen[name] = value
+    return chosen
 
 
 def _folds(settings: Settings) -> int:

@@ -1,13 +1,12 @@
-"""What a fold learns from: its labelled images, a teacher's answers to them, and pseudo-labelled images besides.
+"""What a fold learns from: its labelled images, a teacher's predictions of them, and pseudo-labelled images.
 
-A fold never learns from a teacher that saw its validation images. The file of answers and who may use which of them
-stand in `infer.teacher`.
+A fold never learns from a teacher that saw its validation images. `ensemble.oof.teacher_file` reads the predictions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ class DistillationTargets(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DistillationData:
-    """A run's teacher: its answers to the labelled images and to the `images` without labels, where there are any."""
+    """A run's teacher: its predictions of the labelled images, and of the `images` without labels, if any."""
 
     settings: Teacher
     smoothing: float
@@ -69,18 +68,18 @@ def read(settings: Settings, table: sources.Table) -> DistillationData:
 
 
 def check(teaching: DistillationData, table: sources.Table, fold_of: NDArray[np.int64], folds: Iterable[int]) -> None:
-    """Everything that could stop one of the `folds` later on, now, and how many images are pseudo-labelled in each.
+    """Check the teacher of each of the `folds` before training, and print how many images are pseudo-labelled in each.
 
-    `ConfigError` where a fold has no teacher, or one that saw an image which validates this fold, or too few answers.
+    `ConfigError` where a fold has no teacher, one that saw an image which validates this fold, or too few predictions.
     """
     for fold in folds:
         for answers in filter(None, (teaching.labelled, teaching.extra)):
             _check_unseen(answers, [table.ids[i] for i in np.flatnonzero(split.validates(fold_of, fold))], fold)
         train = np.flatnonzero(~split.validates(fold_of, fold))
-        more = len(lesson(teaching, table, train, fold).paths) - len(train)
+        more = len(training_targets(teaching, table, train, fold).paths) - len(train)
         if teaching.images:
-            found, root = len(teaching.images.ids), teaching.settings.extra_root
-            print(f"fold {fold}: pseudo-labelled: {more} of {counted(found, 'image')} of {root}")
+            count, root = counted(len(teaching.images.ids), "image"), teaching.settings.extra_root
+            print(f"fold {fold}: pseudo-labelled: {more} of {count} of {root}")
 
 
 def _check_unseen(answers: TeacherPredictions, validation: list[str], fold: int) -> None:
@@ -89,40 +88,36 @@ def _check_unseen(answers: TeacherPredictions, validation: list[str], fold: int)
         raise ConfigError(
             f"{answers.source}: has no answers for fold {fold}, only for {there}; set folds.train to those"
         )
-    seen = [name for name in validation if answers.split.get(name) != fold]
-    if seen:
+    leaked = [name for name in validation if answers.split.get(name) != fold]
+    if leaked:
         raise ConfigError(
             f"{answers.source}: its teacher of fold {fold} may have seen "
-            f"{counted(len(seen), 'validation image')} of fold {fold} "
-            f"here ({seen[0]}, ...); set folds.file to the folds.csv of the teacher's run"
+            f"{counted(len(leaked), 'validation image')} of fold {fold} "
+            f"here ({leaked[0]}, ...); set folds.file to the folds.csv of the teacher's run"
         )
 
 
-def lesson(
+def training_targets(
     teaching: DistillationData, table: sources.Table, train: NDArray[np.int64], fold: int
 ) -> DistillationTargets:
     """What fold `fold` is trained on: the images at `train` of the table, then the pseudo-labelled ones."""
-    labels = table.labels[train]
+    labels, wish = table.labels[train], teaching.settings
     ids = [table.ids[i] for i in train]
     answers = _find(teaching.labelled, ids, fold, labels) if teaching.labelled else None
-    wish = teaching.settings
     targets = TargetRows(labels, len(table.class_names), teaching.smoothing, answers, wish.temperature, wish.weight)
-    own = DistillationTargets([table.paths[i] for i in train], labels, targets, np.ones(len(train), np.float32))
-    return _joined(own, _pseudo(teaching, fold))
-
-
-def _joined(own: DistillationTargets, more: DistillationTargets | None) -> DistillationTargets:
-    if more is None:
-        return own
+    labelled = DistillationTargets([table.paths[i] for i in train], labels, targets, np.ones(len(train), np.float32))
+    pseudo = _pseudo_labelled(teaching, fold)
+    if pseudo is None:
+        return labelled
     return DistillationTargets(
-        own.paths + more.paths,
-        np.concatenate([own.labels, more.labels]),
-        JoinedTargets(len(own.labels), (own.targets, more.targets)),
-        np.concatenate([own.weights, more.weights]),
+        labelled.paths + pseudo.paths,
+        np.concatenate([labels, pseudo.labels]),
+        JoinedTargets(len(labels), (targets, pseudo.targets)),
+        np.concatenate([labelled.weights, pseudo.weights]),
     )
 
 
-def _pseudo(teaching: DistillationData, fold: int) -> DistillationTargets | None:
+def _pseudo_labelled(teaching: DistillationData, fold: int) -> DistillationTargets | None:
     """The images without labels that the fold's teacher is sure enough of."""
     wish, extra, images = teaching.settings, teaching.extra, teaching.images
     if not extra or not images:
@@ -156,16 +151,16 @@ def _find(
             f"{answers.source}: has no answer for {len(missing)} of {len(ids)} images in fold {fold} ({missing[0]}, "
             "...); write it anew for these images with `python -m infer teacher`"
         )
-    found = answers.log_probabilities[[rows.get(name, 0) for name in ids]]
+    log_probabilities = answers.log_probabilities[[rows.get(name, 0) for name in ids]]
     if labels is not None:
-        blind = [i for i, name in enumerate(ids) if name in unreadable]
-        found[blind] = np.log(np.finfo(np.float32).tiny)
-        found[blind, labels[blind]] = 0
-    return found
+        missed = [i for i, name in enumerate(ids) if name in unreadable]
+        log_probabilities[missed] = np.log(np.finfo(np.float32).tiny)
+        log_probabilities[missed, labels[missed]] = 0
+    return log_probabilities
 
 
 def _of_classes(answers: TeacherPredictions, names: tuple[str, ...]) -> TeacherPredictions:
-    """The answers with their columns in the order of `names`."""
+    """The predictions with their columns in the order of `names`."""
     if set(answers.class_names) != set(names) or len(answers.class_names) != len(names):
         odd = sorted(set(answers.class_names) ^ set(names))
         raise ConfigError(
@@ -173,12 +168,4 @@ def _of_classes(answers: TeacherPredictions, names: tuple[str, ...]) -> TeacherP
             f"{odd[0]!r} is not in both, take a teacher of the same classes"
         )
     order = [answers.class_names.index(name) for name in names]
-    return TeacherPredictions(
-        answers.source,
-        answers.ids,
-        answers.log_probabilities[:, order],
-        names,
-        answers.fold,
-        answers.split,
-        answers.unreadable,
-    )
+    return replace(answers, log_probabilities=answers.log_probabilities[:, order], class_names=names)

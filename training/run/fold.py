@@ -1,6 +1,6 @@
-"""One fold of a run: its data, its session, its training in as much memory as there is, and its result.
+"""One fold of a run: its data, its session, its training in the memory that there is, and its result.
 
-Which folds there are and who trains which stands in `train_run`; the loop itself in `trainer`.
+`train_run` and `campaign.train_members` train folds by these functions; `trainer` has the loop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 
 import backends
 from backends.contract import Backend, CompileMode, Session, SessionConfig, Weights
@@ -47,7 +46,7 @@ from training.loop.rehearsal import Ahead, rehearse
 from training.loop.state import Callbacks, TrainerState
 from training.policy import finetune, optimizer, resizing, sampling
 from training.policy import loss as losses
-from training.run import distillation, outcome, probe, run_dir, suspects
+from training.run import distillation, outcome, probe, results, run_dir
 from training.run.prepare import SharedData, prepare
 from training.run.progress import OnEpoch, Progress
 from training.trackers import machine
@@ -106,20 +105,20 @@ def train(job: Job, number: int) -> dict[str, Any]:
 
 
 def _result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished fold; None, and the folder is there, where it is not."""
+    """The result of a finished fold; else None, and its folder is made."""
     done = folder / run_dir.RESULT
     if done.exists():
-        return dict(yaml.safe_load(done.read_text()))
+        return dict(results.read_yaml(done))
     folder.mkdir(exist_ok=True)
     return None
 
 
 def as_it_fits(job: Job, number: int, data: FoldData, work: Callable[[int], _Done]) -> _Done:
-    """What `work` returns for so many images at a time: half of them as often as the device's memory runs out, which
-    the fold's folder remembers. 0 is what the settings say.
+    """What `work` returns for a micro-batch, 0 for that of the settings. It is halved as often as the device's memory
+    runs out, and the fold's folder remembers it.
 
-    Where it runs out of one of several processes, the others wait for it in the middle of an update: all have to start
-    anew, which torchrun's `--max_restarts` does, and go on with what is remembered.
+    Where one of several processes runs out of memory, the others wait for it in the middle of an update: all have to
+    restart, as torchrun's `--max_restarts` does, and resume with the remembered micro-batch.
     """
     folder, batch = job.folder / f"fold_{number}", math.gcd(*(ranks.share(s.batch, job.group) for s in data.stages))
     micro = ranks.decided(job.group, lambda: memory.remembered(folder))
@@ -150,7 +149,10 @@ def fewest(job: Job, stages: Sequence[resizing.ResizeStage]) -> int:
 def _trained(job: Job, number: int, data: FoldData, folder: Path, micro: int) -> TrainerState:
     settings, several = job.settings, job.group.world_size > 1
     begun = newest_checkpoint(job.group, folder, print)
-    ahead = _ahead(job, data, folder, begun)
+    last, course = data.stages[-1], resizing.ResizeSchedule(data.stages, len(data.train_labels))
+    done = course.update(checkpoint.read_state(begun)["loop"]["epoch"], 0) if begun else 0
+    batch = ranks.share(last.batch, job.group)
+    ahead = Ahead(course.updates - done, batch, last.size, job.spec.num_classes, folder)
     tries = settings.train.micro_batch == "auto" and begun is None
     if tries and several:
         ranks.together(job.group, lambda: _rehearse_alone(job, number, micro, ahead))
@@ -165,9 +167,14 @@ def _trained(job: Job, number: int, data: FoldData, folder: Path, micro: int) ->
         events.say(f"{folder.name}: {machine.started(described)}")
         fit = trainer.Trainer(session, data, settings, job.card, folder, events, job.stop_requested)
         loop = fit.run()
-        if job.group.rank == 0:
-            paths, labels = data.train[-1].paths, data.train_labels
-            suspects.write(folder, fit.suspects(), paths, labels, fit.mining.losses, job.data.table)
+        if job.group.rank == 0 and (suspects := fit.suspects()):
+            paths, table = data.train[-1].paths, job.data.table
+            ids = dict(zip(table.paths, table.ids, strict=True))
+            rows = [
+                (ids.get(paths[i], str(paths[i])), table.class_names[data.train_labels[i]], fit.mining.losses[i])
+                for i in suspects
+            ]
+            results.write_suspects(folder, rows)
     return loop
 
 
@@ -177,18 +184,9 @@ def _rehearse_alone(job: Job, number: int, micro: int, ahead: Ahead) -> None:
         rehearse(session, ahead)
 
 
-def _ahead(job: Job, data: FoldData, folder: Path, begun: Path | None) -> Ahead:
-    """What is left to train, for the choice of compiling: whole epochs from the newest checkpoint `begun` on."""
-    last = data.stages[-1]
-    course = resizing.ResizeSchedule(data.stages, len(data.train_labels))
-    done = course.update(checkpoint.read_state(begun)["loop"]["epoch"], 0) if begun else 0
-    batch = ranks.share(last.batch, job.group)
-    return Ahead(course.updates - done, batch, last.size, job.spec.num_classes, folder)
-
-
 def open_session(job: Job, number: int, micro_batch: int, ahead: Ahead | None = None) -> Session:
-    """The fold's session with the weights that it starts from; `micro_batch` 0 is what the settings say, and `ahead`
-    what it has to train."""
+    """The fold's session with its initial weights; `micro_batch` 0 is that of the settings, and `ahead` what is left to
+    train."""
     settings, spec, backend = job.settings, job.spec, backends.load(job.backend)
     labels = job.data.table.labels[~folds.validates(job.data.fold_of, number)]
     start, fixed = ranks.decided(job.group, lambda: _start(job, backend, number)[:2])
@@ -215,31 +213,28 @@ def open_session(job: Job, number: int, micro_batch: int, ahead: Ahead | None = 
 
 
 def _start(job: Job, backend: Backend, number: int) -> probe.Start:
-    """What training starts from: the fold's own weights, or pretrained ones made to fit, or fresh ones."""
+    """The initial weights: those of the fold's checkpoint, pretrained ones made to fit, or random ones."""
     folder, fixed = job.folder / f"fold_{number}", job.settings.optim.batch_norm == "fixed"
-    begun, kept = checkpoint.newest(folder), folder / _STATISTICS
+    begun, statistics = checkpoint.newest(folder), folder / _STATISTICS
     if begun:
-        if job.settings.optim.batch_norm == "auto" and kept.exists():
-            fixed = kept.read_text().strip() == "fixed"
+        if job.settings.optim.batch_norm == "auto" and statistics.exists():
+            fixed = statistics.read_text().strip() == "fixed"
         return probe.Start(loading.read(begun / "model.safetensors")[0], fixed)
     spec, settings = job.spec, job.settings
-    found = loading.resolve(spec, _source(settings.weights, number), settings.weights_ema)
-    if found is not None:
-        fitted, notes = loading.fit(found.weights, spec)
-        for note in (*found.notes, *notes):
+    pretrained = loading.resolve(spec, _source(settings.weights, number), settings.weights_ema)
+    if pretrained is not None:
+        fitted, notes = loading.fit(pretrained.weights, spec)
+        for note in (*pretrained.notes, *notes):
             print(note)
-        start = _probed(job, backend, number, fitted, probe.is_needed(found.weights, spec))
-        atomic_write(kept, "fixed\n" if start.fixed_statistics else "batch\n")
+        start = _probed(job, backend, number, fitted, probe.is_needed(pretrained.weights, spec))
+        atomic_write(statistics, "fixed\n" if start.fixed_statistics else "batch\n")
         return start
-    session = backend.open(spec, None, SessionConfig(seed=settings.seed, compile=False))
-    try:
+    with closing(backend.open(spec, None, SessionConfig(seed=settings.seed, compile=False))) as session:
         return probe.Start(session.state().weights, fixed)
-    finally:
-        session.close()
 
 
 def _probed(job: Job, backend: Backend, number: int, start: Weights, new_head: bool) -> probe.Start:
-    """`start` with what a linear probe of the fold's training images decides, where these are few."""
+    """`start` after `probe.started` on the fold's training images, where these are few."""
     settings, table = job.settings, job.data.table
     train = np.flatnonzero(~folds.validates(job.data.fold_of, number) & (table.labels >= 0))
     single = isinstance(job.spec.classifier, str) and bool(job.spec.classifier)
@@ -247,17 +242,17 @@ def _probed(job: Job, backend: Backend, number: int, start: Weights, new_head: b
         return probe.Start(start, settings.optim.batch_norm == "fixed")
     batch = min(int(settings.train.batch_size or 1), len(train))
     loader = _valid_loader(job, [table.paths[i] for i in train], batch, None)
-    found = probe.started(backend, job.spec, settings, start, loader, table.labels[train], new_head, job.data.images)
-    for note in found.notes:
+    probed = probe.started(backend, job.spec, settings, start, loader, table.labels[train], new_head, job.data.images)
+    for note in probed.notes:
         print(f"fold {number}: {note}")
-    return found
+    return probed
 
 
 def _source(wanted: str, number: int) -> str:
-    """What `weights` names; of a run, the best checkpoint of its fold of that number."""
-    own = Path(wanted).expanduser() / f"fold_{number}" / checkpoint.BEST
-    if own.is_dir():
-        return str(own)
+    """The value of `weights`; for a run, the best checkpoint of its fold of that number."""
+    best = Path(wanted).expanduser() / f"fold_{number}" / checkpoint.BEST
+    if best.is_dir():
+        return str(best)
     if any(Path(wanted).expanduser().glob(f"fold_*/{checkpoint.BEST}")):
         raise CheckpointError(f"weights: {wanted} has no trained fold {number}; train it there, or name a checkpoint")
     return wanted
@@ -270,27 +265,30 @@ def load_data(job: Job, number: int) -> FoldData:
     train, valid = np.flatnonzero(~judged), np.flatnonzero(judged)
     if not len(train) or not len(valid):
         raise DataError(f"fold {number} has {len(train)} training and {len(valid)} validation images; change folds")
-    lesson = distillation.lesson(job.teaching, table, train, number)
-    batch = min(int(settings.train.batch_size or 1), len(lesson.paths))
-    stages = resizing.stages(settings.progressive, settings.train, job.spec, batch, len(lesson.paths))
+    targets = distillation.training_targets(job.teaching, table, train, number)
+    batch = min(int(settings.train.batch_size or 1), len(targets.paths))
+    stages = resizing.stages(settings.progressive, settings.train, job.spec, batch, len(targets.paths))
     shares = [ranks.share(stage.batch, job.group) for stage in stages]
     micro = optimizer.memory(settings.train).size(shares[-1])  # refuses a micro-batch that does not divide it
     for stage in stages if backends.ENGINES[job.backend].builds_networks else ():
         limits.check_batch(job.spec, stage.size, micro, f"fold {number}: a micro-batch of")
     sources, judging = _sources(job), [table.paths[i] for i in valid]
     judging_batch = settings.train.val_batch_size or batch
+    corrupted, prep = None, job.card.preprocessing
+    if settings.stopping.robust_weight > 0:  # the validation images, damaged in the same way every time
+        corrupted = _loader(job, judging, Corrupted(prep), prep.size, judging_batch, job.data.images)
     return FoldData(
         stages=stages,
-        train=tuple(_train_loader(job, stage, lesson.paths, sources.train) for stage in stages),
-        train_labels=lesson.labels,
-        train_targets=lesson.targets,
-        train_weights=lesson.weights,
+        train=tuple(_train_loader(job, stage, targets.paths, sources.train) for stage in stages),
+        train_labels=targets.labels,
+        train_targets=targets.targets,
+        train_weights=targets.weights,
         valid=_valid_loader(job, judging, judging_batch, sources.judged),
         valid_labels=table.labels[valid],
         valid_ids=[table.ids[i] for i in valid],
         raise_to=sampling.raise_to(settings.sampling, table.class_names),
-        corrupted=_corrupted(job, judging, judging_batch),
-        stream_order=_stream_order(settings.data, lesson.paths, judging, stages),
+        corrupted=corrupted,
+        stream_order=_stream_order(settings.data, targets.paths, judging, stages),
     )
 
 
@@ -316,13 +314,6 @@ def _stream_order(
     return StreamOrder(shard, streams, data.shuffle_buffer)
 
 
-def _corrupted(job: Job, paths: Sequence[Path], batch: int) -> Loader | None:
-    """The validation images damaged, in the same way every time, where the settings let them decide."""
-    prep = job.card.preprocessing
-    wanted = job.settings.stopping.robust_weight > 0
-    return _loader(job, paths, Corrupted(prep), prep.size, batch, job.data.images) if wanted else None
-
-
 def _sources(job: Job) -> disk.Sources:
     """Where the fold's pixels come from: a cache of all of the run's images, or the files."""
     paths = [*job.data.table.paths, *job.teaching.paths()]
@@ -336,8 +327,7 @@ def _sources(job: Job) -> disk.Sources:
 def _train_loader(job: Job, stage: resizing.ResizeStage, paths: Sequence[Path], source: Source) -> Loader:
     prep = replace(job.card.preprocessing, size=stage.size, resampling="area")
     transform = transforms.by_epoch(job.settings.augment, prep, job.settings.train.epochs)
-    part = job.group.rank, job.group.world_size
-    return _loader(job, paths, transform, stage.size, stage.batch, source, part)
+    return _loader(job, paths, transform, stage.size, stage.batch, source, (job.group.rank, job.group.world_size))
 
 
 def _valid_loader(job: Job, paths: Sequence[Path], batch: int, squares: Source | None) -> Loader:
@@ -353,22 +343,21 @@ def _loader(
     size: int,
     batch: int,
     source: Source,
-    part: tuple[int, int] = (0, 1),
+    rank_of_world: tuple[int, int] = (0, 1),
 ) -> Loader:
-    data, seed = job.settings.data, job.settings.seed
-    skip = data.on_bad_image != "error"
+    data = job.settings.data
     return Loader(
         paths,
         transform,
         size,
         batch,
         data.workers,
-        seed,
+        job.settings.seed,
         source,
-        skip,
+        data.on_bad_image != "error",
         data.processes,
         int(data.shard_cache_gb * 1e9),
-        part,
+        rank_of_world,
     )
 
 

@@ -1,4 +1,4 @@
-"""What checkpoints lie in a folder, and in what state: `python -m training checkpoint`. Nothing here trains."""
+"""The checkpoints in a folder and their state: `python -m training checkpoint`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any
 
 from config.errors import CheckpointError
 from models import manifest
-from models.card import CARD_KEY, Card
-from models.weights import loading
+from models.card import read_card
 from training.loop import checkpoint
+from training.policy.stopping import HIGHER_IS_BETTER
 from training.run import run_dir
 
-_METRICS = ("macro_f1", "accuracy", "log_loss")
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 
 
@@ -40,10 +39,10 @@ def find(path: Path) -> list[Path]:
     """The checkpoints at `path`: itself, or those of a fold or a run, oldest first and the best last."""
     if (path / manifest.NAME).exists():
         return [path]
-    found = [checkpoint_path for fold in _folds(path) for checkpoint_path in _of_fold(fold)]
-    if not found:
+    checkpoints = [saved for fold in _folds(path) for saved in _of_fold(fold)]
+    if not checkpoints:
         raise CheckpointError(f"{path}: holds no checkpoints; give a checkpoint, a fold folder or a run")
-    return found
+    return checkpoints
 
 
 def look(path: Path) -> Entry:
@@ -55,7 +54,7 @@ def look(path: Path) -> Entry:
         return Entry(path, fault, None, None, None, {}, size, age)
     state = checkpoint.read_state(path)
     epoch, scores = _progress(state)
-    return Entry(path, "", epoch, state.get("step"), _card(path).model, scores, size, age)
+    return Entry(path, "", epoch, state.get("step"), read_card(path).model, scores, size, age)
 
 
 def line(entry: Entry) -> str:
@@ -100,21 +99,12 @@ def _of_fold(path: Path) -> list[Path]:
 
 
 def _progress(state: dict[str, Any]) -> tuple[int | None, dict[str, float]]:
-    """Finished epochs and the scores after the last of them; the best says them in its own words."""
-    loop = state.get("loop")
-    if loop is None:
-        epoch = state.get("epoch")
-        return (None if epoch is None else epoch + 1), _scores(state.get("scores", {}))
-    return loop["epoch"], _scores(loop["history"][-1] if loop["history"] else {})
-
-
-def _scores(row: dict[str, float]) -> dict[str, float]:
-    return {name: row[name] for name in _METRICS if name in row}
-
-
-def _card(path: Path) -> Card:
-    file = path / loading.MODEL_FILE
-    return Card.from_json(loading.read(file)[1].get(CARD_KEY), str(file))
+    """Finished epochs and the scores after the last of them; the best checkpoint has other keys for both."""
+    if "loop" in state:
+        epoch, row = state["loop"]["epoch"], (state["loop"]["history"] or [{}])[-1]
+    else:
+        epoch, row = state["epoch"] + 1 if "epoch" in state else None, state.get("scores", {})
+    return epoch, {name: row[name] for name in HIGHER_IS_BETTER if name in row}
 
 
 def _age(seconds: float) -> str:

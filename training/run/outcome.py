@@ -1,6 +1,6 @@
-"""How a training ended without a result: `failed.yaml` in a fold's folder says why, and a line what a stop left.
+"""How a training ended without a result: the error in `failed.yaml` of a fold's folder, and the message of a stop.
 
-Runs, members of campaigns and trials are recorded alike; the board and the report read it.
+Runs, members of campaigns and trials are recorded alike; the board and the report read the file.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def left_out(folder: Path) -> dict[str, Any] | None:
 
 
 def stopped(folder: Path) -> str:
-    """What the user is told who stopped the run or the campaign in `folder`."""
+    """The message for a user who stopped the run or the campaign in `folder`."""
     saved = any(folder.rglob("step_*")) or any(folder.rglob(run_dir.RESULT))
     return "stopped; everything is saved" if saved else "stopped before the first update; nothing is trained yet"
 

@@ -1,4 +1,4 @@
-"""What a run rests on before anything is trained: settings resolved against model and data, refusals, the folds."""
+"""The preparation of a run: settings resolved against model and data, refusals, the folds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from data.audit import actions
 from data.cache.images import Images
 from data.sources import listing
 from models import auto, defaults, limits, registry
-from models.card import Preprocessing
 from models.registry import ModelSpec
 from training import trackers
 from training.policy import loss as losses
@@ -98,8 +97,8 @@ def _refuse_sizes(settings: Settings) -> None:
 
 
 def prepare(settings: Settings, table: sources.Table | None = None) -> tuple[Settings, ModelSpec, sources.Table]:
-    """Read the data set, where it is not given, and fill in what depends on it and on the model: size, classes, rate,
-    batch."""
+    """Read the data set unless `table` is given, and resolve what depends on it and on the model: image size, classes,
+    learning rate, batch size."""
     table = table or actions.load(settings.data).table
     losses.check(settings.loss, table.class_names)
     spec = registry.get(
@@ -110,7 +109,17 @@ def prepare(settings: Settings, table: sources.Table | None = None) -> tuple[Set
         drop_rate=settings.drop.rate,
         drop_path_rate=settings.drop.path,
     )
-    spec = replace(spec, preprocessing=_preprocessing(settings, spec))
+    default, data = spec.preprocessing, settings.data
+    preprocessing = replace(
+        default,
+        fit=data.resize_mode or default.fit,
+        pad=data.pad,
+        mean=data.mean or default.mean,
+        std=data.std or default.std,
+        resampling=data.resampling or default.resampling,
+        icc_to_srgb=data.icc_to_srgb,
+    )
+    spec = replace(spec, preprocessing=preprocessing)
     resizing.check(settings.progressive, spec)
     resolved = {
         "data": {"image_size": spec.preprocessing.size, "resampling": spec.preprocessing.resampling},
@@ -126,20 +135,6 @@ def _batch(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
     if wish == "auto":
         return {"batch_size": defaults.batch_size(spec), "micro_batch": settings.train.micro_batch or "auto"}
     return {"batch_size": wish or defaults.batch_size(spec)}
-
-
-def _preprocessing(settings: Settings, spec: ModelSpec) -> Preprocessing:
-    """The model's own preprocessing, with the user's wishes over it."""
-    own, data = spec.preprocessing, settings.data
-    return replace(
-        own,
-        fit=data.resize_mode or own.fit,
-        pad=data.pad,
-        mean=data.mean or own.mean,
-        std=data.std or own.std,
-        resampling=data.resampling or own.resampling,
-        icc_to_srgb=data.icc_to_srgb,
-    )
 
 
 def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
@@ -181,9 +176,7 @@ def draw_folds(settings: Settings, table: sources.Table) -> NDArray[np.int64]:
         folds.check_trained(table.fold_of, table)
         return table.fold_of
     kind = "holdout" if split.strategy == "auto" else split.strategy
-    together = None
-    if kind == "stratified_group":
-        together = groups.read(table, split.group_column, split.groups)
+    together = groups.read(table, split.group_column, split.groups) if kind == "stratified_group" else None
     if together is not None and table.groups is not None:
         together = groups.joined([together, table.groups])
     fold_of = folds.make(
@@ -200,7 +193,7 @@ def draw_folds(settings: Settings, table: sources.Table) -> NDArray[np.int64]:
 
 
 def describe(settings: Settings, table: sources.Table) -> list[str]:
-    """The lines that tell what was understood of the data set, and which settings have no effect on it."""
+    """Lines about the data set as it was read, and about settings that have no effect on it."""
     split, lines = settings.folds, list(table.summary)
     if table.fold_of is not None and not split.file:
         if split.strategy == "auto":

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -76,9 +75,7 @@ class Progress:
             self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.bar:
             self.bar.stop()
         if self.notebook:
@@ -89,9 +86,10 @@ class Progress:
         if self.notebook:
             self.notebook.update(update, updates)
         now = time.perf_counter()
-        since, seen = self.window
-        rate = (seen + samples) / max(now - since, 1e-9)
-        self.window = (since, seen + samples) if now - since < 5 else (now, 0)
+        since, images = self.window
+        images += samples
+        rate = images / max(now - since, 1e-9)
+        self.window = (since, images) if now - since < 5 else (now, 0)
         self.started = self.started or (now, update)
         if self.bar:
             memory = psutil.Process().memory_info().rss / 2**30
@@ -114,46 +112,36 @@ class Progress:
         atomic_write(self.folder / run_dir.PROGRESS, json.dumps(row))
 
     def _epoch(self, row: dict[str, float], best: bool) -> None:
-        self._write(row)
-        self._write_lines(row, best)
+        self._write(row, best)
         self.broadcast.epoch(int(row["epoch"]))
         if self.notebook:
             scores = f"val loss {row['log_loss']:.4f}, accuracy {row['accuracy']:.4f}, macro-F1 {row['macro_f1']:.4f}"
             self.notebook.note(f"epoch {row['epoch']:.0f}/{self.settings.train.epochs}, {scores}")
         else:
-            self._say(self._line(row, best))
+            self._say(
+                f"fold {self.fold}  epoch {row['epoch']:.0f}/{self.settings.train.epochs}  lr {row['lr']:.2e}  "
+                f"train loss {row['train_loss']:.4f}  val loss {row['log_loss']:.4f}  accuracy {row['accuracy']:.4f}  "
+                f"macro-F1 {row['macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  "
+                f"{bottleneck.shares(row)}{'  best' if best else ''}"
+            )
         advice = bottleneck.advice(row, self.settings, cores())
         if advice and not self.advised:
             self._say(advice)
             self.advised = True
         self.on_epoch(row, best)
 
-    def _line(self, row: dict[str, float], best: bool) -> str:
-        return (
-            f"fold {self.fold}  epoch {row['epoch']:.0f}/{self.settings.train.epochs}  lr {row['lr']:.2e}  "
-            f"train loss {row['train_loss']:.4f}  val loss {row['log_loss']:.4f}  accuracy {row['accuracy']:.4f}  "
-            f"macro-F1 {row['macro_f1']:.4f}  {row['images_per_second']:.0f} images/s  "
-            f"{bottleneck.shares(row)}{'  best' if best else ''}"
-        )
-
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def _write(self, row: dict[str, Any]) -> None:
-        """Append to `history.csv`; rows from this epoch on, of a run that was resumed earlier, are replaced."""
-        target = self.folder / "history.csv"
-        kept = []
-        if target.exists():
-            with target.open(newline="") as stream:
-                kept = [r for r in csv.DictReader(stream) if int(r["epoch"]) < int(row["epoch"])]
-        with atomic_path(target) as unfinished, unfinished.open("w", newline="") as stream:
+    def _write(self, row: dict[str, Any], best: bool) -> None:
+        """Append to `history.csv` and, with the time and what the machine did, to `history.jsonl`; rows from this epoch
+        on, of a run that was resumed from an earlier one, are replaced."""
+        earlier = [r for r in results.history(self.folder) if int(r["epoch"]) < int(row["epoch"])]
+        with atomic_path(self.folder / "history.csv") as unfinished, unfinished.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, list(row), extrasaction="ignore")
             writer.writeheader()
-            writer.writerows([*kept, row])
-
-    def _write_lines(self, row: dict[str, Any], best: bool) -> None:
-        """The same in `history.jsonl`, with the time and what the machine did."""
+            writer.writerows([*earlier, row])
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        kept = [told for told in results.epochs(self.folder) if told["epoch"] < row["epoch"]]
-        rows = [*kept, {**row, "best": best, "time": now, "system": self.machine.used()}]
+        rows = [r for r in results.epochs(self.folder) if r["epoch"] < row["epoch"]]
+        rows.append({**row, "best": best, "time": now, "system": self.machine.used()})
         results.write_epochs(self.folder, rows)

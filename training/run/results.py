@@ -1,4 +1,4 @@
-"""What a finished run left: read back for plots, reports, trackers and the leaderboard."""
+"""Files of a run that plots, reports, trackers and the leaderboard read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from config.errors import CheckpointError
-from config.places import atomic_write
+from config.places import atomic_path, atomic_write
 from ensemble.oof import npz, repeats
 from ensemble.oof.oof_table import Gathered
 from models.card import Card, read_card
@@ -22,7 +22,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # eight times as fast, 
 
 
 class FoldPredictions(NamedTuple):
-    """One finished fold's OOF answers: ids, logits float32 `[N, C]`, targets int64 `[N]`."""
+    """One finished fold's OOF predictions: ids, logits float32 `[N, C]`, targets int64 `[N]`."""
 
     fold: Path
     ids: list[str]
@@ -33,27 +33,22 @@ class FoldPredictions(NamedTuple):
 def oof(run: Path) -> tuple[list[str], Gathered, NDArray[np.int64]]:
     """Ids, logits `[N, C]` and targets `[N]` of all finished folds' validation images, each once. The logits stay in
     the folds' files and are read some rows at a time."""
-    parts = [npz.read(path) for path in sorted(run.glob("fold_*/oof.npz")) if _is_finished(path.parent)]
-    if not parts:
+    files = [npz.read(path) for path in sorted(run.glob("fold_*/oof.npz")) if _is_finished(path.parent)]
+    if not files:
         raise CheckpointError(f"{run}: no fold_*/oof.npz; train it first with --resume {run}")
-    ids, rows = repeats.occurrences(np.concatenate([part["ids"] for part in parts]))
-    fold = np.repeat(np.arange(len(parts)), [len(part["ids"]) for part in parts])
-    place = np.concatenate([np.arange(len(part["ids"])) for part in parts])
-    targets = np.concatenate([part["targets"] for part in parts])[rows[0]]
-    logits = [part["logits"] for part in parts]
-    return ids.tolist(), Gathered(logits, np.where(rows >= 0, fold[rows], -1), place[rows]), targets
+    ids, rows = repeats.occurrences(np.concatenate([file["ids"] for file in files]))
+    fold = np.repeat(np.arange(len(files)), [len(file["ids"]) for file in files])
+    row_in_fold = np.concatenate([np.arange(len(file["ids"])) for file in files])
+    targets = np.concatenate([file["targets"] for file in files])[rows[0]]
+    logits = [file["logits"] for file in files]
+    return ids.tolist(), Gathered(logits, np.where(rows >= 0, fold[rows], -1), row_in_fold[rows]), targets
 
 
 def card(run: Path) -> Card:
-    """The card of the run's best checkpoints."""
+    """The card of the run's best checkpoints; its `class_names` name the columns of the logits."""
     for path in sorted(run.glob("fold_*/best/model.safetensors")):
         return read_card(path.parent)
     raise CheckpointError(f"{run}: no fold_*/best; train it first with --resume {run}")
-
-
-def class_names(run: Path) -> tuple[str, ...]:
-    """The classes, one for each column of the logits."""
-    return card(run).class_names
 
 
 def fold_results(run: Path) -> dict[str, Any]:
@@ -75,6 +70,20 @@ def starts(run: Path) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text())) if path.exists() else []
 
 
+def fold_files(run: Path, name: str) -> list[Path]:
+    """The files `fold_K/NAME` of a run, in the order of the folds' numbers."""
+    return sorted(run.glob(f"fold_*/{name}"), key=lambda path: (len(path.parent.name), path.parent.name))
+
+
+def history(fold: Path) -> list[dict[str, str]]:
+    """The rows of a fold's `history.csv`, one an epoch, with cells as text; empty where there is none."""
+    path = fold / "history.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 def epochs(fold: Path) -> list[dict[str, Any]]:
     """The rows of a fold's `history.jsonl`, one an epoch, with the machine's figures; empty where there is none."""
     path = fold / "history.jsonl"
@@ -87,7 +96,7 @@ def write_epochs(fold: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def answers(run: Path) -> Iterator[FoldPredictions]:
-    """The OOF answers of each finished fold, one fold after the other."""
+    """The OOF predictions of each finished fold, one fold after the other."""
     for path in sorted(run.glob("fold_*/oof.npz")):
         if _is_finished(path.parent):
             file = npz.read(path)
@@ -120,3 +129,11 @@ def class_counts(run: Path) -> dict[str, int]:
         for row in csv.DictReader(stream):
             counts[row["target"]] = counts.get(row["target"], 0) + 1
     return counts
+
+
+def write_suspects(fold: Path, rows: Sequence[tuple[str, str, float]]) -> None:
+    """Write `suspects.csv`: id, target and mean loss of training images whose labels hard-sample mining suspects."""
+    with atomic_path(fold / "suspects.csv") as unfinished, unfinished.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("id", "target", "loss"))
+        writer.writerows((name, target, f"{loss:.6f}") for name, target, loss in rows)

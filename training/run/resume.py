@@ -1,7 +1,7 @@
-"""A run that is resumed with other settings: what is refused, what there is left to train, and what is rewritten.
+"""A run that is resumed with other settings: what is refused, what is left to train, and what is rewritten.
 
-More epochs train a finished run on from its last checkpoint. `config.yaml` is replaced only when something will be
-trained with the new settings; the old file stays as `config_N.yaml`.
+With more epochs a finished run is resumed from its last checkpoint. `config.yaml` is replaced only when something will
+be trained with the new settings; the old file stays as `config_N.yaml`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from training.run import run_dir
 
 
 def refusal(folder: Path, settings: Settings, numbers: Sequence[int]) -> str:
-    """Why the run in `folder`, of which the folds `numbers` are wanted, has no use for other settings: nothing is left
-    to train with them. "" where they are the run's own, or where something is left.
+    """Why the run in `folder` refuses other settings: nothing is left to train with them in the folds `numbers`.
+    "" where they do not differ, or where something is left.
 
     Raises `ConfigError` where a fold has trained more epochs than `settings` allow.
     """
@@ -30,7 +30,12 @@ def refusal(folder: Path, settings: Settings, numbers: Sequence[int]) -> str:
     if not changed:
         return ""
     for path in sorted(folder.glob("fold_*/")):
-        _refuse_fewer(path, settings)
+        loop = _last(path)
+        if loop and settings.train.epochs < loop.epoch:
+            raise ConfigError(
+                f"{path}: has trained {counted(loop.epoch, 'epoch')}, more than train.epochs {settings.train.epochs}; "
+                f"give {loop.epoch} or more, or start a new run with --resume never"
+            )
     wanted = [folder / f"fold_{k}" for k in numbers]
     if any(_unfinished(path, settings) for path in wanted):
         return ""
@@ -38,8 +43,8 @@ def refusal(folder: Path, settings: Settings, numbers: Sequence[int]) -> str:
 
 
 def apply(folder: Path, settings: Settings, held: Sequence[Path] = ()) -> None:
-    """Make `settings` those of the run in `folder`, unless they are already. A finished fold that has more epochs to
-    train with them is no longer finished.
+    """Make `settings` those of the run in `folder`, if they differ. A finished fold that has more epochs to train with
+    them is no longer finished.
 
     `held` are the folds whose locks the caller holds. Raises `CheckpointError` where another process is training one
     of the others.
@@ -54,7 +59,8 @@ def apply(folder: Path, settings: Settings, held: Sequence[Path] = ()) -> None:
                 locks.enter_context(run_dir.locked(path))
         for path in folds:
             if _unfinished(path, settings):
-                _reopen(path)
+                for file in (path / run_dir.RESULT, *path.glob("oof_*.npz")):  # the latter with TTA views
+                    file.unlink(missing_ok=True)
         print(f"{folder} continues with other settings: {'; '.join(changed)}")
         with run_dir.run_lock(folder):
             (folder / run_dir.FINISHED).unlink(missing_ok=True)
@@ -82,15 +88,6 @@ def _unfinished(path: Path, settings: Settings) -> bool:
     return not replace(loop.stopping, patience=settings.stopping.patience).stop
 
 
-def _refuse_fewer(path: Path, settings: Settings) -> None:
-    loop = _last(path)
-    if loop and settings.train.epochs < loop.epoch:
-        raise ConfigError(
-            f"{path}: has trained {counted(loop.epoch, 'epoch')}, more than train.epochs {settings.train.epochs}; give "
-            f"{loop.epoch} or more, or start a new run with --resume never"
-        )
-
-
 def _nothing_left(folds: Sequence[Path], settings: Settings) -> str:
     """Why nothing is left to train, and what to do."""
     loops = [loop for path in folds if (loop := _last(path))]
@@ -101,9 +98,3 @@ def _nothing_left(folds: Sequence[Path], settings: Settings) -> str:
     if trained < settings.train.epochs:
         return f"stopped early after {counted(trained, 'epoch')}; raise stopping.patience or set it to 0, or {remedy}"
     return f"is finished, other settings would train nothing; raise train.epochs above {trained}, or {remedy}"
-
-
-def _reopen(path: Path) -> None:
-    """Remove what is said of a fold when it is finished; what its best weights answered with TTA views goes too."""
-    for file in (path / run_dir.RESULT, *path.glob("oof_*.npz")):
-        file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The folder of a run: found again or made, locked, described. What is trained in it stands in `train_run`."""
+"""The folder of a run: resumed or made, locked, described. `train_run` trains in it."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ _PACKAGES = ("torch", "timm", "mlx", "numpy", "opencv-python-headless", "scikit-
 def folder(settings: Settings, engine: str) -> Path:
     """The folder to work in, with `config.yaml` inside: resumed as `settings.resume` says, or fresh.
 
-    `auto` takes the newest run of this engine with the same settings, finished or not; `never` always makes a new
-    folder; a path goes on with that run, on either engine. Nothing is ever overwritten: a name that is taken by another
-    run is a `ConfigError`. Runs are numbered, so that no clock decides which is the newest.
+    `auto` resumes the newest run of this engine with the same settings, finished or not; `never` always makes a new
+    folder; a path resumes that run, on either engine. Nothing is ever overwritten: a name that another run has is a
+    `ConfigError`. Runs are numbered, so that no clock decides which is the newest.
     """
-    found = existing(settings, engine)
-    if found:
-        return found
+    resumed = existing(settings, engine)
+    if resumed:
+        return resumed
     path = new(settings, engine)
     _refuse_campaign(path)
     if begin(path, CONFIG, load.to_yaml(settings), settings, lambda: changes(path, settings, engine)):
@@ -100,26 +100,16 @@ def _make(path: Path, file: str, text: str) -> bool:
 
 
 def existing(settings: Settings, engine: str, quiet: bool = False) -> Path | None:
-    """The run that `settings.resume` goes on with, None where a new one is made; writes nothing. Errors as `folder`.
+    """The run that `settings.resume` selects, None where a new one is made; writes nothing. Errors as `folder`.
 
-    Unless `quiet`, it prints how the newest run of the data and the model differs where none is the same.
+    Unless `quiet`, it prints how the newest run of the same data and model differs where none is the same.
     """
     if settings.resume not in ("auto", "never"):
         return _resumed(Path(settings.resume), settings)
-    return _newest(settings, engine, quiet) if settings.resume == "auto" else None
-
-
-def new(settings: Settings, engine: str) -> Path:
-    """The folder that a new run gets."""
-    return settings.out / (settings.name or _name(settings, engine))
-
-
-def _newest(settings: Settings, engine: str, quiet: bool) -> Path | None:
-    """The newest run of the same settings; one of the same data and model with others is said to differ."""
     other = ""
-    for path in newest_first(settings, CONFIG):
+    for path in newest_first(settings, CONFIG) if settings.resume == "auto" else ():
         try:
-            if fits(path, settings, engine):
+            if not changes(path, settings, engine):
                 return path
             begun = load.read(path / CONFIG)
         except ConfigError as error:
@@ -133,10 +123,19 @@ def _newest(settings: Settings, engine: str, quiet: bool) -> Path | None:
     return None
 
 
+def new(settings: Settings, engine: str) -> Path:
+    """The folder that a new run gets."""
+    if settings.name:
+        return settings.out / settings.name
+    model = re.sub(r"[^\w.-]+", "-", settings.model)
+    size, augment = settings.data.image_size, settings.augment.level
+    return settings.out / f"{next_number(settings):04d}_{model}_{size}px_{settings.optim.name}_{augment}_{engine}"
+
+
 def newest_first(settings: Settings, file: str) -> list[Path]:
     """The folders with such a file that the settings may mean, by `name` or all in `out`; the highest number first."""
-    found = [path.parent for path in settings.out.glob(f"{settings.name or '*'}/{file}")]
-    return sorted(found, key=lambda run: (number_of(run), run.name), reverse=True)
+    runs = [path.parent for path in settings.out.glob(f"{settings.name or '*'}/{file}")]
+    return sorted(runs, key=lambda run: (number_of(run), run.name), reverse=True)
 
 
 def next_number(settings: Settings) -> int:
@@ -144,13 +143,8 @@ def next_number(settings: Settings) -> int:
     return 1 + max((number_of(path) for path in settings.out.glob("*")), default=0)
 
 
-def fits(path: Path, settings: Settings, engine: str) -> bool:
-    """Whether `path` is a run of this engine with the same settings."""
-    return not changes(path, settings, engine)
-
-
 def changes(path: Path, settings: Settings, engine: str) -> list[str]:
-    """What the run in `path` has otherwise: its engine and its settings, one entry each."""
+    """How the run in `path` differs, in its engine and its settings, one entry each; empty where it is the same."""
     begun = _engine_of(path) or engine
     other = [f"engine: {begun}, now {engine}"] if begun != engine else []
     return [*other, *differences(load.read(path / CONFIG), settings)]
@@ -162,9 +156,9 @@ def _engine_of(path: Path) -> str:
     return str(json.loads(file.read_text())[0]["engine"]) if file.exists() else ""
 
 
-def differences(one: Settings, other: Settings, ignored: tuple[str, ...] = ()) -> list[str]:
-    """The settings, as `path: one, other`, that change what a run computes and differ; those `ignored` apart."""
-    before, after = (dict(flat(settings.model_dump(mode="json"))) for settings in (one, other))
+def differences(old: Settings, new: Settings, ignored: tuple[str, ...] = ()) -> list[str]:
+    """The settings, as `NAME: OLD, now NEW`, that differ and change what a run computes; those `ignored` apart."""
+    before, after = (dict(flat(settings.model_dump(mode="json"))) for settings in (old, new))
     if before["data.cache_gb"] and after["data.cache_gb"]:  # whether there is a cache decides, not how large it may be
         before["data.cache_gb"] = after["data.cache_gb"]
     return [
@@ -206,7 +200,7 @@ def owner() -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a folder, such as a fold's, against a second process; the lock ends with the process, however it ends."""
+    """Lock a folder, such as a fold's, for this process; the lock ends with the process, however it ends."""
     lock, note = FileLock(path / ".lock"), path / LOCK_OWNER
     try:
         lock.acquire(timeout=0)
@@ -225,7 +219,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def run_lock(path: Path) -> Iterator[None]:
-    """Hold the files that all folds of a run share, after waiting for whoever writes them."""
+    """Lock the files that all folds of a run share, after waiting for another process that writes them."""
     try:
         with FileLock(path / ".lock", timeout=_WAIT):
             yield
@@ -234,28 +228,13 @@ def run_lock(path: Path) -> Iterator[None]:
 
 
 def write_environment(path: Path, engine: str, session: dict[str, Any]) -> None:
-    """Append what machine, versions and command this start of the run had to `environment.json`."""
-    target = path / "environment.json"
-    with run_lock(path):
-        starts = json.loads(target.read_text()) if target.exists() else []
-        atomic_write(target, json.dumps([*starts, _environment(path, engine, session)], indent=1))
-
-
-def replace_settings(file: Path, text: str) -> None:
-    """Put other settings in the place of a run's or a campaign's; the old file stays, as `config_1.yaml` or so."""
-    number = len(list(file.parent.glob(f"{file.stem}*{file.suffix}")))
-    file.rename(file.with_stem(f"{file.stem}_{number}"))
-    atomic_write(file, text)
-
-
-def write_yaml(path: Path, value: Any) -> None:
-    """Write plain values as YAML, whole or not at all."""
-    atomic_write(path, yaml.safe_dump(value, sort_keys=False))
-
-
-def _environment(path: Path, engine: str, session: dict[str, Any]) -> dict[str, Any]:
+    """Append the machine, versions and command of this start of the run to `environment.json`."""
+    packages = {}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
     interactive = sys.argv[0] == "" or "kernel" in Path(sys.argv[0]).name  # a notebook's command starts its kernel
-    return {
+    start = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": f"train_{engine}.py --config {path / CONFIG}" if interactive else " ".join(sys.argv),
         "engine": engine,
@@ -264,8 +243,24 @@ def _environment(path: Path, engine: str, session: dict[str, Any]) -> dict[str, 
         "python": platform.python_version(),
         "cores": psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": packages,
     }
+    target = path / "environment.json"
+    with run_lock(path):
+        starts = json.loads(target.read_text()) if target.exists() else []
+        atomic_write(target, json.dumps([*starts, start], indent=1))
+
+
+def replace_settings(file: Path, text: str) -> None:
+    """Replace the settings of a run or a campaign; the old file is renamed, to `config_1.yaml` or the like."""
+    number = len(list(file.parent.glob(f"{file.stem}*{file.suffix}")))
+    file.rename(file.with_stem(f"{file.stem}_{number}"))
+    atomic_write(file, text)
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """Write plain values as YAML, atomically."""
+    atomic_write(path, yaml.safe_dump(value, sort_keys=False))
 
 
 def _refuse_campaign(path: Path) -> None:
@@ -285,9 +280,9 @@ def _resumed(path: Path, settings: Settings) -> Path:
 
 
 def create_or_resume(path: Path, settings: Settings) -> None:
-    """Make `path` the folder of a run with these settings, or go on in it; `ConfigError` where they differ.
+    """Make `path` the folder of a run with these settings, or resume it; `ConfigError` where they differ.
 
-    With `resume_anyway` they may: `resume.apply` then makes them the run's."""
+    With `resume_anyway` they may differ: `resume.apply` then makes them the run's."""
     if not _make(path, CONFIG, load.to_yaml(settings)):
         _resumed(path, settings)
         check_unedited(path, settings)
@@ -301,20 +296,7 @@ def other_settings(path: Path, what: str, changed: list[str]) -> ConfigError:
     )
 
 
-def _name(settings: Settings, engine: str) -> str:
-    model = re.sub(r"[^\w.-]+", "-", settings.model)
-    size, augment = settings.data.image_size, settings.augment.level
-    return f"{next_number(settings):04d}_{model}_{size}px_{settings.optim.name}_{augment}_{engine}"
-
-
 def number_of(path: Path) -> int:
     """The number that the name of a run begins with, 0 where the user named it."""
-    found = re.match(r"(\d{4,6})_", path.name)
-    return int(found[1]) if found else 0
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
+    match = re.match(r"(\d{4,6})_", path.name)
+    return int(match[1]) if match else 0

@@ -27,8 +27,7 @@ from training.loop import checkpoint, memory, trainer
 from training.loop.state import Callbacks
 from training.report import summary
 from training.run import audit, auto_model, distillation, fold, results, resume, run_dir
-from training.run.prepare import SharedData, describe, refuse, split
-from training.run.prepare import prepare as prepare
+from training.run.prepare import SharedData, describe, prepare, refuse, split
 
 
 def run_all(
@@ -38,7 +37,7 @@ def run_all(
     group: Group = ALONE,
     on_folder: Callable[[Path], None] = lambda _: None,
 ) -> Path:
-    """Train every fold that is not finished yet; returns the run's folder. All bad input is found before training.
+    """Train every fold that is not finished yet; returns the run's folder. All bad input is refused before training.
 
     The processes of a `group` train each fold together, in one folder that all of them see; rank 0 alone writes.
     `on_folder` is told the folder as soon as it is there.
@@ -63,15 +62,15 @@ def run_all(
                 loading.find(spec, settings.weights)  # missing weights are an error before the audit
             audited, doubtful = audit.before(settings, table, stop_requested, lambda: run_dir.folder(settings, backend))
             check.bad_images(settings.data, [*doubtful, *teaching.paths()], images)
-            place = run_dir.folder(settings, backend)
-            auto_model.keep(place, chosen.values)
-            streams.log_to(place)
-            run_dir.check_unedited(place, settings)
-            _begin(settings, split(settings, audited, images, place), teaching, place, held)
-            return str(place), audited.groups
+            path = run_dir.folder(settings, backend)
+            auto_model.keep(path, chosen.values)
+            streams.log_to(path)
+            run_dir.check_unedited(path, settings)
+            _begin(settings, split(settings, audited, images, path), teaching, path, held)
+            return str(path), audited.groups
 
-        place, groups = ranks.decided(group, open_folder)
-        folder = Path(place)
+        name, groups = ranks.decided(group, open_folder)
+        folder = Path(name)
         streams.log_to(folder)
         require(group, folder)
         on_folder(folder)
@@ -82,7 +81,12 @@ def run_all(
         job = fold.Job(backend, settings, spec, data, teaching, folder, stop_requested, group=group)
         for k in data.numbers:
             fold.train(job, k)
-        ranks.decided(group, lambda: _sum_up(folder, settings.stopping.metric))
+
+        def sum_up() -> None:
+            with run_dir.run_lock(folder):
+                summary.sum_up(folder, settings.stopping.metric)
+
+        ranks.decided(group, sum_up)
     return folder
 
 
@@ -99,34 +103,27 @@ def _begin(
 ) -> None:
     """Lock the folds that are to be trained, until `held` is closed, and give the run its settings."""
     distillation.check(teaching, data.table, data.fold_of, data.numbers)
-    places = [folder / f"fold_{k}" for k in data.numbers]
-    for path in places:
+    folds = [folder / f"fold_{k}" for k in data.numbers]
+    for path in folds:
         path.mkdir(exist_ok=True)
         held.enter_context(run_dir.locked(path))
     if reason := resume.refusal(folder, settings, data.numbers):
         raise ConfigError(reason)
-    resume.apply(folder, settings, places)
+    resume.apply(folder, settings, folds)
 
 
-def _sum_up(folder: Path, metric: str) -> None:
-    with run_dir.run_lock(folder):
-        summary.sum_up(folder, metric)
-
-
-def soup(place: Path) -> Path:
-    """Make the greedy soup of a trained fold's checkpoints, on the engine that trained it; where it was written."""
-    number, folder = re.fullmatch(r"fold_(\d+)", place.name), place.parent
-    if not number or not (place / checkpoint.BEST).exists():
-        raise CheckpointError(f"{place}: no fold of a run with a best checkpoint; give RUN/fold_0 or the like")
+def soup(path: Path) -> Path:
+    """Make the greedy soup of a trained fold's checkpoints, on the engine that trained it; the path of the soup."""
+    number, folder = re.fullmatch(r"fold_(\d+)", path.name), path.parent
+    if not number or not (path / checkpoint.BEST).exists():
+        raise CheckpointError(f"{path}: no fold of a run with a best checkpoint; give RUN/fold_0 or the like")
     engine, settings = results.card(folder).trained_with, load.read(folder / run_dir.CONFIG)
     backends.require(engine)
     table = actions.load(settings.data).table
     shared = split(settings, table, Images.of(settings.data, table.turns), folder)
     job = fold.job_of(engine, settings, shared, folder)
-    with (
-        run_dir.locked(place),
-        closing(fold.open_session(job, int(number[1]), memory.remembered(place))) as session,
-    ):
-        data = fold.load_data(job, int(number[1]))
-        trainer.Trainer(session, data, job.settings, job.card, place, Callbacks(say=print)).soup()
-    return place / checkpoint.SOUP
+    k = int(number[1])
+    with run_dir.locked(path), closing(fold.open_session(job, k, memory.remembered(path))) as session:
+        data = fold.load_data(job, k)
+        trainer.Trainer(session, data, job.settings, job.card, path, Callbacks(say=print)).soup()
+    return path / checkpoint.SOUP

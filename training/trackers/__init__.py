@@ -1,37 +1,26 @@
-"""Telling a run to TensorBoard, Weights & Biases and MLflow. What the run itself writes is in `progress`.
+"""Reports a run to TensorBoard, Weights & Biases and MLflow. `progress` writes the run's own files.
 
-Each tracker follows `history.jsonl` in a thread of its own, from where it stood: a run that is resumed goes on as the
-same run there, what was told is not told twice, and a service that is slow or gone costs one line and no training.
+Each tracker follows `history.jsonl` in a thread of its own, from where it stopped: a resumed run continues as the same
+run there, nothing is sent twice, and a service that is slow or down costs one line and no training.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backends import installed
 from config.errors import BackendUnavailable
 from config.sections.train import Track
 
-
-class Kind(NamedTuple):
-    """A tracker: the package that it needs, and the extra that installs it. Its module is `to_NAME`."""
-
-    package: str
-    extra: str
-
-
-KINDS = {
-    "tensorboard": Kind("tensorboardX", "tensorboard"),
-    "wandb": Kind("wandb", "wandb"),
-    "mlflow": Kind("mlflow", "mlflow"),
-}
+# The package of each tracker; its extra has the tracker's name, its module is `to_NAME`.
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 @dataclass(frozen=True)
@@ -52,8 +41,8 @@ class Title:
 class Tracker(Protocol):
     """One open run of a tracker. It may raise anything: `feed` stands between it and the training.
 
-    `state` are plain values that it wants back when the same run is opened again; `rewinds` says whether epochs that
-    were told may be told anew, which replaces them.
+    `state` are plain values that it gets back when the same run is opened again; `rewinds` says whether an epoch may be
+    sent again, which replaces it.
     """
 
     state: dict[str, Any]
@@ -66,34 +55,28 @@ class Tracker(Protocol):
         """An image uint8 `[H, W, 3]` RGB."""
 
     def close(self) -> None:
-        """Hand over what is held back, and end this part of the run."""
+        """Flush, and end this part of the run."""
 
 
-# (title, what `Tracker.state` was when the run was last told of) to the open run
+# (title, the `Tracker.state` of the run's last start) to the open run
 Opener = Callable[[Title, dict[str, Any]], Tracker]
 
 
 def require(track: Track) -> None:
     """`BackendUnavailable`, naming the install command, when a tracker that is switched on is not installed."""
-    missing = [name for name in chosen(track) if importlib.util.find_spec(KINDS[name].package) is None]
+    missing = [name for name in chosen(track) if not installed(PACKAGES[name])]
     if missing:
-        extras = ",".join(KINDS[name].extra for name in missing)
         raise BackendUnavailable(
-            f"track.{missing[0]}: {KINDS[missing[0]].package} is not installed; run: "
-            f'pip install -e ".[{extras}]", or set it to false'
+            f"track.{missing[0]}: {PACKAGES[missing[0]]} is not installed; run: "
+            f'pip install -e ".[{",".join(missing)}]", or set it to false'
         )
 
 
 def chosen(track: Track) -> list[str]:
     """The names of the trackers that are switched on."""
-    return [name for name in KINDS if getattr(track, name)]
+    return [name for name in PACKAGES if getattr(track, name)]
 
 
 def opener(name: str) -> Opener:
     """What opens a run in the tracker `name`; its package is imported by the call, not here."""
-
-    def begin(title: Title, state: dict[str, Any]) -> Tracker:
-        tracker: Tracker = importlib.import_module(f"training.trackers.to_{name}").open(title, state)
-        return tracker
-
-    return begin
+    return lambda title, state: importlib.import_module(f"training.trackers.to_{name}").open(title, state)

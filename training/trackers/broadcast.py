@@ -1,4 +1,4 @@
-"""One fold's training told to every tracker that is switched on: its epochs, some of its images, its confusions."""
+"""Reports one fold's training to every tracker that is switched on: epochs, some images, the confusion matrix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import cast
 import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from config.schema import Settings
@@ -51,7 +50,7 @@ class Broadcast:
             feed.epoch(number)
 
     def close(self) -> None:
-        """Tell the confusions of the best epoch, where there are new ones, and end."""
+        """Send the confusion matrix of the best epoch, where it is new, and end."""
         finished = self._last and (self._folder / "oof.npz").exists()
         for feed in self._feeds:
             if finished:
@@ -60,19 +59,22 @@ class Broadcast:
 
 
 def publish(settings: Settings, folder: Path, submission: Path) -> None:
-    """Tell the trackers of a campaign's submission, as a run of the same name: the scores that the fit expects of it,
+    """Report a campaign's submission as a run of the same name: the scores that the fit expects of it, the number of
     its images, and the reliability diagram."""
     chosen = trackers.chosen(settings.track)
     if not chosen:
         return
-    name = submission.stem
-    folder_of_plot = folder / "tracked" / name
-    folder_of_plot.mkdir(parents=True, exist_ok=True)
-    results.write_epochs(folder_of_plot, [{"epoch": 1, **_expected(folder, submission)}])
-    of_campaign = title_of(settings, folder)
-    title = replace(of_campaign, name=name, group=of_campaign.name, folder=folder_of_plot)
-    feeds = [Feed(name_of_tracker, trackers.opener(name_of_tracker), title, print) for name_of_tracker in chosen]
-    diagram = folder / "ensemble_reliability.png"
+    tracked = folder / "tracked" / submission.stem
+    tracked.mkdir(parents=True, exist_ok=True)
+    analysis, diagram = folder / "ensemble_analysis.json", folder / "ensemble_reliability.png"
+    expected = json.loads(analysis.read_text())["expected"] if analysis.exists() else {}
+    scores = {f"expected/{name}": score["value"] for name, score in expected.items()}
+    with submission.open() as stream:
+        images = sum(1 for _ in stream) - 1
+    results.write_epochs(tracked, [{"epoch": 1, "images": images, **scores}])
+    campaign = title_of(settings, folder)
+    title = replace(campaign, name=submission.stem, group=campaign.name, folder=tracked)
+    feeds = [Feed(name, trackers.opener(name), title, print) for name in chosen]
     for feed in feeds:
         feed.epoch(1)
         if diagram.exists():
@@ -81,16 +83,8 @@ def publish(settings: Settings, folder: Path, submission: Path) -> None:
         feed.close()
 
 
-def _expected(folder: Path, submission: Path) -> dict[str, float]:
-    analysis = folder / "ensemble_analysis.json"
-    expected = json.loads(analysis.read_text())["expected"] if analysis.exists() else {}
-    with submission.open() as stream:
-        rows = sum(1 for _ in stream) - 1
-    return {"images": rows, **{f"expected/{name}": score["value"] for name, score in expected.items()}}
-
-
 def title_of(settings: Settings, folder: Path) -> Title:
-    """A fold is called as its folder lies in that of the runs, such as RUN/fold_0, on every tracker."""
+    """The title of a fold: its folder's path below that of the runs, such as RUN/fold_0, on every tracker."""
     home, run = settings.out.resolve(), folder.resolve()
     path = run.relative_to(home) if run.is_relative_to(home) else Path(*run.parts[-2:])
     group = path.parent.as_posix()
@@ -112,14 +106,9 @@ def samples(data: FoldData) -> NDArray[np.uint8]:
 
 
 def confusion(folder: Path) -> NDArray[np.uint8]:
-    """The confusion matrix of a fold's OOF answers as a picture uint8 `[H, W, 3]`."""
+    """The confusion matrix of a fold's OOF predictions as a picture uint8 `[H, W, 3]`."""
     with np.load(folder / "oof.npz") as oof:
         counts = metrics.confusion(oof["logits"], oof["targets"])
-    return pixels(plots.confusion_figure(counts, list(read_card(folder / "best").class_names)))
-
-
-def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """A figure drawn as uint8 `[H, W, 3]`."""
-    canvas = FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(plots.confusion_figure(counts, list(read_card(folder / "best").class_names)))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,4 +1,4 @@
-"""Between a training and a tracker: a thread that tells the tracker what it has not been told, and takes its faults.
+"""A thread between a training and a tracker: it sends what the tracker has not got yet, and catches its errors.
 
 The queues of the libraries do not replace it, since they begin once a run is open: docs/engineering/log.md has the
 seconds that opening one takes where a server does not answer.
@@ -21,22 +21,21 @@ from training.run import results
 from training.trackers import Opener, Title, Tracker
 
 _PATIENCE = 30.0  # seconds that the end of a fold waits for a tracker
-Job = Callable[[Tracker], None]
 
 
 class Feed:
-    """One tracker of one fold. What it was told stands in `tracked_NAME.json` in the fold's folder."""
+    """One tracker of one fold. `tracked_NAME.json` in the fold's folder records what was sent."""
 
     def __init__(self, name: str, opener: Opener, title: Title, say: Callable[[str], None]):
         self.name, self._opener, self._title, self._say = name, opener, title, say
         self._file = title.folder / f"tracked_{name}.json"
-        self._told: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._sent: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._jobs: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"tandem-{name}", daemon=True)
         self._thread.start()
 
     def epoch(self, number: int) -> None:
-        """`history.jsonl` has a new row, of epoch `number`; earlier ones that were not told are told as well."""
+        """Send the new row of `history.jsonl`, of epoch `number`, and earlier ones that were not sent."""
         self._jobs.put(lambda tracker: self._tell(tracker, number))
 
     def picture(self, name: str, make: Callable[[], NDArray[np.uint8]], epoch: int) -> None:
@@ -44,7 +43,7 @@ class Feed:
         self._jobs.put(lambda tracker: self._show(tracker, name, make, epoch))
 
     def close(self, patience: float = _PATIENCE) -> None:
-        """Wait until everything is told; a tracker that takes longer than `patience` seconds is given up."""
+        """Wait until everything is sent; a tracker that takes longer than `patience` seconds is given up."""
         self._jobs.put(None)
         self._thread.join(patience)
         if self._thread.is_alive():
@@ -52,7 +51,7 @@ class Feed:
 
     def _work(self) -> None:
         try:
-            tracker = self._opener(self._title, self._told.get("state", {}))
+            tracker = self._opener(self._title, self._sent.get("state", {}))
             self._remember(state=tracker.state)
             while (job := self._jobs.get()) is not None:
                 job(tracker)
@@ -66,23 +65,23 @@ class Feed:
             self._remember(epoch=number - 1)
         for row in results.epochs(self._title.folder):
             if row["epoch"] > self._last:
-                # Before it is told: a crash in between loses a row, where otherwise it would be there twice.
+                # Before it is sent: a crash in between loses a row, which otherwise would be there twice.
                 self._remember(epoch=int(row["epoch"]))
                 tracker.epoch(self._last, figures(row))
 
     def _show(self, tracker: Tracker, name: str, make: Callable[[], NDArray[np.uint8]], epoch: int) -> None:
-        shown = self._told.get("pictures", {})
+        shown = self._sent.get("pictures", {})
         if shown.get(name, -1) < epoch:
             self._remember(pictures={**shown, name: epoch})
             tracker.picture(name, make(), epoch)
 
     @property
     def _last(self) -> int:
-        return int(self._told.get("epoch", 0))
+        return int(self._sent.get("epoch", 0))
 
     def _remember(self, **what: Any) -> None:
-        self._told.update(what)
-        atomic_write(self._file, json.dumps(self._told))
+        self._sent.update(what)
+        atomic_write(self._file, json.dumps(self._sent))
 
 
 def figures(row: dict[str, Any]) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""What a training uses of the machine, measured between two questions: processor, memory, disk, network, GPU or chip.
+"""What a training uses of the machine between two calls: processor, memory, disk, network, GPU or chip.
 
-Apple's chips tell their load to root alone, so that of them only the memory is known.
+Of Apple's chips only the memory is known, since they report their load to root alone.
 """
 
 from __future__ import annotations
@@ -24,15 +24,9 @@ def started(session: Mapping[str, Any]) -> str:
     mode = session.get("compile_mode") or "default"
     compiled = ("compiled" if mode == "default" else f"compiled ({mode})") if session["compiled"] else "not compiled"
     several = f"{session['processes']} processes" if session.get("processes", 1) > 1 else ""
-    parts = [
-        session["device"],
-        several,
-        session["precision"],
-        compiled,
-        "deterministic" * session.get("deterministic", False),
-    ]
-    remark = session.get("remark", "")
-    return ", ".join(part for part in parts if part) + (f" ({remark})" if remark else "")
+    deterministic, remark = "deterministic" * session.get("deterministic", False), session.get("remark", "")
+    words = filter(None, (session["device"], several, session["precision"], compiled, deterministic))
+    return ", ".join(words) + (f" ({remark})" if remark else "")
 
 
 class Machine:
@@ -41,11 +35,11 @@ class Machine:
     def __init__(self, describe: Callable[[], dict[str, Any]], folder: Path):
         self._describe, self._folder = describe, folder
         psutil.cpu_percent()  # the first answer means nothing
-        self._read, self._sent = _disk(), _network()
+        self._read, self._sent = _traffic()
 
     def used(self) -> dict[str, float]:
         """CPU in percent of all cores, GiB of memory and free disk, and what was read and sent since the last call."""
-        read, sent, session = _disk(), _network(), self._describe()
+        (read, sent), session = _traffic(), self._describe()
         figures = {
             "cpu_percent": psutil.cpu_percent(),
             "memory_gib": psutil.Process().memory_info().rss / _GIB,
@@ -84,21 +78,13 @@ def parsed(text: str) -> dict[str, float]:
     columns = zip(*([cell.strip() for cell in line.split(",")] for line in text.splitlines() if line), strict=True)
     figures = {}
     for name, cells in zip(_GPU, columns, strict=False):
-        if all(_is_number(cell) for cell in cells):
+        if all(cell.replace(".", "", 1).isdigit() for cell in cells):
             total = sum(map(float, cells))
             figures[name] = {"gpu_percent": total / len(cells), "gpu_memory_gib": total / 1024}.get(name, total)
     return figures
 
 
-def _is_number(cell: str) -> bool:
-    return cell.replace(".", "", 1).isdigit()
-
-
-def _disk() -> int:
-    counters = psutil.disk_io_counters()  # None in some containers
-    return counters.read_bytes if counters else 0
-
-
-def _network() -> int:
-    counters = psutil.net_io_counters()
-    return counters.bytes_sent + counters.bytes_recv if counters else 0
+def _traffic() -> tuple[int, int]:
+    """Bytes read from disk, and bytes sent and received, until now."""
+    disk, network = psutil.disk_io_counters(), psutil.net_io_counters()  # of the disk None in some containers
+    return disk.read_bytes if disk else 0, network.bytes_sent + network.bytes_recv

@@ -24,7 +24,7 @@ _LONGEST = 500  # characters of a value that every MLflow store takes
 
 
 class Mlflow:
-    """A run of MLflow, whose id is kept so that it can be gone on with."""
+    """A run of MLflow, whose id is stored so that it can be resumed."""
 
     rewinds = False
 
@@ -75,6 +75,4 @@ class Mlflow:
         return str(experiment.experiment_id)
 
 
-def open(title: Title, state: dict[str, Any]) -> Mlflow:
-    """Begin the run, or go on with the one that `state` names."""
-    return Mlflow(title, state)
+open = Mlflow

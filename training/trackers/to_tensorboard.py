@@ -1,4 +1,4 @@
-"""TensorBoard, written by tensorboardX: no torch is needed. Told epochs can be told anew, which replaces them."""
+"""TensorBoard, written by tensorboardX, without torch. An epoch that is sent again replaces the earlier one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from training.trackers import Title
 
 
 class Tensorboard:
-    """Event files in the tracked run's folder, so that `tensorboard --logdir runs` calls it RUN/fold_K."""
+    """Event files in the tracked run's folder, so that `tensorboard --logdir runs` calls it RUN/fold_K; a file is made
+    only when there is something to write."""
 
     rewinds = True
 
-    def __init__(self, title: Title, begun: bool):
+    def __init__(self, title: Title, state: Mapping[str, Any]):
         self.state: dict[str, Any] = {"begun": True}
-        self._title, self._begun, self._last = title, begun, 0
+        self._title, self._begun, self._last = title, bool(state), 0
         self._open: SummaryWriter | None = None
 
     def epoch(self, number: int, values: Mapping[str, float]) -> None:
-        """One scalar a figure. A number that is not larger than the last makes TensorBoard forget what followed it."""
+        """One scalar a figure. A number that is not larger than the last one replaces that epoch and all later ones."""
         writer = self._writer(number, anew=number <= self._last)
         for name, value in values.items():
             writer.add_scalar(name, value, number)
@@ -44,18 +45,14 @@ class Tensorboard:
         if self._open is None or anew:
             self.close()
             purged = first if self._begun else None
-            self._open = SummaryWriter(str(self._title.folder), purge_step=purged, filename_suffix=self._suffix())
+            # Files are named by the second and read by name: the suffix keeps those of one second apart, in order.
+            suffix = f".{len(list(self._title.folder.glob('events.out.tfevents.*'))):04d}"
+            self._open = SummaryWriter(str(self._title.folder), purge_step=purged, filename_suffix=suffix)
             if not self._begun:
                 text = yaml.safe_dump(dict(self._title.settings), sort_keys=False)
                 self._open.add_text("settings", "    " + text.replace("\n", "\n    "), 0)
             self._begun = True
         return self._open
 
-    def _suffix(self) -> str:
-        """Keeps files of one second apart, and in order; they are named by the second and read by name."""
-        return f".{len(list(self._title.folder.glob('events.out.tfevents.*'))):04d}"
 
-
-def open(title: Title, state: dict[str, Any]) -> Tensorboard:
-    """Go on in the run's folder; a file is only made when there is something to say."""
-    return Tensorboard(title, begun=bool(state))
+open = Tensorboard

@@ -19,7 +19,7 @@ _SECONDS = 30.0  # for the service to answer
 
 
 class Wandb:
-    """A run of Weights & Biases, whose id is kept so that it can be gone on with."""
+    """A run of Weights & Biases, whose id is stored so that it can be resumed."""
 
     rewinds = False
 
@@ -69,6 +69,4 @@ def _in_netrc(settings: wandb.Settings) -> bool:
     return entry is not None
 
 
-def open(title: Title, state: dict[str, Any]) -> Wandb:
-    """Begin the run, or go on with the one whose id `state` has."""
-    return Wandb(title, state)
+open = Wandb
