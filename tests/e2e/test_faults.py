@@ -229,6 +229,7 @@ class Failing:
 
     def __init__(self, n: int, error: Exception, **options: int):
         self.left, self.error, self.images = n, error, Images(cache_bytes=0, **options)
+        self.truncated = self.images.truncated
 
     def __call__(self, path: Path, *scale: Any) -> np.ndarray:
         self.left -= 1
