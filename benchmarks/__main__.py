@@ -30,7 +30,7 @@ PROG = "python -m benchmarks"
 # The file of each comparison, and its description.
 FILES = {
     "loader": ("loader", "images prepared for training, beside timm and torchvision"),
-    "step": ("step", "training steps, beside timm or mlx-image"),
+    "step": ("steps.step", "training steps, beside timm or mlx-image"),
     "infer": ("infer", "prediction by an ensemble with TTA, beside timm and ttach"),
     "startup": ("commands", "seconds to --help and to the first update"),
     "checkpoint": ("commands", "the share of an epoch that saving takes"),

@@ -23,8 +23,8 @@ from backends.torch import session, step
 from backends.torch.precision import autocast, resolved
 from backends.torch.transfer import Transfer
 from benchmarks.common import fresh, rounded
-from benchmarks.step import CLASSES, batch_of, pixels, run_steps
-from benchmarks.step_torch import Case, Timm, forward_operations, loader_of, opened_on
+from benchmarks.steps.step import CLASSES, batch_of, pixels, run_steps
+from benchmarks.steps.step_torch import Case, Timm, forward_operations, loader_of, opened_on
 from config.errors import BackendUnavailable, OutOfMemory
 from data.cache.images import Images
 from data.cores import cores

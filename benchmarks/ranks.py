@@ -29,7 +29,7 @@ from backends.torch import session
 from backends.torch.distributed import replicas
 from benchmarks import common
 from benchmarks.common import Result, comparison, option, together
-from benchmarks.step import CLASSES, HYPERPARAMS, batch_of, pixels
+from benchmarks.steps.step import CLASSES, HYPERPARAMS, batch_of, pixels
 from config.launch import Launch
 from models import registry
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import common, step_torch
+from benchmarks import common
+from benchmarks.steps import step_torch
 from models import registry
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 
 import backends
 from benchmarks import __main__ as bench
-from benchmarks import step, step_mlx
+from benchmarks.steps import step, step_mlx
 from tests import tiny
 
 SECONDS = {

@@ -11,7 +11,7 @@ import pytest
 from backends.contract import OptimSpec
 from backends.mlx import model
 from backends.mlx import session as mlx_session
-from benchmarks import step
+from benchmarks.steps import step
 from tests import tiny
 from tests.contract.cases import KNOBS, batch, session
 from training.loop import trainer

@@ -11,7 +11,7 @@ where the CPU computes, so that other programs do not count):
 - `bare`: the engine's step alone, as fast as it goes; with torch its tensors are on the device already.
 - `loop`: `training.loop.trainer` with the same batch from the host for every update; no checkpoints, whose cadence is
   the user's (`benchmarks checkpoint`).
-- `timm`: the loop of timm's train.py with a normalised batch that is on the device (`benchmarks/step_torch.py`), in a
+- `timm`: the loop of timm's train.py with a normalised batch that is on the device (`step_torch.py`), in a
   process of its own, with memory as its users have it.
 - `mlx_image`: mlx-image's own `Trainer.train_epoch`, which updates and measures accuracy; fp32, AdamW as ours.
 - `loop_files`, `loop_cached`, `timm_files`, with torch and `--data`: the same from JPEG files and from the cache of
@@ -71,7 +71,7 @@ PEERS = {"torch": ("timm", "loop"), "mlx": ("mlx_image", "bare")}  # the arm of 
 def step(arguments: argparse.Namespace, folder: Path) -> Result:
     """The ratios of each network; the aim is missed by those that `slower` names."""
     engine = arguments.engine
-    figures = summary(importlib.import_module(f"benchmarks.step_{engine}").run(arguments, folder), engine)
+    figures = summary(importlib.import_module(f"benchmarks.steps.step_{engine}").run(arguments, folder), engine)
     return common.result(figures, arguments.repeats, *PACKAGES[engine], missed=figures["slower"])
 
 

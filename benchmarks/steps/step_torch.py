@@ -27,9 +27,10 @@ from backends.torch import model as networks
 from backends.torch import session
 from backends.torch import step as engine
 from backends.torch.precision import autocast, resolved
-from benchmarks import common, loader, step
+from benchmarks import common, loader
 from benchmarks.common import Peer, photographs
-from benchmarks.step import CLASSES
+from benchmarks.steps import step
+from benchmarks.steps.step import CLASSES
 from data.cache.images import Images, Source
 from data.cores import cores
 from data.loading.loader import Loader

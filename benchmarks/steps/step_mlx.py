@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 import backends
 from backends.contract import StepHyperparams
-from benchmarks import common, step
-from benchmarks.step import CLASSES, Seconds
+from benchmarks import common
+from benchmarks.steps import step
+from benchmarks.steps.step import CLASSES, Seconds
 from config.errors import BackendUnavailable
 from models import registry
 from models.registry import ModelSpec

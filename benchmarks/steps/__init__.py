@@ -1,0 +1,1 @@
+"""A training step against the bare step and against other libraries' loops, with either engine."""
