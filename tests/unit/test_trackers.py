@@ -234,6 +234,15 @@ def test_nvidia_smi_is_read_over_all_gpus() -> None:
     assert machine.parsed("") == {}
 
 
+def test_a_container_without_disks_and_networks_reads_and_sends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.psutil, "disk_io_counters", lambda: None)
+    monkeypatch.setattr(machine.psutil, "net_io_counters", lambda: None)
+    used = machine.Machine(lambda: {"memory": {}, "device": "cpu"}, tmp_path).used()
+    assert used["disk_read_gib"] == used["network_gib"] == 0.0
+
+
 def test_tracking_is_no_reason_for_a_new_run(digits: Path, tmp_path: Path) -> None:
     one = settings(digits, tmp_path)
     other = load.parse(["--data.root", str(digits), "--track.wandb", "true"], prog="test")

@@ -86,5 +86,5 @@ def parsed(text: str) -> dict[str, float]:
 
 def _traffic() -> tuple[int, int]:
     """Bytes read from disk, and bytes sent and received, until now."""
-    disk, network = psutil.disk_io_counters(), psutil.net_io_counters()  # of the disk None in some containers
-    return disk.read_bytes if disk else 0, network.bytes_sent + network.bytes_recv
+    disk, network = psutil.disk_io_counters(), psutil.net_io_counters()  # each None in some containers
+    return disk.read_bytes if disk else 0, network.bytes_sent + network.bytes_recv if network else 0
