@@ -95,9 +95,11 @@ def _of_run(line: Layer) -> list[Layer]:
     if file is None:
         raise ConfigError(f"resume: found {shown(resume)} ({_LINE}), which has no {RUN}; give the folder of a run")
     layer = renamed.upgrade(yaml_file.read(file, str(file)))
+    # A file of --config replaces the members of a campaign; what those say is no old default all the same.
+    of_members = {key[2:] for key in layer.where if key[0] == "members"}
     return [
         Layer({k: v for k, v in layer.values.items() if k not in ("resume", "resume_anyway", "profile")}, layer.where),
-        _old_defaults(),
+        _old_defaults(of_members),
     ]
 
 
@@ -119,10 +121,12 @@ def of_checkpoint(values: Mapping[str, Any]) -> Settings:
     return _validated([renamed.upgrade_values(values), _old_defaults().values])
 
 
-def _old_defaults() -> Layer:
+def _old_defaults(named: Container[Key] = ()) -> Layer:
+    """The defaults of earlier versions, where they were others, of settings that are not `named`."""
     layer = Layer()
     for path, value in renamed.OLD_DEFAULTS.items():
-        put(layer.values, tuple(path.split(".")), value)
+        if tuple(path.split(".")) not in named:
+            put(layer.values, tuple(path.split(".")), value)
     return layer
 
 

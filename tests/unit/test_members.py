@@ -216,3 +216,13 @@ def test_one_fold_of_one_member_is_asked_for_in_short(write: Any) -> None:
     assert got.members[1].settings.folds.train is None
     with pytest.raises(ConfigError, match=r"folds\.train: found \[7\] \(command line\); expected numbers below folds"):
         load.parse([*words, "--fold", "7"], "test")
+
+
+def test_a_campaign_is_resumed_with_the_file_that_began_it(tmp_path: Path) -> None:
+    began = {"data": {"root": "photos"}, "members": [{"name": name, "model": "resnet18"} for name in ("a", "b")]}
+    (tmp_path / "members.yaml").write_text(yaml.safe_dump(began))
+    listed = load.parse_command(["--config", str(tmp_path / "members.yaml")], "train").members
+    (tmp_path / load.CAMPAIGN).write_text(load.members_yaml(listed))
+    words = ["--config", str(tmp_path / "members.yaml"), "--resume", str(tmp_path)]
+    again = load.parse_command(words, "train").members
+    assert [member.settings.data.resampling for member in again] == [None, None]
