@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 class TandemError(Exception):
-    """Base of the errors that a user can mend. `told` says that all processes of a group raise it."""
+    """Base of the errors that a user can mend. `on_all_ranks` says that all processes of a group raise it."""
 
     exit_code = 1
-    told = False
+    on_all_ranks = False
 
 
 class ConfigError(TandemError):

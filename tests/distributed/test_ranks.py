@@ -90,7 +90,7 @@ def test_the_first_of_those_that_fail_is_told_by_all() -> None:
     errors = each(3, lambda group: ranks.together(group, lambda: work(group)))
     assert [type(error) for error in errors] == [ConfigError] * 3
     assert [str(error) for error in errors] == ["rank 1: of 1", "of 1", "rank 1: of 1"]
-    assert all(error.told for error in errors)
+    assert all(error.on_all_ranks for error in errors)
     assert each(2, lambda group: ranks.together(group, lambda: group.rank)) == [0, 1]
 
 

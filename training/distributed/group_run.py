@@ -94,4 +94,4 @@ class GroupRun:
 
 def _is_of_all(error: BaseException) -> bool:
     """Whether every process raises this error: what diverges is the network that all have."""
-    return isinstance(error, Diverged) or getattr(error, "told", False)
+    return isinstance(error, Diverged) or getattr(error, "on_all_ranks", False)

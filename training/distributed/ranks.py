@@ -28,7 +28,7 @@ def decided(group: Group, function: Callable[[], _Value]) -> _Value:
     value, error = _attempted(function) if group.rank == 0 else (None, None)
     value, fault = group.broadcast((value, _described(error)))
     if error:
-        raise _mark_told(error)
+        raise _mark_shared(error)
     if fault:
         kind, text = fault
         raise _error(kind, text, 0)
@@ -139,7 +139,7 @@ def _error(kind: str, text: str, rank: int) -> Exception:
     if kind == Interrupted.__name__:
         return Interrupted(Path(text))
     error: TandemError = getattr(errors, kind)(f"rank {rank}: {text}" if rank else text)
-    error.told = True
+    error.on_all_ranks = True
     return error
 
 
@@ -151,11 +151,11 @@ def _raise_first(group: Group, error: Exception | None) -> None:
         return
     rank, kind, text = faults[0]
     if error is not None and rank == group.rank:
-        raise _mark_told(error)
+        raise _mark_shared(error)
     raise _error(kind, text, rank) from error
 
 
-def _mark_told(error: Exception) -> Exception:
+def _mark_shared(error: Exception) -> Exception:
     if isinstance(error, TandemError):
-        error.told = True
+        error.on_all_ranks = True
     return error

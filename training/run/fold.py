@@ -129,7 +129,7 @@ def as_it_fits(job: Job, number: int, data: FoldData, work: Callable[[int], _Don
         except OutOfMemory as error:
             micro = micro or optimizer.memory(job.settings.train).size(batch)
             micro = memory.halved(micro, batch, error, fewest(job, data.stages))
-            alone = job.group.world_size > 1 and not error.told
+            alone = job.group.world_size > 1 and not error.on_all_ranks
             if alone or job.group.rank == 0:
                 memory.remember(folder, micro)
             if alone:

@@ -72,7 +72,7 @@ def stopped(folder: Path) -> str:
 
 def _record(folder: Path, engine: str, group: Group, error: Exception) -> None:
     """The first process of a group that fails writes; the others may only have lost that one."""
-    if (group.rank and getattr(error, "told", False)) or (folder / FAILED).exists():
+    if (group.rank and getattr(error, "on_all_ranks", False)) or (folder / FAILED).exists():
         return
     row = {
         "member": folder.parent.name,
