@@ -188,9 +188,9 @@ def _epochs_left(folder: Path, epochs: int) -> int:
 def _measured(job: fold.Job, number: int, path: Path, resumed: bool, left: dict[int, int]) -> Estimate:
     folder, settings, clock = job.folder / f"fold_{number}", job.settings, time.perf_counter()
     data = fold.load_data(job, number)
-    course = ResizeSchedule(data.stages, len(data.train_labels))
+    resizing = ResizeSchedule(data.stages, len(data.train_labels))
     last = data.stages[-1]
-    todo = Ahead(course.updates, last.batch, last.size, job.spec.num_classes, folder)
+    todo = Ahead(resizing.updates, last.batch, last.size, job.spec.num_classes, folder)
     session, alone = fold.as_it_fits(job, number, data, lambda micro: _tried(job, number, todo, micro))
     micro = memory.remembered(folder) or optimizer.memory(settings.train).size(last.batch)
     with closing(session):
@@ -207,10 +207,10 @@ def _measured(job: fold.Job, number: int, path: Path, resumed: bool, left: dict[
             checkpoint.save(folder, job.card, session.state(), {})
         described = session.describe()
         update = pace.seconds() or alone
-        full_epoch = pace.epoch_seconds() or course.last_steps * update + _validation(session, data)
+        full_epoch = pace.epoch_seconds() or resizing.last_steps * update + _validation(session, data)
     # The epochs of other stages take longer or shorter by the pixels that they train on.
-    stages = [course.stages[course.number(epoch)] for epoch in range(settings.train.epochs)]
-    pixels = [course.steps(epoch) * stage.batch * stage.size**2 for epoch, stage in enumerate(stages)]
+    stages = [resizing.stages[resizing.number(epoch)] for epoch in range(settings.train.epochs)]
+    pixels = [resizing.steps(epoch) * stage.batch * stage.size**2 for epoch, stage in enumerate(stages)]
     epoch_seconds = [full_epoch * count / pixels[-1] for count in pixels]
     ahead = [epochs for epochs in left.values() if epochs]
     return Estimate(
@@ -219,7 +219,7 @@ def _measured(job: fold.Job, number: int, path: Path, resumed: bool, left: dict[
         folds=left,
         train_images=len(data.train_labels),
         valid_images=len(data.valid_labels),
-        updates=sum(course.updates - course.update(settings.train.epochs - epochs, 0) for epochs in ahead),
+        updates=sum(resizing.updates - resizing.update(settings.train.epochs - epochs, 0) for epochs in ahead),
         seconds=sum(opening + sum(epoch_seconds[len(epoch_seconds) - epochs :]) for epochs in ahead),
         update_seconds=update,
         waiting=waiting,

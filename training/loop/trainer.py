@@ -57,9 +57,9 @@ class Trainer:
         self.session, self.data, self.settings = session, data, settings
         self.card, self.folder, self.events = card, folder, events
         self.ranks = Ranks(session.group, stop_requested, self._overdue)
-        self.course = ResizeSchedule(data.stages, len(self._pool(0)))
+        self.resizing = ResizeSchedule(data.stages, len(self._pool(0)))
         peak, epochs = settings.optim.lr or 0.0, settings.train.epochs
-        self.schedule = schedule.of(settings.schedule, peak, epochs, self.course.last_steps)
+        self.schedule = schedule.of(settings.schedule, peak, epochs, self.resizing.last_steps)
         self.loop, self.clock = TrainerState.start(settings), Timings()
         self.mining = Mining.of(settings.mining, len(data.train_labels))
         self.swa = averaging.Swa(start=settings.train.epochs - settings.swa.epochs)
@@ -68,7 +68,7 @@ class Trainer:
         self.saver = Saver()
         self.named: set[Path] = set()  # unreadable images that were reported
         traced = settings.profile if self.ranks.leads else 0
-        self.recorder = Recorder(traced, self.course.updates, session, folder, events.say)
+        self.recorder = Recorder(traced, self.resizing.updates, session, folder, events.say)
 
     def run(self) -> TrainerState:
         """Train to the end or until the patience is used up; resumes from the newest whole checkpoint in `folder`.
@@ -79,7 +79,7 @@ class Trainer:
             first = 0
             for stage in self.data.stages:
                 epochs, first = f"epochs {first + 1} to {first + stage.epochs}", first + stage.epochs
-                steps, images = counted(self.course.steps(first - 1), "step"), counted(stage.batch, "image")
+                steps, images = counted(self.resizing.steps(first - 1), "step"), counted(stage.batch, "image")
                 self.events.say(f"{self.folder.name}, {epochs}: {steps} of {images} at {stage.size} pixels")
             if not self._resume():
                 self.save()
@@ -142,7 +142,7 @@ class Trainer:
         if best.exists() and "averaged" in (state := checkpoint.read_state(best)):
             loop.stopping.best = state["scores"][loop.stopping.metric]
         if loop.epoch < settings.train.epochs and loop.history:
-            now, last = self._knobs(loop.batch).lr, loop.history[-1]["lr"]
+            now, last = self._hyperparams(loop.batch).lr, loop.history[-1]["lr"]
             epochs = counted(settings.train.epochs, "epoch")
             self.events.say(
                 f"{self.folder.name}: {epochs} in place of {planned}; the learning rate follows the "
@@ -177,13 +177,13 @@ class Trainer:
     def _full_batches(self, order: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         if self.data.stream_order:
             return self.data.stream_order(order, self._stage(epoch).batch, self.settings.seed, epoch)
-        return order[: self.course.steps(epoch) * self._stage(epoch).batch]
+        return order[: self.resizing.steps(epoch) * self._stage(epoch).batch]
 
     def _stage(self, epoch: int) -> ResizeStage:
-        return self.data.stages[self.course.number(epoch)]
+        return self.data.stages[self.resizing.number(epoch)]
 
     def _loader(self, epoch: int) -> Loader:
-        return self.data.train[self.course.number(epoch)]
+        return self.data.train[self.resizing.number(epoch)]
 
     def _train_epoch(self) -> None:
         loop, spent, cadence = self.loop, self.clock, self.settings.checkpoint.every_steps
@@ -209,28 +209,30 @@ class Trainer:
 
     def _step(self, loaded: Loaded) -> None:
         loop, data, settings, stage = self.loop, self.data, self.settings, self._stage(self.loop.epoch)
-        update, epochs_left = self.course.update(loop.epoch, loop.batch), settings.train.epochs - loop.epoch
+        update, epochs_left = self.resizing.update(loop.epoch, loop.batch), settings.train.epochs - loop.epoch
         plan = mix.plan(settings.mix, stage.batch, stage.size, settings.seed, update, epochs_left)
         trained = loaded.weight > 0
         if plan is not None:  # an image that is mixed with an unreadable one does not train either
             trained = trained & trained[plan.permutation]
         weights = mix.weights(plan, loaded.weight * data.train_weights[loaded.index]) * trained
         batch = Batch(loaded.images, data.train_targets[loaded.index], weights)
-        self.pending.append((self.session.train_step(batch, plan, self._knobs(loop.batch)), loaded.index, trained))
+        self.pending.append(
+            (self.session.train_step(batch, plan, self._hyperparams(loop.batch)), loaded.index, trained)
+        )
         loop.totals.unreadable += int((loaded.weight == 0).sum())
         loop.batch += 1
         self.clock.images += len(loaded.index)
         if len(self.pending) > _IN_FLIGHT:
             self._read_one()
         mean = loop.totals.loss / max(loop.totals.samples, 1)
-        done = self.course.update(loop.epoch, loop.batch)
-        self.events.step(loop.epoch, done, self.course.updates, len(loaded.index), mean)
+        done = self.resizing.update(loop.epoch, loop.batch)
+        self.events.step(loop.epoch, done, self.resizing.updates, len(loaded.index), mean)
 
-    def _knobs(self, batch: int) -> StepHyperparams:
+    def _hyperparams(self, batch: int) -> StepHyperparams:
         """What holds for a batch of the current epoch."""
         optim, loop = self.settings.optim, self.loop
-        planned = schedule.learning_rate(self.schedule, self.course.position(loop.epoch, batch))
-        decay = schedule.ema_decay(self.settings.ema.decay, self.course.update(loop.epoch, batch))
+        planned = schedule.learning_rate(self.schedule, self.resizing.position(loop.epoch, batch))
+        decay = schedule.ema_decay(self.settings.ema.decay, self.resizing.update(loop.epoch, batch))
         rate = planned * loop.rate_scale * loop.plateau.scale
         return StepHyperparams(rate, optim.weight_decay, decay, optim.clip_norm, loop.epoch < optim.freeze_epochs)
 
@@ -277,7 +279,7 @@ class Trainer:
         logits = evaluation.evaluate(self.session, self.data.valid, len(labels), which)
         row: dict[str, float] = {
             "epoch": loop.epoch + 1,
-            "lr": self._knobs(self.course.steps(loop.epoch) - 1).lr,
+            "lr": self._hyperparams(self.resizing.steps(loop.epoch) - 1).lr,
             "train_loss": totals.loss / totals.samples if totals.samples else math.nan,  # all updates were skipped
             **evaluation.scores(logits, labels),
             "skipped": totals.skipped,

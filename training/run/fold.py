@@ -149,10 +149,10 @@ def fewest(job: Job, stages: Sequence[resizing.ResizeStage]) -> int:
 def _trained(job: Job, number: int, data: FoldData, folder: Path, micro: int) -> TrainerState:
     settings, several = job.settings, job.group.world_size > 1
     begun = newest_checkpoint(job.group, folder, print)
-    last, course = data.stages[-1], resizing.ResizeSchedule(data.stages, len(data.train_labels))
-    done = course.update(checkpoint.read_state(begun)["loop"]["epoch"], 0) if begun else 0
+    last, resize_schedule = data.stages[-1], resizing.ResizeSchedule(data.stages, len(data.train_labels))
+    done = resize_schedule.update(checkpoint.read_state(begun)["loop"]["epoch"], 0) if begun else 0
     batch = ranks.share(last.batch, job.group)
-    ahead = Ahead(course.updates - done, batch, last.size, job.spec.num_classes, folder)
+    ahead = Ahead(resize_schedule.updates - done, batch, last.size, job.spec.num_classes, folder)
     tries = settings.train.micro_batch == "auto" and begun is None
     if tries and several:
         ranks.together(job.group, lambda: _rehearse_alone(job, number, micro, ahead))
