@@ -45,13 +45,13 @@ class _CommandLine:
 class Command:
     """A command line: what it wishes for, and all members of its file (a nameless one where it lists none)."""
 
-    wish: RunRequest
+    request: RunRequest
     members: tuple[Member, ...]
 
     @property
     def settings(self) -> Settings:
         """The settings of the single run that it asks for; `ConfigError` where one of several is to be chosen."""
-        return members.choose(self.members, self.wish.member)
+        return members.choose(self.members, self.request.member)
 
 
 def parse(argv: Sequence[str], prog: str) -> Settings:
@@ -73,14 +73,14 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     if "version" in line.flags:
         print(version.line())
         raise SystemExit(0)
-    wish, wrong = command.request(line.options, line.flags)
+    request, wrong = command.request(line.options, line.flags)
     line.faults += wrong
-    if wish.fold is not None and not wish.mode:  # a campaign must not remember what one process was asked for
+    if request.fold is not None and not request.mode:  # a campaign must not remember what one process was asked for
         line.layer.where[("folds", "train")] = _LINE
-        put(line.layer.values, ("folds", "train"), [str(wish.fold)])
-    parsed = Command(wish, _resolve(_line_layers(line), line.faults))
+        put(line.layer.values, ("folds", "train"), [str(request.fold)])
+    parsed = Command(request, _resolve(_line_layers(line), line.faults))
     if "print_config" in line.flags:
-        print(members_yaml(parsed.members) if wish.mode else to_yaml(parsed.settings), end="")
+        print(members_yaml(parsed.members) if request.mode else to_yaml(parsed.settings), end="")
         raise SystemExit(0)
     return parsed
 

@@ -72,7 +72,7 @@ def main(engine: str, argv: Sequence[str] | None = None) -> int:
         return run(
             engine,
             lambda: load.parse_command(words, prog=prog),
-            lambda wish, folder: f"{_again(prog, wish)} --resume {folder}",
+            lambda request, folder: f"{_again(prog, request)} --resume {folder}",
         )
 
     code = entry.run(work, argv, prog)
@@ -111,10 +111,10 @@ def _work_left(folder: Path, words: Sequence[str]) -> load.Command:
             f"{folder}: no {load.CAMPAIGN}, so this is no campaign; give the folder that train_torch.py or "
             "train_mlx.py has made with --mode audit, tune, train or full"
         )
-    wish = members.requested(folder)
-    asked = ["--mode", wish.mode, *["--member", wish.member] * bool(wish.member), "--spread", "folds"]
+    request = members.requested(folder)
+    asked = ["--mode", request.mode, *["--member", request.member] * bool(request.member), "--spread", "folds"]
     command = load.parse_command(["--resume", str(folder), *asked, *words], prog="python -m training worker")
-    return replace(command, wish=replace(command.wish, tune=wish.tune))
+    return replace(command, request=replace(command.request, tune=request.tune))
 
 
 def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequest, Path], str]) -> int:
@@ -127,8 +127,8 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
     launch, alone = Launch.of(os.environ), False
     try:
         command = parse()
-        alone = command.wish.spread and launch.several
-        return _run(engine, replace(command, wish=replace(command.wish, spread=alone)), again, launch)
+        alone = command.request.spread and launch.several
+        return _run(engine, replace(command, request=replace(command.request, spread=alone)), again, launch)
     except TandemError:
         if launch.local_rank and not alone:
             # The first process of this host prints an error that all of them find; then the launcher ends this one.
@@ -139,16 +139,16 @@ def run(engine: str, parse: Callable[[], load.Command], again: Callable[[RunRequ
 
 
 def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path], str], launch: Launch) -> int:
-    wish = command.wish
+    request = command.request
     _check_launch(launch, command)
-    if wish.spread:
+    if request.spread:
         streams.number(launch.rank)
-    settings = None if wish.mode else command.settings
+    settings = None if request.mode else command.settings
     import backends  # after --help, which must not wait for these imports
     from training.run import outcome, train_run
 
     backends.require(engine)
-    if wish.dry_run:
+    if request.dry_run:
         from training.campaign import plan
 
         print(*plan.lines(engine, command), sep="\n")
@@ -158,17 +158,17 @@ def _run(engine: str, command: load.Command, again: Callable[[RunRequest, Path],
         if settings is None:
             from training.campaign import pipeline, start
 
-            campaign = start.begin(engine, command.members, stop, wish.mode in pipeline.START_MODES)
+            campaign = start.begin(engine, command.members, stop, request.mode in pipeline.START_MODES)
             streams.log_to(campaign.folder)
             print(f"campaign: {campaign.folder}")
-            return pipeline.work(campaign, wish)
+            return pipeline.work(campaign, request)
         if launch.several:
             _in_group(engine, settings, launch, stop)
         else:
             print(f"finished: {train_run.run_all(engine, settings, stop) / 'report.html'}")
     except Interrupted as interrupted:
         folder = interrupted.folder
-        print(f"{outcome.stopped(folder)}. Go on with: {again(wish, folder)}")
+        print(f"{outcome.stopped(folder)}. Go on with: {again(request, folder)}")
         return stop.exit_code
     except Exception as error:
         if isinstance(error, TandemError) or not stop.received:
@@ -183,22 +183,22 @@ def _check_launch(launch: Launch, command: load.Command) -> None:
     """`ConfigError` where a launcher started several processes for what one process does."""
     from config.command import SHARED_MODES
 
-    wish = command.wish
+    request = command.request
     if not launch.several:
         return
     started = f"{launch.launcher} started {launch.world_size} processes"
-    if wish.dry_run:
+    if request.dry_run:
         raise ConfigError(f"{started}, and --dry_run measures one: start it without {launch.launcher}")
-    if wish.spread and command.members[0].settings.resume == "never":
+    if request.spread and command.members[0].settings.resume == "never":
         raise ConfigError(
             "resume: never, and each process of --spread folds would make a folder of its own; give --name NAME for a "
             "new campaign, or --resume PATH"
         )
-    if wish.spread or not wish.mode:
+    if request.spread or not request.mode:
         return
-    if wish.mode in SHARED_MODES:
+    if request.mode in SHARED_MODES:
         raise ConfigError(f"{started}: add --spread folds, so that each takes folds of its own")
-    raise ConfigError(f"{started}, and --mode {wish.mode} takes one: start it without {launch.launcher}")
+    raise ConfigError(f"{started}, and --mode {request.mode} takes one: start it without {launch.launcher}")
 
 
 def _in_group(engine: str, settings: Settings, launch: Launch, stop: StopSignal) -> None:
@@ -216,14 +216,16 @@ def _in_group(engine: str, settings: Settings, launch: Launch, stop: StopSignal)
         print(f"finished: {folder / 'report.html'}")
 
 
-def _again(prog: str, wish: RunRequest) -> str:
+def _again(prog: str, request: RunRequest) -> str:
     """The command that resumes the same request, without the folder; a single run knows its folds itself."""
     from config.launch import Launch
 
-    words = [f"--mode {wish.mode}"] * bool(wish.mode) + ["--tune"] * wish.tune
-    if wish.mode:
-        words += [f"--member {wish.member}"] * bool(wish.member) + [f"--fold {wish.fold}"] * (wish.fold is not None)
-        words += ["--spread folds"] * wish.spread
+    words = [f"--mode {request.mode}"] * bool(request.mode) + ["--tune"] * request.tune
+    if request.mode:
+        words += [f"--member {request.member}"] * bool(request.member) + [f"--fold {request.fold}"] * (
+            request.fold is not None
+        )
+        words += ["--spread folds"] * request.spread
     launch = Launch.of(os.environ)
     one_host = launch.several and launch.launcher == "torchrun" and launch.local_world_size == launch.world_size
     start = f"torchrun --nproc_per_node {launch.world_size}" if one_host else "python"  # a run resumes with either

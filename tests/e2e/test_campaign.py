@@ -106,7 +106,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_command_does(digits: Path, tmp_path: 
         return left < 0
 
     with pytest.raises(Interrupted):
-        pipeline.work(begin("numpy", command.members, stop), command.wish)
+        pipeline.work(begin("numpy", command.members, stop), command.request)
     assert [len(names) for names in claims(folder).values()] == [2], "the same fold goes on"
 
 

@@ -212,7 +212,7 @@ def test_one_fold_of_one_member_is_asked_for_in_short(write: Any) -> None:
     words = [*ROOT, "--config", write(TWO), "--folds.strategy", "stratified", "--member", "big", "--fold", "2"]
     assert load.parse(words, "test").folds.train == (2,)
     got = load.parse_command([*words, "--mode", "train"], "test")
-    assert (got.wish.mode, got.wish.member, got.wish.fold, len(got.members)) == ("train", "big", 2, 2)
+    assert (got.request.mode, got.request.member, got.request.fold, len(got.members)) == ("train", "big", 2, 2)
     assert got.members[1].settings.folds.train is None
     with pytest.raises(ConfigError, match=r"folds\.train: found \[7\] \(command line\); expected numbers below folds"):
         load.parse([*words, "--fold", "7"], "test")

@@ -248,7 +248,7 @@ def test_a_stop_in_the_middle_is_gone_on_with_and_ends_like_an_undisturbed_one(
 
     begun = start.begin("numpy", found, stop)
     with pytest.raises(Interrupted) as caught:
-        pipeline.work(begun, load.parse_command([*words, "--mode", "full"], "test").wish)
+        pipeline.work(begun, load.parse_command([*words, "--mode", "full"], "test").request)
     assert caught.value.folder == begun.folder == campaign(tmp_path)
     assert command("--mode", "train") == 0
     other = cli.main("numpy", [*words, "--out", str(tmp_path / "other"), "--mode", "train"])

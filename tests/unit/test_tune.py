@@ -104,7 +104,7 @@ def test_a_trained_campaign_is_not_tuned_over(
 
 def searched(words: list[str], stop: Callable[[], bool]) -> None:
     command = load.parse_command([*words, "--mode", "tune"], "test")
-    pipeline.work(start.begin("numpy", command.members, stop), command.wish)
+    pipeline.work(start.begin("numpy", command.members, stop), command.request)
 
 
 def test_a_stopped_search_goes_on_and_ends_as_the_undisturbed_one(words: list[str], tmp_path: Path) -> None:

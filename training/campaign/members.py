@@ -101,16 +101,16 @@ def new(members: Sequence[Member]) -> Path:
     return settings.out / f"{run_dir.next_number(settings):04d}_campaign_{what}"
 
 
-def remember(campaign: Campaign, wish: RunRequest) -> None:
+def remember(campaign: Campaign, request: RunRequest) -> None:
     """Write for workers what they are to do: search, or train, perhaps after a search.
 
     A process that trains a single member or fold writes nothing: workers are not to be limited to that.
     """
-    if wish.mode != "tune" and (wish.member or wish.fold is not None):
+    if request.mode != "tune" and (request.member or request.fold is not None):
         return
-    mode = "tune" if wish.mode == "tune" else "train"
-    if RunRequest(mode, wish.member, tune=wish.tune) != requested(campaign.folder):
-        run_dir.write_yaml(campaign.folder / _REQUEST, {"mode": mode, "member": wish.member, "tune": wish.tune})
+    mode = "tune" if request.mode == "tune" else "train"
+    if RunRequest(mode, request.member, tune=request.tune) != requested(campaign.folder):
+        run_dir.write_yaml(campaign.folder / _REQUEST, {"mode": mode, "member": request.member, "tune": request.tune})
 
 
 def requested(folder: Path) -> RunRequest:

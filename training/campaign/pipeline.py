@@ -57,31 +57,31 @@ class NothingToPredict(DataError):
     """The data set has no test images."""
 
 
-def work(campaign: Campaign, wish: RunRequest) -> int:
-    """Run the stages of `wish.mode`; the exit code, which is 3 where a fold was left out.
+def work(campaign: Campaign, request: RunRequest) -> int:
+    """Run the stages of `request.mode`; the exit code, which is 3 where a fold was left out.
 
     Raises `Interrupted` where a stop was requested, and the `TandemError` of the stage that fails.
     """
-    if wish.mode == "audit":
+    if request.mode == "audit":
         audited(campaign)
         return 0
-    if wish.mode in SHARED_MODES:
-        remember(campaign, wish)
-    if wish.mode == "full":
+    if request.mode in SHARED_MODES:
+        remember(campaign, request)
+    if request.mode == "full":
         _check_inputs(campaign)
-    if wish.mode == "tune":
-        tuned(campaign, wish, adopt=False)
+    if request.mode == "tune":
+        tuned(campaign, request, adopt=False)
         return 0
-    if wish.tune:
-        tuned(campaign, wish, adopt=True)
+    if request.tune:
+        tuned(campaign, request, adopt=True)
     if values := _done(campaign).get("tuned", {}).get("values", {}):
         members = (replace(m, settings=trial.applied(m.settings, values.get(m.name, {}))) for m in campaign.members)
         campaign = replace(campaign, members=tuple(members))
-    if wish.mode in ("full", "train"):
-        train_members.train(campaign, wish)
+    if request.mode in ("full", "train"):
+        train_members.train(campaign, request)
     stages = {"fit": [fitted], "predict": [predicted], "report": [reported], "full": [fitted, predicted, reported]}
-    if wish.mode in stages:
-        _run_stages(campaign, stages[wish.mode])
+    if request.mode in stages:
+        _run_stages(campaign, stages[request.mode])
     left_out = train_members.given_up(campaign)
     for row in left_out:
         print(f"left out: fold {row['fold']} of {row['member']}: {row['reason']}")
@@ -119,13 +119,13 @@ def audited(campaign: Campaign) -> None:
         look.run(campaign.settings.data, campaign.folder / AUDIT, _FEW)
 
 
-def tuned(campaign: Campaign, wish: RunRequest, adopt: bool) -> None:
-    """Search for better settings of all members, or of the one that `wish` names, and write them as a file.
+def tuned(campaign: Campaign, request: RunRequest, adopt: bool) -> None:
+    """Search for better settings of all members, or of the one that `request` names, and write them as a file.
 
     With `adopt` the campaign is trained with them from now on.
     """
-    listed.check(campaign.members, wish.member)
-    wanted = [member for member in campaign.members if wish.member in ("", member.name)]
+    listed.check(campaign.members, request.member)
+    wanted = [member for member in campaign.members if request.member in ("", member.name)]
     key = trial.key(wanted)
     if adopt and "tuned" not in _done(campaign) and any(campaign.run(member).exists() for member in wanted):
         raise ConfigError(
@@ -188,17 +188,17 @@ def fitted(campaign: Campaign) -> None:
 
 def _plan(campaign: Campaign, names: list[str]) -> fit.Plan:
     """The settings of the fit; labels are fitted to macro-F1 where that is the metric."""
-    wish, metric = campaign.settings.ensemble, campaign.settings.stopping.metric
+    ensemble, metric = campaign.settings.ensemble, campaign.settings.stopping.metric
     weights = {member.name: member.weight for member in campaign.members}
     return fit.Plan(
-        method=wish.method,
-        combine=wish.combine,
+        method=ensemble.method,
+        combine=ensemble.combine,
         metric=metric,
-        given=tuple(weights[name] for name in names) if wish.method == "fixed" else (),
-        bags=wish.bags,
-        soften=wish.soften,
-        calibrations=wish.calibration,
-        clip=wish.clip,
+        given=tuple(weights[name] for name in names) if ensemble.method == "fixed" else (),
+        bags=ensemble.bags,
+        soften=ensemble.soften,
+        calibrations=ensemble.calibration,
+        clip=ensemble.clip,
         rules=("prior", "thresholds") if metric == "macro_f1" else (),
         seed=campaign.settings.seed,
     )

@@ -104,36 +104,38 @@ class Pace:
 
 def lines(engine: str, command: load.Command) -> list[str]:
     """The plan of a command line, for people. Raises what the training would raise before its first epoch."""
-    wish = command.wish
-    if wish.mode not in ("", "train", "full"):
-        raise ConfigError(f"dry_run: --mode {wish.mode} trains nothing; use it with a single run, --mode train or full")
+    request = command.request
+    if request.mode not in ("", "train", "full"):
+        raise ConfigError(
+            f"dry_run: --mode {request.mode} trains nothing; use it with a single run, --mode train or full"
+        )
     backends.require(engine)
-    if not wish.mode:
+    if not request.mode:
         chosen = auto_model.resolve(command.settings, engine)
         refuse(chosen.settings, engine)
         settings, _, table = prepare(chosen.settings, chosen.table)
         print(*describe(settings, table), sep="\n")
         run = run_dir.existing(settings, engine)
         return _run_lines(_estimate(engine, settings, table, run or run_dir.new(settings, engine), run is not None))
-    return _campaign_lines(engine, start.with_models(engine, command.members)[0], wish)
+    return _campaign_lines(engine, start.with_models(engine, command.members)[0], request)
 
 
-def _campaign_lines(engine: str, listed: Sequence[Member], wish: RunRequest) -> list[str]:
+def _campaign_lines(engine: str, listed: Sequence[Member], request: RunRequest) -> list[str]:
     resumed = members.existing(listed)
     campaign = members.named(engine, resumed or members.new(listed), listed)
-    able = train_members.trainable(campaign, wish)
+    able = train_members.trainable(campaign, request)
     table = actions.load(campaign.settings.data).table
     print(*describe(campaign.settings, table), sep="\n")
     report = []
-    if wish.mode == "full":
+    if request.mode == "full":
         with tempfile.TemporaryDirectory() as folder:
             report += preflight.check(campaign.settings, Path(folder))
     estimates = {}
     for member in able:
         print(f"measuring {member.name}", flush=True)
         settings = member.settings
-        if wish.fold is not None:
-            settings = load.changed(settings, {"folds.train": [wish.fold]}, "--fold")
+        if request.fold is not None:
+            settings = load.changed(settings, {"folds.train": [request.fold]}, "--fold")
         shared = campaign.folder / FOLDS
         if shared.exists():
             settings = load.changed(settings, {"folds.file": str(shared)}, "the campaign's folds")

@@ -29,23 +29,23 @@ from training.run.outcome import FAILED, left_out
 from training.run.prepare import FOLDS, refuse
 
 
-def train(campaign: Campaign, wish: RunRequest) -> None:
-    """Train what is not trained yet, of all members or of the one that `wish` names.
+def train(campaign: Campaign, request: RunRequest) -> None:
+    """Train what is not trained yet, of all members or of the one that `request` names.
 
     Returns when all of it is done, by whichever process. Raises `Interrupted` where a stop was asked for, and all that
     is wrong with settings and images before the first fold is begun.
     """
-    listed.check(campaign.members, wish.member)
-    able = trainable(campaign, wish)
+    listed.check(campaign.members, request.member)
+    able = trainable(campaign, request)
     backends.require(campaign.engine)
-    if wish.member:
+    if request.member:
         for folder in campaign.run(able[0]).glob("fold_*/"):
-            if wish.fold is None or folder.name == f"fold_{wish.fold}":
+            if request.fold is None or folder.name == f"fold_{request.fold}":
                 (folder / FAILED).unlink(missing_ok=True)
     shared = open_shared(
         campaign,
         lambda numbers: all(done(campaign.run(member) / f"fold_{k}") for member in able for k in numbers),
-        wish.fold,
+        request.fold,
     )
     engine, stop = campaign.engine, campaign.stop_requested
     jobs = [fold.job_of(engine, member.settings, shared, campaign.run(member), stop) for member in able]
@@ -63,7 +63,7 @@ def train(campaign: Campaign, wish: RunRequest) -> None:
             try:
                 _turn(campaign, jobs, shared.numbers, claim)
             except Exception as error:
-                _leave_to_others(campaign, wish, work, error)
+                _leave_to_others(campaign, request, work, error)
                 break
     if campaign.stop_requested():
         raise Interrupted(campaign.folder)
@@ -71,10 +71,10 @@ def train(campaign: Campaign, wish: RunRequest) -> None:
         _sum_up(job, shared.numbers)
 
 
-def _leave_to_others(campaign: Campaign, wish: RunRequest, work: Worklist, error: Exception) -> None:
+def _leave_to_others(campaign: Campaign, request: RunRequest, work: Worklist, error: Exception) -> None:
     """Wait for the other processes of a launcher, which would end with this one; raise the error where they leave
     something undone."""
-    if not wish.spread or campaign.stop_requested():
+    if not request.spread or campaign.stop_requested():
         raise error
     print(f"error: {error}; this process stops, and waits for the others, which take its folds", file=sys.stderr)
     if not work.outlasted(campaign.stop_requested):
@@ -119,9 +119,9 @@ def given_up(campaign: Campaign) -> list[dict[str, Any]]:
     return rows
 
 
-def trainable(campaign: Campaign, wish: RunRequest) -> list[Member]:
+def trainable(campaign: Campaign, request: RunRequest) -> list[Member]:
     """The members that this engine can train; those that it cannot are left to the other one."""
-    wanted = [member for member in campaign.members if wish.member in ("", member.name)]
+    wanted = [member for member in campaign.members if request.member in ("", member.name)]
     able, reasons = [], list[str]()
     for member in wanted:
         try:

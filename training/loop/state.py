@@ -67,10 +67,10 @@ class TrainerState:
     @staticmethod
     def start(settings: Settings) -> TrainerState:
         """The beginning of a fold."""
-        wish, schedule = settings.stopping, settings.schedule
+        stopping, schedule = settings.stopping, settings.schedule
         return TrainerState(
-            Stopping(wish.metric, wish.patience, wish.min_delta),
-            Plateau(wish.metric, schedule.plateau_factor, schedule.plateau_patience, floor=schedule.min_lr_ratio),
+            Stopping(stopping.metric, stopping.patience, stopping.min_delta),
+            Plateau(stopping.metric, schedule.plateau_factor, schedule.plateau_patience, floor=schedule.min_lr_ratio),
         )
 
     def to_json(self) -> dict[str, Any]:

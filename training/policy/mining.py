@@ -37,9 +37,11 @@ class Mining:
     fresh: NDArray[np.float32] = field(init=False)
 
     @staticmethod
-    def of(wish: settings.Mining, samples: int) -> Mining:
+    def of(config: settings.Mining, samples: int) -> Mining:
         """The mining of the settings over `samples` samples, without any losses yet."""
-        return Mining(samples, wish.start_epoch, wish.ramp_epochs, wish.cap, wish.hard_share, wish.noise_share)
+        return Mining(
+            samples, config.start_epoch, config.ramp_epochs, config.cap, config.hard_share, config.noise_share
+        )
 
     def __post_init__(self) -> None:
         self.losses = np.full(self.count, np.nan, np.float32)

@@ -24,21 +24,21 @@ class ResizeStage:
     batch: int
 
 
-def check(wish: Progressive, spec: ModelSpec) -> None:
+def check(progressive: Progressive, spec: ModelSpec) -> None:
     """`ConfigError` for a model that takes one size only, and for sizes that are not smaller than its own."""
     full = spec.preprocessing.size
-    if wish.sizes and spec.fixed_input_size:
+    if progressive.sizes and spec.fixed_input_size:
         raise ConfigError(
             f"progressive.sizes: model {spec.name} takes images of one size only ({full}); leave it out, or choose a "
             "convolutional network"
         )
-    if any(size >= full for size in wish.sizes):
+    if any(size >= full for size in progressive.sizes):
         raise ConfigError(
-            f"progressive.sizes: {max(wish.sizes)} is not below data.image_size ({full}); give smaller sizes"
+            f"progressive.sizes: {max(progressive.sizes)} is not below data.image_size ({full}); give smaller sizes"
         )
 
 
-def stages(wish: Progressive, train: Train, spec: ModelSpec, batch: int, images: int) -> tuple[ResizeStage, ...]:
+def stages(progressive: Progressive, train: Train, spec: ModelSpec, batch: int, images: int) -> tuple[ResizeStage, ...]:
     """The stages of a training of `images` images, the last at the model's own size with batches of `batch`.
 
     A smaller size takes as many more images at a time as it has fewer pixels, in multiples of the micro-batch or of
@@ -46,12 +46,15 @@ def stages(wish: Progressive, train: Train, spec: ModelSpec, batch: int, images:
     """
     full = spec.preprocessing.size
     unit = train.micro_batch if isinstance(train.micro_batch, int) else _MULTIPLE
-    raised = [int(batch * (full / size) ** 2) // unit * unit if wish.raise_batch else batch for size in wish.sizes]
+    raised = [
+        int(batch * (full / size) ** 2) // unit * unit if progressive.raise_batch else batch
+        for size in progressive.sizes
+    ]
     smaller = [
         ResizeStage(epochs, size, min(max(more, batch), images))
-        for epochs, size, more in zip(wish.epochs, wish.sizes, raised, strict=True)
+        for epochs, size, more in zip(progressive.epochs, progressive.sizes, raised, strict=True)
     ]
-    return (*smaller, ResizeStage(train.epochs - sum(wish.epochs), full, batch))
+    return (*smaller, ResizeStage(train.epochs - sum(progressive.epochs), full, batch))
 
 
 @dataclass(frozen=True)

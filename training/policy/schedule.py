@@ -33,19 +33,19 @@ class Schedule:
     decay_share: float = 0.2
 
 
-def of(wish: settings.Schedule, peak: float, epochs: int, steps: int) -> Schedule:
+def of(config: settings.Schedule, peak: float, epochs: int, steps: int) -> Schedule:
     """The schedule of the settings over `epochs` epochs of `steps` steps; `peak` is the resolved rate."""
     return Schedule(
-        wish.name,
+        config.name,
         peak,
         total=epochs * steps,
-        warmup=round(wish.warmup_epochs * steps),
-        floor=wish.min_lr_ratio * peak,
-        period=max(round(wish.t_0 * steps), 1),
-        growth=wish.t_mult,
-        every=max(round(wish.step_epochs * steps), 1),
-        gamma=wish.gamma,
-        decay_share=wish.decay_share,
+        warmup=round(config.warmup_epochs * steps),
+        floor=config.min_lr_ratio * peak,
+        period=max(round(config.t_0 * steps), 1),
+        growth=config.t_mult,
+        every=max(round(config.step_epochs * steps), 1),
+        gamma=config.gamma,
+        decay_share=config.decay_share,
     )
 
 

@@ -51,12 +51,12 @@ class DistillationData:
 
 def read(settings: Settings, table: sources.Table) -> DistillationData:
     """The teacher that the settings name, if any; its classes and the images besides are checked against the data."""
-    wish, smoothing = settings.teacher, settings.loss.label_smoothing
-    labelled = _of_classes(teacher_file.read(wish.file), table.class_names) if wish.file else None
-    if not wish.extra_root or not wish.extra_file:
-        return DistillationData(wish, smoothing, labelled)
-    extra = _of_classes(teacher_file.read(wish.extra_file), table.class_names)
-    images = sources.load_test(wish.extra_root, settings.data.id_column)
+    teacher, smoothing = settings.teacher, settings.loss.label_smoothing
+    labelled = _of_classes(teacher_file.read(teacher.file), table.class_names) if teacher.file else None
+    if not teacher.extra_root or not teacher.extra_file:
+        return DistillationData(teacher, smoothing, labelled)
+    extra = _of_classes(teacher_file.read(teacher.extra_file), table.class_names)
+    images = sources.load_test(teacher.extra_root, settings.data.id_column)
     images = images.take([i for i, name in enumerate(images.ids) if name not in extra.unreadable])
     both = {path.resolve() for path in images.paths} & {path.resolve() for path in table.paths}
     if both:
@@ -64,7 +64,7 @@ def read(settings: Settings, table: sources.Table) -> DistillationData:
             f"{min(both)}: is a labelled image and in teacher.extra_root as well ({len(both)} such); "
             "give a folder of other images"
         )
-    return DistillationData(wish, smoothing, labelled, extra, images)
+    return DistillationData(teacher, smoothing, labelled, extra, images)
 
 
 def check(teaching: DistillationData, table: sources.Table, fold_of: NDArray[np.int64], folds: Iterable[int]) -> None:
@@ -101,10 +101,12 @@ def training_targets(
     teaching: DistillationData, table: sources.Table, train: NDArray[np.int64], fold: int
 ) -> DistillationTargets:
     """What fold `fold` is trained on: the images at `train` of the table, then the pseudo-labelled ones."""
-    labels, wish = table.labels[train], teaching.settings
+    labels, teacher = table.labels[train], teaching.settings
     ids = [table.ids[i] for i in train]
     answers = _find(teaching.labelled, ids, fold, labels) if teaching.labelled else None
-    targets = TargetRows(labels, len(table.class_names), teaching.smoothing, answers, wish.temperature, wish.weight)
+    targets = TargetRows(
+        labels, len(table.class_names), teaching.smoothing, answers, teacher.temperature, teacher.weight
+    )
     labelled = DistillationTargets([table.paths[i] for i in train], labels, targets, np.ones(len(train), np.float32))
     pseudo = _pseudo_labelled(teaching, fold)
     if pseudo is None:
@@ -119,20 +121,20 @@ def training_targets(
 
 def _pseudo_labelled(teaching: DistillationData, fold: int) -> DistillationTargets | None:
     """The images without labels that the fold's teacher is sure enough of."""
-    wish, extra, images = teaching.settings, teaching.extra, teaching.images
+    teacher, extra, images = teaching.settings, teaching.extra, teaching.images
     if not extra or not images:
         return None
     answers = _find(extra, images.ids, fold)
-    sure = np.flatnonzero(np.exp(answers.max(axis=1)) >= wish.min_confidence)
+    sure = np.flatnonzero(np.exp(answers.max(axis=1)) >= teacher.min_confidence)
     if not len(sure):
         raise ConfigError(
-            f"teacher.min_confidence {wish.min_confidence:g}: the teacher of fold {fold} is not as sure of any image "
-            f"of {wish.extra_root}; lower it"
+            f"teacher.min_confidence {teacher.min_confidence:g}: the teacher of fold {fold} is not as sure of any "
+            f"image of {teacher.extra_root}; lower it"
         )
     labels = answers[sure].argmax(axis=1).astype(np.int64)
-    soft = answers[sure] if wish.extra_labels == "soft" else None
-    targets = TargetRows(labels, answers.shape[1], teaching.smoothing, soft, wish.temperature)
-    weights = np.full(len(sure), wish.extra_weight, np.float32)
+    soft = answers[sure] if teacher.extra_labels == "soft" else None
+    targets = TargetRows(labels, answers.shape[1], teaching.smoothing, soft, teacher.temperature)
+    weights = np.full(len(sure), teacher.extra_weight, np.float32)
     return DistillationTargets([images.paths[i] for i in sure], labels, targets, weights)
 
 

@@ -49,7 +49,7 @@ def recorded(folder: Path, engine: str, group: Group, stop_requested: Callable[[
 
 
 def leave_at_once(code: int) -> None:
-    """End this process now, at the user's wish: its fold does not count as killed."""
+    """End this process now, at the user's request: its fold does not count as killed."""
     for progress in _progress:
         progress.unlink(missing_ok=True)
     os._exit(code)

@@ -131,10 +131,10 @@ def prepare(settings: Settings, table: sources.Table | None = None) -> tuple[Set
 
 
 def _batch(settings: Settings, spec: ModelSpec) -> dict[str, Any]:
-    wish = settings.train.batch_size
-    if wish == "auto":
+    batch_size = settings.train.batch_size
+    if batch_size == "auto":
         return {"batch_size": defaults.batch_size(spec), "micro_batch": settings.train.micro_batch or "auto"}
-    return {"batch_size": wish or defaults.batch_size(spec)}
+    return {"batch_size": batch_size or defaults.batch_size(spec)}
 
 
 def fold_numbers(settings: Settings, fold_of: NDArray[np.int64]) -> list[int]:
